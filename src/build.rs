@@ -1,0 +1,1 @@
+//! Joins registry, layer and volume: plan, admission, pipeline.

@@ -1,0 +1,1 @@
+//! Blocking: decode, hash, tar members, and the sink that writes the tree of a layer.

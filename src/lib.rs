@@ -1,0 +1,36 @@
+//! Larder builds node-level image caches: a list of container images in, one sealed and proven volume out.
+//!
+//! # The map of the house
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`model`] | pure types: digest, reference, platform, manifest, chain, job, event, `cache.json` |
+//! | [`sys`] | the only place with system calls: directories by descriptor, attributes, sync, space, privileges |
+//! | [`config`] | `larder.toml`, one section per file; unknown keys refused, all faults told at once |
+//! | [`registry`] | async: hosts and mirrors, authentication, retry, blobs that resume |
+//! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |
+//! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
+//! | [`volume`] | layout, cap, journal, commit in chain order, seal, verify |
+//! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
+//! | [`cli`] | one file per command, terminal and NDJSON output |
+//! | [`telemetry`] | logs |
+//! | `testing` | feature `testing`: builders of layers and images, a registry that misbehaves on purpose |
+//!
+//! # The import rule
+//!
+//! Imports run one way: `main → cli → build → {registry, secrets, layer, volume} → {sys, model, config}`.
+//! `registry`, `secrets`, `layer` and `volume` do not know each other, but for `volume::verify`, which reads tars with
+//! `layer`; `build::pipeline` joins them. `telemetry` may be imported by all, `testing` only by tests and benches.
+
+pub mod build;
+pub mod cli;
+pub mod config;
+pub mod layer;
+pub mod model;
+pub mod registry;
+pub mod secrets;
+pub mod sys;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod volume;

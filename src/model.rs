@@ -1,0 +1,15 @@
+//! Pure types: no runtime, no file, no socket. Everything else may import them; they import nothing of ours.
+
+pub mod chain;
+pub mod class;
+pub mod credential;
+pub mod digest;
+pub mod event;
+pub mod job;
+pub mod manifest;
+pub mod platform;
+pub mod pull_secret;
+pub mod reference;
+pub mod seal;
+pub mod size;
+pub mod sizing;

@@ -1,0 +1,202 @@
+//! Content digests (OCI image spec, descriptor.md, "Digests").
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+
+/// Hash algorithms that the OCI image spec registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    /// `sha256`, 64 hexadecimal digits.
+    Sha256,
+    /// `sha512`, 128 hexadecimal digits.
+    Sha512,
+}
+
+impl Algorithm {
+    /// The registered name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    fn hex_len(self) -> usize {
+        match self {
+            Algorithm::Sha256 => 64,
+            Algorithm::Sha512 => 128,
+        }
+    }
+}
+
+/// A digest that has been checked: `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits.
+///
+/// Because nothing else can be constructed, [`hex`](Digest::hex) is safe as a file name and in a URL.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest {
+    algorithm: Algorithm,
+    hex: Box<str>,
+}
+
+/// A string is not a digest that Larder accepts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{given:?} is not a digest: want sha256: and 64, or sha512: and 128, lower-case hexadecimal digits")]
+pub struct ParseDigestError {
+    given: String,
+}
+
+impl Digest {
+    /// The sha256 digest of `bytes`.
+    pub fn sha256(bytes: &[u8]) -> Self {
+        Hasher::digest_of(Algorithm::Sha256, bytes)
+    }
+
+    /// The algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The hexadecimal digits without the algorithm.
+    pub fn hex(&self) -> &str {
+        &self.hex
+    }
+}
+
+impl FromStr for Digest {
+    type Err = ParseDigestError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let refuse = || ParseDigestError {
+            given: s.chars().take(160).collect(),
+        };
+        let (name, hex) = s.split_once(':').ok_or_else(refuse)?;
+        let algorithm = match name {
+            "sha256" => Algorithm::Sha256,
+            "sha512" => Algorithm::Sha512,
+            _ => return Err(refuse()),
+        };
+        let digits = hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !digits || hex.len() != algorithm.hex_len() {
+            return Err(refuse());
+        }
+        Ok(Digest {
+            algorithm,
+            hex: hex.into(),
+        })
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = ParseDigestError;
+
+    fn try_from(s: String) -> Result<Self, Self::Error> {
+        s.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm.name(), self.hex)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A running hash of either algorithm.
+#[derive(Clone, Debug)]
+pub enum Hasher {
+    /// sha256.
+    Sha256(sha2::Sha256),
+    /// sha512.
+    Sha512(sha2::Sha512),
+}
+
+impl Hasher {
+    /// A hash over nothing yet.
+    pub fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Sha256 => Hasher::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha512 => Hasher::Sha512(sha2::Sha512::new()),
+        }
+    }
+
+    /// Takes in the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Hasher::Sha256(hasher) => hasher.update(bytes),
+            Hasher::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// The digest of all bytes taken in.
+    pub fn finish(self) -> Digest {
+        let (algorithm, hex) = match self {
+            Hasher::Sha256(hasher) => (Algorithm::Sha256, hex(&hasher.finalize())),
+            Hasher::Sha512(hasher) => (Algorithm::Sha512, hex(&hasher.finalize())),
+        };
+        Digest {
+            algorithm,
+            hex: hex.into(),
+        }
+    }
+
+    /// The digest of `bytes` in one call.
+    pub fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+}
+
+/// `bytes` as lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|b| [b >> 4, b & 15])
+        .map(|n| char::from(DIGITS[usize::from(n)]))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_digest() {
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(Digest::sha256(b"").to_string(), empty);
+        assert_eq!(empty.parse::<Digest>().unwrap().to_string(), empty);
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        let a = "a".repeat(64);
+        for bad in [
+            "".into(),
+            format!("sha256{a}"),
+            format!("sha256:{}", "A".repeat(64)),
+            format!("sha256:{}", "a".repeat(63)),
+            format!("sha512:{a}"),
+            format!("md5:{}", "a".repeat(32)),
+            format!("sha256:../{}", "a".repeat(61)),
+            format!("sha256:{a}/x"),
+        ] {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! The build job: the machine-readable order for one image cache.
+//!
+//! ```json
+//! {
+//!   "version": 1,
+//!   "images": ["nginx:1.27"],
+//!   "size": "20GiB",
+//!   "pull_secrets": ["team-a:registry"],
+//!   "deadline": "2026-11-23T18:00:00Z",
+//!   "result_file": "/dev/termination-log"
+//! }
+//! ```
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::platform::Platform;
+use super::pull_secret::PullSecretName;
+use super::reference::ImageReference;
+use super::size::ByteSize;
+use super::sizing::Sizing;
+
+/// The version of the format that this build reads and writes.
+pub const VERSION: u32 = 1;
+
+/// Most images one job may hold.
+pub const MAX_IMAGES: usize = 256;
+
+/// One order. Fields that are absent take the flag's or the configuration's default.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// Format version, [`VERSION`].
+    #[serde(default = "version")]
+    pub version: u32,
+    /// References of the images, in order.
+    pub images: Vec<ImageReference>,
+    /// Most bytes the volume may occupy at any instant; a number of bytes or a string with a unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// What to do when the 3x rule does not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sizing: Option<Sizing>,
+    /// Platform of the images; this host's by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<Platform>,
+    /// Kind of volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_kind: Option<VolumeKind>,
+    /// Form in which layers lie on the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_format: Option<LayerFormat>,
+    /// Pull secrets, in the order in which they are tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull_secrets: Vec<PullSecretName>,
+    /// When the build gives up (RFC 3339). The volume stays resumable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<DateTime<Utc>>,
+    /// Where the result is written as one JSON line under 4 KiB, on success and on failure (a pod: its termination
+    /// message file).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result_file: Option<PathBuf>,
+    /// Whether tar-split files are written, without which `verify` and export cannot work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tar_split: Option<bool>,
+}
+
+fn version() -> u32 {
+    VERSION
+}
+
+/// What holds the volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeKind {
+    /// A directory; the cap is counted.
+    #[default]
+    Directory,
+}
+
+/// Form in which layers lie on the volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerFormat {
+    /// A directory per layer in overlayfs form.
+    #[default]
+    Overlay,
+}
+
+/// A job cannot be carried out as written.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    /// Not JSON, or not of this shape.
+    #[error("reading the job: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// A version of the format that this build does not know.
+    #[error("the job has version {given}, this larder reads version {VERSION}: use a matching larder")]
+    Version {
+        /// Version found.
+        given: u32,
+    },
+    /// No image, or more than [`MAX_IMAGES`].
+    #[error("the job names {given} images: want 1 to {MAX_IMAGES}")]
+    Images {
+        /// Number found.
+        given: usize,
+    },
+}
+
+impl Job {
+    /// Reads a job and checks its version and number of images.
+    pub fn parse(json: &[u8]) -> Result<Self, JobError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            #[serde(default = "version")]
+            version: u32,
+        }
+        let Versioned { version } = serde_json::from_slice(json)?;
+        if version != VERSION {
+            return Err(JobError::Version { given: version });
+        }
+        let job: Job = serde_json::from_slice(json)?;
+        if job.images.is_empty() || job.images.len() > MAX_IMAGES {
+            return Err(JobError::Images {
+                given: job.images.len(),
+            });
+        }
+        Ok(job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smallest_and_fullest() {
+        let job = Job::parse(br#"{"images":["nginx"]}"#).unwrap();
+        assert_eq!(job.images[0].to_string(), "docker.io/library/nginx:latest");
+        let full = br#"{"version":1,"images":["a:1"],"size":"20GiB","sizing":"warn","platform":"linux/arm64",
+            "volume_kind":"directory","layer_format":"overlay","pull_secrets":["ns:name"],
+            "deadline":"2026-11-23T18:00:00Z","result_file":"/dev/termination-log","tar_split":true}"#;
+        let job = Job::parse(full).unwrap();
+        assert_eq!(job.size, Some(ByteSize(20 << 30)));
+        let again = serde_json::to_vec(&job).unwrap();
+        assert_eq!(Job::parse(&again).unwrap().images, job.images);
+    }
+
+    #[test]
+    fn refused() {
+        for bad in [
+            &br#"{}"#[..],
+            br#"{"images":[]}"#,
+            br#"{"images":["a"],"sise":1}"#,
+            br#"{"version":2,"images":["a"]}"#,
+            br#"{"images":["A B"]}"#,
+            br#"{"images":["a"],"size":-1}"#,
+            br#"{"images":["a"],"pull_secrets":["x"]}"#,
+            b"[",
+        ] {
+            assert!(Job::parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Async: hosts and mirrors, authentication, retry, blobs that resume.

@@ -1,0 +1,5 @@
+//! Feature `testing`: builders of layers and images, a registry that misbehaves on purpose.
+
+pub mod image;
+pub mod layer;
+pub mod registry;

@@ -1,0 +1,1 @@
+//! Layout, cap, journal, commit in chain order, seal, verify.
