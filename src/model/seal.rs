@@ -86,6 +86,9 @@ pub struct Layer {
     pub size: u64,
     /// Members of the tar.
     pub entries: u64,
+    /// Size of its tar-split file, bytes; none where none is kept.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tar_split_size: Option<u64>,
     /// What commit settled because it depends on the parents.
     #[serde(default)]
     pub settled: Settled,
