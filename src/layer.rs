@@ -5,6 +5,7 @@
 //! overlayfs form: whiteouts are character devices 0:0, opaque directories carry `trusted.overlay.opaque`.
 
 pub mod error;
+pub mod extract;
 pub mod overlay;
 pub mod path;
 pub mod space;

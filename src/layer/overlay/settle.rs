@@ -197,12 +197,15 @@ impl Settling<'_> {
                     lost: &mut self.lost,
                 };
                 writer.opaque(&dir, &path)?;
-            } else if !is_hidden(&self.tree.directories, &path) {
-                if let Shown::Directory(parts) = self.show(&path)? {
-                    self.mask(&path, &parts)?;
-                }
-                self.settled.opaque_as_whiteouts.push(escape(&path));
+                continue;
             }
+            // What is hidden from above shows nothing that would have to be hidden again.
+            if !is_hidden(&self.tree.directories, &path)
+                && let Shown::Directory(parts) = self.show(&path)?
+            {
+                self.mask(&path, &parts)?;
+            }
+            self.settled.opaque_as_whiteouts.push(escape(&path));
         }
         Ok(())
     }
@@ -218,18 +221,8 @@ impl Settling<'_> {
                     Some(stat) if stat.is_dir() => {
                         let below =
                             lower::child(&parts, &name).context("looking in the layers below for", &at)?;
-                        match below {
-                            // The attribute does here what many whiteouts would.
-                            Shown::Directory(_) if self.rights.trusted => {
-                                let dir = self.tree.open(&at)?;
-                                let mut writer = Writer {
-                                    rights: self.rights,
-                                    lost: &mut self.lost,
-                                };
-                                writer.opaque(&dir, &at)?;
-                            }
-                            Shown::Directory(parts) => pending.push((at, parts)),
-                            _ => {}
+                        if let Shown::Directory(parts) = below {
+                            pending.push((at, parts));
                         }
                     }
                     Some(_) => {}
