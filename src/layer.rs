@@ -4,10 +4,15 @@
 //! afterwards ([`overlay::settle`]), so layers of one image can be applied side by side. The result is the tree in
 //! overlayfs form: whiteouts are character devices 0:0, opaque directories carry `trusted.overlay.opaque`.
 
+pub mod decode;
 pub mod error;
 pub mod extract;
+pub mod limits;
 pub mod overlay;
 pub mod path;
+pub mod rebuild;
 pub mod space;
+pub mod tar;
+pub mod tar_split;
 
 pub use error::Error;

@@ -26,6 +26,7 @@ pub mod staging;
 pub mod store;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,6 +35,7 @@ pub use error::Error;
 pub use open::{Opened, open};
 
 use crate::model::chain::ChainId;
+use crate::model::digest::Digest;
 use crate::model::seal::Layer;
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, xattr};
@@ -100,9 +102,16 @@ impl Volume {
         layer.open_dir(layout::DIFF).context(doing, chain_id.hex())
     }
 
-    /// The directory of the tar-split files.
-    pub fn layers_dir(&self) -> &Dir {
-        &self.layers
+    /// The tar-split file of a committed layer.
+    pub fn tar_split(&self, chain_id: &ChainId) -> Result<File, Error> {
+        let name = layout::tar_split(chain_id);
+        self.layers.open_file(name.as_bytes()).context("opening", &name)
+    }
+
+    /// A committed layer of this diff ID, under whatever parents, whose tar can be rebuilt.
+    pub fn with_diff_id(&self, diff_id: &Digest) -> Option<Layer> {
+        let state = self.state();
+        state.committed.values().find(|layer| layer.diff_id == *diff_id && layer.tar_split_size.is_some()).cloned()
     }
 
     /// A new empty place for a layer.

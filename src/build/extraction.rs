@@ -12,14 +12,16 @@ use super::cancel::Cancel;
 use super::failure::Fail;
 use super::layers::Change;
 use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
-use crate::layer::decode::ChunkSource;
+use crate::layer::decode::{ChunkSource, Decoder};
 use crate::layer::limits::Limits;
 use crate::layer::overlay::apply::Target;
 use crate::layer::overlay::attributes::Rights;
+use crate::layer::rebuild::Rebuilt;
 use crate::layer::space::{Full, Space};
 use crate::model::class::Class;
 use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
+use crate::model::seal::Layer;
 use crate::registry::Registry;
 use crate::volume::budget::{Account, Exceeded};
 use crate::volume::staging::Staging;
@@ -30,37 +32,37 @@ const CHUNKS: usize = 8;
 
 /// How far a layer is.
 #[derive(Debug, Default)]
-pub struct Counters {
+pub(super) struct Counters {
     /// Compressed bytes received.
-    pub received: AtomicU64,
+    pub(super) received: AtomicU64,
     /// Bytes of content written.
-    pub written: AtomicU64,
+    pub(super) written: AtomicU64,
 }
 
 /// What all layers of a build share.
 #[derive(Debug)]
-pub struct Shared {
+pub(super) struct Shared {
     /// Where layers go.
-    pub volume: Arc<Volume>,
+    pub(super) volume: Arc<Volume>,
     /// What this process can write.
-    pub rights: Rights,
+    pub(super) rights: Rights,
     /// Limits on members and sizes.
-    pub limits: Limits,
+    pub(super) limits: Limits,
     /// Whether tar-split files are written.
-    pub tar_split: bool,
+    pub(super) tar_split: bool,
     /// Ends the work.
-    pub cancel: Cancel,
+    pub(super) cancel: Cancel,
 }
 
 /// A layer that is extracted and verified, and waits for its parents.
 #[derive(Debug)]
-pub struct Ready {
+pub(super) struct Ready {
     /// Its directory.
-    pub staging: Staging,
+    pub(super) staging: Staging,
     /// What is to be settled, digests and sizes.
-    pub extracted: Extracted,
+    pub(super) extracted: Extracted,
     /// The blob it came from.
-    pub blob: Descriptor,
+    pub(super) blob: Descriptor,
 }
 
 impl Space for Account {
@@ -74,7 +76,7 @@ impl Space for Account {
 }
 
 /// Fetches a change set from the first repository that has it, and extracts it.
-pub async fn fetch(
+pub(super) async fn fetch(
     shared: &Arc<Shared>,
     registry: &Registry,
     change: &Change,
@@ -112,7 +114,10 @@ async fn fetch_from(
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let blocking = {
         let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
-        tokio::task::spawn_blocking(move || run(&shared, Received(receiver), &expected, &counters))
+        tokio::task::spawn_blocking(move || {
+            let decoder = Decoder::new(Received(receiver), expected.blob.algorithm(), shared.limits.ratio);
+            run(&shared, decoder, &expected, &counters)
+        })
     };
     counters.received.store(0, Ordering::Relaxed);
     counters.written.store(0, Ordering::Relaxed);
@@ -143,6 +148,37 @@ async fn fetch_from(
     Ok(Ready { staging, extracted, blob: blob.clone() })
 }
 
+/// Extracts a change set that an earlier run committed under another chain ID: its tar is rebuilt from the volume, no byte
+/// is fetched.
+pub(super) async fn reuse(
+    shared: &Arc<Shared>,
+    from: Layer,
+    counters: &Arc<Counters>,
+) -> Result<Ready, Fail> {
+    let fail = |class: Class, message: String| Fail {
+        class,
+        images: Vec::new(),
+        layer: Some(from.blob.clone()),
+        message,
+    };
+    // What is decoded here is the tar itself.
+    let expected = Expected { blob: from.diff_id.clone(), size: from.size, diff_id: from.diff_id.clone() };
+    let chain_id = from.chain_id.clone();
+    let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
+    let rebuilding = tokio::task::spawn_blocking(move || {
+        let diff = sharing.volume.diff(&chain_id).map_err(RunError::Volume)?;
+        let split = sharing.volume.tar_split(&chain_id).map_err(RunError::Volume)?;
+        let decoder = Decoder::uncompressed(Rebuilt::new(split, diff), expected.blob.algorithm());
+        run(&sharing, decoder, &expected, &counters)
+    });
+    let rebuilt = rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
+    let (staging, mut extracted) = rebuilt.map_err(|e| fail(e.class(), e.describe()))?;
+    extracted.decoded.compression = from.compression;
+    let (media_type, digest, size) = (from.media_type, from.blob, from.compressed_size);
+    let blob = Descriptor { media_type, digest, size, urls: Vec::new(), platform: None };
+    Ok(Ready { staging, extracted, blob })
+}
+
 /// Extraction fails for reasons of the layer or of the volume.
 #[derive(Debug)]
 enum RunError {
@@ -169,7 +205,7 @@ impl RunError {
 /// Extracts one layer into a new staging directory, which is gone again if that fails.
 fn run<S: ChunkSource>(
     shared: &Shared,
-    source: S,
+    decoder: Decoder<S>,
     expected: &Expected,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
@@ -184,7 +220,7 @@ fn run<S: ChunkSource>(
         keep_replaced: shared.tar_split,
     };
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
-    let extracted = extract(source, target, split, &shared.limits, expected).map_err(RunError::Layer)?;
+    let extracted = extract(decoder, target, split, &shared.limits, expected).map_err(RunError::Layer)?;
     staging.clear_replaced().map_err(RunError::Volume)?;
     Ok((staging, extracted))
 }

@@ -7,30 +7,30 @@ use crate::model::reference::ImageReference;
 
 /// Something failed, and for whom.
 #[derive(Clone, Debug)]
-pub struct Fail {
+pub(super) struct Fail {
     /// Class of the error.
-    pub class: Class,
+    pub(super) class: Class,
     /// References, as given, of the images that cannot be had because of it.
-    pub images: Vec<String>,
+    pub(super) images: Vec<String>,
     /// The layer to blame.
-    pub layer: Option<Digest>,
+    pub(super) layer: Option<Digest>,
     /// What was being done, need and have, remedy.
-    pub message: String,
+    pub(super) message: String,
 }
 
 impl Fail {
     /// A failure of the whole job.
-    pub fn job(class: Class, message: impl Into<String>) -> Self {
+    pub(super) fn job(class: Class, message: impl Into<String>) -> Self {
         Fail { class, images: Vec::new(), layer: None, message: message.into() }
     }
 
     /// A failure of one image.
-    pub fn image(reference: &ImageReference, class: Class, message: impl Into<String>) -> Self {
+    pub(super) fn image(reference: &ImageReference, class: Class, message: impl Into<String>) -> Self {
         Fail { class, images: vec![reference.given().to_owned()], layer: None, message: message.into() }
     }
 
     /// Whether going on with other layers could still be of use.
-    pub fn spares_others(&self) -> bool {
+    pub(super) fn spares_others(&self) -> bool {
         matches!(self.class, Class::Corrupt | Class::NotFound | Class::Invalid | Class::Denied | Class::Transient)
             && !self.images.is_empty()
     }

@@ -10,40 +10,40 @@ use crate::model::reference::ImageReference;
 
 /// A layer on top of its parents.
 #[derive(Clone, Debug)]
-pub struct Link {
+pub(super) struct Link {
     /// Its chain ID.
-    pub chain_id: ChainId,
+    pub(super) chain_id: ChainId,
     /// Chain ID of its parent.
-    pub parent: Option<ChainId>,
+    pub(super) parent: Option<ChainId>,
     /// Its diff ID.
-    pub diff_id: Digest,
+    pub(super) diff_id: Digest,
     /// Indexes of the images that contain it.
-    pub images: Vec<usize>,
+    pub(super) images: Vec<usize>,
 }
 
 /// A change set, wherever it is used.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub(super) struct Change {
     /// Its diff ID.
-    pub diff_id: Digest,
+    pub(super) diff_id: Digest,
     /// Where it can be had: an image's repository and the blob there. The blobs may differ in compression.
-    pub sources: Vec<(ImageReference, Descriptor)>,
+    pub(super) sources: Vec<(ImageReference, Descriptor)>,
     /// Indexes of the images that contain it.
-    pub images: Vec<usize>,
+    pub(super) images: Vec<usize>,
 }
 
 /// The layers of a job.
 #[derive(Clone, Debug, Default)]
-pub struct Layers {
+pub(super) struct Layers {
     /// Parents before children.
-    pub links: Vec<Link>,
+    pub(super) links: Vec<Link>,
     /// Largest blob first: what takes longest starts first.
-    pub changes: Vec<Change>,
+    pub(super) changes: Vec<Change>,
 }
 
 impl Layers {
     /// Gathers the layers of all images.
-    pub fn of(images: &[ResolvedImage]) -> Self {
+    pub(super) fn of(images: &[ResolvedImage]) -> Self {
         let mut links: Vec<Link> = Vec::new();
         let mut known: HashMap<ChainId, usize> = HashMap::new();
         let mut changes: BTreeMap<&Digest, Change> = BTreeMap::new();
@@ -84,13 +84,13 @@ impl Layers {
 
 impl Change {
     /// Size of the blob that is fetched, bytes.
-    pub fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.sources.first().map_or(0, |(_, blob)| blob.size)
     }
 }
 
 /// The distinct blobs of all images with their sizes: what the 3x rule counts.
-pub fn distinct_blobs(images: &[ResolvedImage]) -> BTreeMap<Digest, u64> {
+pub(super) fn distinct_blobs(images: &[ResolvedImage]) -> BTreeMap<Digest, u64> {
     images
         .iter()
         .flat_map(|image| &image.manifest.layers)

@@ -9,7 +9,7 @@ use crate::model::event::{Failure, Outcome, SealedImage, Status};
 use crate::model::seal::CacheManifest;
 
 /// The outcome of a sealed volume.
-pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
+pub(super) fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     let content = &manifest.content;
     let images = content.images.iter().map(|image| SealedImage {
         reference: image.reference.clone(),
@@ -30,7 +30,7 @@ pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
 }
 
 /// The outcome of a build that failed: the failure that a retry cannot heal decides and comes first.
-pub fn failed(mut fails: Vec<Fail>, cancel: &Cancel, elapsed: Duration) -> Outcome {
+pub(super) fn failed(mut fails: Vec<Fail>, cancel: &Cancel, elapsed: Duration) -> Outcome {
     // An interruption explains itself once; a deadline is one too, with its own class.
     if let Some((class, message)) = cancel.explanation() {
         let real = fails.iter().any(|fail| !matches!(fail.class, Class::Cancelled | Class::Transient));

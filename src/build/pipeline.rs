@@ -28,17 +28,17 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// Everything that moving layers needs.
 #[derive(Debug)]
-pub struct Pipeline {
+pub(super) struct Pipeline {
     /// What the blocking side needs.
-    pub shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Where blobs come from.
-    pub registry: Registry,
+    pub(super) registry: Registry,
     /// Where progress goes.
-    pub events: Events,
+    pub(super) events: Events,
     /// Layers extracted at the same time.
-    pub concurrency: usize,
+    pub(super) concurrency: usize,
     /// The references of the job, as given.
-    pub images: Vec<ImageReference>,
+    pub(super) images: Vec<ImageReference>,
 }
 
 /// Layers that are being fetched.
@@ -55,7 +55,7 @@ struct Progress {
 
 impl Pipeline {
     /// Brings all `layers` onto the volume, or says everything that stood in the way.
-    pub async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
+    pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
         let volume = &self.shared.volume;
         let pending: Vec<Link> = layers.links.into_iter().filter(|link| !volume.has(&link.chain_id)).collect();
         let wanted: HashSet<Digest> = pending.iter().map(|link| link.diff_id.clone()).collect();
@@ -134,7 +134,10 @@ impl Pipeline {
                 compressed_size: blob.size,
                 images,
             });
-            let result = extraction::fetch(&shared, &registry, &change, &counters).await;
+            let result = match shared.volume.with_diff_id(&change.diff_id) {
+                Some(layer) => extraction::reuse(&shared, layer, &counters).await,
+                None => extraction::fetch(&shared, &registry, &change, &counters).await,
+            };
             lock(&running).remove(&blob.digest);
             (change, result)
         });

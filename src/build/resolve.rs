@@ -15,10 +15,10 @@ use crate::registry::{ManifestReference, Registry};
 use crate::volume::job::Resolved;
 
 /// Largest manifest or index that is read, bytes; what registries accept (OCI distribution spec, "Pushing Manifests").
-pub const MAX_MANIFEST: u64 = 4 << 20;
+pub(super) const MAX_MANIFEST: u64 = 4 << 20;
 
 /// Largest config that is read, bytes.
-pub const MAX_CONFIG: u64 = 4 << 20;
+pub(super) const MAX_CONFIG: u64 = 4 << 20;
 
 /// How deep indexes may be nested.
 const MAX_DEPTH: usize = 2;
@@ -28,27 +28,27 @@ const CONCURRENT: usize = 8;
 
 /// An image with all its documents.
 #[derive(Clone, Debug)]
-pub struct ResolvedImage {
+pub(super) struct ResolvedImage {
     /// The reference.
-    pub reference: ImageReference,
+    pub(super) reference: ImageReference,
     /// The index it pointed to: digest and bytes.
-    pub index: Option<(Digest, Vec<u8>)>,
+    pub(super) index: Option<(Digest, Vec<u8>)>,
     /// Digest of the manifest.
-    pub manifest_digest: Digest,
+    pub(super) manifest_digest: Digest,
     /// Media type of the manifest.
-    pub manifest_type: String,
+    pub(super) manifest_type: String,
     /// Bytes of the manifest.
-    pub manifest_bytes: Vec<u8>,
+    pub(super) manifest_bytes: Vec<u8>,
     /// The manifest.
-    pub manifest: Manifest,
+    pub(super) manifest: Manifest,
     /// Bytes of the config.
-    pub config_bytes: Vec<u8>,
+    pub(super) config_bytes: Vec<u8>,
     /// The config.
-    pub config: ImageConfig,
+    pub(super) config: ImageConfig,
 }
 
 /// Documents that an earlier run of the job left.
-pub trait Known: Send + Sync {
+pub(super) trait Known: Send + Sync {
     /// What the reference was resolved to.
     fn resolved(&self, reference: &ImageReference) -> Option<Resolved>;
     /// A document by digest, checked.
@@ -57,7 +57,7 @@ pub trait Known: Send + Sync {
 
 /// Nothing is known: the first run of a job, or a plan.
 #[derive(Clone, Copy, Debug)]
-pub struct NothingKnown;
+pub(super) struct NothingKnown;
 
 impl Known for NothingKnown {
     fn resolved(&self, _: &ImageReference) -> Option<Resolved> {
@@ -70,7 +70,7 @@ impl Known for NothingKnown {
 }
 
 /// Resolves all references, several at once; the answers are in the order of the references.
-pub async fn resolve_all(
+pub(super) async fn resolve_all(
     registry: &Registry,
     references: &[ImageReference],
     platform: &Platform,

@@ -13,13 +13,15 @@ use super::order::Order;
 use super::outcome;
 use super::pipeline::Pipeline;
 use super::registry;
-use super::resolve::{self, Known, ResolvedImage};
+use super::resolve::{self, Known, NothingKnown, ResolvedImage};
 use crate::config::Config;
 use crate::layer::overlay::attributes::Rights;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
-use crate::model::event::{Event, Outcome};
+use crate::model::event::{Event, Failure, Outcome};
+use crate::model::manifest::Descriptor;
+use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::sizing::{Admission, Sizing};
@@ -87,6 +89,34 @@ async fn build(
         verify(order).await?;
     }
     Ok(sealed)
+}
+
+/// Resolves the images of an order and applies the 3x rule; no layer byte moves.
+pub async fn plan(order: Order, config: Config, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
+    let (events, _) = super::events::channel();
+    let failures = |fails: Vec<Fail>| fails.into_iter().map(Failure::from).collect::<Vec<_>>();
+    let registry = registry::client(&order, &config, &events).map_err(failures)?;
+    let images = resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await.map_err(failures)?;
+    let planned = images.iter().map(|image| PlannedImage {
+        reference: image.reference.given().to_owned(),
+        name: image.reference.to_string(),
+        index: image.index.as_ref().map(|(digest, _)| digest.clone()),
+        manifest: image.manifest_digest.clone(),
+        platform: image.config.platform.clone(),
+        // Filled in by the report, as is who shares a layer.
+        compressed_size: 0,
+        layers: image.manifest.layers.iter().map(planned_layer).collect(),
+    });
+    Ok(PlanReport::new(planned.collect(), order.size))
+}
+
+fn planned_layer(layer: &Descriptor) -> PlannedLayer {
+    PlannedLayer {
+        digest: layer.digest.clone(),
+        media_type: layer.media_type.clone(),
+        size: layer.size,
+        shared_with: Vec::new(),
+    }
 }
 
 /// What the process may do; every capability that is missing is named at once.
@@ -194,7 +224,7 @@ fn admit(
 }
 
 /// What to say when the 3x rule does not hold.
-pub(super) fn rule_message(admission: &Admission) -> String {
+fn rule_message(admission: &Admission) -> String {
     let images = crate::model::size::ByteSize(admission.images_bytes);
     format!(
         "the images are {images} compressed, so the volume needs {} (three times that), and was given {}: \

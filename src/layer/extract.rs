@@ -1,7 +1,7 @@
 //! One layer from compressed chunks to a tree: decode, read, apply, and the tar-split file beside it. Blocking.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 
 use super::decode::{ChunkSource, Decoded, Decoder};
 use super::error::Error as SinkError;
@@ -59,7 +59,9 @@ pub enum Error {
     #[error(transparent)]
     Sink(#[from] SinkError),
     /// The content is not what its digest says.
-    #[error("the {what} has digest {found}, {want} was promised: the content was changed, or the {promise} is wrong")]
+    #[error(
+        "the {what} has digest {found}, {want} was promised: the content was changed, or the {promise} is wrong"
+    )]
     Digest {
         /// `blob` or `tar`.
         what: &'static str,
@@ -108,14 +110,13 @@ impl From<Failure> for Error {
 
 /// Extracts a layer and checks it against what was promised.
 pub fn extract<S: ChunkSource>(
-    source: S,
+    decoder: Decoder<S>,
     target: Target<'_>,
     split: Option<TarSplitTarget<'_>>,
     limits: &Limits,
     expected: &Expected,
 ) -> Result<Extracted, Error> {
     let (space, replaced_dir) = (target.space, target.replaced);
-    let decoder = Decoder::new(source, expected.blob.algorithm(), limits.clone());
     let (applied, decoder, tar_split_size) = match split {
         None => {
             let mut reader = Reader::new(decoder, (), limits.clone());
@@ -124,13 +125,19 @@ pub fn extract<S: ChunkSource>(
             (applied, decoder, None)
         }
         Some(split) => {
-            let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
+            let file = split
+                .dir
+                .create_file(split.name, 0o644)
+                .map_err(Error::TarSplit)?;
             let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, Reserved::new(file, space)));
             let mut reader = Reader::new(decoder, writer, limits.clone());
             let (applied, replaced) = apply::apply(&mut reader, target)?;
             let (decoder, writer) = reader.finish().map_err(Error::Tar)?;
             let file = writer.finish().map_err(Error::TarSplit)?;
-            let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written;
+            let mut size = file
+                .into_inner()
+                .map_err(|e| Error::TarSplit(e.into_error()))?
+                .written;
             if !replaced.is_empty() {
                 size = take_replaced(&split, &replaced, replaced_dir, space).map_err(Error::TarSplit)?;
             }
@@ -139,20 +146,37 @@ pub fn extract<S: ChunkSource>(
     };
     let decoded = decoder.finish().map_err(Error::Decode)?;
     check(&decoded, expected)?;
-    Ok(Extracted { applied, decoded, tar_split_size })
+    Ok(Extracted {
+        applied,
+        decoded,
+        tar_split_size,
+    })
 }
 
 fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
     if decoded.blob_size != expected.size {
-        return Err(Error::Size { want: expected.size, found: decoded.blob_size });
+        return Err(Error::Size {
+            want: expected.size,
+            found: decoded.blob_size,
+        });
     }
     if decoded.blob != expected.blob {
         let (want, found) = (expected.blob.clone(), decoded.blob.clone());
-        return Err(Error::Digest { what: "blob", promise: "manifest", want, found });
+        return Err(Error::Digest {
+            what: "blob",
+            promise: "manifest",
+            want,
+            found,
+        });
     }
     if decoded.diff_id != expected.diff_id {
         let (want, found) = (expected.diff_id.clone(), decoded.diff_id.clone());
-        return Err(Error::Digest { what: "tar", promise: "config", want, found });
+        return Err(Error::Digest {
+            what: "tar",
+            promise: "config",
+            want,
+            found,
+        });
     }
     Ok(())
 }
@@ -170,11 +194,18 @@ fn take_replaced(
     let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, space);
     // The nth time that a path was replaced is the nth time that the file names it.
     let find = |path: &[u8], occurrence: usize| -> io::Result<Option<File>> {
-        let nth = replaced.iter().filter(|replaced| replaced.path == path).nth(occurrence);
-        nth.map(|replaced| dir.open_file(replaced.name.as_bytes())).transpose()
+        let nth = replaced
+            .iter()
+            .filter(|replaced| replaced.path == path)
+            .nth(occurrence);
+        nth.map(|replaced| dir.open_file(replaced.name.as_bytes()))
+            .transpose()
     };
     let writer = tar_split::rewrite(BufReader::new(old), BufWriter::with_capacity(1 << 16, new), find)?;
-    let size = writer.into_inner().map_err(io::IntoInnerError::into_error)?.written;
+    let size = writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?
+        .written;
     split.dir.rename(&temporary, split.dir, split.name)?;
     space.release(old_size.div_ceil(BLOCK) * BLOCK);
     Ok(size)
@@ -193,14 +224,23 @@ struct Reserved<'a> {
 
 impl<'a> Reserved<'a> {
     fn new(file: File, space: &'a dyn Space) -> Self {
-        Reserved { file, space, written: 0 }
+        Reserved {
+            file,
+            space,
+            written: 0,
+        }
     }
 }
 
 impl Write for Reserved<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (before, after) = (self.written.div_ceil(BLOCK), (self.written + bytes.len() as u64).div_ceil(BLOCK));
-        self.space.reserve((after - before) * BLOCK).map_err(|full| io::Error::other(NoRoom(full)))?;
+        let (before, after) = (
+            self.written.div_ceil(BLOCK),
+            (self.written + bytes.len() as u64).div_ceil(BLOCK),
+        );
+        self.space
+            .reserve((after - before) * BLOCK)
+            .map_err(|full| io::Error::other(NoRoom(full)))?;
         self.file.write_all(bytes)?;
         self.written += bytes.len() as u64;
         Ok(bytes.len())
@@ -218,17 +258,4 @@ struct NoRoom(Full);
 /// Whether a failed write was refused by the cap.
 pub fn is_full(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<NoRoom>())
-}
-
-/// Reads a stream to its end in chunks: a source for layers that are on the volume already.
-#[derive(Debug)]
-pub struct ReadSource<R>(pub R);
-
-impl<R: Read> ChunkSource for ReadSource<R> {
-    fn next(&mut self) -> io::Result<Option<bytes::Bytes>> {
-        let mut chunk = vec![0; 1 << 17];
-        let len = self.0.read(&mut chunk)?;
-        chunk.truncate(len);
-        Ok((len > 0).then(|| chunk.into()))
-    }
 }

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use nix::dir::Type;
 use nix::errno::Errno;
 use nix::fcntl::{self, AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag};
 use nix::sys::stat::{self, Mode, SFlag, UtimensatFlags};
@@ -201,7 +200,7 @@ impl Dir {
     }
 
     /// The names in the directory, `.` and `..` left out, in the order of the file system.
-    pub fn names(&self) -> io::Result<Vec<(Vec<u8>, Option<FileType>)>> {
+    pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
         // A descriptor of its own: the offset of a directory stream is shared between duplicates.
         let mut stream = nix::dir::Dir::openat(&self.0, ".", DIRECTORY, Mode::empty())?;
         let mut names = Vec::new();
@@ -209,7 +208,7 @@ impl Dir {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name != b"." && name != b".." {
-                names.push((name.to_vec(), entry.file_type().map(file_type)));
+                names.push(name.to_vec());
             }
         }
         Ok(names)
@@ -304,18 +303,6 @@ pub fn stat_fd(fd: impl AsFd) -> io::Result<Stat> {
 
 fn time_spec(time: Timestamp) -> TimeSpec {
     TimeSpec::new(time.sec, time.nsec.into())
-}
-
-fn file_type(entry: Type) -> FileType {
-    match entry {
-        Type::Fifo => FileType::Fifo,
-        Type::CharacterDevice => FileType::CharDevice,
-        Type::Directory => FileType::Directory,
-        Type::BlockDevice => FileType::BlockDevice,
-        Type::File => FileType::Regular,
-        Type::Symlink => FileType::Symlink,
-        Type::Socket => FileType::Socket,
-    }
 }
 
 /// Bytes as the operating system's string, for paths and for showing.

@@ -49,7 +49,7 @@ impl Doomed {
             dir::set_mode(&dir, 0o700)?;
         }
         let mut directories = Vec::new();
-        for (name, _) in dir.names()? {
+        for name in dir.names()? {
             match dir.unlink(&name) {
                 Err(e) if is_directory(&e) => directories.push(name),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),

@@ -86,7 +86,7 @@ pub fn occupied(dir: &Dir) -> io::Result<u64> {
     let mut total = dir.stat_self()?.allocated;
     let mut pending = vec![dir.try_clone()?];
     while let Some(dir) = pending.pop() {
-        for (name, _) in dir.names()? {
+        for name in dir.names()? {
             let Some(stat) = dir.try_stat(&name)? else {
                 continue;
             };

@@ -40,7 +40,7 @@ impl Comparison<'_> {
         while let Some((at, dir)) = pending.pop() {
             let mut names = dir.names().map_err(|e| self.io("listing", &at, e))?;
             names.sort();
-            for (name, _) in names {
+            for name in names {
                 let at = path::join(&at, &name);
                 let stat = dir.stat(&name).map_err(|e| self.io("examining", &at, e))?;
                 match self.tree.nodes.get(&at) {

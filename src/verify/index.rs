@@ -162,7 +162,7 @@ impl Walk {
         while let Some((path, dir)) = pending.pop() {
             let mut names = dir.names().map_err(|e| Error::io("listing", &path, e))?;
             names.sort();
-            for (name, _) in names {
+            for name in names {
                 let shown = escape(&name);
                 let at = if path.is_empty() { shown } else { format!("{path}/{shown}") };
                 if at == "lost+found" {

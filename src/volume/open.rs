@@ -144,8 +144,8 @@ fn refuse_foreign(root: &Dir, path: &str) -> Result<(), Error> {
         return Ok(());
     }
     let names = root.names().context("listing", path)?;
-    match names.into_iter().find(|(name, _)| name != layout::LOST_AND_FOUND) {
-        Some((name, _)) => {
+    match names.into_iter().find(|name| name != layout::LOST_AND_FOUND) {
+        Some(name) => {
             let name = String::from_utf8_lossy(&name).into_owned();
             Err(Error::Foreign {
                 path: path.to_owned(),
@@ -178,7 +178,7 @@ fn sweep(
 }
 
 fn keep(dir: &Dir, wanted: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
-    for (name, _) in dir.names().context("listing", "a directory of the volume")? {
+    for name in dir.names().context("listing", "a directory of the volume")? {
         if !wanted(&name) {
             remove::tree(dir, &name).context("removing", &String::from_utf8_lossy(&name))?;
         }

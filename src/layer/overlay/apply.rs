@@ -445,7 +445,7 @@ impl Sink<'_> {
         let mut freed = 0;
         while let Some((path, dir)) = pending.pop() {
             freed += dir.stat_self().context("examining", &path)?.allocated;
-            for (name, _) in dir.names().context("listing", &path)? {
+            for name in dir.names().context("listing", &path)? {
                 let at = path::join(&path, &name);
                 let stat = dir.stat(&name).context("examining", &at)?;
                 if stat.is_dir() {

@@ -97,7 +97,7 @@ pub fn layer(from: &Dir, to: &Dir, space: &dyn Space, rights: Rights) -> Result<
         // The copy's directory grows to what the original's has, or less: it is filled in one go.
         let room = from.stat_self().context("examining", &path)?.allocated.max(block) * 2;
         reserve(room, &path)?;
-        for (name, _) in from.names().context("listing", &path)? {
+        for name in from.names().context("listing", &path)? {
             let at = path::join(&path, &name);
             let stat = from.stat(&name).context("examining", &at)?;
             if stat.is_dir() {

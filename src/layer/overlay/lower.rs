@@ -100,7 +100,7 @@ pub fn names(parts: &[Rc<Dir>]) -> io::Result<BTreeSet<Vec<u8>>> {
     let mut shown = BTreeSet::new();
     let mut hidden = BTreeSet::new();
     for part in parts {
-        for (name, _) in part.names()? {
+        for name in part.names()? {
             if shown.contains(&name) || hidden.contains(&name) {
                 continue;
             }
