@@ -33,4 +33,5 @@ pub mod sys;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod verify;
 pub mod volume;
