@@ -1,5 +1,4 @@
 //! Proves a sealed volume from its own bytes.
-<<<<<<< HEAD
 //!
 //! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must have the diff
 //! ID that the image's config names. The members of that tar are planned again, in memory and by code of its own
@@ -20,13 +19,6 @@ pub use error::{Error, Fault};
 use crate::model::digest::Digest;
 use crate::sys::Dir;
 use crate::volume;
-=======
-
-use std::path::Path;
-
-use crate::model::class::Class;
-use crate::model::digest::Digest;
->>>>>>> w-cli
 
 /// What was proven.
 #[derive(Clone, Debug)]
@@ -43,7 +35,6 @@ pub struct Report {
     pub digest: Digest,
 }
 
-<<<<<<< HEAD
 /// Verifies the volume at `path`.
 pub fn verify(path: &Path) -> Result<Report, Error> {
     let sealed = volume::seal::read(path)?;
@@ -64,21 +55,4 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
         bytes: content.layers.iter().map(|layer| layer.size).sum(),
         digest: sealed.digest.clone(),
     })
-=======
-/// A volume cannot be verified.
-#[derive(Debug, thiserror::Error)]
-#[error("verification is not wired")]
-pub struct Error;
-
-impl Error {
-    /// The class, which decides about the exit code.
-    pub fn class(&self) -> Class {
-        Class::Internal
-    }
-}
-
-/// Verifies the volume at `path`.
-pub fn verify(_path: &Path) -> Result<Report, Error> {
-    Err(Error)
->>>>>>> w-cli
 }
