@@ -104,7 +104,9 @@ impl Config {
                 return Err(Error::Read { path: path.unwrap_or(default).display().to_string(), source });
             }
         };
-        toml::from_str(&text)
-            .map_err(|source| Error::Malformed { path: path.unwrap_or(default).display().to_string(), source })
+        toml::from_str(&text).map_err(|source| Error::Malformed {
+            path: path.unwrap_or(default).display().to_string(),
+            source,
+        })
     }
 }

@@ -95,10 +95,7 @@ impl Volume {
     /// The tree of a committed layer.
     pub fn diff(&self, chain_id: &ChainId) -> Result<Dir, Error> {
         let doing = "opening the layer";
-        let layer = self
-            .overlay
-            .open_dir(chain_id.hex().as_bytes())
-            .context(doing, chain_id.hex())?;
+        let layer = self.overlay.open_dir(chain_id.hex().as_bytes()).context(doing, chain_id.hex())?;
         layer.open_dir(layout::DIFF).context(doing, chain_id.hex())
     }
 
@@ -111,7 +108,11 @@ impl Volume {
     /// A committed layer of this diff ID, under whatever parents, whose tar can be rebuilt.
     pub fn with_diff_id(&self, diff_id: &Digest) -> Option<Layer> {
         let state = self.state();
-        state.committed.values().find(|layer| layer.diff_id == *diff_id && layer.tar_split_size.is_some()).cloned()
+        state
+            .committed
+            .values()
+            .find(|layer| layer.diff_id == *diff_id && layer.tar_split_size.is_some())
+            .cloned()
     }
 
     /// A new empty place for a layer.
@@ -121,10 +122,7 @@ impl Volume {
             state.staged += 1;
             state.staged
         };
-        let parent = self
-            .larder
-            .ensure_dir(layout::STAGING, 0o700)
-            .context("opening", "staging")?;
+        let parent = self.larder.ensure_dir(layout::STAGING, 0o700).context("opening", "staging")?;
         Staging::new(parent, &number.to_string(), Arc::clone(&self.budget))
     }
 
@@ -142,21 +140,18 @@ impl Volume {
         if let Some(lower) = &lower {
             staging.write(layout::LOWER, lower.as_bytes())?;
         }
-        self.budget
-            .growing(&[&self.overlay, &self.links, &self.layers], &hex, || {
-                if layer.tar_split_size.is_some() {
-                    let name = layout::tar_split(&chain_id);
-                    staging
-                        .dir()
-                        .rename(layout::TAR_SPLIT, &self.layers, name.as_bytes())
-                        .context("placing", &name)?;
-                }
-                let target = format!("../{hex}/diff");
-                self.links
-                    .symlink(target.as_bytes(), link.as_bytes())
-                    .context("linking", &hex)?;
-                staging.place(&self.overlay, hex.as_bytes())
-            })?;
+        self.budget.growing(&[&self.overlay, &self.links, &self.layers], &hex, || {
+            if layer.tar_split_size.is_some() {
+                let name = layout::tar_split(&chain_id);
+                staging
+                    .dir()
+                    .rename(layout::TAR_SPLIT, &self.layers, name.as_bytes())
+                    .context("placing", &name)?;
+            }
+            let target = format!("../{hex}/diff");
+            self.links.symlink(target.as_bytes(), link.as_bytes()).context("linking", &hex)?;
+            staging.place(&self.overlay, hex.as_bytes())
+        })?;
         state.journal.committed(&layer, &self.budget)?;
         state.unsynced.push(chain_id.clone());
         state.committed.insert(chain_id, layer);
@@ -189,10 +184,8 @@ impl Volume {
             }
             line.push_str("l/");
             line.push_str(&chain_id.link());
-            let layer = state
-                .committed
-                .get(&chain_id)
-                .ok_or_else(|| Error::ParentMissing(chain_id.clone()))?;
+            let layer =
+                state.committed.get(&chain_id).ok_or_else(|| Error::ParentMissing(chain_id.clone()))?;
             next = layer.parent.clone();
         }
         Ok(line)

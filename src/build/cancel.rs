@@ -72,9 +72,10 @@ impl Cancel {
         match self.reason()? {
             Reason::Interrupt => Some((Class::Cancelled, format!("interrupted by SIGINT: {RESUMES}"))),
             Reason::Terminate => Some((Class::Cancelled, format!("interrupted by SIGTERM: {RESUMES}"))),
-            Reason::ReaderGone => {
-                Some((Class::Cancelled, format!("the reader of the events closed standard output: {RESUMES}")))
-            }
+            Reason::ReaderGone => Some((
+                Class::Cancelled,
+                format!("the reader of the events closed standard output: {RESUMES}"),
+            )),
             Reason::Deadline(at) => {
                 let at = at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
                 Some((Class::Busy, format!("the deadline {at} passed: {RESUMES}, with a later deadline")))

@@ -14,7 +14,12 @@ use crate::volume::{Volume, layout};
 
 /// Settles a layer on top of its parents and commits it. Where it is needed under another chain ID as well, `keep` is
 /// true and the layer is given back for that; the copy shares its files.
-pub(super) fn commit(shared: &Arc<Shared>, link: &Link, ready: Ready, keep: bool) -> Result<Option<Ready>, Fail> {
+pub(super) fn commit(
+    shared: &Arc<Shared>,
+    link: &Link,
+    ready: Ready,
+    keep: bool,
+) -> Result<Option<Ready>, Fail> {
     let (mut ready, rest) = if keep { (duplicate(shared, &ready)?, Some(ready)) } else { (ready, None) };
     let layer_fail = |class: Class, message: String| Fail {
         class,

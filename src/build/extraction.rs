@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use super::cancel::Cancel;
 use super::failure::Fail;
 use super::layers::Change;
-use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
 use crate::layer::decode::{ChunkSource, Decoder};
+use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
 use crate::layer::limits::Limits;
 use crate::layer::overlay::apply::Target;
 use crate::layer::overlay::attributes::Rights;
@@ -109,8 +109,7 @@ async fn fetch_from(
         layer: Some(blob.digest.clone()),
         message,
     };
-    let expected =
-        Expected { blob: blob.digest.clone(), size: blob.size, diff_id: change.diff_id.clone() };
+    let expected = Expected { blob: blob.digest.clone(), size: blob.size, diff_id: change.diff_id.clone() };
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let blocking = {
         let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
@@ -142,7 +141,8 @@ async fn fetch_from(
         }
     };
     drop(sender);
-    let extracted = blocking.await.map_err(|e| fail(Class::Internal, format!("extracting the layer: {e}")))?;
+    let extracted =
+        blocking.await.map_err(|e| fail(Class::Internal, format!("extracting the layer: {e}")))?;
     fetched?;
     let (staging, extracted) = extracted.map_err(|e| fail(e.class(), e.describe()))?;
     Ok(Ready { staging, extracted, blob: blob.clone() })
@@ -171,7 +171,8 @@ pub(super) async fn reuse(
         let decoder = Decoder::uncompressed(Rebuilt::new(split, diff), expected.blob.algorithm());
         run(&sharing, decoder, &expected, &counters)
     });
-    let rebuilt = rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
+    let rebuilt =
+        rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
     let (staging, mut extracted) = rebuilt.map_err(|e| fail(e.class(), e.describe()))?;
     extracted.decoded.compression = from.compression;
     let (media_type, digest, size) = (from.media_type, from.blob, from.compressed_size);

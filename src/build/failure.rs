@@ -31,8 +31,10 @@ impl Fail {
 
     /// Whether going on with other layers could still be of use.
     pub(super) fn spares_others(&self) -> bool {
-        matches!(self.class, Class::Corrupt | Class::NotFound | Class::Invalid | Class::Denied | Class::Transient)
-            && !self.images.is_empty()
+        matches!(
+            self.class,
+            Class::Corrupt | Class::NotFound | Class::Invalid | Class::Denied | Class::Transient
+        ) && !self.images.is_empty()
     }
 }
 

@@ -11,10 +11,10 @@ use crate::model::seal::CacheManifest;
 /// The outcome of a sealed volume.
 pub(super) fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     let content = &manifest.content;
-    let images = content.images.iter().map(|image| SealedImage {
-        reference: image.reference.clone(),
-        manifest: image.manifest.clone(),
-    });
+    let images = content
+        .images
+        .iter()
+        .map(|image| SealedImage { reference: image.reference.clone(), manifest: image.manifest.clone() });
     Outcome {
         status: Status::Ok,
         exit_code: 0,
@@ -48,7 +48,8 @@ pub(super) fn failed(mut fails: Vec<Fail>, cancel: &Cancel, elapsed: Duration) -
         class => class.exit_code(),
     };
     let failures: Vec<Failure> = fails.into_iter().map(Failure::from).collect();
-    let message = failures.first().map_or_else(|| "the build failed".to_owned(), |first| first.message.clone());
+    let message =
+        failures.first().map_or_else(|| "the build failed".to_owned(), |first| first.message.clone());
     Outcome {
         status: Status::Failed,
         exit_code,

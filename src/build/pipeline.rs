@@ -1,18 +1,18 @@
 //! The way of the layers: fetch and extract side by side, commit in chain order, sync now and then.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::commit;
 use super::events::Events;
 use super::extraction::{self, Counters, Ready, Shared};
 use super::failure::Fail;
 use super::layers::{Change, Layers, Link};
-use super::commit;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::Event;
@@ -57,7 +57,8 @@ impl Pipeline {
     /// Brings all `layers` onto the volume, or says everything that stood in the way.
     pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
         let volume = &self.shared.volume;
-        let pending: Vec<Link> = layers.links.into_iter().filter(|link| !volume.has(&link.chain_id)).collect();
+        let pending: Vec<Link> =
+            layers.links.into_iter().filter(|link| !volume.has(&link.chain_id)).collect();
         let wanted: HashSet<Digest> = pending.iter().map(|link| link.diff_id.clone()).collect();
         let changes = layers.changes.into_iter().filter(|change| wanted.contains(&change.diff_id));
 
@@ -114,7 +115,8 @@ impl Pipeline {
         slots: &Arc<Semaphore>,
         running: &Running,
     ) {
-        let (shared, registry, events) = (Arc::clone(&self.shared), self.registry.clone(), self.events.clone());
+        let (shared, registry, events) =
+            (Arc::clone(&self.shared), self.registry.clone(), self.events.clone());
         let (slots, running) = (Arc::clone(slots), Arc::clone(running));
         let images = self.references(&change.images);
         tasks.spawn(async move {
@@ -123,7 +125,9 @@ impl Pipeline {
                 slot = slots.acquire_owned() => slot,
                 () = shared.cancel.cancelled() => return (change, cancelled()),
             };
-            let Ok(_slot) = slot else { return (change, cancelled()) };
+            let Ok(_slot) = slot else {
+                return (change, cancelled());
+            };
             let Some((_, blob)) = change.sources.first() else {
                 return (change, Err(Fail::job(Class::Internal, "a layer without a source")));
             };
@@ -153,7 +157,9 @@ impl Pipeline {
             });
             let Some(at) = next else { return Ok(()) };
             let link = progress.pending.remove(at);
-            let Some(ready) = progress.ready.remove(&link.diff_id) else { return Ok(()) };
+            let Some(ready) = progress.ready.remove(&link.diff_id) else {
+                return Ok(());
+            };
             let keep = progress.pending.iter().any(|other| other.diff_id == link.diff_id);
             let event = Event::LayerCommitted {
                 blob: ready.blob.digest.clone(),
@@ -214,7 +220,8 @@ impl Pipeline {
     }
 
     async fn synced(&self, sync: JoinHandle<Result<usize, crate::volume::Error>>) -> Result<(), Fail> {
-        let layers = sync.await.map_err(|e| Fail::job(Class::Internal, format!("flushing the volume: {e}")))??;
+        let layers =
+            sync.await.map_err(|e| Fail::job(Class::Internal, format!("flushing the volume: {e}")))??;
         self.events.emit(Event::Synced { layers });
         Ok(())
     }

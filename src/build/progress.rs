@@ -58,8 +58,8 @@ impl Progress {
 mod tests {
     use super::*;
     use crate::model::chain::ChainId;
-    use crate::model::sizing::Admission;
     use crate::model::size::ByteSize;
+    use crate::model::sizing::Admission;
 
     #[test]
     fn bytes_of_one_blob_count_once() {

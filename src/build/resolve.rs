@@ -109,7 +109,9 @@ async fn resolve(
                 return source.finish(document, manifest, index, platform).await;
             }
         };
-        let chosen = list.choose(platform).map_err(|e| fail(e.class(), format!("in the index {}: {e}", document.digest)))?;
+        let chosen = list
+            .choose(platform)
+            .map_err(|e| fail(e.class(), format!("in the index {}: {e}", document.digest)))?;
         let (digest, size) = (chosen.digest.clone(), chosen.size);
         if index.is_none() {
             index = Some((document.digest, document.bytes));
@@ -154,7 +156,8 @@ impl Source<'_> {
             Start::Tag(tag) => ManifestReference::Tag(tag),
         };
         let fetched = self.registry.manifest(self.reference, by).await;
-        let fetched = fetched.map_err(|e| Fail::image(self.reference, e.class(), format!("fetching the manifest: {e}")))?;
+        let fetched = fetched
+            .map_err(|e| Fail::image(self.reference, e.class(), format!("fetching the manifest: {e}")))?;
         Ok(Fetched { digest: fetched.digest, media_type: fetched.media_type, bytes: fetched.bytes.to_vec() })
     }
 

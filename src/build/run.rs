@@ -96,7 +96,8 @@ pub async fn plan(order: Order, config: Config, cancel: Cancel) -> Result<PlanRe
     let (events, _) = super::events::channel();
     let failures = |fails: Vec<Fail>| fails.into_iter().map(Failure::from).collect::<Vec<_>>();
     let registry = registry::client(&order, &config, &events).map_err(failures)?;
-    let images = resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await.map_err(failures)?;
+    let images =
+        resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await.map_err(failures)?;
     let planned = images.iter().map(|image| PlannedImage {
         reference: image.reference.given().to_owned(),
         name: image.reference.to_string(),
@@ -121,8 +122,9 @@ fn planned_layer(layer: &Descriptor) -> PlannedLayer {
 
 /// What the process may do; every capability that is missing is named at once.
 fn rights(rootless: bool) -> Result<Rights, Vec<Fail>> {
-    let capabilities = Capabilities::effective()
-        .map_err(|e| vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))])?;
+    let capabilities = Capabilities::effective().map_err(|e| {
+        vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
+    })?;
     let missing = capabilities.missing();
     if !missing.is_empty() && !rootless {
         let list: Vec<String> = missing.iter().map(|c| format!("{c} (to {})", c.purpose())).collect();
@@ -195,7 +197,8 @@ fn admit(
     let present = layers.links.iter().filter(|link| volume.has(&link.chain_id)).count();
     let missing: std::collections::HashSet<&Digest> =
         layers.links.iter().filter(|link| !volume.has(&link.chain_id)).map(|link| &link.diff_id).collect();
-    let fetch_bytes = layers.changes.iter().filter(|c| missing.contains(&c.diff_id)).map(layers::Change::size).sum();
+    let fetch_bytes =
+        layers.changes.iter().filter(|c| missing.contains(&c.diff_id)).map(layers::Change::size).sum();
     for link in layers.links.iter().filter(|link| volume.has(&link.chain_id)) {
         if let Some(layer) = volume.layer(&link.chain_id) {
             events.emit(Event::LayerPresent { blob: layer.blob, chain_id: layer.chain_id });
@@ -239,7 +242,10 @@ fn depth_warning(image: &ResolvedImage) -> Option<String> {
     const DEEPEST: usize = 120;
     let layers = image.manifest.layers.len();
     (layers > DEEPEST).then(|| {
-        format!("{} has {layers} layers: some runtimes cannot mount more than {DEEPEST}", image.reference.given())
+        format!(
+            "{} has {layers} layers: some runtimes cannot mount more than {DEEPEST}",
+            image.reference.given()
+        )
     })
 }
 
@@ -306,7 +312,8 @@ async fn seal(
         let mut committed: Vec<Layer> = Vec::new();
         for link in &layers.links {
             let layer = volume.layer(&link.chain_id);
-            let missing = || Fail::job(Class::Internal, format!("layer {} is not on the volume", link.chain_id));
+            let missing =
+                || Fail::job(Class::Internal, format!("layer {} is not on the volume", link.chain_id));
             committed.push(layer.ok_or_else(missing)?);
         }
         let content = Content {
@@ -360,7 +367,9 @@ fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
 async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
     let path = order.volume.clone();
     blocking(move || {
-        crate::verify::verify(&path).map(|_| ()).map_err(|e| Fail::job(e.class(), format!("verifying the sealed volume: {e}")))
+        crate::verify::verify(&path)
+            .map(|_| ())
+            .map_err(|e| Fail::job(e.class(), format!("verifying the sealed volume: {e}")))
     })
     .await
 }

@@ -89,19 +89,12 @@ pub enum Fault {
 impl Error {
     /// A hostile member.
     pub fn hostile(path: &[u8], fault: Fault) -> Self {
-        Error::Hostile {
-            path: escape(path),
-            fault,
-        }
+        Error::Hostile { path: escape(path), fault }
     }
 
     /// A system call that failed for a member.
     pub fn io(doing: &'static str, path: &[u8], source: io::Error) -> Self {
-        Error::Io {
-            doing,
-            path: escape(path),
-            source,
-        }
+        Error::Io { doing, path: escape(path), source }
     }
 
     /// The class, which decides about retries and the exit code.
@@ -116,9 +109,9 @@ impl Error {
 
 /// The class of a failed system call on the volume.
 pub fn io_class(error: &io::Error) -> Class {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
-        Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
         _ => Class::Internal,
     }
 }

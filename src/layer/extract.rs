@@ -1,5 +1,6 @@
 //! One layer from compressed chunks to a tree: decode, read, apply, and the tar-split file beside it. Blocking.
 
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
 
@@ -10,7 +11,7 @@ use super::overlay::Applied;
 use super::overlay::apply::{self, Failure, Replaced, Target};
 use super::space::{Full, Space};
 use super::tar::Reader;
-use super::tar_split::{self, TarSplit};
+use super::tar_split::{self, TarSplit, TarSplitReader};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::sys::Dir;
@@ -93,7 +94,6 @@ impl Error {
             Error::Decode(e) => e.class(),
             Error::Sink(e) => e.class(),
             Error::Digest { .. } | Error::Size { .. } => Class::Corrupt,
-            Error::TarSplit(e) if is_full(e) => Class::NoSpace,
             Error::TarSplit(e) => super::error::io_class(e),
         }
     }
@@ -119,25 +119,19 @@ pub fn extract<S: ChunkSource>(
     let (space, replaced_dir) = (target.space, target.replaced);
     let (applied, decoder, tar_split_size) = match split {
         None => {
-            let mut reader = Reader::new(decoder, (), limits.clone());
+            let mut reader = Reader::new(decoder, (), *limits);
             let (applied, _) = apply::apply(&mut reader, target)?;
             let (decoder, ()) = reader.finish().map_err(Error::Tar)?;
             (applied, decoder, None)
         }
         Some(split) => {
-            let file = split
-                .dir
-                .create_file(split.name, 0o644)
-                .map_err(Error::TarSplit)?;
+            let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
             let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, Reserved::new(file, space)));
-            let mut reader = Reader::new(decoder, writer, limits.clone());
+            let mut reader = Reader::new(decoder, writer, *limits);
             let (applied, replaced) = apply::apply(&mut reader, target)?;
             let (decoder, writer) = reader.finish().map_err(Error::Tar)?;
             let file = writer.finish().map_err(Error::TarSplit)?;
-            let mut size = file
-                .into_inner()
-                .map_err(|e| Error::TarSplit(e.into_error()))?
-                .written;
+            let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written;
             if !replaced.is_empty() {
                 size = take_replaced(&split, &replaced, replaced_dir, space).map_err(Error::TarSplit)?;
             }
@@ -146,37 +140,20 @@ pub fn extract<S: ChunkSource>(
     };
     let decoded = decoder.finish().map_err(Error::Decode)?;
     check(&decoded, expected)?;
-    Ok(Extracted {
-        applied,
-        decoded,
-        tar_split_size,
-    })
+    Ok(Extracted { applied, decoded, tar_split_size })
 }
 
 fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
     if decoded.blob_size != expected.size {
-        return Err(Error::Size {
-            want: expected.size,
-            found: decoded.blob_size,
-        });
+        return Err(Error::Size { want: expected.size, found: decoded.blob_size });
     }
     if decoded.blob != expected.blob {
         let (want, found) = (expected.blob.clone(), decoded.blob.clone());
-        return Err(Error::Digest {
-            what: "blob",
-            promise: "manifest",
-            want,
-            found,
-        });
+        return Err(Error::Digest { what: "blob", promise: "manifest", want, found });
     }
     if decoded.diff_id != expected.diff_id {
         let (want, found) = (expected.diff_id.clone(), decoded.diff_id.clone());
-        return Err(Error::Digest {
-            what: "tar",
-            promise: "config",
-            want,
-            found,
-        });
+        return Err(Error::Digest { what: "tar", promise: "config", want, found });
     }
     Ok(())
 }
@@ -193,19 +170,17 @@ fn take_replaced(
     let old_size = old.metadata()?.len();
     let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, space);
     // The nth time that a path was replaced is the nth time that the file names it.
-    let find = |path: &[u8], occurrence: usize| -> io::Result<Option<File>> {
-        let nth = replaced
-            .iter()
-            .filter(|replaced| replaced.path == path)
-            .nth(occurrence);
-        nth.map(|replaced| dir.open_file(replaced.name.as_bytes()))
-            .transpose()
+    let mut by_path: HashMap<&[u8], VecDeque<&str>> = HashMap::new();
+    for replaced in replaced {
+        by_path.entry(&replaced.path).or_default().push_back(&replaced.name);
+    }
+    let find = |path: &[u8]| -> io::Result<Option<File>> {
+        let parked = by_path.get_mut(path).and_then(VecDeque::pop_front);
+        parked.map(|name| dir.open_file(name.as_bytes())).transpose()
     };
-    let writer = tar_split::rewrite(BufReader::new(old), BufWriter::with_capacity(1 << 16, new), find)?;
-    let size = writer
-        .into_inner()
-        .map_err(io::IntoInnerError::into_error)?
-        .written;
+    let records = TarSplitReader::new(BufReader::new(old));
+    let writer = tar_split::rewrite(records, BufWriter::with_capacity(1 << 16, new), find)?;
+    let size = writer.into_inner().map_err(io::IntoInnerError::into_error)?.written;
     split.dir.rename(&temporary, split.dir, split.name)?;
     space.release(old_size.div_ceil(BLOCK) * BLOCK);
     Ok(size)
@@ -224,23 +199,15 @@ struct Reserved<'a> {
 
 impl<'a> Reserved<'a> {
     fn new(file: File, space: &'a dyn Space) -> Self {
-        Reserved {
-            file,
-            space,
-            written: 0,
-        }
+        Reserved { file, space, written: 0 }
     }
 }
 
 impl Write for Reserved<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (before, after) = (
-            self.written.div_ceil(BLOCK),
-            (self.written + bytes.len() as u64).div_ceil(BLOCK),
-        );
-        self.space
-            .reserve((after - before) * BLOCK)
-            .map_err(|full| io::Error::other(NoRoom(full)))?;
+        let (before, after) =
+            (self.written.div_ceil(BLOCK), (self.written + bytes.len() as u64).div_ceil(BLOCK));
+        self.space.reserve((after - before) * BLOCK).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, NoRoom(full)))?;
         self.file.write_all(bytes)?;
         self.written += bytes.len() as u64;
         Ok(bytes.len())
@@ -254,8 +221,3 @@ impl Write for Reserved<'_> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct NoRoom(Full);
-
-/// Whether a failed write was refused by the cap.
-pub fn is_full(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<NoRoom>())
-}

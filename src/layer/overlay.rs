@@ -48,13 +48,7 @@ pub struct Metadata {
 impl Metadata {
     /// What a directory gets that nothing describes.
     pub fn implied() -> Self {
-        Metadata {
-            mode: IMPLIED_MODE,
-            uid: 0,
-            gid: 0,
-            mtime: Timestamp::default(),
-            xattrs: Vec::new(),
-        }
+        Metadata { mode: IMPLIED_MODE, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() }
     }
 }
 

@@ -60,16 +60,13 @@ pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
 
 /// Components of a clean path, in order.
 pub fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    path.split(|b| *b == b'/')
-        .filter(|component| !component.is_empty())
+    path.split(|b| *b == b'/').filter(|component| !component.is_empty())
 }
 
 /// Whether `path` is `ancestor` or lies below it.
 pub fn is_at_or_below(path: &[u8], ancestor: &[u8]) -> bool {
     ancestor.is_empty()
-        || path
-            .strip_prefix(ancestor)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        || path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
 }
 
 /// What the last component of a member's path means.
@@ -87,10 +84,7 @@ pub enum Meaning<'a> {
 
 /// What a clean path means.
 pub fn meaning(path: &[u8]) -> Result<Meaning<'_>, Fault> {
-    if components(path)
-        .next()
-        .is_some_and(|first| first.starts_with(AUFS) && first != OPAQUE)
-    {
+    if components(path).next().is_some_and(|first| first.starts_with(AUFS) && first != OPAQUE) {
         return Ok(Meaning::Aufs);
     }
     let (_, name) = split(path);

@@ -1,7 +1,7 @@
 //! The tar of a layer again, from its tar-split file and its tree: to prove the tree, or to lay the same change set on other
 //! parents without fetching it a second time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -9,18 +9,20 @@ use std::rc::Rc;
 
 use super::decode::ChunkSource;
 use super::path::{self, escape};
-use super::tar_split::{Assembler, FileRecord};
+use super::tar;
+use super::tar_split::{Assembler, TarSplitReader};
 use crate::sys::Dir;
 
 /// How much is read at once, bytes.
 const CHUNK: usize = 1 << 17;
 
-type Open = Box<dyn FnMut(&FileRecord) -> io::Result<File>>;
+type Open = Box<dyn FnMut(&[u8]) -> io::Result<File>>;
 
 /// A tar that is being rebuilt.
 pub struct Rebuilt {
-    assembler: Assembler<BufReader<File>, Open>,
+    assembler: Assembler<BufReader<File>, Open, File>,
     read: FilesRead,
+    given: Offset,
 }
 
 /// Which files the tar was rebuilt from so far: the offset of their content in the tar, and their path.
@@ -34,18 +36,56 @@ impl FilesRead {
     }
 }
 
+/// A place in a tar; clones share it. As a record of a reader it is where the reader is: after a member has been read,
+/// where its content begins.
+#[derive(Clone, Debug, Default)]
+pub struct Offset(Rc<Cell<u64>>);
+
+impl Offset {
+    /// Bytes from the start of the tar.
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn add(&self, len: usize) {
+        self.0.set(self.0.get() + len as u64);
+    }
+}
+
+impl tar::Record for Offset {
+    fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.add(bytes.len());
+        Ok(())
+    }
+
+    fn header(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn payload(&mut self, bytes: &[u8]) {
+        self.add(bytes.len());
+    }
+
+    fn file(&mut self, _: &[u8], _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Rebuilt {
     /// Rebuilds from the open tar-split file and the layer's tree. Neither is trusted.
     pub fn new(split: File, diff: Dir) -> Self {
         let read = FilesRead::default();
-        let noted = read.clone();
-        let open: Open = Box::new(move |record| {
-            let file = open_named(&diff, &record.name)
-                .map_err(|e| io::Error::new(e.kind(), format!("opening {:?}: {e}", escape(&record.name))))?;
-            noted.0.borrow_mut().insert(record.offset, record.name.clone());
+        let given = Offset::default();
+        let (noted, offset) = (read.clone(), given.clone());
+        let open: Open = Box::new(move |name| {
+            let file = open_named(&diff, name)
+                .map_err(|e| io::Error::new(e.kind(), format!("opening {:?}: {e}", escape(name))))?;
+            // A file is opened when everything before it has been given out.
+            noted.0.borrow_mut().insert(offset.get(), name.to_vec());
             Ok(file)
         });
-        Rebuilt { assembler: Assembler::new(BufReader::with_capacity(CHUNK, split), open), read }
+        let records = TarSplitReader::new(BufReader::with_capacity(CHUNK, split));
+        Rebuilt { assembler: Assembler::new(records, open), read, given }
     }
 
     /// A view of the files read, which grows while the tar is read.
@@ -64,6 +104,7 @@ impl ChunkSource for Rebuilt {
     fn next(&mut self) -> io::Result<Option<bytes::Bytes>> {
         let mut chunk = vec![0; CHUNK];
         let len = self.assembler.read(&mut chunk)?;
+        self.given.add(len);
         chunk.truncate(len);
         Ok((len > 0).then(|| chunk.into()))
     }

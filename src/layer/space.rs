@@ -27,9 +27,6 @@ pub struct Full {
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (need, have, cap) = (ByteSize(self.need), ByteSize(self.have), ByteSize(self.cap));
-        write!(
-            f,
-            "it needs {need} more, {have} of the volume's {cap} are left: ask for a larger --size"
-        )
+        write!(f, "it needs {need} more, {have} of the volume's {cap} are left: ask for a larger --size")
     }
 }

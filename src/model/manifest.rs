@@ -47,10 +47,8 @@ impl Descriptor {
     fn new(media_type: String, digest: &str, size: i64) -> Result<Self, ManifestError> {
         Ok(Descriptor {
             digest: digest.parse()?,
-            size: u64::try_from(size).map_err(|_| ManifestError::NegativeSize {
-                digest: error::cut(digest),
-                size,
-            })?,
+            size: u64::try_from(size)
+                .map_err(|_| ManifestError::NegativeSize { digest: error::cut(digest), size })?,
             media_type,
             urls: Vec::new(),
             platform: None,
@@ -63,10 +61,7 @@ impl TryFrom<OciDescriptor> for Descriptor {
 
     fn try_from(wire: OciDescriptor) -> Result<Self, Self::Error> {
         let descriptor = Descriptor::new(wire.media_type, &wire.digest, wire.size)?;
-        Ok(Descriptor {
-            urls: wire.urls.unwrap_or_default(),
-            ..descriptor
-        })
+        Ok(Descriptor { urls: wire.urls.unwrap_or_default(), ..descriptor })
     }
 }
 
@@ -116,9 +111,7 @@ impl Document {
         let kind = shape.kind()?;
         let media_type = agreed_media_type(kind, shape.media_type, content_type)?;
         if shape.schema_version != Some(2) {
-            return Err(ManifestError::SchemaVersion {
-                given: shape.schema_version,
-            });
+            return Err(ManifestError::SchemaVersion { given: shape.schema_version });
         }
         Ok(match kind {
             Kind::Image => Document::Image(Manifest::read(bytes, media_type)?),
@@ -152,10 +145,7 @@ fn agreed_media_type(
     if let (Some(body), Some(header)) = (&body, &header)
         && body != header
     {
-        return Err(ManifestError::MediaTypes {
-            body: error::cut(body),
-            header: error::cut(header),
-        });
+        return Err(ManifestError::MediaTypes { body: error::cut(body), header: error::cut(header) });
     }
     let Some(media_type) = body.or(header) else {
         return Ok(kind.oci_media_type().to_owned());
@@ -164,9 +154,7 @@ fn agreed_media_type(
         Some(named) if named == kind => Ok(media_type),
         Some(_) => Err(ManifestError::Confused),
         None if media_type::is_schema_1(&media_type) => Err(ManifestError::Schema1),
-        None => Err(ManifestError::NotAnImage {
-            media_type: error::cut(&media_type),
-        }),
+        None => Err(ManifestError::NotAnImage { media_type: error::cut(&media_type) }),
     }
 }
 
@@ -174,14 +162,10 @@ impl Manifest {
     fn read(bytes: &[u8], media_type: String) -> Result<Self, ManifestError> {
         let wire: OciImageManifest = json::read(bytes)?;
         if let Some(artifact) = wire.artifact_type.filter(|t| !media_type::is_image_config(t)) {
-            return Err(ManifestError::NotAnImage {
-                media_type: error::cut(&artifact),
-            });
+            return Err(ManifestError::NotAnImage { media_type: error::cut(&artifact) });
         }
         if !media_type::is_image_config(&wire.config.media_type) {
-            return Err(ManifestError::NotAnImage {
-                media_type: error::cut(&wire.config.media_type),
-            });
+            return Err(ManifestError::NotAnImage { media_type: error::cut(&wire.config.media_type) });
         }
         if wire.layers.is_empty() {
             return Err(ManifestError::NoLayers);
@@ -194,11 +178,7 @@ impl Manifest {
             layer.media_type.parse::<LayerMediaType>()?;
             layers.push(Descriptor::try_from(layer)?);
         }
-        Ok(Manifest {
-            media_type,
-            config,
-            layers,
-        })
+        Ok(Manifest { media_type, config, layers })
     }
 }
 

@@ -97,7 +97,8 @@ impl PlanReport {
             version: VERSION,
             distinct_layers: sizes.len() as u64,
             distinct_bytes,
-            shared_bytes: sum(images.iter().map(|image| image.compressed_size)).saturating_sub(distinct_bytes),
+            shared_bytes: sum(images.iter().map(|image| image.compressed_size))
+                .saturating_sub(distinct_bytes),
             admission,
             fits: (size.0 > 0).then(|| admission.fits()),
             images,
@@ -133,7 +134,8 @@ mod tests {
 
     #[test]
     fn shared_layers_count_once() {
-        let images = vec![image("a:1", &[("base", 10), ("a", 5), ("a", 5)]), image("b:1", &[("base", 10), ("b", 7)])];
+        let images =
+            vec![image("a:1", &[("base", 10), ("a", 5), ("a", 5)]), image("b:1", &[("base", 10), ("b", 7)])];
         let report = PlanReport::new(images, ByteSize(66));
         assert_eq!((report.distinct_layers, report.distinct_bytes, report.shared_bytes), (3, 22, 10));
         assert_eq!((report.images[0].compressed_size, report.images[1].compressed_size), (15, 17));

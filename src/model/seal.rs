@@ -165,10 +165,7 @@ impl CacheManifest {
         let manifest: CacheManifest = serde_json::from_slice(json)?;
         let found = Digest::sha256(&serde_json::to_vec(&manifest.content)?);
         if found != manifest.digest {
-            return Err(SealError::Digest {
-                want: manifest.digest,
-                found,
-            });
+            return Err(SealError::Digest { want: manifest.digest, found });
         }
         Ok(manifest)
     }

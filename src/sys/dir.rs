@@ -29,12 +29,7 @@ impl Dir {
 
     /// Opens the directory `name` in this one; a symbolic link is `ENOTDIR`.
     pub fn open_dir(&self, name: &[u8]) -> io::Result<Self> {
-        Ok(Dir(fcntl::openat(
-            &self.0,
-            name,
-            DIRECTORY | OFlag::O_NOFOLLOW,
-            Mode::empty(),
-        )?))
+        Ok(Dir(fcntl::openat(&self.0, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?))
     }
 
     /// Opens the directory at `path` beneath this one in one call, by openat2(2); any symbolic link on the way is
@@ -43,9 +38,7 @@ impl Dir {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_SYMLINKS;
-        let how = OpenHow::new()
-            .flags(DIRECTORY | OFlag::O_NOFOLLOW)
-            .resolve(resolve);
+        let how = OpenHow::new().flags(DIRECTORY | OFlag::O_NOFOLLOW).resolve(resolve);
         Ok(Dir(fcntl::openat2(&self.0, path, how)?))
     }
 
@@ -57,12 +50,7 @@ impl Dir {
     /// Creates and opens the file `name` for writing; it must not exist. `mode` is subject to the umask.
     pub fn create_file(&self, name: &[u8], mode: u32) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(File::from(fcntl::openat(
-            &self.0,
-            name,
-            flags,
-            Mode::from_bits_truncate(mode),
-        )?))
+        Ok(File::from(fcntl::openat(&self.0, name, flags, Mode::from_bits_truncate(mode))?))
     }
 
     /// Opens the regular file `name` for reading. Never follows a link, and never blocks on or touches a device.
@@ -81,12 +69,7 @@ impl Dir {
     /// Opens or creates the file `name` for appending.
     pub fn append_file(&self, name: &[u8], mode: u32) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(File::from(fcntl::openat(
-            &self.0,
-            name,
-            flags,
-            Mode::from_bits_truncate(mode),
-        )?))
+        Ok(File::from(fcntl::openat(&self.0, name, flags, Mode::from_bits_truncate(mode))?))
     }
 
     /// Reads the regular file `name` whole; more than `limit` bytes is `EFBIG`.
@@ -133,13 +116,7 @@ impl Dir {
             _ => return Err(Errno::EINVAL.into()),
         };
         let device = stat::makedev(device.0.into(), device.1.into());
-        Ok(stat::mknodat(
-            &self.0,
-            name,
-            kind,
-            Mode::from_bits_truncate(mode),
-            device,
-        )?)
+        Ok(stat::mknodat(&self.0, name, kind, Mode::from_bits_truncate(mode), device)?)
     }
 
     /// Creates an overlayfs whiteout: a character device 0:0, which needs no privilege (mknod(2), since Linux 5.8).
@@ -217,37 +194,20 @@ impl Dir {
     /// Sets owner and group of `name`, which is not followed.
     pub fn set_owner(&self, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        Ok(unistd::fchownat(
-            &self.0,
-            name,
-            uid,
-            gid,
-            AtFlags::AT_SYMLINK_NOFOLLOW,
-        )?)
+        Ok(unistd::fchownat(&self.0, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
     /// Sets the mode (07777) of `name`, which the caller knows to be no symbolic link: those have no mode, and
     /// fchmodat(2) would follow it.
     pub fn set_mode(&self, name: &[u8], mode: u32) -> io::Result<()> {
         let mode = Mode::from_bits_truncate(mode);
-        Ok(stat::fchmodat(
-            &self.0,
-            name,
-            mode,
-            stat::FchmodatFlags::FollowSymlink,
-        )?)
+        Ok(stat::fchmodat(&self.0, name, mode, stat::FchmodatFlags::FollowSymlink)?)
     }
 
     /// Sets access and modification time of `name`, which is not followed.
     pub fn set_times(&self, name: &[u8], mtime: Timestamp) -> io::Result<()> {
         let time = time_spec(mtime);
-        Ok(stat::utimensat(
-            &self.0,
-            name,
-            &time,
-            &time,
-            UtimensatFlags::NoFollowSymlink,
-        )?)
+        Ok(stat::utimensat(&self.0, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
     }
 
     /// Flushes the directory's own entries to disk.
@@ -278,11 +238,7 @@ impl AsFd for Dir {
 
 /// Sets owner and group of an open inode.
 pub fn set_owner(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
-    Ok(unistd::fchown(
-        fd,
-        Some(Uid::from_raw(uid)),
-        Some(Gid::from_raw(gid)),
-    )?)
+    Ok(unistd::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
 }
 
 /// Sets the mode (07777) of an open inode.

@@ -83,10 +83,7 @@ impl Capabilities {
         let effective = parse_effective(&status)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no CapEff in /proc/self/status"))?;
         let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        Ok(Capabilities {
-            effective,
-            initial_namespace: is_initial(&map),
-        })
+        Ok(Capabilities { effective, initial_namespace: is_initial(&map) })
     }
 
     /// Whether `capability` is there. `CAP_SYS_ADMIN` counts in the initial user namespace only: elsewhere the kernel
@@ -98,10 +95,7 @@ impl Capabilities {
 
     /// The required ones that are missing.
     pub fn missing(&self) -> Vec<Capability> {
-        Capability::REQUIRED
-            .into_iter()
-            .filter(|capability| !self.has(*capability))
-            .collect()
+        Capability::REQUIRED.into_iter().filter(|capability| !self.has(*capability)).collect()
     }
 }
 
@@ -123,16 +117,10 @@ mod tests {
     fn a_pod_of_the_baseline_profile() {
         // CHOWN DAC_OVERRIDE FOWNER FSETID MKNOD SETFCAP
         let effective = parse_effective("Name:\tx\nCapEff:\t000000008800001b\n").unwrap();
-        let pod = Capabilities {
-            effective,
-            initial_namespace: true,
-        };
+        let pod = Capabilities { effective, initial_namespace: true };
         assert!(pod.missing().is_empty());
         assert!(!pod.has(Capability::SysAdmin));
-        let none = Capabilities {
-            effective: 0,
-            initial_namespace: true,
-        };
+        let none = Capabilities { effective: 0, initial_namespace: true };
         assert_eq!(none.missing(), Capability::REQUIRED);
     }
 
@@ -140,10 +128,7 @@ mod tests {
     fn sys_admin_counts_in_the_initial_namespace_only() {
         assert!(is_initial("         0          0 4294967295\n"));
         assert!(!is_initial("         0     100000      65536\n"));
-        let nested = Capabilities {
-            effective: u64::MAX,
-            initial_namespace: false,
-        };
+        let nested = Capabilities { effective: u64::MAX, initial_namespace: false };
         assert!(!nested.has(Capability::SysAdmin));
         assert!(nested.has(Capability::Chown));
     }

@@ -24,7 +24,5 @@ pub fn ids() -> (u32, u32) {
 
 /// A name of this boot (random(4), boot_id): another value means that the machine went down in between.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }

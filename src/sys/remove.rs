@@ -19,10 +19,7 @@ pub fn tree(parent: &Dir, name: &[u8]) -> io::Result<()> {
             let child = Doomed::open(&doomed.dir, &name)?;
             stack.push(child);
         } else if let Some(doomed) = stack.pop() {
-            stack
-                .last()
-                .map_or(parent, |above| &above.dir)
-                .remove_dir(&doomed.name)?;
+            stack.last().map_or(parent, |above| &above.dir).remove_dir(&doomed.name)?;
         }
     }
     Ok(())
@@ -56,11 +53,7 @@ impl Doomed {
                 _ => {}
             }
         }
-        Ok(Doomed {
-            name: name.to_vec(),
-            dir,
-            directories,
-        })
+        Ok(Doomed { name: name.to_vec(), dir, directories })
     }
 }
 

@@ -34,13 +34,8 @@ impl FileSystem {
     /// Asks the file system that holds `dir`.
     pub fn of(dir: &Dir) -> io::Result<Self> {
         let facts = statfs::fstatfs(dir)?;
-        let block = u64::try_from(facts.block_size())
-            .unwrap_or(4096)
-            .clamp(512, 1 << 20);
-        Ok(FileSystem {
-            block,
-            is_xfs: facts.filesystem_type() == statfs::XFS_SUPER_MAGIC,
-        })
+        let block = u64::try_from(facts.block_size()).unwrap_or(4096).clamp(512, 1 << 20);
+        Ok(FileSystem { block, is_xfs: facts.filesystem_type() == statfs::XFS_SUPER_MAGIC })
     }
 
     /// `bytes` rounded up to whole blocks.
@@ -52,10 +47,7 @@ impl FileSystem {
 /// What the file system that holds `dir` has left for a process without privileges.
 pub fn free(dir: &Dir) -> io::Result<Free> {
     let facts = fstatvfs(dir)?;
-    Ok(Free {
-        bytes: facts.blocks_available() * facts.fragment_size(),
-        inodes: facts.files_available(),
-    })
+    Ok(Free { bytes: facts.blocks_available() * facts.fragment_size(), inodes: facts.files_available() })
 }
 
 /// Allocates `len` bytes for a file without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file systems that

@@ -83,10 +83,7 @@ impl From<FileStat> for Stat {
             SFlag::S_IFSOCK => FileType::Socket,
             _ => FileType::Regular,
         };
-        let device = (
-            nix::sys::stat::major(raw.st_rdev) as u32,
-            nix::sys::stat::minor(raw.st_rdev) as u32,
-        );
+        let device = (nix::sys::stat::major(raw.st_rdev) as u32, nix::sys::stat::minor(raw.st_rdev) as u32);
         Stat {
             file_type,
             mode: raw.st_mode & 0o7777,
@@ -97,10 +94,7 @@ impl From<FileStat> for Stat {
             links: raw.st_nlink as u64,
             identity: (raw.st_dev, raw.st_ino),
             device,
-            mtime: Timestamp {
-                sec: raw.st_mtime,
-                nsec: raw.st_mtime_nsec as u32,
-            },
+            mtime: Timestamp { sec: raw.st_mtime, nsec: raw.st_mtime_nsec as u32 },
         }
     }
 }

@@ -110,8 +110,12 @@ impl Comparison<'_> {
                     return Err(self.differs(at, Fault::Target { want, found }));
                 }
             }
-            InodeKind::CharDevice(major, minor) => self.device(at, FileType::CharDevice, (*major, *minor), stat)?,
-            InodeKind::BlockDevice(major, minor) => self.device(at, FileType::BlockDevice, (*major, *minor), stat)?,
+            InodeKind::CharDevice(major, minor) => {
+                self.device(at, FileType::CharDevice, (*major, *minor), stat)?
+            }
+            InodeKind::BlockDevice(major, minor) => {
+                self.device(at, FileType::BlockDevice, (*major, *minor), stat)?
+            }
             InodeKind::Fifo => self.is_type(at, FileType::Fifo, stat)?,
             InodeKind::CopiedUp(source) => self.copied_up(at, dir, name, stat, source)?,
         }
@@ -146,7 +150,10 @@ impl Comparison<'_> {
     }
 
     fn copied_up(&self, at: &[u8], dir: &Dir, name: &[u8], stat: &Stat, source: &[u8]) -> Result<(), Error> {
-        let found = self.lower.link_target(source).map_err(|e| self.io("looking in the layers below for", source, e))?;
+        let found = self
+            .lower
+            .link_target(source)
+            .map_err(|e| self.io("looking in the layers below for", source, e))?;
         let Some((resolved, lower, original)) = found else {
             return Err(self.differs(at, Fault::Unexplained));
         };
@@ -154,12 +161,14 @@ impl Comparison<'_> {
         self.is_type(at, original.file_type, stat)?;
         let same = match original.file_type {
             FileType::Regular => {
-                let open = |dir: &Dir, name: &[u8]| dir.open_file(name).map_err(|e| self.io("opening", at, e));
+                let open =
+                    |dir: &Dir, name: &[u8]| dir.open_file(name).map_err(|e| self.io("opening", at, e));
                 let (a, b) = (open(dir, name)?, open(&lower, original_name)?);
                 stat.size == original.size && same_bytes(a, b).map_err(|e| self.io("reading", at, e))?
             }
             FileType::Symlink => {
-                let read = |dir: &Dir, name: &[u8]| dir.read_link(name).map_err(|e| self.io("reading", at, e));
+                let read =
+                    |dir: &Dir, name: &[u8]| dir.read_link(name).map_err(|e| self.io("reading", at, e));
                 read(dir, name)? == read(&lower, original_name)?
             }
             _ => stat.device == original.device,
@@ -185,7 +194,8 @@ impl Comparison<'_> {
             let (want, found) = (seconds(want.mtime), seconds(stat.mtime));
             return Err(self.differs(at, Fault::Time { want, found }));
         }
-        let want: BTreeMap<&[u8], &[u8]> = want.xattrs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())).collect();
+        let want: BTreeMap<&[u8], &[u8]> =
+            want.xattrs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())).collect();
         let found: BTreeMap<&[u8], &[u8]> = xattrs
             .iter()
             // A label of the host's policy, which may come and go with the host.

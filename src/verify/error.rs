@@ -30,7 +30,9 @@ pub enum Error {
         message: String,
     },
     /// There is nothing to verify with.
-    #[error("{path} was built with --no-tar-split: without tar-split files its layers cannot be proven or exported; build it again without that flag")]
+    #[error(
+        "{path} was built with --no-tar-split: without tar-split files its layers cannot be proven or exported; build it again without that flag"
+    )]
     NoTarSplit {
         /// The volume.
         path: String,

@@ -22,7 +22,8 @@ const MAX_INDEX: u64 = 256 << 20;
 /// Reads the documents of every image and checks them against their digests, and the statements of `cache.json` about
 /// them.
 pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error> {
-    let layers: BTreeMap<&ChainId, &Layer> = content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
+    let layers: BTreeMap<&ChainId, &Layer> =
+        content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
     let mut blobs: BTreeMap<Digest, u64> = BTreeMap::new();
     let mut used = BTreeSet::new();
     let mut all = Vec::new();
@@ -55,7 +56,10 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
         });
     }
     if used.len() != content.layers.len() {
-        return Err(Error::volume("cache.json", Fault::Statement("its layers are those of its images".into())));
+        return Err(Error::volume(
+            "cache.json",
+            Fault::Statement("its layers are those of its images".into()),
+        ));
     }
     let totals = Totals {
         layers: content.layers.len() as u64,
@@ -64,7 +68,10 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
         size: content.layers.iter().map(|layer| layer.size).sum(),
     };
     if totals != content.totals {
-        return Err(Error::volume("cache.json", Fault::Statement(format!("the totals are {:?}", content.totals))));
+        return Err(Error::volume(
+            "cache.json",
+            Fault::Statement(format!("the totals are {:?}", content.totals)),
+        ));
     }
     Ok(all)
 }
@@ -76,7 +83,8 @@ fn check_layers(
 ) -> Result<(), Error> {
     let mut parent = None;
     for (chain_id, diff_id) in image.chain.iter().zip(diff_ids) {
-        let holds = layers.get(chain_id).is_some_and(|l| l.parent.as_ref() == parent && l.diff_id == *diff_id);
+        let holds =
+            layers.get(chain_id).is_some_and(|l| l.parent.as_ref() == parent && l.diff_id == *diff_id);
         if !holds {
             let what = format!("it has the layer {chain_id} of {}", image.reference);
             return Err(Error::volume("cache.json", Fault::Statement(what)));
@@ -106,7 +114,8 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
     expected.insert("overlay-images/images.lock".into(), Vec::new());
     let mut links: BTreeMap<String, String> = BTreeMap::new();
     let mut explained: BTreeSet<String> = BTreeSet::from(["cache.json".to_owned(), "overlay/l".to_owned()]);
-    let by_chain: BTreeMap<&ChainId, &Layer> = content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
+    let by_chain: BTreeMap<&ChainId, &Layer> =
+        content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
     for layer in &content.layers {
         let hex = layer.chain_id.hex();
         let link = layer.chain_id.link();
@@ -178,7 +187,9 @@ impl Walk {
                 } else if directories.contains(&at) {
                     let child = dir.open_dir(&name).map_err(|e| Error::io("opening", &at, e))?;
                     pending.push((at, child));
-                } else if !self.explained.contains(&at) || at.ends_with("/diff") != stat.is_dir() && at != "overlay/l" {
+                } else if !self.explained.contains(&at)
+                    || at.ends_with("/diff") != stat.is_dir() && at != "overlay/l"
+                {
                     return Err(Error::volume(&at, Fault::Unexplained));
                 }
             }

@@ -8,11 +8,11 @@ use super::settle::settle;
 use super::tree::{Content, InodeKind, Tree};
 use crate::layer::decode::Decoder;
 use crate::layer::limits::Limits;
+use crate::layer::overlay::Metadata;
 use crate::layer::overlay::attributes::screen;
 use crate::layer::overlay::lower::Lower;
-use crate::layer::overlay::Metadata;
 use crate::layer::path;
-use crate::layer::rebuild::{FilesRead, Rebuilt};
+use crate::layer::rebuild::{FilesRead, Offset, Rebuilt};
 use crate::layer::tar::{Kind, Member, Reader};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Hasher};
@@ -20,7 +20,7 @@ use crate::model::seal::{self, Compression, Layer};
 use crate::sys::{Dir, Timestamp};
 use crate::volume::layout;
 
-type Tar = Reader<Decoder<Rebuilt>, ()>;
+type Tar = Reader<Decoder<Rebuilt>, Offset>;
 
 /// Verifies a layer whose parents are verified.
 pub(super) fn verify(root: &Dir, content: &seal::Content, layer: &Layer) -> Result<(), Error> {
@@ -33,8 +33,13 @@ pub(super) fn verify(root: &Dir, content: &seal::Content, layer: &Layer) -> Resu
         let what = "other things were settled in this layer than follow from its parents".to_owned();
         return Err(Error::layer(id, b"", Fault::Statement(what)));
     }
-    let comparison =
-        Comparison { layer: id, tree: &tree, directories: &directories, lower: &lower, lost: losses(&layer.lost) };
+    let comparison = Comparison {
+        layer: id,
+        tree: &tree,
+        directories: &directories,
+        lower: &lower,
+        lost: losses(&layer.lost),
+    };
     comparison.run(diff)
 }
 
@@ -72,18 +77,19 @@ fn plan(root: &Dir, layer: &Layer, diff: &Dir) -> Result<Tree, Error> {
     let rebuilt = Rebuilt::new(split, diff);
     let read = rebuilt.files_read();
     let limits = Limits::default();
+    let offset = Offset::default();
     let decoder = Decoder::uncompressed(rebuilt, Algorithm::Sha256);
-    let mut reader = Reader::new(decoder, (), limits);
+    let mut reader = Reader::new(decoder, offset.clone(), limits);
     let mut tree = Tree::new();
     let mut entries = 0;
     while let Some(member) = reader.next().map_err(|e| fail(e.to_string()))? {
         entries += 1;
-        add(&mut reader, &mut tree, &read, member).map_err(|e| match e {
+        add(&mut reader, &mut tree, &read, offset.get(), member).map_err(|e| match e {
             AddError::Tar(message) => fail(message),
             AddError::Fault(path, fault) => Error::layer(&layer.chain_id, &path, Fault::Statement(fault)),
         })?;
     }
-    let (decoder, ()) = reader.finish().map_err(|e| fail(e.to_string()))?;
+    let (decoder, _) = reader.finish().map_err(|e| fail(e.to_string()))?;
     let decoded = decoder.finish().map_err(|e| fail(e.to_string()))?;
     debug_assert_eq!(decoded.compression, Compression::None);
     if decoded.diff_id != layer.diff_id {
@@ -102,11 +108,19 @@ enum AddError {
     Fault(Vec<u8>, String),
 }
 
-fn add(reader: &mut Tar, tree: &mut Tree, read: &FilesRead, member: Member) -> Result<(), AddError> {
+fn add(
+    reader: &mut Tar,
+    tree: &mut Tree,
+    read: &FilesRead,
+    offset: u64,
+    member: Member,
+) -> Result<(), AddError> {
     let path = member.path;
     let fault = |fault: &dyn std::fmt::Display| AddError::Fault(path.clone(), fault.to_string());
     let clean = path::clean(&path).map_err(|e| fault(&e))?;
-    let Some(at) = tree.place(&clean).map_err(|e| fault(&e))? else { return Ok(()) };
+    let Some(at) = tree.place(&clean).map_err(|e| fault(&e))? else {
+        return Ok(());
+    };
     let mut xattrs = member.xattrs;
     screen(&clean, &mut xattrs).map_err(|e| fault(&e))?;
     let metadata = Metadata {
@@ -128,7 +142,6 @@ fn add(reader: &mut Tar, tree: &mut Tree, read: &FilesRead, member: Member) -> R
             return tree.add_link(at, &target, metadata).map_err(|e| fault(&e));
         }
         Kind::File => {
-            let offset = reader.position();
             let held = content(reader, || read.at(offset).is_none())?;
             let content = match read.at(offset) {
                 Some(name) if name == at => Content::Read(name),
@@ -138,7 +151,7 @@ fn add(reader: &mut Tar, tree: &mut Tree, read: &FilesRead, member: Member) -> R
             };
             InodeKind::File { size, content }
         }
-        Kind::Sparse => InodeKind::File { size, content: content(reader, || true)? },
+        Kind::Sparse { .. } => InodeKind::File { size, content: content(reader, || true)? },
         Kind::Symlink { target } => InodeKind::Symlink(target),
         Kind::CharDevice { major, minor } => InodeKind::CharDevice(major, minor),
         Kind::BlockDevice { major, minor } => InodeKind::BlockDevice(major, minor),

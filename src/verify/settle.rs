@@ -69,7 +69,8 @@ fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled)
                 let metadata = copy::metadata_of(&dir, name, &stat).map_err(|e| look(&resolved, e))?;
                 tree.inodes.push(Inode { kind: InodeKind::CopiedUp(resolved.clone()), metadata });
                 let inode = tree.inodes.len() - 1;
-                let parent = tree.make_parents(path::split(&resolved).0).map_err(|f| hostile(layer, &resolved, &f))?;
+                let parent =
+                    tree.make_parents(path::split(&resolved).0).map_err(|f| hostile(layer, &resolved, &f))?;
                 let own = path::join(&parent, name);
                 tree.nodes.entry(own).or_insert(Node::Inode(inode));
                 settled.copied_up.push(escape(&resolved));

@@ -19,7 +19,10 @@ pub(super) struct Inode {
 
 #[derive(Clone, Debug)]
 pub(super) enum InodeKind {
-    File { size: u64, content: Content },
+    File {
+        size: u64,
+        content: Content,
+    },
     Symlink(Vec<u8>),
     CharDevice(u32, u32),
     BlockDevice(u32, u32),
@@ -61,7 +64,10 @@ enum Walked {
 
 impl Tree {
     pub(super) fn new() -> Self {
-        Tree { nodes: BTreeMap::from([(Vec::new(), Node::Directory(Directory::default()))]), ..Tree::default() }
+        Tree {
+            nodes: BTreeMap::from([(Vec::new(), Node::Directory(Directory::default()))]),
+            ..Tree::default()
+        }
     }
 
     /// Where a member goes, or nothing where it leaves no name of its own.
@@ -98,7 +104,8 @@ impl Tree {
         }
         let recreated = matches!(self.nodes.get(&at), Some(Node::Whiteout));
         self.clear(&at);
-        self.nodes.insert(at, Node::Directory(Directory { metadata: Some(metadata), opaque: false, recreated }));
+        self.nodes
+            .insert(at, Node::Directory(Directory { metadata: Some(metadata), opaque: false, recreated }));
     }
 
     pub(super) fn add_inode(&mut self, at: Vec<u8>, kind: InodeKind, metadata: Metadata) {
@@ -203,7 +210,8 @@ impl Tree {
                 }
                 other if make => {
                     let recreated = other.is_some();
-                    self.nodes.insert(at.clone(), Node::Directory(Directory { recreated, ..Directory::default() }));
+                    self.nodes
+                        .insert(at.clone(), Node::Directory(Directory { recreated, ..Directory::default() }));
                     here = at;
                 }
                 _ => {

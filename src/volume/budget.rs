@@ -37,12 +37,7 @@ pub struct Exceeded {
 impl Budget {
     /// An account of `cap` bytes of which `used` are occupied already.
     pub fn new(cap: u64, used: u64, file_system: FileSystem) -> Self {
-        Budget {
-            cap,
-            limit: cap - cap / SLACK_SHARE,
-            used: AtomicU64::new(used),
-            file_system,
-        }
+        Budget { cap, limit: cap - cap / SLACK_SHARE, used: AtomicU64::new(used), file_system }
     }
 
     /// Bytes set aside or occupied.
@@ -65,11 +60,7 @@ impl Budget {
         let take = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             Ok(_) => Ok(()),
-            Err(used) => Err(Exceeded {
-                need: bytes,
-                have: self.limit.saturating_sub(used),
-                cap: self.cap,
-            }),
+            Err(used) => Err(Exceeded { need: bytes, have: self.limit.saturating_sub(used), cap: self.cap }),
         }
     }
 
@@ -107,22 +98,14 @@ impl Budget {
 fn allocated(dirs: &[&Dir]) -> Result<u64, Error> {
     let mut sum = 0;
     for dir in dirs {
-        sum += dir
-            .stat_self()
-            .context("examining", "a directory of the volume")?
-            .allocated;
+        sum += dir.stat_self().context("examining", "a directory of the volume")?.allocated;
     }
     Ok(sum)
 }
 
 pub(super) fn full(exceeded: Exceeded, what: &str) -> Error {
     let Exceeded { need, have, cap } = exceeded;
-    Error::Full {
-        doing: format!("writing {what}"),
-        need,
-        have,
-        cap,
-    }
+    Error::Full { doing: format!("writing {what}"), need, have, cap }
 }
 
 /// What one layer has set aside: given back when the layer fails, kept when it is committed.
@@ -135,10 +118,7 @@ pub struct Account {
 impl Account {
     /// An account with nothing set aside.
     pub fn new(budget: Arc<Budget>) -> Self {
-        Account {
-            budget,
-            held: AtomicU64::new(0),
-        }
+        Account { budget, held: AtomicU64::new(0) }
     }
 
     /// Sets `bytes` aside.
@@ -152,9 +132,7 @@ impl Account {
     pub fn release(&self, bytes: u64) {
         let held = self
             .held
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-                Some(held.saturating_sub(bytes))
-            });
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| Some(held.saturating_sub(bytes)));
         let held = held.unwrap_or_default();
         self.budget.release(bytes.min(held));
     }
@@ -181,14 +159,7 @@ mod tests {
     use super::*;
 
     fn budget(cap: u64) -> Arc<Budget> {
-        Arc::new(Budget::new(
-            cap,
-            0,
-            FileSystem {
-                block: 4096,
-                is_xfs: false,
-            },
-        ))
+        Arc::new(Budget::new(cap, 0, FileSystem { block: 4096, is_xfs: false }))
     }
 
     #[test]
@@ -196,14 +167,7 @@ mod tests {
         let budget = budget(512 * 100);
         let limit = 512 * 100 - 100;
         assert!(budget.reserve(limit).is_ok());
-        assert_eq!(
-            budget.reserve(1),
-            Err(Exceeded {
-                need: 1,
-                have: 0,
-                cap: 51200
-            })
-        );
+        assert_eq!(budget.reserve(1), Err(Exceeded { need: 1, have: 0, cap: 51200 }));
         budget.release(1);
         assert!(budget.reserve(1).is_ok());
         assert!(budget.reserve(u64::MAX).is_err());

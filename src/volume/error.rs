@@ -118,10 +118,6 @@ pub(super) trait Context<T> {
 
 impl<T> Context<T> for io::Result<T> {
     fn context(self, doing: &'static str, what: &str) -> Result<T, Error> {
-        self.map_err(|source| Error::Io {
-            doing,
-            what: what.to_owned(),
-            source,
-        })
+        self.map_err(|source| Error::Io { doing, what: what.to_owned(), source })
     }
 }

@@ -63,39 +63,26 @@ pub(super) fn read(larder: &Dir) -> Result<Option<Record>, Error> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.context("reading", "job.json")?,
     };
-    let record = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
-        what: "job.json",
-        source,
-    })?;
+    let record = serde_json::from_slice(&bytes).map_err(|source| Error::Json { what: "job.json", source })?;
     Ok(Some(record))
 }
 
 pub(super) fn write(larder: &Dir, record: &Record) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(record).map_err(|source| Error::Json {
-        what: "job.json",
-        source,
-    })?;
+    let bytes = serde_json::to_vec(record).map_err(|source| Error::Json { what: "job.json", source })?;
     atomic::write(larder, layout::JOB, &bytes, 0o600).context("writing", "job.json")
 }
 
 impl Volume {
     /// What the references were resolved to in an earlier run of this job; empty in the first.
     pub fn resolved(&self) -> Result<Vec<Resolved>, Error> {
-        Ok(read(&self.larder)?
-            .map(|record| record.resolved)
-            .unwrap_or_default())
+        Ok(read(&self.larder)?.map(|record| record.resolved).unwrap_or_default())
     }
 
     /// Notes what the references stand for, for this run and later ones.
     pub fn set_resolved(&self, identity: &Identity, resolved: &[Resolved]) -> Result<(), Error> {
-        let record = Record {
-            identity: identity.clone(),
-            resolved: resolved.to_vec(),
-        };
+        let record = Record { identity: identity.clone(), resolved: resolved.to_vec() };
         // The old file and the new one are there at the same time for a moment.
-        self.budget
-            .reserve_file(MAX.min(512 + 512 * resolved.len() as u64), "job.json")?;
-        self.budget
-            .growing(&[&self.larder], "job.json", || write(&self.larder, &record))
+        self.budget.reserve_file(MAX.min(512 + 512 * resolved.len() as u64), "job.json")?;
+        self.budget.growing(&[&self.larder], "job.json", || write(&self.larder, &record))
     }
 }

@@ -58,10 +58,7 @@ impl Journal {
         let mut rewritten = Vec::new();
         for layer in &trusted.layers {
             let layer = Box::new(layer.clone());
-            rewritten.extend(encode(&Line::Committed {
-                boot: boot.clone(),
-                layer,
-            })?);
+            rewritten.extend(encode(&Line::Committed { boot: boot.clone(), layer })?);
         }
         let synced: Vec<ChainId> = trusted
             .layers
@@ -75,25 +72,13 @@ impl Journal {
         if rewritten != bytes {
             atomic::write(larder, layout::JOURNAL, &rewritten, 0o600).context("writing", "the journal")?;
         }
-        let file = larder
-            .append_file(layout::JOURNAL, 0o600)
-            .context("opening", "the journal")?;
-        Ok((
-            Journal {
-                file,
-                boot,
-                len: rewritten.len() as u64,
-            },
-            trusted,
-        ))
+        let file = larder.append_file(layout::JOURNAL, 0o600).context("opening", "the journal")?;
+        Ok((Journal { file, boot, len: rewritten.len() as u64 }, trusted))
     }
 
     /// A layer is in its place.
     pub(super) fn committed(&mut self, layer: &Layer, budget: &Budget) -> Result<(), Error> {
-        let line = Line::Committed {
-            boot: self.boot.clone(),
-            layer: Box::new(layer.clone()),
-        };
+        let line = Line::Committed { boot: self.boot.clone(), layer: Box::new(layer.clone()) };
         self.append(&line, budget)
     }
 
@@ -107,10 +92,7 @@ impl Journal {
         let bytes = encode(line)?;
         let len = self.len + bytes.len() as u64;
         let file_system = budget.file_system();
-        budget.reserve_file(
-            file_system.round_up(len) - file_system.round_up(self.len),
-            "the journal",
-        )?;
+        budget.reserve_file(file_system.round_up(len) - file_system.round_up(self.len), "the journal")?;
         self.file.write_all(&bytes).context("writing", "the journal")?;
         self.len = len;
         Ok(())
@@ -118,10 +100,7 @@ impl Journal {
 }
 
 fn encode(line: &Line) -> Result<Vec<u8>, Error> {
-    let json = serde_json::to_vec(line).map_err(|source| Error::Json {
-        what: "the journal",
-        source,
-    })?;
+    let json = serde_json::to_vec(line).map_err(|source| Error::Json { what: "the journal", source })?;
     let mut bytes = check(&json).into_bytes();
     bytes.push(b' ');
     bytes.extend(json);
@@ -135,9 +114,7 @@ fn check(json: &[u8]) -> String {
 
 fn decode(line: &[u8]) -> Option<Line> {
     let (sum, json) = (line.get(..16)?, line.get(17..)?);
-    (sum == check(json).as_bytes())
-        .then(|| serde_json::from_slice(json).ok())
-        .flatten()
+    (sum == check(json).as_bytes()).then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
 /// Layers that may be kept: committed in this boot or synced in any, and whose parents may be kept too.
@@ -155,10 +132,7 @@ fn trust(journal: &[u8], boot: &str) -> Trusted {
     let mut layers = Vec::new();
     for (written_in, layer) in committed {
         let durable = written_in == boot || synced.contains(&layer.chain_id);
-        let parent_kept = layer
-            .parent
-            .as_ref()
-            .is_none_or(|parent| kept.contains_key(parent));
+        let parent_kept = layer.parent.as_ref().is_none_or(|parent| kept.contains_key(parent));
         if durable && parent_kept && kept.insert(layer.chain_id.clone(), ()).is_none() {
             layers.push(layer);
         }
@@ -175,9 +149,8 @@ mod tests {
     fn layer(name: &str, parent: Option<&Layer>) -> Layer {
         let diff_id = Digest::sha256(name.as_bytes());
         let parent = parent.map(|layer| layer.chain_id.clone());
-        let chain_id = parent
-            .as_ref()
-            .map_or_else(|| ChainId::base(&diff_id), |parent| parent.child(&diff_id));
+        let chain_id =
+            parent.as_ref().map_or_else(|| ChainId::base(&diff_id), |parent| parent.child(&diff_id));
         Layer {
             chain_id,
             parent,
@@ -195,19 +168,11 @@ mod tests {
     }
 
     fn committed(boot: &str, layer: &Layer) -> Vec<u8> {
-        encode(&Line::Committed {
-            boot: boot.into(),
-            layer: Box::new(layer.clone()),
-        })
-        .unwrap()
+        encode(&Line::Committed { boot: boot.into(), layer: Box::new(layer.clone()) }).unwrap()
     }
 
     fn names(trusted: &Trusted) -> Vec<ChainId> {
-        trusted
-            .layers
-            .iter()
-            .map(|layer| layer.chain_id.clone())
-            .collect()
+        trusted.layers.iter().map(|layer| layer.chain_id.clone()).collect()
     }
 
     #[test]

@@ -34,58 +34,34 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
         _ => {}
     }
     let root = Dir::open(path).context("opening the volume", &shown)?;
-    if root
-        .try_stat(layout::CACHE)
-        .context("examining", "cache.json")?
-        .is_some()
-    {
+    if root.try_stat(layout::CACHE).context("examining", "cache.json")?.is_some() {
         let sealed = seal::read_from(&root, &shown)?;
         if sealed.content.job == identity.digest() {
             return Ok(Opened::Sealed(Box::new(sealed)));
         }
-        return Err(other_job(
-            &shown,
-            sealed.content.images.iter().map(|image| image.reference.as_str()),
-        ));
+        return Err(other_job(&shown, sealed.content.images.iter().map(|image| image.reference.as_str())));
     }
     refuse_foreign(&root, &shown)?;
-    let larder = root
-        .ensure_dir(layout::LARDER, 0o700)
-        .context("creating", ".larder")?;
+    let larder = root.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
     let lock = Lock::try_exclusive(&larder, layout::LOCK).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
     match job::read(&larder)? {
         Some(record) if record.identity != *identity => {
-            return Err(other_job(
-                &shown,
-                record.identity.images.iter().map(String::as_str),
-            ));
+            return Err(other_job(&shown, record.identity.images.iter().map(String::as_str)));
         }
         Some(_) => {}
-        None => job::write(
-            &larder,
-            &Record {
-                identity: identity.clone(),
-                resolved: Vec::new(),
-            },
-        )?,
+        None => job::write(&larder, &Record { identity: identity.clone(), resolved: Vec::new() })?,
     }
     let directory = |parent: &Dir, name: &[u8]| {
-        parent
-            .ensure_dir(name, 0o755)
-            .context("creating", &String::from_utf8_lossy(name))
+        parent.ensure_dir(name, 0o755).context("creating", &String::from_utf8_lossy(name))
     };
     let overlay = directory(&root, layout::OVERLAY)?;
     let links = directory(&overlay, layout::LINKS)?;
     let layers = directory(&root, layout::LAYERS)?;
     let images = directory(&root, layout::IMAGES)?;
     // Consumers of a read-only mount fail without them, so they are there before anything else is.
-    layers
-        .append_file(b"layers.lock", 0o644)
-        .context("creating", "layers.lock")?;
-    images
-        .append_file(b"images.lock", 0o644)
-        .context("creating", "images.lock")?;
+    layers.append_file(b"layers.lock", 0o644).context("creating", "layers.lock")?;
+    images.append_file(b"images.lock", 0o644).context("creating", "images.lock")?;
 
     let (journal, trusted) = Journal::open(&larder)?;
     let mut committed = std::collections::HashMap::new();
@@ -96,23 +72,12 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
         }
         committed.insert(layer.chain_id.clone(), layer);
     }
-    sweep(
-        &larder,
-        &overlay,
-        &links,
-        &layers,
-        &committed.keys().cloned().collect(),
-    )?;
+    sweep(&larder, &overlay, &links, &layers, &committed.keys().cloned().collect())?;
 
     let file_system = FileSystem::of(&root).context("examining the file system of", &shown)?;
     let used = space::occupied(&root).context("measuring", &shown)?;
     let budget = Arc::new(Budget::new(size.0, used, file_system));
-    let state = Mutex::new(State {
-        journal,
-        committed,
-        unsynced,
-        staged: 0,
-    });
+    let state = Mutex::new(State { journal, committed, unsynced, staged: 0 });
     let path = path.to_owned();
     Ok(Opened::Filling(Box::new(Volume {
         path,
@@ -128,29 +93,19 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
 }
 
 fn other_job<'a>(path: &str, images: impl Iterator<Item = &'a str>) -> Error {
-    Error::OtherJob {
-        path: path.to_owned(),
-        images: images.collect::<Vec<_>>().join(", "),
-    }
+    Error::OtherJob { path: path.to_owned(), images: images.collect::<Vec<_>>().join(", ") }
 }
 
 /// A directory without `.larder` must be empty, but for what mkfs leaves.
 fn refuse_foreign(root: &Dir, path: &str) -> Result<(), Error> {
-    if root
-        .try_stat(layout::LARDER)
-        .context("examining", ".larder")?
-        .is_some_and(|stat| stat.is_dir())
-    {
+    if root.try_stat(layout::LARDER).context("examining", ".larder")?.is_some_and(|stat| stat.is_dir()) {
         return Ok(());
     }
     let names = root.names().context("listing", path)?;
     match names.into_iter().find(|name| name != layout::LOST_AND_FOUND) {
         Some(name) => {
             let name = String::from_utf8_lossy(&name).into_owned();
-            Err(Error::Foreign {
-                path: path.to_owned(),
-                name,
-            })
+            Err(Error::Foreign { path: path.to_owned(), name })
         }
         None => Ok(()),
     }
@@ -165,11 +120,8 @@ fn sweep(
     kept: &HashSet<crate::model::chain::ChainId>,
 ) -> Result<(), Error> {
     remove::tree(larder, layout::STAGING).context("removing", "staging")?;
-    let directories: HashSet<&[u8]> = kept
-        .iter()
-        .map(|id| id.hex().as_bytes())
-        .chain([layout::LINKS])
-        .collect();
+    let directories: HashSet<&[u8]> =
+        kept.iter().map(|id| id.hex().as_bytes()).chain([layout::LINKS]).collect();
     let short: HashSet<Vec<u8>> = kept.iter().map(|id| id.link().into_bytes()).collect();
     let splits: HashSet<Vec<u8>> = kept.iter().map(|id| layout::tar_split(id).into_bytes()).collect();
     keep(overlay, |name| directories.contains(name))?;

@@ -24,16 +24,11 @@ pub fn read(path: &Path) -> Result<CacheManifest, Error> {
 pub(super) fn read_from(root: &Dir, path: &str) -> Result<CacheManifest, Error> {
     let bytes = match root.read_file(layout::CACHE, MAX) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NotSealed {
-                path: path.to_owned(),
-            });
+            return Err(Error::NotSealed { path: path.to_owned() });
         }
         other => other.context("reading", "cache.json")?,
     };
-    CacheManifest::parse(&bytes).map_err(|source| Error::Seal {
-        path: path.to_owned(),
-        source,
-    })
+    CacheManifest::parse(&bytes).map_err(|source| Error::Seal { path: path.to_owned(), source })
 }
 
 impl Volume {
@@ -46,22 +41,14 @@ impl Volume {
     pub fn document(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>> {
         let path = store::blob_path(digest);
         let (dir, name) = path.rsplit_once('/')?;
-        let bytes = self
-            .root
-            .open_beneath(dir.as_bytes())
-            .ok()?
-            .read_file(name.as_bytes(), limit)
-            .ok()?;
+        let bytes = self.root.open_beneath(dir.as_bytes()).ok()?.read_file(name.as_bytes(), limit).ok()?;
         let found = crate::model::digest::Hasher::digest_of(digest.algorithm(), &bytes);
         (found == *digest).then_some(bytes)
     }
 
     /// Seals the volume. All layers that `content` names are committed.
     pub fn seal(&self, content: Content, documents: &[Documents]) -> Result<CacheManifest, Error> {
-        let json = |source| Error::Json {
-            what: "the index files",
-            source,
-        };
+        let json = |source| Error::Json { what: "the index files", source };
         remove::tree(&self.larder, layout::STAGING).context("removing", "staging")?;
         for (path, bytes) in store::files(&content, documents).map_err(json)? {
             self.write_file(&path, &bytes)?;
@@ -92,9 +79,7 @@ impl Volume {
                         dir.unlink(part.as_bytes()).context("replacing", path)?;
                         self.budget.release(old.allocated.min(room));
                     }
-                    let mut file = dir
-                        .create_file(part.as_bytes(), 0o644)
-                        .context("creating", path)?;
+                    let mut file = dir.create_file(part.as_bytes(), 0o644).context("creating", path)?;
                     file.write_all(bytes).context("writing", path)
                 });
             }
@@ -108,13 +93,9 @@ impl Volume {
 
     fn make_dir(&self, parent: &Dir, name: &str, path: &str) -> Result<Dir, Error> {
         let block = self.budget.file_system().block;
-        self.budget
-            .reserve(block)
-            .map_err(|exceeded| full(exceeded, path))?;
+        self.budget.reserve(block).map_err(|exceeded| full(exceeded, path))?;
         self.budget.growing(&[parent], path, || {
-            parent
-                .make_dir(name.as_bytes(), 0o755)
-                .context("creating", path)?;
+            parent.make_dir(name.as_bytes(), 0o755).context("creating", path)?;
             parent.open_dir(name.as_bytes()).context("opening", path)
         })
     }

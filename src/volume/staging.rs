@@ -28,29 +28,14 @@ impl Staging {
         let block = account.block();
         // The directory itself, its parent's entry and diff/.
         let room = 3 * block;
-        account
-            .reserve(room)
-            .map_err(|exceeded| super::budget::full(exceeded, "a staging directory"))?;
-        parent
-            .make_dir(name.as_bytes(), 0o700)
-            .context("creating staging directory", name)?;
-        let dir = parent
-            .open_dir(name.as_bytes())
-            .context("opening staging directory", name)?;
-        let staging = Staging {
-            parent,
-            name: name.to_owned(),
-            dir,
-            account,
-            placed: false,
-        };
+        account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, "a staging directory"))?;
+        parent.make_dir(name.as_bytes(), 0o700).context("creating staging directory", name)?;
+        let dir = parent.open_dir(name.as_bytes()).context("opening staging directory", name)?;
+        let staging = Staging { parent, name: name.to_owned(), dir, account, placed: false };
         // Readable by all once it is in place, like the rest of the store; until then nobody gets through .larder.
         isolate(&staging.dir).context("preparing staging directory", name)?;
         crate::sys::dir::set_mode(&staging.dir, 0o755).context("preparing staging directory", name)?;
-        staging
-            .dir
-            .make_dir(layout::DIFF, 0o700)
-            .context("creating", "diff")?;
+        staging.dir.make_dir(layout::DIFF, 0o700).context("creating", "diff")?;
         isolate(&staging.diff()?).context("preparing", "diff")?;
         Ok(staging)
     }
@@ -67,9 +52,7 @@ impl Staging {
 
     /// Where content goes that a later member replaces.
     pub fn replaced(&self) -> Result<Dir, Error> {
-        self.dir
-            .ensure_dir(REPLACED, 0o700)
-            .context("creating", "replaced")
+        self.dir.ensure_dir(REPLACED, 0o700).context("creating", "replaced")
     }
 
     /// Removes that content, once the tar-split file has taken it.
@@ -84,9 +67,7 @@ impl Staging {
 
     /// A new file beside the tree.
     pub fn create(&self, name: &[u8]) -> Result<File, Error> {
-        self.dir
-            .create_file(name, 0o644)
-            .context("creating", &String::from_utf8_lossy(name))
+        self.dir.create_file(name, 0o644).context("creating", &String::from_utf8_lossy(name))
     }
 
     /// Writes a small file beside the tree.
@@ -94,17 +75,13 @@ impl Staging {
         let what = String::from_utf8_lossy(name);
         let block = self.account.block();
         let room = (bytes.len() as u64).div_ceil(block) * block;
-        self.account
-            .reserve(room)
-            .map_err(|exceeded| super::budget::full(exceeded, &what))?;
+        self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
         self.create(name)?.write_all(bytes).context("writing", &what)
     }
 
     /// Moves the directory to its place; from then on its bytes belong to the volume.
     pub(super) fn place(mut self, to: &Dir, name: &[u8]) -> Result<(), Error> {
-        self.parent
-            .rename_new(self.name.as_bytes(), to, name)
-            .context("placing the layer", &self.name)?;
+        self.parent.rename_new(self.name.as_bytes(), to, name).context("placing the layer", &self.name)?;
         self.placed = true;
         self.account.keep();
         Ok(())

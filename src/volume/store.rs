@@ -36,10 +36,7 @@ const EPOCH: &str = "1970-01-01T00:00:00Z";
 /// All index files of a volume but `cache.json`, in a fixed order. `documents` belong to `content.images`, one each.
 pub fn files(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde_json::Error> {
     let mut files = vec![
-        (
-            "overlay-layers/layers.json".to_owned(),
-            layers(content, documents)?,
-        ),
+        ("overlay-layers/layers.json".to_owned(), layers(content, documents)?),
         ("snapshots.metadata".to_owned(), snapshots(content)),
     ];
     files.extend(images(content, documents)?);
@@ -64,9 +61,7 @@ fn layers(content: &Content, documents: &[Documents]) -> Result<Vec<u8>, serde_j
     let mut created: BTreeMap<&ChainId, &str> = BTreeMap::new();
     for (image, documents) in content.images.iter().zip(documents) {
         for chain_id in &image.chain {
-            created
-                .entry(chain_id)
-                .or_insert(documents.created.as_deref().unwrap_or(EPOCH));
+            created.entry(chain_id).or_insert(documents.created.as_deref().unwrap_or(EPOCH));
         }
     }
     let entries: Vec<Value> = content
@@ -114,10 +109,7 @@ fn images(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde
     let mut files = Vec::new();
     let mut by_config: BTreeMap<&Digest, Vec<(&Image, &Documents)>> = BTreeMap::new();
     for (image, documents) in content.images.iter().zip(documents) {
-        by_config
-            .entry(&image.config)
-            .or_default()
-            .push((image, documents));
+        by_config.entry(&image.config).or_default().push((image, documents));
     }
     for (config, images) in by_config {
         let (first, first_documents) = images[0];
@@ -133,14 +125,10 @@ fn images(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde
                 }
             }
         }
-        let sizes: BTreeMap<&str, usize> = data
-            .iter()
-            .map(|(key, bytes)| (key.as_str(), bytes.len()))
-            .collect();
-        let digests: BTreeMap<&str, Digest> = data
-            .iter()
-            .map(|(key, bytes)| (key.as_str(), Digest::sha256(bytes)))
-            .collect();
+        let sizes: BTreeMap<&str, usize> =
+            data.iter().map(|(key, bytes)| (key.as_str(), bytes.len())).collect();
+        let digests: BTreeMap<&str, Digest> =
+            data.iter().map(|(key, bytes)| (key.as_str(), Digest::sha256(bytes))).collect();
         records.push(json!({
             "id": config.hex(),
             "digest": first.manifest,
@@ -152,16 +140,10 @@ fn images(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde
             "big-data-digests": digests,
         }));
         for (key, bytes) in &data {
-            files.push((
-                format!("overlay-images/{}/{}", config.hex(), big_data_name(key)),
-                bytes.to_vec(),
-            ));
+            files.push((format!("overlay-images/{}/{}", config.hex(), big_data_name(key)), bytes.to_vec()));
         }
     }
-    files.push((
-        "overlay-images/images.json".to_owned(),
-        serde_json::to_vec(&records)?,
-    ));
+    files.push(("overlay-images/images.json".to_owned(), serde_json::to_vec(&records)?));
     Ok(files)
 }
 
@@ -176,10 +158,7 @@ fn big_data_name(key: &str) -> String {
 
 /// A layout without layer blobs: the index names every image, so that its manifest and config can be imported.
 fn oci(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde_json::Error> {
-    let mut files = vec![(
-        "oci/oci-layout".to_owned(),
-        br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
-    )];
+    let mut files = vec![("oci/oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let mut manifests = Vec::new();
     let mut blobs: BTreeMap<String, &[u8]> = BTreeMap::new();
     for (image, documents) in content.images.iter().zip(documents) {

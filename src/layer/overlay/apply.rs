@@ -74,11 +74,7 @@ pub fn apply<B: BufRead, R: Record>(
         applied: Applied::default(),
         lost: Vec::new(),
         links: Links::default(),
-        parking: Parking {
-            dir: target.replaced,
-            keep: target.keep_replaced,
-            replaced: Vec::new(),
-        },
+        parking: Parking { dir: target.replaced, keep: target.keep_replaced, replaced: Vec::new() },
     };
     while let Some(member) = reader.next().map_err(Failure::Tar)? {
         sink.applied.entries += 1;
@@ -129,10 +125,7 @@ impl Sink<'_> {
             mode: member.mode & 0o7777,
             uid: member.uid,
             gid: member.gid,
-            mtime: Timestamp {
-                sec: member.mtime.sec,
-                nsec: member.mtime.nsec,
-            },
+            mtime: Timestamp { sec: member.mtime.sec, nsec: member.mtime.nsec },
             xattrs: member.xattrs,
         };
         attributes::screen(&clean, &mut metadata.xattrs)?;
@@ -147,7 +140,7 @@ impl Sink<'_> {
         }
         match member.kind {
             Kind::File => self.file(reader, clean, member.size, &metadata),
-            Kind::Sparse => self.sparse(reader, clean, member.size, &metadata),
+            Kind::Sparse { .. } => self.sparse(reader, clean, member.size, &metadata),
             Kind::Directory => Ok(self.directory(clean, metadata)?),
             Kind::Symlink { target } => Ok(self.symlink(clean, &target, &metadata)?),
             Kind::HardLink { target } => Ok(self.hard_link(clean, &target, metadata)?),
@@ -180,8 +173,7 @@ impl Sink<'_> {
         }
         while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
             file.write_all(chunk.bytes).context("writing", &at)?;
-            self.written
-                .fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
         }
         reader.end_file(&at).map_err(Failure::Tar)?;
         self.describe_file(&file, &at, metadata)?;
@@ -218,10 +210,8 @@ impl Sink<'_> {
                 room += to - from;
                 reserved_to = to;
             }
-            file.write_all_at(chunk.bytes, chunk.offset)
-                .context("writing", &at)?;
-            self.written
-                .fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+            file.write_all_at(chunk.bytes, chunk.offset).context("writing", &at)?;
+            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
         }
         file.set_len(size).context("setting the size of", &at)?;
         self.describe_file(&file, &at, metadata)?;
@@ -246,14 +236,7 @@ impl Sink<'_> {
         };
         self.applied.lower_links.remove(&at);
         self.tree.make_dir(&place.dir, name, &at)?;
-        self.tree.made(
-            at,
-            Directory {
-                metadata: Some(metadata),
-                opaque: false,
-                recreated,
-            },
-        );
+        self.tree.made(at, Directory { metadata: Some(metadata), opaque: false, recreated });
         Ok(())
     }
 
@@ -268,8 +251,7 @@ impl Sink<'_> {
         let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
         self.tree.reserve(text_room + self.xattr_room(metadata), &at)?;
         self.create(&place, name, &at, |dir| dir.symlink(target, name))?;
-        self.writer()
-            .named(&place.dir, name, &at, FileType::Symlink, metadata)
+        self.writer().named(&place.dir, name, &at, FileType::Symlink, metadata)
     }
 
     fn node(
@@ -283,18 +265,12 @@ impl Sink<'_> {
         let (_, name) = path::split(&clean);
         let at = path::join(&place.path, name);
         self.tree.reserve(self.xattr_room(metadata), &at)?;
-        let made = self.create(&place, name, &at, |dir| {
-            dir.make_node(name, file_type, metadata.mode & 0o777, device)
-        });
+        let made = self
+            .create(&place, name, &at, |dir| dir.make_node(name, file_type, metadata.mode & 0o777, device));
         match made {
             Err(Error::Io { source, .. }) if self.writer().may_lose(&source) => {
-                let kind = if file_type == FileType::BlockDevice {
-                    'b'
-                } else {
-                    'c'
-                };
-                self.writer()
-                    .lose(&at, format!("device {kind} {}:{}", device.0, device.1));
+                let kind = if file_type == FileType::BlockDevice { 'b' } else { 'c' };
+                self.writer().lose(&at, format!("device {kind} {}:{}", device.0, device.1));
                 Ok(())
             }
             other => {
@@ -322,11 +298,7 @@ impl Sink<'_> {
             Found::Here(source) => source,
         };
         let target_at = path::join(&source.path, target_name);
-        let stat = match source
-            .dir
-            .try_stat(target_name)
-            .context("examining", &target_at)?
-        {
+        let stat = match source.dir.try_stat(target_name).context("examining", &target_at)? {
             Some(stat) if !stat.is_whiteout() => stat,
             _ => {
                 let target = match self.applied.lower_links.get(&target_at) {
@@ -344,8 +316,7 @@ impl Sink<'_> {
             self.create(&place, name, &at, |dir| source.dir.link(target_name, dir, name))?;
             self.links.insert(&at);
         }
-        self.writer()
-            .named(&place.dir, name, &at, stat.file_type, &metadata)
+        self.writer().named(&place.dir, name, &at, stat.file_type, &metadata)
     }
 
     fn lower_link(
@@ -356,17 +327,10 @@ impl Sink<'_> {
         metadata: Metadata,
     ) -> Result<(), Error> {
         let (_, name) = path::split(&at);
-        if place
-            .dir
-            .try_stat(name)
-            .context("examining", &at)?
-            .is_some_and(|stat| !stat.is_whiteout())
-        {
+        if place.dir.try_stat(name).context("examining", &at)?.is_some_and(|stat| !stat.is_whiteout()) {
             self.clear(place, name, &at)?;
         }
-        self.applied
-            .lower_links
-            .insert(at, LowerLink { target, metadata });
+        self.applied.lower_links.insert(at, LowerLink { target, metadata });
         Ok(())
     }
 
@@ -392,10 +356,7 @@ impl Sink<'_> {
             None if self.applied.lower_links.contains_key(&at) => Ok(()),
             None => {
                 self.tree.watch(&place.dir, &at)?;
-                place
-                    .dir
-                    .make_whiteout(hidden)
-                    .context("creating the whiteout", &at)?;
+                place.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
                 self.tree.named(&at)
             }
         }
@@ -438,9 +399,7 @@ impl Sink<'_> {
         if !stat.is_dir() {
             return self.discard(&place.dir, name, at, &stat);
         }
-        self.applied
-            .lower_links
-            .retain(|known, _| !path::is_at_or_below(known, at));
+        self.applied.lower_links.retain(|known, _| !path::is_at_or_below(known, at));
         let mut pending = vec![(at.to_vec(), self.tree.open(at)?)];
         let mut freed = 0;
         while let Some((path, dir)) = pending.pop() {
@@ -489,23 +448,12 @@ impl Sink<'_> {
     }
 
     fn xattr_room(&self, metadata: &Metadata) -> u64 {
-        let bytes: usize = metadata
-            .xattrs
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + 16)
-            .sum();
-        if bytes > XATTRS_IN_INODE {
-            self.tree.file_system().round_up(bytes as u64)
-        } else {
-            0
-        }
+        let bytes: usize = metadata.xattrs.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
+        if bytes > XATTRS_IN_INODE { self.tree.file_system().round_up(bytes as u64) } else { 0 }
     }
 
     fn writer(&mut self) -> Writer<'_> {
-        Writer {
-            rights: self.rights,
-            lost: &mut self.lost,
-        }
+        Writer { rights: self.rights, lost: &mut self.lost }
     }
 }
 
@@ -558,12 +506,8 @@ impl Parking<'_> {
     fn park(&mut self, dir: &Dir, name: &[u8], at: &[u8]) -> Result<bool, Error> {
         if self.keep {
             let parked = self.replaced.len().to_string();
-            dir.rename(name, self.dir, parked.as_bytes())
-                .context("setting aside", at)?;
-            self.replaced.push(Replaced {
-                path: at.to_vec(),
-                name: parked,
-            });
+            dir.rename(name, self.dir, parked.as_bytes()).context("setting aside", at)?;
+            self.replaced.push(Replaced { path: at.to_vec(), name: parked });
         }
         Ok(self.keep)
     }

@@ -91,12 +91,10 @@ impl Writer<'_> {
         let result = dir.set_owner(name, metadata.uid, metadata.gid);
         self.owner(result, path, metadata)?;
         if file_type != FileType::Symlink {
-            dir.set_mode(name, metadata.mode)
-                .context("setting the mode of", path)?;
+            dir.set_mode(name, metadata.mode).context("setting the mode of", path)?;
         }
         self.xattrs(path, metadata, |key, value| xattr::set_at(dir, name, key, value))?;
-        dir.set_times(name, metadata.mtime)
-            .context("setting the time of", path)
+        dir.set_times(name, metadata.mtime).context("setting the time of", path)
     }
 
     /// Marks a directory as opaque.
@@ -106,10 +104,7 @@ impl Writer<'_> {
 
     /// Notes a loss.
     pub fn lose(&mut self, path: &[u8], what: String) {
-        self.lost.push(Lost {
-            path: escape(path),
-            what,
-        });
+        self.lost.push(Lost { path: escape(path), what });
     }
 
     /// Whether an error may be answered by a note.

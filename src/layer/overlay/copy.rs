@@ -25,13 +25,7 @@ pub fn metadata_of_dir(dir: &Dir) -> io::Result<Metadata> {
 
 fn from_stat(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
     xattrs.retain(|(name, _)| !name.starts_with(b"trusted.overlay.") && name != b"security.selinux");
-    Metadata {
-        mode: stat.mode,
-        uid: stat.uid,
-        gid: stat.gid,
-        mtime: stat.mtime,
-        xattrs,
-    }
+    Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
 }
 
 /// Copies one inode of a lower layer to a new name: content (shared where the file system can), type, metadata.
@@ -46,17 +40,12 @@ pub fn up(
     let (from, from_name, stat) = from;
     let (to, to_name) = to;
     let metadata = metadata_of(from, from_name, stat).context("reading the attributes of", path)?;
-    space.reserve(stat.allocated).map_err(|full| Error::Full {
-        path: escape(path),
-        full,
-    })?;
+    space.reserve(stat.allocated).map_err(|full| Error::Full { path: escape(path), full })?;
     let mut writer = Writer { rights, lost };
     match stat.file_type {
         FileType::Regular => {
             let mut source = from.open_file(from_name).context("opening", path)?;
-            let mut file = to
-                .create_file(to_name, stat.mode & 0o777)
-                .context("creating", path)?;
+            let mut file = to.create_file(to_name, stat.mode & 0o777).context("creating", path)?;
             if !reflink(&source, &file).context("copying", path)? {
                 // std copies by copy_file_range(2) inside the kernel.
                 io::copy(&mut source, &mut file).context("copying", path)?;
@@ -69,8 +58,7 @@ pub fn up(
             writer.named(to, to_name, path, FileType::Symlink, &metadata)
         }
         other => {
-            to.make_node(to_name, other, stat.mode & 0o777, stat.device)
-                .context("creating", path)?;
+            to.make_node(to_name, other, stat.mode & 0o777, stat.device).context("creating", path)?;
             writer.named(to, to_name, path, other, &metadata)
         }
     }
@@ -79,15 +67,9 @@ pub fn up(
 /// Gives a layer that is not settled yet a second tree, for a second chain ID: directories are made anew, everything else
 /// gets another name. Settling never changes an inode that is not a directory, so the two may share them.
 pub fn layer(from: &Dir, to: &Dir, space: &dyn Space, rights: Rights) -> Result<(), Error> {
-    let block = FileSystem::of(to)
-        .context("examining the file system of", b"")?
-        .block;
-    let reserve = |bytes, path: &[u8]| {
-        space.reserve(bytes).map_err(|full| Error::Full {
-            path: escape(path),
-            full,
-        })
-    };
+    let block = FileSystem::of(to).context("examining the file system of", b"")?.block;
+    let reserve =
+        |bytes, path: &[u8]| space.reserve(bytes).map_err(|full| Error::Full { path: escape(path), full });
     let mut pending = vec![(
         Vec::new(),
         from.try_clone().context("opening", b"")?,
@@ -110,14 +92,7 @@ pub fn layer(from: &Dir, to: &Dir, space: &dyn Space, rights: Rights) -> Result<
             match from.link(&name, &to, &name) {
                 // The file system allows no more names for this inode (65,000 on ext4).
                 Err(e) if e.raw_os_error() == Some(Errno::EMLINK as i32) => {
-                    up(
-                        (&from, &name, &stat),
-                        (&to, &name),
-                        &at,
-                        space,
-                        rights,
-                        &mut Vec::new(),
-                    )?;
+                    up((&from, &name, &stat), (&to, &name), &at, space, rights, &mut Vec::new())?;
                 }
                 other => other.context("linking", &at)?,
             }

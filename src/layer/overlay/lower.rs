@@ -38,9 +38,7 @@ pub enum Shown {
 impl Lower {
     /// The view of `diff` directories, topmost first.
     pub fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
-        Lower {
-            layers: layers.into_iter().map(Rc::new).collect(),
-        }
+        Lower { layers: layers.into_iter().map(Rc::new).collect() }
     }
 
     /// What a clean path shows, symbolic links on the way not followed.
@@ -79,9 +77,7 @@ impl Lower {
                     if text.starts_with(b"/") {
                         here.clear();
                     }
-                    let parts = text
-                        .split(|b| *b == b'/')
-                        .filter(|part| !part.is_empty() && *part != b".");
+                    let parts = text.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
                     parts.rev().for_each(|part| pending.push_front(part.to_vec()));
                 }
                 _ => return Ok(None),
@@ -126,10 +122,7 @@ pub fn child(parts: &[Rc<Dir>], name: &[u8]) -> io::Result<Shown> {
             return Ok(match (hides, found.is_empty()) {
                 (true, true) => Shown::Nothing,
                 (true, false) => Shown::Directory(found),
-                (false, _) => Shown::Other {
-                    dir: Rc::clone(part),
-                    stat,
-                },
+                (false, _) => Shown::Other { dir: Rc::clone(part), stat },
             });
         }
         let dir = part.open_dir(name)?;
@@ -139,9 +132,5 @@ pub fn child(parts: &[Rc<Dir>], name: &[u8]) -> io::Result<Shown> {
             break;
         }
     }
-    Ok(if found.is_empty() {
-        Shown::Nothing
-    } else {
-        Shown::Directory(found)
-    })
+    Ok(if found.is_empty() { Shown::Nothing } else { Shown::Directory(found) })
 }

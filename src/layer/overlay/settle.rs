@@ -34,23 +34,11 @@ pub fn settle(
 ) -> Result<Settled, Error> {
     let mut tree = Tree::new(diff, space)?;
     tree.directories = std::mem::take(&mut applied.directories);
-    let mut settling = Settling {
-        tree,
-        lower,
-        space,
-        rights,
-        lost: Vec::new(),
-        settled: Settled::default(),
-    };
+    let mut settling = Settling { tree, lower, space, rights, lost: Vec::new(), settled: Settled::default() };
     settling.links(std::mem::take(&mut applied.lower_links))?;
     settling.opaque()?;
     settling.directories()?;
-    let Settling {
-        tree,
-        mut lost,
-        settled,
-        ..
-    } = settling;
+    let Settling { tree, mut lost, settled, .. } = settling;
     applied.directories = tree.finish()?;
     applied.lost.append(&mut lost);
     Ok(settled)
@@ -63,19 +51,14 @@ pub fn inherited(
     path: &[u8],
     lower: &Lower,
 ) -> Result<Option<Metadata>, Error> {
-    let described = directories
-        .get(path)
-        .is_some_and(|dir| dir.metadata.is_some() || dir.recreated);
+    let described = directories.get(path).is_some_and(|dir| dir.metadata.is_some() || dir.recreated);
     if described || is_hidden(directories, path) {
         return Ok(None);
     }
-    match lower
-        .show(path)
-        .context("looking in the layers below for", path)?
-    {
-        Shown::Directory(parts) => Ok(Some(
-            copy::metadata_of_dir(&parts[0]).context("reading the attributes of", path)?,
-        )),
+    match lower.show(path).context("looking in the layers below for", path)? {
+        Shown::Directory(parts) => {
+            Ok(Some(copy::metadata_of_dir(&parts[0]).context("reading the attributes of", path)?))
+        }
         _ => Ok(None),
     }
 }
@@ -107,10 +90,8 @@ impl Settling<'_> {
         let mut copied: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         for (at, LowerLink { target, metadata }) in links {
             let missing = || Error::hostile(&at, Fault::LinkMissing(escape(&target)));
-            let Some((resolved, dir, stat)) = self
-                .lower
-                .link_target(&target)
-                .context("looking in the layers below for", &target)?
+            let Some((resolved, dir, stat)) =
+                self.lower.link_target(&target).context("looking in the layers below for", &target)?
             else {
                 return Err(missing());
             };
@@ -125,15 +106,10 @@ impl Settling<'_> {
             if first != at {
                 let source = self.tree.parent(&first)?;
                 let first_name = path::split(&first).1;
-                self.name(&at, |dir, name| {
-                    source.dir.link(first_name, dir, name).context("linking", &at)
-                })?;
+                self.name(&at, |dir, name| source.dir.link(first_name, dir, name).context("linking", &at))?;
             }
             let place = self.tree.parent(&at)?;
-            let mut writer = Writer {
-                rights: self.rights,
-                lost: &mut self.lost,
-            };
+            let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
             writer.named(&place.dir, path::split(&at).1, &at, stat.file_type, &metadata)?;
         }
         Ok(())
@@ -148,17 +124,11 @@ impl Settling<'_> {
         from: (&Dir, &[u8], &Stat),
     ) -> Result<Vec<u8>, Error> {
         let own_place = self.tree.parent(resolved)?;
-        let taken = own_place
-            .dir
-            .try_stat(path::split(resolved).1)
-            .context("examining", resolved)?
-            .is_some();
+        let taken = own_place.dir.try_stat(path::split(resolved).1).context("examining", resolved)?.is_some();
         let to = if taken { link } else { resolved };
         let (space, rights) = (self.space, self.rights);
         let mut lost = Vec::new();
-        self.name(to, |dir, name| {
-            copy::up(from, (dir, name), to, space, rights, &mut lost)
-        })?;
+        self.name(to, |dir, name| copy::up(from, (dir, name), to, space, rights, &mut lost))?;
         self.lost.append(&mut lost);
         self.settled.copied_up.push(escape(resolved));
         Ok(to.to_vec())
@@ -168,12 +138,7 @@ impl Settling<'_> {
     fn name(&mut self, at: &[u8], make: impl FnOnce(&Dir, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
         let place = self.tree.parent(at)?;
         let (_, name) = path::split(at);
-        if place
-            .dir
-            .try_stat(name)
-            .context("examining", at)?
-            .is_some_and(|stat| stat.is_whiteout())
-        {
+        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| stat.is_whiteout()) {
             place.dir.unlink(name).context("replacing", at)?;
         }
         self.tree.watch(&place.dir, at)?;
@@ -192,10 +157,7 @@ impl Settling<'_> {
         for path in opaque {
             if self.rights.trusted && !path.is_empty() {
                 let dir = self.tree.open(&path)?;
-                let mut writer = Writer {
-                    rights: self.rights,
-                    lost: &mut self.lost,
-                };
+                let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
                 writer.opaque(&dir, &path)?;
                 continue;
             }
@@ -241,11 +203,7 @@ impl Settling<'_> {
     fn directories(&mut self) -> Result<(), Error> {
         let paths: Vec<Vec<u8>> = self.tree.directories.keys().rev().cloned().collect();
         for path in paths {
-            let described = self
-                .tree
-                .directories
-                .get(&path)
-                .and_then(|directory| directory.metadata.clone());
+            let described = self.tree.directories.get(&path).and_then(|directory| directory.metadata.clone());
             let metadata = match described {
                 Some(metadata) => metadata,
                 None => match inherited(&self.tree.directories, &path, self.lower)? {
@@ -257,10 +215,7 @@ impl Settling<'_> {
                 },
             };
             let dir = self.tree.open(&path)?;
-            let mut writer = Writer {
-                rights: self.rights,
-                lost: &mut self.lost,
-            };
+            let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
             writer.directory(&dir, &path, &metadata)?;
         }
         self.settled.inherited.reverse();
@@ -268,8 +223,6 @@ impl Settling<'_> {
     }
 
     fn show(&self, path: &[u8]) -> Result<Shown, Error> {
-        self.lower
-            .show(path)
-            .context("looking in the layers below for", path)
+        self.lower.show(path).context("looking in the layers below for", path)
     }
 }

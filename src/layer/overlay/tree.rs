@@ -82,10 +82,7 @@ impl<'a> Tree<'a> {
     }
 
     pub(super) fn reserve(&self, bytes: u64, path: &[u8]) -> Result<(), Error> {
-        self.space.reserve(bytes).map_err(|full| Error::Full {
-            path: escape(path),
-            full,
-        })
+        self.space.reserve(bytes).map_err(|full| Error::Full { path: escape(path), full })
     }
 
     pub(super) fn release(&self, bytes: u64) {
@@ -134,8 +131,7 @@ impl<'a> Tree<'a> {
     /// Everything known about a directory and what is below it is void.
     pub(super) fn forget(&mut self, path: &[u8]) {
         self.cache.clear();
-        self.directories
-            .retain(|known, _| !path::is_at_or_below(known, path));
+        self.directories.retain(|known, _| !path::is_at_or_below(known, path));
     }
 
     /// Accounts for a new name in the directory that is watched: what it grew by is reserved, out of room that was set
@@ -146,15 +142,8 @@ impl<'a> Tree<'a> {
 
     /// Starts the account of a directory, before the first of a run of names is made in it.
     pub(super) fn watch(&mut self, dir: &Rc<Dir>, path: &[u8]) -> Result<(), Error> {
-        if self
-            .growing
-            .as_ref()
-            .is_none_or(|(growing, _)| !Rc::ptr_eq(growing, dir))
-        {
-            let before = dir
-                .stat_self()
-                .context("examining the parent of", path)?
-                .allocated;
+        if self.growing.as_ref().is_none_or(|(growing, _)| !Rc::ptr_eq(growing, dir)) {
+            let before = dir.stat_self().context("examining the parent of", path)?.allocated;
             self.growing = Some((Rc::clone(dir), before));
         }
         Ok(())
@@ -162,17 +151,11 @@ impl<'a> Tree<'a> {
 
     fn settle_growth(&mut self, path: &[u8]) -> Result<(), Error> {
         if let Some((dir, before)) = &mut self.growing {
-            let now = dir
-                .stat_self()
-                .context("examining the parent of", path)?
-                .allocated;
+            let now = dir.stat_self().context("examining the parent of", path)?.allocated;
             let grown = now.saturating_sub(*before);
             *before = now;
             if grown > 0 {
-                self.space.reserve(grown).map_err(|full| Error::Full {
-                    path: escape(path),
-                    full,
-                })?;
+                self.space.reserve(grown).map_err(|full| Error::Full { path: escape(path), full })?;
             }
         }
         Ok(())
@@ -180,27 +163,18 @@ impl<'a> Tree<'a> {
 
     fn quick(&mut self, path: &[u8]) -> Option<Place> {
         if path.is_empty() {
-            return Some(Place {
-                path: Vec::new(),
-                dir: Rc::clone(&self.root),
-            });
+            return Some(Place { path: Vec::new(), dir: Rc::clone(&self.root) });
         }
         if let Some(at) = self.cache.iter().position(|(known, _)| known == path) {
             if at > 0 {
                 self.cache.swap(at, at / 2);
             }
             let (path, dir) = &self.cache[at / 2];
-            return Some(Place {
-                path: path.clone(),
-                dir: Rc::clone(dir),
-            });
+            return Some(Place { path: path.clone(), dir: Rc::clone(dir) });
         }
         let dir = Rc::new(self.root.open_beneath(path).ok()?);
         self.remember(path.to_vec(), &dir);
-        Some(Place {
-            path: path.to_vec(),
-            dir,
-        })
+        Some(Place { path: path.to_vec(), dir })
     }
 
     fn remember(&mut self, path: Vec<u8>, dir: &Rc<Dir>) {
@@ -210,10 +184,7 @@ impl<'a> Tree<'a> {
 
     /// Goes to `directory` by components, as if the layer were the root of the file system.
     fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
-        let mut here = Place {
-            path: Vec::new(),
-            dir: Rc::clone(&self.root),
-        };
+        let mut here = Place { path: Vec::new(), dir: Rc::clone(&self.root) };
         let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
         let mut links = 0;
         while let Some(component) = pending.pop_front() {
@@ -241,14 +212,9 @@ impl<'a> Tree<'a> {
                     }
                     let target = here.dir.read_link(&component).context("reading the link", &at)?;
                     if target.starts_with(b"/") {
-                        here = Place {
-                            path: Vec::new(),
-                            dir: Rc::clone(&self.root),
-                        };
+                        here = Place { path: Vec::new(), dir: Rc::clone(&self.root) };
                     }
-                    let parts = target
-                        .split(|b| *b == b'/')
-                        .filter(|part| !part.is_empty() && *part != b".");
+                    let parts = target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
                     for part in parts.rev() {
                         pending.push_front(part.to_vec());
                     }
@@ -260,9 +226,7 @@ impl<'a> Tree<'a> {
                     let mut missing = at;
                     pending.iter().for_each(|rest| path::push(&mut missing, rest));
                     // What follows a missing component is looked up in the layers below, so it must be clean.
-                    return Ok(Found::Missing(
-                        path::clean(&missing).map_err(|f| Error::hostile(member, f))?,
-                    ));
+                    return Ok(Found::Missing(path::clean(&missing).map_err(|f| Error::hostile(member, f))?));
                 }
                 Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
             }
@@ -277,13 +241,7 @@ impl<'a> Tree<'a> {
             parent.dir.unlink(name).context("replacing", &at)?;
         }
         let dir = self.make_dir(&parent.dir, name, &at)?;
-        self.made(
-            at.clone(),
-            Directory {
-                recreated: whiteout,
-                ..Directory::default()
-            },
-        );
+        self.made(at.clone(), Directory { recreated: whiteout, ..Directory::default() });
         Ok(Place { path: at, dir })
     }
 

@@ -77,7 +77,5 @@ impl ImageConfig {
 }
 
 fn malformed(member: &str, given: &str, want: &str) -> ManifestError {
-    ManifestError::Malformed {
-        reason: format!("{member} is {}, want {want}", error::cut(given)),
-    }
+    ManifestError::Malformed { reason: format!("{member} is {}, want {want}", error::cut(given)) }
 }

@@ -24,10 +24,7 @@ impl Index {
         for entry in wire.manifests {
             manifests.extend(candidate(entry)?);
         }
-        Ok(Index {
-            media_type,
-            manifests,
-        })
+        Ok(Index { media_type, manifests })
     }
 
     /// The entry that serves `want` best by [`Platform::preference`]; of equals the first.
@@ -46,10 +43,7 @@ impl Index {
         let unnamed = || self.manifests.iter().find(|entry| entry.platform.is_none());
         best.map(|(_, entry)| entry)
             .or_else(unnamed)
-            .ok_or_else(|| ManifestError::NoPlatform {
-                want: want.to_string(),
-                offered: self.platforms(),
-            })
+            .ok_or_else(|| ManifestError::NoPlatform { want: want.to_string(), offered: self.platforms() })
     }
 
     fn platforms(&self) -> Vec<String> {
@@ -73,8 +67,5 @@ fn candidate(entry: ImageIndexEntry) -> Result<Option<Descriptor>, ManifestError
     let platform = name.parse::<Platform>().ok();
     Ok(platform
         .filter(|p| p.os != "unknown" && p.architecture != "unknown")
-        .map(|platform| Descriptor {
-            platform: Some(platform),
-            ..descriptor
-        }))
+        .map(|platform| Descriptor { platform: Some(platform), ..descriptor }))
 }

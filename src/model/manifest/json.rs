@@ -20,9 +20,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), ManifestError> {
 
 /// Reads a checked document as `T`.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ManifestError> {
-    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed {
-        reason: cut(&e.to_string()),
-    })
+    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { reason: cut(&e.to_string()) })
 }
 
 /// Any JSON value without a repeated key; keeps nothing of it.
@@ -75,10 +73,7 @@ impl<'de> Visitor<'de> for UniqueKeys {
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<UniqueKeys>()?;
             if let Some(twice) = seen.replace(key) {
-                return Err(Error::custom(format_args!(
-                    "the key {:?} is there twice",
-                    cut(&twice)
-                )));
+                return Err(Error::custom(format_args!("the key {:?} is there twice", cut(&twice))));
             }
         }
         Ok(self)

@@ -45,10 +45,7 @@ impl Kind {
 
 /// Whether a config of this type makes its manifest an image.
 pub(super) fn is_image_config(media_type: &str) -> bool {
-    matches!(
-        media_type,
-        IMAGE_CONFIG_MEDIA_TYPE | IMAGE_DOCKER_CONFIG_MEDIA_TYPE
-    )
+    matches!(media_type, IMAGE_CONFIG_MEDIA_TYPE | IMAGE_DOCKER_CONFIG_MEDIA_TYPE)
 }
 
 /// Docker schema 1, signed or not.
@@ -93,21 +90,14 @@ impl FromStr for LayerMediaType {
                     "+zstd" | ".zstd" => Compression::Zstd,
                     _ => return None,
                 };
-                Some(LayerMediaType {
-                    compression,
-                    foreign: *foreign,
-                })
+                Some(LayerMediaType { compression, foreign: *foreign })
             })
         };
         let plain = media_type.strip_suffix("+encrypted");
         match (plain.and_then(known), known(media_type)) {
-            (Some(_), _) => Err(ManifestError::EncryptedLayer {
-                media_type: cut(media_type),
-            }),
+            (Some(_), _) => Err(ManifestError::EncryptedLayer { media_type: cut(media_type) }),
             (None, Some(layer)) => Ok(layer),
-            (None, None) => Err(ManifestError::UnknownLayer {
-                media_type: cut(media_type),
-            }),
+            (None, None) => Err(ManifestError::UnknownLayer { media_type: cut(media_type) }),
         }
     }
 }
@@ -132,31 +122,17 @@ mod tests {
                 Compression::Gzip,
                 true,
             ),
-            (
-                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".to_owned(),
-                Compression::Gzip,
-                true,
-            ),
+            ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".to_owned(), Compression::Gzip, true),
         ] {
             let layer: LayerMediaType = media_type.parse().unwrap();
-            assert_eq!(
-                (layer.compression, layer.foreign),
-                (compression, foreign),
-                "{media_type}"
-            );
+            assert_eq!((layer.compression, layer.foreign), (compression, foreign), "{media_type}");
         }
     }
 
     #[test]
     fn refused_by_name() {
         let oci = "application/vnd.oci.image.layer.v1.tar";
-        for bad in [
-            "",
-            "text/plain",
-            &oci.to_uppercase(),
-            &format!("{oci}+xz"),
-            &format!("{oci}x"),
-        ] {
+        for bad in ["", "text/plain", &oci.to_uppercase(), &format!("{oci}+xz"), &format!("{oci}x")] {
             let error = bad.parse::<LayerMediaType>().unwrap_err();
             assert!(matches!(error, ManifestError::UnknownLayer { .. }), "{bad}");
         }
