@@ -21,3 +21,6 @@ mod resolve;
 mod run;
 
 pub use run::{plan, run};
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;

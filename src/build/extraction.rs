@@ -182,20 +182,20 @@ pub(super) async fn reuse(
 
 /// Extraction fails for reasons of the layer or of the volume.
 #[derive(Debug)]
-enum RunError {
+pub(super) enum RunError {
     Layer(extract::Error),
     Volume(crate::volume::Error),
 }
 
 impl RunError {
-    fn class(&self) -> Class {
+    pub(super) fn class(&self) -> Class {
         match self {
             RunError::Layer(e) => e.class(),
             RunError::Volume(e) => e.class(),
         }
     }
 
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
             RunError::Layer(e) => format!("extracting the layer: {e}"),
             RunError::Volume(e) => e.to_string(),
@@ -204,7 +204,7 @@ impl RunError {
 }
 
 /// Extracts one layer into a new staging directory, which is gone again if that fails.
-fn run<S: ChunkSource>(
+pub(super) fn run<S: ChunkSource>(
     shared: &Shared,
     decoder: Decoder<S>,
     expected: &Expected,

@@ -122,6 +122,13 @@ impl<S: ChunkSource> Decoder<S> {
         }
     }
 
+    /// A decoder of a tar that is not compressed, whatever its first bytes look like.
+    pub fn uncompressed(source: S, algorithm: Algorithm) -> Self {
+        let mut decoder = Decoder::new(source, algorithm, Ratio::default());
+        decoder.stage = Stage::Plain;
+        decoder
+    }
+
     /// What the magic bytes said; reads the first bytes of the blob if none were read yet.
     ///
     /// # Errors
@@ -196,11 +203,8 @@ impl<S: ChunkSource> Decoder<S> {
                 return Ok(());
             }
         };
-        self.stage = Stage::Codec {
-            name: codec.0,
-            codec: codec.1,
-            buffer: vec![0; BUFFER].into_boxed_slice(),
-        };
+        self.stage =
+            Stage::Codec { name: codec.0, codec: codec.1, buffer: vec![0; BUFFER].into_boxed_slice() };
         Ok(())
     }
 
@@ -248,25 +252,16 @@ impl<S: ChunkSource> Decoder<S> {
             let Stage::Codec { name, codec, buffer } = &mut self.stage else {
                 return Err(Error::Failed);
             };
-            let corrupt = |reason, at| Error::Corrupt {
-                codec: name,
-                at,
-                reason,
-            };
+            let corrupt = |reason, at| Error::Corrupt { codec: name, at, reason };
             let at = self.blob_size - self.input.len() as u64;
-            let step = codec
-                .step(&self.input, &mut buffer[filled..])
-                .map_err(|reason| corrupt(reason, at))?;
+            let step =
+                codec.step(&self.input, &mut buffer[filled..]).map_err(|reason| corrupt(reason, at))?;
             self.input.advance(step.read);
             filled += step.written;
             let input = self.blob_size - self.input.len() as u64;
             let output = self.size + filled as u64;
             if self.ratio.is_exceeded(input, output) {
-                return Err(Error::Bomb {
-                    input,
-                    output,
-                    max: self.ratio.max,
-                });
+                return Err(Error::Bomb { input, output, max: self.ratio.max });
             }
             if filled == buffer.len() {
                 return Ok(filled);
@@ -279,11 +274,7 @@ impl<S: ChunkSource> Decoder<S> {
             }
             let (name, may_end) = (*name, codec.may_end());
             if !self.receive()? {
-                return if may_end {
-                    Ok(filled)
-                } else {
-                    Err(Error::Truncated { codec: name, at })
-                };
+                return if may_end { Ok(filled) } else { Err(Error::Truncated { codec: name, at }) };
             }
         }
     }

@@ -207,7 +207,9 @@ impl Write for Reserved<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (before, after) =
             (self.written.div_ceil(BLOCK), (self.written + bytes.len() as u64).div_ceil(BLOCK));
-        self.space.reserve((after - before) * BLOCK).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, NoRoom(full)))?;
+        self.space
+            .reserve((after - before) * BLOCK)
+            .map_err(|full| io::Error::new(io::ErrorKind::StorageFull, NoRoom(full)))?;
         self.file.write_all(bytes)?;
         self.written += bytes.len() as u64;
         Ok(bytes.len())

@@ -41,10 +41,7 @@ pub struct Ratio {
 
 impl Default for Ratio {
     fn default() -> Self {
-        Ratio {
-            floor: 256 << 20,
-            max: 2000,
-        }
+        Ratio { floor: 256 << 20, max: 2000 }
     }
 }
 

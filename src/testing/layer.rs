@@ -33,12 +33,8 @@ pub enum SparseForm {
 
 impl SparseForm {
     /// All four.
-    pub const ALL: [SparseForm; 4] = [
-        SparseForm::OldGnu,
-        SparseForm::Pax00,
-        SparseForm::Pax01,
-        SparseForm::Pax10,
-    ];
+    pub const ALL: [SparseForm; 4] =
+        [SparseForm::OldGnu, SparseForm::Pax00, SparseForm::Pax01, SparseForm::Pax10];
 }
 
 /// Builds a tar member by member. Members get mode 0644 or 0755, owner 0:0 and mtime 1, unless set before them.
@@ -60,13 +56,7 @@ impl Default for LayerBuilder {
 impl LayerBuilder {
     /// An empty tar.
     pub fn new() -> Self {
-        LayerBuilder {
-            tar: Vec::new(),
-            owner: (0, 0),
-            mode: None,
-            mtime: 1,
-            records: Vec::new(),
-        }
+        LayerBuilder { tar: Vec::new(), owner: (0, 0), mode: None, mtime: 1, records: Vec::new() }
     }
 
     /// Owner and group of the members that follow.
@@ -89,8 +79,7 @@ impl LayerBuilder {
 
     /// A pax record for the next member.
     pub fn pax(mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
-        self.records
-            .push((key.as_ref().to_vec(), value.as_ref().to_vec()));
+        self.records.push((key.as_ref().to_vec(), value.as_ref().to_vec()));
         self
     }
 
@@ -159,24 +148,13 @@ impl LayerBuilder {
     ) -> Self {
         let map: Vec<Region> = content
             .iter()
-            .map(|(offset, bytes)| Region {
-                offset: *offset,
-                length: bytes.len() as u64,
-            })
+            .map(|(offset, bytes)| Region { offset: *offset, length: bytes.len() as u64 })
             .collect();
-        let data: Vec<u8> = content
-            .iter()
-            .flat_map(|(_, bytes)| bytes.iter().copied())
-            .collect();
+        let data: Vec<u8> = content.iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect();
         let path = path.as_ref();
         let numbers = map.iter().flat_map(|region| [region.offset, region.length]);
-        let joined = |separator: &str| {
-            numbers
-                .clone()
-                .map(|n| n.to_string())
-                .collect::<Vec<_>>()
-                .join(separator)
-        };
+        let joined =
+            |separator: &str| numbers.clone().map(|n| n.to_string()).collect::<Vec<_>>().join(separator);
         match form {
             SparseForm::OldGnu => return self.old_gnu_sparse(path, size, &map, &data),
             SparseForm::Pax00 => {
@@ -263,10 +241,7 @@ impl LayerBuilder {
     /// A layer in `count` gzip members of about one size.
     pub fn gzip_members(self, count: usize) -> BuiltLayer {
         let tar = self.tar();
-        let blob = tar
-            .chunks(tar.len().div_ceil(count.max(1)))
-            .flat_map(gzip)
-            .collect();
+        let blob = tar.chunks(tar.len().div_ceil(count.max(1))).flat_map(gzip).collect();
         built(blob, &tar, "+gzip")
     }
 

@@ -143,6 +143,7 @@ fn add(
         }
         Kind::File => {
             let held = content(reader, || read.at(offset).is_none())?;
+            reader.end_file(&at).map_err(|e| AddError::Tar(e.to_string()))?;
             let content = match read.at(offset) {
                 Some(name) if name == at => Content::Read(name),
                 // A file that was read under another name proves nothing about this one.

@@ -22,10 +22,7 @@ enum Place {
 
 impl Gzip {
     pub(super) fn new() -> Self {
-        Gzip {
-            inflate: Decompress::new_gzip(WINDOW_BITS),
-            place: Place::Member,
-        }
+        Gzip { inflate: Decompress::new_gzip(WINDOW_BITS), place: Place::Member }
     }
 }
 
@@ -43,10 +40,7 @@ impl Codec for Gzip {
         }
         if self.place == Place::Padding {
             return match input.iter().find(|b| **b != 0) {
-                None => Ok(Step {
-                    read: input.len(),
-                    written: 0,
-                }),
+                None => Ok(Step { read: input.len(), written: 0 }),
                 Some(_) => Err("something other than zeros follows the last member".into()),
             };
         }

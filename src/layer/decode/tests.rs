@@ -54,14 +54,8 @@ fn every_form_gives_the_same_tar() {
         ([gzip(&tar), vec![0; 700]].concat(), Compression::Gzip),
         (zstd_frame(&tar), Compression::Zstd),
         (
-            [
-                skippable(b"x"),
-                zstd_frame(head),
-                skippable(b""),
-                zstd_frame(tail),
-                skippable(&[7; 99]),
-            ]
-            .concat(),
+            [skippable(b"x"), zstd_frame(head), skippable(b""), zstd_frame(tail), skippable(&[7; 99])]
+                .concat(),
             Compression::Zstd,
         ),
     ] {
@@ -71,10 +65,7 @@ fn every_form_gives_the_same_tar() {
             assert_eq!(decoded.compression, compression);
             assert_eq!(decoded.diff_id, Digest::sha256(&tar));
             assert_eq!(decoded.blob.algorithm(), Algorithm::Sha512);
-            assert_eq!(
-                (decoded.blob_size, decoded.size),
-                (blob.len() as u64, tar.len() as u64)
-            );
+            assert_eq!((decoded.blob_size, decoded.size), (blob.len() as u64, tar.len() as u64));
         }
     }
 }
@@ -87,10 +78,7 @@ fn finish_reads_what_the_caller_has_not() {
         let mut decoder = Decoder::new(Chunks(blob.clone(), 9999), algorithm, Ratio::default());
         decoder.read_exact(&mut [0; 10]).unwrap();
         let decoded = decoder.finish().unwrap();
-        assert_eq!(
-            (decoded.diff_id, decoded.blob),
-            (Digest::sha256(&tar), Digest::sha256(blob))
-        );
+        assert_eq!((decoded.diff_id, decoded.blob), (Digest::sha256(&tar), Digest::sha256(blob)));
     }
 }
 
@@ -129,15 +117,9 @@ fn damage_and_garbage_are_corrupt() {
 
 #[test]
 fn a_bomb_is_stopped() {
-    let ratio = Ratio {
-        floor: 1 << 20,
-        max: 100,
-    };
+    let ratio = Ratio { floor: 1 << 20, max: 100 };
     let blob = zstd_frame(&vec![0; 8 << 20]);
-    assert!(matches!(
-        decode_within(&blob, 4096, ratio),
-        Err(Error::Bomb { .. })
-    ));
+    assert!(matches!(decode_within(&blob, 4096, ratio), Err(Error::Bomb { .. })));
     assert!(decode(&blob, 4096).is_ok());
 }
 

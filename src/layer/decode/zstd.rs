@@ -18,10 +18,7 @@ impl Zstd {
     pub(super) fn new() -> io::Result<Self> {
         let mut decoder = Decoder::new()?;
         decoder.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))?;
-        Ok(Zstd {
-            decoder,
-            between_frames: true,
-        })
+        Ok(Zstd { decoder, between_frames: true })
     }
 }
 
@@ -33,15 +30,9 @@ impl Codec for Zstd {
         }
         let mut input = InBuffer::around(input);
         let mut output = OutBuffer::around(output);
-        let hint = self
-            .decoder
-            .run(&mut input, &mut output)
-            .map_err(|error| error.to_string())?;
+        let hint = self.decoder.run(&mut input, &mut output).map_err(|error| error.to_string())?;
         self.between_frames = hint == 0;
-        Ok(Step {
-            read: input.pos(),
-            written: output.pos(),
-        })
+        Ok(Step { read: input.pos(), written: output.pos() })
     }
 
     fn may_end(&self) -> bool {

@@ -139,10 +139,7 @@ impl<'a> Header<'a> {
     /// layers from that time exist. As Go does: what is no time there is a prefix.
     fn misplaced_prefix(&self) -> &'a [u8] {
         let times = [&self.block[345..357], &self.block[357..369]];
-        if times
-            .iter()
-            .all(|time| time[0] == 0 || field(time, "time").is_ok())
-        {
+        if times.iter().all(|time| time[0] == 0 || field(time, "time").is_ok()) {
             return &[];
         }
         let prefix = c_string(&self.block[345..500]);

@@ -121,10 +121,7 @@ impl Error {
                     None => Class::Transient,
                 }
             }
-            Error::Member {
-                fault: Fault::Misuse(_),
-                ..
-            } => Class::Internal,
+            Error::Member { fault: Fault::Misuse(_), .. } => Class::Internal,
             Error::Member { .. } => Class::Corrupt,
             Error::Record { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,

@@ -18,23 +18,15 @@ fn base256(bytes: &[u8]) -> Option<i64> {
     let (first, rest) = bytes.split_first()?;
     let negative = first & 0x40 != 0;
     // The bits below the marker, with its place taken by the sign.
-    let first = if negative {
-        i64::from(first | 0x80) - 256
-    } else {
-        i64::from(first & 0x7f)
-    };
-    rest.iter()
-        .try_fold(first, |sum, b| sum.checked_mul(256)?.checked_add(i64::from(*b)))
+    let first = if negative { i64::from(first | 0x80) - 256 } else { i64::from(first & 0x7f) };
+    rest.iter().try_fold(first, |sum, b| sum.checked_mul(256)?.checked_add(i64::from(*b)))
 }
 
 /// Octal digits between NULs and spaces, ended early by a NUL; nothing at all is zero.
 pub(super) fn octal(bytes: &[u8]) -> Option<i64> {
     let is_padding = |b: &u8| matches!(b, b' ' | 0);
     let start = bytes.iter().position(|b| !is_padding(b)).unwrap_or(bytes.len());
-    let end = bytes
-        .iter()
-        .rposition(|b| !is_padding(b))
-        .map_or(start, |i| i + 1);
+    let end = bytes.iter().rposition(|b| !is_padding(b)).map_or(start, |i| i + 1);
     let digits = bytes[start..end].split(|b| *b == 0).next().unwrap_or_default();
     digits.iter().try_fold(0i64, |sum, b| match b {
         b'0'..=b'7' => sum.checked_mul(8)?.checked_add(i64::from(b - b'0')),
@@ -54,11 +46,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<i64> {
     digits.iter().try_fold(0i64, |sum, b| {
         let digit = i64::from(b.is_ascii_digit().then(|| b - b'0')?);
         let shifted = sum.checked_mul(10)?;
-        if negative {
-            shifted.checked_sub(digit)
-        } else {
-            shifted.checked_add(digit)
-        }
+        if negative { shifted.checked_sub(digit) } else { shifted.checked_add(digit) }
     })
 }
 
@@ -74,10 +62,7 @@ pub(super) fn timestamp(text: &[u8]) -> Option<Timestamp> {
     let digits = fraction.iter().copied().chain(std::iter::repeat(b'0')).take(9);
     let nsec = digits.fold(0u32, |sum, b| sum * 10 + u32::from(b - b'0'));
     if whole.first() == Some(&b'-') && nsec > 0 {
-        return Some(Timestamp {
-            sec: sec.checked_sub(1)?,
-            nsec: 1_000_000_000 - nsec,
-        });
+        return Some(Timestamp { sec: sec.checked_sub(1)?, nsec: 1_000_000_000 - nsec });
     }
     Some(Timestamp { sec, nsec })
 }
@@ -86,11 +71,7 @@ pub(super) fn timestamp(text: &[u8]) -> Option<Timestamp> {
 pub(super) fn id(value: i64, field: &'static str) -> Result<u32, Fault> {
     match u32::try_from(value) {
         Ok(id) if id != u32::MAX => Ok(id),
-        _ => Err(Fault::Range {
-            field,
-            value: value.into(),
-            range: "0 to 4294967294",
-        }),
+        _ => Err(Fault::Range { field, value: value.into(), range: "0 to 4294967294" }),
     }
 }
 
@@ -105,11 +86,7 @@ pub(super) fn size(value: i64, field: &'static str) -> Result<u64, Fault> {
 
 /// Half of a device number.
 pub(super) fn device(value: i64, field: &'static str) -> Result<u32, Fault> {
-    u32::try_from(value).map_err(|_| Fault::Range {
-        field,
-        value: value.into(),
-        range: "0 to 4294967295",
-    })
+    u32::try_from(value).map_err(|_| Fault::Range { field, value: value.into(), range: "0 to 4294967295" })
 }
 
 #[cfg(test)]
@@ -151,15 +128,7 @@ mod tests {
     fn decimal_is_strict() {
         assert_eq!(decimal(b"12"), Some(12));
         assert_eq!(decimal(b"-9223372036854775808"), Some(i64::MIN));
-        for bad in [
-            &b""[..],
-            b"-",
-            b"+1",
-            b"12x",
-            b" 1",
-            b"9223372036854775808",
-            b"1_0",
-        ] {
+        for bad in [&b""[..], b"-", b"+1", b"12x", b" 1", b"9223372036854775808", b"1_0"] {
             assert_eq!(decimal(bad), None, "{}", bad.escape_ascii());
         }
     }
@@ -173,14 +142,7 @@ mod tests {
         assert_eq!(timestamp(b"-1.25"), t(-2, 750_000_000));
         assert_eq!(timestamp(b"-0.25"), t(-1, 750_000_000));
         assert_eq!(timestamp(b"-3"), t(-3, 0));
-        for bad in [
-            &b""[..],
-            b".5",
-            b"1.-5",
-            b"1.2.3",
-            b"1e3",
-            b"-9223372036854775808.5",
-        ] {
+        for bad in [&b""[..], b".5", b"1.-5", b"1.2.3", b"1e3", b"-9223372036854775808.5"] {
             assert_eq!(timestamp(bad), None, "{}", bad.escape_ascii());
         }
     }

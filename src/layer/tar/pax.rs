@@ -53,11 +53,7 @@ impl Pax {
         let mut pairs = sparse::Pairs::new(max_regions);
         let mut rest = body;
         while !rest.is_empty() {
-            let Line {
-                key,
-                value,
-                rest: after,
-            } = record(rest)?;
+            let Line { key, value, rest: after } = record(rest)?;
             rest = after;
             match key {
                 b"GNU.sparse.offset" => pairs.offset(value)?,
@@ -144,9 +140,7 @@ fn record(bytes: &[u8]) -> Result<Line<'_>, Fault> {
         return Err(Fault::Pax("the length does not match"));
     }
     let (this, rest) = bytes.split_at(length);
-    let pair = this[space + 1..]
-        .strip_suffix(b"\n")
-        .ok_or(Fault::Pax("no newline at its end"))?;
+    let pair = this[space + 1..].strip_suffix(b"\n").ok_or(Fault::Pax("no newline at its end"))?;
     let equals = pair.iter().position(|b| *b == b'=').ok_or(Fault::Pax("no '='"))?;
     let (key, value) = (&pair[..equals], &pair[equals + 1..]);
     if key.is_empty() {

@@ -93,19 +93,13 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     /// # Errors
     /// Any of [`Error`]. A plain file that was read must have been read whole and closed by
     /// [`end_file`](Reader::end_file).
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "the data of a member is lent between two calls"
-    )]
+    #[expect(clippy::should_implement_trait, reason = "the data of a member is lent between two calls")]
     pub fn next(&mut self) -> Result<Option<Member>, Error> {
         if self.ended {
             return Ok(None);
         }
         self.skip_rest()?;
-        self.place = Place {
-            index: self.count,
-            path: Vec::new(),
-        };
+        self.place = Place { index: self.count, path: Vec::new() };
         let mut extended = Extended::default();
         loop {
             let Some(block) = self.header_block(&extended)? else {
@@ -148,10 +142,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             Route::Payload | Route::Raw | Route::Done => {}
         }
         let place = &self.place;
-        let bytes = self.input.fill_buf().map_err(|source| Error::Input {
-            place: place.clone(),
-            source,
-        })?;
+        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
         if bytes.is_empty() {
             return Err(Error::Member {
                 place: place.clone(),
@@ -163,10 +154,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         if data.route == Route::Payload {
             self.record.payload(bytes);
         } else {
-            self.record.raw(bytes).map_err(|source| Error::Record {
-                place: place.clone(),
-                source,
-            })?;
+            self.record.raw(bytes).map_err(|source| Error::Record { place: place.clone(), source })?;
         }
         let offset = data.offset;
         data.offset += length as u64;
@@ -193,10 +181,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         self.data.route = Route::Done;
         let size = self.data.size;
-        self.record.file(name, size).map_err(|source| Error::Record {
-            place: self.place.clone(),
-            source,
-        })
+        self.record.file(name, size).map_err(|source| Error::Record { place: self.place.clone(), source })
     }
 
     /// The caller will not keep this member's content as a file: its bytes are recorded as raw ones.
@@ -236,10 +221,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     }
 
     fn fault(&self, fault: Fault) -> Error {
-        Error::Member {
-            place: self.place.clone(),
-            fault,
-        }
+        Error::Member { place: self.place.clone(), fault }
     }
 
     fn consume_lent(&mut self) {
@@ -249,17 +231,9 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     /// Records up to `most` bytes as raw; how many, 0 at the end of the stream.
     fn raw_some(&mut self, most: u64) -> Result<u64, Error> {
         let place = &self.place;
-        let bytes = self.input.fill_buf().map_err(|source| Error::Input {
-            place: place.clone(),
-            source,
-        })?;
+        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
         let length = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
-        self.record
-            .raw(&bytes[..length])
-            .map_err(|source| Error::Record {
-                place: place.clone(),
-                source,
-            })?;
+        self.record.raw(&bytes[..length]).map_err(|source| Error::Record { place: place.clone(), source })?;
         self.input.consume(length);
         Ok(length as u64)
     }
@@ -268,10 +242,8 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     fn raw_into(&mut self, out: &mut Vec<u8>, length: u64) -> Result<(), Error> {
         let mut left = length;
         while left > 0 {
-            let bytes = self.input.fill_buf().map_err(|source| Error::Input {
-                place: self.place.clone(),
-                source,
-            })?;
+            let bytes =
+                self.input.fill_buf().map_err(|source| Error::Input { place: self.place.clone(), source })?;
             let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
             out.extend_from_slice(&bytes[..take]);
             if self.raw_some(take as u64)? == 0 {
@@ -339,11 +311,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             .map_err(|fault| self.fault(fault))?;
         self.within("bytes in an extended header", size, self.limits.max_pax_bytes)?;
         extended.count += 1;
-        self.within(
-            "extended headers of one member",
-            extended.count as u64,
-            MAX_EXTENDED as u64,
-        )?;
+        self.within("extended headers of one member", extended.count as u64, MAX_EXTENDED as u64)?;
         let mut body = Vec::new();
         self.raw_into(&mut body, size)?;
         if body.len() as u64 != size {
@@ -375,10 +343,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     /// Puts a member together from its header and the extended ones, and makes its data ready to be read.
     fn member(&mut self, header: &Header<'_>, extended: Extended) -> Result<Member, Error> {
         let mut pax = extended.pax.unwrap_or_default();
-        let path = extended
-            .long_name
-            .or_else(|| pax.path.take())
-            .unwrap_or_else(|| header.path());
+        let path = extended.long_name.or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
         self.place.path = path;
         self.within("members", self.count + 1, self.limits.max_entries)?;
         let numbers = header.numbers().map_err(|fault| self.fault(fault))?;
@@ -398,10 +363,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             mode: u32::try_from(mode).unwrap_or_default(),
             uid,
             gid,
-            mtime: pax.mtime.unwrap_or(Timestamp {
-                sec: numbers.mtime,
-                nsec: 0,
-            }),
+            mtime: pax.mtime.unwrap_or(Timestamp { sec: numbers.mtime, nsec: 0 }),
             size: 0,
             xattrs: pax.take_xattrs(),
             index: self.count,
@@ -413,15 +375,8 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         } else if pax.sparse.is_present() {
             return Err(self.fault(Fault::Sparse("on a member that is no file")));
         }
-        self.within(
-            "bytes in a path",
-            self.place.path.len() as u64,
-            self.limits.max_path as u64,
-        )?;
-        self.record.header().map_err(|source| Error::Record {
-            place: self.place.clone(),
-            source,
-        })?;
+        self.within("bytes in a path", self.place.path.len() as u64, self.limits.max_path as u64)?;
+        self.record.header().map_err(|source| Error::Record { place: self.place.clone(), source })?;
         member.path.clone_from(&self.place.path);
         self.count += 1;
         Ok(member)
@@ -440,8 +395,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         let target = || {
             let target = target();
             let (have, limit) = (target.len() as u64, self.limits.max_path as u64);
-            self.within("bytes in a link target", have, limit)
-                .map(|()| target)
+            self.within("bytes in a link target", have, limit).map(|()| target)
         };
         Ok(match flag.0 {
             // Before there was a type for directories, a slash at the end told them.
@@ -471,11 +425,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         sparse: GnuSparse,
         stored: u64,
     ) -> Result<(), Error> {
-        self.data = Data {
-            left: stored,
-            padding: padding_of(stored),
-            ..Data::default()
-        };
+        self.data = Data { left: stored, padding: padding_of(stored), ..Data::default() };
         let map = if header.typeflag() == Typeflag::GNU_SPARSE {
             let (size, map) = self.old_gnu_map(header)?;
             member.size = size;
@@ -498,11 +448,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
 
     fn count_logical(&mut self, size: u64) -> Result<(), Error> {
         self.logical_bytes = self.logical_bytes.saturating_add(size);
-        self.within(
-            "bytes in all files",
-            self.logical_bytes,
-            self.limits.max_logical_bytes,
-        )
+        self.within("bytes in all files", self.logical_bytes, self.limits.max_logical_bytes)
     }
 
     /// Logical size and map of an old GNU sparse file; blocks with more regions stand in front of the data.
@@ -520,11 +466,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         while more {
             // Blocks may be empty, so that counting regions does not end them.
             blocks += 1;
-            self.within(
-                "blocks of a sparse map",
-                blocks,
-                self.limits.max_sparse_regions as u64 / 21 + 1,
-            )?;
+            self.within("blocks of a sparse map", blocks, self.limits.max_sparse_regions as u64 / 21 + 1)?;
             let block = self.block()?;
             let block = block.ok_or_else(|| self.fault(Fault::Truncated("a sparse map")))?;
             pairs.old_gnu(&block[..504]).map_err(|fault| self.fault(fault))?;

@@ -20,11 +20,7 @@ pub(super) struct Pairs {
 
 impl Pairs {
     pub(super) fn new(max: usize) -> Self {
-        Pairs {
-            map: Vec::new(),
-            offset: None,
-            max,
-        }
+        Pairs { map: Vec::new(), offset: None, max }
     }
 
     pub(super) fn offset(&mut self, value: &[u8]) -> Result<(), Fault> {
@@ -35,10 +31,7 @@ impl Pairs {
     }
 
     pub(super) fn length(&mut self, value: &[u8]) -> Result<(), Fault> {
-        let offset = self
-            .offset
-            .take()
-            .ok_or(Fault::Sparse("a length without an offset"))?;
+        let offset = self.offset.take().ok_or(Fault::Sparse("a length without an offset"))?;
         let length = number_of(value)?;
         self.push(Region { offset, length })
     }
@@ -82,9 +75,7 @@ pub(super) fn parse_list(value: &[u8], max: usize) -> Result<Option<Vec<Region>>
     let mut pairs = Pairs::new(max);
     let mut numbers = value.split(|b| *b == b',');
     while let Some(offset) = numbers.next() {
-        let length = numbers
-            .next()
-            .ok_or(Fault::Sparse("an offset without a length"))?;
+        let length = numbers.next().ok_or(Fault::Sparse("an offset without a length"))?;
         pairs.offset(offset)?;
         pairs.length(length)?;
     }
@@ -100,11 +91,7 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) fn new(max: usize) -> Self {
-        Lines {
-            left: None,
-            line: Vec::new(),
-            pairs: Pairs::new(max),
-        }
+        Lines { left: None, line: Vec::new(), pairs: Pairs::new(max) }
     }
 
     /// Takes in one block; `true` once the map is whole. What follows in its last block is padding.
@@ -140,11 +127,7 @@ impl Lines {
             return Ok(());
         };
         *left -= 1;
-        if *left % 2 == 1 {
-            self.pairs.offset(&self.line)
-        } else {
-            self.pairs.length(&self.line)
-        }
+        if *left % 2 == 1 { self.pairs.offset(&self.line) } else { self.pairs.length(&self.line) }
     }
 
     pub(super) fn finish(self) -> Result<Vec<Region>, Fault> {
@@ -179,11 +162,7 @@ fn number_of(value: &[u8]) -> Result<u64, Fault> {
 }
 
 fn too_many(have: u64, max: usize) -> Fault {
-    Fault::Limit {
-        what: "regions in a sparse map",
-        have,
-        limit: max as u64,
-    }
+    Fault::Limit { what: "regions in a sparse map", have, limit: max as u64 }
 }
 
 #[cfg(test)]
@@ -191,10 +170,7 @@ mod tests {
     use super::*;
 
     fn map(pairs: &[(u64, u64)]) -> Vec<Region> {
-        pairs
-            .iter()
-            .map(|&(offset, length)| Region { offset, length })
-            .collect()
+        pairs.iter().map(|&(offset, length)| Region { offset, length }).collect()
     }
 
     #[test]

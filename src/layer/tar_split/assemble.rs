@@ -24,21 +24,12 @@ pub(super) struct File<T> {
 
 impl<T: Read> File<T> {
     pub(super) fn new(content: T, name: Vec<u8>, size: u64, want: u64) -> Self {
-        File {
-            content,
-            name,
-            left: size,
-            want,
-            crc: crc(),
-        }
+        File { content, name, left: size, want, crc: crc() }
     }
 
     /// Reads on; 0 once the file has ended where it should and with the right checksum.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, Error> {
-        let differs = |reason: &str| Error::File {
-            name: self.name.clone(),
-            reason: reason.to_owned(),
-        };
+        let differs = |reason: &str| Error::File { name: self.name.clone(), reason: reason.to_owned() };
         let read = loop {
             match self.content.read(out) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -61,9 +52,7 @@ impl<T: Read> File<T> {
 
 impl<R, F, T> std::fmt::Debug for Assembler<R, F, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Assembler")
-            .field("records", &self.records)
-            .finish_non_exhaustive()
+        f.debug_struct("Assembler").field("records", &self.records).finish_non_exhaustive()
     }
 }
 
@@ -75,13 +64,7 @@ where
 {
     /// An assembler that gets the content of files from `open`, by their names in the tar-split.
     pub fn new(records: TarSplitReader<R>, open: F) -> Self {
-        Assembler {
-            records,
-            open,
-            segment: Vec::new(),
-            taken: 0,
-            file: None,
-        }
+        Assembler { records, open, segment: Vec::new(), taken: 0, file: None }
     }
 
     /// Makes the next record current; `false` at the end.

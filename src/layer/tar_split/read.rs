@@ -110,20 +110,14 @@ pub struct TarSplitReader<R> {
 
 impl<R> std::fmt::Debug for TarSplitReader<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TarSplitReader")
-            .field("position", &self.position)
-            .finish_non_exhaustive()
+        f.debug_struct("TarSplitReader").field("position", &self.position).finish_non_exhaustive()
     }
 }
 
 impl<R: BufRead> TarSplitReader<R> {
     /// A reader of the gzip stream `input`.
     pub fn new(input: R) -> Self {
-        TarSplitReader {
-            input: BufReader::new(MultiGzDecoder::new(input)),
-            line: Vec::new(),
-            position: 0,
-        }
+        TarSplitReader { input: BufReader::new(MultiGzDecoder::new(input)), line: Vec::new(), position: 0 }
     }
 
     fn record(&mut self) -> Result<Option<Record>, Error> {
@@ -150,10 +144,7 @@ impl<R: BufRead> TarSplitReader<R> {
         let limited = &mut (&mut self.input).take(MAX_LINE as u64);
         let read = limited
             .read_until(b'\n', &mut self.line)
-            .map_err(|source| Error::Io {
-                position: self.position,
-                source,
-            })?;
+            .map_err(|source| Error::Io { position: self.position, source })?;
         if read > 0 && self.line.last() != Some(&b'\n') {
             return Err(Error::Corrupt {
                 position: self.position,
@@ -184,9 +175,7 @@ fn parse(line: &[u8], position: u64) -> Result<Option<Record>, String> {
         return Err(format!("it says that it is entry {}", entry.position));
     }
     let decode = |text: Option<Cow<'_, str>>| {
-        BASE64
-            .decode(text.unwrap_or_default().as_bytes())
-            .map_err(|error| format!("not base64: {error}"))
+        BASE64.decode(text.unwrap_or_default().as_bytes()).map_err(|error| format!("not base64: {error}"))
     };
     match entry.kind {
         1 if entry.size == 0 => Ok(None),
@@ -199,11 +188,7 @@ fn parse(line: &[u8], position: u64) -> Result<Option<Record>, String> {
                 (None, raw @ Some(_)) => decode(raw)?,
                 _ => return Err("a file needs either name or name_raw".into()),
             };
-            Ok(Some(Record::File {
-                name,
-                size: entry.size,
-                crc: u64::from_be_bytes(crc),
-            }))
+            Ok(Some(Record::File { name, size: entry.size, crc: u64::from_be_bytes(crc) }))
         }
         2 => Ok(Some(Record::Segment(decode(entry.payload)?))),
         other => Err(format!("unknown entry type {other}")),

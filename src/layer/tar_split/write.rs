@@ -19,9 +19,7 @@ pub struct TarSplit<W: Write> {
 
 impl<W: Write> std::fmt::Debug for TarSplit<W> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TarSplit")
-            .field("position", &self.position)
-            .finish_non_exhaustive()
+        f.debug_struct("TarSplit").field("position", &self.position).finish_non_exhaustive()
     }
 }
 
