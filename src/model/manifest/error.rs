@@ -34,7 +34,9 @@ pub enum ManifestError {
         size: i64,
     },
     /// Image and index at once: two readers would see two images (CVE-2021-41190).
-    #[error("it can be read as more than one kind of manifest (CVE-2021-41190): the publisher must push it again")]
+    #[error(
+        "it can be read as more than one kind of manifest (CVE-2021-41190): the publisher must push it again"
+    )]
     Confused,
     /// Body and header name different types.
     #[error("its mediaType is {body:?}, but the registry sent Content-Type {header:?}: they must be equal")]
@@ -78,7 +80,9 @@ pub enum ManifestError {
         media_type: String,
     },
     /// An encrypted layer (ocicrypt).
-    #[error("a layer of type {media_type:?} is encrypted, and Larder holds no keys: push the image unencrypted")]
+    #[error(
+        "a layer of type {media_type:?} is encrypted, and Larder holds no keys: push the image unencrypted"
+    )]
     EncryptedLayer {
         /// The type found.
         media_type: String,
