@@ -8,10 +8,14 @@ use crate::telemetry::ParseLevelError;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UsageError {
     /// Neither images nor a job.
-    #[error("no image given: name images, as in `larder build --volume ./cache --size 20GiB nginx:1.27`, or give --job FILE")]
+    #[error(
+        "no image given: name images, as in `larder build --volume ./cache --size 20GiB nginx:1.27`, or give --job FILE"
+    )]
     NoImages,
     /// Images and a job that has its own.
-    #[error("images come from the job and from the command line: name them in one place, the job or the arguments")]
+    #[error(
+        "images come from the job and from the command line: name them in one place, the job or the arguments"
+    )]
     ImagesTwice,
     /// More than one job may hold.
     #[error("{given} images given: want 1 to {MAX_IMAGES}; split them into several volumes")]
@@ -23,7 +27,9 @@ pub(super) enum UsageError {
     #[error("no volume given: add --volume DIR, an empty directory or one of an earlier build")]
     NoVolume,
     /// No size.
-    #[error("no size given: add --size, as in --size 20GiB (`larder plan` says what the images ask for), or \"size\" in the job")]
+    #[error(
+        "no size given: add --size, as in --size 20GiB (`larder plan` says what the images ask for), or \"size\" in the job"
+    )]
     NoSize,
     /// A size of nothing.
     #[error("the size is 0: want at least three times the size of the images, as in --size 20GiB")]
