@@ -123,7 +123,12 @@ fn read(path: &Path) -> Result<String, ConfigError> {
     };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES).read_to_string(&mut text).map_err(failed)?;
+    file.take(MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
+    }
     Ok(text)
 }
 
@@ -194,6 +199,7 @@ mod tests {
     fn all_faults_at_once() {
         let text = r#"
             surprise = 1
+            [empty]
             [registry]
             retries = "many"
             connections_per_host = 0
@@ -214,6 +220,7 @@ mod tests {
             keys,
             [
                 "build.sizing",
+                "empty",
                 "log.colour",
                 "log.level",
                 "registry.connections_per_host",

@@ -51,7 +51,8 @@ impl Layers {
 
     fn descend<'a>(&mut self, path: &mut Vec<Step<'a>>, value: &'a Value) {
         match value {
-            Value::Table(table) => {
+            // An empty table is a leaf, or an unknown empty section would pass unseen.
+            Value::Table(table) if !table.is_empty() => {
                 for (key, value) in table {
                     path.push(Step::Key(key));
                     self.descend(path, value);
