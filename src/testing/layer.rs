@@ -208,7 +208,7 @@ impl LayerBuilder {
     }
 
     /// A GNU long name (`L`) or long link target (`K`) for the next member.
-    pub fn gnu_long(mut self, typeflag: u8, text: impl AsRef<[u8]>) -> Self {
+    pub fn gnu_long(self, typeflag: u8, text: impl AsRef<[u8]>) -> Self {
         let mut text = text.as_ref().to_vec();
         text.push(0);
         let mut header = self.header(b"././@LongLink", typeflag, 0o644, b"", text.len() as u64);
