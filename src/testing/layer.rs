@@ -178,7 +178,7 @@ impl LayerBuilder {
                 .join(separator)
         };
         match form {
-            SparseForm::OldGnu => return self.old_gnu_sparse(path, size, &map, &data),
+            SparseForm::OldGnu => self.old_gnu_sparse(path, size, &map, &data),
             SparseForm::Pax00 => {
                 self = self.pax("GNU.sparse.size", size.to_string());
                 self = self.pax("GNU.sparse.numblocks", map.len().to_string());

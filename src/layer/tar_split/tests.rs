@@ -70,7 +70,6 @@ fn sample() -> Vec<u8> {
         .file("empty", "")
         .file("inline", vec![4; 100_000])
         .hardlink("h", "empty")
-        .raw([])
         .tar()
 }
 
