@@ -22,7 +22,8 @@ mod sparse;
 
 use std::io;
 
-pub use self::error::{Error, Fault};
+pub use self::block::Typeflag;
+pub use self::error::{Error, Fault, Place};
 pub use self::reader::Reader;
 pub use self::sparse::Region;
 

@@ -156,7 +156,7 @@ impl LayerBuilder {
         let joined =
             |separator: &str| numbers.clone().map(|n| n.to_string()).collect::<Vec<_>>().join(separator);
         match form {
-            SparseForm::OldGnu => return self.old_gnu_sparse(path, size, &map, &data),
+            SparseForm::OldGnu => self.old_gnu_sparse(path, size, &map, &data),
             SparseForm::Pax00 => {
                 self = self.pax("GNU.sparse.size", size.to_string());
                 self = self.pax("GNU.sparse.numblocks", map.len().to_string());
@@ -186,7 +186,7 @@ impl LayerBuilder {
     }
 
     /// A GNU long name (`L`) or long link target (`K`) for the next member.
-    pub fn gnu_long(mut self, typeflag: u8, text: impl AsRef<[u8]>) -> Self {
+    pub fn gnu_long(self, typeflag: u8, text: impl AsRef<[u8]>) -> Self {
         let mut text = text.as_ref().to_vec();
         text.push(0);
         let mut header = self.header(b"././@LongLink", typeflag, 0o644, b"", text.len() as u64);

@@ -32,10 +32,11 @@ impl Codec for Gzip {
             match input.first() {
                 None => return Ok(Step { read: 0, written: 0 }),
                 Some(0) => self.place = Place::Padding,
-                Some(_) => {
+                Some(0x1f) => {
                     self.inflate = Decompress::new_gzip(WINDOW_BITS);
                     self.place = Place::Member;
                 }
+                Some(_) => return Err("something other than a member follows the last one".into()),
             }
         }
         if self.place == Place::Padding {

@@ -10,7 +10,10 @@ pub(super) type Block = [u8; BLOCK];
 
 /// The type byte of a header.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Typeflag(pub u8);
+pub struct Typeflag(
+    /// As it stands in the header, at offset 156.
+    pub u8,
+);
 
 impl Typeflag {
     pub(super) const OLD_FILE: Typeflag = Typeflag(0);
