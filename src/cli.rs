@@ -16,15 +16,19 @@ mod usage;
 mod verify;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, Console, Level};
 use args::{Cli, Command, ConfigAction, Global};
 use exit::USAGE;
 use usage::UsageError;
+
+/// Where the configuration is when no flag names one.
+const DEFAULT_CONFIG: &str = "/etc/larder/larder.toml";
 
 /// Runs the program with the arguments `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -41,7 +45,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli, console: &Console) -> u8 {
-    let config = match Config::load(cli.global.config.as_deref()) {
+    let config = match load(cli.global.config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
             let class = error.class();
@@ -64,12 +68,22 @@ fn run(cli: Cli, console: &Console) -> u8 {
     }
 }
 
+/// Reads the file that was named, or else the one in its usual place, and lays the environment over it.
+fn load(named: Option<&Path>) -> Result<Config, ConfigError> {
+    let usual = Path::new(DEFAULT_CONFIG);
+    let path = named.or_else(|| usual.exists().then_some(usual));
+    // A variable that is not UTF-8 is none of ours.
+    let environment =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    Config::load(path, environment)
+}
+
 /// Flag over variable over file.
 fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<(), UsageError> {
     let level: Level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
         (Some(level), _) => level.clone(),
         (None, Ok(level)) if !level.is_empty() => level.parse()?,
-        _ => config.log.level.parse()?,
+        _ => config.log.level.into(),
     };
     telemetry::init(&level, global.log_format.unwrap_or(config.log.format), console);
     Ok(())

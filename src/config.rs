@@ -107,25 +107,16 @@ impl Config {
         let (config, mut faults) = layers.finish();
         config.registry.check(&mut faults);
         config.build.check(&mut faults);
-        if faults.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError::Faults(faults))
-        }
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
     }
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
     use std::io::Read as _;
-    let failed = |source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_BYTES + 1)
-        .read_to_string(&mut text)
-        .map_err(failed)?;
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > MAX_BYTES {
         return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
     }
@@ -142,11 +133,7 @@ fn within<T: PartialOrd + fmt::Display>(
     if !range.contains(&value) {
         faults.push(Fault {
             key: key.to_owned(),
-            reason: format!(
-                "{value} is out of range, want {} to {}",
-                range.start(),
-                range.end()
-            ),
+            reason: format!("{value} is out of range, want {} to {}", range.start(), range.end()),
         });
     }
 }
@@ -169,10 +156,7 @@ mod tests {
         let default = Table::try_from(Config::default()).unwrap();
         for (section, keys) in default {
             for key in keys.as_table().unwrap().keys().filter(|key| *key != "host") {
-                assert!(
-                    given[&section].get(key).is_some(),
-                    "{section}.{key} is not shipped"
-                );
+                assert!(given[&section].get(key).is_some(), "{section}.{key} is not shipped");
             }
         }
     }
@@ -187,10 +171,7 @@ mod tests {
             ("LARDER_ELSE", "x"),
         ]);
         let config = Config::parse(text, environment).unwrap();
-        assert_eq!(
-            (config.registry.retries, config.registry.connections_per_host),
-            (3, 2)
-        );
+        assert_eq!((config.registry.retries, config.registry.connections_per_host), (3, 2));
         assert_eq!(config.build.memory_budget, ByteSize(64 << 20));
         assert_eq!(config.log.format, log::Format::Json);
     }

@@ -23,10 +23,7 @@ pub struct Secrets {
 impl Secrets {
     /// Pull secrets, then docker configs in their order.
     pub fn new(keyring: Keyring, docker_configs: Vec<DockerConfig>) -> Self {
-        Secrets {
-            keyring,
-            docker_configs,
-        }
+        Secrets { keyring, docker_configs }
     }
 
     /// All credentials for `registry/repository`, in the order in which they are tried; none means anonymous.

@@ -4,25 +4,15 @@ mod console;
 
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 pub use console::Console;
 
+use crate::config::log::Format;
+
 /// The variable that holds the filter where no flag gives one.
 pub const LEVEL_VARIABLE: &str = "LARDER_LOG";
-
-/// Form of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum Format {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object a line.
-    Json,
-}
 
 /// A filter as tracing-subscriber reads it: `info`, or `larder=debug,warn`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +24,21 @@ pub struct Level(String);
 pub struct ParseLevelError {
     given: String,
     reason: String,
+}
+
+impl From<crate::config::log::Level> for Level {
+    fn from(level: crate::config::log::Level) -> Self {
+        use crate::config::log::Level as Least;
+        let name = match level {
+            Least::Off => "off",
+            Least::Error => "error",
+            Least::Warn => "warn",
+            Least::Info => "info",
+            Least::Debug => "debug",
+            Least::Trace => "trace",
+        };
+        Level(name.to_owned())
+    }
 }
 
 impl FromStr for Level {

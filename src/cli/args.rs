@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::log::Format;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
-use crate::telemetry::{Format, Level};
+use crate::telemetry::Level;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -11,7 +11,7 @@ use crate::model::sizing::Sizing;
 #[serde(deny_unknown_fields, default)]
 pub struct Build {
     /// Layers that are fetched and extracted side by side.
-    pub concurrency: u32,
+    pub concurrency: usize,
     /// What happens when the volume is smaller than the 3x rule asks.
     pub sizing: Sizing,
     /// Most bytes of layers held in memory.
@@ -46,11 +46,6 @@ impl Build {
         within(faults, "build.max_entries", self.max_entries, 1..=u64::MAX);
         within(faults, "build.max_ratio", self.max_ratio, 1..=u64::MAX);
         let smallest = ByteSize(8 << 20);
-        within(
-            faults,
-            "build.memory_budget",
-            self.memory_budget,
-            smallest..=ByteSize(u64::MAX),
-        );
+        within(faults, "build.memory_budget", self.memory_budget, smallest..=ByteSize(u64::MAX));
     }
 }

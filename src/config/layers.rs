@@ -40,10 +40,7 @@ impl Layers {
     /// The configuration laid and the faults found on the way.
     pub(super) fn finish(mut self) -> (Config, Vec<Fault>) {
         let config = Config::deserialize(Value::Table(self.tree)).unwrap_or_else(|e| {
-            self.faults.push(Fault {
-                key: "larder.toml".to_owned(),
-                reason: e.to_string(),
-            });
+            self.faults.push(Fault { key: "larder.toml".to_owned(), reason: e.to_string() });
             Config::default()
         });
         (config, self.faults)
@@ -75,18 +72,13 @@ impl Layers {
         let reason = match place(&mut root, path) {
             Some(place) => {
                 *place = value.clone();
-                Config::deserialize(root.clone())
-                    .err()
-                    .map(|e| e.message().to_owned())
+                Config::deserialize(root.clone()).err().map(|e| e.message().to_owned())
             }
             None => Some("it is a table where a value is wanted, or a value where a table is".to_owned()),
         };
         match (reason, root) {
             (None, Value::Table(tree)) => self.tree = tree,
-            (reason, _) => self.faults.push(Fault {
-                key: name(path),
-                reason: reason.unwrap_or_default(),
-            }),
+            (reason, _) => self.faults.push(Fault { key: name(path), reason: reason.unwrap_or_default() }),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{Fault, within};
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
     /// Most connections to one host.
-    pub connections_per_host: u32,
+    pub connections_per_host: usize,
     /// Most seconds until a connection stands.
     pub connect_timeout_seconds: u64,
     /// Most seconds without a byte before a transfer is cut and resumed.
@@ -72,19 +72,11 @@ impl Registry {
         seconds("stall_timeout_seconds", self.stall_timeout_seconds);
         seconds("request_timeout_seconds", self.request_timeout_seconds);
         seconds("backoff_max_seconds", self.backoff_max_seconds);
-        within(
-            faults,
-            "registry.connections_per_host",
-            self.connections_per_host,
-            1..=256,
-        );
+        within(faults, "registry.connections_per_host", self.connections_per_host, 1..=256);
         within(faults, "registry.retries", self.retries, 0..=100);
         for (i, host) in self.host.iter().enumerate() {
             let mut fault = |key: &str, reason: &str| {
-                faults.push(Fault {
-                    key: format!("registry.host[{i}].{key}"),
-                    reason: reason.to_owned(),
-                });
+                faults.push(Fault { key: format!("registry.host[{i}].{key}"), reason: reason.to_owned() });
             };
             if host.name.is_empty() {
                 fault("name", "it is absent, want host[:port][/repository]");

@@ -68,6 +68,9 @@ impl FromStr for ImageReference {
             return Err(refuse("it is longer than 1024 bytes".into()));
         }
         let normal: Reference = s.parse().map_err(|e: oci_distribution::ParseError| refuse(e.to_string()))?;
+        if normal.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(refuse("repository names are lower-case".into()));
+        }
         let digest = normal.digest().map(str::parse::<Digest>).transpose();
         let digest = digest.map_err(|e| refuse(e.to_string()))?;
         Ok(ImageReference { given: s.to_owned(), normal, digest })

@@ -64,20 +64,13 @@ mod tests {
         )
         .unwrap();
         symlink("..data/.dockerconfigjson", json.join(".dockerconfigjson")).unwrap();
-        fs::write(
-            secret("cfg").join(".dockercfg"),
-            r#"{"r.io":{"username":"cfg","password":"p"}}"#,
-        )
-        .unwrap();
+        fs::write(secret("cfg").join(".dockercfg"), r#"{"r.io":{"username":"cfg","password":"p"}}"#).unwrap();
         fs::write(secret("bad").join(".dockerconfigjson"), "[").unwrap();
 
         let names = ["team:cfg", "team:bad", "team:missing", "team:json"].map(|n| n.parse().unwrap());
         let keyring = read(root.path(), &names);
         let found = format!("{:?}", keyring.lookup("r.io", "a"));
-        assert!(
-            found.find("cfg") < found.find("json") && found.contains("json"),
-            "{found}"
-        );
+        assert!(found.find("cfg") < found.find("json") && found.contains("json"), "{found}");
         assert_eq!(keyring.absent(), &names[1..3]);
     }
 }

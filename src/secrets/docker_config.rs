@@ -71,9 +71,7 @@ struct File {
 impl DockerConfig {
     /// The `config.json` of a directory, as `--docker-config` and `$DOCKER_CONFIG` name it.
     pub fn in_directory(dir: &Path) -> Self {
-        DockerConfig {
-            path: dir.join("config.json"),
-        }
+        DockerConfig { path: dir.join("config.json") }
     }
 
     /// What is used without `--docker-config`, where it exists: docker's file (`$DOCKER_CONFIG`, else `~/.docker`), then
@@ -97,14 +95,9 @@ impl DockerConfig {
         registry: &str,
         repository: &str,
     ) -> Result<Vec<Credential>, DockerConfigError> {
-        let malformed = |source| DockerConfigError::Malformed {
-            path: self.path.clone(),
-            source,
-        };
-        let bytes = read_limited(&self.path).map_err(|source| DockerConfigError::Read {
-            path: self.path.clone(),
-            source,
-        })?;
+        let malformed = |source| DockerConfigError::Malformed { path: self.path.clone(), source };
+        let bytes = read_limited(&self.path)
+            .map_err(|source| DockerConfigError::Read { path: self.path.clone(), source })?;
         let file: File = read(&bytes).map_err(malformed)?;
         let helper = file.helper(registry).map(str::to_owned);
         let mut found = Vec::new();
@@ -132,9 +125,7 @@ impl File {
         let hub = is_docker_hub(registry);
         let same = |key: &str| key == registry || hub && (key == DOCKER_HUB_SERVER || is_docker_hub(key));
         let helper = self.cred_helpers.iter().find(|(key, _)| same(key));
-        helper
-            .map(|(_, helper)| helper.as_str())
-            .filter(|h| !h.is_empty())
+        helper.map(|(_, helper)| helper.as_str()).filter(|h| !h.is_empty())
     }
 }
 
@@ -146,20 +137,15 @@ async fn ask(helper: &str, registry: &str) -> Option<Credential> {
         return None;
     }
     let config = serde_json::json!({ "credsStore": helper }).to_string();
-    let server = if is_docker_hub(registry) {
-        DOCKER_HUB_SERVER.to_owned()
-    } else {
-        registry.to_owned()
-    };
+    let server = if is_docker_hub(registry) { DOCKER_HUB_SERVER.to_owned() } else { registry.to_owned() };
     let run = tokio::task::spawn_blocking(move || get_credential_from_reader(config.as_bytes(), &server));
     match tokio::time::timeout(HELPER_TIMEOUT, run).await {
         Ok(Ok(Ok(DockerCredential::IdentityToken(token)))) => {
             Some(Credential::IdentityToken(Secret::new(token)))
         }
-        Ok(Ok(Ok(DockerCredential::UsernamePassword(username, password)))) => Some(Credential::Basic {
-            username,
-            password: Secret::new(password),
-        }),
+        Ok(Ok(Ok(DockerCredential::UsernamePassword(username, password)))) => {
+            Some(Credential::Basic { username, password: Secret::new(password) })
+        }
         Ok(_) => {
             tracing::warn!(helper, registry, "credential helper gave no credential");
             None
@@ -179,10 +165,7 @@ mod tests {
     fn lookup(json: &str, registry: &str) -> Result<Vec<Credential>, DockerConfigError> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), json).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(DockerConfig::in_directory(dir.path()).lookup(registry, "library/a"))
     }
 
@@ -192,10 +175,7 @@ mod tests {
             "r.io":{"auth":"dTpw"}}}"#;
         let token = Credential::IdentityToken(Secret::new("t"));
         assert_eq!(lookup(json, "docker.io").unwrap(), [token]);
-        let basic = Credential::Basic {
-            username: "u".to_owned(),
-            password: Secret::new("p"),
-        };
+        let basic = Credential::Basic { username: "u".to_owned(), password: Secret::new("p") };
         assert_eq!(lookup(json, "r.io").unwrap(), [basic]);
     }
 

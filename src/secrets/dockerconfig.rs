@@ -72,10 +72,7 @@ pub(super) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Se
         return Err(SecretError::TooLong);
     }
     // The text of a serde_json error quotes the content.
-    serde_json::from_slice(bytes).map_err(|e| SecretError::Malformed {
-        line: e.line(),
-        column: e.column(),
-    })
+    serde_json::from_slice(bytes).map_err(|e| SecretError::Malformed { line: e.line(), column: e.column() })
 }
 
 /// The kubelet does not read identity tokens; one malformed entry fails the whole secret.
@@ -92,16 +89,10 @@ impl Auth {
     fn basic(self) -> Result<Option<Credential>, SecretError> {
         let (username, password) = match self.auth.filter(|auth| !auth.is_empty()) {
             Some(auth) => decode(&auth)?,
-            None => (
-                self.username.unwrap_or_default(),
-                self.password.unwrap_or_default(),
-            ),
+            None => (self.username.unwrap_or_default(), self.password.unwrap_or_default()),
         };
         let given = !username.is_empty() || !password.is_empty();
-        Ok(given.then(|| Credential::Basic {
-            username,
-            password: Secret::new(password),
-        }))
+        Ok(given.then(|| Credential::Basic { username, password: Secret::new(password) }))
     }
 
     /// As docker reads its own config: an identity token wins.
@@ -150,19 +141,12 @@ mod tests {
             (r#"{"username":"u","password":"p"}"#, pair("u", "p")),
             (r#"{"auth":"dTpwOnE="}"#, pair("u", "p:q")),
             (r#"{"auth":"dTpwOnE"}"#, pair("u", "p:q")),
-            (
-                r#"{"auth":"dXNlcjpwdw==","username":"x","password":"y"}"#,
-                pair("user", "pw"),
-            ),
+            (r#"{"auth":"dXNlcjpwdw==","username":"x","password":"y"}"#, pair("user", "pw")),
             (r#"{"auth":"","username":"x","password":"y"}"#, pair("x", "y")),
             (r#"{"email":"a@b"}"#, vec![]),
             (r#"{"identitytoken":"t"}"#, vec![]),
         ] {
-            assert_eq!(
-                found(&format!(r#"{{"auths":{{"r.io":{entry}}}}}"#)),
-                Ok(want),
-                "{entry}"
-            );
+            assert_eq!(found(&format!(r#"{{"auths":{{"r.io":{entry}}}}}"#)), Ok(want), "{entry}");
         }
     }
 

@@ -32,9 +32,7 @@ impl Keyring {
     /// All credentials for `registry/repository`, in the order in which they are tried.
     pub fn lookup(&self, registry: &str, repository: &str) -> Vec<Credential> {
         let secrets = self.secrets.iter();
-        secrets
-            .flat_map(|entries| entries.lookup(registry, repository))
-            .collect()
+        secrets.flat_map(|entries| entries.lookup(registry, repository)).collect()
     }
 }
 
@@ -46,9 +44,7 @@ impl Entries {
     /// Sorts `entries`; of equal keys both stay, in their order.
     pub fn new(entries: impl IntoIterator<Item = (String, Credential)>) -> Self {
         let entries = entries.into_iter();
-        let mut entries: Vec<_> = entries
-            .map(|(key, credential)| (Pattern::new(&key), credential))
-            .collect();
+        let mut entries: Vec<_> = entries.map(|(key, credential)| (Pattern::new(&key), credential)).collect();
         entries.sort_by(|(a, _), (b, _)| b.key.cmp(&a.key));
         Entries(entries)
     }
@@ -59,11 +55,7 @@ impl Entries {
     /// matched, which leaves a key `registry-1.docker.io` useless.
     pub fn lookup(&self, registry: &str, repository: &str) -> Vec<Credential> {
         let own = [registry];
-        let names: &[&str] = if is_docker_hub(registry) {
-            &DOCKER_HUB
-        } else {
-            &own
-        };
+        let names: &[&str] = if is_docker_hub(registry) { &DOCKER_HUB } else { &own };
         let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name, repository));
         let entries = self.0.iter().filter(|(pattern, _)| matches(pattern));
         entries.map(|(_, credential)| credential.clone()).collect()
@@ -84,10 +76,7 @@ struct Pattern {
 impl Pattern {
     /// Drops the scheme and the API version that `docker login` writes (keyring.go, `Add`).
     fn new(key: &str) -> Self {
-        let key = key
-            .strip_prefix("https://")
-            .or(key.strip_prefix("http://"))
-            .unwrap_or(key);
+        let key = key.strip_prefix("https://").or(key.strip_prefix("http://")).unwrap_or(key);
         let key = key.split(['?', '#']).next().unwrap_or_default();
         let (host, path) = key.split_at(key.find('/').unwrap_or(key.len()));
         let path = match path.get(..4) {
@@ -95,9 +84,7 @@ impl Pattern {
             _ => path,
         };
         let path = if path == "/" { "" } else { path };
-        Pattern {
-            key: format!("{host}{path}"),
-        }
+        Pattern { key: format!("{host}{path}") }
     }
 
     /// Host labels by glob and as many of them, the same port, and the path as a plain string prefix: `r.io/foo` matches
@@ -150,10 +137,7 @@ mod tests {
     use crate::model::credential::Secret;
 
     fn basic(username: &str) -> Credential {
-        Credential::Basic {
-            username: username.to_owned(),
-            password: Secret::new("hidden"),
-        }
+        Credential::Basic { username: username.to_owned(), password: Secret::new("hidden") }
     }
 
     fn entries(keys: &[&str]) -> Entries {

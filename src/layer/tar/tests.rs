@@ -90,23 +90,9 @@ fn names_from_every_place() {
     let target = "t".repeat(2000);
     let path = |layer: LayerBuilder| one(layer).0.path;
     assert_eq!(path(LayerBuilder::new().file(&long, "")), long.as_bytes());
-    assert_eq!(
-        path(LayerBuilder::new().gnu_long(b'L', &long).file("x", "")),
-        long.as_bytes()
-    );
-    assert_eq!(
-        path(LayerBuilder::new().pax("path", "a\nb=c").file("x", "")),
-        b"a\nb=c"
-    );
-    assert_eq!(
-        path(
-            LayerBuilder::new()
-                .pax("path", "1")
-                .pax("path", "2")
-                .file("x", "")
-        ),
-        b"2"
-    );
+    assert_eq!(path(LayerBuilder::new().gnu_long(b'L', &long).file("x", "")), long.as_bytes());
+    assert_eq!(path(LayerBuilder::new().pax("path", "a\nb=c").file("x", "")), b"a\nb=c");
+    assert_eq!(path(LayerBuilder::new().pax("path", "1").pax("path", "2").file("x", "")), b"2");
     assert_eq!(path(LayerBuilder::new().file(b"\xff\xfe", "")), b"\xff\xfe");
     let prefix = |header: &mut [u8; BLOCK]| header[345..348].copy_from_slice(b"pre");
     assert_eq!(path(LayerBuilder::new().odd("x", b'0', b"", prefix)), b"pre/x");
@@ -125,12 +111,7 @@ fn names_from_every_place() {
         LayerBuilder::new().symlink("s", &target),
         LayerBuilder::new().gnu_long(b'K', &target).symlink("s", "x"),
     ] {
-        assert_eq!(
-            one(layer).0.kind,
-            Kind::Symlink {
-                target: target.clone().into()
-            }
-        );
+        assert_eq!(one(layer).0.kind, Kind::Symlink { target: target.clone().into() });
     }
 }
 
@@ -144,28 +125,17 @@ fn numbers_from_every_place() {
         .file("x", "");
     let member = one(layer).0;
     assert_eq!((member.uid, member.gid), (4_000_000_000, 70000));
-    assert_eq!(
-        member.mtime,
-        Timestamp {
-            sec: -2,
-            nsec: 750_000_000
-        }
-    );
+    assert_eq!(member.mtime, Timestamp { sec: -2, nsec: 750_000_000 });
     let member = one(LayerBuilder::new().owner(1 << 31, 3 << 30).file("x", "")).0;
     assert_eq!((member.uid, member.gid), (1 << 31, 3 << 30));
     let negative = |header: &mut [u8; BLOCK]| header[136..148].fill(0xff);
-    assert_eq!(
-        one(LayerBuilder::new().odd("x", b'0', b"", negative)).0.mtime.sec,
-        -1
-    );
+    assert_eq!(one(LayerBuilder::new().odd("x", b'0', b"", negative)).0.mtime.sec, -1);
 }
 
 #[test]
 fn the_pax_size_is_the_size_of_the_file_alone() {
     let zero = |header: &mut [u8; BLOCK]| header[124..135].fill(b'0');
-    let layer = LayerBuilder::new()
-        .pax("size", "5")
-        .odd("x", b'0', b"hello", zero);
+    let layer = LayerBuilder::new().pax("size", "5").odd("x", b'0', b"hello", zero);
     assert_eq!(one(layer).1, b"hello");
     // A link has no data, whatever either size says.
     let layer = LayerBuilder::new().pax("size", "5").hardlink("h", "x").dir("d");
@@ -202,9 +172,7 @@ fn sparse_files_of_every_form() {
             if content.is_empty() && matches!(form, SparseForm::Pax00 | SparseForm::Pax01) {
                 continue;
             }
-            let layer = LayerBuilder::new()
-                .sparse(form, "dir/sparse", 7000, content)
-                .file("next", "n");
+            let layer = LayerBuilder::new().sparse(form, "dir/sparse", 7000, content).file("next", "n");
             let all = read(&layer.tar()).unwrap_or_else(|error| panic!("{form:?}: {error}"));
             let (member, got) = &all[0];
             let mut want = vec![0; 7000];
@@ -213,19 +181,10 @@ fn sparse_files_of_every_form() {
                 want[at..at + bytes.len()].copy_from_slice(bytes);
             }
             assert!(*got == want, "{form:?}");
-            assert_eq!(
-                (member.size, &member.path[..]),
-                (7000, &b"dir/sparse"[..]),
-                "{form:?}"
-            );
-            let Kind::Sparse { map } = &member.kind else {
-                panic!("{form:?}")
-            };
+            assert_eq!((member.size, &member.path[..]), (7000, &b"dir/sparse"[..]), "{form:?}");
+            let Kind::Sparse { map } = &member.kind else { panic!("{form:?}") };
             let offsets: Vec<u64> = map.iter().map(|region: &Region| region.offset).collect();
-            assert_eq!(
-                offsets,
-                content.iter().map(|(offset, _)| *offset).collect::<Vec<_>>()
-            );
+            assert_eq!(offsets, content.iter().map(|(offset, _)| *offset).collect::<Vec<_>>());
             assert_eq!(all[1].1, b"n");
         }
     }
@@ -235,19 +194,10 @@ fn sparse_files_of_every_form() {
 fn ends_that_go_accepts() {
     let tar = LayerBuilder::new().file("a", "1").file("b", "2").unfinished();
     let zeros = |n: usize| [&tar[..], &vec![0; n]].concat();
-    for end in [
-        zeros(0),
-        zeros(512),
-        zeros(1024),
-        zeros(10240),
-        tar[..tar.len() - 100].to_vec(),
-    ] {
+    for end in [zeros(0), zeros(512), zeros(1024), zeros(10240), tar[..tar.len() - 100].to_vec()] {
         assert_eq!(read(&end).unwrap().len(), 2);
     }
-    assert_eq!(
-        read(&[zeros(1024), b"rubbish".to_vec()].concat()).unwrap().len(),
-        2
-    );
+    assert_eq!(read(&[zeros(1024), b"rubbish".to_vec()].concat()).unwrap().len(), 2);
     assert_eq!(read(b"").unwrap().len(), 0);
 }
 
@@ -266,12 +216,7 @@ fn ends_that_nobody_accepts() {
 fn hostile_headers() {
     let odd = |change: fn(&mut [u8; BLOCK])| LayerBuilder::new().odd("x", b'0', b"", change).tar();
     let pax = |key: &str, value: &str| LayerBuilder::new().pax(key, value).file("x", "").tar();
-    let body = |body: &[u8]| {
-        LayerBuilder::new()
-            .odd("p", b'x', body, |_| {})
-            .file("x", "")
-            .tar()
-    };
+    let body = |body: &[u8]| LayerBuilder::new().odd("p", b'x', body, |_| {}).file("x", "").tar();
     let field = |tar: Vec<u8>| matches!(fault(&tar), Fault::Field(_));
     let range = |tar: Vec<u8>| matches!(fault(&tar), Fault::Range { .. });
     let malformed = |tar: Vec<u8>| matches!(fault(&tar), Fault::Pax(_));
@@ -279,34 +224,17 @@ fn hostile_headers() {
     let sparse = |tar: Vec<u8>| matches!(fault(&tar), Fault::Sparse(_));
     let limit = |tar: Vec<u8>| matches!(fault(&tar), Fault::Limit { .. });
 
+    assert!(field(odd(|h| h[100..107].copy_from_slice(b"00+0644"))), "octal with a sign");
+    assert!(field(odd(|h| h[108..115].copy_from_slice(b"0000009"))), "not octal");
+    assert!(field(odd(|h| h[329..332].copy_from_slice(b"abc"))), "garbage in devmajor");
     assert!(
-        field(odd(|h| h[100..107].copy_from_slice(b"00+0644"))),
-        "octal with a sign"
-    );
-    assert!(
-        field(odd(|h| h[108..115].copy_from_slice(b"0000009"))),
-        "not octal"
-    );
-    assert!(
-        field(odd(|h| h[329..332].copy_from_slice(b"abc"))),
-        "garbage in devmajor"
-    );
-    assert!(
-        field(odd(
-            |h| h[124..136].copy_from_slice(b"\x80\0\0\x01\0\0\0\0\0\0\0\x04")
-        )),
+        field(odd(|h| h[124..136].copy_from_slice(b"\x80\0\0\x01\0\0\0\0\0\0\0\x04"))),
         "size of 2^64 + 4"
     );
     assert!(range(odd(|h| h[124..136].fill(0xff))), "size of -1");
     assert!(range(odd(|h| h[108..116].fill(0xff))), "uid -1");
-    assert!(
-        range(odd(|h| h[116..124].copy_from_slice(b"\x80\0\0\x01\0\0\0\0"))),
-        "gid 2^32"
-    );
-    assert!(
-        range(odd(|h| h[116..124].copy_from_slice(b"\x80\0\0\0\xff\xff\xff\xff"))),
-        "gid 2^32 - 1"
-    );
+    assert!(range(odd(|h| h[116..124].copy_from_slice(b"\x80\0\0\x01\0\0\0\0"))), "gid 2^32");
+    assert!(range(odd(|h| h[116..124].copy_from_slice(b"\x80\0\0\0\xff\xff\xff\xff"))), "gid 2^32 - 1");
     assert!(range(pax("uid", "4294967296")), "uid 2^32");
     assert!(range(pax("uid", "-1")), "uid -1 by pax");
     assert!(range(pax("size", "-1")), "size -1 by pax");
@@ -344,41 +272,22 @@ fn hostile_headers() {
         .gnu_long(b'L', "name")
         .odd("g", b'g', &pax_record(b"comment", b"x"), |_| {})
         .file("x", "");
-    assert!(
-        matches!(fault(&between.tar()), Fault::Orphan(_)),
-        "a global header in between"
-    );
+    assert!(matches!(fault(&between.tar()), Fault::Orphan(_)), "a global header in between");
 
-    assert!(
-        sparse(LayerBuilder::new().odd("x", b'S', b"", |_| {}).tar()),
-        "'S' in a ustar header"
-    );
+    assert!(sparse(LayerBuilder::new().odd("x", b'S', b"", |_| {}).tar()), "'S' in a ustar header");
     assert!(sparse(pax("GNU.sparse.major", "2")), "unknown version");
-    assert!(
-        sparse(LayerBuilder::new().pax("GNU.sparse.map", "0,1").dir("d").tar()),
-        "sparse directory"
-    );
+    assert!(sparse(LayerBuilder::new().pax("GNU.sparse.map", "0,1").dir("d").tar()), "sparse directory");
     assert!(sparse(pax("GNU.sparse.offset", "0")), "offset without length");
     assert!(
-        sparse(
-            LayerBuilder::new()
-                .sparse(SparseForm::Pax01, "x", 4, &[(0, b"12345")])
-                .tar()
-        ),
+        sparse(LayerBuilder::new().sparse(SparseForm::Pax01, "x", 4, &[(0, b"12345")]).tar()),
         "behind the end"
     );
     assert!(
-        sparse(
-            LayerBuilder::new()
-                .sparse(SparseForm::OldGnu, "x", 99, &[(9, b"1"), (0, b"1")])
-                .tar()
-        ),
+        sparse(LayerBuilder::new().sparse(SparseForm::OldGnu, "x", 99, &[(9, b"1"), (0, b"1")]).tar()),
         "order"
     );
-    let miscounted = LayerBuilder::new()
-        .pax("GNU.sparse.numblocks", "2")
-        .pax("GNU.sparse.map", "0,1")
-        .file("x", "1");
+    let miscounted =
+        LayerBuilder::new().pax("GNU.sparse.numblocks", "2").pax("GNU.sparse.map", "0,1").file("x", "1");
     assert!(sparse(miscounted.tar()));
 
     assert!(
@@ -388,26 +297,11 @@ fn hostile_headers() {
         })),
         "an extended header of 2 MiB"
     );
-    assert!(
-        limit(odd(
-            |h| h[124..136].copy_from_slice(b"\x80\0\0\0\x7f\0\0\0\0\0\0\0")
-        )),
-        "a huge file"
-    );
-    assert!(
-        limit(LayerBuilder::new().file("x".repeat(70_000), "").tar()),
-        "a path of 70,000 bytes"
-    );
+    assert!(limit(odd(|h| h[124..136].copy_from_slice(b"\x80\0\0\0\x7f\0\0\0\0\0\0\0"))), "a huge file");
+    assert!(limit(LayerBuilder::new().file("x".repeat(70_000), "").tar()), "a path of 70,000 bytes");
     let chain = (0..20).fold(LayerBuilder::new(), |layer, _| layer.gnu_long(b'L', "n"));
     assert!(limit(chain.file("x", "").tar()), "an endless chain");
-    assert!(
-        limit(
-            LayerBuilder::new()
-                .sparse(SparseForm::Pax10, "x", 1 << 50, &[])
-                .tar()
-        ),
-        "a huge hole"
-    );
+    assert!(limit(LayerBuilder::new().sparse(SparseForm::Pax10, "x", 1 << 50, &[]).tar()), "a huge hole");
 }
 
 #[test]
@@ -427,15 +321,9 @@ fn either_checksum_is_accepted_and_no_other() {
 
 #[test]
 fn limits_on_counts() {
-    let limits = Limits {
-        max_entries: 2,
-        max_logical_bytes: 10,
-        ..Limits::default()
-    };
+    let limits = Limits { max_entries: 2, max_logical_bytes: 10, ..Limits::default() };
     let files = |sizes: &[usize]| {
-        let layer = sizes
-            .iter()
-            .fold(LayerBuilder::new(), |layer, size| layer.file("x", vec![1; *size]));
+        let layer = sizes.iter().fold(LayerBuilder::new(), |layer, size| layer.file("x", vec![1; *size]));
         read_within(&layer.tar(), limits).is_ok()
     };
     assert!(files(&[5, 5]));

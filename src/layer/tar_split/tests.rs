@@ -13,11 +13,8 @@ type Files = HashMap<Vec<u8>, Vec<u8>>;
 /// Splits a tar, keeping the content of plain files by name.
 fn split(tar: &[u8]) -> (Vec<u8>, Files) {
     let mut files = Files::new();
-    let mut reader = Reader::new(
-        io::BufReader::with_capacity(1000, tar),
-        TarSplit::new(Vec::new()),
-        Limits::default(),
-    );
+    let mut reader =
+        Reader::new(io::BufReader::with_capacity(1000, tar), TarSplit::new(Vec::new()), Limits::default());
     while let Some(member) = reader.next().unwrap() {
         if member.kind != Kind::File {
             continue;
@@ -38,12 +35,7 @@ fn split(tar: &[u8]) -> (Vec<u8>, Files) {
 }
 
 fn assemble(split: &[u8], files: &Files) -> io::Result<Vec<u8>> {
-    let open = |name: &[u8]| {
-        files
-            .get(name)
-            .map(|f| &f[..])
-            .ok_or(io::ErrorKind::NotFound.into())
-    };
+    let open = |name: &[u8]| files.get(name).map(|f| &f[..]).ok_or(io::ErrorKind::NotFound.into());
     let mut tar = Vec::new();
     Assembler::new(TarSplitReader::new(split), open).read_to_end(&mut tar)?;
     Ok(tar)
@@ -57,12 +49,7 @@ fn sample() -> Vec<u8> {
     SparseForm::ALL
         .iter()
         .fold(LayerBuilder::new(), |layer, form| {
-            layer.sparse(
-                *form,
-                format!("sparse/{form:?}"),
-                1 << 30,
-                &[(5, b"data"), (1 << 20, &[7; 90_000])],
-            )
+            layer.sparse(*form, format!("sparse/{form:?}"), 1 << 30, &[(5, b"data"), (1 << 20, &[7; 90_000])])
         })
         .dir("d/")
         .file("d/a \"\\\n\u{1}é", "hello")
@@ -87,18 +74,13 @@ fn the_form_is_that_of_tar_split() {
     let tar = LayerBuilder::new().file("a", "123456789").tar();
     let (split, _) = split(&tar);
     let mut text = String::new();
-    flate2::read::GzDecoder::new(&split[..])
-        .read_to_string(&mut text)
-        .unwrap();
+    flate2::read::GzDecoder::new(&split[..]).read_to_string(&mut text).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 3);
     assert!(lines[0].starts_with("{\"type\":2,\"payload\":\"YQAAAAAA"));
     assert!(lines[0].ends_with("\",\"position\":0}"));
     // CRC-64/GO-ISO of the check string is b90956c775a41001.
-    assert_eq!(
-        lines[1],
-        r#"{"type":1,"name":"a","size":9,"payload":"uQlWx3WkEAE=","position":1}"#
-    );
+    assert_eq!(lines[1], r#"{"type":1,"name":"a","size":9,"payload":"uQlWx3WkEAE=","position":1}"#);
 }
 
 #[test]
@@ -136,26 +118,16 @@ fn a_file_that_changed_is_found() {
 
 #[test]
 fn replaced_files_move_into_the_record() {
-    let tar = LayerBuilder::new()
-        .file("a", "first")
-        .file("b", "b")
-        .file("a", "second")
-        .tar();
+    let tar = LayerBuilder::new().file("a", "first").file("b", "b").file("a", "second").tar();
     let (split, mut files) = split(&tar);
     let mut first = Some(&b"first"[..]);
     let take = |name: &[u8]| Ok(if name == b"a" { first.take() } else { None });
     let rewritten = rewrite(TarSplitReader::new(&split[..]), Vec::new(), take).unwrap();
     assert!(assemble(&rewritten, &files).unwrap() == tar);
     let names = records(&rewritten).unwrap();
-    assert_eq!(
-        names.iter().filter(|r| matches!(r, Record::File { .. })).count(),
-        2
-    );
+    assert_eq!(names.iter().filter(|r| matches!(r, Record::File { .. })).count(), 2);
     let wrong = |_: &[u8]| Ok(Some(&b"other"[..]));
-    assert!(matches!(
-        rewrite(TarSplitReader::new(&split[..]), Vec::new(), wrong),
-        Err(Error::File { .. })
-    ));
+    assert!(matches!(rewrite(TarSplitReader::new(&split[..]), Vec::new(), wrong), Err(Error::File { .. })));
     files.clear();
     assert!(assemble(&split, &files).is_err());
 }
@@ -164,10 +136,7 @@ fn replaced_files_move_into_the_record() {
 fn hostile_records() {
     let bad = |text: &str| records(&gzip(text.as_bytes())).is_err();
     assert!(!bad("{\"type\":2,\"payload\":\"AAAA\",\"position\":0}\n"));
-    assert!(
-        !bad("{\"type\":1,\"name\":\"dir\",\"payload\":null,\"position\":0}\n"),
-        "as Go writes it"
-    );
+    assert!(!bad("{\"type\":1,\"name\":\"dir\",\"payload\":null,\"position\":0}\n"), "as Go writes it");
     for text in [
         "{\"type\":2,\"payload\":\"AAAA\",\"position\":1}\n",
         "{\"type\":2,\"payload\":\"AAAA\",\"position\":0}",
@@ -181,10 +150,7 @@ fn hostile_records() {
     ] {
         assert!(bad(text), "{text}");
     }
-    assert!(bad(&format!(
-        "{{\"type\":2,\"payload\":\"{}\",\"position\":0}}\n",
-        "A".repeat(super::MAX_LINE)
-    )));
+    assert!(bad(&format!("{{\"type\":2,\"payload\":\"{}\",\"position\":0}}\n", "A".repeat(super::MAX_LINE))));
     assert!(records(b"not gzip").is_err());
     let cut = gzip(b"{\"type\":2,\"payload\":\"AAAA\",\"position\":0}\n");
     assert!(records(&cut[..cut.len() - 1]).is_err());

@@ -73,10 +73,7 @@ impl<'de> Visitor<'de> for UniqueKeys {
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<UniqueKeys>()?;
             if let Some(twice) = seen.replace(key) {
-                return Err(Error::custom(format_args!(
-                    "the key {:?} is there twice",
-                    cut(&twice)
-                )));
+                return Err(Error::custom(format_args!("the key {:?} is there twice", cut(&twice))));
             }
         }
         Ok(self)

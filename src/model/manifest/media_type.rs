@@ -125,24 +125,14 @@ mod tests {
             ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip".to_owned(), Compression::Gzip, true),
         ] {
             let layer: LayerMediaType = media_type.parse().unwrap();
-            assert_eq!(
-                (layer.compression, layer.foreign),
-                (compression, foreign),
-                "{media_type}"
-            );
+            assert_eq!((layer.compression, layer.foreign), (compression, foreign), "{media_type}");
         }
     }
 
     #[test]
     fn refused_by_name() {
         let oci = "application/vnd.oci.image.layer.v1.tar";
-        for bad in [
-            "",
-            "text/plain",
-            &oci.to_uppercase(),
-            &format!("{oci}+xz"),
-            &format!("{oci}x"),
-        ] {
+        for bad in ["", "text/plain", &oci.to_uppercase(), &format!("{oci}+xz"), &format!("{oci}x")] {
             let error = bad.parse::<LayerMediaType>().unwrap_err();
             assert!(matches!(error, ManifestError::UnknownLayer { .. }), "{bad}");
         }

@@ -28,13 +28,8 @@ fn index(entries: &str, more: &str) -> String {
 
 fn entry(name: &str, platform: &str) -> String {
     let parts: Vec<&str> = platform.split('/').collect();
-    let variant = parts
-        .get(2)
-        .map_or(String::new(), |v| format!(r#","variant":"{v}""#));
-    let platform = format!(
-        r#","platform":{{"os":"{}","architecture":"{}"{variant}}}"#,
-        parts[0], parts[1]
-    );
+    let variant = parts.get(2).map_or(String::new(), |v| format!(r#","variant":"{v}""#));
+    let platform = format!(r#","platform":{{"os":"{}","architecture":"{}"{variant}}}"#, parts[0], parts[1]);
     descriptor(OCI_IMAGE_MEDIA_TYPE, name, 5, &platform)
 }
 
@@ -44,11 +39,8 @@ fn parse(json: &str) -> Result<Document, ManifestError> {
 
 #[test]
 fn an_image() {
-    let layers = [
-        descriptor(GZIP, "a", 10, ""),
-        descriptor(GZIP, "b", 0, r#","urls":["https://r.io/b"]"#),
-    ]
-    .join(",");
+    let layers =
+        [descriptor(GZIP, "a", 10, ""), descriptor(GZIP, "b", 0, r#","urls":["https://r.io/b"]"#)].join(",");
     for media_type in [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE] {
         let json = image(media_type, &layers, "");
         let header = format!("{media_type}; charset=utf-8");
@@ -69,10 +61,7 @@ fn types_that_disagree() {
     let parse = |json: &str, header| Document::parse(json.as_bytes(), header);
     assert!(parse(&untyped, None).is_ok());
     assert!(parse(&untyped, Some(IMAGE_MANIFEST_MEDIA_TYPE)).is_ok());
-    assert_eq!(
-        parse(&untyped, Some(OCI_IMAGE_INDEX_MEDIA_TYPE)),
-        Err(ManifestError::Confused)
-    );
+    assert_eq!(parse(&untyped, Some(OCI_IMAGE_INDEX_MEDIA_TYPE)), Err(ManifestError::Confused));
     let error = parse(&json, Some(IMAGE_MANIFEST_MEDIA_TYPE)).unwrap_err();
     assert!(matches!(error, ManifestError::MediaTypes { .. }));
     let error = parse(&untyped, Some("text/html")).unwrap_err();
@@ -155,12 +144,7 @@ fn refused_by_name() {
 fn the_best_platform_is_chosen() {
     let entries = [
         entry("attestation", "unknown/unknown"),
-        descriptor(
-            OCI_IMAGE_MEDIA_TYPE,
-            "signature",
-            1,
-            r#","artifactType":"a/signature""#,
-        ),
+        descriptor(OCI_IMAGE_MEDIA_TYPE, "signature", 1, r#","artifactType":"a/signature""#),
         entry("v6", "linux/arm/v6"),
         entry("v7", "linux/arm/v7"),
         entry("first", "linux/amd64"),
@@ -170,12 +154,9 @@ fn the_best_platform_is_chosen() {
     let Document::Index(index) = parse(&index(&entries, "")).unwrap() else {
         panic!("not an index");
     };
-    for (want, name) in [
-        ("linux/amd64", "first"),
-        ("linux/amd64/v3", "first"),
-        ("linux/arm64", "v7"),
-        ("linux/arm/v6", "v6"),
-    ] {
+    for (want, name) in
+        [("linux/amd64", "first"), ("linux/amd64/v3", "first"), ("linux/arm64", "v7"), ("linux/arm/v6", "v6")]
+    {
         let chosen = index.choose(&want.parse().unwrap()).unwrap();
         assert_eq!(chosen.digest, Digest::sha256(name.as_bytes()), "{want}");
     }
@@ -183,10 +164,7 @@ fn the_best_platform_is_chosen() {
         let error = index.choose(&absent.parse().unwrap()).unwrap_err();
         assert_eq!(error.class(), Class::NotFound);
         let message = error.to_string();
-        assert!(
-            message.contains("linux/arm/v6") && !message.contains("only for unknown"),
-            "{message}"
-        );
+        assert!(message.contains("linux/arm/v6") && !message.contains("only for unknown"), "{message}");
     }
 }
 
@@ -210,17 +188,12 @@ fn a_platform_that_cannot_be_written_is_left_out() {
         panic!("not an index");
     };
     let error = index.choose(&"linux/amd64".parse().unwrap()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "there is no image for linux/amd64, only for none at all"
-    );
+    assert_eq!(error.to_string(), "there is no image for linux/amd64, only for none at all");
 }
 
 fn config(diff_ids: &[&str], more: &str) -> String {
-    let ids: Vec<String> = diff_ids
-        .iter()
-        .map(|d| format!(r#""{}""#, Digest::sha256(d.as_bytes())))
-        .collect();
+    let ids: Vec<String> =
+        diff_ids.iter().map(|d| format!(r#""{}""#, Digest::sha256(d.as_bytes()))).collect();
     let ids = ids.join(",");
     format!(
         r#"{{"os":"linux","architecture":"arm64","variant":"v8","config":{{"Labels":{{"a":"b"}}}},
@@ -242,13 +215,7 @@ fn a_config() {
         panic!("not an image");
     };
     let error = config.check_layers(&manifest).unwrap_err();
-    assert_eq!(
-        error,
-        ManifestError::LayerCount {
-            diff_ids: 2,
-            layers: 1
-        }
-    );
+    assert_eq!(error, ManifestError::LayerCount { diff_ids: 2, layers: 1 });
 }
 
 #[test]
@@ -273,11 +240,8 @@ fn corrupt_configs() {
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     let layers = [descriptor(GZIP, "a", 1, ""), descriptor(GZIP, "b", 2, "")].join(",");
     let entries = [entry("a", "linux/amd64"), entry("b", "linux/arm/v7")].join(",");
-    let documents = vec![
-        image(OCI_IMAGE_MEDIA_TYPE, &layers, ""),
-        index(&entries, ""),
-        config(&["a", "b"], ""),
-    ];
+    let documents =
+        vec![image(OCI_IMAGE_MEDIA_TYPE, &layers, ""), index(&entries, ""), config(&["a", "b"], "")];
     let piece = prop_oneof![
         any::<Vec<u8>>(),
         prop::sample::select(vec![
@@ -318,10 +282,7 @@ fn check_promises(bytes: &[u8]) {
         Ok(Document::Index(index)) => assert!(index.manifests.len() <= MAX_DESCRIPTORS),
         Err(error) => {
             let message = error.to_string();
-            assert!(
-                message.len() < 4096 && !message.contains(char::is_control),
-                "{message}"
-            );
+            assert!(message.len() < 4096 && !message.contains(char::is_control), "{message}");
         }
     }
     if let Err(error) = ImageConfig::parse(bytes) {
