@@ -183,9 +183,7 @@ pub(crate) struct Inner {
 
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner")
-            .field("credentials", &self.credentials)
-            .finish_non_exhaustive()
+        f.debug_struct("Inner").field("credentials", &self.credentials).finish_non_exhaustive()
     }
 }
 
@@ -199,23 +197,11 @@ impl Registry {
         for registry in options.hosts.registries.keys() {
             options.hosts.endpoints(registry, "", true)?;
         }
-        let transport = Transport::new(
-            options.timeouts.clone(),
-            options.connections_per_host,
-            options.limit_rate,
-        );
+        let transport =
+            Transport::new(options.timeouts.clone(), options.connections_per_host, options.limit_rate);
         let memory = options.ranges.budget();
-        let inner = Inner {
-            options,
-            transport,
-            credentials,
-            observer,
-            sessions: Mutex::default(),
-            memory,
-        };
-        Ok(Registry {
-            inner: Arc::new(inner),
-        })
+        let inner = Inner { options, transport, credentials, observer, sessions: Mutex::default(), memory };
+        Ok(Registry { inner: Arc::new(inner) })
     }
 
     /// Gets a manifest of at most [`MAX_MANIFEST`] bytes; got by digest, it has that digest.
@@ -225,30 +211,20 @@ impl Registry {
         by: ManifestReference<'_>,
     ) -> Result<FetchedManifest, Error> {
         let (path, what, tag) = match by {
-            ManifestReference::Tag(tag) => (
-                format!("manifests/{tag}"),
-                format!("{}:{tag}", image.name()),
-                true,
-            ),
-            ManifestReference::Digest(digest) => (
-                format!("manifests/{digest}"),
-                format!("{}@{digest}", image.name()),
-                false,
-            ),
+            ManifestReference::Tag(tag) => {
+                (format!("manifests/{tag}"), format!("{}:{tag}", image.name()), true)
+            }
+            ManifestReference::Digest(digest) => {
+                (format!("manifests/{digest}"), format!("{}@{digest}", image.name()), false)
+            }
         };
         let endpoints = self.inner.endpoints(image, tag)?;
         let what = format!("reading manifest {what}");
-        let ask = Ask {
-            repository: image.repository(),
-            path: &path,
-            accept: Some(MANIFEST_TYPES),
-            range: None,
-        };
+        let ask =
+            Ask { repository: image.repository(), path: &path, accept: Some(MANIFEST_TYPES), range: None };
         let read = async |mut reply: Reply| {
             let bytes = reply.whole(MAX_MANIFEST).await?;
-            let said = reply
-                .header("docker-content-digest")
-                .and_then(|said| said.parse::<Digest>().ok());
+            let said = reply.header("docker-content-digest").and_then(|said| said.parse::<Digest>().ok());
             let want = match by {
                 ManifestReference::Digest(digest) => Some(digest.clone()),
                 ManifestReference::Tag(_) => said,
@@ -257,15 +233,10 @@ impl Registry {
                 Some(want) => check_digest(&bytes, &want)?,
                 None => Digest::sha256(&bytes),
             };
-            let media_type = reply
-                .header(CONTENT_TYPE.as_str())
-                .map(|value| value.split(';').next().unwrap_or_default());
+            let media_type =
+                reply.header(CONTENT_TYPE.as_str()).map(|value| value.split(';').next().unwrap_or_default());
             let media_type = media_type.map(|value| printable(value.trim()));
-            Ok(FetchedManifest {
-                media_type,
-                digest,
-                bytes,
-            })
+            Ok(FetchedManifest { media_type, digest, bytes })
         };
         self.inner.small(&what, &endpoints, ask, read).await
     }
@@ -279,27 +250,14 @@ impl Registry {
     ) -> Result<Bytes, Error> {
         let what = format!("reading blob {} of {}", descriptor.digest, image.name());
         let endpoints = self.inner.endpoints(image, false)?;
-        let size = usize::try_from(descriptor.size)
-            .ok()
-            .filter(|_| descriptor.size <= limit);
+        let size = usize::try_from(descriptor.size).ok().filter(|_| descriptor.size <= limit);
         let Some(size) = size else {
-            let fault = Fault::Corrupt(format!(
-                "its descriptor says {} bytes, {limit} are allowed",
-                descriptor.size
-            ));
-            return Err(Error::Request {
-                what,
-                host: image.registry().to_owned(),
-                fault,
-            });
+            let fault =
+                Fault::Corrupt(format!("its descriptor says {} bytes, {limit} are allowed", descriptor.size));
+            return Err(Error::Request { what, host: image.registry().to_owned(), fault });
         };
         let path = format!("blobs/{}", descriptor.digest);
-        let ask = Ask {
-            repository: image.repository(),
-            path: &path,
-            accept: None,
-            range: None,
-        };
+        let ask = Ask { repository: image.repository(), path: &path, accept: None, range: None };
         let read = async |mut reply: Reply| {
             let bytes = reply.whole(size).await?;
             if bytes.len() != size {
@@ -317,15 +275,8 @@ impl Registry {
     /// A large blob as an ordered stream of exactly `descriptor.size` bytes, which resumes itself.
     pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor) -> BlobStream {
         BlobStream::new(self.inner.endpoints(image, false).map(|endpoints| {
-            let foreign = descriptor
-                .urls
-                .iter()
-                .take(MAX_FOREIGN)
-                .filter_map(|url| Url::parse(url).ok());
-            let sources = endpoints
-                .into_iter()
-                .map(Source::Registry)
-                .chain(foreign.map(Source::Foreign));
+            let foreign = descriptor.urls.iter().take(MAX_FOREIGN).filter_map(|url| Url::parse(url).ok());
+            let sources = endpoints.into_iter().map(Source::Registry).chain(foreign.map(Source::Foreign));
             Blob {
                 inner: Arc::clone(&self.inner),
                 what: format!("reading blob {} of {}", descriptor.digest, image.name()),
@@ -340,9 +291,7 @@ impl Registry {
 
 impl Inner {
     fn endpoints(&self, image: &ImageReference, tag: bool) -> Result<Vec<Endpoint>, Error> {
-        self.options
-            .hosts
-            .endpoints(image.registry(), image.repository(), tag)
+        self.options.hosts.endpoints(image.registry(), image.repository(), tag)
     }
 
     /// Asks each endpoint in turn, with retries, for something small that is read whole; the upstream's fault is told.
@@ -356,11 +305,8 @@ impl Inner {
         let mut last = Error::Setup(format!("no host is configured for {what}"));
         for (at, endpoint) in endpoints.iter().enumerate() {
             let upstream = at + 1 == endpoints.len();
-            let attempts = if upstream {
-                self.options.retries.attempts
-            } else {
-                self.options.retries.attempts.min(2)
-            };
+            let attempts =
+                if upstream { self.options.retries.attempts } else { self.options.retries.attempts.min(2) };
             let mut attempt = 1;
             let fault = loop {
                 let tried = match request::get(self, endpoint, ask).await {
@@ -376,20 +322,11 @@ impl Inner {
                 };
                 let wait = self.options.retries.wait(attempt, asked);
                 let (host, what, reason) = (endpoint.host(), what.to_owned(), fault.to_string());
-                self.observer.retried(&Retry {
-                    host,
-                    what,
-                    reason,
-                    wait,
-                });
+                self.observer.retried(&Retry { host, what, reason, wait });
                 tokio::time::sleep(wait).await;
                 attempt += 1;
             };
-            last = Error::Request {
-                what: what.to_owned(),
-                host: endpoint.host(),
-                fault,
-            };
+            last = Error::Request { what: what.to_owned(), host: endpoint.host(), fault };
         }
         Err(last)
     }
@@ -400,8 +337,5 @@ fn check_digest(bytes: &[u8], want: &Digest) -> Result<Digest, Fault> {
     if found == *want {
         return Ok(found);
     }
-    Err(Fault::Corrupt(format!(
-        "its bytes have digest {found}, it should be {want}"
-    )))
+    Err(Fault::Corrupt(format!("its bytes have digest {found}, it should be {want}")))
 }
-

@@ -80,9 +80,7 @@ pub(crate) fn literal(url: &Url) -> Option<IpAddr> {
 pub(crate) fn is_loopback_name(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     bare.eq_ignore_ascii_case("localhost")
-        || bare
-            .parse::<IpAddr>()
-            .is_ok_and(|ip| Zone::of(ip) == Zone::Loopback)
+        || bare.parse::<IpAddr>().is_ok_and(|ip| Zone::of(ip) == Zone::Loopback)
 }
 
 /// Refuses a literal address outside of `within`; names are the resolver's.
@@ -106,9 +104,7 @@ pub(crate) struct AddressRefused {
 
 impl AddressRefused {
     fn new(host: &str) -> Self {
-        AddressRefused {
-            host: host.to_owned(),
-        }
+        AddressRefused { host: host.to_owned() }
     }
 }
 
@@ -138,23 +134,13 @@ impl Resolve for CheckedResolver {
 
 /// The host names in the proxy variables.
 pub(crate) fn proxy_hosts(variable: impl Fn(&str) -> Option<String>) -> HashSet<String> {
-    const VARIABLES: [&str; 6] = [
-        "HTTP_PROXY",
-        "http_proxy",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-    ];
+    const VARIABLES: [&str; 6] =
+        ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let host = |value: String| {
         let url = Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}")));
         url.ok()?.host_str().map(str::to_owned)
     };
-    VARIABLES
-        .into_iter()
-        .filter_map(&variable)
-        .filter_map(host)
-        .collect()
+    VARIABLES.into_iter().filter_map(&variable).filter_map(host).collect()
 }
 
 #[cfg(test)]
@@ -191,16 +177,8 @@ mod tests {
 
     #[test]
     fn odd_spellings_of_an_address_are_the_address() {
-        for url in [
-            "http://0x7f.1/",
-            "http://2130706433/",
-            "http://127.1/",
-            "http://[::ffff:7f00:1]/",
-        ] {
-            assert!(
-                check_literal(&url.parse().unwrap(), Zone::Private).is_err(),
-                "{url}"
-            );
+        for url in ["http://0x7f.1/", "http://2130706433/", "http://127.1/", "http://[::ffff:7f00:1]/"] {
+            assert!(check_literal(&url.parse().unwrap(), Zone::Private).is_err(), "{url}");
         }
         assert!(check_literal(&"http://name.io/".parse().unwrap(), Zone::Public).is_ok());
     }
@@ -209,11 +187,7 @@ mod tests {
     async fn names_are_checked_by_what_they_resolve_to() {
         let proxies = Arc::new(HashSet::new());
         let resolve = |within| {
-            CheckedResolver {
-                within,
-                proxies: Arc::clone(&proxies),
-            }
-            .resolve("localhost".parse().unwrap())
+            CheckedResolver { within, proxies: Arc::clone(&proxies) }.resolve("localhost".parse().unwrap())
         };
         let refused = resolve(Zone::Private).await.err().unwrap();
         assert!(refused.downcast_ref::<AddressRefused>().is_some());
@@ -227,9 +201,6 @@ mod tests {
             "http_proxy" => Some("other.corp:80".to_owned()),
             _ => None,
         };
-        assert_eq!(
-            proxy_hosts(set),
-            HashSet::from(["proxy.corp".to_owned(), "other.corp".to_owned()])
-        );
+        assert_eq!(proxy_hosts(set), HashSet::from(["proxy.corp".to_owned(), "other.corp".to_owned()]));
     }
 }

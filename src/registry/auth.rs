@@ -59,11 +59,7 @@ impl Session {
         issuer: Issuer<'_>,
     ) -> Result<(u64, Option<HeaderValue>), Fault> {
         let mut state = self.state.lock().await;
-        if state
-            .grant
-            .as_ref()
-            .is_some_and(|grant| grant.expires.is_some_and(|at| at <= Instant::now()))
-        {
+        if state.grant.as_ref().is_some_and(|grant| grant.expires.is_some_and(|at| at <= Instant::now())) {
             state.search(issuer).await?;
             state.next(issuer, "the token has expired").await?;
         }
@@ -95,10 +91,7 @@ impl Session {
         if challenge.is_some() {
             state.challenge = challenge;
         }
-        let denied = |searched| Fault::Denied {
-            reason: reason.to_owned(),
-            searched,
-        };
+        let denied = |searched| Fault::Denied { reason: reason.to_owned(), searched };
         if state.challenge.is_none() {
             return Err(denied(Searched::NotAsked));
         }
@@ -116,10 +109,7 @@ impl Session {
 
 impl State {
     async fn search(&mut self, issuer: Issuer<'_>) -> Result<(), Fault> {
-        let found = issuer
-            .credentials
-            .lookup(issuer.registry, issuer.audience.repository)
-            .await;
+        let found = issuer.credentials.lookup(issuer.registry, issuer.audience.repository).await;
         let found = found.map_err(|e| Fault::Invalid(e.to_string()))?;
         self.found = found.len();
         self.queue = found.into_iter().map(Some).chain([None]).collect();
@@ -146,10 +136,7 @@ impl State {
         // A later request starts from nothing, with credentials looked up anew.
         self.grant = None;
         self.generation += 1;
-        Err(Fault::Denied {
-            reason,
-            searched: Searched::Tried(self.found),
-        })
+        Err(Fault::Denied { reason, searched: Searched::Tried(self.found) })
     }
 
     /// What `candidate` gives; nothing where it does not suit the challenge.
@@ -159,34 +146,17 @@ impl State {
         candidate: Option<&Credential>,
     ) -> Result<Option<Grant>, Fault> {
         match (&self.challenge, candidate) {
-            (
-                Some(Challenge::Bearer {
-                    realm,
-                    service,
-                    scope,
-                }),
-                _,
-            ) => {
-                let order = token::Order {
-                    realm,
-                    service: service.as_deref(),
-                    scope: scope.as_deref(),
-                };
+            (Some(Challenge::Bearer { realm, service, scope }), _) => {
+                let order = token::Order { realm, service: service.as_deref(), scope: scope.as_deref() };
                 let exchange = token::fetch(issuer.transport, issuer.audience, order, candidate);
                 let token = tokio::time::timeout(issuer.timeout, exchange).await;
                 let token =
                     token.map_err(|_| Fault::transient("the token server did not answer in time"))??;
-                Ok(Some(Grant {
-                    header: token.header,
-                    proven: false,
-                    expires: Some(token.expires),
-                }))
+                Ok(Some(Grant { header: token.header, proven: false, expires: Some(token.expires) }))
             }
-            (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => Ok(Some(Grant {
-                header: basic(username, password.expose())?,
-                proven: false,
-                expires: None,
-            })),
+            (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => {
+                Ok(Some(Grant { header: basic(username, password.expose())?, proven: false, expires: None }))
+            }
             _ => Ok(None),
         }
     }
@@ -196,9 +166,7 @@ impl State {
 pub(crate) fn basic(username: &str, password: &str) -> Result<HeaderValue, Fault> {
     if username.contains(':') {
         let name = printable(username);
-        return Err(Fault::Invalid(format!(
-            "the user name {name:?} holds a colon, which RFC 7617 forbids"
-        )));
+        return Err(Fault::Invalid(format!("the user name {name:?} holds a colon, which RFC 7617 forbids")));
     }
     let text = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
     let mut header =

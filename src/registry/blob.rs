@@ -27,12 +27,7 @@ pub struct Ranges {
 impl Default for Ranges {
     /// One stream; where more are asked for: from 64 MiB, in parts of 8 MiB, 32 MiB of memory.
     fn default() -> Self {
-        Ranges {
-            parallel: 1,
-            min_size: 64 << 20,
-            part_size: 8 << 20,
-            memory: 32 << 20,
-        }
+        Ranges { parallel: 1, min_size: 64 << 20, part_size: 8 << 20, memory: 32 << 20 }
     }
 }
 
@@ -161,11 +156,7 @@ impl BlobStream {
                     }
                 }
             });
-            self.ahead.push_back(Part {
-                chunks,
-                task,
-                _memory: memory,
-            });
+            self.ahead.push_back(Part { chunks, task, _memory: memory });
         }
     }
 }

@@ -23,17 +23,9 @@ pub(crate) enum Challenge {
 
 /// The strongest known challenge: Bearer before Basic, whose password then goes to the token server alone.
 pub(crate) fn strongest(headers: &HeaderMap) -> Option<Challenge> {
-    let texts = headers
-        .get_all(WWW_AUTHENTICATE)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let all: Vec<Challenge> = texts
-        .filter(|text| text.len() <= MAX_LENGTH)
-        .flat_map(parse)
-        .collect();
-    let bearer = all
-        .iter()
-        .find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+    let texts = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+    let all: Vec<Challenge> = texts.filter(|text| text.len() <= MAX_LENGTH).flat_map(parse).collect();
+    let bearer = all.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
     bearer.or(all.first()).cloned()
 }
 
@@ -59,26 +51,17 @@ fn parse(text: &str) -> Vec<Challenge> {
             parameters.push((name.trim().to_ascii_lowercase(), unquote(value.trim())));
         }
     }
-    schemes
-        .into_iter()
-        .filter_map(|(scheme, parameters)| known(&scheme, &parameters))
-        .collect()
+    schemes.into_iter().filter_map(|(scheme, parameters)| known(&scheme, &parameters)).collect()
 }
 
 fn known(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge> {
-    let get = |wanted: &str| {
-        parameters
-            .iter()
-            .find(|(name, _)| name == wanted)
-            .map(|(_, value)| value.clone())
-    };
+    let get =
+        |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
     match scheme {
         "basic" => Some(Challenge::Basic),
-        "bearer" => Some(Challenge::Bearer {
-            realm: get("realm")?,
-            service: get("service"),
-            scope: get("scope"),
-        }),
+        "bearer" => {
+            Some(Challenge::Bearer { realm: get("realm")?, service: get("service"), scope: get("scope") })
+        }
         _ => None,
     }
 }
@@ -99,11 +82,7 @@ fn items(text: &str) -> Vec<&str> {
         }
     }
     items.push(&text[start..]);
-    items
-        .into_iter()
-        .map(str::trim)
-        .filter(|item| !item.is_empty())
-        .collect()
+    items.into_iter().map(str::trim).filter(|item| !item.is_empty()).collect()
 }
 
 fn unquote(value: &str) -> String {
@@ -147,10 +126,7 @@ mod tests {
             ),
             (r#"Basic realm="Registry Realm""#, vec![Challenge::Basic]),
             (r#"basic"#, vec![Challenge::Basic]),
-            (
-                r#"bearer realm=https://a/t , service = s"#,
-                vec![bearer("https://a/t", Some("s"), None)],
-            ),
+            (r#"bearer realm=https://a/t , service = s"#, vec![bearer("https://a/t", Some("s"), None)]),
             (
                 r#"Basic realm="x, y", Bearer realm="https://a/t""#,
                 vec![Challenge::Basic, bearer("https://a/t", None, None)],

@@ -74,10 +74,7 @@ pub enum Fault {
 
 impl Fault {
     pub(crate) fn transient(reason: impl Into<String>) -> Self {
-        Fault::Transient {
-            reason: reason.into(),
-            wait: None,
-        }
+        Fault::Transient { reason: reason.into(), wait: None }
     }
 
     /// The class of the fault.

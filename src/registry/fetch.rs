@@ -73,16 +73,7 @@ struct Answer {
 
 impl Fetch {
     pub(crate) fn new(blob: Arc<Blob>, at: u64, end: u64) -> Self {
-        Fetch {
-            blob,
-            at,
-            end,
-            source: 0,
-            reply: None,
-            attempt: 0,
-            connections: 0,
-            whole: false,
-        }
+        Fetch { blob, at, end, source: 0, reply: None, attempt: 0, connections: 0, whole: false }
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -146,25 +137,12 @@ impl Fetch {
         };
         if reply.status() == StatusCode::PARTIAL_CONTENT {
             let until = content_range(reply.header(CONTENT_RANGE.as_str()), ask.range, blob.size)?;
-            return Ok(Answer {
-                reply,
-                at: self.at,
-                until,
-                ranged: true,
-            });
+            return Ok(Answer { reply, at: self.at, until, ranged: true });
         }
         if let Some(length) = reply.length().filter(|length| *length != blob.size) {
-            return Err(Fault::Corrupt(format!(
-                "it has {length} bytes, its descriptor says {}",
-                blob.size
-            )));
+            return Err(Fault::Corrupt(format!("it has {length} bytes, its descriptor says {}", blob.size)));
         }
-        Ok(Answer {
-            reply,
-            at: 0,
-            until: blob.size,
-            ranged: false,
-        })
+        Ok(Answer { reply, at: 0, until: blob.size, ranged: false })
     }
 
     /// The next bytes that belong to the stretch; empty when all of a chunk was skipped.
@@ -185,10 +163,7 @@ impl Fetch {
         }
         let skip = self.at.saturating_sub(start).min(chunk.len() as u64);
         let keep = (self.end - self.at).min(chunk.len() as u64 - skip);
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "both are at most the chunk's length"
-        )]
+        #[expect(clippy::cast_possible_truncation, reason = "both are at most the chunk's length")]
         let stretch = skip as usize..(skip + keep) as usize;
         chunk = chunk.slice(stretch);
         Ok(chunk)
@@ -218,11 +193,7 @@ impl Fetch {
         if let Some(asked) = fault.retry() {
             let last = self.source + 1 == self.blob.sources.len();
             // Where another source follows, patience is better spent there.
-            let attempts = if last {
-                retries.attempts
-            } else {
-                retries.attempts.min(2)
-            };
+            let attempts = if last { retries.attempts } else { retries.attempts.min(2) };
             if self.attempt < attempts && self.connections < MAX_CONNECTIONS {
                 let wait = retries.wait(self.attempt, asked);
                 self.blob.inner.observer.retried(&Retry {
@@ -249,11 +220,7 @@ impl Fetch {
     }
 
     fn error(&self, fault: Fault) -> Error {
-        Error::Request {
-            what: self.blob.what.clone(),
-            host: self.blob.sources[self.source].host(),
-            fault,
-        }
+        Error::Request { what: self.blob.what.clone(), host: self.blob.sources[self.source].host(), fault }
     }
 }
 
@@ -266,11 +233,7 @@ fn content_range(given: Option<&str>, asked: Option<(u64, u64)>, size: u64) -> R
     let parsed = given.and_then(|given| {
         let (range, total) = given.strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = range.split_once('-')?;
-        let total = if total == "*" {
-            size
-        } else {
-            total.parse::<u64>().ok()?
-        };
+        let total = if total == "*" { size } else { total.parse::<u64>().ok()? };
         Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
     });
     match (parsed, asked) {
@@ -281,12 +244,9 @@ fn content_range(given: Option<&str>, asked: Option<(u64, u64)>, size: u64) -> R
         }
         _ => {
             let given = super::error::printable(given.unwrap_or("nothing"));
-            let asked = asked.map_or("the whole".to_owned(), |(first, last)| {
-                format!("bytes {first}-{last}/{size}")
-            });
-            Err(Fault::Range(format!(
-                "a 206 has Content-Range {given}, asked for was {asked}"
-            )))
+            let asked =
+                asked.map_or("the whole".to_owned(), |(first, last)| format!("bytes {first}-{last}/{size}"));
+            Err(Fault::Range(format!("a 206 has Content-Range {given}, asked for was {asked}")))
         }
     }
 }
@@ -310,11 +270,7 @@ mod tests {
             ("items 10-99/100", None),
             ("bytes 10-18446744073709551615/100", None),
         ] {
-            assert_eq!(
-                content_range(Some(given), Some((10, 99)), 100).ok(),
-                until,
-                "{given}"
-            );
+            assert_eq!(content_range(Some(given), Some((10, 99)), 100).ok(), until, "{given}");
         }
         assert!(content_range(None, Some((10, 99)), 100).is_err());
         assert!(content_range(Some("bytes 0-99/100"), None, 100).is_err());

@@ -91,10 +91,7 @@ impl Endpoint {
     /// The URL of `path` (`manifests/latest`) in `repository`.
     pub(crate) fn url(&self, repository: &str, path: &str) -> Url {
         let mut url = self.base.clone();
-        url.set_path(&format!(
-            "{}/{repository}/{path}",
-            self.base.path().trim_end_matches('/')
-        ));
+        url.set_path(&format!("{}/{repository}/{path}", self.base.path().trim_end_matches('/')));
         if let Some(namespace) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
@@ -147,9 +144,7 @@ fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result
         return Err(wrong("is neither http nor https"));
     }
     if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {
-        return Err(wrong(
-            "holds a user name, a password or a query: give credentials as a secret",
-        ));
+        return Err(wrong("holds a user name, a password or a query: give credentials as a secret"));
     }
     let path = base.path().trim_end_matches('/').to_owned();
     if !server.override_path && !path.ends_with("/v2") {
@@ -164,19 +159,12 @@ fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result
         headers.append(name, value);
     }
     let credentials_for = registry.map_or_else(|| authority(&base), str::to_owned);
-    Ok(Endpoint {
-        base,
-        tls: server.tls.clone(),
-        headers,
-        namespace: None,
-        credentials_for,
-    })
+    Ok(Endpoint { base, tls: server.tls.clone(), headers, namespace: None, credentials_for })
 }
 
 fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
-    url.port()
-        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 fn with_scheme(given: &str, plain_http: bool) -> Option<Url> {
@@ -196,10 +184,7 @@ mod tests {
 
     fn urls(hosts: &Hosts, registry: &str, repository: &str, tag: bool) -> Vec<String> {
         let endpoints = hosts.endpoints(registry, repository, tag).unwrap();
-        endpoints
-            .iter()
-            .map(|e| e.url(repository, "manifests/1").to_string())
-            .collect()
+        endpoints.iter().map(|e| e.url(repository, "manifests/1").to_string()).collect()
     }
 
     #[test]
@@ -218,25 +203,16 @@ mod tests {
     #[test]
     fn mirrors_by_prefix_and_capability() {
         let mirror = |url: &str, prefix: Option<&str>, resolve| Mirror {
-            server: Server {
-                url: url.into(),
-                ..Server::default()
-            },
+            server: Server { url: url.into(), ..Server::default() },
             prefix: prefix.map(Into::into),
             resolve,
         };
         let host = Host {
             plain_http: true,
-            mirrors: vec![
-                mirror("https://all.io/x", None, false),
-                mirror("team.io", Some("team"), true),
-            ],
+            mirrors: vec![mirror("https://all.io/x", None, false), mirror("team.io", Some("team"), true)],
             ..Host::default()
         };
-        let hosts = Hosts {
-            registries: BTreeMap::from([("r.io".to_owned(), host)]),
-            certs_d: vec![],
-        };
+        let hosts = Hosts { registries: BTreeMap::from([("r.io".to_owned(), host)]), certs_d: vec![] };
         assert_eq!(
             urls(&hosts, "r.io", "team/app", false),
             [
@@ -252,10 +228,7 @@ mod tests {
     #[test]
     fn urls_with_secrets_or_other_schemes_are_refused() {
         for url in ["https://u:p@r.io", "ftp://r.io", "https://r.io/?a=b", "https://"] {
-            let server = Server {
-                url: url.into(),
-                ..Server::default()
-            };
+            let server = Server { url: url.into(), ..Server::default() };
             assert!(endpoint(&server, None, false).is_err(), "{url}");
         }
     }

@@ -23,10 +23,7 @@ impl Rate {
     /// `per_second` bytes; 0 counts as 1.
     pub(crate) fn new(per_second: u64) -> Self {
         let per_second = per_second.max(1) as f64;
-        let bucket = Mutex::new(Bucket {
-            tokens: per_second,
-            filled: Instant::now(),
-        });
+        let bucket = Mutex::new(Bucket { tokens: per_second, filled: Instant::now() });
         Rate { per_second, bucket }
     }
 

@@ -39,10 +39,7 @@ impl Ask<'_> {
         }
         if let Some((first, last)) = self.range {
             let range = HeaderValue::try_from(format!("bytes={first}-{last}"));
-            headers.insert(
-                RANGE,
-                range.map_err(|_| Fault::Invalid("malformed range".into()))?,
-            );
+            headers.insert(RANGE, range.map_err(|_| Fault::Invalid("malformed range".into()))?);
         }
         Ok(headers)
     }
@@ -81,9 +78,7 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
             let expired = status == StatusCode::UNAUTHORIZED;
             let reason = reply.complaint().await;
             let issuer = self::issuer(inner, endpoint, ask.repository, zone);
-            session
-                .refused(issuer, generation, expired, challenge, &reason)
-                .await?;
+            session.refused(issuer, generation, expired, challenge, &reason).await?;
             continue;
         }
         if status.is_success() || status.is_redirection() {
@@ -106,27 +101,14 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
 /// Gets from a foreign location of a layer (`urls`): https, the internet alone, no credentials (CVE-2020-15157).
 pub(crate) async fn get_foreign(inner: &Inner, url: &Url, ask: Ask<'_>) -> Result<Reply, Fault> {
     if url.scheme() != "https" || !url.username().is_empty() || url.password().is_some() {
-        return Err(Fault::Refused(format!(
-            "the foreign location {} is not plain https",
-            clean_url(url)
-        )));
+        return Err(Fault::Refused(format!("the foreign location {} is not plain https", clean_url(url))));
     }
     let tls = Tls::default();
     let headers = ask.headers()?;
-    let outgoing = Outgoing {
-        url: url.clone(),
-        tls: &tls,
-        within: Zone::Public,
-        headers: headers.clone(),
-        form: None,
-    };
+    let outgoing =
+        Outgoing { url: url.clone(), tls: &tls, within: Zone::Public, headers: headers.clone(), form: None };
     let reply = inner.transport.send(outgoing).await?;
-    let route = Route {
-        home: Origin::of(url),
-        tls: &tls,
-        zone: Zone::Public,
-        own_headers: Vec::new(),
-    };
+    let route = Route { home: Origin::of(url), tls: &tls, zone: Zone::Public, own_headers: Vec::new() };
     follow(inner, url.clone(), headers, reply, route).await
 }
 
@@ -135,12 +117,7 @@ fn issuer<'a>(inner: &'a Inner, endpoint: &'a Endpoint, repository: &'a str, zon
         transport: &inner.transport,
         credentials: &*inner.credentials,
         registry: &endpoint.credentials_for,
-        audience: Audience {
-            registry: &endpoint.base,
-            tls: &endpoint.tls,
-            zone,
-            repository,
-        },
+        audience: Audience { registry: &endpoint.base, tls: &endpoint.tls, zone, repository },
         timeout: inner.options.timeouts.token,
     }
 }
@@ -177,42 +154,23 @@ async fn follow(
                 headers.remove(name);
             }
         }
-        let (tls, within) = if at_home {
-            (route.tls, Zone::Loopback)
-        } else {
-            (&elsewhere, route.zone)
-        };
+        let (tls, within) = if at_home { (route.tls, Zone::Loopback) } else { (&elsewhere, route.zone) };
         url = next;
         reply = inner
             .transport
-            .send(Outgoing {
-                url: url.clone(),
-                tls,
-                within,
-                headers: headers.clone(),
-                form: None,
-            })
+            .send(Outgoing { url: url.clone(), tls, within, headers: headers.clone(), form: None })
             .await?;
     }
-    Err(Fault::Refused(format!(
-        "more than {MAX_HOPS} redirects, the last to {}",
-        clean_url(&url)
-    )))
+    Err(Fault::Refused(format!("more than {MAX_HOPS} redirects, the last to {}", clean_url(&url))))
 }
 
 fn target(url: &Url, reply: &Reply) -> Result<Url, Fault> {
-    let location = reply
-        .header(LOCATION.as_str())
-        .and_then(|location| url.join(location).ok());
+    let location = reply.header(LOCATION.as_str()).and_then(|location| url.join(location).ok());
     let next =
         location.ok_or_else(|| Fault::Corrupt(format!("{}, without a usable Location", reply.status())))?;
     let fall = url.scheme() == "https" && next.scheme() != "https";
     if fall || !matches!(next.scheme(), "http" | "https") {
-        return Err(Fault::Refused(format!(
-            "a redirect from {} to {}",
-            url.scheme(),
-            clean_url(&next)
-        )));
+        return Err(Fault::Refused(format!("a redirect from {} to {}", url.scheme(), clean_url(&next))));
     }
     Ok(next)
 }
@@ -222,9 +180,9 @@ async fn judge(reply: Reply, elsewhere: Option<String>) -> Result<Reply, Fault> 
     let status = reply.status();
     if matches!(status, StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
         return match reply.encoding() {
-            Some(coding) => Err(Fault::Corrupt(format!(
-                "the body is coded as {coding}, though identity was asked for"
-            ))),
+            Some(coding) => {
+                Err(Fault::Corrupt(format!("the body is coded as {coding}, though identity was asked for")))
+            }
             None => Ok(reply),
         };
     }
@@ -232,10 +190,9 @@ async fn judge(reply: Reply, elsewhere: Option<String>) -> Result<Reply, Fault> 
     let place = elsewhere.map(|url| format!("{url} answers ")).unwrap_or_default();
     let reason = format!("{place}{}", reply.complaint().await);
     Err(match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Fault::Denied {
-            reason,
-            searched: Searched::NotAsked,
-        },
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Fault::Denied { reason, searched: Searched::NotAsked }
+        }
         StatusCode::NOT_FOUND | StatusCode::GONE => Fault::NotFound(reason),
         StatusCode::RANGE_NOT_SATISFIABLE => Fault::Range(reason),
         status if retry::is_transient(status) => Fault::Transient { reason, wait },
@@ -245,14 +202,7 @@ async fn judge(reply: Reply, elsewhere: Option<String>) -> Result<Reply, Fault> 
 
 impl Inner {
     pub(super) fn session(&self, base: &Url, repository: &str) -> Arc<Session> {
-        let mut sessions = self
-            .sessions
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        Arc::clone(
-            sessions
-                .entry((Origin::of(base), repository.to_owned()))
-                .or_default(),
-        )
+        let mut sessions = self.sessions.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(sessions.entry((Origin::of(base), repository.to_owned())).or_default())
     }
 }

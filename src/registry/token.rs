@@ -82,10 +82,7 @@ pub(crate) async fn fetch(
         encoder.set_query(None);
         encoder.query_pairs_mut().extend_pairs(fields);
         form = encoder.query().map(str::to_owned);
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/x-www-form-urlencoded"),
-        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
     } else {
         url.query_pairs_mut().extend_pairs(fields);
         if let Some(Credential::Basic { username, password }) = credential {
@@ -96,36 +93,20 @@ pub(crate) async fn fetch(
     let tls = if same_host { audience.tls } else { &none };
     let within = if same_host { Zone::Loopback } else { audience.zone };
     let sent = Instant::now();
-    let mut reply = transport
-        .send(Outgoing {
-            url: url.clone(),
-            tls,
-            within,
-            headers,
-            form,
-        })
-        .await?;
+    let mut reply = transport.send(Outgoing { url: url.clone(), tls, within, headers, form }).await?;
     let at = |text: String| format!("token server {}: {text}", clean_url(&url));
     match reply.status() {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
             let reason = at(reply.complaint().await);
-            return Err(Fault::Denied {
-                reason,
-                searched: Searched::Tried(1),
-            });
+            return Err(Fault::Denied { reason, searched: Searched::Tried(1) });
         }
         status if retry::is_transient(status) => {
             let wait = retry::retry_after(reply.headers(), chrono::Utc::now());
-            return Err(Fault::Transient {
-                reason: at(reply.complaint().await),
-                wait,
-            });
+            return Err(Fault::Transient { reason: at(reply.complaint().await), wait });
         }
         status if status.is_redirection() => {
-            return Err(Fault::Refused(at(
-                "answers with a redirect, which credentials never follow".into(),
-            )));
+            return Err(Fault::Refused(at("answers with a redirect, which credentials never follow".into())));
         }
         _ => return Err(Fault::Invalid(at(reply.complaint().await))),
     }
@@ -137,11 +118,7 @@ fn parse(body: &[u8], sent: Instant) -> Result<Token, String> {
     // The parser's own words would quote the token.
     let answer: Answer =
         serde_json::from_slice(body).map_err(|_| "its answer is not a token in JSON".to_owned())?;
-    let token = answer
-        .token
-        .filter(|token| !token.is_empty())
-        .or(answer.access_token)
-        .unwrap_or_default();
+    let token = answer.token.filter(|token| !token.is_empty()).or(answer.access_token).unwrap_or_default();
     if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
         return Err("its token is empty or holds characters that no token has".into());
     }
@@ -156,14 +133,10 @@ fn parse(body: &[u8], sent: Instant) -> Result<Token, String> {
 
 /// The scope of the challenge reduced to pulling: a registry cannot make us ask for more.
 fn pull_scope(scope: Option<&str>, repository: &str) -> String {
-    let name = scope
-        .and_then(|scope| scope.strip_prefix("repository:"))
-        .and_then(|rest| rest.rsplit_once(':'));
+    let name =
+        scope.and_then(|scope| scope.strip_prefix("repository:")).and_then(|rest| rest.rsplit_once(':'));
     let plain = |name: &&str| !name.contains(char::is_whitespace);
-    format!(
-        "repository:{}:pull",
-        name.map(|(name, _)| name).filter(plain).unwrap_or(repository)
-    )
+    format!("repository:{}:pull", name.map(|(name, _)| name).filter(plain).unwrap_or(repository))
 }
 
 /// Whether credentials may go to `realm` (CVE-2026-48978): the registry's scheme or better, another host only by
@@ -172,10 +145,7 @@ fn check_realm(realm: &str, audience: Audience<'_>) -> Result<Url, Fault> {
     let url =
         Url::parse(realm).map_err(|_| Fault::Refused("the realm of its challenge is not a URL".into()))?;
     let refuse = |why: &str| {
-        Err(Fault::Refused(format!(
-            "credentials do not go to the realm {}: {why}",
-            clean_url(&url)
-        )))
+        Err(Fault::Refused(format!("credentials do not go to the realm {}: {why}", clean_url(&url))))
     };
     let registry = audience.registry;
     if !url.username().is_empty() || url.password().is_some() {
@@ -199,11 +169,7 @@ fn check_realm(realm: &str, audience: Audience<'_>) -> Result<Url, Fault> {
     }
     address::check_literal(
         &url,
-        if url.host_str() == registry.host_str() {
-            Zone::Loopback
-        } else {
-            audience.zone
-        },
+        if url.host_str() == registry.host_str() { Zone::Loopback } else { audience.zone },
     )?;
     Ok(url)
 }
@@ -232,22 +198,9 @@ mod tests {
             ("http://127.0.0.1:5000/v2", "http://169.254.169.254/token", false),
         ] {
             let registry: Url = registry.parse().unwrap();
-            let zone = if registry.host_str() == Some("127.0.0.1") {
-                Zone::Loopback
-            } else {
-                Zone::Public
-            };
-            let audience = Audience {
-                registry: &registry,
-                tls: &Tls::default(),
-                zone,
-                repository: "a",
-            };
-            assert_eq!(
-                check_realm(realm, audience).is_ok(),
-                allowed,
-                "{registry} {realm}"
-            );
+            let zone = if registry.host_str() == Some("127.0.0.1") { Zone::Loopback } else { Zone::Public };
+            let audience = Audience { registry: &registry, tls: &Tls::default(), zone, repository: "a" };
+            assert_eq!(check_realm(realm, audience).is_ok(), allowed, "{registry} {realm}");
         }
     }
 
@@ -255,10 +208,7 @@ mod tests {
     fn scopes_are_for_pulling_only() {
         for (scope, want) in [
             (None, "repository:a/b:pull"),
-            (
-                Some("repository:proxy/a/b:pull,push"),
-                "repository:proxy/a/b:pull",
-            ),
+            (Some("repository:proxy/a/b:pull,push"), "repository:proxy/a/b:pull"),
             (Some("registry:catalog:*"), "repository:a/b:pull"),
             (Some("repository:a:pull repository:b:pull"), "repository:a/b:pull"),
         ] {

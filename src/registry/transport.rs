@@ -99,26 +99,19 @@ impl Transport {
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, Fault> {
         address::check_literal(&outgoing.url, outgoing.within)?;
         let plain = outgoing.url.scheme() == "http";
-        let client = self
-            .client(outgoing.tls, outgoing.within, plain)
-            .map_err(|e| Fault::Invalid(e.to_string()))?;
+        let client =
+            self.client(outgoing.tls, outgoing.within, plain).map_err(|e| Fault::Invalid(e.to_string()))?;
         let permit = self.permit(&outgoing.url).await?;
         let mut request = match outgoing.form {
             Some(form) => client.post(outgoing.url).body(form),
             None => client.get(outgoing.url),
         };
-        request = request
-            .headers(outgoing.headers)
-            .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        request =
+            request.headers(outgoing.headers).header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let patience = self.timeouts.connect + self.timeouts.read;
         let response = tokio::time::timeout(patience, request.send()).await;
         let response = response.map_err(|_| stalled(patience))?.map_err(network)?;
-        Ok(Reply {
-            response,
-            read: self.timeouts.read,
-            rate: self.rate.clone(),
-            _permit: permit,
-        })
+        Ok(Reply { response, read: self.timeouts.read, rate: self.rate.clone(), _permit: permit })
     }
 
     async fn permit(&self, url: &Url) -> Result<OwnedSemaphorePermit, Fault> {
@@ -127,10 +120,7 @@ impl Transport {
             let host = permits.entry(Origin::of(url));
             Arc::clone(host.or_insert_with(|| Arc::new(Semaphore::new(self.per_host))))
         };
-        semaphore
-            .acquire_owned()
-            .await
-            .map_err(|_| Fault::transient("the client is shutting down"))
+        semaphore.acquire_owned().await.map_err(|_| Fault::transient("the client is shutting down"))
     }
 
     fn client(&self, tls: &Tls, within: Zone, plain: bool) -> Result<Client, Error> {
@@ -151,10 +141,7 @@ impl Transport {
             .retry(reqwest::retry::never())
             .referer(false)
             .connect_timeout(self.timeouts.connect)
-            .dns_resolver(CheckedResolver {
-                within,
-                proxies: Arc::clone(&self.proxies),
-            });
+            .dns_resolver(CheckedResolver { within, proxies: Arc::clone(&self.proxies) });
         if plain {
             // A machine without authorities can still reach a registry that needs none.
             builder = builder.tls_certs_only([]);
@@ -164,9 +151,7 @@ impl Transport {
                 let parsed = Certificate::from_pem_bundle(&read(file)?);
                 authorities.extend(parsed.map_err(|_| malformed(file))?);
             }
-            builder = builder
-                .tls_certs_merge(authorities)
-                .tls_danger_accept_invalid_certs(tls.skip_verify);
+            builder = builder.tls_certs_merge(authorities).tls_danger_accept_invalid_certs(tls.skip_verify);
             if let Some((certificate, key)) = &tls.client {
                 let mut pem = read(certificate)?;
                 if key != certificate {
@@ -187,10 +172,7 @@ fn read(file: &Path) -> Result<Vec<u8>, Error> {
 }
 
 fn malformed(file: &Path) -> Error {
-    Error::Setup(format!(
-        "{} holds no certificate, or no key, in PEM",
-        file.display()
-    ))
+    Error::Setup(format!("{} holds no certificate, or no key, in PEM", file.display()))
 }
 
 /// The head of an answer and the way to its body. Holds the host's permit while it lives.
@@ -218,9 +200,7 @@ impl Reply {
 
     /// The zone of the address that answered; a proxy's where there is one.
     pub(crate) fn zone(&self) -> Zone {
-        self.response
-            .remote_addr()
-            .map_or(Zone::Public, |address| Zone::of(address.ip()))
+        self.response.remote_addr().map_or(Zone::Public, |address| Zone::of(address.ip()))
     }
 
     /// The length that the server announced, bytes.
@@ -266,11 +246,7 @@ impl Reply {
         let status = self.status();
         let body = self.whole(MAX_ERROR_BODY).await.unwrap_or_default();
         let text = printable(String::from_utf8_lossy(&body).trim());
-        if text.is_empty() {
-            format!("{status}")
-        } else {
-            format!("{status}: {text}")
-        }
+        if text.is_empty() { format!("{status}") } else { format!("{status}: {text}") }
     }
 }
 
@@ -286,9 +262,7 @@ fn network(error: reqwest::Error) -> Fault {
         if let Some(refused) = cause.downcast_ref::<AddressRefused>() {
             return Fault::Refused(refused.to_string());
         }
-        let inner = cause
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref);
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if let Some(rustls::Error::InvalidCertificate(reason)) = inner.and_then(|inner| inner.downcast_ref())
         {
             return Fault::Invalid(format!(

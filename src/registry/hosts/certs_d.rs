@@ -91,18 +91,9 @@ fn parse(text: &str, directory: &Path) -> Result<Host, Error> {
     let mut mirrors: Vec<(Spanned<String>, Table)> = file.host.into_iter().collect();
     mirrors.sort_by_key(|(url, _)| url.span().start);
     let mirrors = mirrors.into_iter().filter_map(|(url, table)| {
-        let can = |what: &str| {
-            table
-                .capabilities
-                .as_ref()
-                .is_none_or(|all| all.iter().any(|c| c == what))
-        };
+        let can = |what: &str| table.capabilities.as_ref().is_none_or(|all| all.iter().any(|c| c == what));
         let (pull, resolve) = (can("pull"), can("resolve"));
-        let mirror = Mirror {
-            server: server(url.into_inner(), table, directory),
-            prefix: None,
-            resolve,
-        };
+        let mirror = Mirror { server: server(url.into_inner(), table, directory), prefix: None, resolve };
         pull.then_some(mirror)
     });
     Ok(Host {
@@ -127,13 +118,7 @@ fn server(url: String, table: Table, directory: &Path) -> Server {
         url,
         override_path: table.override_path,
         tls: Tls {
-            ca: table
-                .ca
-                .map(many)
-                .unwrap_or_default()
-                .iter()
-                .map(|file| directory.join(file))
-                .collect(),
+            ca: table.ca.map(many).unwrap_or_default().iter().map(|file| directory.join(file)).collect(),
             client: client.map(|(certificate, key)| (directory.join(certificate), directory.join(key))),
             skip_verify: table.skip_verify,
         },
@@ -168,15 +153,10 @@ mod tests {
         "#;
         let host = parse(text, Path::new("/d")).unwrap();
         assert_eq!(host.server.tls.ca, [Path::new("/etc/own.pem")]);
-        let [first, second] = &host.mirrors[..] else {
-            panic!("{:?}", host.mirrors)
-        };
+        let [first, second] = &host.mirrors[..] else { panic!("{:?}", host.mirrors) };
         assert_eq!(first.server.url, "https://z.mirror.io");
         assert!(!first.resolve && second.resolve);
-        assert_eq!(
-            first.server.tls.ca,
-            [Path::new("/d/one.pem"), Path::new("/two.pem")]
-        );
+        assert_eq!(first.server.tls.ca, [Path::new("/d/one.pem"), Path::new("/two.pem")]);
         assert_eq!(first.server.tls.client, Some(("/c.cert".into(), "/c.key".into())));
         assert_eq!(first.server.headers.len(), 2);
         assert!(second.server.override_path && second.server.tls.skip_verify);
@@ -189,13 +169,7 @@ mod tests {
             std::fs::create_dir_all(root.join(name)).unwrap();
             std::fs::write(root.join(name).join("hosts.toml"), format!("server = {server:?}")).unwrap();
         }
-        let url = |registry| {
-            load(std::slice::from_ref(&root), registry)
-                .unwrap()
-                .unwrap()
-                .server
-                .url
-        };
+        let url = |registry| load(std::slice::from_ref(&root), registry).unwrap().unwrap().server.url;
         assert_eq!(url("r.io:5000"), "https://port");
         assert_eq!(url("other.io"), "https://default");
         std::fs::remove_dir_all(&root).unwrap();
