@@ -4,9 +4,10 @@ mod console;
 
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::log;
 
 pub use console::Console;
 
@@ -14,8 +15,7 @@ pub use console::Console;
 pub const LEVEL_VARIABLE: &str = "LARDER_LOG";
 
 /// Form of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// For people.
     #[default]
@@ -27,6 +27,29 @@ pub enum Format {
 /// A filter as tracing-subscriber reads it: `info`, or `larder=debug,warn`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level(String);
+
+impl From<log::Format> for Format {
+    fn from(format: log::Format) -> Self {
+        match format {
+            log::Format::Text => Format::Text,
+            log::Format::Json => Format::Json,
+        }
+    }
+}
+
+impl From<log::Level> for Level {
+    fn from(level: log::Level) -> Self {
+        let name = match level {
+            log::Level::Off => "off",
+            log::Level::Error => "error",
+            log::Level::Warn => "warn",
+            log::Level::Info => "info",
+            log::Level::Debug => "debug",
+            log::Level::Trace => "trace",
+        };
+        Level(name.to_owned())
+    }
+}
 
 /// A string is not a filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -104,18 +104,21 @@ pub(super) fn order(
         tar_split: !args.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
         rootless: args.rootless,
         verify_after: args.verify_after,
-        concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
+        concurrency: count(args.concurrency, config.build.concurrency),
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         registry: RegistryOrder {
-            connections_per_host: args
-                .connections_per_host
-                .map_or(config.registry.connections_per_host, usize::from),
+            connections_per_host: count(args.connections_per_host, config.registry.connections_per_host),
             limit_rate: args.limit_rate,
             docker_configs: args.docker_configs,
             secrets_dir: args.secrets,
             pull_secrets,
         },
     })
+}
+
+/// The flag's number, or else the configuration's.
+fn count(flag: Option<u16>, configured: u32) -> usize {
+    flag.map_or(usize::try_from(configured).unwrap_or(usize::MAX), usize::from)
 }
 
 #[cfg(test)]
@@ -150,7 +153,7 @@ mod tests {
         assert_eq!(order.platform.to_string(), "linux/arm64");
         assert_eq!(order.registry.pull_secrets[0].to_string(), "ns:one");
         assert!(!order.tar_split && order.deadline.is_some());
-        assert_eq!(order.concurrency, Config::default().build.concurrency);
+        assert_eq!(order.concurrency, count(None, Config::default().build.concurrency));
     }
 
     #[test]
