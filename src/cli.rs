@@ -22,13 +22,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::config::{Config, ConfigError};
-use crate::telemetry::{self, Console, Level};
+use crate::telemetry::{self, Console};
 use args::{Cli, Command, ConfigAction, Global};
 use exit::USAGE;
 use usage::UsageError;
-
-/// Where the configuration is when no flag names one.
-const DEFAULT_CONFIG: &str = "/etc/larder/larder.toml";
 
 /// Runs the program with the arguments `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -45,7 +42,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli, console: &Console) -> u8 {
-    let config = match load(cli.global.config.as_deref()) {
+    let config = match load_config(cli.global.config.as_deref()) {
         Ok(config) => config,
         Err(error) => {
             let class = error.class();
@@ -68,23 +65,28 @@ fn run(cli: Cli, console: &Console) -> u8 {
     }
 }
 
-/// Reads the file that was named, or else the one in its usual place, and lays the environment over it.
-fn load(named: Option<&Path>) -> Result<Config, ConfigError> {
-    let usual = Path::new(DEFAULT_CONFIG);
-    let path = named.or_else(|| usual.exists().then_some(usual));
-    // A variable that is not UTF-8 is none of ours.
-    let environment =
-        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    Config::load(path, environment)
+/// Where the configuration lies if no flag says so.
+const CONFIG_FILE: &str = "/etc/larder/larder.toml";
+
+/// The file that was named, else [`CONFIG_FILE`] if it is there, and the environment over it.
+fn load_config(path: Option<&Path>) -> Result<Config, ConfigError> {
+    let default = Path::new(CONFIG_FILE);
+    // A file that is there but cannot be looked at is told by the reading, not passed over.
+    let path = path.or_else(|| default.try_exists().unwrap_or(true).then_some(default));
+    // `std::env::vars` panics on a variable that is not UTF-8; none of ours is such.
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Config::load(path, variables)
 }
 
 /// Flag over variable over file.
 fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<(), UsageError> {
-    let level: Level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
+    let level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
         (Some(level), _) => level.clone(),
         (None, Ok(level)) if !level.is_empty() => level.parse()?,
         _ => config.log.level.into(),
     };
-    telemetry::init(&level, global.log_format.unwrap_or(config.log.format), console);
+    let format = global.log_format.unwrap_or(config.log.format);
+    telemetry::init(&level, format, console);
     Ok(())
 }

@@ -210,7 +210,7 @@ mod tests {
             "larder bake",
             "larder build --size x a",
             "larder build --size -1 a",
-            "larder build UPPER/x",
+            "larder build a@sha256:zz",
             "larder build --platform linux a",
             "larder build --pull-secret x a",
             "larder build --concurrency 0 a",

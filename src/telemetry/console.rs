@@ -30,7 +30,7 @@ impl Console {
 
     /// Writes whole lines. A standard error that is closed is no reason to fail.
     pub fn print(&self, text: &str) {
-        let _ = (&mut self.clone()).write_all(text.as_bytes());
+        let _ = self.clone().write_all(text.as_bytes());
     }
 }
 

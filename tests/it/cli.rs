@@ -26,7 +26,7 @@ fn usage_errors_are_64_on_standard_error() {
         (&["build", "a", "--volume", "v"], "no size given"),
         (&["build", "a", "--size", "1GiB"], "no volume given"),
         (&["build", "a", "--volume", "v", "--size", "0"], "the size is 0"),
-        (&["build", "UPPER/x"], "UPPER/x"),
+        (&["build", "a@sha256:zz"], "a@sha256:zz"),
         (&["build", "--job", "/nonexistent", "--volume", "v"], "/nonexistent"),
         (&["plan", "a", "--pull-secret", "ns:name"], "--secrets"),
         (&["config", "check", "--config", "/nonexistent"], "/nonexistent"),
@@ -57,11 +57,8 @@ fn a_closed_standard_output_does_not_panic() {
         drop(child.stdout.take());
         child.wait_with_output().unwrap()
     };
-    for (args, code) in [
-        (&["--help"][..], 0),
-        (&["config", "show"], 0),
-        (&["build", "--output", "json"], 64),
-    ] {
+    for (args, code) in [(&["--help"][..], 0), (&["config", "show"], 0), (&["build", "--output", "json"], 64)]
+    {
         let output = read_end_closed(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
         assert!(!text(&output.stderr).contains("panicked"), "{output:?}");
