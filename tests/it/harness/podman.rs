@@ -4,9 +4,11 @@
 //! store and no network. On a machine with cgroup v1 or a hybrid crun refuses, so podman runs in a mount namespace
 //! with cgroup2 on /sys/fs/cgroup and makes no cgroup; rootless limits of a container host are met by `--ulimit`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
 use super::succeed;
@@ -61,8 +63,10 @@ impl Podman {
     fn run_command(&self, volume: &Path, image: &str, command: &[&str]) -> Command {
         let mut podman = Command::new("unshare");
         podman.args(["--mount", "sh", "-c", RUN, "podman"]);
-        podman.arg(volume).arg("/tmp/icv").args(self.store());
-        podman.args(["--storage-opt", "additionalimagestore=/tmp/icv"]);
+        let mounted = self.dir.path().join("v");
+        podman.arg(volume).arg(&mounted).args(self.store());
+        podman.arg("--storage-opt");
+        podman.arg(format!("additionalimagestore={}", mounted.display()));
         podman.args([
             "run",
             "--rm",
@@ -93,5 +97,19 @@ impl Podman {
                 .args(["image", "mount", reference]),
         );
         PathBuf::from(path.trim())
+    }
+}
+
+impl Drop for Podman {
+    /// Unmounts what podman left mounted, so that the directory can go.
+    fn drop(&mut self) {
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+        for point in points
+            .map(Path::new)
+            .filter(|point| point.starts_with(self.dir.path()))
+        {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
     }
 }
