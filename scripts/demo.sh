@@ -34,9 +34,13 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+bold='' dim='' plain=''
+if [[ -t 1 ]]; then
+    bold=$'\033[1m' dim=$'\033[2m' plain=$'\033[0m'
+fi
+step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 show() {
-    printf '\033[2m$ %s\033[0m\n' "${*//"$larder"/larder}"
+    printf '%s$ %s%s\n' "$dim" "${*//"$larder"/larder}" "$plain"
     "$@"
 }
 

@@ -40,11 +40,7 @@ impl MemoryCgroup {
 
     /// Most memory used so far, bytes.
     pub(crate) fn peak(&self) -> u64 {
-        self.number("memory.max_usage_in_bytes")
-    }
-
-    fn number(&self, file: &str) -> u64 {
-        let text = fs::read_to_string(self.dir.join(file)).unwrap();
+        let text = fs::read_to_string(self.dir.join("memory.max_usage_in_bytes")).unwrap();
         text.trim().parse().unwrap()
     }
 }

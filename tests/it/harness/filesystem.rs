@@ -1,6 +1,6 @@
 //! Small file systems to run out of space and inodes on. Use them in an isolated test, whose end unmounts them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -31,7 +31,7 @@ impl FileSystem {
     pub(crate) fn new(kind: Kind, size: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
-        std::fs::create_dir(dir.path().join("mount")).unwrap();
+        fs::create_dir(dir.path().join("mount")).unwrap();
         File::create(&image).unwrap().set_len(size).unwrap();
         let mut mount = Command::new("mount");
         match kind {
@@ -63,5 +63,15 @@ impl FileSystem {
 impl Drop for FileSystem {
     fn drop(&mut self) {
         let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Unmounts everything below `dir`, the last mounted first.
+pub(crate) fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    for point in points.map(Path::new).filter(|point| point.starts_with(dir)) {
+        // What is gone already is as well.
+        let _ = umount2(point, MntFlags::MNT_DETACH);
     }
 }

@@ -4,13 +4,12 @@
 //! store and no network. On a machine with cgroup v1 or a hybrid crun refuses, so podman runs in a mount namespace
 //! with cgroup2 on /sys/fs/cgroup and makes no cgroup; rootless limits of a container host are met by `--ulimit`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
+use super::filesystem::unmount_below;
 use super::succeed;
 
 /// A podman with an empty store.
@@ -89,6 +88,11 @@ impl Podman {
         ]));
     }
 
+    /// The primary store: what is pulled lies here in the layout that a volume has, too.
+    pub(crate) fn primary_store(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
     /// Mounts a pulled image read-only and returns where. Call it in an isolated test.
     pub(crate) fn mount(&self, reference: &str) -> PathBuf {
         let path = succeed(
@@ -103,13 +107,6 @@ impl Podman {
 impl Drop for Podman {
     /// Unmounts what podman left mounted, so that the directory can go.
     fn drop(&mut self) {
-        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
-        for point in points
-            .map(Path::new)
-            .filter(|point| point.starts_with(self.dir.path()))
-        {
-            let _ = umount2(point, MntFlags::MNT_DETACH);
-        }
+        unmount_below(self.dir.path());
     }
 }

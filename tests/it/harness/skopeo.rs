@@ -7,6 +7,7 @@ use std::process::Command;
 use larder::model::digest::Digest;
 use serde_json::Value;
 
+use super::filesystem::unmount_below;
 use super::succeed;
 
 /// Copies `image` from the store on `volume` to an OCI layout in `dir` and returns the diff IDs of its config.
@@ -25,6 +26,8 @@ pub(crate) fn copy_out(volume: &Path, image: &str, dir: &Path) -> Vec<Digest> {
             .args(["copy", "--quiet", "--insecure-policy", &source])
             .arg(format!("oci:{}:out", layout.display())),
     );
+    // The store leaves a bind mount of itself behind.
+    unmount_below(dir);
     let read = |digest: &str| -> Value {
         let path = layout.join("blobs").join(digest.replace(':', "/"));
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
