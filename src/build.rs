@@ -1,1 +1,26 @@
 //! Joins registry, layer and volume: plan, admission, pipeline.
+//!
+//! ```text
+//! order ──► resolve ──► admit ──► pipeline ──────────────────────► seal ──► outcome
+//!           references   3x rule   extraction (a task and a thread
+//!           → manifests            a layer) → commit in chain order
+//! ```
+
+pub mod cancel;
+mod commit;
+pub mod events;
+mod extraction;
+mod failure;
+mod layers;
+pub mod order;
+mod outcome;
+mod pipeline;
+pub mod progress;
+mod registry;
+mod resolve;
+mod run;
+
+pub use run::{plan, run};
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;

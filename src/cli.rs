@@ -1,1 +1,90 @@
-//! One file per command, terminal and NDJSON output.
+//! The command line: one file per command, output for people and for machines.
+//!
+//! Every command ends with an exit code after sysexits.h; [`exit`] says what each means. Usage errors, clap's own among
+//! them, are 64 and go to standard error.
+
+mod args;
+mod build;
+mod config;
+mod exit;
+mod inspect;
+mod merge;
+mod output;
+mod plan;
+mod signals;
+mod usage;
+mod verify;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::config::{Config, ConfigError};
+use crate::telemetry::{self, Console, Level};
+use args::{Cli, Command, ConfigAction, Global};
+use exit::USAGE;
+use usage::UsageError;
+
+/// Where the configuration is when no flag names one.
+const DEFAULT_CONFIG: &str = "/etc/larder/larder.toml";
+
+/// Runs the program with the arguments `args`, the program's name first.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed output is no reason to fail differently.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    let console = Console::default();
+    ExitCode::from(run(cli, &console))
+}
+
+fn run(cli: Cli, console: &Console) -> u8 {
+    let config = match load(cli.global.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => {
+            let class = error.class();
+            if let Command::Build(args) = &cli.command {
+                build::leave_usage_error(args, class, &error.to_string());
+            }
+            return exit::fail(console, class, &error.to_string());
+        }
+    };
+    if let Err(error) = start_logs(&cli.global, &config, console) {
+        return exit::fail(console, error.class(), &error.to_string());
+    }
+    match cli.command {
+        Command::Build(args) => build::run(args, config, console),
+        Command::Plan(args) => plan::run(args, config, console),
+        Command::Verify(args) => verify::run(&args, console),
+        Command::Inspect(args) => inspect::run(&args, console),
+        Command::Config { action: ConfigAction::Check } => config::check(console),
+        Command::Config { action: ConfigAction::Show } => config::show(&config, console),
+    }
+}
+
+/// Reads the file that was named, or else the one in its usual place, and lays the environment over it.
+fn load(named: Option<&Path>) -> Result<Config, ConfigError> {
+    let usual = Path::new(DEFAULT_CONFIG);
+    let path = named.or_else(|| usual.exists().then_some(usual));
+    // A variable that is not UTF-8 is none of ours.
+    let environment =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+    Config::load(path, environment)
+}
+
+/// Flag over variable over file.
+fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<(), UsageError> {
+    let level: Level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
+        (Some(level), _) => level.clone(),
+        (None, Ok(level)) if !level.is_empty() => level.parse()?,
+        _ => config.log.level.into(),
+    };
+    telemetry::init(&level, global.log_format.unwrap_or(config.log.format), console);
+    Ok(())
+}

@@ -1,1 +1,215 @@
 //! `larder.toml`: one section per file; defaults < file < environment < flags; unknown keys refused.
+//!
+//! A variable `LARDER_SECTION__KEY` sets `key` of `[section]`: `LARDER_REGISTRY__RETRIES=3`,
+//! `LARDER_BUILD__MEMORY_BUDGET=64MiB`. Its value is read as TOML, and as a plain string where it is none. Variables
+//! without the double underscore are not configuration.
+
+pub mod build;
+mod layers;
+pub mod log;
+pub mod registry;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::model::class::Class;
+use layers::Layers;
+
+/// Most bytes of the file.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// The whole configuration. Flags are applied by the command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How registries are reached.
+    pub registry: registry::Registry,
+    /// How images are built into a volume.
+    pub build: build::Build,
+    /// What is logged.
+    pub log: log::Log,
+}
+
+/// One fault of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Path of the key: `registry.host[0].ca`.
+    pub key: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.reason.trim_end())
+    }
+}
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("reading the configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("the configuration is not TOML: {0}")]
+    Syntax(#[from] toml::de::Error),
+    /// Keys are unknown or have values that do not fit; all of them.
+    #[error("the configuration has {} faults: {}", .0.len(), list(.0))]
+    Faults(Vec<Fault>),
+}
+
+fn list(faults: &[Fault]) -> String {
+    let faults: Vec<String> = faults.iter().map(Fault::to_string).collect();
+    faults.join("; ")
+}
+
+impl ConfigError {
+    /// The class that decides exit code and retry.
+    pub fn class(&self) -> Class {
+        Class::Invalid
+    }
+}
+
+impl Config {
+    /// Reads the file, where one is given, and lays the environment over it.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; faults of file and environment are told together.
+    pub fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let text = path.map(read).transpose()?.unwrap_or_default();
+        Config::parse(&text, environment)
+    }
+
+    /// The same for the text of a file.
+    pub fn parse(
+        text: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Layers::default();
+        layers.lay(&Value::Table(text.parse::<Table>()?));
+        let mut variables: Vec<_> = environment.into_iter().collect();
+        variables.sort();
+        for (name, value) in variables {
+            layers.lay_variable(&name, &value);
+        }
+        let (config, mut faults) = layers.finish();
+        config.registry.check(&mut faults);
+        config.build.check(&mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    use std::io::Read as _;
+    let failed = |source| ConfigError::Read { path: path.to_owned(), source };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
+    }
+    Ok(text)
+}
+
+/// Records a fault unless `value` lies in `range`.
+fn within<T: PartialOrd + fmt::Display>(
+    faults: &mut Vec<Fault>,
+    key: &str,
+    value: T,
+    range: std::ops::RangeInclusive<T>,
+) {
+    if !range.contains(&value) {
+        faults.push(Fault {
+            key: key.to_owned(),
+            reason: format!("{value} is out of range, want {} to {}", range.start(), range.end()),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::size::ByteSize;
+
+    fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        let pairs = pairs.iter();
+        pairs.map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_shipped_file_is_the_default() {
+        let shipped = include_str!("../config/larder.toml");
+        assert_eq!(Config::parse(shipped, []).unwrap(), Config::default());
+        let given: Table = shipped.parse().unwrap();
+        let default = Table::try_from(Config::default()).unwrap();
+        for (section, keys) in default {
+            for key in keys.as_table().unwrap().keys().filter(|key| *key != "host") {
+                assert!(given[&section].get(key).is_some(), "{section}.{key} is not shipped");
+            }
+        }
+    }
+
+    #[test]
+    fn environment_over_file() {
+        let text = "[registry]\nretries = 1\nconnections_per_host = 2\n";
+        let environment = variables(&[
+            ("LARDER_REGISTRY__RETRIES", "3"),
+            ("LARDER_BUILD__MEMORY_BUDGET", "64MiB"),
+            ("LARDER_LOG__FORMAT", "json"),
+            ("LARDER_ELSE", "x"),
+        ]);
+        let config = Config::parse(text, environment).unwrap();
+        assert_eq!((config.registry.retries, config.registry.connections_per_host), (3, 2));
+        assert_eq!(config.build.memory_budget, ByteSize(64 << 20));
+        assert_eq!(config.log.format, log::Format::Json);
+    }
+
+    #[test]
+    fn all_faults_at_once() {
+        let text = r#"
+            surprise = 1
+            [empty]
+            [registry]
+            retries = "many"
+            connections_per_host = 0
+            [[registry.host]]
+            name = "r.io"
+            mirors = []
+            client_cert = "/c.pem"
+            [build]
+            sizing = "maybe"
+        "#;
+        let environment = variables(&[("LARDER_LOG__LEVEL", "loud"), ("LARDER_LOG__COLOUR", "no")]);
+        let ConfigError::Faults(faults) = Config::parse(text, environment).unwrap_err() else {
+            panic!("not faults");
+        };
+        let mut keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
+        keys.sort_unstable();
+        assert_eq!(
+            keys,
+            [
+                "build.sizing",
+                "empty",
+                "log.colour",
+                "log.level",
+                "registry.connections_per_host",
+                "registry.host[0].client_key",
+                "registry.host[0].mirors",
+                "registry.retries",
+                "surprise",
+            ]
+        );
+    }
+}

@@ -10,7 +10,8 @@
 //! | [`registry`] | async: hosts and mirrors, authentication, retry, blobs that resume |
 //! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
-//! | [`volume`] | layout, cap, journal, commit in chain order, seal, verify |
+//! | [`volume`] | layout, cap, journal, commit in chain order, seal |
+//! | [`verify`] | proves a sealed volume from its own bytes |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
 //! | [`telemetry`] | logs |
@@ -18,9 +19,9 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → build → {registry, secrets, layer, volume} → {sys, model, config}`.
-//! `registry`, `secrets`, `layer` and `volume` do not know each other, but for `volume::verify`, which reads tars with
-//! `layer`; `build::pipeline` joins them. `telemetry` may be imported by all, `testing` only by tests and benches.
+//! Imports run one way: `main → cli → {build, verify} → {registry, secrets, layer, volume} → {sys, model, config}`.
+//! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify`, beside it, reads
+//! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
 
 pub mod build;
 pub mod cli;
@@ -33,4 +34,5 @@ pub mod sys;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod verify;
 pub mod volume;

@@ -7,6 +7,7 @@ pub mod digest;
 pub mod event;
 pub mod job;
 pub mod manifest;
+pub mod plan_report;
 pub mod platform;
 pub mod pull_secret;
 pub mod reference;

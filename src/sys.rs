@@ -1,1 +1,17 @@
 //! The only place with system calls.
+//!
+//! Everything works on directory descriptors and single names, so that no path is ever resolved twice and nothing
+//! outside a directory that was opened on purpose can be reached. Names are bytes: Linux knows no encoding.
+
+pub mod atomic;
+pub mod dir;
+pub mod lock;
+pub mod privilege;
+pub mod process;
+pub mod remove;
+pub mod space;
+pub mod stat;
+pub mod xattr;
+
+pub use dir::Dir;
+pub use stat::{FileType, Stat, Timestamp};

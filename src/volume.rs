@@ -1,1 +1,208 @@
-//! Layout, cap, journal, commit in chain order, seal, verify.
+//! A capped place for layers, on which nothing is half there.
+//!
+//! ```text
+//! cache.json                     what is on the volume and the digests that prove it: the seal
+//! overlay/<chain ID>/            diff/ (the tree), link, lower        ┐ a containers/storage
+//! overlay/l/<link>               -> ../<chain ID>/diff                │ additional image store
+//! overlay-layers/                layers.lock, layers.json, <chain ID>.tar-split.gz
+//! overlay-images/                images.lock, images.json, <config>/… ┘
+//! oci/                           an OCI image layout without layer blobs
+//! snapshots.metadata             "<chain ID> overlay/<chain ID>/diff" a line
+//! .larder/                       lock, job.json, journal, staging/
+//! ```
+//!
+//! A layer is written in `.larder/staging`, then renamed into place, then named by a `committed` line of the journal;
+//! after a syncfs(2) a `synced` line names all layers that it covered. In the boot that wrote them, committed layers are
+//! trusted; after another boot only synced ones are. Everything else is swept when the volume is opened.
+
+pub mod budget;
+pub mod error;
+pub mod job;
+mod journal;
+pub mod layout;
+mod open;
+pub mod seal;
+pub mod staging;
+pub mod store;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use budget::Budget;
+pub use error::Error;
+pub use open::{Opened, open};
+
+use crate::model::chain::ChainId;
+use crate::model::digest::Digest;
+use crate::model::seal::Layer;
+use crate::sys::lock::Lock;
+use crate::sys::{Dir, xattr};
+use error::Context;
+use journal::Journal;
+use staging::Staging;
+
+/// An open volume that is being filled. Whoever holds it is the only one.
+#[derive(Debug)]
+pub struct Volume {
+    path: PathBuf,
+    root: Dir,
+    larder: Dir,
+    overlay: Dir,
+    links: Dir,
+    layers: Dir,
+    budget: Arc<Budget>,
+    state: Mutex<State>,
+    _lock: Lock,
+}
+
+#[derive(Debug)]
+struct State {
+    journal: Journal,
+    committed: HashMap<ChainId, Layer>,
+    unsynced: Vec<ChainId>,
+    staged: u64,
+}
+
+impl Volume {
+    /// Where the volume is, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Who keeps account of its bytes.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// The record of a committed layer.
+    pub fn layer(&self, chain_id: &ChainId) -> Option<Layer> {
+        self.state().committed.get(chain_id).cloned()
+    }
+
+    /// Whether a layer is committed.
+    pub fn has(&self, chain_id: &ChainId) -> bool {
+        self.state().committed.contains_key(chain_id)
+    }
+
+    /// Number of committed layers, and of those a power cut would take.
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.committed.len(), state.unsynced.len())
+    }
+
+    /// The tree of a committed layer.
+    pub fn diff(&self, chain_id: &ChainId) -> Result<Dir, Error> {
+        let doing = "opening the layer";
+        let layer = self.overlay.open_dir(chain_id.hex().as_bytes()).context(doing, chain_id.hex())?;
+        layer.open_dir(layout::DIFF).context(doing, chain_id.hex())
+    }
+
+    /// The tar-split file of a committed layer.
+    pub fn tar_split(&self, chain_id: &ChainId) -> Result<File, Error> {
+        let name = layout::tar_split(chain_id);
+        self.layers.open_file(name.as_bytes()).context("opening", &name)
+    }
+
+    /// A committed layer of this diff ID, under whatever parents, whose tar can be rebuilt.
+    pub fn with_diff_id(&self, diff_id: &Digest) -> Option<Layer> {
+        let state = self.state();
+        state
+            .committed
+            .values()
+            .find(|layer| layer.diff_id == *diff_id && layer.tar_split_size.is_some())
+            .cloned()
+    }
+
+    /// A new empty place for a layer.
+    pub fn stage(&self) -> Result<Staging, Error> {
+        let number = {
+            let mut state = self.state();
+            state.staged += 1;
+            state.staged
+        };
+        let parent = self.larder.ensure_dir(layout::STAGING, 0o700).context("opening", "staging")?;
+        Staging::new(parent, &number.to_string(), Arc::clone(&self.budget))
+    }
+
+    /// Puts a finished layer in its place and says so in the journal. Its parent must be committed.
+    pub fn commit(&self, staging: Staging, layer: Layer) -> Result<(), Error> {
+        let chain_id = layer.chain_id.clone();
+        let hex = chain_id.hex().to_owned();
+        let mut state = self.state();
+        let lower = match &layer.parent {
+            Some(parent) => Some(self.lower_line(&state, parent)?),
+            None => None,
+        };
+        let link = chain_id.link();
+        staging.write(layout::LINK, link.as_bytes())?;
+        if let Some(lower) = &lower {
+            staging.write(layout::LOWER, lower.as_bytes())?;
+        }
+        self.budget.growing(&[&self.overlay, &self.links, &self.layers], &hex, || {
+            if layer.tar_split_size.is_some() {
+                let name = layout::tar_split(&chain_id);
+                staging
+                    .dir()
+                    .rename(layout::TAR_SPLIT, &self.layers, name.as_bytes())
+                    .context("placing", &name)?;
+            }
+            let target = format!("../{hex}/diff");
+            self.links.symlink(target.as_bytes(), link.as_bytes()).context("linking", &hex)?;
+            staging.place(&self.overlay, hex.as_bytes())
+        })?;
+        state.journal.committed(&layer, &self.budget)?;
+        state.unsynced.push(chain_id.clone());
+        state.committed.insert(chain_id, layer);
+        Ok(())
+    }
+
+    /// Makes all committed layers durable and names them in the journal. Returns how many became so.
+    pub fn sync(&self) -> Result<usize, Error> {
+        let covered = self.state().unsynced.clone();
+        if covered.is_empty() {
+            return Ok(0);
+        }
+        // Not under the lock: other layers are committed meanwhile, and this sync does not vouch for them.
+        self.root
+            .sync_file_system()
+            .context("flushing the file system of", &self.path.display().to_string())?;
+        let mut state = self.state();
+        state.journal.synced(&covered, &self.budget)?;
+        state.unsynced.retain(|chain_id| !covered.contains(chain_id));
+        Ok(covered.len())
+    }
+
+    /// The file `lower` of a child: the short names of all its parents, nearest first.
+    fn lower_line(&self, state: &State, parent: &ChainId) -> Result<String, Error> {
+        let mut line = String::new();
+        let mut next = Some(parent.clone());
+        while let Some(chain_id) = next {
+            if !line.is_empty() {
+                line.push(':');
+            }
+            line.push_str("l/");
+            line.push_str(&chain_id.link());
+            let layer =
+                state.committed.get(&chain_id).ok_or_else(|| Error::ParentMissing(chain_id.clone()))?;
+            next = layer.parent.clone();
+        }
+        Ok(line)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is complete before it can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// New inodes below `dir` get exactly the owner and mode that they are given: no setgid directory (`fsGroup` of a pod)
+/// and no default ACL of the volume may reach into an image.
+fn isolate(dir: &Dir) -> std::io::Result<()> {
+    let (uid, gid) = crate::sys::process::ids();
+    crate::sys::dir::set_owner(dir, uid, gid)?;
+    crate::sys::dir::set_mode(dir, 0o700)?;
+    xattr::remove(dir, b"system.posix_acl_default")?;
+    xattr::remove(dir, b"system.posix_acl_access")
+}

@@ -27,9 +27,7 @@ impl ChainId {
     pub fn chain(diff_ids: &[Digest]) -> Vec<Self> {
         let mut chain: Vec<ChainId> = Vec::with_capacity(diff_ids.len());
         for diff_id in diff_ids {
-            let next = chain
-                .last()
-                .map_or_else(|| ChainId::base(diff_id), |parent| parent.child(diff_id));
+            let next = chain.last().map_or_else(|| ChainId::base(diff_id), |parent| parent.child(diff_id));
             chain.push(next);
         }
         chain
@@ -57,9 +55,7 @@ impl ChainId {
         for byte in &hash[..7] {
             bits = bits << 8 | u64::from(*byte);
         }
-        (0..10)
-            .map(|i| char::from(ALPHABET[(bits >> (51 - 5 * i) & 31) as usize]))
-            .collect()
+        (0..10).map(|i| char::from(ALPHABET[(bits >> (51 - 5 * i) & 31) as usize])).collect()
     }
 }
 

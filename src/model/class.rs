@@ -45,10 +45,7 @@ impl Class {
 
     /// Whether the same command may succeed later with nothing changed by a person.
     pub fn is_retryable(self) -> bool {
-        matches!(
-            self,
-            Class::Transient | Class::Busy | Class::Internal | Class::Cancelled
-        )
+        matches!(self, Class::Transient | Class::Busy | Class::Internal | Class::Cancelled)
     }
 
     /// Of several failures the one that a retry cannot heal decides; ties go to the first.
@@ -79,10 +76,7 @@ mod tests {
     fn what_a_retry_cannot_heal_decides() {
         let all = [Class::Cancelled, Class::Transient, Class::Corrupt, Class::Busy];
         assert_eq!(Class::decisive(all), Some(Class::Corrupt));
-        assert_eq!(
-            Class::decisive([Class::Cancelled, Class::Transient]),
-            Some(Class::Transient)
-        );
+        assert_eq!(Class::decisive([Class::Cancelled, Class::Transient]), Some(Class::Transient));
         assert_eq!(Class::decisive([]), None);
     }
 }

@@ -70,9 +70,7 @@ impl FromStr for Digest {
     type Err = ParseDigestError;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseDigestError {
-            given: s.chars().take(160).collect(),
-        };
+        let refuse = || ParseDigestError { given: s.chars().take(160).collect() };
         let (name, hex) = s.split_once(':').ok_or_else(refuse)?;
         let algorithm = match name {
             "sha256" => Algorithm::Sha256,
@@ -83,10 +81,7 @@ impl FromStr for Digest {
         if !digits || hex.len() != algorithm.hex_len() {
             return Err(refuse());
         }
-        Ok(Digest {
-            algorithm,
-            hex: hex.into(),
-        })
+        Ok(Digest { algorithm, hex: hex.into() })
     }
 }
 
@@ -148,10 +143,7 @@ impl Hasher {
             Hasher::Sha256(hasher) => (Algorithm::Sha256, hex(&hasher.finalize())),
             Hasher::Sha512(hasher) => (Algorithm::Sha512, hex(&hasher.finalize())),
         };
-        Digest {
-            algorithm,
-            hex: hex.into(),
-        }
+        Digest { algorithm, hex: hex.into() }
     }
 
     /// The digest of `bytes` in one call.
@@ -165,11 +157,7 @@ impl Hasher {
 /// `bytes` as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|b| [b >> 4, b & 15])
-        .map(|n| char::from(DIGITS[usize::from(n)]))
-        .collect()
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect()
 }
 
 #[cfg(test)]

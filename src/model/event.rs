@@ -211,11 +211,7 @@ impl Outcome {
                 short.failures.pop();
                 continue;
             }
-            let longest = short
-                .failures
-                .iter_mut()
-                .map(|f| &mut f.message)
-                .chain([&mut short.message]);
+            let longest = short.failures.iter_mut().map(|f| &mut f.message).chain([&mut short.message]);
             match longest.max_by_key(|message| message.len()) {
                 Some(message) if message.len() > 16 => {
                     let half: String = message.chars().take(message.chars().count() / 2).collect();
@@ -241,10 +237,7 @@ mod tests {
         let line = Line {
             v: VERSION,
             time: DateTime::UNIX_EPOCH,
-            event: Event::Started {
-                larder: "0.1.0".into(),
-                images: 2,
-            },
+            event: Event::Started { larder: "0.1.0".into(), images: 2 },
         };
         let json = serde_json::to_string(&line).unwrap();
         assert_eq!(
@@ -267,13 +260,7 @@ mod tests {
             message: "m".repeat(9000),
             class: Some(Class::Corrupt),
             failures: vec![failure; 50],
-            images: vec![
-                SealedImage {
-                    reference: "a".into(),
-                    manifest: Digest::sha256(b"m")
-                };
-                100
-            ],
+            images: vec![SealedImage { reference: "a".into(), manifest: Digest::sha256(b"m") }; 100],
             digest: None,
             totals: None,
             elapsed_ms: 1,

@@ -123,9 +123,7 @@ impl Job {
         }
         let job: Job = serde_json::from_slice(json)?;
         if job.images.is_empty() || job.images.len() > MAX_IMAGES {
-            return Err(JobError::Images {
-                given: job.images.len(),
-            });
+            return Err(JobError::Images { given: job.images.len() });
         }
         Ok(job)
     }

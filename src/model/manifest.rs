@@ -1,7 +1,32 @@
 //! Manifests, indexes and configs (OCI image spec; Docker schema 2), reduced to what a build needs and checked.
+//!
+//! The JSON shapes are oci-client's; the checks are ours, because its untagged enum takes a document that is both image
+//! and index for an image (CVE-2021-41190), and neither digests nor sizes are looked at.
+
+mod config;
+mod error;
+mod index;
+mod json;
+mod media_type;
+
+pub use config::ImageConfig;
+pub use error::ManifestError;
+pub use index::Index;
+pub use media_type::{ACCEPT, LayerMediaType};
+
+use oci_distribution::manifest::{OciDescriptor, OciImageManifest};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::digest::Digest;
 use super::platform::Platform;
+use media_type::Kind;
+
+/// Most bytes of a manifest, index or config (containerd and containers/image hold the same limit).
+pub const MAX_BYTES: usize = 4 << 20;
+
+/// Most layers of an image and most entries of an index.
+pub const MAX_DESCRIPTORS: usize = 10_000;
 
 /// A pointer to content (OCI image spec, descriptor.md), checked: digest well formed, size not negative.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,3 +42,145 @@ pub struct Descriptor {
     /// Platform of the manifest pointed to; only in an index.
     pub platform: Option<Platform>,
 }
+
+impl Descriptor {
+    fn new(media_type: String, digest: &str, size: i64) -> Result<Self, ManifestError> {
+        Ok(Descriptor {
+            digest: digest.parse()?,
+            size: u64::try_from(size)
+                .map_err(|_| ManifestError::NegativeSize { digest: error::cut(digest), size })?,
+            media_type,
+            urls: Vec::new(),
+            platform: None,
+        })
+    }
+}
+
+impl TryFrom<OciDescriptor> for Descriptor {
+    type Error = ManifestError;
+
+    fn try_from(wire: OciDescriptor) -> Result<Self, Self::Error> {
+        let descriptor = Descriptor::new(wire.media_type, &wire.digest, wire.size)?;
+        Ok(Descriptor { urls: wire.urls.unwrap_or_default(), ..descriptor })
+    }
+}
+
+/// What a registry answers when it is asked for a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Document {
+    /// An index (OCI) or manifest list (Docker).
+    Index(Index),
+    /// The manifest of one image.
+    Image(Manifest),
+}
+
+/// The manifest of one image (OCI image spec, manifest.md).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Media type: the body's `mediaType`, else the Content-Type, else the OCI one.
+    pub media_type: String,
+    /// The config; its media type is one of the two image configs.
+    pub config: Descriptor,
+    /// The layers, base first; at least one, and every media type is known to [`LayerMediaType`].
+    pub layers: Vec<Descriptor>,
+}
+
+/// The members that tell which kind of document it is. Presence is all that counts here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    config: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    manifests: Option<IgnoredAny>,
+    fs_layers: Option<IgnoredAny>,
+}
+
+impl Document {
+    /// Reads a manifest or index and checks all that can be checked without a second request.
+    ///
+    /// `content_type` is the value of the response's header. The caller has compared the digest of `bytes`.
+    ///
+    /// # Errors
+    /// Corrupt content (malformed, image and index at once, types that disagree, limits passed) and content that is
+    /// refused by name: Docker schema 1, artifacts, unknown or encrypted layers, an image without layers.
+    pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
+        json::check(bytes)?;
+        let shape: Shape = json::read(bytes)?;
+        let kind = shape.kind()?;
+        let media_type = agreed_media_type(kind, shape.media_type, content_type)?;
+        if shape.schema_version != Some(2) {
+            return Err(ManifestError::SchemaVersion { given: shape.schema_version });
+        }
+        Ok(match kind {
+            Kind::Image => Document::Image(Manifest::read(bytes, media_type)?),
+            Kind::Index => Document::Index(Index::read(bytes, media_type)?),
+        })
+    }
+}
+
+impl Shape {
+    fn kind(&self) -> Result<Kind, ManifestError> {
+        let image = self.layers.is_some() || self.config.is_some();
+        let kinds = [self.fs_layers.is_some(), image, self.manifests.is_some()];
+        match kinds {
+            [false, true, false] if self.schema_version != Some(1) => Ok(Kind::Image),
+            [false, false, true] if self.schema_version != Some(1) => Ok(Kind::Index),
+            [true, false, false] => Err(ManifestError::Schema1),
+            [false, false, false] if self.schema_version != Some(1) => Err(ManifestError::Empty),
+            [false, _, _] if self.schema_version == Some(1) => Err(ManifestError::Schema1),
+            _ => Err(ManifestError::Confused),
+        }
+    }
+}
+
+/// The media type that body, header and shape agree on.
+fn agreed_media_type(
+    kind: Kind,
+    body: Option<String>,
+    header: Option<&str>,
+) -> Result<String, ManifestError> {
+    let header = header.map(media_type::without_parameters);
+    if let (Some(body), Some(header)) = (&body, &header)
+        && body != header
+    {
+        return Err(ManifestError::MediaTypes { body: error::cut(body), header: error::cut(header) });
+    }
+    let Some(media_type) = body.or(header) else {
+        return Ok(kind.oci_media_type().to_owned());
+    };
+    match Kind::of(&media_type) {
+        Some(named) if named == kind => Ok(media_type),
+        Some(_) => Err(ManifestError::Confused),
+        None if media_type::is_schema_1(&media_type) => Err(ManifestError::Schema1),
+        None => Err(ManifestError::NotAnImage { media_type: error::cut(&media_type) }),
+    }
+}
+
+impl Manifest {
+    fn read(bytes: &[u8], media_type: String) -> Result<Self, ManifestError> {
+        let wire: OciImageManifest = json::read(bytes)?;
+        if let Some(artifact) = wire.artifact_type.filter(|t| !media_type::is_image_config(t)) {
+            return Err(ManifestError::NotAnImage { media_type: error::cut(&artifact) });
+        }
+        if !media_type::is_image_config(&wire.config.media_type) {
+            return Err(ManifestError::NotAnImage { media_type: error::cut(&wire.config.media_type) });
+        }
+        if wire.layers.is_empty() {
+            return Err(ManifestError::NoLayers);
+        }
+        error::at_most("layers", wire.layers.len() as u64, MAX_DESCRIPTORS)?;
+        let config: Descriptor = wire.config.try_into()?;
+        error::at_most("bytes of config", config.size, MAX_BYTES)?;
+        let mut layers = Vec::with_capacity(wire.layers.len());
+        for layer in wire.layers {
+            layer.media_type.parse::<LayerMediaType>()?;
+            layers.push(Descriptor::try_from(layer)?);
+        }
+        Ok(Manifest { media_type, config, layers })
+    }
+}
+
+#[cfg(test)]
+mod tests;

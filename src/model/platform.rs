@@ -40,11 +40,7 @@ impl Platform {
             ("arm", "8") => ("arm", "v8"),
             (a, v) => (a, v),
         };
-        Platform {
-            os,
-            architecture: architecture.to_owned(),
-            variant: variant.to_owned(),
-        }
+        Platform { os, architecture: architecture.to_owned(), variant: variant.to_owned() }
     }
 
     /// The platform this program was built for.
@@ -75,9 +71,7 @@ impl Platform {
             return (other < own).then(|| own - other);
         }
         let arm_on_arm64 = self.architecture == "arm64" && offered.architecture == "arm";
-        let level = arm_on_arm64
-            .then(|| variant_level("arm", &offered.variant))
-            .flatten()?;
+        let level = arm_on_arm64.then(|| variant_level("arm", &offered.variant)).flatten()?;
         (level <= 80).then(|| 1000 + 80 - level)
     }
 }
@@ -103,9 +97,7 @@ impl FromStr for Platform {
         let refuse = || ParsePlatformError(s.chars().take(80).collect());
         let plain = |part: &&str| {
             !part.is_empty()
-                && part
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         };
         let parts: Vec<&str> = s.split('/').collect();
         if !parts.iter().all(|part| plain(part)) {
@@ -163,14 +155,7 @@ mod tests {
         ] {
             assert_eq!(platform(given).to_string(), normal);
         }
-        for bad in [
-            "",
-            "linux",
-            "linux/",
-            "a/b/c/d",
-            "linux/amd64/../x",
-            "linux/am d64",
-        ] {
+        for bad in ["", "linux", "linux/", "a/b/c/d", "linux/amd64/../x", "linux/am d64"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
     }
@@ -181,23 +166,9 @@ mod tests {
         assert_eq!(host.preference(&platform("linux/arm/v7")), Some(0));
         assert!(host.preference(&platform("linux/arm/v6")) < host.preference(&platform("linux/arm/v5")));
         assert_eq!(host.preference(&platform("linux/arm/v8")), None);
-        assert_eq!(
-            platform("linux/amd64").preference(&platform("linux/amd64/v3")),
-            None
-        );
-        assert!(
-            platform("linux/amd64/v3")
-                .preference(&platform("linux/amd64"))
-                .is_some()
-        );
-        assert!(
-            platform("linux/arm64")
-                .preference(&platform("linux/arm/v7"))
-                .is_some()
-        );
-        assert_eq!(
-            platform("linux/amd64").preference(&platform("windows/amd64")),
-            None
-        );
+        assert_eq!(platform("linux/amd64").preference(&platform("linux/amd64/v3")), None);
+        assert!(platform("linux/amd64/v3").preference(&platform("linux/amd64")).is_some());
+        assert!(platform("linux/arm64").preference(&platform("linux/arm/v7")).is_some());
+        assert_eq!(platform("linux/amd64").preference(&platform("windows/amd64")), None);
     }
 }

@@ -38,8 +38,7 @@ fn is_label(s: &str) -> bool {
     s.len() <= 63
         && edge(s.bytes().next())
         && edge(s.bytes().next_back())
-        && s.bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && s.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
 impl FromStr for PullSecretName {
@@ -51,10 +50,7 @@ impl FromStr for PullSecretName {
         if !is_label(namespace) || name.len() > 253 || !name.split('.').all(is_label) {
             return Err(refuse());
         }
-        Ok(PullSecretName {
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-        })
+        Ok(PullSecretName { namespace: namespace.to_owned(), name: name.to_owned() })
     }
 }
 
@@ -86,9 +82,7 @@ mod tests {
     fn rules_of_names() {
         let secret: PullSecretName = "team-a:reg.cred".parse().unwrap();
         assert_eq!((secret.namespace(), secret.name()), ("team-a", "reg.cred"));
-        for bad in [
-            "", "a", ":", "a:", ":b", "A:b", "a/b:c", "..:x", "a:..", "a:-b", "a:b:c", "a.b:c",
-        ] {
+        for bad in ["", "a", ":", "a:", ":b", "A:b", "a/b:c", "..:x", "a:..", "a:-b", "a:b:c", "a.b:c"] {
             assert!(bad.parse::<PullSecretName>().is_err(), "{bad}");
         }
     }

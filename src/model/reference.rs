@@ -63,23 +63,17 @@ impl FromStr for ImageReference {
     type Err = ParseReferenceError;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        let refuse = |reason: String| ParseReferenceError {
-            given: s.chars().take(300).collect(),
-            reason,
-        };
+        let refuse = |reason: String| ParseReferenceError { given: s.chars().take(300).collect(), reason };
         if s.len() > 1024 {
             return Err(refuse("it is longer than 1024 bytes".into()));
         }
-        let normal: Reference = s
-            .parse()
-            .map_err(|e: oci_distribution::ParseError| refuse(e.to_string()))?;
+        let normal: Reference = s.parse().map_err(|e: oci_distribution::ParseError| refuse(e.to_string()))?;
+        if normal.repository().bytes().any(|b| b.is_ascii_uppercase()) {
+            return Err(refuse("repository names are lower-case".into()));
+        }
         let digest = normal.digest().map(str::parse::<Digest>).transpose();
         let digest = digest.map_err(|e| refuse(e.to_string()))?;
-        Ok(ImageReference {
-            given: s.to_owned(),
-            normal,
-            digest,
-        })
+        Ok(ImageReference { given: s.to_owned(), normal, digest })
     }
 }
 
@@ -134,16 +128,10 @@ mod tests {
         for (given, normal) in [
             ("nginx", "docker.io/library/nginx:latest".to_owned()),
             ("team/app:1", "docker.io/team/app:1".to_owned()),
-            (
-                "index.docker.io/nginx",
-                "docker.io/library/nginx:latest".to_owned(),
-            ),
+            ("index.docker.io/nginx", "docker.io/library/nginx:latest".to_owned()),
             ("localhost:5000/a/b", "localhost:5000/a/b:latest".to_owned()),
             (&format!("r.io/a@sha256:{hex}"), format!("r.io/a@sha256:{hex}")),
-            (
-                &format!("r.io/a:t@sha256:{hex}"),
-                format!("r.io/a:t@sha256:{hex}"),
-            ),
+            (&format!("r.io/a:t@sha256:{hex}"), format!("r.io/a:t@sha256:{hex}")),
         ] {
             let reference: ImageReference = given.parse().unwrap();
             assert_eq!(reference.to_string(), normal);
@@ -153,23 +141,10 @@ mod tests {
 
     #[test]
     fn malformed_ones_are_refused() {
-        for bad in [
-            "",
-            "UPPER/x",
-            "a b",
-            "a@sha256:zz",
-            "-a",
-            "a/../b",
-            "a:\n",
-            "a@md5:ffff",
-        ] {
+        for bad in ["", "UPPER/x", "a b", "a@sha256:zz", "-a", "a/../b", "a:\n", "a@md5:ffff"] {
             assert!(bad.parse::<ImageReference>().is_err(), "{bad}");
         }
-        assert!(
-            format!("r.io/a@sha256:{}", "F".repeat(64))
-                .parse::<ImageReference>()
-                .is_err()
-        );
+        assert!(format!("r.io/a@sha256:{}", "F".repeat(64)).parse::<ImageReference>().is_err());
         assert!("a".repeat(2000).parse::<ImageReference>().is_err());
     }
 }

@@ -86,6 +86,9 @@ pub struct Layer {
     pub size: u64,
     /// Members of the tar.
     pub entries: u64,
+    /// Size of its tar-split file, bytes; none where none is kept.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tar_split_size: Option<u64>,
     /// What commit settled because it depends on the parents.
     #[serde(default)]
     pub settled: Settled,
@@ -162,10 +165,7 @@ impl CacheManifest {
         let manifest: CacheManifest = serde_json::from_slice(json)?;
         let found = Digest::sha256(&serde_json::to_vec(&manifest.content)?);
         if found != manifest.digest {
-            return Err(SealError::Digest {
-                want: manifest.digest,
-                found,
-            });
+            return Err(SealError::Digest { want: manifest.digest, found });
         }
         Ok(manifest)
     }

@@ -34,9 +34,7 @@ impl FromStr for ByteSize {
     /// ones kB MB GB TB. Case does not matter.
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let refuse = || ParseSizeError(s.chars().take(40).collect());
-        let at = s
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(s.len());
+        let at = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
         let (number, unit) = s.split_at(at);
         let unit = unit.trim().to_ascii_lowercase();
         let unit = match unit.as_str() {
@@ -60,12 +58,7 @@ impl FromStr for ByteSize {
 impl fmt::Display for ByteSize {
     /// The largest binary unit that leaves at least 1, with two decimals unless whole.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, factor) in [
-            ("TiB", 1u64 << 40),
-            ("GiB", 1 << 30),
-            ("MiB", 1 << 20),
-            ("KiB", 1 << 10),
-        ] {
+        for (unit, factor) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
             if self.0 >= factor {
                 if self.0.is_multiple_of(factor) {
                     return write!(f, "{} {unit}", self.0 / factor);

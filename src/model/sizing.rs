@@ -33,11 +33,7 @@ impl Admission {
     /// Applies the rule to the compressed sizes of distinct blobs.
     pub fn new(distinct_blob_sizes: impl IntoIterator<Item = u64>, have: ByteSize) -> Self {
         let images_bytes = distinct_blob_sizes.into_iter().fold(0u64, u64::saturating_add);
-        Admission {
-            images_bytes,
-            need: ByteSize(images_bytes.saturating_mul(FACTOR)),
-            have,
-        }
+        Admission { images_bytes, need: ByteSize(images_bytes.saturating_mul(FACTOR)), have }
     }
 
     /// Whether the volume is large enough by the rule.

@@ -1,0 +1,246 @@
+//! One layer on its way: an async side that moves chunks from the registry, a blocking side that extracts them, and a small
+//! bounded channel between, so that a slow disk stops the socket.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::cancel::Cancel;
+use super::failure::Fail;
+use super::layers::Change;
+use crate::layer::decode::{ChunkSource, Decoder};
+use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
+use crate::layer::limits::Limits;
+use crate::layer::overlay::apply::Target;
+use crate::layer::overlay::attributes::Rights;
+use crate::layer::rebuild::Rebuilt;
+use crate::layer::space::{Full, Space};
+use crate::model::class::Class;
+use crate::model::manifest::Descriptor;
+use crate::model::reference::ImageReference;
+use crate::model::seal::Layer;
+use crate::registry::Registry;
+use crate::volume::budget::{Account, Exceeded};
+use crate::volume::staging::Staging;
+use crate::volume::{Volume, layout};
+
+/// Chunks between the two sides. A chunk is what the socket gave at once, so this bounds memory to a few MiB a layer.
+const CHUNKS: usize = 8;
+
+/// How far a layer is.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Compressed bytes received.
+    pub(super) received: AtomicU64,
+    /// Bytes of content written.
+    pub(super) written: AtomicU64,
+}
+
+/// What all layers of a build share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Where layers go.
+    pub(super) volume: Arc<Volume>,
+    /// What this process can write.
+    pub(super) rights: Rights,
+    /// Limits on members and sizes.
+    pub(super) limits: Limits,
+    /// Whether tar-split files are written.
+    pub(super) tar_split: bool,
+    /// Ends the work.
+    pub(super) cancel: Cancel,
+}
+
+/// A layer that is extracted and verified, and waits for its parents.
+#[derive(Debug)]
+pub(super) struct Ready {
+    /// Its directory.
+    pub(super) staging: Staging,
+    /// What is to be settled, digests and sizes.
+    pub(super) extracted: Extracted,
+    /// The blob it came from.
+    pub(super) blob: Descriptor,
+}
+
+impl Space for Account {
+    fn reserve(&self, bytes: u64) -> Result<(), Full> {
+        Account::reserve(self, bytes).map_err(|Exceeded { need, have, cap }| Full { need, have, cap })
+    }
+
+    fn release(&self, bytes: u64) {
+        Account::release(self, bytes);
+    }
+}
+
+/// Fetches a change set from the first repository that has it, and extracts it.
+pub(super) async fn fetch(
+    shared: &Arc<Shared>,
+    registry: &Registry,
+    change: &Change,
+    counters: &Arc<Counters>,
+) -> Result<Ready, Fail> {
+    let mut first_failure = None;
+    for (reference, blob) in &change.sources {
+        match fetch_from(shared, registry, change, reference, blob, counters).await {
+            // Another repository may have it, or let us have it.
+            Err(fail) if matches!(fail.class, Class::NotFound | Class::Denied) => {
+                first_failure.get_or_insert(fail);
+            }
+            other => return other,
+        }
+    }
+    Err(first_failure.unwrap_or_else(|| Fail::job(Class::Internal, "a layer without a source")))
+}
+
+async fn fetch_from(
+    shared: &Arc<Shared>,
+    registry: &Registry,
+    change: &Change,
+    reference: &ImageReference,
+    blob: &Descriptor,
+    counters: &Arc<Counters>,
+) -> Result<Ready, Fail> {
+    let fail = |class: Class, message: String| Fail {
+        class,
+        images: Vec::new(),
+        layer: Some(blob.digest.clone()),
+        message,
+    };
+    let expected = Expected { blob: blob.digest.clone(), size: blob.size, diff_id: change.diff_id.clone() };
+    let (sender, receiver) = mpsc::channel(CHUNKS);
+    let blocking = {
+        let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
+        tokio::task::spawn_blocking(move || {
+            let decoder = Decoder::new(Received(receiver), expected.blob.algorithm(), shared.limits.ratio);
+            run(&shared, decoder, &expected, &counters)
+        })
+    };
+    counters.received.store(0, Ordering::Relaxed);
+    counters.written.store(0, Ordering::Relaxed);
+    let mut stream = registry.blob(reference, blob);
+    let fetched = loop {
+        let next = tokio::select! {
+            next = stream.next() => next,
+            () = shared.cancel.cancelled() => break Err(fail(Class::Cancelled, "interrupted".into())),
+        };
+        let message = match next {
+            Ok(Some(chunk)) => {
+                counters.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                Message::Chunk(chunk)
+            }
+            Ok(None) => Message::End,
+            Err(e) => break Err(fail(e.class(), format!("fetching the layer: {e}"))),
+        };
+        let is_end = matches!(message, Message::End);
+        // A closed channel means that the other side has failed; its error is the one to tell.
+        if sender.send(message).await.is_err() || is_end {
+            break Ok(());
+        }
+    };
+    drop(sender);
+    let extracted =
+        blocking.await.map_err(|e| fail(Class::Internal, format!("extracting the layer: {e}")))?;
+    fetched?;
+    let (staging, extracted) = extracted.map_err(|e| fail(e.class(), e.describe()))?;
+    Ok(Ready { staging, extracted, blob: blob.clone() })
+}
+
+/// Extracts a change set that an earlier run committed under another chain ID: its tar is rebuilt from the volume, no byte
+/// is fetched.
+pub(super) async fn reuse(
+    shared: &Arc<Shared>,
+    from: Layer,
+    counters: &Arc<Counters>,
+) -> Result<Ready, Fail> {
+    let fail = |class: Class, message: String| Fail {
+        class,
+        images: Vec::new(),
+        layer: Some(from.blob.clone()),
+        message,
+    };
+    // What is decoded here is the tar itself.
+    let expected = Expected { blob: from.diff_id.clone(), size: from.size, diff_id: from.diff_id.clone() };
+    let chain_id = from.chain_id.clone();
+    let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
+    let rebuilding = tokio::task::spawn_blocking(move || {
+        let diff = sharing.volume.diff(&chain_id).map_err(RunError::Volume)?;
+        let split = sharing.volume.tar_split(&chain_id).map_err(RunError::Volume)?;
+        let decoder = Decoder::uncompressed(Rebuilt::new(split, diff), expected.blob.algorithm());
+        run(&sharing, decoder, &expected, &counters)
+    });
+    let rebuilt =
+        rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
+    let (staging, mut extracted) = rebuilt.map_err(|e| fail(e.class(), e.describe()))?;
+    extracted.decoded.compression = from.compression;
+    let (media_type, digest, size) = (from.media_type, from.blob, from.compressed_size);
+    let blob = Descriptor { media_type, digest, size, urls: Vec::new(), platform: None };
+    Ok(Ready { staging, extracted, blob })
+}
+
+/// Extraction fails for reasons of the layer or of the volume.
+#[derive(Debug)]
+pub(super) enum RunError {
+    Layer(extract::Error),
+    Volume(crate::volume::Error),
+}
+
+impl RunError {
+    pub(super) fn class(&self) -> Class {
+        match self {
+            RunError::Layer(e) => e.class(),
+            RunError::Volume(e) => e.class(),
+        }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        match self {
+            RunError::Layer(e) => format!("extracting the layer: {e}"),
+            RunError::Volume(e) => e.to_string(),
+        }
+    }
+}
+
+/// Extracts one layer into a new staging directory, which is gone again if that fails.
+pub(super) fn run<S: ChunkSource>(
+    shared: &Shared,
+    decoder: Decoder<S>,
+    expected: &Expected,
+    counters: &Counters,
+) -> Result<(Staging, Extracted), RunError> {
+    let staging = shared.volume.stage().map_err(RunError::Volume)?;
+    let replaced = staging.replaced().map_err(RunError::Volume)?;
+    let target = Target {
+        diff: staging.diff().map_err(RunError::Volume)?,
+        replaced: &replaced,
+        space: &**staging.account(),
+        rights: shared.rights,
+        written: &counters.written,
+        keep_replaced: shared.tar_split,
+    };
+    let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
+    let extracted = extract(decoder, target, split, &shared.limits, expected).map_err(RunError::Layer)?;
+    staging.clear_replaced().map_err(RunError::Volume)?;
+    Ok((staging, extracted))
+}
+
+enum Message {
+    Chunk(Bytes),
+    /// All bytes were sent. Without it the channel's end means that the sender gave up.
+    End,
+}
+
+/// The blocking end of the channel.
+struct Received(mpsc::Receiver<Message>);
+
+impl ChunkSource for Received {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        match self.0.blocking_recv() {
+            Some(Message::Chunk(chunk)) => Ok(Some(chunk)),
+            Some(Message::End) => Ok(None),
+            None => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was given up")),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Everything a build needs, after flags, job and configuration were merged.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+
+use crate::model::job::{LayerFormat, VolumeKind};
+use crate::model::platform::Platform;
+use crate::model::pull_secret::PullSecretName;
+use crate::model::reference::ImageReference;
+use crate::model::size::ByteSize;
+use crate::model::sizing::Sizing;
+
+/// One build to carry out, or to plan.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Images, in order; at least one.
+    pub images: Vec<ImageReference>,
+    /// Directory of the volume. Empty in a plan that was given none.
+    pub volume: PathBuf,
+    /// Most bytes the volume may occupy. Zero in a plan that was given none.
+    pub size: ByteSize,
+    /// What happens when the 3x rule does not hold.
+    pub sizing: Sizing,
+    /// Platform of the images.
+    pub platform: Platform,
+    /// What holds the volume.
+    pub volume_kind: VolumeKind,
+    /// Form in which layers lie on it.
+    pub layer_format: LayerFormat,
+    /// Whether tar-split files are written.
+    pub tar_split: bool,
+    /// Whether what an unprivileged process cannot keep is recorded instead of refused.
+    pub rootless: bool,
+    /// Whether the sealed volume is verified from its own bytes.
+    pub verify_after: bool,
+    /// Most layers at once.
+    pub concurrency: usize,
+    /// When the build gives up.
+    pub deadline: Option<DateTime<Utc>>,
+    /// How registries are asked.
+    pub registry: RegistryOrder,
+}
+
+/// How registries are asked, and as whom.
+#[derive(Clone, Debug)]
+pub struct RegistryOrder {
+    /// Most connections to one host.
+    pub connections_per_host: usize,
+    /// Most bytes per second from all registries together.
+    pub limit_rate: Option<u64>,
+    /// Directories that hold a docker `config.json`, in the order in which they are tried.
+    pub docker_configs: Vec<PathBuf>,
+    /// Directory of secrets as Kubernetes writes them: `<namespace>/<name>/.dockerconfigjson` or `.dockercfg`.
+    pub secrets_dir: Option<PathBuf>,
+    /// Which of these secrets are tried, in order.
+    pub pull_secrets: Vec<PullSecretName>,
+}

@@ -1,0 +1,277 @@
+//! The way of the layers: fetch and extract side by side, commit in chain order, sync now and then.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::commit;
+use super::events::Events;
+use super::extraction::{self, Counters, Ready, Shared};
+use super::failure::Fail;
+use super::layers::{Change, Layers, Link};
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::event::Event;
+use crate::model::reference::ImageReference;
+use crate::registry::Registry;
+
+/// Committed layers are made durable when this much time has passed since the last sync. More often costs speed, more
+/// seldom costs a build that a power cut ends more of its work.
+const SYNC_EVERY: Duration = Duration::from_secs(20);
+
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// Everything that moving layers needs.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    /// What the blocking side needs.
+    pub(super) shared: Arc<Shared>,
+    /// Where blobs come from.
+    pub(super) registry: Registry,
+    /// Where progress goes.
+    pub(super) events: Events,
+    /// Layers extracted at the same time.
+    pub(super) concurrency: usize,
+    /// The references of the job, as given.
+    pub(super) images: Vec<ImageReference>,
+}
+
+/// Layers that are being fetched.
+type Running = Arc<Mutex<HashMap<Digest, Arc<Counters>>>>;
+
+struct Progress {
+    pending: Vec<Link>,
+    ready: HashMap<Digest, Ready>,
+    failed_images: HashSet<usize>,
+    failures: Vec<Fail>,
+    last_sync: Instant,
+    sync: Option<JoinHandle<Result<usize, crate::volume::Error>>>,
+}
+
+impl Pipeline {
+    /// Brings all `layers` onto the volume, or says everything that stood in the way.
+    pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
+        let volume = &self.shared.volume;
+        let pending: Vec<Link> =
+            layers.links.into_iter().filter(|link| !volume.has(&link.chain_id)).collect();
+        let wanted: HashSet<Digest> = pending.iter().map(|link| link.diff_id.clone()).collect();
+        let changes = layers.changes.into_iter().filter(|change| wanted.contains(&change.diff_id));
+
+        let running: Running = Running::default();
+        let slots = Arc::new(Semaphore::new(self.concurrency.max(1)));
+        let mut tasks = JoinSet::new();
+        let ticker = self.tick(Arc::clone(&running));
+        let mut progress = Progress {
+            pending,
+            ready: HashMap::new(),
+            failed_images: HashSet::new(),
+            failures: Vec::new(),
+            last_sync: Instant::now(),
+            sync: None,
+        };
+        for change in changes {
+            self.start(&mut tasks, change, &slots, &running);
+        }
+        while let Some(joined) = tasks.join_next().await {
+            let (change, result) = match joined {
+                Ok(done) => done,
+                Err(e) if e.is_cancelled() => continue,
+                Err(e) => {
+                    progress.failures.push(Fail::job(Class::Internal, format!("a layer's task ended: {e}")));
+                    break;
+                }
+            };
+            let outcome = match result {
+                Ok(ready) => {
+                    progress.ready.insert(change.diff_id.clone(), ready);
+                    self.commit_ready(&mut progress).await
+                }
+                Err(fail) => Err((change, fail)),
+            };
+            if let Err((change, fail)) = outcome
+                && !self.note(&mut progress, &change.images, fail)
+            {
+                break;
+            }
+        }
+        if !tasks.is_empty() {
+            // Those still running see the mark, remove their staging and end.
+            self.shared.cancel.stop();
+            while tasks.join_next().await.is_some() {}
+        }
+        ticker.abort();
+        self.finish(progress).await
+    }
+
+    fn start(
+        &self,
+        tasks: &mut JoinSet<(Change, Result<Ready, Fail>)>,
+        change: Change,
+        slots: &Arc<Semaphore>,
+        running: &Running,
+    ) {
+        let (shared, registry, events) =
+            (Arc::clone(&self.shared), self.registry.clone(), self.events.clone());
+        let (slots, running) = (Arc::clone(slots), Arc::clone(running));
+        let images = self.references(&change.images);
+        tasks.spawn(async move {
+            let cancelled = || Err(Fail::job(Class::Cancelled, "interrupted"));
+            let slot = tokio::select! {
+                slot = slots.acquire_owned() => slot,
+                () = shared.cancel.cancelled() => return (change, cancelled()),
+            };
+            let Ok(_slot) = slot else {
+                return (change, cancelled());
+            };
+            let Some((_, blob)) = change.sources.first() else {
+                return (change, Err(Fail::job(Class::Internal, "a layer without a source")));
+            };
+            let counters = Arc::new(Counters::default());
+            lock(&running).insert(blob.digest.clone(), Arc::clone(&counters));
+            events.emit(Event::LayerStarted {
+                blob: blob.digest.clone(),
+                compressed_size: blob.size,
+                images,
+            });
+            let result = match shared.volume.with_diff_id(&change.diff_id) {
+                Some(layer) => extraction::reuse(&shared, layer, &counters).await,
+                None => extraction::fetch(&shared, &registry, &change, &counters).await,
+            };
+            lock(&running).remove(&blob.digest);
+            (change, result)
+        });
+    }
+
+    /// Commits every layer whose parent is on the volume, until there is none.
+    async fn commit_ready(&self, progress: &mut Progress) -> Result<(), (Change, Fail)> {
+        let volume = &self.shared.volume;
+        loop {
+            let next = progress.pending.iter().position(|link| {
+                progress.ready.contains_key(&link.diff_id)
+                    && link.parent.as_ref().is_none_or(|parent| volume.has(parent))
+            });
+            let Some(at) = next else { return Ok(()) };
+            let link = progress.pending.remove(at);
+            let Some(ready) = progress.ready.remove(&link.diff_id) else {
+                return Ok(());
+            };
+            let keep = progress.pending.iter().any(|other| other.diff_id == link.diff_id);
+            let event = Event::LayerCommitted {
+                blob: ready.blob.digest.clone(),
+                chain_id: link.chain_id.clone(),
+                size: ready.extracted.decoded.size,
+                entries: ready.extracted.applied.entries,
+            };
+            let shared = Arc::clone(&self.shared);
+            let committing = link.clone();
+            let task = tokio::task::spawn_blocking(move || commit::commit(&shared, &committing, ready, keep));
+            let result = task.await.unwrap_or_else(|e| {
+                Err(Fail::job(Class::Internal, format!("committing {}: {e}", link.chain_id)))
+            });
+            match result {
+                Ok(rest) => {
+                    if let Some(rest) = rest {
+                        progress.ready.insert(link.diff_id.clone(), rest);
+                    }
+                    self.events.emit(event);
+                }
+                Err(fail) => {
+                    let diff_id = link.diff_id.clone();
+                    return Err((Change { diff_id, sources: Vec::new(), images: link.images }, fail));
+                }
+            }
+            self.sync_sometimes(progress).await.map_err(|fail| {
+                (Change { diff_id: link.diff_id.clone(), sources: Vec::new(), images: Vec::new() }, fail)
+            })?;
+        }
+    }
+
+    /// Notes a failure for all images that need the layer; false where nothing else is of use any more.
+    fn note(&self, progress: &mut Progress, images: &[usize], mut fail: Fail) -> bool {
+        progress.failed_images.extend(images.iter().copied());
+        for reference in self.references(images) {
+            if !fail.images.contains(&reference) {
+                fail.images.push(reference);
+            }
+        }
+        let go_on = fail.spares_others() && progress.failed_images.len() < self.images.len();
+        progress.failures.push(fail);
+        go_on
+    }
+
+    /// Starts a sync beside the work when it is time, and takes up the result of the last one.
+    async fn sync_sometimes(&self, progress: &mut Progress) -> Result<(), Fail> {
+        if progress.sync.as_ref().is_some_and(JoinHandle::is_finished)
+            && let Some(sync) = progress.sync.take()
+        {
+            self.synced(sync).await?;
+        }
+        if progress.sync.is_none() && progress.last_sync.elapsed() >= SYNC_EVERY {
+            progress.last_sync = Instant::now();
+            let volume = Arc::clone(&self.shared.volume);
+            progress.sync = Some(tokio::task::spawn_blocking(move || volume.sync()));
+        }
+        Ok(())
+    }
+
+    async fn synced(&self, sync: JoinHandle<Result<usize, crate::volume::Error>>) -> Result<(), Fail> {
+        let layers =
+            sync.await.map_err(|e| Fail::job(Class::Internal, format!("flushing the volume: {e}")))??;
+        self.events.emit(Event::Synced { layers });
+        Ok(())
+    }
+
+    async fn finish(&self, mut progress: Progress) -> Result<(), Vec<Fail>> {
+        if let Some(sync) = progress.sync.take()
+            && let Err(fail) = self.synced(sync).await
+        {
+            progress.failures.push(fail);
+        }
+        if progress.failures.is_empty() && progress.pending.is_empty() {
+            return Ok(());
+        }
+        // Staged layers go, committed ones stay: make those last for the next run.
+        progress.ready.clear();
+        let volume = Arc::clone(&self.shared.volume);
+        let sync = tokio::task::spawn_blocking(move || volume.sync());
+        if let Err(fail) = self.synced(sync).await {
+            progress.failures.push(fail);
+        }
+        if progress.failures.is_empty() {
+            let message = format!("{} layers could not be committed", progress.pending.len());
+            progress.failures.push(Fail::job(Class::Internal, message));
+        }
+        Err(progress.failures)
+    }
+
+    fn references(&self, images: &[usize]) -> Vec<String> {
+        images.iter().filter_map(|at| self.images.get(*at)).map(|image| image.given().to_owned()).collect()
+    }
+
+    /// Tells how far every running layer is, until aborted.
+    fn tick(&self, running: Running) -> JoinHandle<()> {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let mut interval = tokio::time::interval(PROGRESS_EVERY);
+            loop {
+                interval.tick().await;
+                for (blob, counters) in lock(&running).iter() {
+                    events.emit(Event::LayerProgress {
+                        blob: blob.clone(),
+                        received: counters.received.load(Ordering::Relaxed),
+                        written: counters.written.load(Ordering::Relaxed),
+                    });
+                }
+            }
+        })
+    }
+}
+
+fn lock(running: &Running) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Counters>>> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
+}

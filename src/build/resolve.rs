@@ -1,0 +1,203 @@
+//! From references to manifests: which bytes a job stands for. No layer byte moves here.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use futures_util::stream;
+
+use super::failure::Fail;
+use crate::model::class::Class;
+use crate::model::digest::{Digest, Hasher};
+use crate::model::manifest::{Document, ImageConfig, Manifest};
+use crate::model::platform::Platform;
+use crate::model::reference::ImageReference;
+use crate::registry::{ManifestReference, Registry};
+use crate::volume::job::Resolved;
+
+/// Largest manifest or index that is read, bytes; what registries accept (OCI distribution spec, "Pushing Manifests").
+pub(super) const MAX_MANIFEST: u64 = 4 << 20;
+
+/// Largest config that is read, bytes.
+pub(super) const MAX_CONFIG: u64 = 4 << 20;
+
+/// How deep indexes may be nested.
+const MAX_DEPTH: usize = 2;
+
+/// References that are resolved at the same time.
+const CONCURRENT: usize = 8;
+
+/// An image with all its documents.
+#[derive(Clone, Debug)]
+pub(super) struct ResolvedImage {
+    /// The reference.
+    pub(super) reference: ImageReference,
+    /// The index it pointed to: digest and bytes.
+    pub(super) index: Option<(Digest, Vec<u8>)>,
+    /// Digest of the manifest.
+    pub(super) manifest_digest: Digest,
+    /// Media type of the manifest.
+    pub(super) manifest_type: String,
+    /// Bytes of the manifest.
+    pub(super) manifest_bytes: Vec<u8>,
+    /// The manifest.
+    pub(super) manifest: Manifest,
+    /// Bytes of the config.
+    pub(super) config_bytes: Vec<u8>,
+    /// The config.
+    pub(super) config: ImageConfig,
+}
+
+/// Documents that an earlier run of the job left.
+pub(super) trait Known: Send + Sync {
+    /// What the reference was resolved to.
+    fn resolved(&self, reference: &ImageReference) -> Option<Resolved>;
+    /// A document by digest, checked.
+    fn document(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>>;
+}
+
+/// Nothing is known: the first run of a job, or a plan.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NothingKnown;
+
+impl Known for NothingKnown {
+    fn resolved(&self, _: &ImageReference) -> Option<Resolved> {
+        None
+    }
+
+    fn document(&self, _: &Digest, _: u64) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+/// Resolves all references, several at once; the answers are in the order of the references.
+pub(super) async fn resolve_all(
+    registry: &Registry,
+    references: &[ImageReference],
+    platform: &Platform,
+    known: Arc<dyn Known>,
+) -> Vec<Result<ResolvedImage, Fail>> {
+    stream::iter(references)
+        .map(|reference| resolve(registry, reference, platform, &*known))
+        .buffered(CONCURRENT)
+        .collect()
+        .await
+}
+
+async fn resolve(
+    registry: &Registry,
+    reference: &ImageReference,
+    platform: &Platform,
+    known: &dyn Known,
+) -> Result<ResolvedImage, Fail> {
+    let fail = |class: Class, message: String| Fail::image(reference, class, message);
+    let source = Source { registry, reference, known };
+    let earlier = known.resolved(reference);
+    let start = match (&earlier, reference.digest(), reference.tag()) {
+        (Some(earlier), ..) => Start::Digest(earlier.index.as_ref().unwrap_or(&earlier.manifest)),
+        (None, Some(digest), _) => Start::Digest(digest),
+        (None, None, Some(tag)) => Start::Tag(tag),
+        (None, None, None) => Start::Tag("latest"),
+    };
+    let mut document = source.manifest(start).await?;
+    let mut index = None;
+    for _ in 0..=MAX_DEPTH {
+        let parsed = Document::parse(&document.bytes, document.media_type.as_deref())
+            .map_err(|e| fail(e.class(), format!("reading the manifest {}: {e}", document.digest)))?;
+        let list = match parsed {
+            Document::Index(list) => list,
+            Document::Image(manifest) => {
+                return source.finish(document, manifest, index, platform).await;
+            }
+        };
+        let chosen = list
+            .choose(platform)
+            .map_err(|e| fail(e.class(), format!("in the index {}: {e}", document.digest)))?;
+        let (digest, size) = (chosen.digest.clone(), chosen.size);
+        if index.is_none() {
+            index = Some((document.digest, document.bytes));
+        }
+        document = source.manifest(Start::Digest(&digest)).await?;
+        if document.bytes.len() as u64 != size {
+            let have = document.bytes.len();
+            let message = format!("the manifest {digest} has {have} bytes, its index promises {size}");
+            return Err(fail(Class::Corrupt, message));
+        }
+    }
+    Err(fail(Class::Invalid, format!("its indexes are nested more than {MAX_DEPTH} deep")))
+}
+
+#[derive(Clone, Copy)]
+enum Start<'a> {
+    Tag(&'a str),
+    Digest(&'a Digest),
+}
+
+struct Fetched {
+    digest: Digest,
+    media_type: Option<String>,
+    bytes: Vec<u8>,
+}
+
+struct Source<'a> {
+    registry: &'a Registry,
+    reference: &'a ImageReference,
+    known: &'a dyn Known,
+}
+
+impl Source<'_> {
+    async fn manifest(&self, start: Start<'_>) -> Result<Fetched, Fail> {
+        let by = match start {
+            Start::Digest(digest) => {
+                if let Some(bytes) = self.known.document(digest, MAX_MANIFEST) {
+                    return Ok(Fetched { digest: digest.clone(), media_type: None, bytes });
+                }
+                ManifestReference::Digest(digest)
+            }
+            Start::Tag(tag) => ManifestReference::Tag(tag),
+        };
+        let fetched = self.registry.manifest(self.reference, by).await;
+        let fetched = fetched
+            .map_err(|e| Fail::image(self.reference, e.class(), format!("fetching the manifest: {e}")))?;
+        Ok(Fetched { digest: fetched.digest, media_type: fetched.media_type, bytes: fetched.bytes.to_vec() })
+    }
+
+    async fn finish(
+        &self,
+        document: Fetched,
+        manifest: Manifest,
+        index: Option<(Digest, Vec<u8>)>,
+        platform: &Platform,
+    ) -> Result<ResolvedImage, Fail> {
+        let fail = |class: Class, message: String| Fail::image(self.reference, class, message);
+        let descriptor = &manifest.config;
+        let config_bytes = match self.known.document(&descriptor.digest, MAX_CONFIG) {
+            Some(bytes) => bytes,
+            None => {
+                let bytes = self.registry.blob_bytes(self.reference, descriptor, MAX_CONFIG).await;
+                bytes.map_err(|e| fail(e.class(), format!("fetching the config: {e}")))?.to_vec()
+            }
+        };
+        debug_assert_eq!(Hasher::digest_of(descriptor.digest.algorithm(), &config_bytes), descriptor.digest);
+        let config = ImageConfig::parse(&config_bytes)
+            .and_then(|config| config.check_layers(&manifest).map(|()| config))
+            .map_err(|e| fail(e.class(), format!("reading the config {}: {e}", descriptor.digest)))?;
+        // An index has chosen by its own words already; a lone manifest is for whatever its config says.
+        if index.is_none() && platform.preference(&config.platform).is_none() {
+            let message = format!(
+                "the image is for {}, not for {platform}: give --platform {} or another tag",
+                config.platform, config.platform
+            );
+            return Err(fail(Class::NotFound, message));
+        }
+        Ok(ResolvedImage {
+            reference: self.reference.clone(),
+            index,
+            manifest_digest: document.digest,
+            manifest_type: manifest.media_type.clone(),
+            manifest_bytes: document.bytes,
+            manifest,
+            config_bytes,
+            config,
+        })
+    }
+}

@@ -1,0 +1,385 @@
+//! A build from order to seal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::cancel::Cancel;
+use super::events::Events;
+use super::extraction::Shared;
+use super::failure::Fail;
+use super::layers::{self, Layers};
+use super::order::Order;
+use super::outcome;
+use super::pipeline::Pipeline;
+use super::registry;
+use super::resolve::{self, Known, NothingKnown, ResolvedImage};
+use crate::config::Config;
+use crate::layer::overlay::attributes::Rights;
+use crate::model::chain::ChainId;
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::event::{Event, Failure, Outcome};
+use crate::model::manifest::Descriptor;
+use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
+use crate::model::reference::ImageReference;
+use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
+use crate::model::sizing::{Admission, Sizing};
+use crate::sys::privilege::{Capabilities, Capability};
+use crate::sys::process;
+use crate::volume::job::{Identity, Resolved};
+use crate::volume::store::Documents;
+use crate::volume::{self, Opened, Volume};
+
+/// Carries out an order. Whatever happens is in the outcome.
+pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
+    let started = Instant::now();
+    events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
+    match build(&order, &config, &events, &cancel).await {
+        Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
+        Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
+    }
+}
+
+async fn build(
+    order: &Order,
+    config: &Config,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<CacheManifest, Vec<Fail>> {
+    let rights = rights(order.rootless)?;
+    process::clear_umask();
+    // A soft limit that stays low only means fewer layers at once before the kernel says so.
+    let _ = process::raise_open_files();
+
+    let identity = identity(order);
+    let volume = match open(order, &identity).await? {
+        Opened::Sealed(sealed) => {
+            events.emit(Event::Sealed { digest: sealed.digest.clone() });
+            return Ok(*sealed);
+        }
+        Opened::Filling(volume) => Arc::new(*volume),
+    };
+    let registry = registry::client(order, config, events)?;
+    let known = Arc::new(OnVolume::of(&volume)?);
+    let images = resolve(order, &registry, events, cancel, known).await?;
+    let layers = Layers::of(&images);
+    admit(order, &volume, &images, &layers, events)?;
+    keep_documents(&volume, &identity, &images).await?;
+
+    let pipeline = Pipeline {
+        shared: Arc::new(Shared {
+            volume: Arc::clone(&volume),
+            rights,
+            limits: registry::limits(config),
+            tar_split: order.tar_split,
+            cancel: cancel.clone(),
+        }),
+        registry,
+        events: events.clone(),
+        concurrency: order.concurrency,
+        images: order.images.clone(),
+    };
+    let content_of = layers.clone();
+    pipeline.run(layers).await?;
+    drop(pipeline);
+    let sealed = seal(order, identity, volume, images, content_of).await?;
+    events.emit(Event::Sealed { digest: sealed.digest.clone() });
+    if order.verify_after {
+        verify(order).await?;
+    }
+    Ok(sealed)
+}
+
+/// Resolves the images of an order and applies the 3x rule; no layer byte moves.
+pub async fn plan(order: Order, config: Config, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
+    let (events, _) = super::events::channel();
+    let failures = |fails: Vec<Fail>| fails.into_iter().map(Failure::from).collect::<Vec<_>>();
+    let registry = registry::client(&order, &config, &events).map_err(failures)?;
+    let images =
+        resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await.map_err(failures)?;
+    let planned = images.iter().map(|image| PlannedImage {
+        reference: image.reference.given().to_owned(),
+        name: image.reference.to_string(),
+        index: image.index.as_ref().map(|(digest, _)| digest.clone()),
+        manifest: image.manifest_digest.clone(),
+        platform: image.config.platform.clone(),
+        // Filled in by the report, as is who shares a layer.
+        compressed_size: 0,
+        layers: image.manifest.layers.iter().map(planned_layer).collect(),
+    });
+    Ok(PlanReport::new(planned.collect(), order.size))
+}
+
+fn planned_layer(layer: &Descriptor) -> PlannedLayer {
+    PlannedLayer {
+        digest: layer.digest.clone(),
+        media_type: layer.media_type.clone(),
+        size: layer.size,
+        shared_with: Vec::new(),
+    }
+}
+
+/// What the process may do; every capability that is missing is named at once.
+fn rights(rootless: bool) -> Result<Rights, Vec<Fail>> {
+    let capabilities = Capabilities::effective().map_err(|e| {
+        vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
+    })?;
+    let missing = capabilities.missing();
+    if !missing.is_empty() && !rootless {
+        let list: Vec<String> = missing.iter().map(|c| format!("{c} (to {})", c.purpose())).collect();
+        let message = format!(
+            "this process lacks {}: run as root, grant them, or give --rootless to record what cannot be kept",
+            list.join(", ")
+        );
+        return Err(vec![Fail::job(Class::Denied, message)]);
+    }
+    Ok(Rights { ids: process::ids(), trusted: capabilities.has(Capability::SysAdmin), rootless })
+}
+
+fn identity(order: &Order) -> Identity {
+    Identity {
+        images: order.images.iter().map(ToString::to_string).collect(),
+        platform: order.platform.clone(),
+        layer_format: order.layer_format,
+        tar_split: order.tar_split,
+        rootless: order.rootless,
+    }
+}
+
+async fn open(order: &Order, identity: &Identity) -> Result<Opened, Vec<Fail>> {
+    let (path, identity, size) = (order.volume.clone(), identity.clone(), order.size);
+    blocking(move || Ok(volume::open(&path, &identity, size)?)).await
+}
+
+async fn resolve(
+    order: &Order,
+    registry: &crate::registry::Registry,
+    events: &Events,
+    cancel: &Cancel,
+    known: Arc<dyn Known>,
+) -> Result<Vec<ResolvedImage>, Vec<Fail>> {
+    let resolving = resolve::resolve_all(registry, &order.images, &order.platform, known);
+    let results = tokio::select! {
+        results = resolving => results,
+        () = cancel.cancelled() => return Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
+    };
+    let mut images = Vec::new();
+    let mut fails = Vec::new();
+    for result in results {
+        match result {
+            Ok(image) => {
+                events.emit(Event::Resolved {
+                    reference: image.reference.given().to_owned(),
+                    manifest: image.manifest_digest.clone(),
+                    platform: image.config.platform.clone(),
+                    layers: image.manifest.layers.len(),
+                    compressed_size: layers::distinct_blobs(std::slice::from_ref(&image)).values().sum(),
+                });
+                images.push(image);
+            }
+            Err(fail) => fails.push(fail),
+        }
+    }
+    if fails.is_empty() { Ok(images) } else { Err(fails) }
+}
+
+/// The 3x rule (model::sizing), before a layer byte moves.
+fn admit(
+    order: &Order,
+    volume: &Volume,
+    images: &[ResolvedImage],
+    layers: &Layers,
+    events: &Events,
+) -> Result<(), Vec<Fail>> {
+    let blobs = layers::distinct_blobs(images);
+    let admission = Admission::new(blobs.values().copied(), order.size);
+    let present = layers.links.iter().filter(|link| volume.has(&link.chain_id)).count();
+    let missing: std::collections::HashSet<&Digest> =
+        layers.links.iter().filter(|link| !volume.has(&link.chain_id)).map(|link| &link.diff_id).collect();
+    let fetch_bytes =
+        layers.changes.iter().filter(|c| missing.contains(&c.diff_id)).map(layers::Change::size).sum();
+    for link in layers.links.iter().filter(|link| volume.has(&link.chain_id)) {
+        if let Some(layer) = volume.layer(&link.chain_id) {
+            events.emit(Event::LayerPresent { blob: layer.blob, chain_id: layer.chain_id });
+        }
+    }
+    events.emit(Event::Planned { admission, layers: layers.links.len(), present, fetch_bytes });
+    for image in images {
+        if let Some(warning) = depth_warning(image) {
+            events.emit(Event::Warning { message: warning });
+        }
+    }
+    if admission.fits() {
+        return Ok(());
+    }
+    let message = rule_message(&admission);
+    match order.sizing {
+        Sizing::Warn => {
+            events.emit(Event::Warning { message });
+            Ok(())
+        }
+        Sizing::Enforce => {
+            let images = order.images.iter().map(|image| image.given().to_owned()).collect();
+            Err(vec![Fail { class: Class::NoSpace, images, layer: None, message }])
+        }
+    }
+}
+
+/// What to say when the 3x rule does not hold.
+fn rule_message(admission: &Admission) -> String {
+    let images = crate::model::size::ByteSize(admission.images_bytes);
+    format!(
+        "the images are {images} compressed, so the volume needs {} (three times that), and was given {}: \
+         ask for a larger --size, or give --sizing warn",
+        admission.need, admission.have
+    )
+}
+
+/// Overlayfs takes its lower directories in one page of mount options; with a mount point of up to 11 characters that is
+/// enough for 120 layers with every consumer.
+fn depth_warning(image: &ResolvedImage) -> Option<String> {
+    const DEEPEST: usize = 120;
+    let layers = image.manifest.layers.len();
+    (layers > DEEPEST).then(|| {
+        format!(
+            "{} has {layers} layers: some runtimes cannot mount more than {DEEPEST}",
+            image.reference.given()
+        )
+    })
+}
+
+/// What an earlier run of the job left on the volume.
+struct OnVolume {
+    volume: Arc<Volume>,
+    resolved: HashMap<ImageReference, Resolved>,
+}
+
+impl OnVolume {
+    fn of(volume: &Arc<Volume>) -> Result<Self, Vec<Fail>> {
+        let resolved = volume.resolved().map_err(|e| vec![Fail::from(e)])?;
+        let resolved = resolved.into_iter().map(|resolved| (resolved.reference.clone(), resolved)).collect();
+        Ok(OnVolume { volume: Arc::clone(volume), resolved })
+    }
+}
+
+impl Known for OnVolume {
+    fn resolved(&self, reference: &ImageReference) -> Option<Resolved> {
+        self.resolved.get(reference).cloned()
+    }
+
+    fn document(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>> {
+        self.volume.document(digest, limit)
+    }
+}
+
+/// Writes manifests and configs to the volume, then what the references stand for.
+async fn keep_documents(
+    volume: &Arc<Volume>,
+    identity: &Identity,
+    images: &[ResolvedImage],
+) -> Result<(), Vec<Fail>> {
+    let (volume, identity, images) = (Arc::clone(volume), identity.clone(), images.to_vec());
+    blocking(move || {
+        let mut resolved = Vec::new();
+        for image in &images {
+            if let Some((digest, bytes)) = &image.index {
+                volume.write_document(digest, bytes)?;
+            }
+            volume.write_document(&image.manifest_digest, &image.manifest_bytes)?;
+            volume.write_document(&image.manifest.config.digest, &image.config_bytes)?;
+            resolved.push(Resolved {
+                reference: image.reference.clone(),
+                index: image.index.as_ref().map(|(digest, _)| digest.clone()),
+                manifest: image.manifest_digest.clone(),
+            });
+        }
+        volume.set_resolved(&identity, &resolved)?;
+        Ok(())
+    })
+    .await
+}
+
+async fn seal(
+    order: &Order,
+    identity: Identity,
+    volume: Arc<Volume>,
+    images: Vec<ResolvedImage>,
+    layers: Layers,
+) -> Result<CacheManifest, Vec<Fail>> {
+    let order = order.clone();
+    blocking(move || {
+        let mut committed: Vec<Layer> = Vec::new();
+        for link in &layers.links {
+            let layer = volume.layer(&link.chain_id);
+            let missing =
+                || Fail::job(Class::Internal, format!("layer {} is not on the volume", link.chain_id));
+            committed.push(layer.ok_or_else(missing)?);
+        }
+        let content = Content {
+            version: VERSION,
+            larder: env!("CARGO_PKG_VERSION").to_owned(),
+            job: identity.digest(),
+            layer_format: order.layer_format,
+            tar_split: order.tar_split,
+            size: order.size,
+            images: images.iter().map(sealed_image).collect(),
+            totals: totals(&committed, &images),
+            layers: committed,
+        };
+        let documents: Vec<Documents> = images.into_iter().map(documents).collect();
+        Ok(volume.seal(content, &documents)?)
+    })
+    .await
+}
+
+fn sealed_image(image: &ResolvedImage) -> Image {
+    Image {
+        reference: image.reference.given().to_owned(),
+        name: image.reference.to_string(),
+        index: image.index.as_ref().map(|(digest, _)| digest.clone()),
+        manifest: image.manifest_digest.clone(),
+        config: image.manifest.config.digest.clone(),
+        platform: image.config.platform.clone(),
+        chain: ChainId::chain(&image.config.diff_ids),
+    }
+}
+
+fn documents(image: ResolvedImage) -> Documents {
+    Documents {
+        manifest: image.manifest_bytes,
+        manifest_type: image.manifest_type,
+        config: image.config_bytes,
+        created: image.config.created,
+        index: image.index.map(|(_, bytes)| bytes),
+    }
+}
+
+fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
+    Totals {
+        layers: layers.len() as u64,
+        entries: layers.iter().map(|layer| layer.entries).sum(),
+        compressed_size: layers::distinct_blobs(images).values().sum(),
+        size: layers.iter().map(|layer| layer.size).sum(),
+    }
+}
+
+async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
+    let path = order.volume.clone();
+    blocking(move || {
+        crate::verify::verify(&path)
+            .map(|_| ())
+            .map_err(|e| Fail::job(e.class(), format!("verifying the sealed volume: {e}")))
+    })
+    .await
+}
+
+/// Runs `work` where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
+) -> Result<T, Vec<Fail>> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|fail| vec![fail]),
+        Err(e) => Err(vec![Fail::job(Class::Internal, format!("a step of the build ended: {e}"))]),
+    }
+}

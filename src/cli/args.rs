@@ -1,0 +1,239 @@
+//! What a user types.
+
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::log::Format;
+use crate::model::platform::Platform;
+use crate::model::pull_secret::PullSecretName;
+use crate::model::reference::ImageReference;
+use crate::model::size::ByteSize;
+use crate::model::sizing::Sizing;
+use crate::telemetry::Level;
+
+const EXAMPLES: &str = "\
+Examples:
+  larder build --volume ./cache --size 20GiB nginx:1.27 registry.example.com/team/app:4
+  larder build --job job.json --volume /cache --secrets /secrets --output json
+  larder plan nginx:1.27
+  larder verify ./cache
+  larder inspect ./cache --json
+
+Exit codes (sysexits.h):
+  0 done   64 usage, no such image   65 corrupt or hostile content   69 registry fails for now
+  70 fault of ours   73 does not fit, or another job's volume   75 try again later   77 denied
+  130, 143 interrupted: the same command resumes";
+
+const BUILD_EXAMPLES: &str = "\
+Examples:
+  larder build --volume ./cache --size 20GiB nginx:1.27 redis:7
+  larder build --volume ./cache --size 4GiB --platform linux/arm64 --limit-rate 20MiB/s nginx:1.27
+  larder build --volume ./cache --size 4GiB --secrets ./secrets --pull-secret team-a:registry r.example.com/app:1
+  larder build --job - --volume /cache --output json < job.json
+
+Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
+kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
+With --output json a reader that closes standard output ends the build like Ctrl-C does (exit 130).";
+
+/// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, after_help = EXAMPLES, propagate_version = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Configuration file [default: /etc/larder/larder.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Log filter: error, warn, info, debug, trace, or target=level,… [default: $LARDER_LOG, then the configuration]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub(super) log_level: Option<Level>,
+    /// Form of the log lines on standard error [default: the configuration's]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub(super) log_format: Option<Format>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Fill a volume with images and seal it
+    #[command(after_help = BUILD_EXAMPLES)]
+    Build(OrderArgs),
+    /// Say what a build would fetch and whether it fits; moves no layer byte
+    ///
+    /// Takes the flags of `build`. Needs neither volume nor size. Exits with 73 if a size was given that the 3x rule
+    /// refuses and sizing is `enforce`.
+    Plan(OrderArgs),
+    /// Prove a sealed volume from its own bytes
+    ///
+    /// Reports the first difference by layer and path. Exits with 65 if there is one, with 64 for a volume built with
+    /// --no-tar-split, and with 73 for a volume that is not sealed.
+    Verify(VerifyArgs),
+    /// Say what is on a sealed volume
+    ///
+    /// Exits with 73 for a volume that is not sealed.
+    Inspect(InspectArgs),
+    /// Check or show the configuration
+    Config {
+        /// What to do with it
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum ConfigAction {
+    /// Check the configuration file; exits with 64 and names every fault
+    Check,
+    /// Print the configuration in effect as TOML, defaults included
+    Show,
+}
+
+/// Form of what goes to standard output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    /// For people
+    #[default]
+    Text,
+    /// For machines: `build` writes NDJSON events and nothing else, `plan` one JSON document
+    Json,
+}
+
+#[derive(Debug, Default, Args)]
+pub(super) struct OrderArgs {
+    /// Images, as in nginx:1.27 or registry.example.com/team/app@sha256:…
+    #[arg(value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Build job as JSON instead of images; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(super) job: Option<PathBuf>,
+    /// Directory of the volume: empty, or left by an earlier run of the same job (required by build)
+    #[arg(long, value_name = "DIR")]
+    pub(super) volume: Option<PathBuf>,
+    /// Most bytes the volume may occupy at any instant, as in 20GiB (required by build, here or in the job)
+    #[arg(long, value_name = "SIZE")]
+    pub(super) size: Option<ByteSize>,
+    /// What to do if the volume is smaller than three times the compressed images [default: enforce]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(super) sizing: Option<Sizing>,
+    /// Platform as os/architecture[/variant] [default: this host's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub(super) platform: Option<Platform>,
+    /// Directory with a docker config.json; repeatable, tried in order after pull secrets
+    #[arg(long = "docker-config", value_name = "DIR")]
+    pub(super) docker_configs: Vec<PathBuf>,
+    /// Directory of secrets as Kubernetes writes them: <namespace>/<name>/.dockerconfigjson or .dockercfg
+    #[arg(long, value_name = "DIR")]
+    pub(super) secrets: Option<PathBuf>,
+    /// Pull secret in --secrets as namespace:name; repeatable, tried in order
+    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
+    pub(super) pull_secrets: Vec<PullSecretName>,
+    /// Most layers at once [default: the configuration's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) concurrency: Option<u16>,
+    /// Most connections to one host [default: the configuration's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) connections_per_host: Option<u16>,
+    /// Most bytes per second from all registries together, as in 20MiB/s [default: no limit]
+    #[arg(long, value_name = "SIZE/s", value_parser = rate)]
+    pub(super) limit_rate: Option<u64>,
+    /// Form of standard output; json also silences the progress on standard error
+    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    pub(super) output: Output,
+    /// Write no tar-split files: quicker, but verify and export then refuse the volume
+    #[arg(long)]
+    pub(super) no_tar_split: bool,
+    /// Build without the privileges a layer asks for; what cannot be kept is recorded, see inspect
+    #[arg(long)]
+    pub(super) rootless: bool,
+    /// Verify the sealed volume from its own bytes before exiting (plan ignores it)
+    #[arg(long)]
+    pub(super) verify_after: bool,
+    /// Write the result to this file as one JSON line under 4 KiB, on success and failure (plan ignores it)
+    #[arg(long, value_name = "FILE")]
+    pub(super) result_file: Option<PathBuf>,
+    /// Give up at this time (RFC 3339, as in 2026-11-23T18:00:00Z) with exit 75; the volume stays resumable
+    #[arg(long, value_name = "TIME")]
+    pub(super) deadline: Option<DateTime<Utc>>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+    /// Print cache.json instead
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Bytes per second: a size, with `/s` or without.
+fn rate(text: &str) -> Result<u64, String> {
+    let size = text.strip_suffix("/s").unwrap_or(text);
+    match size.parse::<ByteSize>() {
+        Ok(ByteSize(0)) => Err("a rate of 0 never ends: want a size per second, as in 20MiB/s".into()),
+        Ok(ByteSize(bytes)) => Ok(bytes),
+        Err(_) => Err("not a rate: want a size per second, as in 20MiB/s".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_holds() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn clap_errors_go_to_stderr_and_help_does_not() {
+        for bad in [
+            "larder",
+            "larder bake",
+            "larder build --size x a",
+            "larder build --size -1 a",
+            "larder build UPPER/x",
+            "larder build --platform linux a",
+            "larder build --pull-secret x a",
+            "larder build --concurrency 0 a",
+            "larder build --limit-rate 0/s a",
+            "larder build --deadline tomorrow a",
+            "larder build --sizing maybe a",
+            "larder build --output yaml a",
+            "larder build --log-level larder=loud a",
+            "larder verify",
+            "larder inspect a b",
+            "larder config",
+        ] {
+            assert!(parse(bad).unwrap_err().use_stderr(), "{bad}");
+        }
+        for good in ["larder --help", "larder --version", "larder build --help", "larder help plan"] {
+            assert!(!parse(good).unwrap_err().use_stderr(), "{good}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        assert_eq!(rate("20MiB/s"), Ok(20 << 20));
+        assert_eq!(rate("1000"), Ok(1000));
+        assert!(rate("/s").is_err() && rate("0").is_err());
+    }
+}

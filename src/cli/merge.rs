@@ -1,0 +1,200 @@
+//! Flags over job over configuration.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::args::OrderArgs;
+use super::usage::UsageError;
+use crate::build::order::{Order, RegistryOrder};
+use crate::config::Config;
+use crate::model::job::{Job, MAX_IMAGES};
+use crate::model::platform::Platform;
+use crate::model::size::ByteSize;
+
+/// Most bytes of a job: 256 references of 1024 bytes are a quarter of it.
+const MAX_JOB: u64 = 1 << 20;
+
+/// Whether the order is to be carried out or planned only, which needs neither volume nor size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Build,
+    Plan,
+}
+
+/// The text of the job that the flags name, if they name one.
+pub(super) fn read_job(args: &OrderArgs) -> Result<Option<Vec<u8>>, UsageError> {
+    let Some(path) = &args.job else { return Ok(None) };
+    let shown = || path.display().to_string();
+    let text =
+        if path == Path::new("-") { limited(io::stdin().lock()) } else { File::open(path).and_then(limited) };
+    let text = text.map_err(|source| UsageError::ReadJob { path: shown(), source })?;
+    if text.len() as u64 > MAX_JOB {
+        return Err(UsageError::JobTooLarge { path: shown(), limit: MAX_JOB });
+    }
+    Ok(Some(text))
+}
+
+fn limited(from: impl Read) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    from.take(MAX_JOB + 1).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// Where the result goes. Also answers for a job that is otherwise malformed, so that its owner learns why.
+pub(super) fn result_file(args: &OrderArgs, job: Option<&[u8]>) -> Option<PathBuf> {
+    let of_job = || {
+        let job: serde_json::Value = serde_json::from_slice(job?).ok()?;
+        job.get("result_file")?.as_str().map(PathBuf::from)
+    };
+    args.result_file.clone().or_else(of_job)
+}
+
+/// The order that flags, job and configuration make together.
+pub(super) fn order(
+    args: OrderArgs,
+    job: Option<&[u8]>,
+    config: &Config,
+    purpose: Purpose,
+) -> Result<Order, UsageError> {
+    let job = match (job, &args.job) {
+        (Some(text), path) => {
+            let path = path.as_deref().unwrap_or(Path::new("-")).display().to_string();
+            Some(Job::parse(text).map_err(|source| UsageError::Job { path, source })?)
+        }
+        (None, _) => None,
+    };
+    let images = match &job {
+        Some(_) if !args.images.is_empty() => return Err(UsageError::ImagesTwice),
+        Some(job) => job.images.clone(),
+        None => args.images,
+    };
+    match images.len() {
+        0 => return Err(UsageError::NoImages),
+        given if given > MAX_IMAGES => return Err(UsageError::TooManyImages { given }),
+        _ => {}
+    }
+    let of_job = job.as_ref();
+    let size = args.size.or(of_job.and_then(|job| job.size));
+    if size == Some(ByteSize(0)) {
+        return Err(UsageError::ZeroSize);
+    }
+    let (volume, size) = match purpose {
+        Purpose::Build => (args.volume.ok_or(UsageError::NoVolume)?, size.ok_or(UsageError::NoSize)?),
+        Purpose::Plan => (args.volume.unwrap_or_default(), size.unwrap_or_default()),
+    };
+    let mut pull_secrets = args.pull_secrets;
+    if pull_secrets.is_empty() {
+        pull_secrets = of_job.map(|job| job.pull_secrets.clone()).unwrap_or_default();
+    }
+    if let (Some(first), None) = (pull_secrets.first(), &args.secrets) {
+        return Err(UsageError::NoSecretsDirectory { first: first.to_string() });
+    }
+    Ok(Order {
+        images,
+        volume,
+        size,
+        sizing: args.sizing.or(of_job.and_then(|job| job.sizing)).unwrap_or(config.build.sizing),
+        platform: args
+            .platform
+            .or_else(|| of_job.and_then(|job| job.platform.clone()))
+            .unwrap_or_else(Platform::host),
+        volume_kind: of_job.and_then(|job| job.volume_kind).unwrap_or_default(),
+        layer_format: of_job.and_then(|job| job.layer_format).unwrap_or_default(),
+        tar_split: !args.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
+        rootless: args.rootless,
+        verify_after: args.verify_after,
+        concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
+        deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
+        registry: RegistryOrder {
+            connections_per_host: args
+                .connections_per_host
+                .map_or(config.registry.connections_per_host, usize::from),
+            limit_rate: args.limit_rate,
+            docker_configs: args.docker_configs,
+            secrets_dir: args.secrets,
+            pull_secrets,
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+    use crate::model::sizing::Sizing;
+
+    fn args(line: &str) -> OrderArgs {
+        let cli =
+            Cli::try_parse_from(["larder", "build"].into_iter().chain(line.split_whitespace())).unwrap();
+        match cli.command {
+            Command::Build(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn merged(line: &str, job: Option<&str>) -> Result<Order, UsageError> {
+        order(args(line), job.map(str::as_bytes), &Config::default(), Purpose::Build)
+    }
+
+    const JOB: &str = r#"{"images":["a:1"],"size":"2GiB","sizing":"warn","platform":"linux/arm64",
+        "pull_secrets":["ns:one"],"deadline":"2026-11-23T18:00:00Z","tar_split":false,"result_file":"/r"}"#;
+
+    #[test]
+    fn the_job_overrides_the_configuration() {
+        let order = merged("--job j --volume v --secrets s", Some(JOB)).unwrap();
+        assert_eq!(order.images[0].given(), "a:1");
+        assert_eq!((order.size, order.sizing), (ByteSize(2 << 30), Sizing::Warn));
+        assert_eq!(order.platform.to_string(), "linux/arm64");
+        assert_eq!(order.registry.pull_secrets[0].to_string(), "ns:one");
+        assert!(!order.tar_split && order.deadline.is_some());
+        assert_eq!(order.concurrency, Config::default().build.concurrency);
+    }
+
+    #[test]
+    fn flags_override_the_job() {
+        let line = "--job j --volume v --secrets s --size 3GiB --sizing enforce --platform linux/amd64 \
+            --pull-secret ns:two --concurrency 7 --connections-per-host 9 --deadline 2030-01-01T00:00:00Z";
+        let order = merged(line, Some(JOB)).unwrap();
+        assert_eq!((order.size, order.sizing), (ByteSize(3 << 30), Sizing::Enforce));
+        assert_eq!(order.platform.to_string(), "linux/amd64");
+        let secrets: Vec<String> = order.registry.pull_secrets.iter().map(ToString::to_string).collect();
+        assert_eq!(secrets, ["ns:two"]);
+        assert_eq!((order.concurrency, order.registry.connections_per_host), (7, 9));
+        assert_eq!(order.deadline.unwrap().to_rfc3339(), "2030-01-01T00:00:00+00:00");
+    }
+
+    #[test]
+    fn what_is_missing_or_twice_is_refused() {
+        let error = |line: &str, job: Option<&str>| merged(line, job).unwrap_err();
+        assert!(matches!(error("--volume v --size 1G", None), UsageError::NoImages));
+        assert!(matches!(error("--size 1G a", None), UsageError::NoVolume));
+        assert!(matches!(error("--volume v a", None), UsageError::NoSize));
+        assert!(matches!(error("--volume v --size 0 a", None), UsageError::ZeroSize));
+        assert!(matches!(error("--job j --volume v a", Some(JOB)), UsageError::ImagesTwice));
+        assert!(matches!(error("--job j --volume v", Some(JOB)), UsageError::NoSecretsDirectory { .. }));
+        assert!(matches!(error("--job j --volume v", Some("{")), UsageError::Job { .. }));
+        assert_eq!(error("--volume v a", None).class().exit_code(), 64);
+        let many = "a ".repeat(MAX_IMAGES + 1);
+        assert!(matches!(
+            error(&format!("--volume v --size 1G {many}"), None),
+            UsageError::TooManyImages { given: 257 }
+        ));
+    }
+
+    #[test]
+    fn a_plan_needs_neither_volume_nor_size() {
+        let plan = order(args("a"), None, &Config::default(), Purpose::Plan).unwrap();
+        assert_eq!((plan.volume, plan.size), (PathBuf::new(), ByteSize(0)));
+    }
+
+    #[test]
+    fn a_malformed_job_still_names_its_result_file() {
+        let job = br#"{"images":"none","result_file":"/dev/termination-log"}"#;
+        assert_eq!(result_file(&args("--job j"), Some(job)), Some("/dev/termination-log".into()));
+        assert_eq!(result_file(&args("--job j --result-file x"), Some(job)), Some("x".into()));
+        assert_eq!(result_file(&args("--job j"), Some(b"[")), None);
+    }
+}

@@ -1,0 +1,19 @@
+//! What goes to standard output and standard error, for people and for machines.
+
+pub(super) mod escape;
+pub(super) mod json;
+pub(super) mod result_file;
+pub(super) mod stdout;
+pub(super) mod summary;
+pub(super) mod terminal;
+pub(super) mod text;
+
+use std::io;
+
+use crate::model::event::Line;
+
+/// Shows a build while it runs.
+pub(super) trait Renderer: Send {
+    /// Shows one line. An error means that nobody reads any more.
+    fn show(&mut self, line: &Line) -> io::Result<()>;
+}

@@ -1,0 +1,49 @@
+//! NDJSON: one event a line, flushed, so that a reader sees each as it happens.
+
+use std::io::{self, Write};
+
+use super::Renderer;
+use crate::model::event::Line;
+
+/// Writes every event to `W`.
+#[derive(Debug)]
+pub(in crate::cli) struct Json<W>(pub(in crate::cli) W);
+
+impl<W: Write + Send> Renderer for Json<W> {
+    fn show(&mut self, line: &Line) -> io::Result<()> {
+        let mut json = serde_json::to_vec(line)?;
+        json.push(b'\n');
+        self.0.write_all(&json)?;
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::model::event::{Event, VERSION};
+
+    #[test]
+    fn a_line_for_each_event() {
+        let mut out = Vec::new();
+        for event in [
+            Event::Retried {
+                host: "r.io".into(),
+                what: "manifest 1".into(),
+                reason: "429\n\u{1b}[2J".into(),
+                wait_ms: 5,
+            },
+            Event::Synced { layers: 3 },
+        ] {
+            Json(&mut out).show(&Line { v: VERSION, time: DateTime::UNIX_EPOCH, event }).unwrap();
+        }
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "{\"v\":1,\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"retried\",\"host\":\"r.io\",\
+             \"what\":\"manifest 1\",\"reason\":\"429\\n\\u001b[2J\",\"wait_ms\":5}\n\
+             {\"v\":1,\"time\":\"1970-01-01T00:00:00Z\",\"event\":\"synced\",\"layers\":3}\n"
+        );
+    }
+}

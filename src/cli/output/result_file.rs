@@ -1,0 +1,44 @@
+//! The result file: one JSON line under 4 KiB, what Kubernetes reads of a termination message.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use crate::model::event::Outcome;
+
+/// Kubernetes cuts a termination message at 4096 bytes (kubelet, `MaxContainerTerminationMessageLength`).
+const LIMIT: usize = 4096;
+
+/// Writes `outcome` to `path`, in place: a pod's termination message file is a bind mount, which no rename replaces. A
+/// failure is logged, for the build has ended either way.
+pub(in crate::cli) fn write(path: &Path, outcome: &Outcome) {
+    if let Err(error) = try_write(path, outcome) {
+        tracing::error!(path = %path.display(), %error, "writing the result file");
+    }
+}
+
+fn try_write(path: &Path, outcome: &Outcome) -> io::Result<()> {
+    // One byte is for the newline.
+    let mut line = outcome.to_short_line(LIMIT - 1)?;
+    line.push('\n');
+    OpenOptions::new().write(true).create(true).truncate(true).open(path)?.write_all(line.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::build::usage_outcome;
+    use crate::model::class::Class;
+
+    #[test]
+    fn in_place_and_short() {
+        let path = std::env::temp_dir().join(format!("larder-result-{}", std::process::id()));
+        std::fs::write(&path, "x".repeat(9000)).unwrap();
+        write(&path, &usage_outcome(Class::Invalid, &"é".repeat(9000)));
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(text.len() < LIMIT && text.ends_with('\n') && text.lines().count() == 1);
+        let back: Outcome = serde_json::from_str(&text).unwrap();
+        assert_eq!((back.exit_code, back.truncated), (64, true));
+    }
+}

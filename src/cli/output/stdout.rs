@@ -1,0 +1,23 @@
+//! Writing an answer to standard output.
+
+use std::io::{self, Write as _};
+
+use crate::cli::exit;
+use crate::model::class::Class;
+use crate::telemetry::Console;
+
+/// Writes `text` whole. A reader that went away got what it wanted; anything else is a failure with its exit code.
+pub(in crate::cli) fn print(console: &Console, text: &str) -> u8 {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => 0,
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(e) => {
+            let class = match e.kind() {
+                io::ErrorKind::StorageFull => Class::NoSpace,
+                _ => Class::Internal,
+            };
+            exit::fail(console, class, &format!("writing to standard output: {e}"))
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! How a build ended, for a person.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use super::escape::escape;
+use crate::cli::exit;
+use crate::model::event::{Failure, Outcome};
+use crate::model::size::ByteSize;
+
+/// A sealed volume, for standard output.
+pub(in crate::cli) fn sealed(outcome: &Outcome, volume: &Path) -> String {
+    let mut out = format!("sealed {}", escape(&volume.display().to_string()));
+    if let Some(totals) = &outcome.totals {
+        let (size, compressed) = (ByteSize(totals.size), ByteSize(totals.compressed_size));
+        let (images, layers) = (outcome.images.len(), totals.layers);
+        let _ = write!(out, ": {images} images, {layers} layers, {size} unpacked from {compressed}");
+    }
+    let _ = writeln!(out, ", in {:.1} s", Duration::from_millis(outcome.elapsed_ms).as_secs_f64());
+    for image in &outcome.images {
+        let _ = writeln!(out, "  {}  {}", escape(&image.reference), image.manifest);
+    }
+    if let Some(digest) = &outcome.digest {
+        let _ = writeln!(out, "cache.json {digest}");
+    }
+    out
+}
+
+/// Every failure and what the exit code means, for standard error.
+pub(in crate::cli) fn failed(failures: &[Failure], message: &str, exit_code: u8) -> String {
+    let mut out = String::new();
+    for failure in failures {
+        if failure.images.is_empty() {
+            out.push_str("larder: ");
+        } else {
+            let images: Vec<String> = failure.images.iter().map(|image| escape(image)).collect();
+            let _ = write!(out, "larder: {}: ", images.join(", "));
+        }
+        if let Some(layer) = &failure.layer {
+            let _ = write!(out, "layer {layer}: ");
+        }
+        let _ = writeln!(out, "{}", escape(&failure.message));
+    }
+    if failures.is_empty() {
+        let _ = writeln!(out, "larder: {}", escape(message));
+    }
+    let _ = writeln!(out, "exit {exit_code}: {}", exit::meaning(exit_code));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::class::Class;
+    use crate::model::digest::Digest;
+
+    #[test]
+    fn every_failed_image_is_named() {
+        let layer = Digest::sha256(b"x");
+        let failures = [
+            Failure {
+                class: Class::Corrupt,
+                images: vec!["a:1".into(), "b:1".into()],
+                layer: Some(layer.clone()),
+                message: "entry \x1b: bad".into(),
+            },
+            Failure { class: Class::Denied, images: vec!["c:1".into()], layer: None, message: "401".into() },
+        ];
+        assert_eq!(
+            failed(&failures, "", 65),
+            format!(
+                "larder: a:1, b:1: layer {layer}: entry \\u{{1b}}: bad\nlarder: c:1: 401\nexit 65: {}\n",
+                exit::meaning(65)
+            )
+        );
+    }
+}

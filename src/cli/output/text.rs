@@ -1,0 +1,55 @@
+//! Short lines for the events that a person should read, on standard error.
+
+use std::io;
+
+use super::Renderer;
+use super::escape::escape;
+use crate::model::event::{Event, Line};
+use crate::model::size::ByteSize;
+use crate::telemetry::Console;
+
+/// Quiet output, where standard error is not a terminal.
+#[derive(Debug)]
+pub(in crate::cli) struct Text(pub(in crate::cli) Console);
+
+impl Renderer for Text {
+    fn show(&mut self, line: &Line) -> io::Result<()> {
+        if let Some(text) = line_of(&line.event) {
+            self.0.print(&format!("{text}\n"));
+        }
+        Ok(())
+    }
+}
+
+/// The event in one line; none where it is not worth one.
+pub(super) fn line_of(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Resolved { reference, manifest, platform, layers, compressed_size } => {
+            let (platform, size) = (platform.to_string(), ByteSize(*compressed_size));
+            format!("{}: {manifest} ({}, {layers} layers, {size})", escape(reference), escape(&platform))
+        }
+        Event::Planned { admission, layers, present, fetch_bytes } => format!(
+            "{layers} layers, {present} on the volume already, {} to fetch; the volume needs {} and has {}",
+            ByteSize(*fetch_bytes),
+            admission.need,
+            admission.have
+        ),
+        Event::Retried { host, what, reason, wait_ms } => {
+            format!("{}: {} again in {wait_ms} ms: {}", escape(host), escape(what), escape(reason))
+        }
+        Event::Warning { message } => format!("warning: {}", escape(message)),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outside_text_is_escaped_and_progress_is_quiet() {
+        let warning = Event::Warning { message: "a\x1b[1mb".into() };
+        assert_eq!(line_of(&warning).unwrap(), "warning: a\\u{1b}[1mb");
+        assert_eq!(line_of(&Event::Synced { layers: 1 }), None);
+    }
+}

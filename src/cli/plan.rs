@@ -1,0 +1,128 @@
+//! `larder plan`: what a build would fetch, and whether it fits.
+
+use std::fmt::Write as _;
+
+use tokio::runtime::Runtime;
+
+use super::args::{OrderArgs, Output};
+use super::output::escape::escape;
+use super::output::{stdout, summary};
+use super::{exit, merge, signals};
+use crate::build::cancel::Cancel;
+use crate::config::Config;
+use crate::model::class::Class;
+use crate::model::event::Failure;
+use crate::model::plan_report::PlanReport;
+use crate::model::size::ByteSize;
+use crate::model::sizing::Sizing;
+use crate::telemetry::Console;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
+    let output = args.output;
+    let order = merge::read_job(&args)
+        .and_then(|job| merge::order(args, job.as_deref(), &config, merge::Purpose::Plan));
+    let order = match order {
+        Ok(order) => order,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
+    };
+    let sizing = order.sizing;
+    let cancel = Cancel::new();
+    let planned = runtime.block_on(Box::pin(async {
+        if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
+            let message = format!("listening for signals: {e}");
+            return Err(vec![Failure { class: Class::Internal, images: Vec::new(), layer: None, message }]);
+        }
+        if let Some(deadline) = order.deadline {
+            signals::arm(deadline, cancel.clone());
+        }
+        crate::build::plan(order, config, cancel.clone()).await
+    }));
+    runtime.shutdown_background();
+    match planned {
+        Ok(report) => answer(&report, sizing, output, console),
+        Err(failures) => {
+            let class =
+                Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
+            let code = match class {
+                Class::Cancelled => cancel.exit_code().unwrap_or(class.exit_code()),
+                class => class.exit_code(),
+            };
+            console.print(&summary::failed(&failures, "the plan failed", code));
+            code
+        }
+    }
+}
+
+fn answer(report: &PlanReport, sizing: Sizing, output: Output, console: &Console) -> u8 {
+    let text = match output {
+        Output::Text => text(report),
+        Output::Json => match serde_json::to_string_pretty(report) {
+            Ok(json) => json + "\n",
+            Err(e) => return exit::fail(console, Class::Internal, &format!("writing the plan: {e}")),
+        },
+    };
+    match stdout::print(console, &text) {
+        0 if report.fits == Some(false) && sizing == Sizing::Enforce => Class::NoSpace.exit_code(),
+        code => code,
+    }
+}
+
+fn text(report: &PlanReport) -> String {
+    let mut out = String::new();
+    for image in &report.images {
+        let size = ByteSize(image.compressed_size);
+        let _ = writeln!(out, "{}  {size}", escape(&image.reference));
+        let _ = writeln!(out, "  name      {}", escape(&image.name));
+        if let Some(index) = &image.index {
+            let _ = writeln!(out, "  index     {index}");
+        }
+        let _ = writeln!(out, "  manifest  {}", image.manifest);
+        let _ = writeln!(out, "  platform  {}", escape(&image.platform.to_string()));
+        for layer in &image.layers {
+            let size = ByteSize(layer.size).to_string();
+            let _ = write!(out, "  layer     {} {size:>12}  {}", layer.digest, escape(&layer.media_type));
+            if !layer.shared_with.is_empty() {
+                let with: Vec<String> = layer.shared_with.iter().map(|image| escape(image)).collect();
+                let _ = write!(out, "  shared with {}", with.join(", "));
+            }
+            out.push('\n');
+        }
+    }
+    let (bytes, shared) = (ByteSize(report.distinct_bytes), ByteSize(report.shared_bytes));
+    let _ = writeln!(out, "{} distinct layers, {bytes} to fetch, {shared} shared", report.distinct_layers);
+    let need = report.admission.need;
+    let _ = match report.fits {
+        None => writeln!(out, "the 3x rule asks for a volume of {need}"),
+        Some(true) => {
+            writeln!(out, "the 3x rule asks for {need}, the volume has {}: fits", report.admission.have)
+        }
+        Some(false) => writeln!(
+            out,
+            "the 3x rule asks for {need}, the volume has {}: DOES NOT FIT; ask for --size {} or more",
+            report.admission.have, need.0
+        ),
+    };
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_says_what_is_asked() {
+        let none = text(&PlanReport::new(Vec::new(), ByteSize(0)));
+        assert!(none.contains("the 3x rule asks for a volume of 0 B"), "{none}");
+        let mut report = PlanReport::new(Vec::new(), ByteSize(10));
+        report.admission = crate::model::sizing::Admission::new([10], ByteSize(10));
+        report.fits = Some(false);
+        assert!(
+            text(&report).contains("asks for 30 B, the volume has 10 B: DOES NOT FIT; ask for --size 30")
+        );
+    }
+}

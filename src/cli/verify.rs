@@ -1,0 +1,24 @@
+//! `larder verify`: proves a volume from its own bytes.
+
+use super::args::VerifyArgs;
+use super::exit;
+use super::output::escape::escape;
+use super::output::stdout;
+use crate::model::size::ByteSize;
+use crate::telemetry::Console;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
+    let report = match crate::verify::verify(&args.volume) {
+        Ok(report) => report,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let volume = escape(&args.volume.display().to_string());
+    let (images, layers, entries, bytes) =
+        (report.images, report.layers, report.entries, ByteSize(report.bytes));
+    let text = format!(
+        "{volume} is proven: {images} images, {layers} layers, {entries} entries, {bytes}\ncache.json {}\n",
+        report.digest
+    );
+    stdout::print(console, &text)
+}

@@ -1,0 +1,51 @@
+//! `[build]`: how images are built into a volume.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, within};
+use crate::model::size::ByteSize;
+use crate::model::sizing::Sizing;
+
+/// The section.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Build {
+    /// Layers that are fetched and extracted side by side.
+    pub concurrency: usize,
+    /// What happens when the volume is smaller than the 3x rule asks.
+    pub sizing: Sizing,
+    /// Most bytes of layers held in memory.
+    pub memory_budget: ByteSize,
+    /// Most members of one layer.
+    pub max_entries: u64,
+    /// Most bytes of one layer's files as they appear, holes counted.
+    pub max_logical_size: ByteSize,
+    /// Most bytes of tar for each byte of blob; holds only above `ratio_floor`.
+    pub max_ratio: u64,
+    /// Bytes of tar below which the ratio is not looked at.
+    pub ratio_floor: ByteSize,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Build {
+            concurrency: 4,
+            sizing: Sizing::Enforce,
+            memory_budget: ByteSize(128 << 20),
+            max_entries: 10_000_000,
+            max_logical_size: ByteSize(1 << 40),
+            max_ratio: 2000,
+            ratio_floor: ByteSize(256 << 20),
+        }
+    }
+}
+
+impl Build {
+    pub(super) fn check(&self, faults: &mut Vec<Fault>) {
+        within(faults, "build.concurrency", self.concurrency, 1..=64);
+        within(faults, "build.max_entries", self.max_entries, 1..=u64::MAX);
+        within(faults, "build.max_ratio", self.max_ratio, 1..=u64::MAX);
+        let smallest = ByteSize(8 << 20);
+        within(faults, "build.memory_budget", self.memory_budget, smallest..=ByteSize(u64::MAX));
+    }
+}

@@ -1,0 +1,514 @@
+//! Writes the members of one tar as a tree.
+//!
+//! The order of members is free: a whiteout may come before or after what replaces it, a directory after what is in it,
+//! and a later member replaces an earlier one of the same name whatever its type. Directories get their metadata last,
+//! in [`settle`](super::settle), because whatever is made in them changes their time.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufRead, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::error::{Context, Error, Fault};
+use super::super::path::{self, Meaning, escape};
+use super::super::space::Space;
+use super::super::tar::{Kind, Member, Reader, Record};
+use super::attributes::{self, Rights, Writer};
+use super::tree::{Found, Place, Tree, is_taken};
+use super::{Applied, Directory, LowerLink, Metadata};
+use crate::model::seal::Lost;
+use crate::sys::space::preallocate;
+use crate::sys::{Dir, FileType, Stat, Timestamp, dir, remove};
+
+/// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
+const LARGE: u64 = 64 * 1024;
+
+/// From this size on what a file really occupies is looked up when it is complete.
+const MEASURED: u64 = 1 << 20;
+
+/// Attributes of up to this many bytes fit the inode on ext4 with inodes of 256 bytes; others take a block.
+const XATTRS_IN_INODE: usize = 64;
+
+/// Longest text of a symbolic link that ext4 keeps in the inode.
+const LINK_IN_INODE: usize = 59;
+
+/// Where a layer goes, and under which conditions.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The empty directory that becomes the layer's tree.
+    pub diff: Dir,
+    /// An empty directory beside it on the same file system, for content that a later member replaces.
+    pub replaced: &'a Dir,
+    /// Who is asked for room.
+    pub space: &'a dyn Space,
+    /// What this process can write.
+    pub rights: Rights,
+    /// Grows with the bytes of content written.
+    pub written: &'a AtomicU64,
+    /// Whether replaced content is kept for the tar-split file.
+    pub keep_replaced: bool,
+}
+
+/// Content of a member that a later member replaced: the tar-split file must hold it, because the tree no longer does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The path under which the tar-split file names it.
+    pub path: Vec<u8>,
+    /// Its name in [`Target::replaced`].
+    pub name: String,
+}
+
+/// Writes every member that `reader` has. What is replaced on the way is told in order.
+pub fn apply<B: BufRead, R: Record>(
+    reader: &mut Reader<B, R>,
+    target: Target<'_>,
+) -> Result<(Applied, Vec<Replaced>), Failure> {
+    let tree = Tree::new(target.diff, target.space)?;
+    let mut sink = Sink {
+        tree,
+        rights: target.rights,
+        written: target.written,
+        applied: Applied::default(),
+        lost: Vec::new(),
+        links: Links::default(),
+        parking: Parking { dir: target.replaced, keep: target.keep_replaced, replaced: Vec::new() },
+    };
+    while let Some(member) = reader.next().map_err(Failure::Tar)? {
+        sink.applied.entries += 1;
+        sink.member(reader, member)?;
+    }
+    let mut applied = sink.applied;
+    applied.directories = sink.tree.finish()?;
+    applied.lost = sink.lost;
+    Ok((applied, sink.parking.replaced))
+}
+
+/// Either the tar is broken or its content cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The tar is broken, or the stream below it failed.
+    #[error(transparent)]
+    Tar(super::super::tar::Error),
+    /// A member cannot be written.
+    #[error(transparent)]
+    Sink(#[from] Error),
+}
+
+struct Sink<'a> {
+    tree: Tree<'a>,
+    rights: Rights,
+    written: &'a AtomicU64,
+    applied: Applied,
+    lost: Vec<Lost>,
+    links: Links,
+    parking: Parking<'a>,
+}
+
+impl Sink<'_> {
+    fn member<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        member: Member,
+    ) -> Result<(), Failure> {
+        let hostile = |fault| Error::hostile(&member.path, fault);
+        let clean = path::clean(&member.path).map_err(hostile)?;
+        match path::meaning(&clean).map_err(hostile)? {
+            Meaning::Aufs => return Ok(()),
+            Meaning::Opaque => return Ok(self.opaque(&clean, &member.kind)?),
+            Meaning::Whiteout(hidden) => return Ok(self.whiteout(&clean, hidden, &member.kind)?),
+            Meaning::Plain => {}
+        }
+        let mut metadata = Metadata {
+            mode: member.mode & 0o7777,
+            uid: member.uid,
+            gid: member.gid,
+            mtime: Timestamp { sec: member.mtime.sec, nsec: member.mtime.nsec },
+            xattrs: member.xattrs,
+        };
+        attributes::screen(&clean, &mut metadata.xattrs)?;
+        if clean.is_empty() {
+            return match member.kind {
+                Kind::Directory => {
+                    self.tree.directories.entry(clean).or_default().metadata = Some(metadata);
+                    Ok(())
+                }
+                _ => Err(hostile(Fault::RootKind).into()),
+            };
+        }
+        match member.kind {
+            Kind::File => self.file(reader, clean, member.size, &metadata),
+            Kind::Sparse { .. } => self.sparse(reader, clean, member.size, &metadata),
+            Kind::Directory => Ok(self.directory(clean, metadata)?),
+            Kind::Symlink { target } => Ok(self.symlink(clean, &target, &metadata)?),
+            Kind::HardLink { target } => Ok(self.hard_link(clean, &target, metadata)?),
+            Kind::CharDevice { major: 0, minor: 0 } => Err(hostile(Fault::WhiteoutDevice).into()),
+            Kind::CharDevice { major, minor } => {
+                Ok(self.node(clean, FileType::CharDevice, (major, minor), &metadata)?)
+            }
+            Kind::BlockDevice { major, minor } => {
+                Ok(self.node(clean, FileType::BlockDevice, (major, minor), &metadata)?)
+            }
+            Kind::Fifo => Ok(self.node(clean, FileType::Fifo, (0, 0), &metadata)?),
+        }
+    }
+
+    fn file<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        clean: Vec<u8>,
+        size: u64,
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        let place = self.tree.parent(&clean)?;
+        let (_, name) = path::split(&clean);
+        let at = path::join(&place.path, name);
+        let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
+        self.tree.reserve(room, &at)?;
+        let mut file = self.create_file(&place, name, &at, metadata.mode)?;
+        if size >= LARGE && self.tree.file_system().is_xfs {
+            preallocate(&file, size).context("allocating", &at)?;
+        }
+        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
+            file.write_all(chunk.bytes).context("writing", &at)?;
+            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+        }
+        reader.end_file(&at).map_err(Failure::Tar)?;
+        self.describe_file(&file, &at, metadata)?;
+        if size >= MEASURED || !metadata.xattrs.is_empty() {
+            self.measure(&file, &at, room)?;
+        }
+        Ok(())
+    }
+
+    /// Only the regions that hold data are written, so that holes stay holes. Its bytes, and the map of them, are in the
+    /// tar-split file already, which can only name whole files.
+    fn sparse<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        clean: Vec<u8>,
+        size: u64,
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        let place = self.tree.parent(&clean)?;
+        let (_, name) = path::split(&clean);
+        let at = path::join(&place.path, name);
+        let xattr_room = self.xattr_room(metadata);
+        self.tree.reserve(xattr_room, &at)?;
+        let file = self.create_file(&place, name, &at, metadata.mode)?;
+        let block = self.tree.file_system().block;
+        let mut room = xattr_room;
+        let mut reserved_to = 0;
+        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
+            let end = chunk.offset + chunk.bytes.len() as u64;
+            let from = reserved_to.max(chunk.offset / block * block);
+            let to = self.tree.file_system().round_up(end);
+            if to > from {
+                self.tree.reserve(to - from, &at)?;
+                room += to - from;
+                reserved_to = to;
+            }
+            file.write_all_at(chunk.bytes, chunk.offset).context("writing", &at)?;
+            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+        }
+        file.set_len(size).context("setting the size of", &at)?;
+        self.describe_file(&file, &at, metadata)?;
+        self.links.insert(&at);
+        Ok(self.measure(&file, &at, room)?)
+    }
+
+    fn directory(&mut self, clean: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
+        let place = self.tree.parent(&clean)?;
+        let (_, name) = path::split(&clean);
+        let at = path::join(&place.path, name);
+        let recreated = match place.dir.try_stat(name).context("examining", &at)? {
+            Some(stat) if stat.is_dir() => {
+                self.tree.directories.entry(at).or_default().metadata = Some(metadata);
+                return Ok(());
+            }
+            Some(stat) => {
+                self.clear(&place, name, &at)?;
+                stat.is_whiteout()
+            }
+            None => false,
+        };
+        self.applied.lower_links.remove(&at);
+        self.tree.make_dir(&place.dir, name, &at)?;
+        self.tree.made(at, Directory { metadata: Some(metadata), opaque: false, recreated });
+        Ok(())
+    }
+
+    fn symlink(&mut self, clean: Vec<u8>, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
+        if target.is_empty() || target.len() > 4095 || target.contains(&0) {
+            return Err(Error::hostile(&clean, Fault::LinkText));
+        }
+        let place = self.tree.parent(&clean)?;
+        let (_, name) = path::split(&clean);
+        let at = path::join(&place.path, name);
+        let block = self.tree.file_system().block;
+        let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
+        self.tree.reserve(text_room + self.xattr_room(metadata), &at)?;
+        self.create(&place, name, &at, |dir| dir.symlink(target, name))?;
+        self.writer().named(&place.dir, name, &at, FileType::Symlink, metadata)
+    }
+
+    fn node(
+        &mut self,
+        clean: Vec<u8>,
+        file_type: FileType,
+        device: (u32, u32),
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let place = self.tree.parent(&clean)?;
+        let (_, name) = path::split(&clean);
+        let at = path::join(&place.path, name);
+        self.tree.reserve(self.xattr_room(metadata), &at)?;
+        let made = self
+            .create(&place, name, &at, |dir| dir.make_node(name, file_type, metadata.mode & 0o777, device));
+        match made {
+            Err(Error::Io { source, .. }) if self.writer().may_lose(&source) => {
+                let kind = if file_type == FileType::BlockDevice { 'b' } else { 'c' };
+                self.writer().lose(&at, format!("device {kind} {}:{}", device.0, device.1));
+                Ok(())
+            }
+            other => {
+                other?;
+                self.writer().named(&place.dir, name, &at, file_type, metadata)
+            }
+        }
+    }
+
+    /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
+    fn hard_link(&mut self, clean: Vec<u8>, target: &[u8], metadata: Metadata) -> Result<(), Error> {
+        let hostile = |fault| Error::hostile(&clean, fault);
+        let target = path::clean(target).map_err(hostile)?;
+        if target.is_empty() {
+            return Err(hostile(Fault::LinkToDirectory("/".into())));
+        }
+        let place = self.tree.parent(&clean)?;
+        let (_, name) = path::split(&clean);
+        let at = path::join(&place.path, name);
+        let (target_parent, target_name) = path::split(&target);
+        let source = match self.tree.find(target_parent, &clean)? {
+            Found::Missing(resolved) => {
+                return self.lower_link(&place, at, path::join(&resolved, target_name), metadata);
+            }
+            Found::Here(source) => source,
+        };
+        let target_at = path::join(&source.path, target_name);
+        let stat = match source.dir.try_stat(target_name).context("examining", &target_at)? {
+            Some(stat) if !stat.is_whiteout() => stat,
+            _ => {
+                let target = match self.applied.lower_links.get(&target_at) {
+                    Some(link) => link.target.clone(),
+                    None => target_at,
+                };
+                return self.lower_link(&place, at, target, metadata);
+            }
+        };
+        if stat.is_dir() {
+            return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
+        }
+        // A name linked to itself stays as it is; replacing it would lose the file.
+        if at != target_at {
+            self.create(&place, name, &at, |dir| source.dir.link(target_name, dir, name))?;
+            self.links.insert(&at);
+        }
+        self.writer().named(&place.dir, name, &at, stat.file_type, &metadata)
+    }
+
+    fn lower_link(
+        &mut self,
+        place: &Place,
+        at: Vec<u8>,
+        target: Vec<u8>,
+        metadata: Metadata,
+    ) -> Result<(), Error> {
+        let (_, name) = path::split(&at);
+        if place.dir.try_stat(name).context("examining", &at)?.is_some_and(|stat| !stat.is_whiteout()) {
+            self.clear(place, name, &at)?;
+        }
+        self.applied.lower_links.insert(at, LowerLink { target, metadata });
+        Ok(())
+    }
+
+    fn opaque(&mut self, clean: &[u8], kind: &Kind) -> Result<(), Error> {
+        whiteout_kind(clean, kind)?;
+        let place = self.tree.parent(clean)?;
+        self.tree.directories.entry(place.path).or_default().opaque = true;
+        Ok(())
+    }
+
+    /// Hides a lower name. Where this layer has the name itself, that hides it already; a directory must hide what the
+    /// lower one holds as well.
+    fn whiteout(&mut self, clean: &[u8], hidden: &[u8], kind: &Kind) -> Result<(), Error> {
+        whiteout_kind(clean, kind)?;
+        let place = self.tree.parent(clean)?;
+        let at = path::join(&place.path, hidden);
+        match place.dir.try_stat(hidden).context("examining", &at)? {
+            Some(stat) if stat.is_dir() => {
+                self.tree.directories.entry(at).or_default().recreated = true;
+                Ok(())
+            }
+            Some(_) => Ok(()),
+            None if self.applied.lower_links.contains_key(&at) => Ok(()),
+            None => {
+                self.tree.watch(&place.dir, &at)?;
+                place.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
+                self.tree.named(&at)
+            }
+        }
+    }
+
+    fn create_file(&mut self, place: &Place, name: &[u8], at: &[u8], mode: u32) -> Result<File, Error> {
+        let file = self.create(place, name, at, |dir| dir.create_file(name, mode & 0o777))?;
+        self.links.remove(at);
+        Ok(file)
+    }
+
+    /// Makes a new name; what has it already is removed first. Trying comes before looking, because a name is mostly new.
+    fn create<T>(
+        &mut self,
+        place: &Place,
+        name: &[u8],
+        at: &[u8],
+        make: impl Fn(&Dir) -> io::Result<T>,
+    ) -> Result<T, Error> {
+        self.tree.watch(&place.dir, at)?;
+        if !self.applied.lower_links.is_empty() {
+            self.applied.lower_links.remove(at);
+        }
+        let made = match make(&place.dir) {
+            Err(e) if is_taken(&e) => {
+                self.clear(place, name, at)?;
+                self.tree.watch(&place.dir, at)?;
+                make(&place.dir)
+            }
+            other => other,
+        };
+        let made = made.context("creating", at)?;
+        self.tree.named(at)?;
+        Ok(made)
+    }
+
+    /// Removes what stands in the way of a member, keeping content that the tar-split file still needs.
+    fn clear(&mut self, place: &Place, name: &[u8], at: &[u8]) -> Result<(), Error> {
+        let stat = place.dir.stat(name).context("examining", at)?;
+        if !stat.is_dir() {
+            return self.discard(&place.dir, name, at, &stat);
+        }
+        self.applied.lower_links.retain(|known, _| !path::is_at_or_below(known, at));
+        let mut pending = vec![(at.to_vec(), self.tree.open(at)?)];
+        let mut freed = 0;
+        while let Some((path, dir)) = pending.pop() {
+            freed += dir.stat_self().context("examining", &path)?.allocated;
+            for name in dir.names().context("listing", &path)? {
+                let at = path::join(&path, &name);
+                let stat = dir.stat(&name).context("examining", &at)?;
+                if stat.is_dir() {
+                    let child = Rc::new(dir.open_dir(&name).context("opening", &at)?);
+                    pending.push((at, child));
+                } else {
+                    self.discard(&dir, &name, &at, &stat)?;
+                }
+            }
+        }
+        remove::tree(&place.dir, name).context("removing", at)?;
+        self.tree.release(freed);
+        self.tree.forget(at);
+        Ok(())
+    }
+
+    fn discard(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat) -> Result<(), Error> {
+        let holds_content = stat.file_type == FileType::Regular && stat.size > 0 && !self.links.contains(at);
+        if !holds_content || !self.parking.park(dir, name, at)? {
+            dir.unlink(name).context("removing", at)?;
+            if stat.links == 1 {
+                self.tree.release(stat.allocated);
+            }
+        }
+        Ok(())
+    }
+
+    fn describe_file(&mut self, file: &File, at: &[u8], metadata: &Metadata) -> Result<(), Error> {
+        self.writer().new_file(file, at, metadata)
+    }
+
+    fn measure(&mut self, file: &File, at: &[u8], reserved: u64) -> Result<(), Error> {
+        let allocated = dir::stat_fd(file).context("examining", at)?.allocated;
+        match allocated.checked_sub(reserved) {
+            Some(more) => self.tree.reserve(more, at),
+            None => {
+                self.tree.release(reserved - allocated);
+                Ok(())
+            }
+        }
+    }
+
+    fn xattr_room(&self, metadata: &Metadata) -> u64 {
+        let bytes: usize = metadata.xattrs.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
+        if bytes > XATTRS_IN_INODE { self.tree.file_system().round_up(bytes as u64) } else { 0 }
+    }
+
+    fn writer(&mut self) -> Writer<'_> {
+        Writer { rights: self.rights, lost: &mut self.lost }
+    }
+}
+
+/// Whiteouts are regular files; AUFS wrote them as hard links to one another.
+fn whiteout_kind(clean: &[u8], kind: &Kind) -> Result<(), Error> {
+    match kind {
+        Kind::File | Kind::HardLink { .. } => Ok(()),
+        _ => Err(Error::hostile(clean, Fault::WhiteoutKind)),
+    }
+}
+
+/// Paths whose content the tar-split file does not name: hard links, and files whose bytes it holds itself. Only hashes
+/// are kept, two of 64 bits with keys of this process, so that a layer of a million links stays small.
+#[derive(Debug, Default)]
+struct Links {
+    keys: (RandomState, RandomState),
+    hashes: HashSet<(u64, u64)>,
+}
+
+impl Links {
+    fn key(&self, path: &[u8]) -> (u64, u64) {
+        (self.keys.0.hash_one(path), self.keys.1.hash_one(path))
+    }
+
+    fn insert(&mut self, path: &[u8]) {
+        self.hashes.insert(self.key(path));
+    }
+
+    fn remove(&mut self, path: &[u8]) {
+        if !self.hashes.is_empty() {
+            self.hashes.remove(&self.key(path));
+        }
+    }
+
+    fn contains(&self, path: &[u8]) -> bool {
+        !self.hashes.is_empty() && self.hashes.contains(&self.key(path))
+    }
+}
+
+/// Content that a later member replaced, out of the way until the tar-split file has taken it.
+#[derive(Debug)]
+struct Parking<'a> {
+    dir: &'a Dir,
+    keep: bool,
+    replaced: Vec<Replaced>,
+}
+
+impl Parking<'_> {
+    /// Whether the file was moved rather than left to be removed.
+    fn park(&mut self, dir: &Dir, name: &[u8], at: &[u8]) -> Result<bool, Error> {
+        if self.keep {
+            let parked = self.replaced.len().to_string();
+            dir.rename(name, self.dir, parked.as_bytes()).context("setting aside", at)?;
+            self.replaced.push(Replaced { path: at.to_vec(), name: parked });
+        }
+        Ok(self.keep)
+    }
+}

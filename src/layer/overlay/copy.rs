@@ -1,0 +1,104 @@
+//! Copying inodes inside a volume: one file up from a lower layer, or a whole layer under a second chain ID.
+
+use std::io;
+
+use nix::errno::Errno;
+
+use super::super::error::{Context, Error};
+use super::super::path::{self, escape};
+use super::super::space::Space;
+use super::attributes::{Rights, Writer};
+use super::{Metadata, STAGING_MODE};
+use crate::model::seal::Lost;
+use crate::sys::space::{FileSystem, reflink};
+use crate::sys::{Dir, FileType, Stat, xattr};
+
+/// Metadata of `name` as they are on disk, without what speaks to overlayfs.
+pub fn metadata_of(dir: &Dir, name: &[u8], stat: &Stat) -> io::Result<Metadata> {
+    Ok(from_stat(stat, xattr::all_at(dir, name)?))
+}
+
+/// Metadata of a directory as they are on disk, without what speaks to overlayfs.
+pub fn metadata_of_dir(dir: &Dir) -> io::Result<Metadata> {
+    Ok(from_stat(&dir.stat_self()?, xattr::all(dir)?))
+}
+
+fn from_stat(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
+    xattrs.retain(|(name, _)| !name.starts_with(b"trusted.overlay.") && name != b"security.selinux");
+    Metadata { mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
+}
+
+/// Copies one inode of a lower layer to a new name: content (shared where the file system can), type, metadata.
+pub fn up(
+    from: (&Dir, &[u8], &Stat),
+    to: (&Dir, &[u8]),
+    path: &[u8],
+    space: &dyn Space,
+    rights: Rights,
+    lost: &mut Vec<Lost>,
+) -> Result<(), Error> {
+    let (from, from_name, stat) = from;
+    let (to, to_name) = to;
+    let metadata = metadata_of(from, from_name, stat).context("reading the attributes of", path)?;
+    space.reserve(stat.allocated).map_err(|full| Error::Full { path: escape(path), full })?;
+    let mut writer = Writer { rights, lost };
+    match stat.file_type {
+        FileType::Regular => {
+            let mut source = from.open_file(from_name).context("opening", path)?;
+            let mut file = to.create_file(to_name, stat.mode & 0o777).context("creating", path)?;
+            if !reflink(&source, &file).context("copying", path)? {
+                // std copies by copy_file_range(2) inside the kernel.
+                io::copy(&mut source, &mut file).context("copying", path)?;
+            }
+            writer.new_file(&file, path, &metadata)
+        }
+        FileType::Symlink => {
+            let text = from.read_link(from_name).context("reading the link", path)?;
+            to.symlink(&text, to_name).context("creating", path)?;
+            writer.named(to, to_name, path, FileType::Symlink, &metadata)
+        }
+        other => {
+            to.make_node(to_name, other, stat.mode & 0o777, stat.device).context("creating", path)?;
+            writer.named(to, to_name, path, other, &metadata)
+        }
+    }
+}
+
+/// Gives a layer that is not settled yet a second tree, for a second chain ID: directories are made anew, everything else
+/// gets another name. Settling never changes an inode that is not a directory, so the two may share them.
+pub fn layer(from: &Dir, to: &Dir, space: &dyn Space, rights: Rights) -> Result<(), Error> {
+    let block = FileSystem::of(to).context("examining the file system of", b"")?.block;
+    let reserve =
+        |bytes, path: &[u8]| space.reserve(bytes).map_err(|full| Error::Full { path: escape(path), full });
+    let mut pending = vec![(
+        Vec::new(),
+        from.try_clone().context("opening", b"")?,
+        to.try_clone().context("opening", b"")?,
+    )];
+    while let Some((path, from, to)) = pending.pop() {
+        // The copy's directory grows to what the original's has, or less: it is filled in one go.
+        let room = from.stat_self().context("examining", &path)?.allocated.max(block) * 2;
+        reserve(room, &path)?;
+        for name in from.names().context("listing", &path)? {
+            let at = path::join(&path, &name);
+            let stat = from.stat(&name).context("examining", &at)?;
+            if stat.is_dir() {
+                to.make_dir(&name, STAGING_MODE).context("creating", &at)?;
+                let child = from.open_dir(&name).context("opening", &at)?;
+                let copy = to.open_dir(&name).context("opening", &at)?;
+                pending.push((at, child, copy));
+                continue;
+            }
+            match from.link(&name, &to, &name) {
+                // The file system allows no more names for this inode (65,000 on ext4).
+                Err(e) if e.raw_os_error() == Some(Errno::EMLINK as i32) => {
+                    up((&from, &name, &stat), (&to, &name), &at, space, rights, &mut Vec::new())?;
+                }
+                other => other.context("linking", &at)?,
+            }
+        }
+        let occupied = to.stat_self().context("examining", &path)?.allocated;
+        space.release(room.saturating_sub(occupied));
+    }
+    Ok(())
+}

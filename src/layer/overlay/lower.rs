@@ -1,0 +1,136 @@
+//! What the layers below show, merged as overlayfs merges them: the topmost name wins, directories of one name are
+//! united down to the first that is opaque, a whiteout or a file hides everything below it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::rc::Rc;
+
+use super::super::path;
+use super::OPAQUE_XATTR;
+use crate::sys::{Dir, FileType, Stat, xattr};
+
+/// Most symbolic links on one path, as in the kernel.
+const MAX_LINKS: u32 = 40;
+
+/// The layers below one layer.
+#[derive(Debug)]
+pub struct Lower {
+    /// `diff` directories, topmost first.
+    layers: Vec<Rc<Dir>>,
+}
+
+/// What a path shows in the merged view.
+#[derive(Debug)]
+pub enum Shown {
+    /// Nothing.
+    Nothing,
+    /// A directory, with every layer's part of it, topmost first. Metadata are those of the first.
+    Directory(Vec<Rc<Dir>>),
+    /// Anything else, by the directory that holds it.
+    Other {
+        /// Directory of the layer that holds it.
+        dir: Rc<Dir>,
+        /// Its attributes.
+        stat: Stat,
+    },
+}
+
+impl Lower {
+    /// The view of `diff` directories, topmost first.
+    pub fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
+        Lower { layers: layers.into_iter().map(Rc::new).collect() }
+    }
+
+    /// What a clean path shows, symbolic links on the way not followed.
+    pub fn show(&self, path: &[u8]) -> io::Result<Shown> {
+        let mut shown = Shown::Directory(self.layers.clone());
+        if self.layers.is_empty() {
+            return Ok(Shown::Nothing);
+        }
+        for component in path::components(path) {
+            shown = match shown {
+                Shown::Directory(parts) => child(&parts, component)?,
+                _ => return Ok(Shown::Nothing),
+            };
+        }
+        Ok(shown)
+    }
+
+    /// The file that a hard link of the layer above means, with its path: symbolic links in the place of parents are
+    /// followed inside the view, the last component is not. Nothing where there is no such file.
+    pub fn link_target(&self, target: &[u8]) -> io::Result<Option<(Vec<u8>, Rc<Dir>, Stat)>> {
+        let (parent, name) = path::split(target);
+        let mut here: Vec<u8> = Vec::new();
+        let mut pending: VecDeque<Vec<u8>> = path::components(parent).map(<[u8]>::to_vec).collect();
+        let mut links = 0;
+        while let Some(component) = pending.pop_front() {
+            if component == b".." {
+                here.truncate(path::split(&here).0.len());
+                continue;
+            }
+            let at = path::join(&here, &component);
+            match self.show(&at)? {
+                Shown::Directory(_) => here = at,
+                Shown::Other { dir, stat } if stat.file_type == FileType::Symlink && links < MAX_LINKS => {
+                    links += 1;
+                    let text = dir.read_link(&component)?;
+                    if text.starts_with(b"/") {
+                        here.clear();
+                    }
+                    let parts = text.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+                    parts.rev().for_each(|part| pending.push_front(part.to_vec()));
+                }
+                _ => return Ok(None),
+            }
+        }
+        let at = path::join(&here, name);
+        Ok(match self.show(&at)? {
+            Shown::Other { dir, stat } => Some((at, dir, stat)),
+            _ => None,
+        })
+    }
+}
+
+/// The names that a merged directory shows.
+pub fn names(parts: &[Rc<Dir>]) -> io::Result<BTreeSet<Vec<u8>>> {
+    let mut shown = BTreeSet::new();
+    let mut hidden = BTreeSet::new();
+    for part in parts {
+        for name in part.names()? {
+            if shown.contains(&name) || hidden.contains(&name) {
+                continue;
+            }
+            if part.stat(&name)?.is_whiteout() {
+                hidden.insert(name);
+            } else {
+                shown.insert(name);
+            }
+        }
+    }
+    Ok(shown)
+}
+
+/// What `name` shows in a merged directory.
+pub fn child(parts: &[Rc<Dir>], name: &[u8]) -> io::Result<Shown> {
+    let mut found = Vec::new();
+    for part in parts {
+        let Some(stat) = part.try_stat(name)? else {
+            continue;
+        };
+        if !stat.is_dir() {
+            let hides = stat.is_whiteout() || !found.is_empty();
+            return Ok(match (hides, found.is_empty()) {
+                (true, true) => Shown::Nothing,
+                (true, false) => Shown::Directory(found),
+                (false, _) => Shown::Other { dir: Rc::clone(part), stat },
+            });
+        }
+        let dir = part.open_dir(name)?;
+        let opaque = xattr::get(&dir, OPAQUE_XATTR)?.is_some_and(|value| value == b"y");
+        found.push(Rc::new(dir));
+        if opaque {
+            break;
+        }
+    }
+    Ok(if found.is_empty() { Shown::Nothing } else { Shown::Directory(found) })
+}

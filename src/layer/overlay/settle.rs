@@ -1,0 +1,228 @@
+//! What of a layer depends on the layers below it.
+//!
+//! The rule: what the OCI image spec says, else what applying the layers one upon the other gives (docs/runtimes.md
+//! lists where runtimes disagree).
+//!
+//! 1. A hard link to a file of a lower layer copies that file up, with both names in this layer.
+//! 2. An opaque directory carries its attribute; without the privilege for that, and at the root of the layer, where
+//!    overlayfs does not look at it, it has one whiteout for each name that shows through instead.
+//! 3. A directory that the tar implies takes mode, owner, attributes and time of the lower directory that it is laid over.
+//!    A lower file or symbolic link in its place is replaced, never followed.
+//!
+//! Nothing here touches an inode of a lower layer, or one that is no directory in this layer: those may be shared.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::super::error::{Context, Error, Fault};
+use super::super::path::{self, escape};
+use super::super::space::Space;
+use super::attributes::{Rights, Writer};
+use super::lower::{self, Lower, Shown};
+use super::tree::Tree;
+use super::{Applied, Directory, LowerLink, Metadata, copy};
+use crate::model::seal::{Lost, Settled};
+use crate::sys::{Dir, Stat};
+
+/// Settles the tree in `diff` on top of `lower`, and says what that changed.
+pub fn settle(
+    diff: Dir,
+    applied: &mut Applied,
+    lower: &Lower,
+    space: &dyn Space,
+    rights: Rights,
+) -> Result<Settled, Error> {
+    let mut tree = Tree::new(diff, space)?;
+    tree.directories = std::mem::take(&mut applied.directories);
+    let mut settling = Settling { tree, lower, space, rights, lost: Vec::new(), settled: Settled::default() };
+    settling.links(std::mem::take(&mut applied.lower_links))?;
+    settling.opaque()?;
+    settling.directories()?;
+    let Settling { tree, mut lost, settled, .. } = settling;
+    applied.directories = tree.finish()?;
+    applied.lost.append(&mut lost);
+    Ok(settled)
+}
+
+/// What a directory of a layer takes from below: nothing where the tar describes it, where the layer hides the lower one,
+/// or where there is none.
+pub fn inherited(
+    directories: &BTreeMap<Vec<u8>, Directory>,
+    path: &[u8],
+    lower: &Lower,
+) -> Result<Option<Metadata>, Error> {
+    let described = directories.get(path).is_some_and(|dir| dir.metadata.is_some() || dir.recreated);
+    if described || is_hidden(directories, path) {
+        return Ok(None);
+    }
+    match lower.show(path).context("looking in the layers below for", path)? {
+        Shown::Directory(parts) => {
+            Ok(Some(copy::metadata_of_dir(&parts[0]).context("reading the attributes of", path)?))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Whether a directory above `path` lets nothing of the layers below through.
+pub fn is_hidden(directories: &BTreeMap<Vec<u8>, Directory>, path: &[u8]) -> bool {
+    let mut above = path;
+    while !above.is_empty() {
+        above = path::split(above).0;
+        if directories.get(above).is_some_and(Directory::hides_lower) {
+            return true;
+        }
+    }
+    false
+}
+
+struct Settling<'a> {
+    tree: Tree<'a>,
+    lower: &'a Lower,
+    space: &'a dyn Space,
+    rights: Rights,
+    lost: Vec<Lost>,
+    settled: Settled,
+}
+
+impl Settling<'_> {
+    fn links(&mut self, links: BTreeMap<Vec<u8>, LowerLink>) -> Result<(), Error> {
+        // Links to one file share one inode.
+        let mut copied: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        for (at, LowerLink { target, metadata }) in links {
+            let missing = || Error::hostile(&at, Fault::LinkMissing(escape(&target)));
+            let Some((resolved, dir, stat)) =
+                self.lower.link_target(&target).context("looking in the layers below for", &target)?
+            else {
+                return Err(missing());
+            };
+            let first = match copied.get(&resolved) {
+                Some(first) => first.clone(),
+                None => {
+                    let first = self.copy_up(&resolved, &at, (&dir, path::split(&resolved).1, &stat))?;
+                    copied.insert(resolved, first.clone());
+                    first
+                }
+            };
+            if first != at {
+                let source = self.tree.parent(&first)?;
+                let first_name = path::split(&first).1;
+                self.name(&at, |dir, name| source.dir.link(first_name, dir, name).context("linking", &at))?;
+            }
+            let place = self.tree.parent(&at)?;
+            let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
+            writer.named(&place.dir, path::split(&at).1, &at, stat.file_type, &metadata)?;
+        }
+        Ok(())
+    }
+
+    /// Copies a lower file to its own name in this layer, or straight to the link where this layer has something else
+    /// under that name. Returns where it went.
+    fn copy_up(
+        &mut self,
+        resolved: &[u8],
+        link: &[u8],
+        from: (&Dir, &[u8], &Stat),
+    ) -> Result<Vec<u8>, Error> {
+        let own_place = self.tree.parent(resolved)?;
+        let taken = own_place.dir.try_stat(path::split(resolved).1).context("examining", resolved)?.is_some();
+        let to = if taken { link } else { resolved };
+        let (space, rights) = (self.space, self.rights);
+        let mut lost = Vec::new();
+        self.name(to, |dir, name| copy::up(from, (dir, name), to, space, rights, &mut lost))?;
+        self.lost.append(&mut lost);
+        self.settled.copied_up.push(escape(resolved));
+        Ok(to.to_vec())
+    }
+
+    /// Makes a name in this layer, over a whiteout of its own where there is one.
+    fn name(&mut self, at: &[u8], make: impl FnOnce(&Dir, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
+        let place = self.tree.parent(at)?;
+        let (_, name) = path::split(at);
+        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| stat.is_whiteout()) {
+            place.dir.unlink(name).context("replacing", at)?;
+        }
+        self.tree.watch(&place.dir, at)?;
+        make(&place.dir, name)?;
+        self.tree.named(at)
+    }
+
+    fn opaque(&mut self) -> Result<(), Error> {
+        let opaque: Vec<Vec<u8>> = self
+            .tree
+            .directories
+            .iter()
+            .filter(|(_, directory)| directory.hides_lower())
+            .map(|(path, _)| path.clone())
+            .collect();
+        for path in opaque {
+            if self.rights.trusted && !path.is_empty() {
+                let dir = self.tree.open(&path)?;
+                let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
+                writer.opaque(&dir, &path)?;
+                continue;
+            }
+            // What is hidden from above shows nothing that would have to be hidden again.
+            if !is_hidden(&self.tree.directories, &path)
+                && let Shown::Directory(parts) = self.show(&path)?
+            {
+                self.mask(&path, &parts)?;
+            }
+            self.settled.opaque_as_whiteouts.push(escape(&path));
+        }
+        Ok(())
+    }
+
+    /// Hides every lower name of a directory by whiteouts, also below the directories that both have.
+    fn mask(&mut self, top: &[u8], parts: &[Rc<Dir>]) -> Result<(), Error> {
+        let mut pending = vec![(top.to_vec(), parts.to_vec())];
+        while let Some((path, parts)) = pending.pop() {
+            let dir = self.tree.open(&path)?;
+            for name in lower::names(&parts).context("listing the layers below at", &path)? {
+                let at = path::join(&path, &name);
+                match dir.try_stat(&name).context("examining", &at)? {
+                    Some(stat) if stat.is_dir() => {
+                        let below =
+                            lower::child(&parts, &name).context("looking in the layers below for", &at)?;
+                        if let Shown::Directory(parts) = below {
+                            pending.push((at, parts));
+                        }
+                    }
+                    Some(_) => {}
+                    None => {
+                        self.tree.watch(&dir, &at)?;
+                        dir.make_whiteout(&name).context("creating the whiteout", &at)?;
+                        self.tree.named(&at)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Metadata of directories, innermost first: a name made in a directory changes its time, and a mode may close it.
+    fn directories(&mut self) -> Result<(), Error> {
+        let paths: Vec<Vec<u8>> = self.tree.directories.keys().rev().cloned().collect();
+        for path in paths {
+            let described = self.tree.directories.get(&path).and_then(|directory| directory.metadata.clone());
+            let metadata = match described {
+                Some(metadata) => metadata,
+                None => match inherited(&self.tree.directories, &path, self.lower)? {
+                    Some(metadata) => {
+                        self.settled.inherited.push(escape(&path));
+                        metadata
+                    }
+                    None => Metadata::implied(),
+                },
+            };
+            let dir = self.tree.open(&path)?;
+            let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
+            writer.directory(&dir, &path, &metadata)?;
+        }
+        self.settled.inherited.reverse();
+        Ok(())
+    }
+
+    fn show(&self, path: &[u8]) -> Result<Shown, Error> {
+        self.lower.show(path).context("looking in the layers below for", path)
+    }
+}

@@ -1,0 +1,269 @@
+//! The directories of a layer that is being written: finding the parent of a member, and making the parents that a
+//! tar implies, without ever leaving the layer.
+//!
+//! A parent is found with one openat2(2) that refuses every symbolic link. Only where that fails is the path walked by
+//! components, which follows links inside the layer (an honest layer may hold `var/run -> /run`) as if the layer were
+//! the root of the file system, and creates what is missing. So both ways agree wherever both apply.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use super::super::error::{Context, Error, Fault};
+use super::super::path::{self, escape};
+use super::super::space::Space;
+use super::{Directory, STAGING_MODE};
+use crate::sys::space::FileSystem;
+use crate::sys::{Dir, FileType};
+
+/// Most symbolic links on one path, as in the kernel (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+
+/// Directories kept open. A tar is mostly in depth-first order, so these are the ones on the way to the last member.
+const CACHED: usize = 48;
+
+/// What one new name can add to the size of a directory: a new leaf block, two index blocks and a converted root.
+const GROWTH_BLOCKS: u64 = 4;
+
+/// The directories of a layer.
+#[derive(Debug)]
+pub(super) struct Tree<'a> {
+    root: Rc<Dir>,
+    cache: VecDeque<(Vec<u8>, Rc<Dir>)>,
+    pub(super) directories: BTreeMap<Vec<u8>, Directory>,
+    space: &'a dyn Space,
+    file_system: FileSystem,
+    /// Bytes that the directory which changed last occupied when its account was settled.
+    growing: Option<(Rc<Dir>, u64)>,
+}
+
+/// A directory and its path without symbolic links.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) path: Vec<u8>,
+    pub(super) dir: Rc<Dir>,
+}
+
+/// How far a path exists in the layer.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// All of it.
+    Here(Place),
+    /// Not all: the clean path with links followed as far as they exist.
+    Missing(Vec<u8>),
+}
+
+impl<'a> Tree<'a> {
+    /// Takes over the empty directory `root`. Sets aside the room that one new name may cost a directory.
+    pub(super) fn new(root: Dir, space: &'a dyn Space) -> Result<Self, Error> {
+        let file_system = FileSystem::of(&root).context("examining the file system of", b"")?;
+        let tree = Tree {
+            root: Rc::new(root),
+            cache: VecDeque::new(),
+            directories: BTreeMap::from([(Vec::new(), Directory::default())]),
+            space,
+            file_system,
+            growing: None,
+        };
+        tree.reserve(GROWTH_BLOCKS * file_system.block, b"")?;
+        Ok(tree)
+    }
+
+    pub(super) fn file_system(&self) -> FileSystem {
+        self.file_system
+    }
+
+    /// Ends the accounts and hands out the directories found.
+    pub(super) fn finish(mut self) -> Result<BTreeMap<Vec<u8>, Directory>, Error> {
+        self.settle_growth(b"")?;
+        self.space.release(GROWTH_BLOCKS * self.file_system.block);
+        Ok(self.directories)
+    }
+
+    pub(super) fn reserve(&self, bytes: u64, path: &[u8]) -> Result<(), Error> {
+        self.space.reserve(bytes).map_err(|full| Error::Full { path: escape(path), full })
+    }
+
+    pub(super) fn release(&self, bytes: u64) {
+        self.space.release(bytes);
+    }
+
+    /// The parent of a member, made where the tar only implies it.
+    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Place, Error> {
+        let (parent, _) = path::split(member);
+        if let Some(place) = self.quick(parent) {
+            return Ok(place);
+        }
+        match self.walk(parent, member, true)? {
+            Found::Here(place) => Ok(place),
+            Found::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+        }
+    }
+
+    /// The directory at a clean path if it is there; nothing is made.
+    pub(super) fn find(&mut self, directory: &[u8], member: &[u8]) -> Result<Found, Error> {
+        match self.quick(directory) {
+            Some(place) => Ok(Found::Here(place)),
+            None => self.walk(directory, member, false),
+        }
+    }
+
+    /// The directory at a path that exists and holds no symbolic link.
+    pub(super) fn open(&mut self, path: &[u8]) -> Result<Rc<Dir>, Error> {
+        if let Some(place) = self.quick(path) {
+            return Ok(place.dir);
+        }
+        // openat2 is not there, or the path is longer than it takes.
+        let mut dir = Rc::clone(&self.root);
+        for component in path::components(path) {
+            dir = Rc::new(dir.open_dir(component).context("opening", path)?);
+        }
+        self.remember(path.to_vec(), &dir);
+        Ok(dir)
+    }
+
+    /// A directory was made by the caller.
+    pub(super) fn made(&mut self, path: Vec<u8>, directory: Directory) {
+        self.directories.insert(path, directory);
+    }
+
+    /// Everything known about a directory and what is below it is void.
+    pub(super) fn forget(&mut self, path: &[u8]) {
+        self.cache.clear();
+        self.directories.retain(|known, _| !path::is_at_or_below(known, path));
+    }
+
+    /// Accounts for a new name in the directory that is watched: what it grew by is reserved, out of room that was set
+    /// aside beforehand.
+    pub(super) fn named(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.settle_growth(path)
+    }
+
+    /// Starts the account of a directory, before the first of a run of names is made in it.
+    pub(super) fn watch(&mut self, dir: &Rc<Dir>, path: &[u8]) -> Result<(), Error> {
+        if self.growing.as_ref().is_none_or(|(growing, _)| !Rc::ptr_eq(growing, dir)) {
+            let before = dir.stat_self().context("examining the parent of", path)?.allocated;
+            self.growing = Some((Rc::clone(dir), before));
+        }
+        Ok(())
+    }
+
+    fn settle_growth(&mut self, path: &[u8]) -> Result<(), Error> {
+        if let Some((dir, before)) = &mut self.growing {
+            let now = dir.stat_self().context("examining the parent of", path)?.allocated;
+            let grown = now.saturating_sub(*before);
+            *before = now;
+            if grown > 0 {
+                self.space.reserve(grown).map_err(|full| Error::Full { path: escape(path), full })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn quick(&mut self, path: &[u8]) -> Option<Place> {
+        if path.is_empty() {
+            return Some(Place { path: Vec::new(), dir: Rc::clone(&self.root) });
+        }
+        if let Some(at) = self.cache.iter().position(|(known, _)| known == path) {
+            if at > 0 {
+                self.cache.swap(at, at / 2);
+            }
+            let (path, dir) = &self.cache[at / 2];
+            return Some(Place { path: path.clone(), dir: Rc::clone(dir) });
+        }
+        let dir = Rc::new(self.root.open_beneath(path).ok()?);
+        self.remember(path.to_vec(), &dir);
+        Some(Place { path: path.to_vec(), dir })
+    }
+
+    fn remember(&mut self, path: Vec<u8>, dir: &Rc<Dir>) {
+        self.cache.truncate(CACHED - 1);
+        self.cache.push_front((path, Rc::clone(dir)));
+    }
+
+    /// Goes to `directory` by components, as if the layer were the root of the file system.
+    fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
+        let mut here = Place { path: Vec::new(), dir: Rc::clone(&self.root) };
+        let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
+        let mut links = 0;
+        while let Some(component) = pending.pop_front() {
+            if component.len() > 255 {
+                return Err(Error::hostile(member, Fault::NameTooLong));
+            }
+            if component == b".." {
+                let (up, _) = path::split(&here.path);
+                let up = up.to_vec();
+                let dir = self.open(&up)?;
+                here = Place { path: up, dir };
+                continue;
+            }
+            let at = path::join(&here.path, &component);
+            let stat = here.dir.try_stat(&component).context("examining", &at)?;
+            match stat.map(|stat| (stat.file_type, stat.is_whiteout())) {
+                Some((FileType::Directory, _)) => {
+                    let dir = Rc::new(here.dir.open_dir(&component).context("opening", &at)?);
+                    here = Place { path: at, dir };
+                }
+                Some((FileType::Symlink, _)) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Error::hostile(member, Fault::Loop));
+                    }
+                    let target = here.dir.read_link(&component).context("reading the link", &at)?;
+                    if target.starts_with(b"/") {
+                        here = Place { path: Vec::new(), dir: Rc::clone(&self.root) };
+                    }
+                    let parts = target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+                    for part in parts.rev() {
+                        pending.push_front(part.to_vec());
+                    }
+                }
+                None | Some((_, true)) if make => {
+                    here = self.imply(&here, &component, at, stat.is_some())?;
+                }
+                None | Some((_, true)) => {
+                    let mut missing = at;
+                    pending.iter().for_each(|rest| path::push(&mut missing, rest));
+                    // What follows a missing component is looked up in the layers below, so it must be clean.
+                    return Ok(Found::Missing(path::clean(&missing).map_err(|f| Error::hostile(member, f))?));
+                }
+                Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+            }
+        }
+        self.remember(here.path.clone(), &here.dir);
+        Ok(Found::Here(here))
+    }
+
+    /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
+    fn imply(&mut self, parent: &Place, name: &[u8], at: Vec<u8>, whiteout: bool) -> Result<Place, Error> {
+        if whiteout {
+            parent.dir.unlink(name).context("replacing", &at)?;
+        }
+        let dir = self.make_dir(&parent.dir, name, &at)?;
+        self.made(at.clone(), Directory { recreated: whiteout, ..Directory::default() });
+        Ok(Place { path: at, dir })
+    }
+
+    /// Makes and opens a directory, room for it reserved first.
+    pub(super) fn make_dir(&mut self, parent: &Rc<Dir>, name: &[u8], at: &[u8]) -> Result<Rc<Dir>, Error> {
+        let block = self.file_system.block;
+        self.reserve(block, at)?;
+        self.watch(parent, at)?;
+        if let Err(source) = parent.make_dir(name, STAGING_MODE) {
+            self.release(block);
+            return Err(Error::io("creating", at, source));
+        }
+        self.named(at)?;
+        let dir = Rc::new(parent.open_dir(name).context("opening", at)?);
+        // xfs and tmpfs keep small directories in the inode.
+        let allocated = dir.stat_self().context("examining", at)?.allocated;
+        self.release(block.saturating_sub(allocated));
+        Ok(dir)
+    }
+}
+
+/// Whether an error says that the name is taken.
+pub(super) fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AlreadyExists
+}

@@ -1,0 +1,172 @@
+//! Names of members: cleaned once, before anything else looks at them.
+
+use super::error::Fault;
+
+/// Longest name that Linux stores (`NAME_MAX`), bytes.
+const NAME_MAX: usize = 255;
+
+/// Prefix of whiteouts (OCI image spec, layer.md, "Whiteouts").
+const WHITEOUT: &[u8] = b".wh.";
+
+/// Prefix of names that AUFS kept for itself and that very old images still carry.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// Name of the opaque whiteout.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+
+/// A cleaned path: components joined by single slashes, none of them empty, `.` or `..`; the root is empty.
+pub type Clean = Vec<u8>;
+
+/// Cleans a path lexically, as both podman and containerd do: absolute ones are taken from the root of the layer, `.`
+/// and empty components fall out, `..` takes back the component before it and must not leave the layer.
+pub fn clean(path: &[u8]) -> Result<Clean, Fault> {
+    let mut clean = Vec::with_capacity(path.len());
+    for component in path.split(|b| *b == b'/') {
+        match component {
+            b"" | b"." => {}
+            b".." if clean.is_empty() => return Err(Fault::Escapes),
+            b".." => clean.truncate(split(&clean).0.len()),
+            _ if component.len() > NAME_MAX => return Err(Fault::NameTooLong),
+            _ if component.contains(&0) => return Err(Fault::Nul),
+            _ => push(&mut clean, component),
+        }
+    }
+    Ok(clean)
+}
+
+/// Appends a component.
+pub fn push(path: &mut Vec<u8>, component: &[u8]) {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(component);
+}
+
+/// `path` with one more component.
+pub fn join(path: &[u8], component: &[u8]) -> Vec<u8> {
+    let mut joined = Vec::with_capacity(path.len() + 1 + component.len());
+    joined.extend_from_slice(path);
+    push(&mut joined, component);
+    joined
+}
+
+/// Parent and last component of a clean path; the parent of a top-level name is the root, the empty path.
+pub fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|b| *b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// Components of a clean path, in order.
+pub fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    path.split(|b| *b == b'/').filter(|component| !component.is_empty())
+}
+
+/// Whether `path` is `ancestor` or lies below it.
+pub fn is_at_or_below(path: &[u8], ancestor: &[u8]) -> bool {
+    ancestor.is_empty()
+        || path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+}
+
+/// What the last component of a member's path means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning<'a> {
+    /// The name itself.
+    Plain,
+    /// Hides this name of the layers below.
+    Whiteout(&'a [u8]),
+    /// Hides everything that the layers below have in the parent directory.
+    Opaque,
+    /// Bookkeeping of AUFS, left out by every runtime.
+    Aufs,
+}
+
+/// What a clean path means.
+pub fn meaning(path: &[u8]) -> Result<Meaning<'_>, Fault> {
+    if components(path).next().is_some_and(|first| first.starts_with(AUFS) && first != OPAQUE) {
+        return Ok(Meaning::Aufs);
+    }
+    let (_, name) = split(path);
+    if name == OPAQUE {
+        return Ok(Meaning::Opaque);
+    }
+    match name.strip_prefix(WHITEOUT) {
+        None => Ok(Meaning::Plain),
+        Some(b"" | b"." | b"..") => Err(Fault::WhiteoutOfNothing),
+        // A name that starts with .wh. cannot be in a layer, so hiding one is an attempt at something else.
+        Some(hidden) if hidden.starts_with(WHITEOUT) => Err(Fault::WhiteoutOfNothing),
+        Some(hidden) => Ok(Meaning::Whiteout(hidden)),
+    }
+}
+
+/// `bytes` for people, logs and JSON: printable ASCII as it is, everything else and the backslash as `\xNN`.
+pub fn escape(bytes: &[u8]) -> String {
+    let mut escaped = String::with_capacity(bytes.len());
+    for byte in bytes {
+        match byte {
+            b' '..=b'~' if *byte != b'\\' => escaped.push(char::from(*byte)),
+            _ => escaped.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn cleaning() {
+        for (given, want) in [
+            ("./a//b/./c/", "a/b/c"),
+            ("/etc/passwd", "etc/passwd"),
+            ("a/../b", "b"),
+            ("a/b/../../c", "c"),
+            ("./", ""),
+            ("/", ""),
+            ("", ""),
+        ] {
+            assert_eq!(clean(given.as_bytes()).unwrap(), want.as_bytes(), "{given}");
+        }
+        for bad in ["..", "../a", "a/../../b", "/../a", "./.."] {
+            assert_eq!(clean(bad.as_bytes()), Err(Fault::Escapes), "{bad}");
+        }
+        assert_eq!(clean(&[b'a'; 256]), Err(Fault::NameTooLong));
+        assert_eq!(clean(b"a\0b"), Err(Fault::Nul));
+    }
+
+    #[test]
+    fn whiteouts() {
+        assert_eq!(meaning(b"a/.wh.b"), Ok(Meaning::Whiteout(b"b")));
+        assert_eq!(meaning(b".wh..wh..opq"), Ok(Meaning::Opaque));
+        assert_eq!(meaning(b"a/.wh..wh..opq"), Ok(Meaning::Opaque));
+        assert_eq!(meaning(b".wh..wh.plnk/12.34"), Ok(Meaning::Aufs));
+        assert_eq!(meaning(b".wh..wh.aufs"), Ok(Meaning::Aufs));
+        assert_eq!(meaning(b"a.wh.b"), Ok(Meaning::Plain));
+        for bad in [".wh.", "a/.wh..", "a/.wh...", "a/.wh..wh.x"] {
+            assert_eq!(meaning(bad.as_bytes()), Err(Fault::WhiteoutOfNothing), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn clean_paths_have_only_plain_components(path in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(clean) = clean(&path) {
+                for component in components(&clean) {
+                    prop_assert!(component != b"." && component != b".." && component.len() <= NAME_MAX);
+                    prop_assert!(!component.contains(&0));
+                }
+                prop_assert_eq!(components(&clean).collect::<Vec<_>>().join(&b'/'), clean);
+            }
+        }
+
+        #[test]
+        fn split_and_join_are_inverse(path in "[a-c]{1,3}(/[a-c]{1,3}){0,4}") {
+            let (parent, name) = split(path.as_bytes());
+            prop_assert_eq!(join(parent, name), path.as_bytes());
+        }
+    }
+}

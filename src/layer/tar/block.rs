@@ -1,0 +1,173 @@
+//! The header block: v7, POSIX ustar, star and GNU, told apart as Go's archive/tar does.
+
+use std::fmt;
+
+use super::number::{field, octal};
+use super::{BLOCK, Fault};
+
+/// A 512-byte block.
+pub(super) type Block = [u8; BLOCK];
+
+/// The type byte of a header.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Typeflag(
+    /// As it stands in the header, at offset 156.
+    pub u8,
+);
+
+impl Typeflag {
+    pub(super) const OLD_FILE: Typeflag = Typeflag(0);
+    pub(super) const DIRECTORY: Typeflag = Typeflag(b'5');
+    pub(super) const GNU_SPARSE: Typeflag = Typeflag(b'S');
+
+    /// Types that have no data, whatever their size field says (as Go's archive/tar).
+    pub(super) fn is_header_only(self) -> bool {
+        matches!(self.0, b'1'..=b'6')
+    }
+
+    /// Types whose data is a body that describes other members.
+    pub(super) fn is_extended(self) -> bool {
+        matches!(self.0, b'x' | b'g' | b'L' | b'K')
+    }
+}
+
+impl fmt::Display for Typeflag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}'", self.0.escape_ascii())
+    }
+}
+
+impl fmt::Debug for Typeflag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    V7,
+    Ustar,
+    Star,
+    Gnu,
+}
+
+/// A header whose checksum has been verified.
+pub(super) struct Header<'a> {
+    block: &'a Block,
+    format: Format,
+}
+
+/// The numeric fields of a header, as they stand in it.
+#[derive(Clone, Copy)]
+pub(super) struct Numbers {
+    pub(super) mode: i64,
+    pub(super) uid: i64,
+    pub(super) gid: i64,
+    pub(super) size: i64,
+    pub(super) mtime: i64,
+    pub(super) major: i64,
+    pub(super) minor: i64,
+}
+
+impl<'a> Header<'a> {
+    /// # Errors
+    /// [`Fault::Checksum`], where neither the sum of unsigned nor that of signed bytes is the one stated.
+    pub(super) fn new(block: &'a Block) -> Result<Self, Fault> {
+        let stated = octal(&block[148..156]).ok_or(Fault::Checksum)?;
+        let (unsigned, signed) = checksums(block);
+        if stated != unsigned && stated != signed {
+            return Err(Fault::Checksum);
+        }
+        let format = match (&block[257..263], &block[263..265]) {
+            (b"ustar\0", _) if block[508..] == *b"tar\0" => Format::Star,
+            (b"ustar\0", _) => Format::Ustar,
+            (b"ustar ", b" \0") => Format::Gnu,
+            _ => Format::V7,
+        };
+        Ok(Header { block, format })
+    }
+
+    pub(super) fn typeflag(&self) -> Typeflag {
+        Typeflag(self.block[156])
+    }
+
+    pub(super) fn is_gnu(&self) -> bool {
+        self.format == Format::Gnu
+    }
+
+    /// Size of the data that follows, as the header alone says; `0` for types without data.
+    pub(super) fn data_size(&self) -> Result<i64, Fault> {
+        if self.typeflag().is_header_only() {
+            return Ok(0);
+        }
+        field(&self.block[124..136], "size")
+    }
+
+    pub(super) fn numbers(&self) -> Result<Numbers, Fault> {
+        let device = |range, name| match self.format {
+            Format::V7 => Ok(0),
+            _ => field(&self.block[range], name),
+        };
+        Ok(Numbers {
+            mode: field(&self.block[100..108], "mode")?,
+            uid: field(&self.block[108..116], "uid")?,
+            gid: field(&self.block[116..124], "gid")?,
+            size: field(&self.block[124..136], "size")?,
+            mtime: field(&self.block[136..148], "mtime")?,
+            major: device(329..337, "devmajor")?,
+            minor: device(337..345, "devminor")?,
+        })
+    }
+
+    /// Name, behind the prefix where the format has one.
+    pub(super) fn path(&self) -> Vec<u8> {
+        let name = c_string(&self.block[..100]);
+        let prefix = match self.format {
+            Format::V7 => &[],
+            Format::Ustar => c_string(&self.block[345..500]),
+            Format::Star => c_string(&self.block[345..476]),
+            Format::Gnu => self.misplaced_prefix(),
+        };
+        if prefix.is_empty() {
+            return name.to_vec();
+        }
+        [prefix, b"/", name].concat()
+    }
+
+    pub(super) fn link_target(&self) -> Vec<u8> {
+        c_string(&self.block[157..257]).to_vec()
+    }
+
+    /// GNU headers hold times where ustar has the prefix, but Go before 1.8 wrote GNU magic with a ustar prefix, and
+    /// layers from that time exist. As Go does: what is no time there is a prefix.
+    fn misplaced_prefix(&self) -> &'a [u8] {
+        let times = [&self.block[345..357], &self.block[357..369]];
+        if times.iter().all(|time| time[0] == 0 || field(time, "time").is_ok()) {
+            return &[];
+        }
+        let prefix = c_string(&self.block[345..500]);
+        if prefix.is_ascii() { prefix } else { &[] }
+    }
+
+    /// Fields of an old GNU sparse header: logical size, the four regions and whether a block with more follows.
+    pub(super) fn gnu_sparse(&self) -> (&'a [u8], &'a [u8], bool) {
+        (&self.block[483..495], &self.block[386..482], self.block[482] != 0)
+    }
+}
+
+/// Bytes up to the first NUL.
+pub(super) fn c_string(bytes: &[u8]) -> &[u8] {
+    bytes.split(|b| *b == 0).next().unwrap_or_default()
+}
+
+/// Sums over the header with its checksum field taken for spaces: of unsigned bytes (POSIX) and of signed ones (Sun).
+fn checksums(block: &Block) -> (i64, i64) {
+    const FIELD: std::ops::Range<usize> = 148..156;
+    let sum: u32 = block.iter().map(|b| u32::from(*b)).sum();
+    let high = block.iter().filter(|b| **b >= 0x80).count();
+    let field: u32 = block[FIELD].iter().map(|b| u32::from(*b)).sum();
+    let field_high = block[FIELD].iter().filter(|b| **b >= 0x80).count();
+    let unsigned = i64::from(sum) - i64::from(field) + 8 * i64::from(b' ');
+    let negative = i64::try_from(high - field_high).unwrap_or(0);
+    (unsigned, unsigned - 256 * negative)
+}

@@ -1,0 +1,117 @@
+use std::io::{self, BufRead, Read};
+
+use super::{Error, Record, TarSplitReader, crc};
+
+/// Builds the tar again: a [`Read`] over the bytes of the layer's tar. Errors come as [`io::Error`] around [`Error`].
+///
+/// Size and checksum of every file are checked, at the latest before the byte after it is given out.
+pub struct Assembler<R, F, T> {
+    records: TarSplitReader<R>,
+    open: F,
+    segment: Vec<u8>,
+    taken: usize,
+    file: Option<File<T>>,
+}
+
+/// A file that is being given out.
+pub(super) struct File<T> {
+    content: T,
+    name: Vec<u8>,
+    left: u64,
+    want: u64,
+    crc: crc_fast::Digest,
+}
+
+impl<T: Read> File<T> {
+    pub(super) fn new(content: T, name: Vec<u8>, size: u64, want: u64) -> Self {
+        File { content, name, left: size, want, crc: crc() }
+    }
+
+    /// Reads on; 0 once the file has ended where it should and with the right checksum.
+    pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, Error> {
+        let differs = |reason: &str| Error::File { name: self.name.clone(), reason: reason.to_owned() };
+        let read = loop {
+            match self.content.read(out) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(differs(&format!("reading it: {error}"))),
+                Ok(read) => break read,
+            }
+        };
+        match read {
+            0 if self.left > 0 => Err(differs(&format!("it is {} bytes too short", self.left))),
+            0 if self.crc.finalize() != self.want => Err(differs("its content has another CRC-64")),
+            read if read as u64 > self.left => Err(differs("it is too long")),
+            read => {
+                self.crc.update(&out[..read]);
+                self.left -= read as u64;
+                Ok(read)
+            }
+        }
+    }
+}
+
+impl<R, F, T> std::fmt::Debug for Assembler<R, F, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Assembler").field("records", &self.records).finish_non_exhaustive()
+    }
+}
+
+impl<R, F, T> Assembler<R, F, T>
+where
+    R: BufRead,
+    F: FnMut(&[u8]) -> io::Result<T>,
+    T: Read,
+{
+    /// An assembler that gets the content of files from `open`, by their names in the tar-split.
+    pub fn new(records: TarSplitReader<R>, open: F) -> Self {
+        Assembler { records, open, segment: Vec::new(), taken: 0, file: None }
+    }
+
+    /// Makes the next record current; `false` at the end.
+    fn advance(&mut self) -> Result<bool, Error> {
+        let position = self.records.position();
+        match self.records.next().transpose()? {
+            None => return Ok(false),
+            Some(Record::Segment(segment)) => {
+                self.segment = segment;
+                self.taken = 0;
+            }
+            Some(Record::File { name, size, crc }) => {
+                let content = (self.open)(&name).map_err(|source| Error::Io { position, source })?;
+                self.file = Some(File::new(content, name, size, crc));
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl<R, F, T> Read for Assembler<R, F, T>
+where
+    R: BufRead,
+    F: FnMut(&[u8]) -> io::Result<T>,
+    T: Read,
+{
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if out.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            if let Some(file) = &mut self.file {
+                match file.read(out)? {
+                    0 => self.file = None,
+                    read => return Ok(read),
+                }
+            }
+            let left = &self.segment[self.taken..];
+            if !left.is_empty() {
+                let read = left.len().min(out.len());
+                out[..read].copy_from_slice(&left[..read]);
+                self.taken += read;
+                return Ok(read);
+            }
+            if !self.advance()? {
+                return Ok(0);
+            }
+        }
+    }
+}

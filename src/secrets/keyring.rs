@@ -1,0 +1,210 @@
+//! The kubelet's keyring (kubernetes pkg/credentialprovider/keyring.go): which entries match an image, in which order.
+
+use crate::model::credential::Credential;
+use crate::model::pull_secret::PullSecretName;
+
+/// The names under which Docker Hub goes.
+const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
+
+/// The entries of several secrets, each secret tried whole before the next.
+#[derive(Clone, Debug, Default)]
+pub struct Keyring {
+    secrets: Vec<Entries>,
+    absent: Vec<PullSecretName>,
+}
+
+impl Keyring {
+    /// Adds the entries of one more secret.
+    pub fn add(&mut self, entries: Entries) {
+        self.secrets.push(entries);
+    }
+
+    /// Remembers a secret that gave no credential.
+    pub fn add_absent(&mut self, name: PullSecretName) {
+        self.absent.push(name);
+    }
+
+    /// Secrets that were named and gave no credential: missing, unreadable or malformed, which are not told apart.
+    pub fn absent(&self) -> &[PullSecretName] {
+        &self.absent
+    }
+
+    /// All credentials for `registry/repository`, in the order in which they are tried.
+    pub fn lookup(&self, registry: &str, repository: &str) -> Vec<Credential> {
+        let secrets = self.secrets.iter();
+        secrets.flat_map(|entries| entries.lookup(registry, repository)).collect()
+    }
+}
+
+/// The entries of one secret or docker config, keys in reverse lexicographic order.
+#[derive(Clone, Debug, Default)]
+pub struct Entries(Vec<(Pattern, Credential)>);
+
+impl Entries {
+    /// Sorts `entries`; of equal keys both stay, in their order.
+    pub fn new(entries: impl IntoIterator<Item = (String, Credential)>) -> Self {
+        let entries = entries.into_iter();
+        let mut entries: Vec<_> = entries.map(|(key, credential)| (Pattern::new(&key), credential)).collect();
+        entries.sort_by(|(a, _), (b, _)| b.key.cmp(&a.key));
+        Entries(entries)
+    }
+
+    /// All credentials whose key matches.
+    ///
+    /// Docker Hub is looked up under each of its names: the kubelet does so for `index.docker.io` only when nothing else
+    /// matched, which leaves a key `registry-1.docker.io` useless.
+    pub fn lookup(&self, registry: &str, repository: &str) -> Vec<Credential> {
+        let own = [registry];
+        let names: &[&str] = if is_docker_hub(registry) { &DOCKER_HUB } else { &own };
+        let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name, repository));
+        let entries = self.0.iter().filter(|(pattern, _)| matches(pattern));
+        entries.map(|(_, credential)| credential.clone()).collect()
+    }
+}
+
+/// Whether `host` is a name of Docker Hub.
+pub fn is_docker_hub(host: &str) -> bool {
+    DOCKER_HUB.contains(&host)
+}
+
+/// A key of `auths`: `[scheme://]host[:port][/path]`, where the labels of the host may be globs.
+#[derive(Clone, Debug)]
+struct Pattern {
+    key: String,
+}
+
+impl Pattern {
+    /// Drops the scheme and the API version that `docker login` writes (keyring.go, `Add`).
+    fn new(key: &str) -> Self {
+        let key = key.strip_prefix("https://").or(key.strip_prefix("http://")).unwrap_or(key);
+        let key = key.split(['?', '#']).next().unwrap_or_default();
+        let (host, path) = key.split_at(key.find('/').unwrap_or(key.len()));
+        let path = match path.get(..4) {
+            Some("/v1/" | "/v2/") => &path[3..],
+            _ => path,
+        };
+        let path = if path == "/" { "" } else { path };
+        Pattern { key: format!("{host}{path}") }
+    }
+
+    /// Host labels by glob and as many of them, the same port, and the path as a plain string prefix: `r.io/foo` matches
+    /// `r.io/foobar` too (keyring.go, `URLsMatch`).
+    fn matches(&self, registry: &str, repository: &str) -> bool {
+        let (host, path) = self.key.split_at(self.key.find('/').unwrap_or(self.key.len()));
+        let ((host, port), (other_host, other_port)) = (split_port(host), split_port(registry));
+        let labels = || host.split('.').zip(other_host.split('.'));
+        port == other_port
+            && host.split('.').count() == other_host.split('.').count()
+            && labels().all(|(pattern, label)| glob(pattern.as_bytes(), label.as_bytes()))
+            && format!("/{repository}").starts_with(path)
+    }
+}
+
+fn split_port(host: &str) -> (&str, &str) {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, port),
+        _ => (host, ""),
+    }
+}
+
+/// Whether `text` fits a pattern in which `*` stands for any run of characters.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match (pattern.get(p), star) {
+            (Some(b'*'), _) => {
+                star = Some((p + 1, t));
+                p += 1;
+            }
+            (Some(byte), _) if *byte == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            (_, Some((after, at))) => {
+                star = Some((after, at + 1));
+                (p, t) = (after, at + 1);
+            }
+            (_, None) => return false,
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::credential::Secret;
+
+    fn basic(username: &str) -> Credential {
+        Credential::Basic { username: username.to_owned(), password: Secret::new("hidden") }
+    }
+
+    fn entries(keys: &[&str]) -> Entries {
+        Entries::new(keys.iter().map(|key| ((*key).to_owned(), basic(key))))
+    }
+
+    fn names(found: Vec<Credential>) -> Vec<String> {
+        let name = |credential| match credential {
+            Credential::Basic { username, .. } => username,
+            Credential::IdentityToken(_) => panic!("no token was added"),
+        };
+        found.into_iter().map(name).collect()
+    }
+
+    #[test]
+    fn the_kubelets_table() {
+        for (key, registry, repository, want) in [
+            ("r.io", "r.io", "a/b", true),
+            ("https://r.io/v1/", "r.io", "a/b", true),
+            ("http://r.io/v2/", "r.io", "a/b", true),
+            ("r.io/", "r.io", "a/b", true),
+            ("r.io/v2", "r.io", "a/b", false),
+            ("r.io/v1/a", "r.io", "a/b", true),
+            ("r.io/foo", "r.io", "foobar/x", true),
+            ("r.io/foo/", "r.io", "foobar/x", false),
+            ("r.io:443", "r.io", "a", false),
+            ("r.io", "r.io:443", "a", false),
+            ("r.io:5000", "r.io:5000", "a", true),
+            ("*.io", "r.io", "a", true),
+            ("*.io", "a.r.io", "a", false),
+            ("*.*.io", "a.r.io", "a", true),
+            ("r*x.io", "reg-x.io", "a", true),
+            ("*:5000", "localhost:5000", "a", true),
+            ("[::1]:5000", "[::1]:5000", "a", true),
+            ("", "r.io", "a", false),
+            ("https://index.docker.io/v1/", "docker.io", "library/nginx", true),
+            ("docker.io", "docker.io", "library/nginx", true),
+            ("registry-1.docker.io", "docker.io", "library/nginx", true),
+            ("docker.io/team", "index.docker.io", "library/nginx", false),
+            ("docker.io", "quay.io", "library/nginx", false),
+        ] {
+            let found = entries(&[key]).lookup(registry, repository);
+            assert_eq!(found.len() == 1, want, "{key} {registry}/{repository}");
+        }
+    }
+
+    #[test]
+    fn longer_keys_first_and_secrets_in_order() {
+        let mut keyring = Keyring::default();
+        keyring.add(entries(&["r.io", "r.io/team", "*.io", "other.io"]));
+        keyring.add(entries(&["https://r.io", "r.io/team/app"]));
+        assert_eq!(
+            names(keyring.lookup("r.io", "team/app")),
+            ["r.io/team", "r.io", "*.io", "r.io/team/app", "https://r.io"]
+        );
+    }
+
+    #[test]
+    fn equal_keys_are_both_kept() {
+        let found = entries(&["r.io", "https://r.io", "http://r.io/v1/"]).lookup("r.io", "a");
+        assert_eq!(names(found), ["r.io", "https://r.io", "http://r.io/v1/"]);
+    }
+
+    #[test]
+    fn debug_shows_no_password() {
+        let mut keyring = Keyring::default();
+        keyring.add(entries(&["r.io"]));
+        assert!(!format!("{keyring:?}").contains("hidden"));
+    }
+}

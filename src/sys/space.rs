@@ -1,0 +1,94 @@
+//! Space on a file system, and keeping it for a file.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statfs;
+use nix::sys::statvfs::fstatvfs;
+
+use super::dir::Dir;
+
+/// What matters of a file system to somebody who counts bytes on it.
+#[derive(Clone, Copy, Debug)]
+pub struct FileSystem {
+    /// Unit in which files occupy space, bytes.
+    pub block: u64,
+    /// Whether it is xfs, which gives a growing file more blocks than it needs unless they are asked for beforehand.
+    pub is_xfs: bool,
+}
+
+/// What a file system has left for us.
+#[derive(Clone, Copy, Debug)]
+pub struct Free {
+    /// Bytes.
+    pub bytes: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+impl FileSystem {
+    /// Asks the file system that holds `dir`.
+    pub fn of(dir: &Dir) -> io::Result<Self> {
+        let facts = statfs::fstatfs(dir)?;
+        let block = u64::try_from(facts.block_size()).unwrap_or(4096).clamp(512, 1 << 20);
+        Ok(FileSystem { block, is_xfs: facts.filesystem_type() == statfs::XFS_SUPER_MAGIC })
+    }
+
+    /// `bytes` rounded up to whole blocks.
+    pub fn round_up(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.block).saturating_mul(self.block)
+    }
+}
+
+/// What the file system that holds `dir` has left for a process without privileges.
+pub fn free(dir: &Dir) -> io::Result<Free> {
+    let facts = fstatvfs(dir)?;
+    Ok(Free { bytes: facts.blocks_available() * facts.fragment_size(), inodes: facts.files_available() })
+}
+
+/// Allocates `len` bytes for a file without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file systems that
+/// cannot are left as they are.
+pub fn preallocate(file: &File, len: u64) -> io::Result<()> {
+    let Ok(len) = i64::try_from(len) else {
+        return Err(Errno::EFBIG.into());
+    };
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Shares the blocks of `from` with the empty file `to` (ioctl_ficlone(2)); false where the file system cannot.
+pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
+    use rustix::io::Errno;
+    match rustix::fs::ioctl_ficlone(to.as_fd(), from.as_fd()) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::NOSYS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Bytes that the tree at `dir` occupies, as `du -s` counts them: each inode once. The directory itself counts too.
+pub fn occupied(dir: &Dir) -> io::Result<u64> {
+    let mut seen = HashSet::new();
+    let mut total = dir.stat_self()?.allocated;
+    let mut pending = vec![dir.try_clone()?];
+    while let Some(dir) = pending.pop() {
+        for name in dir.names()? {
+            let Some(stat) = dir.try_stat(&name)? else {
+                continue;
+            };
+            if stat.is_dir() {
+                pending.push(dir.open_dir(&name)?);
+            } else if stat.links > 1 && !seen.insert(stat.identity) {
+                continue;
+            }
+            total += stat.allocated;
+        }
+    }
+    Ok(total)
+}

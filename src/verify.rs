@@ -1,0 +1,58 @@
+//! Proves a sealed volume from its own bytes.
+//!
+//! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must have the diff
+//! ID that the image's config names. The members of that tar are planned again, in memory and by code of its own
+//! ([`tree`]), and every inode on disk must be what the plan says ([`compare`]). Index files are computed again
+//! ([`index`]). A name that nothing explains is a difference like any other. The first difference is reported.
+
+mod compare;
+mod error;
+mod index;
+mod layer;
+mod settle;
+mod tree;
+
+use std::path::Path;
+
+pub use error::{Error, Fault};
+
+use crate::model::digest::Digest;
+use crate::sys::Dir;
+use crate::volume;
+
+/// What was proven.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Images.
+    pub images: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Members of all tars.
+    pub entries: u64,
+    /// Bytes of all tars.
+    pub bytes: u64,
+    /// Digest of the content of `cache.json`.
+    pub digest: Digest,
+}
+
+/// Verifies the volume at `path`.
+pub fn verify(path: &Path) -> Result<Report, Error> {
+    let sealed = volume::seal::read(path)?;
+    let content = &sealed.content;
+    if !content.tar_split {
+        return Err(Error::NoTarSplit { path: path.display().to_string() });
+    }
+    let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
+    let documents = index::documents(&root, content)?;
+    index::check(&root, &sealed, &documents)?;
+    for layer in &content.layers {
+        layer::verify(&root, content, layer)?;
+    }
+    Ok(Report {
+        images: content.images.len(),
+        layers: content.layers.len(),
+        entries: content.layers.iter().map(|layer| layer.entries).sum(),
+        bytes: content.layers.iter().map(|layer| layer.size).sum(),
+        digest: sealed.digest.clone(),
+    })
+}

@@ -1,0 +1,340 @@
+//! A planned tree against the one on disk, inode by inode.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{self, Read};
+
+use super::error::{Error, Fault};
+use super::tree::{Content, Inode, InodeKind, Node, Tree};
+use crate::layer::overlay::Metadata;
+use crate::layer::overlay::lower::Lower;
+use crate::layer::path::{self, escape};
+use crate::model::chain::ChainId;
+use crate::model::digest::{Algorithm, Hasher};
+use crate::model::seal::Lost;
+use crate::sys::{Dir, FileType, Stat, Timestamp, xattr};
+
+/// What a tree on disk is compared with.
+#[derive(Debug)]
+pub(super) struct Comparison<'a> {
+    pub(super) layer: &'a ChainId,
+    pub(super) tree: &'a Tree,
+    pub(super) directories: &'a BTreeMap<Vec<u8>, Metadata>,
+    pub(super) lower: &'a Lower,
+    pub(super) lost: HashSet<(&'a str, &'a str)>,
+}
+
+/// What the record of a layer says an unprivileged build could not keep.
+pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
+    lost.iter().map(|lost| (lost.path.as_str(), lost.what.as_str())).collect()
+}
+
+impl Comparison<'_> {
+    /// Walks the whole tree in `diff`.
+    pub(super) fn run(&self, diff: Dir) -> Result<(), Error> {
+        let mut seen: HashSet<Vec<u8>> = HashSet::new();
+        let mut by_inode: HashMap<usize, ((u64, u64), Vec<u8>)> = HashMap::new();
+        let mut by_identity: HashMap<(u64, u64), (usize, Vec<u8>)> = HashMap::new();
+        self.directory(&[], &diff)?;
+        seen.insert(Vec::new());
+        let mut pending = vec![(Vec::new(), diff)];
+        while let Some((at, dir)) = pending.pop() {
+            let mut names = dir.names().map_err(|e| self.io("listing", &at, e))?;
+            names.sort();
+            for name in names {
+                let at = path::join(&at, &name);
+                let stat = dir.stat(&name).map_err(|e| self.io("examining", &at, e))?;
+                match self.tree.nodes.get(&at) {
+                    None => return Err(self.differs(&at, Fault::Unexplained)),
+                    Some(Node::Whiteout) if stat.is_whiteout() => {}
+                    Some(Node::Whiteout) => return Err(self.wrong_type(&at, "a whiteout", &stat)),
+                    Some(Node::Directory(_)) if stat.is_dir() => {
+                        let child = dir.open_dir(&name).map_err(|e| self.io("opening", &at, e))?;
+                        self.directory(&at, &child)?;
+                        pending.push((at.clone(), child));
+                    }
+                    Some(Node::Directory(_)) => return Err(self.wrong_type(&at, "a directory", &stat)),
+                    Some(Node::Inode(number)) => {
+                        let (identity, first) =
+                            by_inode.entry(*number).or_insert_with(|| (stat.identity, at.clone()));
+                        if *identity != stat.identity {
+                            return Err(self.differs(&at, Fault::NotLinked(escape(first))));
+                        }
+                        let (owner, first) =
+                            by_identity.entry(stat.identity).or_insert_with(|| (*number, at.clone()));
+                        if owner != number {
+                            return Err(self.differs(&at, Fault::Linked(escape(first))));
+                        }
+                        if *first == at {
+                            self.inode(&at, &dir, &name, &stat, &self.tree.inodes[*number], *number)?;
+                        }
+                    }
+                }
+                seen.insert(at);
+            }
+        }
+        let missing = self.tree.nodes.keys().find(|at| !seen.contains(*at) && !self.device_lost(at));
+        missing.map_or(Ok(()), |at| Err(self.differs(at, Fault::Missing)))
+    }
+
+    fn directory(&self, at: &[u8], dir: &Dir) -> Result<(), Error> {
+        let Some(want) = self.directories.get(at) else {
+            return Err(self.differs(at, Fault::Unexplained));
+        };
+        let stat = dir.stat_self().map_err(|e| self.io("examining", at, e))?;
+        let xattrs = xattr::all(dir).map_err(|e| self.io("reading the attributes of", at, e))?;
+        self.metadata(at, want, &stat, xattrs)
+    }
+
+    fn inode(
+        &self,
+        at: &[u8],
+        dir: &Dir,
+        name: &[u8],
+        stat: &Stat,
+        inode: &Inode,
+        number: usize,
+    ) -> Result<(), Error> {
+        match &inode.kind {
+            InodeKind::File { size, content } => {
+                self.is_type(at, FileType::Regular, stat)?;
+                if stat.size != *size {
+                    return Err(self.differs(at, Fault::Size { want: *size, found: stat.size }));
+                }
+                self.content(at, dir, name, *size, content, number)?;
+            }
+            InodeKind::Symlink(want) => {
+                self.is_type(at, FileType::Symlink, stat)?;
+                let found = dir.read_link(name).map_err(|e| self.io("reading the link", at, e))?;
+                if found != *want {
+                    let (want, found) = (escape(want), escape(&found));
+                    return Err(self.differs(at, Fault::Target { want, found }));
+                }
+            }
+            InodeKind::CharDevice(major, minor) => {
+                self.device(at, FileType::CharDevice, (*major, *minor), stat)?
+            }
+            InodeKind::BlockDevice(major, minor) => {
+                self.device(at, FileType::BlockDevice, (*major, *minor), stat)?
+            }
+            InodeKind::Fifo => self.is_type(at, FileType::Fifo, stat)?,
+            InodeKind::CopiedUp(source) => self.copied_up(at, dir, name, stat, source)?,
+        }
+        let xattrs = xattr::all_at(dir, name).map_err(|e| self.io("reading the attributes of", at, e))?;
+        self.metadata(at, &inode.metadata, stat, xattrs)
+    }
+
+    fn content(
+        &self,
+        at: &[u8],
+        dir: &Dir,
+        name: &[u8],
+        size: u64,
+        content: &Content,
+        number: usize,
+    ) -> Result<(), Error> {
+        match content {
+            // Rebuilding the tar has read it, if it is still the same file.
+            Content::Read(path) => match self.tree.nodes.get(path) {
+                Some(Node::Inode(other)) if *other == number => Ok(()),
+                _ => Err(self.differs(at, Fault::Content)),
+            },
+            Content::Held { regions, digest } => {
+                let file = dir.open_file(name).map_err(|e| self.io("opening", at, e))?;
+                let found = hash_regions(file, size, regions, Hasher::new(Algorithm::Sha256));
+                match found.map_err(|e| self.io("reading", at, e))? {
+                    Some(hasher) if hasher.clone().finish() == *digest => Ok(()),
+                    _ => Err(self.differs(at, Fault::Content)),
+                }
+            }
+        }
+    }
+
+    fn copied_up(&self, at: &[u8], dir: &Dir, name: &[u8], stat: &Stat, source: &[u8]) -> Result<(), Error> {
+        let found = self
+            .lower
+            .link_target(source)
+            .map_err(|e| self.io("looking in the layers below for", source, e))?;
+        let Some((resolved, lower, original)) = found else {
+            return Err(self.differs(at, Fault::Unexplained));
+        };
+        let original_name = path::split(&resolved).1;
+        self.is_type(at, original.file_type, stat)?;
+        let same = match original.file_type {
+            FileType::Regular => {
+                let open =
+                    |dir: &Dir, name: &[u8]| dir.open_file(name).map_err(|e| self.io("opening", at, e));
+                let (a, b) = (open(dir, name)?, open(&lower, original_name)?);
+                stat.size == original.size && same_bytes(a, b).map_err(|e| self.io("reading", at, e))?
+            }
+            FileType::Symlink => {
+                let read =
+                    |dir: &Dir, name: &[u8]| dir.read_link(name).map_err(|e| self.io("reading", at, e));
+                read(dir, name)? == read(&lower, original_name)?
+            }
+            _ => stat.device == original.device,
+        };
+        if same { Ok(()) } else { Err(self.differs(at, Fault::Content)) }
+    }
+
+    fn metadata(
+        &self,
+        at: &[u8],
+        want: &Metadata,
+        stat: &Stat,
+        xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    ) -> Result<(), Error> {
+        let owner = (want.uid, want.gid);
+        if owner != (stat.uid, stat.gid) && !self.is_lost(at, &format!("owner {}:{}", owner.0, owner.1)) {
+            return Err(self.differs(at, Fault::Owner { want: owner, found: (stat.uid, stat.gid) }));
+        }
+        if want.mode != stat.mode && stat.file_type != FileType::Symlink {
+            return Err(self.differs(at, Fault::Mode { want: want.mode, found: stat.mode }));
+        }
+        if want.mtime != stat.mtime {
+            let (want, found) = (seconds(want.mtime), seconds(stat.mtime));
+            return Err(self.differs(at, Fault::Time { want, found }));
+        }
+        let want: BTreeMap<&[u8], &[u8]> =
+            want.xattrs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())).collect();
+        let found: BTreeMap<&[u8], &[u8]> = xattrs
+            .iter()
+            // A label of the host's policy, which may come and go with the host.
+            .filter(|(name, _)| name != b"security.selinux")
+            .map(|(n, v)| (n.as_slice(), v.as_slice()))
+            .collect();
+        for name in want.keys().chain(found.keys()) {
+            let lost = || !found.contains_key(name) && self.is_lost(at, &format!("xattr {}", escape(name)));
+            if want.get(name) != found.get(name) && !lost() {
+                return Err(self.differs(at, Fault::Attribute(escape(name))));
+            }
+        }
+        Ok(())
+    }
+
+    fn device(&self, at: &[u8], file_type: FileType, want: (u32, u32), stat: &Stat) -> Result<(), Error> {
+        self.is_type(at, file_type, stat)?;
+        if want != stat.device {
+            return Err(self.differs(at, Fault::Device { want, found: stat.device }));
+        }
+        Ok(())
+    }
+
+    fn is_type(&self, at: &[u8], want: FileType, stat: &Stat) -> Result<(), Error> {
+        if stat.file_type == want && !stat.is_whiteout() {
+            return Ok(());
+        }
+        Err(self.wrong_type(at, type_name(want), stat))
+    }
+
+    fn wrong_type(&self, at: &[u8], want: &'static str, stat: &Stat) -> Error {
+        let found = if stat.is_whiteout() { "a whiteout" } else { type_name(stat.file_type) };
+        self.differs(at, Fault::Type { want, found })
+    }
+
+    fn is_lost(&self, at: &[u8], what: &str) -> bool {
+        !self.lost.is_empty() && self.lost.contains(&(escape(at).as_str(), what))
+    }
+
+    fn device_lost(&self, at: &[u8]) -> bool {
+        let escaped = escape(at);
+        self.lost.iter().any(|(path, what)| *path == escaped && what.starts_with("device "))
+    }
+
+    fn differs(&self, at: &[u8], fault: Fault) -> Error {
+        Error::layer(self.layer, at, fault)
+    }
+
+    fn io(&self, doing: &'static str, at: &[u8], source: io::Error) -> Error {
+        Error::io(doing, format!("{:?} of layer {}", escape(at), self.layer), source)
+    }
+}
+
+fn type_name(file_type: FileType) -> &'static str {
+    match file_type {
+        FileType::Regular => "a regular file",
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
+        FileType::CharDevice => "a character device",
+        FileType::BlockDevice => "a block device",
+        FileType::Fifo => "a named pipe",
+        FileType::Socket => "a socket",
+    }
+}
+
+fn seconds(time: Timestamp) -> String {
+    format!("{}.{:09}", time.sec, time.nsec)
+}
+
+/// Hashes the bytes in `regions`; nothing where a byte outside of them is not zero or the size is another.
+fn hash_regions(
+    file: impl Read,
+    size: u64,
+    regions: &[(u64, u64)],
+    mut hasher: Hasher,
+) -> io::Result<Option<Hasher>> {
+    let mut file = io::BufReader::with_capacity(1 << 17, file);
+    let mut at = 0;
+    for (offset, len) in regions.iter().copied().chain([(size, 0)]) {
+        if !each(&mut file, offset.saturating_sub(at), |bytes| bytes.iter().all(|b| *b == 0))? {
+            return Ok(None);
+        }
+        let hashed = each(&mut file, len, |bytes| {
+            hasher.update(bytes);
+            true
+        });
+        if !hashed? {
+            return Ok(None);
+        }
+        at = offset + len;
+    }
+    Ok(Some(hasher))
+}
+
+/// Hands the next `len` bytes to `take` in pieces; false where there are fewer or `take` says so.
+fn each(file: &mut impl io::BufRead, mut len: u64, mut take: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+    while len > 0 {
+        let bytes = file.fill_buf()?;
+        let here = usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len());
+        if here == 0 || !take(&bytes[..here]) {
+            return Ok(false);
+        }
+        file.consume(here);
+        len -= here as u64;
+    }
+    Ok(true)
+}
+
+fn same_bytes(a: impl Read, b: impl Read) -> io::Result<bool> {
+    use io::BufRead as _;
+    let mut a = io::BufReader::with_capacity(1 << 16, a);
+    let mut b = io::BufReader::with_capacity(1 << 16, b);
+    loop {
+        let (left, right) = (a.fill_buf()?, b.fill_buf()?);
+        let len = left.len().min(right.len());
+        if len == 0 {
+            return Ok(left.len() == right.len());
+        }
+        if left[..len] != right[..len] {
+            return Ok(false);
+        }
+        a.consume(len);
+        b.consume(len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regions_and_the_zeros_between() {
+        let hash = |bytes: &[u8], size, regions: &[(u64, u64)]| {
+            hash_regions(bytes, size, regions, Hasher::new(Algorithm::Sha256)).unwrap().map(Hasher::finish)
+        };
+        let want = Hasher::digest_of(Algorithm::Sha256, b"abc");
+        assert_eq!(hash(b"ab\0\0c\0", 6, &[(0, 2), (4, 1)]), Some(want.clone()));
+        assert_eq!(hash(b"abx\0c\0", 6, &[(0, 2), (4, 1)]), None);
+        assert_eq!(hash(b"ab\0\0c", 6, &[(0, 2), (4, 1)]), None);
+        assert_ne!(hash(b"ab\0\0d\0", 6, &[(0, 2), (4, 1)]), Some(want));
+    }
+}

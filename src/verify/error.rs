@@ -1,0 +1,167 @@
+//! What verification finds.
+
+use std::fmt::Display;
+use std::io;
+
+use crate::layer::path::escape;
+use crate::model::chain::ChainId;
+use crate::model::class::Class;
+use crate::volume;
+
+/// A volume is not what its seal says, or cannot be verified.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The first difference.
+    #[error("{}{path:?}: {fault}", layer.as_ref().map(|layer| format!("layer {layer}, ")).unwrap_or_default())]
+    Difference {
+        /// The layer, where one is to blame.
+        layer: Option<ChainId>,
+        /// Path, relative to the layer or else to the volume, escaped.
+        path: String,
+        /// What differs.
+        fault: Fault,
+    },
+    /// A layer cannot be rebuilt.
+    #[error("layer {layer}: {message}")]
+    Layer {
+        /// The layer.
+        layer: ChainId,
+        /// Why.
+        message: String,
+    },
+    /// There is nothing to verify with.
+    #[error(
+        "{path} was built with --no-tar-split: without tar-split files its layers cannot be proven or exported; build it again without that flag"
+    )]
+    NoTarSplit {
+        /// The volume.
+        path: String,
+    },
+    /// The seal cannot be read or trusted.
+    #[error(transparent)]
+    Volume(#[from] volume::Error),
+    /// The file system refused.
+    #[error("{doing} {what}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What differs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A name that should be there.
+    #[error("it is missing")]
+    Missing,
+    /// A name that nothing explains.
+    #[error("nothing explains it")]
+    Unexplained,
+    /// Another type of inode.
+    #[error("it is {found}, want {want}")]
+    Type {
+        /// Type wanted.
+        want: &'static str,
+        /// Type found.
+        found: &'static str,
+    },
+    /// Another mode.
+    #[error("its mode is {found:04o}, want {want:04o}")]
+    Mode {
+        /// Mode wanted.
+        want: u32,
+        /// Mode found.
+        found: u32,
+    },
+    /// Another owner or group.
+    #[error("its owner is {}:{}, want {}:{}", found.0, found.1, want.0, want.1)]
+    Owner {
+        /// Owner and group wanted.
+        want: (u32, u32),
+        /// Owner and group found.
+        found: (u32, u32),
+    },
+    /// Another modification time.
+    #[error("its modification time is {found}, want {want}")]
+    Time {
+        /// Time wanted, seconds and nanoseconds.
+        want: String,
+        /// Time found.
+        found: String,
+    },
+    /// Another size.
+    #[error("its size is {found} bytes, want {want}")]
+    Size {
+        /// Size wanted.
+        want: u64,
+        /// Size found.
+        found: u64,
+    },
+    /// Other content.
+    #[error("its content differs")]
+    Content,
+    /// Another target of a symbolic link.
+    #[error("its target is {found:?}, want {want:?}")]
+    Target {
+        /// Target wanted, escaped.
+        want: String,
+        /// Target found, escaped.
+        found: String,
+    },
+    /// Another device number.
+    #[error("its device is {}:{}, want {}:{}", found.0, found.1, want.0, want.1)]
+    Device {
+        /// Device wanted.
+        want: (u32, u32),
+        /// Device found.
+        found: (u32, u32),
+    },
+    /// Another extended attribute.
+    #[error("its attribute {0:?} is missing, unexplained or has another value")]
+    Attribute(String),
+    /// Names that should, or should not, be one inode.
+    #[error("it should be one file with {0:?} and is not")]
+    NotLinked(String),
+    /// Names that are one inode and should not be.
+    #[error("it is one file with {0:?} and should not be")]
+    Linked(String),
+    /// An index file that does not follow from the content.
+    #[error("it does not follow from cache.json")]
+    Index,
+    /// A digest that does not hold.
+    #[error("its digest is not {0}")]
+    Digest(String),
+    /// A statement of cache.json that the images do not bear out.
+    #[error("cache.json says {0}, and that is not so")]
+    Statement(String),
+}
+
+impl Error {
+    /// A difference in a layer.
+    pub(super) fn layer(layer: &ChainId, path: &[u8], fault: Fault) -> Self {
+        Error::Difference { layer: Some(layer.clone()), path: escape(path), fault }
+    }
+
+    /// A difference outside of layers.
+    pub(super) fn volume(path: impl Display, fault: Fault) -> Self {
+        Error::Difference { layer: None, path: path.to_string(), fault }
+    }
+
+    pub(super) fn io(doing: &'static str, what: impl Display, source: io::Error) -> Self {
+        Error::Io { doing, what: what.to_string(), source }
+    }
+
+    /// The class, which decides about the exit code.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Difference { .. } | Error::Layer { .. } => Class::Corrupt,
+            Error::NoTarSplit { .. } => Class::Invalid,
+            Error::Volume(e) => e.class(),
+            Error::Io { source, .. } => crate::layer::error::io_class(source),
+        }
+    }
+}

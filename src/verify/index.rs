@@ -1,0 +1,214 @@
+//! Everything on a volume that is not a layer: documents against their digests, index files computed again, and no name
+//! that nothing explains.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::error::{Error, Fault};
+use crate::layer::path::escape;
+use crate::model::chain::ChainId;
+use crate::model::digest::{Digest, Hasher};
+use crate::model::manifest::{Document, ImageConfig};
+use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals};
+use crate::sys::Dir;
+use crate::volume::layout;
+use crate::volume::store::{self, Documents};
+
+/// Largest manifest, index or config.
+const MAX_DOCUMENT: u64 = 4 << 20;
+
+/// Largest index file of ours.
+const MAX_INDEX: u64 = 256 << 20;
+
+/// Reads the documents of every image and checks them against their digests, and the statements of `cache.json` about
+/// them.
+pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error> {
+    let layers: BTreeMap<&ChainId, &Layer> =
+        content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
+    let mut blobs: BTreeMap<Digest, u64> = BTreeMap::new();
+    let mut used = BTreeSet::new();
+    let mut all = Vec::new();
+    for image in &content.images {
+        let states = |what: String| Error::volume("cache.json", Fault::Statement(what));
+        let manifest_bytes = document(root, &image.manifest)?;
+        let parsed = Document::parse(&manifest_bytes, None);
+        let Ok(Document::Image(manifest)) = parsed else {
+            return Err(states(format!("{} is the manifest of {}", image.manifest, image.reference)));
+        };
+        if manifest.config.digest != image.config {
+            return Err(states(format!("{} has the config {}", image.reference, image.config)));
+        }
+        let config_bytes = document(root, &image.config)?;
+        let config = ImageConfig::parse(&config_bytes)
+            .map_err(|e| Error::volume(store::blob_path(&image.config), Fault::Statement(e.to_string())))?;
+        if ChainId::chain(&config.diff_ids) != image.chain || config.diff_ids.len() != manifest.layers.len() {
+            return Err(states(format!("{} has these layers", image.reference)));
+        }
+        check_layers(image, &config.diff_ids, &layers)?;
+        used.extend(image.chain.iter());
+        blobs.extend(manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)));
+        let index = image.index.as_ref().map(|digest| document(root, digest)).transpose()?;
+        all.push(Documents {
+            manifest: manifest_bytes,
+            manifest_type: manifest.media_type,
+            config: config_bytes,
+            created: config.created,
+            index,
+        });
+    }
+    if used.len() != content.layers.len() {
+        return Err(Error::volume(
+            "cache.json",
+            Fault::Statement("its layers are those of its images".into()),
+        ));
+    }
+    let totals = Totals {
+        layers: content.layers.len() as u64,
+        entries: content.layers.iter().map(|layer| layer.entries).sum(),
+        compressed_size: blobs.values().sum(),
+        size: content.layers.iter().map(|layer| layer.size).sum(),
+    };
+    if totals != content.totals {
+        return Err(Error::volume(
+            "cache.json",
+            Fault::Statement(format!("the totals are {:?}", content.totals)),
+        ));
+    }
+    Ok(all)
+}
+
+fn check_layers(
+    image: &Image,
+    diff_ids: &[Digest],
+    layers: &BTreeMap<&ChainId, &Layer>,
+) -> Result<(), Error> {
+    let mut parent = None;
+    for (chain_id, diff_id) in image.chain.iter().zip(diff_ids) {
+        let holds =
+            layers.get(chain_id).is_some_and(|l| l.parent.as_ref() == parent && l.diff_id == *diff_id);
+        if !holds {
+            let what = format!("it has the layer {chain_id} of {}", image.reference);
+            return Err(Error::volume("cache.json", Fault::Statement(what)));
+        }
+        parent = Some(chain_id);
+    }
+    Ok(())
+}
+
+fn document(root: &Dir, digest: &Digest) -> Result<Vec<u8>, Error> {
+    let path = store::blob_path(digest);
+    let bytes = read(root, &path, MAX_DOCUMENT)?;
+    if Hasher::digest_of(digest.algorithm(), &bytes) != *digest {
+        return Err(Error::volume(path, Fault::Digest(digest.to_string())));
+    }
+    Ok(bytes)
+}
+
+/// Compares every file outside of layer trees with what it must be, and every name with what explains it.
+pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents]) -> Result<(), Error> {
+    let content = &sealed.content;
+    let mut expected: BTreeMap<String, Vec<u8>> = store::files(content, documents)
+        .map_err(|e| Error::volume("cache.json", Fault::Statement(e.to_string())))?
+        .into_iter()
+        .collect();
+    expected.insert("overlay-layers/layers.lock".into(), Vec::new());
+    expected.insert("overlay-images/images.lock".into(), Vec::new());
+    let mut links: BTreeMap<String, String> = BTreeMap::new();
+    let mut explained: BTreeSet<String> = BTreeSet::from(["cache.json".to_owned(), "overlay/l".to_owned()]);
+    let by_chain: BTreeMap<&ChainId, &Layer> =
+        content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
+    for layer in &content.layers {
+        let hex = layer.chain_id.hex();
+        let link = layer.chain_id.link();
+        links.insert(format!("overlay/l/{link}"), format!("../{hex}/diff"));
+        expected.insert(format!("overlay/{hex}/link"), link.into_bytes());
+        if layer.parent.is_some() {
+            expected.insert(format!("overlay/{hex}/lower"), lower(layer, &by_chain).into_bytes());
+        }
+        explained.insert(format!("overlay/{hex}/diff"));
+        explained.insert(format!("overlay-layers/{}", layout::tar_split(&layer.chain_id)));
+    }
+    for name in ["lock", "job.json", "journal"] {
+        explained.insert(format!(".larder/{name}"));
+    }
+    for (path, want) in &expected {
+        if read(root, path, MAX_INDEX)? != *want {
+            return Err(Error::volume(path, Fault::Index));
+        }
+    }
+    explained.extend(expected.into_keys());
+    let mut walk = Walk { links, explained };
+    walk.run(root)
+}
+
+fn lower(layer: &Layer, layers: &BTreeMap<&ChainId, &Layer>) -> String {
+    let mut line = Vec::new();
+    let mut parent = layer.parent.as_ref();
+    while let Some(chain_id) = parent {
+        line.push(format!("l/{}", chain_id.link()));
+        parent = layers.get(chain_id).and_then(|layer| layer.parent.as_ref());
+    }
+    line.join(":")
+}
+
+struct Walk {
+    /// Symbolic links and their texts.
+    links: BTreeMap<String, String>,
+    /// Files, and the roots of trees that are checked elsewhere.
+    explained: BTreeSet<String>,
+}
+
+impl Walk {
+    fn run(&mut self, root: &Dir) -> Result<(), Error> {
+        let mut directories: BTreeSet<String> = BTreeSet::new();
+        for path in self.explained.iter().chain(self.links.keys()) {
+            let mut parent = path.as_str();
+            while let Some((above, _)) = parent.rsplit_once('/') {
+                directories.insert(above.to_owned());
+                parent = above;
+            }
+        }
+        let mut pending = vec![(String::new(), root.try_clone().map_err(|e| Error::io("opening", ".", e))?)];
+        while let Some((path, dir)) = pending.pop() {
+            let mut names = dir.names().map_err(|e| Error::io("listing", &path, e))?;
+            names.sort();
+            for name in names {
+                let shown = escape(&name);
+                let at = if path.is_empty() { shown } else { format!("{path}/{shown}") };
+                if at == "lost+found" {
+                    continue;
+                }
+                let stat = dir.stat(&name).map_err(|e| Error::io("examining", &at, e))?;
+                if let Some(want) = self.links.remove(&at) {
+                    let found = dir.read_link(&name).map_err(|_| Error::volume(&at, Fault::Index))?;
+                    if found != want.as_bytes() {
+                        let found = escape(&found);
+                        return Err(Error::volume(&at, Fault::Target { want, found }));
+                    }
+                } else if directories.contains(&at) {
+                    let child = dir.open_dir(&name).map_err(|e| Error::io("opening", &at, e))?;
+                    pending.push((at, child));
+                } else if !self.explained.contains(&at)
+                    || at.ends_with("/diff") != stat.is_dir() && at != "overlay/l"
+                {
+                    return Err(Error::volume(&at, Fault::Unexplained));
+                }
+            }
+        }
+        match self.links.keys().next() {
+            Some(missing) => Err(Error::volume(missing, Fault::Missing)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn read(root: &Dir, path: &str, limit: u64) -> Result<Vec<u8>, Error> {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let opened = match dir {
+        "" => root.try_clone(),
+        dir => root.open_beneath(dir.as_bytes()),
+    };
+    match opened.and_then(|dir| dir.read_file(name.as_bytes(), limit)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::volume(path, Fault::Missing)),
+        other => other.map_err(|e| Error::io("reading", path, e)),
+    }
+}

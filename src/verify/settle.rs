@@ -1,0 +1,121 @@
+//! What settling makes of a planned tree, by the same rule as the sink's.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::error::{Error, Fault};
+use super::tree::{Inode, InodeKind, Node, Tree, link_metadata};
+use crate::layer::overlay::lower::{self, Lower, Shown};
+use crate::layer::overlay::settle::{inherited, is_hidden};
+use crate::layer::overlay::{Metadata, OPAQUE_XATTR, copy};
+use crate::layer::path::{self, escape};
+use crate::model::chain::ChainId;
+use crate::model::seal::Settled;
+
+/// Settles `tree` on top of `lower`, with whiteouts for the opaque directories that `claimed` lists. Returns the metadata of
+/// every directory, and what was settled.
+pub(super) fn settle(
+    layer: &ChainId,
+    tree: &mut Tree,
+    lower: &Lower,
+    claimed: &Settled,
+) -> Result<(BTreeMap<Vec<u8>, Metadata>, Settled), Error> {
+    let mut settled = Settled::default();
+    links(layer, tree, lower, &mut settled)?;
+    let whiteouts: HashSet<&str> = claimed.opaque_as_whiteouts.iter().map(String::as_str).collect();
+    let directories = tree.directories();
+    let mut marked = HashSet::new();
+    for (at, _) in directories.iter().filter(|(_, directory)| directory.hides_lower()) {
+        let shown = escape(at);
+        if !at.is_empty() && !whiteouts.contains(shown.as_str()) {
+            marked.insert(at.clone());
+            continue;
+        }
+        if !is_hidden(&directories, at)
+            && let Shown::Directory(parts) = lower.show(at).map_err(|e| look(at, e))?
+        {
+            mask(tree, lower, at, &parts)?;
+        }
+        settled.opaque_as_whiteouts.push(shown);
+    }
+    let mut described = BTreeMap::new();
+    for (at, directory) in &directories {
+        let from_below = inherited(&directories, at, lower)
+            .map_err(|e| Error::Layer { layer: layer.clone(), message: e.to_string() })?;
+        if from_below.is_some() {
+            settled.inherited.push(escape(at));
+        }
+        let mut metadata = directory.metadata.clone().or(from_below).unwrap_or_else(Metadata::implied);
+        if marked.contains(at) {
+            metadata.xattrs.push((OPAQUE_XATTR.to_vec(), b"y".to_vec()));
+            metadata.xattrs.sort();
+        }
+        described.insert(at.clone(), metadata);
+    }
+    Ok((described, settled))
+}
+
+fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled) -> Result<(), Error> {
+    let mut copied: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    for (at, link) in std::mem::take(&mut tree.lower_links) {
+        let found = lower.link_target(&link.target).map_err(|e| look(&link.target, e))?;
+        let Some((resolved, dir, stat)) = found else {
+            let fault = crate::layer::error::Fault::LinkMissing(escape(&link.target));
+            return Err(Error::Layer { layer: layer.clone(), message: fault.to_string() });
+        };
+        let inode = match copied.get(&resolved) {
+            Some(inode) => *inode,
+            None => {
+                let name = path::split(&resolved).1;
+                let metadata = copy::metadata_of(&dir, name, &stat).map_err(|e| look(&resolved, e))?;
+                tree.inodes.push(Inode { kind: InodeKind::CopiedUp(resolved.clone()), metadata });
+                let inode = tree.inodes.len() - 1;
+                let parent =
+                    tree.make_parents(path::split(&resolved).0).map_err(|f| hostile(layer, &resolved, &f))?;
+                let own = path::join(&parent, name);
+                tree.nodes.entry(own).or_insert(Node::Inode(inode));
+                settled.copied_up.push(escape(&resolved));
+                copied.insert(resolved, inode);
+                inode
+            }
+        };
+        tree.inodes[inode].metadata = link_metadata(&tree.inodes[inode], link.metadata);
+        let parent = tree.make_parents(path::split(&at).0).map_err(|f| hostile(layer, &at, &f))?;
+        let at = path::join(&parent, path::split(&at).1);
+        tree.nodes.insert(at, Node::Inode(inode));
+    }
+    Ok(())
+}
+
+fn mask(
+    tree: &mut Tree,
+    lower: &Lower,
+    top: &[u8],
+    parts: &[std::rc::Rc<crate::sys::Dir>],
+) -> Result<(), Error> {
+    let mut pending = vec![(top.to_vec(), parts.to_vec())];
+    while let Some((at, parts)) = pending.pop() {
+        for name in lower::names(&parts).map_err(|e| look(&at, e))? {
+            let child = path::join(&at, &name);
+            match tree.nodes.get(&child) {
+                Some(Node::Directory(_)) => {
+                    if let Shown::Directory(parts) = lower.show(&child).map_err(|e| look(&child, e))? {
+                        pending.push((child, parts));
+                    }
+                }
+                Some(_) => {}
+                None => {
+                    tree.nodes.insert(child, Node::Whiteout);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn look(path: &[u8], source: std::io::Error) -> Error {
+    Error::io("looking in the layers below for", escape(path), source)
+}
+
+fn hostile(layer: &ChainId, path: &[u8], fault: &crate::layer::error::Fault) -> Error {
+    Error::layer(layer, path, Fault::Statement(fault.to_string()))
+}

@@ -1,0 +1,235 @@
+//! The tree that a tar stands for, planned in memory.
+//!
+//! The rules are those of the overlay sink, written a second time on purpose: what both get wrong in the same way the
+//! runtimes have to find, everything else is found here.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::layer::error::Fault;
+use crate::layer::overlay::{Directory, LowerLink, Metadata};
+use crate::layer::path::{self, Meaning};
+use crate::model::digest::Digest;
+
+/// A file that is not a directory, under all its names.
+#[derive(Clone, Debug)]
+pub(super) struct Inode {
+    pub(super) kind: InodeKind,
+    pub(super) metadata: Metadata,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum InodeKind {
+    File {
+        size: u64,
+        content: Content,
+    },
+    Symlink(Vec<u8>),
+    CharDevice(u32, u32),
+    BlockDevice(u32, u32),
+    Fifo,
+    /// A copy of a file of a lower layer, by its path there.
+    CopiedUp(Vec<u8>),
+}
+
+/// How the content of a file is known.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    /// The tar was rebuilt from the file at this path.
+    Read(Vec<u8>),
+    /// The tar-split file holds it: regions (offset, length), the sha256 over their bytes, and zeros between.
+    Held { regions: Vec<(u64, u64)>, digest: Digest },
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    Directory(Directory),
+    Inode(usize),
+    Whiteout,
+}
+
+/// The planned tree.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    pub(super) nodes: BTreeMap<Vec<u8>, Node>,
+    pub(super) inodes: Vec<Inode>,
+    pub(super) lower_links: BTreeMap<Vec<u8>, LowerLink>,
+}
+
+const MAX_LINKS: u32 = 40;
+
+enum Walked {
+    Here(Vec<u8>),
+    Missing(Vec<u8>),
+}
+
+impl Tree {
+    pub(super) fn new() -> Self {
+        Tree {
+            nodes: BTreeMap::from([(Vec::new(), Node::Directory(Directory::default()))]),
+            ..Tree::default()
+        }
+    }
+
+    /// Where a member goes, or nothing where it leaves no name of its own.
+    pub(super) fn place(&mut self, clean: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        let (parent, name) = path::split(clean);
+        match path::meaning(clean)? {
+            Meaning::Aufs => Ok(None),
+            Meaning::Opaque => {
+                let parent = self.make_parents(parent)?;
+                self.directory_mut(&parent).opaque = true;
+                Ok(None)
+            }
+            Meaning::Whiteout(hidden) => {
+                let at = path::join(&self.make_parents(parent)?, hidden);
+                match self.nodes.get_mut(&at) {
+                    Some(Node::Directory(directory)) => directory.recreated = true,
+                    Some(_) => {}
+                    None if self.lower_links.contains_key(&at) => {}
+                    None => {
+                        self.nodes.insert(at, Node::Whiteout);
+                    }
+                }
+                Ok(None)
+            }
+            Meaning::Plain if clean.is_empty() => Ok(Some(Vec::new())),
+            Meaning::Plain => Ok(Some(path::join(&self.make_parents(parent)?, name))),
+        }
+    }
+
+    pub(super) fn add_directory(&mut self, at: Vec<u8>, metadata: Metadata) {
+        if let Some(Node::Directory(directory)) = self.nodes.get_mut(&at) {
+            directory.metadata = Some(metadata);
+            return;
+        }
+        let recreated = matches!(self.nodes.get(&at), Some(Node::Whiteout));
+        self.clear(&at);
+        self.nodes
+            .insert(at, Node::Directory(Directory { metadata: Some(metadata), opaque: false, recreated }));
+    }
+
+    pub(super) fn add_inode(&mut self, at: Vec<u8>, kind: InodeKind, metadata: Metadata) {
+        self.clear(&at);
+        self.inodes.push(Inode { kind, metadata });
+        self.nodes.insert(at, Node::Inode(self.inodes.len() - 1));
+    }
+
+    pub(super) fn add_link(&mut self, at: Vec<u8>, target: &[u8], metadata: Metadata) -> Result<(), Fault> {
+        let (parent, name) = path::split(target);
+        let target_at = match self.walk(parent, false)? {
+            Walked::Missing(resolved) => {
+                self.clear(&at);
+                self.lower_links.insert(at, LowerLink { target: path::join(&resolved, name), metadata });
+                return Ok(());
+            }
+            Walked::Here(parent) => path::join(&parent, name),
+        };
+        match self.nodes.get(&target_at) {
+            Some(Node::Inode(inode)) => {
+                let inode = *inode;
+                self.inodes[inode].metadata = link_metadata(&self.inodes[inode], metadata);
+                if at != target_at {
+                    self.clear(&at);
+                    self.nodes.insert(at, Node::Inode(inode));
+                }
+                Ok(())
+            }
+            Some(Node::Directory(_)) => Err(Fault::LinkToDirectory(path::escape(&target_at))),
+            Some(Node::Whiteout) | None => {
+                let target = self.lower_links.get(&target_at).map_or(target_at, |link| link.target.clone());
+                self.clear(&at);
+                self.lower_links.insert(at, LowerLink { target, metadata });
+                Ok(())
+            }
+        }
+    }
+
+    /// The directories alone, as settling asks for them.
+    pub(super) fn directories(&self) -> BTreeMap<Vec<u8>, Directory> {
+        let directories = self.nodes.iter().filter_map(|(path, node)| match node {
+            Node::Directory(directory) => Some((path.clone(), directory.clone())),
+            _ => None,
+        });
+        directories.collect()
+    }
+
+    /// Makes the directories on the way to `directory`, links followed; returns where that is.
+    pub(super) fn make_parents(&mut self, directory: &[u8]) -> Result<Vec<u8>, Fault> {
+        match self.walk(directory, true)? {
+            Walked::Here(path) => Ok(path),
+            Walked::Missing(path) => Err(Fault::ParentKind(path::escape(&path))),
+        }
+    }
+
+    pub(super) fn directory_mut(&mut self, at: &[u8]) -> &mut Directory {
+        let node = self.nodes.entry(at.to_vec()).or_insert(Node::Directory(Directory::default()));
+        if !matches!(node, Node::Directory(_)) {
+            *node = Node::Directory(Directory::default());
+        }
+        match node {
+            Node::Directory(directory) => directory,
+            _ => unreachable!("made a directory just now"),
+        }
+    }
+
+    fn clear(&mut self, at: &[u8]) {
+        if matches!(self.nodes.get(at), Some(Node::Directory(_))) {
+            self.nodes.retain(|path, _| !path::is_at_or_below(path, at));
+            self.lower_links.retain(|path, _| !path::is_at_or_below(path, at));
+        } else {
+            self.nodes.remove(at);
+            self.lower_links.remove(at);
+        }
+    }
+
+    fn walk(&mut self, directory: &[u8], make: bool) -> Result<Walked, Fault> {
+        let mut here: Vec<u8> = Vec::new();
+        let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
+        let mut links = 0;
+        while let Some(component) = pending.pop_front() {
+            if component == b".." {
+                here.truncate(path::split(&here).0.len());
+                continue;
+            }
+            let at = path::join(&here, &component);
+            match self.nodes.get(&at) {
+                Some(Node::Directory(_)) => here = at,
+                Some(Node::Inode(inode)) => {
+                    let InodeKind::Symlink(target) = &self.inodes[*inode].kind else {
+                        return Err(Fault::ParentKind(path::escape(&at)));
+                    };
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Fault::Loop);
+                    }
+                    if target.starts_with(b"/") {
+                        here.clear();
+                    }
+                    let parts = target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+                    parts.rev().for_each(|part| pending.push_front(part.to_vec()));
+                }
+                other if make => {
+                    let recreated = other.is_some();
+                    self.nodes
+                        .insert(at.clone(), Node::Directory(Directory { recreated, ..Directory::default() }));
+                    here = at;
+                }
+                _ => {
+                    let mut missing = at;
+                    pending.iter().for_each(|rest| path::push(&mut missing, rest));
+                    return Ok(Walked::Missing(path::clean(&missing)?));
+                }
+            }
+        }
+        Ok(Walked::Here(here))
+    }
+}
+
+/// What a link member makes of the inode it names: everything but attributes, which it adds to.
+pub(super) fn link_metadata(inode: &Inode, link: Metadata) -> Metadata {
+    let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = inode.metadata.xattrs.iter().cloned().collect();
+    xattrs.extend(link.xattrs);
+    // Symbolic links have no mode to set.
+    let mode = if matches!(inode.kind, InodeKind::Symlink(_)) { inode.metadata.mode } else { link.mode };
+    Metadata { mode, xattrs: xattrs.into_iter().collect(), ..link }
+}

@@ -1,0 +1,192 @@
+//! The cap: bytes are set aside before they are written, so that `du` never shows more than the volume may have.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::error::{Context, Error};
+use crate::sys::Dir;
+use crate::sys::space::FileSystem;
+
+/// One new name can cost a directory a leaf block, two index blocks and a converted root.
+const GROWTH_BLOCKS: u64 = 4;
+
+/// A share of the cap kept back for blocks that a file system adds on its own account when it writes back, as index
+/// blocks of a fragmented file.
+const SLACK_SHARE: u64 = 512;
+
+/// The account of a volume.
+#[derive(Debug)]
+pub struct Budget {
+    cap: u64,
+    limit: u64,
+    used: AtomicU64,
+    file_system: FileSystem,
+}
+
+/// A request that the cap does not allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    /// Bytes asked for.
+    pub need: u64,
+    /// Bytes left.
+    pub have: u64,
+    /// The cap, bytes.
+    pub cap: u64,
+}
+
+impl Budget {
+    /// An account of `cap` bytes of which `used` are occupied already.
+    pub fn new(cap: u64, used: u64, file_system: FileSystem) -> Self {
+        Budget { cap, limit: cap - cap / SLACK_SHARE, used: AtomicU64::new(used), file_system }
+    }
+
+    /// Bytes set aside or occupied.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// The cap, bytes.
+    pub fn cap(&self) -> u64 {
+        self.cap
+    }
+
+    /// What the file system counts in.
+    pub fn file_system(&self) -> FileSystem {
+        self.file_system
+    }
+
+    /// Sets `bytes` aside.
+    pub fn reserve(&self, bytes: u64) -> Result<(), Exceeded> {
+        let take = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
+        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(used) => Err(Exceeded { need: bytes, have: self.limit.saturating_sub(used), cap: self.cap }),
+        }
+    }
+
+    /// Gives `bytes` back.
+    pub fn release(&self, bytes: u64) {
+        let give = |used: u64| Some(used.saturating_sub(bytes));
+        // The closure never refuses.
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, give);
+    }
+
+    /// Sets aside whole blocks for a file of ours of `bytes`.
+    pub(super) fn reserve_file(&self, bytes: u64, what: &str) -> Result<u64, Error> {
+        let room = self.file_system.round_up(bytes);
+        self.reserve(room).map_err(|exceeded| full(exceeded, what))?;
+        Ok(room)
+    }
+
+    /// Runs `work`, which adds at most one name to each of `dirs`, with room for their growth.
+    pub(super) fn growing<T>(
+        &self,
+        dirs: &[&Dir],
+        what: &str,
+        work: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let room = GROWTH_BLOCKS * self.file_system.block * dirs.len() as u64;
+        self.reserve(room).map_err(|exceeded| full(exceeded, what))?;
+        let before = allocated(dirs)?;
+        let result = work();
+        let grown = allocated(dirs)?.saturating_sub(before).min(room);
+        self.release(room - grown);
+        result
+    }
+}
+
+fn allocated(dirs: &[&Dir]) -> Result<u64, Error> {
+    let mut sum = 0;
+    for dir in dirs {
+        sum += dir.stat_self().context("examining", "a directory of the volume")?.allocated;
+    }
+    Ok(sum)
+}
+
+pub(super) fn full(exceeded: Exceeded, what: &str) -> Error {
+    let Exceeded { need, have, cap } = exceeded;
+    Error::Full { doing: format!("writing {what}"), need, have, cap }
+}
+
+/// What one layer has set aside: given back when the layer fails, kept when it is committed.
+#[derive(Debug)]
+pub struct Account {
+    budget: Arc<Budget>,
+    held: AtomicU64,
+}
+
+impl Account {
+    /// An account with nothing set aside.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        Account { budget, held: AtomicU64::new(0) }
+    }
+
+    /// Sets `bytes` aside.
+    pub fn reserve(&self, bytes: u64) -> Result<(), Exceeded> {
+        self.budget.reserve(bytes)?;
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives `bytes` back.
+    pub fn release(&self, bytes: u64) {
+        let held = self
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| Some(held.saturating_sub(bytes)));
+        let held = held.unwrap_or_default();
+        self.budget.release(bytes.min(held));
+    }
+
+    /// Unit in which files occupy space, bytes.
+    pub fn block(&self) -> u64 {
+        self.budget.file_system.block
+    }
+
+    /// The bytes are on the volume to stay.
+    pub fn keep(&self) {
+        self.held.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.budget.release(self.held.load(Ordering::Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn budget(cap: u64) -> Arc<Budget> {
+        Arc::new(Budget::new(cap, 0, FileSystem { block: 4096, is_xfs: false }))
+    }
+
+    #[test]
+    fn the_exact_edge() {
+        let budget = budget(512 * 100);
+        let limit = 512 * 100 - 100;
+        assert!(budget.reserve(limit).is_ok());
+        assert_eq!(budget.reserve(1), Err(Exceeded { need: 1, have: 0, cap: 51200 }));
+        budget.release(1);
+        assert!(budget.reserve(1).is_ok());
+        assert!(budget.reserve(u64::MAX).is_err());
+    }
+
+    #[test]
+    fn a_failed_layer_gives_everything_back() {
+        let budget = budget(1 << 20);
+        let account = Account::new(Arc::clone(&budget));
+        account.reserve(5000).unwrap();
+        account.release(1000);
+        assert_eq!(budget.used(), 4000);
+        drop(account);
+        assert_eq!(budget.used(), 0);
+
+        let account = Account::new(Arc::clone(&budget));
+        account.reserve(700).unwrap();
+        account.keep();
+        drop(account);
+        assert_eq!(budget.used(), 700);
+    }
+}

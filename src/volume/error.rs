@@ -1,0 +1,123 @@
+//! What can go wrong with a volume.
+
+use std::io;
+
+use nix::errno::Errno;
+
+use crate::model::chain::ChainId;
+use crate::model::class::Class;
+use crate::model::seal::SealError;
+use crate::model::size::ByteSize;
+
+/// A volume cannot be used, or not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory holds files that are not Larder's.
+    #[error(
+        "{path} holds {name:?}, which is not Larder's: give an empty directory, or one of an earlier build"
+    )]
+    Foreign {
+        /// The volume.
+        path: String,
+        /// A name found in it.
+        name: String,
+    },
+    /// The volume belongs to another job.
+    #[error(
+        "{path} is the volume of another job (its images: {images}): give another directory, or the same images, platform and format"
+    )]
+    OtherJob {
+        /// The volume.
+        path: String,
+        /// References of that job.
+        images: String,
+    },
+    /// Another builder works on the volume.
+    #[error("{path} is locked by another builder: wait until it is done")]
+    Locked {
+        /// The volume.
+        path: String,
+    },
+    /// The volume has no seal.
+    #[error("{path} is not sealed: no cache.json in it; run the build to its end")]
+    NotSealed {
+        /// The volume.
+        path: String,
+    },
+    /// The seal cannot be trusted.
+    #[error("{path}: {source}")]
+    Seal {
+        /// The volume.
+        path: String,
+        /// Why.
+        source: SealError,
+    },
+    /// The cap is reached by metadata.
+    #[error(
+        "{doing}: {} more needed, {} of the volume's {} are left: ask for a larger --size",
+        ByteSize(*need),
+        ByteSize(*have),
+        ByteSize(*cap)
+    )]
+    Full {
+        /// What was being done.
+        doing: String,
+        /// Bytes asked for.
+        need: u64,
+        /// Bytes left.
+        have: u64,
+        /// The cap, bytes.
+        cap: u64,
+    },
+    /// A layer was committed before its parent: a fault of ours.
+    #[error("the parent {0} is not on the volume")]
+    ParentMissing(ChainId),
+    /// A file of ours cannot be written as JSON: a fault of ours.
+    #[error("writing {what}: {source}")]
+    Json {
+        /// Which file.
+        what: &'static str,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The file system refused.
+    #[error("{doing} {what}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The class, which decides about retries and the exit code.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Foreign { .. } | Error::OtherJob { .. } | Error::NotSealed { .. } => Class::Conflict,
+            Error::Locked { .. } => Class::Busy,
+            Error::Seal { .. } => Class::Corrupt,
+            Error::Full { .. } => Class::NoSpace,
+            Error::ParentMissing(_) | Error::Json { .. } => Class::Internal,
+            Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
+                Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
+                Some(Errno::ENOENT | Errno::ENOTDIR) => Class::NotFound,
+                _ => Class::Internal,
+            },
+        }
+    }
+}
+
+/// Adds what was being done to a failed system call.
+pub(super) trait Context<T> {
+    fn context(self, doing: &'static str, what: &str) -> Result<T, Error>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, doing: &'static str, what: &str) -> Result<T, Error> {
+        self.map_err(|source| Error::Io { doing, what: what.to_owned(), source })
+    }
+}

@@ -1,0 +1,218 @@
+//! What is committed and what is durable, one checked line each.
+//!
+//! ```text
+//! <first 16 hexadecimal digits of sha256 over the rest> {"committed":{"boot":"…","layer":{…}}}
+//! <…>                                                   {"synced":["sha256:…", …]}
+//! ```
+//!
+//! Reading stops at the first line that does not check: what follows a torn line was written by nobody we trust.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::budget::Budget;
+use super::error::{Context, Error};
+use super::layout;
+use crate::model::chain::ChainId;
+use crate::model::digest::Digest;
+use crate::model::seal::Layer;
+use crate::sys::{Dir, atomic, process};
+
+/// Most bytes that a journal may have: 10^4 layers with long lists of settled paths.
+const MAX: u64 = 256 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Committed { boot: String, layer: Box<Layer> },
+    Synced(Vec<ChainId>),
+}
+
+/// The open journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    boot: String,
+    len: u64,
+}
+
+/// What a journal vouches for.
+#[derive(Debug, Default)]
+pub(super) struct Trusted {
+    pub(super) layers: Vec<Layer>,
+    pub(super) synced: HashSet<ChainId>,
+}
+
+impl Journal {
+    /// Opens the journal of a volume: reads it, and writes it anew with what is trusted in this boot.
+    pub(super) fn open(larder: &Dir) -> Result<(Self, Trusted), Error> {
+        let boot = process::boot_id().context("reading", "the boot ID")?;
+        let bytes = match larder.read_file(layout::JOURNAL, MAX) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            other => other.context("reading", "the journal")?,
+        };
+        let trusted = trust(&bytes, &boot);
+        let mut rewritten = Vec::new();
+        for layer in &trusted.layers {
+            let layer = Box::new(layer.clone());
+            rewritten.extend(encode(&Line::Committed { boot: boot.clone(), layer })?);
+        }
+        let synced: Vec<ChainId> = trusted
+            .layers
+            .iter()
+            .map(|l| l.chain_id.clone())
+            .filter(|id| trusted.synced.contains(id))
+            .collect();
+        if !synced.is_empty() {
+            rewritten.extend(encode(&Line::Synced(synced))?);
+        }
+        if rewritten != bytes {
+            atomic::write(larder, layout::JOURNAL, &rewritten, 0o600).context("writing", "the journal")?;
+        }
+        let file = larder.append_file(layout::JOURNAL, 0o600).context("opening", "the journal")?;
+        Ok((Journal { file, boot, len: rewritten.len() as u64 }, trusted))
+    }
+
+    /// A layer is in its place.
+    pub(super) fn committed(&mut self, layer: &Layer, budget: &Budget) -> Result<(), Error> {
+        let line = Line::Committed { boot: self.boot.clone(), layer: Box::new(layer.clone()) };
+        self.append(&line, budget)
+    }
+
+    /// Layers are durable. The line itself is durable when this returns.
+    pub(super) fn synced(&mut self, layers: &[ChainId], budget: &Budget) -> Result<(), Error> {
+        self.append(&Line::Synced(layers.to_vec()), budget)?;
+        self.file.sync_data().context("flushing", "the journal")
+    }
+
+    fn append(&mut self, line: &Line, budget: &Budget) -> Result<(), Error> {
+        let bytes = encode(line)?;
+        let len = self.len + bytes.len() as u64;
+        let file_system = budget.file_system();
+        budget.reserve_file(file_system.round_up(len) - file_system.round_up(self.len), "the journal")?;
+        self.file.write_all(&bytes).context("writing", "the journal")?;
+        self.len = len;
+        Ok(())
+    }
+}
+
+fn encode(line: &Line) -> Result<Vec<u8>, Error> {
+    let json = serde_json::to_vec(line).map_err(|source| Error::Json { what: "the journal", source })?;
+    let mut bytes = check(&json).into_bytes();
+    bytes.push(b' ');
+    bytes.extend(json);
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn check(json: &[u8]) -> String {
+    Digest::sha256(json).hex()[..16].to_owned()
+}
+
+fn decode(line: &[u8]) -> Option<Line> {
+    let (sum, json) = (line.get(..16)?, line.get(17..)?);
+    (sum == check(json).as_bytes()).then(|| serde_json::from_slice(json).ok()).flatten()
+}
+
+/// Layers that may be kept: committed in this boot or synced in any, and whose parents may be kept too.
+fn trust(journal: &[u8], boot: &str) -> Trusted {
+    let mut committed: Vec<(String, Layer)> = Vec::new();
+    let mut synced = HashSet::new();
+    for line in journal.split_inclusive(|b| *b == b'\n') {
+        match line.strip_suffix(b"\n").and_then(decode) {
+            Some(Line::Committed { boot, layer }) => committed.push((boot, *layer)),
+            Some(Line::Synced(layers)) => synced.extend(layers),
+            None => break,
+        }
+    }
+    let mut kept: HashMap<ChainId, ()> = HashMap::new();
+    let mut layers = Vec::new();
+    for (written_in, layer) in committed {
+        let durable = written_in == boot || synced.contains(&layer.chain_id);
+        let parent_kept = layer.parent.as_ref().is_none_or(|parent| kept.contains_key(parent));
+        if durable && parent_kept && kept.insert(layer.chain_id.clone(), ()).is_none() {
+            layers.push(layer);
+        }
+    }
+    synced.retain(|chain_id| kept.contains_key(chain_id));
+    Trusted { layers, synced }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::seal::{Compression, Settled};
+
+    fn layer(name: &str, parent: Option<&Layer>) -> Layer {
+        let diff_id = Digest::sha256(name.as_bytes());
+        let parent = parent.map(|layer| layer.chain_id.clone());
+        let chain_id =
+            parent.as_ref().map_or_else(|| ChainId::base(&diff_id), |parent| parent.child(&diff_id));
+        Layer {
+            chain_id,
+            parent,
+            blob: diff_id.clone(),
+            diff_id,
+            media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+            compression: Compression::None,
+            compressed_size: 1,
+            size: 1,
+            entries: 1,
+            tar_split_size: Some(1),
+            settled: Settled::default(),
+            lost: Vec::new(),
+        }
+    }
+
+    fn committed(boot: &str, layer: &Layer) -> Vec<u8> {
+        encode(&Line::Committed { boot: boot.into(), layer: Box::new(layer.clone()) }).unwrap()
+    }
+
+    fn names(trusted: &Trusted) -> Vec<ChainId> {
+        trusted.layers.iter().map(|layer| layer.chain_id.clone()).collect()
+    }
+
+    #[test]
+    fn only_synced_layers_survive_a_reboot() {
+        let a = layer("a", None);
+        let b = layer("b", Some(&a));
+        let c = layer("c", Some(&b));
+        let mut journal = committed("one", &a);
+        journal.extend(committed("one", &b));
+        journal.extend(encode(&Line::Synced(vec![a.chain_id.clone()])).unwrap());
+        journal.extend(committed("one", &c));
+        assert_eq!(trust(&journal, "one").layers, [a.clone(), b.clone(), c]);
+        assert_eq!(names(&trust(&journal, "two")), std::slice::from_ref(&a.chain_id));
+    }
+
+    #[test]
+    fn every_cut_and_every_flip_leaves_a_prefix() {
+        let a = layer("a", None);
+        let b = layer("b", Some(&a));
+        let mut journal = committed("one", &a);
+        let first = journal.len();
+        journal.extend(committed("one", &b));
+        for cut in 0..=journal.len() {
+            let want = usize::from(cut >= first) + usize::from(cut == journal.len());
+            assert_eq!(trust(&journal[..cut], "one").layers.len(), want, "cut at {cut}");
+        }
+        for at in 0..journal.len() {
+            let mut flipped = journal.clone();
+            flipped[at] ^= 1;
+            let kept = trust(&flipped, "one").layers.len();
+            assert!(kept <= usize::from(at >= first), "flip at {at} kept {kept}");
+        }
+    }
+
+    #[test]
+    fn a_child_without_its_parent_is_not_kept() {
+        let a = layer("a", None);
+        let b = layer("b", Some(&a));
+        let mut journal = committed("one", &a);
+        journal.extend(committed("two", &b));
+        assert!(trust(&journal, "two").layers.is_empty());
+    }
+}

@@ -1,0 +1,100 @@
+//! Where a layer is while it is written. Dropped, it is gone.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use super::budget::{Account, Budget};
+use super::error::{Context, Error};
+use super::{isolate, layout};
+use crate::sys::{Dir, remove};
+
+/// Directory of content that a later member of the tar replaced.
+const REPLACED: &[u8] = b"replaced";
+
+/// A layer's directory before it is committed.
+#[derive(Debug)]
+pub struct Staging {
+    parent: Dir,
+    name: String,
+    dir: Dir,
+    account: Arc<Account>,
+    placed: bool,
+}
+
+impl Staging {
+    pub(super) fn new(parent: Dir, name: &str, budget: Arc<Budget>) -> Result<Self, Error> {
+        let account = Arc::new(Account::new(budget));
+        let block = account.block();
+        // The directory itself, its parent's entry and diff/.
+        let room = 3 * block;
+        account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, "a staging directory"))?;
+        parent.make_dir(name.as_bytes(), 0o700).context("creating staging directory", name)?;
+        let dir = parent.open_dir(name.as_bytes()).context("opening staging directory", name)?;
+        let staging = Staging { parent, name: name.to_owned(), dir, account, placed: false };
+        // Readable by all once it is in place, like the rest of the store; until then nobody gets through .larder.
+        isolate(&staging.dir).context("preparing staging directory", name)?;
+        crate::sys::dir::set_mode(&staging.dir, 0o755).context("preparing staging directory", name)?;
+        staging.dir.make_dir(layout::DIFF, 0o700).context("creating", "diff")?;
+        isolate(&staging.diff()?).context("preparing", "diff")?;
+        Ok(staging)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Dir {
+        &self.dir
+    }
+
+    /// The tree of the layer.
+    pub fn diff(&self) -> Result<Dir, Error> {
+        self.dir.open_dir(layout::DIFF).context("opening", "diff")
+    }
+
+    /// Where content goes that a later member replaces.
+    pub fn replaced(&self) -> Result<Dir, Error> {
+        self.dir.ensure_dir(REPLACED, 0o700).context("creating", "replaced")
+    }
+
+    /// Removes that content, once the tar-split file has taken it.
+    pub fn clear_replaced(&self) -> Result<(), Error> {
+        remove::tree(&self.dir, REPLACED).context("removing", "replaced")
+    }
+
+    /// Who keeps account of its bytes.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    /// A new file beside the tree.
+    pub fn create(&self, name: &[u8]) -> Result<File, Error> {
+        self.dir.create_file(name, 0o644).context("creating", &String::from_utf8_lossy(name))
+    }
+
+    /// Writes a small file beside the tree.
+    pub(super) fn write(&self, name: &[u8], bytes: &[u8]) -> Result<(), Error> {
+        let what = String::from_utf8_lossy(name);
+        let block = self.account.block();
+        let room = (bytes.len() as u64).div_ceil(block) * block;
+        self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
+        self.create(name)?.write_all(bytes).context("writing", &what)
+    }
+
+    /// Moves the directory to its place; from then on its bytes belong to the volume.
+    pub(super) fn place(mut self, to: &Dir, name: &[u8]) -> Result<(), Error> {
+        self.parent.rename_new(self.name.as_bytes(), to, name).context("placing the layer", &self.name)?;
+        self.placed = true;
+        self.account.keep();
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.placed
+            && let Err(e) = remove::tree(&self.parent, self.name.as_bytes())
+        {
+            // The next open sweeps it.
+            tracing::warn!(staging = self.name, error = %e, "cannot remove a staging directory");
+        }
+    }
+}
