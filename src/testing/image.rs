@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::model::digest::Digest;
 use crate::model::platform::Platform;
+use crate::testing::layer::BuiltLayer;
 
 mod files;
 
@@ -82,12 +83,18 @@ impl Layer {
     pub fn new(blob: impl Into<Bytes>, suffix: &'static str, diff_id: Option<Digest>) -> Self {
         let blob = blob.into();
         let digest = Digest::sha256(&blob);
-        Layer {
-            diff_id: diff_id.unwrap_or_else(|| digest.clone()),
-            digest,
-            blob,
-            suffix,
-        }
+        Layer { diff_id: diff_id.unwrap_or_else(|| digest.clone()), digest, blob, suffix }
+    }
+}
+
+impl From<BuiltLayer> for Layer {
+    fn from(built: BuiltLayer) -> Self {
+        let suffix = match built.media_type.rsplit_once('.') {
+            Some((_, "tar+gzip")) => "tar+gzip",
+            Some((_, "tar+zstd")) => "tar+zstd",
+            _ => "tar",
+        };
+        Layer { blob: built.blob.into(), digest: built.digest, diff_id: built.diff_id, suffix }
     }
 }
 
@@ -106,11 +113,7 @@ impl Document {
     /// `value`, written compactly.
     pub fn new(media_type: &str, value: &Value) -> Self {
         let bytes = Bytes::from(value.to_string());
-        Document {
-            media_type: media_type.into(),
-            digest: Digest::sha256(&bytes),
-            bytes,
-        }
+        Document { media_type: media_type.into(), digest: Digest::sha256(&bytes), bytes }
     }
 
     /// The descriptor that points to this document.
@@ -323,10 +326,7 @@ mod tests {
         let manifest: Value = serde_json::from_slice(&image.manifest.bytes).unwrap();
         assert_eq!(manifest["layers"][0]["digest"], layer.digest.to_string());
         assert_eq!(manifest["layers"][0]["size"], 1024);
-        assert_eq!(
-            manifest["layers"][0]["mediaType"],
-            "application/vnd.docker.image.rootfs.diff.tar"
-        );
+        assert_eq!(manifest["layers"][0]["mediaType"], "application/vnd.docker.image.rootfs.diff.tar");
         let config: Value = serde_json::from_slice(&image.config.bytes).unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], layer.diff_id.to_string());
         assert_eq!(manifest["config"]["digest"], image.config.digest.to_string());
@@ -340,10 +340,7 @@ mod tests {
         let mut recorder = Recorder::default();
         push_index(&mut recorder, Format::Oci, &[&one, &two], "a/b", "1").unwrap();
         let kinds: Vec<_> = recorder.0.iter().map(|l| l.split(' ').nth(1).unwrap()).collect();
-        assert_eq!(
-            kinds,
-            ["blob", "blob", "manifest", "blob", "blob", "manifest", "manifest"]
-        );
+        assert_eq!(kinds, ["blob", "blob", "manifest", "blob", "blob", "manifest", "manifest"]);
         assert!(recorder.0[6].ends_with(" 1"));
     }
 }

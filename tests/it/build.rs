@@ -27,27 +27,17 @@ fn three_layers(packing: Packing) -> Image {
         Member::file("usr/bin/tool", "#!/bin/sh\nid -u\n").mode(0o4755),
         Member::hard_link("usr/bin/tool2", "usr/bin/tool").mode(0o4755),
         Member::symlink("run", "tmp"),
-        Member::file("data/owned", "owned")
-            .owner(1000, 1001)
-            .xattr("user.note", b"kept"),
+        Member::file("data/owned", "owned").owner(1000, 1001).xattr("user.note", b"kept"),
     ];
     let last = [Member::file("etc/greeting", "hello from the cache\n")];
     Image::builder(Format::Oci)
-        .layers([
-            image::busybox().unwrap(),
-            layer(&changes, packing),
-            layer(&last, packing),
-        ])
+        .layers([image::busybox().unwrap(), layer(&changes, packing), layer(&last, packing)])
         .build()
 }
 
 fn build(volume: &Path, references: &[&str]) -> Command {
     let mut larder = larder();
-    larder
-        .arg("build")
-        .arg("--volume")
-        .arg(volume)
-        .args(["--size", "256MiB"]);
+    larder.arg("build").arg("--volume").arg(volume).args(["--size", "256MiB"]);
     larder.args(references);
     larder
 }
@@ -77,10 +67,7 @@ fn one_image(packing: Packing) {
                   test -e /etc/group || echo no group";
     let printed = Podman::new().run(&volume, &reference, &["/bin/sh", "-c", script]);
     assert_eq!(printed, "hello from the cache\n0\n4755:2\n1000:1001\nno group\n");
-    assert_eq!(
-        skopeo::copy_out(&volume, &reference, dir.path()),
-        diff_ids(&image)
-    );
+    assert_eq!(skopeo::copy_out(&volume, &reference, dir.path()), diff_ids(&image));
 }
 
 #[test]
@@ -122,13 +109,8 @@ fn images_that_share_layers_fetch_each_blob_once() {
         succeed(&mut build(dir.path(), &given));
 
         let fetched = registry.blobs_served();
-        let of_base = fetched
-            .iter()
-            .filter(|(digest, _)| *digest == base.digest.to_string());
-        assert_eq!(
-            of_base.map(|(_, bytes)| bytes).sum::<u64>(),
-            base.blob.len() as u64
-        );
+        let of_base = fetched.iter().filter(|(digest, _)| *digest == base.digest.to_string());
+        assert_eq!(of_base.map(|(_, bytes)| bytes).sum::<u64>(), base.blob.len() as u64);
         assert_eq!(cache(dir.path()).content.totals.layers, 4);
         registry.stop();
         for (reference, name) in references.iter().zip(["one", "two", "three"]) {
@@ -210,10 +192,7 @@ fn plan_moves_no_layer_byte() {
         assert!(!volume.exists(), "plan made the volume");
         let layers: Vec<_> = image.layers.iter().map(|l| l.digest.to_string()).collect();
         let served = registry.blobs_served();
-        assert!(
-            served.iter().all(|(digest, _)| !layers.contains(digest)),
-            "{served:?}"
-        );
+        assert!(served.iter().all(|(digest, _)| !layers.contains(digest)), "{served:?}");
     });
 }
 
@@ -250,11 +229,7 @@ fn inspect_and_verify_a_sealed_volume() {
         succeed(larder().arg("verify").arg(dir.path()));
 
         let chain = &shown.content.layers.last().unwrap().chain_id;
-        let file = dir
-            .path()
-            .join("overlay")
-            .join(chain.hex())
-            .join("diff/etc/greeting");
+        let file = dir.path().join("overlay").join(chain.hex()).join("diff/etc/greeting");
         fs::write(&file, "hello from the cachE\n").unwrap();
         let said = exits(65, larder().arg("verify").arg(dir.path()));
         assert!(said.contains("etc/greeting"), "{said}");
@@ -263,16 +238,13 @@ fn inspect_and_verify_a_sealed_volume() {
 
 #[test]
 fn credentials_for_passwords_and_tokens() {
-    isolated(
-        &[REGISTRY, Need::Program("htpasswd"), Need::Program("openssl")],
-        || {
-            let password = Registry::with_password();
-            refused_then_built(&password);
-            let tokens = Registry::with_tokens(Duration::from_secs(300));
-            refused_then_built(&tokens);
-            assert_eq!(tokens.tokens_issued(), 1, "one token serves a whole build");
-        },
-    );
+    isolated(&[REGISTRY, Need::Program("htpasswd"), Need::Program("openssl")], || {
+        let password = Registry::with_password();
+        refused_then_built(&password);
+        let tokens = Registry::with_tokens(Duration::from_secs(300));
+        refused_then_built(&tokens);
+        assert_eq!(tokens.tokens_issued(), 1, "one token serves a whole build");
+    });
 }
 
 fn refused_then_built(registry: &Registry) {
@@ -290,10 +262,7 @@ fn what_is_not_there_is_named() {
         let registry = Registry::open();
         registry.push(&three_layers(Packing::Gzip), "team/app", "1");
         let dir = tempfile::tempdir().unwrap();
-        let (absent, gone) = (
-            registry.reference("team/app:2"),
-            registry.reference("team/none:1"),
-        );
+        let (absent, gone) = (registry.reference("team/app:2"), registry.reference("team/none:1"));
         let said = exits(64, &mut build(&dir.path().join("volume"), &[&absent, &gone]));
         assert!(said.contains(&absent) && said.contains(&gone), "{said}");
     });

@@ -57,11 +57,8 @@ fn a_closed_standard_output_does_not_panic() {
         drop(child.stdout.take());
         child.wait_with_output().unwrap()
     };
-    for (args, code) in [
-        (&["--help"][..], 0),
-        (&["config", "show"], 0),
-        (&["build", "--output", "json"], 64),
-    ] {
+    for (args, code) in [(&["--help"][..], 0), (&["config", "show"], 0), (&["build", "--output", "json"], 64)]
+    {
         let output = read_end_closed(args);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {output:?}");
         assert!(!text(&output.stderr).contains("panicked"), "{output:?}");

@@ -21,47 +21,29 @@ fn shell() -> Image {
 
 #[test]
 fn podman_and_skopeo_read_an_additional_store() {
-    isolated(
-        &[
-            REGISTRY,
-            Need::Program("podman"),
-            Need::Program("skopeo"),
-            Need::Program("busybox"),
-        ],
-        || {
-            let registry = Registry::open();
-            let image = shell();
-            let reference = registry.push(&image, "shell", "1");
-            let puller = Podman::new();
-            puller.pull(&reference);
-            let blob = (
-                image.layers[0].digest.to_string(),
-                image.layers[0].blob.len() as u64,
-            );
-            assert!(
-                registry.blobs_served().contains(&blob),
-                "{:?}",
-                registry.blobs_served()
-            );
-            registry.stop();
-            let store = puller.primary_store();
-            let printed = Podman::new().run(&store, &reference, &["/bin/echo", "hello"]);
-            assert_eq!(printed, "hello\n");
-            let dir = tempfile::tempdir().unwrap();
-            let copied = skopeo::copy_out(&store, &reference, dir.path());
-            assert_eq!(copied, [image.layers[0].diff_id.clone()]);
-        },
-    );
+    isolated(&[REGISTRY, Need::Program("podman"), Need::Program("skopeo"), Need::Program("busybox")], || {
+        let registry = Registry::open();
+        let image = shell();
+        let reference = registry.push(&image, "shell", "1");
+        let puller = Podman::new();
+        puller.pull(&reference);
+        let blob = (image.layers[0].digest.to_string(), image.layers[0].blob.len() as u64);
+        assert!(registry.blobs_served().contains(&blob), "{:?}", registry.blobs_served());
+        registry.stop();
+        let store = puller.primary_store();
+        let printed = Podman::new().run(&store, &reference, &["/bin/echo", "hello"]);
+        assert_eq!(printed, "hello\n");
+        let dir = tempfile::tempdir().unwrap();
+        let copied = skopeo::copy_out(&store, &reference, dir.path());
+        assert_eq!(copied, [image.layers[0].diff_id.clone()]);
+    });
 }
 
 #[test]
 fn registries_ask_who_is_there() {
     let programs = ["htpasswd", "openssl", "skopeo", "busybox"].map(Need::Program);
     isolated(&[&[REGISTRY], &programs[..]].concat(), || {
-        for registry in [
-            Registry::with_password(),
-            Registry::with_tokens(Duration::from_secs(300)),
-        ] {
+        for registry in [Registry::with_password(), Registry::with_tokens(Duration::from_secs(300))] {
             let image = shell();
             let reference = registry.push(&image, "team/shell", "1");
             let inspect = || {

@@ -25,12 +25,7 @@ pub(crate) fn larder() -> Command {
 /// Runs a command to its end and panics with what it printed unless it succeeded.
 pub(crate) fn succeed(command: &mut Command) -> String {
     let output = run(command);
-    assert!(
-        output.status.success(),
-        "{command:?}: {}\n{}",
-        output.status,
-        text(&output)
-    );
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -43,15 +38,9 @@ pub(crate) fn exits(code: i32, command: &mut Command) -> String {
 }
 
 fn run(command: &mut Command) -> Output {
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("starting {command:?}: {error}"))
+    command.output().unwrap_or_else(|error| panic!("starting {command:?}: {error}"))
 }
 
 fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

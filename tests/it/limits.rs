@@ -25,12 +25,9 @@ fn build(volume: &Path, size: u64, reference: &str) -> Command {
 
 /// An image whose one layer has `count` files of `size` bytes; a file is all zeros, so it compresses well.
 fn files(count: usize, size: usize) -> Image {
-    let members: Vec<_> = (0..count)
-        .map(|n| Member::new(&format!("f/{n}"), Node::File(vec![0; size])))
-        .collect();
-    Image::builder(Format::Oci)
-        .layer(layer(&members, Packing::Gzip))
-        .build()
+    let members: Vec<_> =
+        (0..count).map(|n| Member::new(&format!("f/{n}"), Node::File(vec![0; size]))).collect();
+    Image::builder(Format::Oci).layer(layer(&members, Packing::Gzip)).build()
 }
 
 /// Bytes that `du -s -B1` counts.
@@ -76,26 +73,23 @@ fn a_cap_that_is_too_small_fails_the_build() {
 
 #[test]
 fn every_file_system_keeps_to_the_cap() {
-    isolated(
-        &[REGISTRY, Need::Program("mkfs.ext4"), Need::Program("mkfs.xfs")],
-        || {
-            let registry = Registry::open();
-            let image = Image::builder(Format::Oci)
-                .layer(image::busybox().unwrap())
-                .layers(files(300, 30_000).layers)
-                .build();
-            let reference = registry.push(&image, "mixed", "1");
-            for kind in [Kind::Ext4 { inodes: 4096 }, Kind::Xfs, Kind::Tmpfs] {
-                let disk = FileSystem::new(kind, 512 * MIB);
-                let volume = disk.path().join("volume");
-                let size = 32 * MIB;
-                succeed(&mut build(&volume, size, &reference));
-                let used = used(&volume);
-                assert!(used <= size, "{kind:?}: {used}");
-                succeed(larder().arg("verify").arg(&volume));
-            }
-        },
-    );
+    isolated(&[REGISTRY, Need::Program("mkfs.ext4"), Need::Program("mkfs.xfs")], || {
+        let registry = Registry::open();
+        let image = Image::builder(Format::Oci)
+            .layer(image::busybox().unwrap())
+            .layers(files(300, 30_000).layers)
+            .build();
+        let reference = registry.push(&image, "mixed", "1");
+        for kind in [Kind::Ext4 { inodes: 4096 }, Kind::Xfs, Kind::Tmpfs] {
+            let disk = FileSystem::new(kind, 512 * MIB);
+            let volume = disk.path().join("volume");
+            let size = 32 * MIB;
+            succeed(&mut build(&volume, size, &reference));
+            let used = used(&volume);
+            assert!(used <= size, "{kind:?}: {used}");
+            succeed(larder().arg("verify").arg(&volume));
+        }
+    });
 }
 
 #[test]

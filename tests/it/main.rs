@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod build;
+mod cli;
 mod consumers;
 mod harness;
 mod limits;

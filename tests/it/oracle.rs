@@ -27,10 +27,7 @@ const REGISTRY: Need = Need::Program("docker-registry");
 fn corners() -> Image {
     let base = [
         Member::directory("./").mode(0o755),
-        Member::directory("private/")
-            .mode(0o700)
-            .owner(1000, 1001)
-            .mtime(1_600_000_000, 5),
+        Member::directory("private/").mode(0o700).owner(1000, 1001).mtime(1_600_000_000, 5),
         Member::file("private/key", "k").mode(0o600).owner(1000, 1001),
         Member::file("gone", "x"),
         Member::directory("emptied/"),
@@ -40,12 +37,8 @@ fn corners() -> Image {
         Member::directory("becomes-file/"),
         Member::file("becomes-file/x", "x"),
         Member::file("becomes-directory", "x"),
-        Member::file("bin/su", "su")
-            .mode(0o4755)
-            .mtime(1_650_000_000, 123_456_789),
-        Member::hard_link("bin/su2", "bin/su")
-            .mode(0o4755)
-            .mtime(1_650_000_000, 123_456_789),
+        Member::file("bin/su", "su").mode(0o4755).mtime(1_650_000_000, 123_456_789),
+        Member::hard_link("bin/su2", "bin/su").mode(0o4755).mtime(1_650_000_000, 123_456_789),
         Member::file("noted", "n").xattr("user.note", b"one"),
         Member::new("null", Node::Character(1, 3)).mode(0o666),
         Member::new("pipe", Node::Fifo),
@@ -104,19 +97,12 @@ fn larder_differs(registry: &Registry, image: &Image, name: &str) -> Vec<String>
     build.arg("build").arg("--volume").arg(dir.path());
     succeed(build.args(["--size", "1GiB", &reference]));
     let view = View::mount(dir.path(), &diff_ids(image));
-    differences(
-        &reference_of(image).tree(),
-        &scan(&view.path()),
-        Tolerance::default(),
-    )
+    differences(&reference_of(image).tree(), &scan(&view.path()), Tolerance::default())
 }
 
 fn runtime_differs(image: &Image, root: &Path) -> Vec<String> {
     let reference = reference_of(image);
-    let tolerance = Tolerance {
-        directory_times: true,
-        directories: reference.implied(),
-    };
+    let tolerance = Tolerance { directory_times: true, directories: reference.implied() };
     differences(&reference.tree(), &scan(root), tolerance)
 }
 
@@ -125,11 +111,7 @@ fn larder_agrees_on_the_corners_and_on_real_files() {
     isolated(&[REGISTRY, Need::Program("busybox")], || {
         let registry = Registry::open();
         for (name, image) in [("corners", corners()), ("real", real())] {
-            assert_eq!(
-                larder_differs(&registry, &image, name),
-                Vec::<String>::new(),
-                "{name}"
-            );
+            assert_eq!(larder_differs(&registry, &image, name), Vec::<String>::new(), "{name}");
         }
     });
 }
@@ -139,12 +121,8 @@ fn larder_agrees_on_generated_images() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
         let number = Cell::new(0);
-        let config = Config {
-            cases: 24,
-            max_shrink_iters: 64,
-            failure_persistence: None,
-            ..Config::default()
-        };
+        let config =
+            Config { cases: 24, max_shrink_iters: 64, failure_persistence: None, ..Config::default() };
         let checked = TestRunner::new(config).run(&generate::layers(), |layers| {
             number.set(number.get() + 1);
             let layers = layers.iter().map(|members| layer(members, Packing::Gzip));
@@ -159,19 +137,16 @@ fn larder_agrees_on_generated_images() {
 
 #[test]
 fn podman_agrees() {
-    isolated(
-        &[REGISTRY, Need::Program("podman"), Need::Program("busybox")],
-        || {
-            let registry = Registry::open();
-            for (name, image) in [("corners", corners()), ("real", real())] {
-                let reference = registry.push(&image, name, "1");
-                let podman = Podman::new();
-                podman.pull(&reference);
-                let root = podman.mount(&reference);
-                assert_eq!(runtime_differs(&image, &root), Vec::<String>::new(), "{name}");
-            }
-        },
-    );
+    isolated(&[REGISTRY, Need::Program("podman"), Need::Program("busybox")], || {
+        let registry = Registry::open();
+        for (name, image) in [("corners", corners()), ("real", real())] {
+            let reference = registry.push(&image, name, "1");
+            let podman = Podman::new();
+            podman.pull(&reference);
+            let root = podman.mount(&reference);
+            assert_eq!(runtime_differs(&image, &root), Vec::<String>::new(), "{name}");
+        }
+    });
 }
 
 #[test]

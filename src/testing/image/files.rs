@@ -45,10 +45,7 @@ const APPLETS: [&str; 16] = [
 pub fn busybox() -> io::Result<Layer> {
     let program = BUSYBOX.iter().map(Path::new).find(|path| path.exists());
     let program = program.ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::NotFound,
-            "no static busybox: install busybox-static",
-        )
+        io::Error::new(io::ErrorKind::NotFound, "no static busybox: install busybox-static")
     })?;
     let mut tar = Writer::new()?;
     for (name, mode) in [
@@ -76,13 +73,7 @@ pub fn busybox() -> io::Result<Layer> {
         None,
         b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
     )?;
-    tar.append(
-        "etc/group".as_ref(),
-        EntryType::Regular,
-        0o644,
-        None,
-        b"root:x:0:\n",
-    )?;
+    tar.append("etc/group".as_ref(), EntryType::Regular, 0o644, None, b"root:x:0:\n")?;
     tar.finish()
 }
 
@@ -163,10 +154,7 @@ impl Write for Hashing {
 impl Writer {
     fn new() -> io::Result<Self> {
         let gzip = GzEncoder::new(Vec::new(), Compression::new(4));
-        let tar = Builder::new(Hashing {
-            hasher: Hasher::new(Algorithm::Sha256),
-            gzip,
-        });
+        let tar = Builder::new(Hashing { hasher: Hasher::new(Algorithm::Sha256), gzip });
         Ok(Writer { tar })
     }
 
@@ -244,24 +232,10 @@ mod tests {
         fs::write(dir.path().join("d"), [9; 1000]).unwrap();
         let layers = from_files(&[dir.path()], 2000).unwrap();
         let mut bytes = Vec::new();
-        GzDecoder::new(&layers[0].blob[..])
-            .read_to_end(&mut bytes)
-            .unwrap();
+        GzDecoder::new(&layers[0].blob[..]).read_to_end(&mut bytes).unwrap();
         assert_eq!(Digest::sha256(&bytes), layers[0].diff_id);
         let mut archive = tar::Archive::new(&bytes[..]);
-        let kinds: Vec<_> = archive
-            .entries()
-            .unwrap()
-            .map(|e| e.unwrap().header().entry_type())
-            .collect();
-        assert_eq!(
-            kinds,
-            [
-                EntryType::Directory,
-                EntryType::Regular,
-                EntryType::Link,
-                EntryType::Regular
-            ]
-        );
+        let kinds: Vec<_> = archive.entries().unwrap().map(|e| e.unwrap().header().entry_type()).collect();
+        assert_eq!(kinds, [EntryType::Directory, EntryType::Regular, EntryType::Link, EntryType::Regular]);
     }
 }

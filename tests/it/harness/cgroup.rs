@@ -14,10 +14,7 @@ pub(crate) struct MemoryCgroup {
 impl MemoryCgroup {
     /// A cgroup with at most `limit` bytes of memory, page cache included.
     pub(crate) fn new(name: &str, limit: u64) -> Self {
-        let dir = PathBuf::from(format!(
-            "/sys/fs/cgroup/memory/larder-test-{name}-{}",
-            std::process::id()
-        ));
+        let dir = PathBuf::from(format!("/sys/fs/cgroup/memory/larder-test-{name}-{}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("memory.limit_in_bytes"), limit.to_string()).unwrap();
         MemoryCgroup { dir }

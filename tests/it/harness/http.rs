@@ -27,9 +27,7 @@ pub(crate) struct Response {
 impl Response {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut headers = self.headers.iter();
-        headers
-            .find(|(n, _)| n.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        headers.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     fn expect(self, status: u16, what: &str) -> io::Result<Self> {
@@ -52,10 +50,8 @@ impl Client {
     ) -> io::Result<Response> {
         let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(5))?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        let authorization = self
-            .authorization
-            .as_ref()
-            .map_or(String::new(), |value| format!("Authorization: {value}\r\n"));
+        let authorization =
+            self.authorization.as_ref().map_or(String::new(), |value| format!("Authorization: {value}\r\n"));
         write!(
             stream,
             "{method} {path} HTTP/1.0\r\nHost: {}\r\n{authorization}Content-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
@@ -89,25 +85,20 @@ impl Target for Client {
             return Ok(());
         }
         let uploads = format!("/v2/{repository}/blobs/uploads/");
-        let upload = self
-            .request("POST", &uploads, "text/plain", &[])?
-            .expect(202, &uploads)?;
-        let location = upload
-            .header("Location")
-            .ok_or_else(|| io::Error::other("an upload without a Location"))?;
+        let upload = self.request("POST", &uploads, "text/plain", &[])?.expect(202, &uploads)?;
+        let location =
+            upload.header("Location").ok_or_else(|| io::Error::other("an upload without a Location"))?;
         let host = format!("http://{}", self.address);
         let location = location.strip_prefix(&host).unwrap_or(location);
         let separator = if location.contains('?') { '&' } else { '?' };
         let location = format!("{location}{separator}digest={digest}");
-        self.request("PUT", &location, "application/octet-stream", bytes)?
-            .expect(201, &blob)?;
+        self.request("PUT", &location, "application/octet-stream", bytes)?.expect(201, &blob)?;
         Ok(())
     }
 
     fn put_manifest(&mut self, repository: &str, reference: &str, document: &Document) -> io::Result<()> {
         let path = format!("/v2/{repository}/manifests/{reference}");
-        self.request("PUT", &path, &document.media_type, &document.bytes)?
-            .expect(201, &path)?;
+        self.request("PUT", &path, &document.media_type, &document.bytes)?.expect(201, &path)?;
         Ok(())
     }
 }

@@ -36,9 +36,7 @@ impl Need {
                         .stderr(Stdio::null())
                         .status()
                         .is_ok_and(|status| status.success());
-                mounts
-                    .then_some(())
-                    .ok_or_else(|| "it has to run as root, with the right to mount".into())
+                mounts.then_some(()).ok_or_else(|| "it has to run as root, with the right to mount".into())
             }
             Need::MemoryCgroup => Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes")
                 .exists()
@@ -54,24 +52,14 @@ impl Need {
 pub(crate) fn isolated(needs: &[Need], test: impl FnOnce() + Send + 'static) {
     for need in needs.iter().chain([&Need::Root]) {
         if let Err(why) = need.met() {
-            assert!(
-                env::var_os("LARDER_REQUIRE_ALL").is_none(),
-                "cannot run this test: {why}"
-            );
+            assert!(env::var_os("LARDER_REQUIRE_ALL").is_none(), "cannot run this test: {why}");
             eprintln!("skipped: {why}");
             return;
         }
     }
     let namespace = move || {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::MS_PRIVATE | MsFlags::MS_REC,
-            None::<&str>,
-        )
-        .unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
         test();
     };
     if let Err(panic) = thread::spawn(namespace).join() {

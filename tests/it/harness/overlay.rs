@@ -30,14 +30,7 @@ impl View {
         // An overlay without an upper directory needs two lower ones.
         lower.push(empty.display().to_string());
         let options = format!("lowerdir={}", lower.join(":"));
-        mount(
-            Some("overlay"),
-            &merged,
-            Some("overlay"),
-            MsFlags::MS_RDONLY,
-            Some(options.as_str()),
-        )
-        .unwrap();
+        mount(Some("overlay"), &merged, Some("overlay"), MsFlags::MS_RDONLY, Some(options.as_str())).unwrap();
         View { dir }
     }
 

@@ -36,9 +36,7 @@ exec podman "$@"
 impl Podman {
     /// A podman with an empty store.
     pub(crate) fn new() -> Self {
-        Podman {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Podman { dir: tempfile::tempdir().unwrap() }
     }
 
     /// Options that keep everything of podman's inside this test's directory.
@@ -66,13 +64,7 @@ impl Podman {
         podman.arg(volume).arg(&mounted).args(self.store());
         podman.arg("--storage-opt");
         podman.arg(format!("additionalimagestore={}", mounted.display()));
-        podman.args([
-            "run",
-            "--rm",
-            "--pull=never",
-            "--cgroups=disabled",
-            "--network=none",
-        ]);
+        podman.args(["run", "--rm", "--pull=never", "--cgroups=disabled", "--network=none"]);
         podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", image]);
         podman.args(command);
         podman
@@ -95,11 +87,7 @@ impl Podman {
 
     /// Mounts a pulled image read-only and returns where. Call it in an isolated test.
     pub(crate) fn mount(&self, reference: &str) -> PathBuf {
-        let path = succeed(
-            Command::new("podman")
-                .args(self.store())
-                .args(["image", "mount", reference]),
-        );
+        let path = succeed(Command::new("podman").args(self.store()).args(["image", "mount", reference]));
         PathBuf::from(path.trim())
     }
 }

@@ -50,10 +50,7 @@ impl Registry {
         let line = succeed(Command::new("htpasswd").args(["-nbB", USER, PASSWORD]));
         let file = dir.path().join("htpasswd");
         fs::write(&file, line.trim_end()).unwrap();
-        let config = format!(
-            "auth: {{htpasswd: {{realm: larder-test, path: {}}}}}",
-            file.display()
-        );
+        let config = format!("auth: {{htpasswd: {{realm: larder-test, path: {}}}}}", file.display());
         Registry::start(dir, &config, Authentication::Basic)
     }
 
@@ -78,12 +75,7 @@ impl Registry {
             let address = free.local_addr().unwrap();
             drop(free);
             if let Some(process) = spawn(dir.path(), auth, address) {
-                return Registry {
-                    process,
-                    address,
-                    authentication,
-                    dir,
-                };
+                return Registry { process, address, authentication, dir };
             }
         }
         let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
@@ -109,10 +101,7 @@ impl Registry {
                 Some(format!("Bearer {}", tokens.sign(repository, &["pull", "push"])))
             }
         };
-        Client {
-            address: self.address,
-            authorization,
-        }
+        Client { address: self.address, authorization }
     }
 
     /// Pushes `image` and returns the reference to it.
@@ -204,10 +193,7 @@ fn spawn(dir: &Path, auth: &str, address: SocketAddr) -> Option<Child> {
         if process.try_wait().unwrap().is_some() {
             return None;
         }
-        let client = Client {
-            address,
-            authorization: None,
-        };
+        let client = Client { address, authorization: None };
         if client.request("GET", "/v2/", "text/plain", &[]).is_ok() {
             return Some(process);
         }

@@ -39,11 +39,7 @@ impl TokenServer {
 
     /// Makes a key and a certificate in `dir` and answers `GET /token` on a free port.
     pub(crate) fn start(dir: &Path, lifetime: Duration) -> Self {
-        let signer = Signer {
-            key: dir.join("token.key"),
-            certificate: dir.join("token.pem"),
-            lifetime,
-        };
+        let signer = Signer { key: dir.join("token.key"), certificate: dir.join("token.pem"), lifetime };
         succeed(
             Command::new("openssl")
                 .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"])
@@ -101,11 +97,8 @@ impl Signer {
             "access": [{"type": "repository", "name": repository, "actions": actions}],
         });
         let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
-        let signed = format!(
-            "{}.{}",
-            encode(header.to_string().as_bytes()),
-            encode(claims.to_string().as_bytes())
-        );
+        let signed =
+            format!("{}.{}", encode(header.to_string().as_bytes()), encode(claims.to_string().as_bytes()));
         let mut openssl = Command::new("openssl")
             .args(["dgst", "-sha256", "-sign"])
             .arg(&self.key)
@@ -132,9 +125,7 @@ fn answer(mut stream: TcpStream, signer: &Signer, issued: &AtomicUsize) -> std::
         if line.is_empty() {
             break;
         }
-        let value = line
-            .split_once(": ")
-            .filter(|(n, _)| n.eq_ignore_ascii_case("authorization"));
+        let value = line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case("authorization"));
         known |= value.is_some_and(|(_, value)| value == basic());
     }
     let scope = request

@@ -91,10 +91,8 @@ fn hide(lower: &Reference, changes: &[Change]) -> Vec<Member> {
 
 /// Whether one of two paths is the other or lies below it.
 fn related(a: &str, b: &str) -> bool {
-    let inside = |a: &str, b: &str| {
-        b.strip_prefix(a)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
+    let inside =
+        |a: &str, b: &str| b.strip_prefix(a).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     inside(a, b) || inside(b, a)
 }
 

@@ -30,8 +30,7 @@ impl Reference {
         for member in members {
             let (parent, name) = split(&member.path);
             if name == ".wh..wh..opq" {
-                self.names
-                    .retain(|path, _| !(path.len() > parent.len() && path.starts_with(&parent)));
+                self.names.retain(|path, _| !(path.len() > parent.len() && path.starts_with(&parent)));
             } else if let Some(hidden) = name.strip_prefix(".wh.") {
                 let hidden = [&parent[..], &[hidden.to_owned()]].concat();
                 self.remove(&hidden);
@@ -156,11 +155,7 @@ impl Reference {
     /// The tree.
     pub(crate) fn tree(&self) -> Tree {
         let mut first: BTreeMap<u64, String> = BTreeMap::new();
-        let mut names: Vec<_> = self
-            .names
-            .iter()
-            .map(|(path, named)| (path.join("/"), named))
-            .collect();
+        let mut names: Vec<_> = self.names.iter().map(|(path, named)| (path.join("/"), named)).collect();
         names.sort_unstable_by(|a, b| a.0.split('/').cmp(b.0.split('/')));
         let entries = names.into_iter().map(|(path, named)| {
             let mut entry = named.entry.clone();
@@ -182,10 +177,7 @@ impl Reference {
 
     /// Every regular file.
     pub(crate) fn files(&self) -> Vec<String> {
-        let files = self
-            .names
-            .iter()
-            .filter(|(_, named)| matches!(named.entry.kind, Kind::File(_)));
+        let files = self.names.iter().filter(|(_, named)| matches!(named.entry.kind, Kind::File(_)));
         files.map(|(path, _)| path.join("/")).collect()
     }
 }
