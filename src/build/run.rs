@@ -22,6 +22,7 @@ use crate::model::digest::Digest;
 use crate::model::event::{Event, Failure, Outcome};
 use crate::model::manifest::Descriptor;
 use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
+use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::sizing::{Admission, Sizing};
@@ -60,9 +61,10 @@ async fn build(
         }
         Opened::Filling(volume) => Arc::new(*volume),
     };
-    let registry = registry::client(order, config, events)?;
+    let (registry, absent) = registry::client(order, config, events)?;
     let known = Arc::new(OnVolume::of(&volume)?);
-    let images = resolve(order, &registry, events, cancel, known).await?;
+    let resolved = resolve(order, &registry, events, cancel, known).await;
+    let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let layers = Layers::of(&images);
     admit(order, &volume, &images, &layers, events)?;
     keep_documents(&volume, &identity, &images).await?;
@@ -81,7 +83,7 @@ async fn build(
         images: order.images.clone(),
     };
     let content_of = layers.clone();
-    pipeline.run(layers).await?;
+    pipeline.run(layers).await.map_err(|fails| name_absent(fails, &absent))?;
     drop(pipeline);
     let sealed = seal(order, identity, volume, images, content_of).await?;
     events.emit(Event::Sealed { digest: sealed.digest.clone() });
@@ -95,9 +97,9 @@ async fn build(
 pub async fn plan(order: Order, config: Config, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
     let (events, _) = super::events::channel();
     let failures = |fails: Vec<Fail>| fails.into_iter().map(Failure::from).collect::<Vec<_>>();
-    let registry = registry::client(&order, &config, &events).map_err(failures)?;
-    let images =
-        resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await.map_err(failures)?;
+    let (registry, absent) = registry::client(&order, &config, &events).map_err(failures)?;
+    let resolved = resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await;
+    let images = resolved.map_err(|fails| failures(name_absent(fails, &absent)))?;
     let planned = images.iter().map(|image| PlannedImage {
         reference: image.reference.given().to_owned(),
         name: image.reference.to_string(),
@@ -182,6 +184,19 @@ async fn resolve(
         }
     }
     if fails.is_empty() { Ok(images) } else { Err(fails) }
+}
+
+/// A pull secret that gave no credential is a likely reason why an image is denied, or not to be found: registries hide
+/// private repositories. Unknown, unreadable and malformed ones are told in the same words.
+fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Vec<Fail> {
+    if absent.is_empty() {
+        return fails;
+    }
+    let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
+    for fail in fails.iter_mut().filter(|fail| matches!(fail.class, Class::Denied | Class::NotFound)) {
+        fail.message.push_str(&format!(" (no credential was found in the pull secret {})", names.join(", ")));
+    }
+    fails
 }
 
 /// The 3x rule (model::sizing), before a layer byte moves.

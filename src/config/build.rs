@@ -14,7 +14,7 @@ pub struct Build {
     pub concurrency: usize,
     /// What happens when the volume is smaller than the 3x rule asks.
     pub sizing: Sizing,
-    /// Most bytes of layers held in memory.
+    /// Most bytes of ranges that wait in memory for their turn, all layers together.
     pub memory_budget: ByteSize,
     /// Most members of one layer.
     pub max_entries: u64,
@@ -31,7 +31,7 @@ impl Default for Build {
         Build {
             concurrency: 4,
             sizing: Sizing::Enforce,
-            memory_budget: ByteSize(128 << 20),
+            memory_budget: ByteSize(32 << 20),
             max_entries: 10_000_000,
             max_logical_size: ByteSize(1 << 40),
             max_ratio: 2000,

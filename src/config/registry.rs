@@ -12,6 +12,8 @@ use super::{Fault, within};
 pub struct Registry {
     /// Most connections to one host.
     pub connections_per_host: usize,
+    /// Ranges of one large blob fetched at once; 1 fetches every blob as one stream.
+    pub ranges_per_blob: usize,
     /// Most seconds until a connection stands.
     pub connect_timeout_seconds: u64,
     /// Most seconds without a byte before a transfer is cut and resumed.
@@ -54,6 +56,7 @@ impl Default for Registry {
     fn default() -> Self {
         Registry {
             connections_per_host: 8,
+            ranges_per_blob: 1,
             connect_timeout_seconds: 15,
             stall_timeout_seconds: 30,
             request_timeout_seconds: 60,
@@ -73,6 +76,7 @@ impl Registry {
         seconds("request_timeout_seconds", self.request_timeout_seconds);
         seconds("backoff_max_seconds", self.backoff_max_seconds);
         within(faults, "registry.connections_per_host", self.connections_per_host, 1..=256);
+        within(faults, "registry.ranges_per_blob", self.ranges_per_blob, 1..=64);
         within(faults, "registry.retries", self.retries, 0..=100);
         for (i, host) in self.host.iter().enumerate() {
             let mut fault = |key: &str, reason: &str| {

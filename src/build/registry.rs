@@ -1,0 +1,186 @@
+//! A registry client for an order: the configuration in the client's words, credentials from the secrets, retries as
+//! events.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::events::Events;
+use super::failure::Fail;
+use super::order::{Order, RegistryOrder};
+use crate::config::Config;
+use crate::config::registry as section;
+use crate::layer::limits::{Limits, Ratio};
+use crate::model::credential::Credential;
+use crate::model::event::Event;
+use crate::model::pull_secret::PullSecretName;
+use crate::registry::hosts::{Host, Hosts, Mirror, Server, Tls};
+use crate::registry::{
+    Credentials, CredentialsError, Observer, Options, Ranges, Registry, Retries, Retry, Timeouts,
+};
+use crate::secrets::docker_config::DockerConfig;
+use crate::secrets::keyring::Keyring;
+use crate::secrets::{Secrets, directory};
+
+/// The client, and the pull secrets that gave no credential.
+pub(super) fn client(
+    order: &Order,
+    config: &Config,
+    events: &Events,
+) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
+    let secrets = secrets(&order.registry);
+    let absent = secrets.absent().to_vec();
+    let registry = Registry::new(
+        options(order, &config.registry, config.build.memory_budget.0),
+        Arc::new(FromSecrets(secrets)),
+        Arc::new(ToEvents(events.clone())),
+    );
+    let registry =
+        registry.map_err(|e| vec![Fail::job(e.class(), format!("setting up the registry client: {e}"))])?;
+    Ok((registry, absent))
+}
+
+/// Limits on layers.
+pub(super) fn limits(config: &Config) -> Limits {
+    let build = &config.build;
+    Limits {
+        max_entries: build.max_entries,
+        max_logical_bytes: build.max_logical_size.0,
+        ratio: Ratio { floor: build.ratio_floor.0, max: build.max_ratio },
+        ..Limits::default()
+    }
+}
+
+fn secrets(order: &RegistryOrder) -> Secrets {
+    let keyring = match &order.secrets_dir {
+        Some(dir) => directory::read(dir, &order.pull_secrets),
+        None => Keyring::default(),
+    };
+    let docker_configs = match &order.docker_configs[..] {
+        [] => DockerConfig::of_this_user(),
+        named => named.iter().map(|dir| DockerConfig::in_directory(dir)).collect(),
+    };
+    Secrets::new(keyring, docker_configs)
+}
+
+fn options(order: &Order, section: &section::Registry, memory: u64) -> Options {
+    Options {
+        connections_per_host: order.registry.connections_per_host,
+        limit_rate: order.registry.limit_rate,
+        hosts: hosts(section),
+        timeouts: Timeouts {
+            connect: Duration::from_secs(section.connect_timeout_seconds),
+            read: Duration::from_secs(section.stall_timeout_seconds),
+            token: Duration::from_secs(section.request_timeout_seconds),
+        },
+        retries: Retries {
+            attempts: section.retries.saturating_add(1),
+            cap: Duration::from_secs(section.backoff_max_seconds),
+            ..Retries::default()
+        },
+        ranges: Ranges { parallel: section.ranges_per_blob, memory, ..Ranges::default() },
+    }
+}
+
+/// Entries for a repository become mirrors of its registry for that prefix; they come first, the longest first, so that
+/// the most particular one is asked before those for all.
+fn hosts(section: &section::Registry) -> Hosts {
+    let mut entries: Vec<&section::Host> = section.host.iter().collect();
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.name.matches('/').count()));
+    let mut registries: BTreeMap<String, Host> = BTreeMap::new();
+    for entry in entries {
+        let (name, prefix) = match entry.name.split_once('/') {
+            Some((name, prefix)) => (name, Some(prefix.trim_end_matches('/').to_owned())),
+            None => (entry.name.as_str(), None),
+        };
+        let tls = Tls {
+            ca: entry.ca.clone(),
+            client: entry.client_cert.clone().zip(entry.client_key.clone()),
+            skip_verify: false,
+        };
+        let host = registries.entry(name.to_owned()).or_default();
+        host.mirrors.extend(entry.mirrors.iter().map(|url| Mirror {
+            server: Server {
+                url: scheme(url, entry.plain_http),
+                override_path: entry.override_path,
+                tls: tls.clone(),
+                headers: Vec::new(),
+            },
+            prefix: prefix.clone(),
+            resolve: true,
+        }));
+        if prefix.is_none() {
+            host.plain_http = entry.plain_http;
+            host.server.tls = tls;
+        }
+    }
+    Hosts { registries, certs_d: certs_d(&section.certs_d) }
+}
+
+fn scheme(url: &str, plain_http: bool) -> String {
+    if plain_http && !url.contains("://") { format!("http://{url}") } else { url.to_owned() }
+}
+
+fn certs_d(dir: &Path) -> Vec<std::path::PathBuf> {
+    if dir.as_os_str().is_empty() { Vec::new() } else { vec![dir.to_owned()] }
+}
+
+#[derive(Debug)]
+struct FromSecrets(Secrets);
+
+impl Credentials for FromSecrets {
+    fn lookup<'a>(
+        &'a self,
+        registry: &'a str,
+        repository: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Credential>, CredentialsError>> {
+        Box::pin(async move {
+            let found = self.0.lookup(registry, repository).await;
+            found.map_err(|e| CredentialsError { registry: registry.to_owned(), reason: e.to_string() })
+        })
+    }
+}
+
+struct ToEvents(Events);
+
+impl Observer for ToEvents {
+    fn retried(&self, retry: &Retry) {
+        self.0.emit(Event::Retried {
+            host: retry.host.clone(),
+            what: retry.what.clone(),
+            reason: retry.reason.clone(),
+            wait_ms: u64::try_from(retry.wait.as_millis()).unwrap_or(u64::MAX),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_one_registry_join() {
+        let text = r#"
+            [[registry.host]]
+            name = "r.example.com"
+            mirrors = ["https://all.example.com"]
+            ca = ["/ca.pem"]
+            [[registry.host]]
+            name = "r.example.com/team"
+            mirrors = ["near.example.com:5000"]
+            plain_http = true
+        "#;
+        let config = Config::parse(text, []).unwrap();
+        let hosts = hosts(&config.registry);
+        let host = &hosts.registries["r.example.com"];
+        let mirrors: Vec<_> =
+            host.mirrors.iter().map(|m| (m.server.url.as_str(), m.prefix.as_deref())).collect();
+        let near = ("http://near.example.com:5000", Some("team"));
+        assert_eq!(mirrors, [near, ("https://all.example.com", None)]);
+        assert!(!host.plain_http, "only the mirror of the prefix speaks plain http");
+        assert_eq!(host.server.tls.ca, [Path::new("/ca.pem")]);
+    }
+}

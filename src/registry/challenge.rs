@@ -1,0 +1,159 @@
+//! What a registry asks for in WWW-Authenticate (RFC 9110, 11.6.1; RFC 6750; the distribution token specification).
+
+use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
+
+/// Headers longer than this are not read.
+const MAX_LENGTH: usize = 8192;
+
+/// A way to authenticate that Larder knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Challenge {
+    /// User name and password with each request.
+    Basic,
+    /// A token from a token server.
+    Bearer {
+        /// URL of the token server, as written.
+        realm: String,
+        /// Name of the registry at the token server.
+        service: Option<String>,
+        /// What the token must allow.
+        scope: Option<String>,
+    },
+}
+
+/// The strongest known challenge: Bearer before Basic, whose password then goes to the token server alone.
+pub(crate) fn strongest(headers: &HeaderMap) -> Option<Challenge> {
+    let texts = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+    let all: Vec<Challenge> = texts.filter(|text| text.len() <= MAX_LENGTH).flat_map(parse).collect();
+    let bearer = all.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
+    bearer.or(all.first()).cloned()
+}
+
+/// All known challenges of one header, which may list several.
+fn parse(text: &str) -> Vec<Challenge> {
+    let mut schemes: Vec<(String, Vec<(String, String)>)> = Vec::new();
+    for item in items(text) {
+        // An item is `Scheme`, `Scheme name=value` or `name=value`; a scheme is parted from its first parameter by a space.
+        let name_end = item.find('=').unwrap_or(item.len());
+        let parameter = match item[..name_end].trim().split_once(char::is_whitespace) {
+            Some((scheme, _)) => {
+                schemes.push((scheme.to_ascii_lowercase(), Vec::new()));
+                item[scheme.len()..].trim_start()
+            }
+            None if name_end == item.len() => {
+                schemes.push((item.to_ascii_lowercase(), Vec::new()));
+                continue;
+            }
+            None => item,
+        };
+        if let (Some((_, parameters)), Some((name, value))) = (schemes.last_mut(), parameter.split_once('='))
+        {
+            parameters.push((name.trim().to_ascii_lowercase(), unquote(value.trim())));
+        }
+    }
+    schemes.into_iter().filter_map(|(scheme, parameters)| known(&scheme, &parameters)).collect()
+}
+
+fn known(scheme: &str, parameters: &[(String, String)]) -> Option<Challenge> {
+    let get =
+        |wanted: &str| parameters.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+    match scheme {
+        "basic" => Some(Challenge::Basic),
+        "bearer" => {
+            Some(Challenge::Bearer { realm: get("realm")?, service: get("service"), scope: get("scope") })
+        }
+        _ => None,
+    }
+}
+
+/// Splits at commas outside of quotes.
+fn items(text: &str) -> Vec<&str> {
+    let (mut items, mut start, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ',' if !quoted => {
+                items.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    items.push(&text[start..]);
+    items.into_iter().map(str::trim).filter(|item| !item.is_empty()).collect()
+}
+
+fn unquote(value: &str) -> String {
+    let Some(inner) = value.strip_prefix('"') else {
+        return value.to_owned();
+    };
+    let mut plain = String::new();
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '"' => break,
+            '\\' => plain.extend(chars.next()),
+            _ => plain.push(c),
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
+        Challenge::Bearer {
+            realm: realm.into(),
+            service: service.map(Into::into),
+            scope: scope.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn what_registries_send() {
+        for (text, want) in [
+            (
+                r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
+                vec![bearer(
+                    "https://auth.docker.io/token",
+                    Some("registry.docker.io"),
+                    Some("repository:a/b:pull,push"),
+                )],
+            ),
+            (r#"Basic realm="Registry Realm""#, vec![Challenge::Basic]),
+            (r#"basic"#, vec![Challenge::Basic]),
+            (r#"bearer realm=https://a/t , service = s"#, vec![bearer("https://a/t", Some("s"), None)]),
+            (
+                r#"Basic realm="x, y", Bearer realm="https://a/t""#,
+                vec![Challenge::Basic, bearer("https://a/t", None, None)],
+            ),
+            (r#"Bearer realm="a\"b""#, vec![bearer("a\"b", None, None)]),
+            (r#"Negotiate, Digest realm="x", nonce="y""#, vec![]),
+            (r#"Bearer service="no realm""#, vec![]),
+            ("", vec![]),
+            ("=,=\"", vec![]),
+        ] {
+            assert_eq!(parse(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn bearer_before_basic() {
+        let mut headers = HeaderMap::new();
+        headers.append(WWW_AUTHENTICATE, "Basic realm=x".parse().unwrap());
+        assert_eq!(strongest(&headers), Some(Challenge::Basic));
+        headers.append(WWW_AUTHENTICATE, "Bearer realm=\"https://a/t\"".parse().unwrap());
+        assert_eq!(strongest(&headers), Some(bearer("https://a/t", None, None)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_survived(text in ".{0,200}") {
+            parse(&text);
+        }
+    }
+}

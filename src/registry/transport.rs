@@ -1,0 +1,288 @@
+//! One exchange on the wire: connections, time-outs, bounded bodies. Knows nothing of tokens, redirects or retries.
+
+use std::collections::{HashMap, HashSet};
+use std::error::Error as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
+use reqwest::{Certificate, Client, Identity, StatusCode, Url};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::address::{self, AddressRefused, CheckedResolver, Zone};
+use super::error::{Error, Fault, printable};
+use super::hosts::Tls;
+use super::rate::Rate;
+
+/// Bodies of errors are read up to this size, bytes; what is left costs the connection.
+pub(crate) const MAX_ERROR_BODY: usize = 1 << 20;
+
+/// How long the client waits for a server.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    /// For a connection, with TLS.
+    pub connect: Duration,
+    /// For the next bytes of an answer: the longest time without progress.
+    pub read: Duration,
+    /// For a whole exchange with a token server.
+    pub token: Duration,
+}
+
+impl Default for Timeouts {
+    /// 15 s to connect, 60 s without progress, 60 s for a token.
+    fn default() -> Self {
+        Timeouts {
+            connect: Duration::from_secs(15),
+            read: Duration::from_secs(60),
+            token: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Scheme, host and port: what credentials are bound to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Origin {
+    pub(crate) scheme: String,
+    pub(crate) host: String,
+    pub(crate) port: Option<u16>,
+}
+
+impl Origin {
+    pub(crate) fn of(url: &Url) -> Self {
+        Origin {
+            scheme: url.scheme().to_owned(),
+            host: url.host_str().unwrap_or_default().to_owned(),
+            port: url.port_or_known_default(),
+        }
+    }
+}
+
+/// A request that is ready to be sent.
+#[derive(Debug)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) url: Url,
+    pub(crate) tls: &'a Tls,
+    pub(crate) within: Zone,
+    pub(crate) headers: HeaderMap,
+    /// A form makes it a POST.
+    pub(crate) form: Option<String>,
+}
+
+/// The connections of one job.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    timeouts: Timeouts,
+    rate: Option<Arc<Rate>>,
+    per_host: usize,
+    proxies: Arc<HashSet<String>>,
+    clients: Mutex<HashMap<(Tls, Zone, bool), Client>>,
+    permits: Mutex<HashMap<Origin, Arc<Semaphore>>>,
+}
+
+impl Transport {
+    pub(crate) fn new(timeouts: Timeouts, per_host: usize, limit_rate: Option<u64>) -> Self {
+        // Fails only where the process has a provider already, which then serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Transport {
+            timeouts,
+            rate: limit_rate.map(|rate| Arc::new(Rate::new(rate))),
+            per_host: per_host.clamp(1, Semaphore::MAX_PERMITS),
+            proxies: Arc::new(address::proxy_hosts(|name| std::env::var(name).ok())),
+            clients: Mutex::default(),
+            permits: Mutex::default(),
+        }
+    }
+
+    /// Sends a request and waits for the head of the answer, whatever its status.
+    pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, Fault> {
+        address::check_literal(&outgoing.url, outgoing.within)?;
+        let plain = outgoing.url.scheme() == "http";
+        let client =
+            self.client(outgoing.tls, outgoing.within, plain).map_err(|e| Fault::Invalid(e.to_string()))?;
+        let permit = self.permit(&outgoing.url).await?;
+        let mut request = match outgoing.form {
+            Some(form) => client.post(outgoing.url).body(form),
+            None => client.get(outgoing.url),
+        };
+        request =
+            request.headers(outgoing.headers).header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let patience = self.timeouts.connect + self.timeouts.read;
+        let response = tokio::time::timeout(patience, request.send()).await;
+        let response = response.map_err(|_| stalled(patience))?.map_err(network)?;
+        Ok(Reply { response, read: self.timeouts.read, rate: self.rate.clone(), _permit: permit })
+    }
+
+    async fn permit(&self, url: &Url) -> Result<OwnedSemaphorePermit, Fault> {
+        let semaphore = {
+            let mut permits = self.permits.lock().unwrap_or_else(PoisonError::into_inner);
+            let host = permits.entry(Origin::of(url));
+            Arc::clone(host.or_insert_with(|| Arc::new(Semaphore::new(self.per_host))))
+        };
+        semaphore.acquire_owned().await.map_err(|_| Fault::transient("the client is shutting down"))
+    }
+
+    fn client(&self, tls: &Tls, within: Zone, plain: bool) -> Result<Client, Error> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (tls.clone(), within, plain);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
+        }
+        let client = self.build(tls, within, plain)?;
+        clients.insert(key, client.clone());
+        Ok(client)
+    }
+
+    fn build(&self, tls: &Tls, within: Zone, plain: bool) -> Result<Client, Error> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .connect_timeout(self.timeouts.connect)
+            .dns_resolver(CheckedResolver { within, proxies: Arc::clone(&self.proxies) });
+        if plain {
+            // A machine without authorities can still reach a registry that needs none.
+            builder = builder.tls_certs_only([]);
+        } else {
+            let mut authorities = Vec::new();
+            for file in &tls.ca {
+                let parsed = Certificate::from_pem_bundle(&read(file)?);
+                authorities.extend(parsed.map_err(|_| malformed(file))?);
+            }
+            builder = builder.tls_certs_merge(authorities).tls_danger_accept_invalid_certs(tls.skip_verify);
+            if let Some((certificate, key)) = &tls.client {
+                let mut pem = read(certificate)?;
+                if key != certificate {
+                    pem.push(b'\n');
+                    pem.extend(read(key)?);
+                }
+                builder = builder.identity(Identity::from_pem(&pem).map_err(|_| malformed(certificate))?);
+            }
+        }
+        builder
+            .build()
+            .map_err(|e| Error::Setup(format!("{}; are certificate authorities installed?", chain(&e))))
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(file).map_err(|e| Error::Setup(format!("reading {}: {e}", file.display())))
+}
+
+fn malformed(file: &Path) -> Error {
+    Error::Setup(format!("{} holds no certificate, or no key, in PEM", file.display()))
+}
+
+/// The head of an answer and the way to its body. Holds the host's permit while it lives.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    response: reqwest::Response,
+    read: Duration,
+    rate: Option<Arc<Rate>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    pub(crate) fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    /// A header as text, if it is there and printable.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+
+    /// The zone of the address that answered; a proxy's where there is one.
+    pub(crate) fn zone(&self) -> Zone {
+        self.response.remote_addr().map_or(Zone::Public, |address| Zone::of(address.ip()))
+    }
+
+    /// The length that the server announced, bytes.
+    pub(crate) fn length(&self) -> Option<u64> {
+        self.response.content_length()
+    }
+
+    /// Whether the body is coded in a way that changes its bytes.
+    pub(crate) fn encoding(&self) -> Option<String> {
+        let coding = self.headers().get(CONTENT_ENCODING)?;
+        let coding = String::from_utf8_lossy(coding.as_bytes()).into_owned();
+        (!coding.is_empty() && !coding.eq_ignore_ascii_case("identity")).then(|| printable(&coding))
+    }
+
+    /// The next bytes of the body; none at its end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
+        let chunk = tokio::time::timeout(self.read, self.response.chunk()).await;
+        let chunk = chunk.map_err(|_| stalled(self.read))?.map_err(network)?;
+        if let (Some(rate), Some(chunk)) = (&self.rate, &chunk) {
+            rate.take(chunk.len()).await;
+        }
+        Ok(chunk)
+    }
+
+    /// The whole body, at most `limit` bytes.
+    pub(crate) async fn whole(&mut self, limit: usize) -> Result<Bytes, Fault> {
+        let too_large = || Fault::Corrupt(format!("the answer is larger than the {limit} bytes allowed"));
+        if self.length().is_some_and(|length| length > limit as u64) {
+            return Err(too_large());
+        }
+        let mut body = BytesMut::new();
+        while let Some(chunk) = self.chunk().await? {
+            if body.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    /// Status and the start of the body, for a message. Reading it keeps the connection.
+    pub(crate) async fn complaint(mut self) -> String {
+        let status = self.status();
+        let body = self.whole(MAX_ERROR_BODY).await.unwrap_or_default();
+        let text = printable(String::from_utf8_lossy(&body).trim());
+        if text.is_empty() { format!("{status}") } else { format!("{status}: {text}") }
+    }
+}
+
+fn stalled(patience: Duration) -> Fault {
+    Fault::transient(format!("no bytes for {} s", patience.as_secs_f64()))
+}
+
+/// What an error of the HTTP library means; its URL, which may be signed, is left out.
+fn network(error: reqwest::Error) -> Fault {
+    let error = error.without_url();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(refused) = cause.downcast_ref::<AddressRefused>() {
+            return Fault::Refused(refused.to_string());
+        }
+        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if let Some(rustls::Error::InvalidCertificate(reason)) = inner.and_then(|inner| inner.downcast_ref())
+        {
+            return Fault::Invalid(format!(
+                "the server's certificate is not trusted ({reason}); configure its authority"
+            ));
+        }
+        source = cause.source();
+    }
+    if error.is_builder() {
+        return Fault::Invalid(chain(&error));
+    }
+    Fault::transient(chain(&error))
+}
+
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    printable(&text)
+}
