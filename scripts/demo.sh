@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# The whole way in a minute: a real registry with real images, a build, and a container from the sealed volume with
+# the registry stopped. Everything happens in one temporary directory and is gone at the end. Needs root.
+set -euo pipefail
+
+larder=${LARDER:-$(dirname "$0")/../target/release/larder}
+larder=$(realpath "$larder")
+
+if ((EUID != 0)); then
+    echo "demo: run it as root: layers keep owners and devices, and podman starts a container" >&2
+    exit 77
+fi
+if [[ ${1:-} != --in-namespace ]]; then
+    # A mount namespace of its own: whatever is mounted below is gone with the last process in it.
+    exec unshare --mount --propagation private "$0" --in-namespace
+fi
+
+dir=$(mktemp -d)
+registry=
+cleanup() {
+    stop_registry
+    # podman leaves its own store mounted on itself.
+    umount --quiet --lazy "$dir/root/overlay" "$dir/icv" 2>/dev/null || true
+    rm -rf "$dir"
+}
+stop_registry() {
+    if [[ -n $registry ]]; then
+        kill "$registry" 2>/dev/null || true
+        wait "$registry" 2>/dev/null || true
+        registry=
+    fi
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+bold='' dim='' plain=''
+if [[ -t 1 ]]; then
+    bold=$'\033[1m' dim=$'\033[2m' plain=$'\033[0m'
+fi
+step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
+show() {
+    printf '%s$ %s%s\n' "$dim" "${*//"$larder"/larder}" "$plain"
+    "$@"
+}
+
+step "A registry on loopback"
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+host=127.0.0.1:$port
+cat >"$dir/registry.yml" <<YAML
+version: 0.1
+storage: {filesystem: {rootdirectory: $dir/registry}}
+http: {addr: "$host"}
+YAML
+docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
+registry=$!
+for _ in {1..100}; do
+    if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then break; fi
+    if ! kill -0 "$registry" 2>/dev/null; then
+        cat "$dir/registry.log" >&2
+        exit 69
+    fi
+    sleep 0.1
+done
+echo "docker-registry at $host"
+
+step "Two images made from this machine's own files, pushed to it"
+"$(dirname "$0")/demo-image.sh" "$dir/layout"
+for image in shell app; do
+    skopeo copy --quiet --insecure-policy --dest-tls-verify=false \
+        "oci:$dir/layout:$image" "docker://$host/demo/$image:1"
+    echo "$host/demo/$image:1"
+done
+
+step "What would be pulled"
+show "$larder" plan --volume "$dir/cache" --size 1GiB "$host/demo/app:1" "$host/demo/shell:1"
+
+step "The build: images in, a sealed volume out"
+show "$larder" build --volume "$dir/cache" --size 1GiB "$host/demo/app:1" "$host/demo/shell:1"
+
+step "What lies on the volume, and the proof from its own bytes"
+show "$larder" inspect "$dir/cache"
+show "$larder" verify "$dir/cache"
+
+step "The registry stops"
+stop_registry
+rm -rf "$dir/registry"
+if (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    echo "demo: something still answers at $host" >&2
+    exit 70
+fi
+echo "nothing answers at $host any more"
+
+step "A container from the volume, mounted read-only; podman's own store is empty, there is no network"
+if [[ $(stat --file-system --format %T /sys/fs/cgroup) != cgroup2fs ]]; then
+    # crun refuses a hybrid of cgroup versions; this is seen in this namespace alone.
+    umount --recursive /sys/fs/cgroup
+    mount -t cgroup2 none /sys/fs/cgroup
+fi
+mkdir "$dir/icv"
+mount --bind "$dir/cache" "$dir/icv"
+mount -o remount,bind,ro "$dir/icv"
+podman() {
+    command podman --root "$dir/root" --runroot "$dir/run" --tmpdir "$dir/tmp" --storage-driver overlay \
+        --storage-opt "additionalimagestore=$dir/icv" --cgroup-manager cgroupfs --events-backend none "$@"
+}
+podman images --format '{{.Repository}}:{{.Tag}}  read-only: {{.ReadOnly}}'
+start=$(date +%s%N)
+podman run --rm --pull never --network none --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+    "$host/demo/app:1"
+echo "started, run and removed in $((($(date +%s%N) - start) / 1000000)) ms"

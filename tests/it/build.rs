@@ -1,0 +1,269 @@
+//! `larder build` from a real registry to a sealed volume that real consumers use.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use larder::model::digest::Digest;
+use larder::model::seal::CacheManifest;
+use larder::testing::image::{self, Format, Image, Layer};
+use serde_json::Value;
+
+use crate::harness::layers::{Member, Packing, layer};
+use crate::harness::podman::Podman;
+use crate::harness::registry::Registry;
+use crate::harness::tree::{Tolerance, differences, scan};
+use crate::harness::{Need, exits, isolated, larder, skopeo, succeed};
+
+const REGISTRY: Need = Need::Program("docker-registry");
+const PODMAN: Need = Need::Program("podman");
+
+/// A shell, a second layer with every kind of change, and a third with one file.
+fn three_layers(packing: Packing) -> Image {
+    let changes = [
+        Member::whiteout("etc/.wh.group"),
+        Member::whiteout("tmp/.wh..wh..opq"),
+        Member::file("usr/bin/tool", "#!/bin/sh\nid -u\n").mode(0o4755),
+        Member::hard_link("usr/bin/tool2", "usr/bin/tool").mode(0o4755),
+        Member::symlink("run", "tmp"),
+        Member::file("data/owned", "owned").owner(1000, 1001).xattr("user.note", b"kept"),
+    ];
+    let last = [Member::file("etc/greeting", "hello from the cache\n")];
+    Image::builder(Format::Oci)
+        .layers([image::busybox().unwrap(), layer(&changes, packing), layer(&last, packing)])
+        .build()
+}
+
+fn build(volume: &Path, references: &[&str]) -> Command {
+    let mut larder = larder();
+    larder.arg("build").arg("--volume").arg(volume).args(["--size", "256MiB"]);
+    larder.args(references);
+    larder
+}
+
+fn diff_ids(image: &Image) -> Vec<Digest> {
+    image.layers.iter().map(|layer| layer.diff_id.clone()).collect()
+}
+
+fn cache(volume: &Path) -> CacheManifest {
+    CacheManifest::parse(&fs::read(volume.join("cache.json")).unwrap()).unwrap()
+}
+
+/// Builds, stops the registry, runs a container and copies the image out.
+fn one_image(packing: Packing) {
+    let registry = Registry::open();
+    let image = three_layers(packing);
+    let reference = registry.push(&image, "team/app", "1");
+    let dir = tempfile::tempdir().unwrap();
+    let volume = dir.path().join("volume");
+    succeed(&mut build(&volume, &[&reference]));
+    registry.stop();
+
+    let cache = cache(&volume);
+    assert_eq!(cache.content.images[0].manifest, image.manifest.digest);
+    assert_eq!(cache.content.totals.layers, 3);
+    let script = "cat /etc/greeting; /usr/bin/tool; stat -c %a:%h /usr/bin/tool2; stat -c %u:%g /data/owned; \
+                  test -e /etc/group || echo no group";
+    let printed = Podman::new().run(&volume, &reference, &["/bin/sh", "-c", script]);
+    assert_eq!(printed, "hello from the cache\n0\n4755:2\n1000:1001\nno group\n");
+    assert_eq!(skopeo::copy_out(&volume, &reference, dir.path()), diff_ids(&image));
+}
+
+#[test]
+fn gzip_image_runs_with_the_registry_stopped() {
+    isolated(&[REGISTRY, PODMAN, Need::Program("skopeo")], || {
+        one_image(Packing::Gzip);
+    });
+}
+
+#[test]
+fn zstd_image_runs_with_the_registry_stopped() {
+    isolated(&[REGISTRY, PODMAN, Need::Program("skopeo")], || {
+        one_image(Packing::Zstd);
+    });
+}
+
+#[test]
+fn uncompressed_image_runs_with_the_registry_stopped() {
+    isolated(&[REGISTRY, PODMAN, Need::Program("skopeo")], || {
+        one_image(Packing::Plain);
+    });
+}
+
+#[test]
+fn images_that_share_layers_fetch_each_blob_once() {
+    isolated(&[REGISTRY, PODMAN], || {
+        let registry = Registry::open();
+        let base = image::busybox().unwrap();
+        let on_top = |name: &str| -> Layer { layer(&[Member::file("etc/name", name)], Packing::Gzip) };
+        let references: Vec<_> = ["one", "two", "three"]
+            .iter()
+            .map(|name| {
+                let image = Image::builder(Format::Docker).layers([base.clone(), on_top(name)]);
+                registry.push(&image.build(), name, "1")
+            })
+            .collect();
+        let given: Vec<_> = references.iter().map(String::as_str).collect();
+        let dir = tempfile::tempdir().unwrap();
+        succeed(&mut build(dir.path(), &given));
+
+        let fetched = registry.blobs_served();
+        let of_base = fetched.iter().filter(|(digest, _)| *digest == base.digest.to_string());
+        assert_eq!(of_base.map(|(_, bytes)| bytes).sum::<u64>(), base.blob.len() as u64);
+        assert_eq!(cache(dir.path()).content.totals.layers, 4);
+        registry.stop();
+        for (reference, name) in references.iter().zip(["one", "two", "three"]) {
+            let printed = Podman::new().run(dir.path(), reference, &["/bin/cat", "/etc/name"]);
+            assert_eq!(printed, name);
+        }
+    });
+}
+
+#[test]
+fn index_is_resolved_to_this_platform() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let here = three_layers(Packing::Gzip);
+        let there = Image::builder(Format::Oci)
+            .platform("plan9/mips".parse().unwrap())
+            .layer(layer(&[Member::file("elsewhere", "")], Packing::Gzip))
+            .build();
+        let mut client = registry.client("multi");
+        let index = image::push_index(&mut client, Format::Oci, &[&there, &here], "multi", "1").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        succeed(&mut build(dir.path(), &[&registry.reference("multi:1")]));
+        let sealed = &cache(dir.path()).content.images[0];
+        assert_eq!(sealed.manifest, here.manifest.digest);
+        assert_eq!(sealed.index.as_ref(), Some(&index.digest));
+    });
+}
+
+#[test]
+fn the_same_job_again_writes_nothing() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let reference = registry.push(&three_layers(Packing::Gzip), "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        succeed(&mut build(dir.path(), &[&reference]));
+        let before = scan(dir.path());
+        let served = registry.blobs_served().len();
+        let printed = succeed(build(dir.path(), &[&reference]).args(["--output", "json"]));
+        let last: Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+        assert_eq!(last["event"], "result");
+        assert_eq!(last["digest"], cache(dir.path()).digest.to_string());
+        let changed = differences(&before, &scan(dir.path()), Tolerance::default());
+        assert_eq!(changed, Vec::<String>::new());
+        assert_eq!(registry.blobs_served().len(), served);
+
+        let other = registry.push(&three_layers(Packing::Zstd), "team/other", "1");
+        exits(73, &mut build(dir.path(), &[&other]));
+        let changed = differences(&before, &scan(dir.path()), Tolerance::default());
+        assert_eq!(changed, Vec::<String>::new(), "another job's volume was touched");
+    });
+}
+
+#[test]
+fn a_directory_that_is_not_ours_is_left_alone() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let reference = registry.push(&three_layers(Packing::Gzip), "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("precious"), "data").unwrap();
+        let before = scan(dir.path());
+        exits(73, &mut build(dir.path(), &[&reference]));
+        let changed = differences(&before, &scan(dir.path()), Tolerance::default());
+        assert_eq!(changed, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn plan_moves_no_layer_byte() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let image = three_layers(Packing::Gzip);
+        let reference = registry.push(&image, "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        let mut plan = larder();
+        plan.arg("plan").arg("--volume").arg(&volume);
+        let printed = succeed(plan.args(["--size", "256MiB", &reference]));
+        assert!(printed.contains(&image.manifest.digest.to_string()), "{printed}");
+        assert!(!volume.exists(), "plan made the volume");
+        let layers: Vec<_> = image.layers.iter().map(|l| l.digest.to_string()).collect();
+        let served = registry.blobs_served();
+        assert!(served.iter().all(|(digest, _)| !layers.contains(digest)), "{served:?}");
+    });
+}
+
+#[test]
+fn the_three_times_rule_is_enforced() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let image = three_layers(Packing::Gzip);
+        let reference = registry.push(&image, "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let need = 3 * image.compressed_size();
+        let mut short = larder();
+        short.arg("build").arg("--volume").arg(dir.path());
+        short.args(["--size", &(need - 1).to_string(), &reference]);
+        exits(73, &mut short);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    });
+}
+
+#[test]
+fn inspect_and_verify_a_sealed_volume() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let image = three_layers(Packing::Gzip);
+        let reference = registry.push(&image, "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        succeed(&mut build(dir.path(), &[&reference]));
+        registry.stop();
+        let text = succeed(larder().arg("inspect").arg(dir.path()));
+        assert!(text.contains(&reference), "{text}");
+        let json = succeed(larder().arg("inspect").arg(dir.path()).arg("--json"));
+        let shown = CacheManifest::parse(json.as_bytes()).unwrap();
+        assert_eq!(shown, cache(dir.path()));
+        succeed(larder().arg("verify").arg(dir.path()));
+
+        let chain = &shown.content.layers.last().unwrap().chain_id;
+        let file = dir.path().join("overlay").join(chain.hex()).join("diff/etc/greeting");
+        fs::write(&file, "hello from the cachE\n").unwrap();
+        let said = exits(65, larder().arg("verify").arg(dir.path()));
+        assert!(said.contains("etc/greeting"), "{said}");
+    });
+}
+
+#[test]
+fn credentials_for_passwords_and_tokens() {
+    isolated(&[REGISTRY, Need::Program("htpasswd"), Need::Program("openssl")], || {
+        let password = Registry::with_password();
+        refused_then_built(&password);
+        let tokens = Registry::with_tokens(Duration::from_secs(300));
+        refused_then_built(&tokens);
+        assert_eq!(tokens.tokens_issued(), 1, "one token serves a whole build");
+    });
+}
+
+fn refused_then_built(registry: &Registry) {
+    let reference = registry.push(&three_layers(Packing::Gzip), "team/private", "1");
+    let dir = tempfile::tempdir().unwrap();
+    let volume = dir.path().join("volume");
+    exits(77, &mut build(&volume, &[&reference]));
+    let config = registry.docker_config();
+    succeed(build(&volume, &[&reference]).arg("--docker-config").arg(config));
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        registry.push(&three_layers(Packing::Gzip), "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let (absent, gone) = (registry.reference("team/app:2"), registry.reference("team/none:1"));
+        let said = exits(64, &mut build(&dir.path().join("volume"), &[&absent, &gone]));
+        assert!(said.contains(&absent) && said.contains(&gone), "{said}");
+    });
+}

@@ -1,0 +1,46 @@
+//! What the tests stand on: registries, consumers and file systems of this machine, each gone when it is dropped.
+
+use std::process::{Command, Output};
+
+pub(crate) mod cgroup;
+pub(crate) mod containerd;
+pub(crate) mod filesystem;
+pub(crate) mod http;
+pub(crate) mod layers;
+pub(crate) mod need;
+pub(crate) mod overlay;
+pub(crate) mod podman;
+pub(crate) mod registry;
+pub(crate) mod skopeo;
+pub(crate) mod token;
+pub(crate) mod tree;
+
+pub(crate) use need::{Need, isolated};
+
+/// The `larder` under test.
+pub(crate) fn larder() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_larder"))
+}
+
+/// Runs a command to its end and panics with what it printed unless it succeeded.
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs a command to its end and checks its exit code; returns both streams as one text.
+pub(crate) fn exits(code: i32, command: &mut Command) -> String {
+    let output = run(command);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{text}");
+    text
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("starting {command:?}: {error}"))
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

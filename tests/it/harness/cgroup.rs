@@ -1,0 +1,55 @@
+//! A memory limit by the memory controller of cgroup v1.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+/// A memory cgroup. Removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct MemoryCgroup {
+    dir: PathBuf,
+}
+
+impl MemoryCgroup {
+    /// A cgroup with at most `limit` bytes of memory, page cache included.
+    pub(crate) fn new(name: &str, limit: u64) -> Self {
+        let dir = PathBuf::from(format!("/sys/fs/cgroup/memory/larder-test-{name}-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("memory.limit_in_bytes"), limit.to_string()).unwrap();
+        MemoryCgroup { dir }
+    }
+
+    /// A command that enters the cgroup and becomes `command`.
+    pub(crate) fn wrap(&self, command: &Command) -> Command {
+        let mut wrapped = Command::new("sh");
+        wrapped.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
+        wrapped.arg(self.dir.join("cgroup.procs"));
+        wrapped.arg(command.get_program()).args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => wrapped.env(name, value),
+                None => wrapped.env_remove(name),
+            };
+        }
+        wrapped
+    }
+
+    /// Most memory used so far, bytes.
+    pub(crate) fn peak(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.join("memory.max_usage_in_bytes")).unwrap();
+        text.trim().parse().unwrap()
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        // The kernel takes a moment to let go of processes that have just ended.
+        for _ in 0..50 {
+            if fs::remove_dir(&self.dir).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

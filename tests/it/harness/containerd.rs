@@ -1,0 +1,86 @@
+//! Debian's containerd with a root of its own: pulls an image and mounts it, as a second opinion.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::succeed;
+
+/// A running containerd. Stopped when it is dropped. Start it in an isolated test: it mounts.
+#[derive(Debug)]
+pub(crate) struct Containerd {
+    process: Child,
+    dir: TempDir,
+}
+
+impl Containerd {
+    /// Starts it and waits until it answers.
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = '{}'\nstate = '{}'\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n\
+             [grpc]\naddress = '{}'\n[ttrpc]\naddress = '{}'\n",
+            path("root"),
+            path("state"),
+            path("socket"),
+            path("ttrpc"),
+        );
+        fs::write(path("config.toml"), config).unwrap();
+        let log = File::create(path("log")).unwrap();
+        let process = Command::new("containerd")
+            .args(["--config", &path("config.toml")])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let containerd = Containerd { process, dir };
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !containerd.answers() {
+            let log = || fs::read_to_string(path_of(&containerd.dir, "log")).unwrap_or_default();
+            assert!(Instant::now() < deadline, "containerd does not start:\n{}", log());
+            sleep(Duration::from_millis(50));
+        }
+        containerd
+    }
+
+    fn answers(&self) -> bool {
+        let mut version = self.ctr(&["version"]);
+        version.stdout(Stdio::null()).stderr(Stdio::null());
+        version.status().is_ok_and(|status| status.success())
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Command {
+        let mut ctr = Command::new("ctr");
+        ctr.arg("--address").arg(path_of(&self.dir, "socket"));
+        ctr.args(arguments);
+        ctr
+    }
+
+    /// Pulls a reference from a registry on loopback and mounts its file system read-only; returns where.
+    pub(crate) fn pull_and_mount(&self, reference: &str) -> PathBuf {
+        succeed(&mut self.ctr(&["images", "pull", "--plain-http", reference]));
+        let target = self.dir.path().join("mount");
+        fs::create_dir(&target).unwrap();
+        succeed(self.ctr(&["images", "mount", reference]).arg(&target));
+        target
+    }
+}
+
+fn path_of(dir: &TempDir, name: &str) -> PathBuf {
+    Path::join(dir.path(), name)
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // Fails where it is not mounted, which is as well.
+        let _ = nix::mount::umount2(&path_of(&self.dir, "mount"), nix::mount::MntFlags::MNT_DETACH);
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,77 @@
+//! Small file systems to run out of space and inodes on. Use them in an isolated test, whose end unmounts them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::mount::{MntFlags, umount2};
+use tempfile::TempDir;
+
+use super::succeed;
+
+/// What a file system is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// ext4 on a loop device with this many inodes.
+    Ext4 { inodes: u32 },
+    /// xfs on a loop device.
+    Xfs,
+    /// Memory.
+    Tmpfs,
+}
+
+/// A mounted file system. Unmounted when it is dropped; the loop device goes with it.
+#[derive(Debug)]
+pub(crate) struct FileSystem {
+    dir: TempDir,
+}
+
+impl FileSystem {
+    /// Makes a file system of `size` bytes and mounts it.
+    pub(crate) fn new(kind: Kind, size: u64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        fs::create_dir(dir.path().join("mount")).unwrap();
+        File::create(&image).unwrap().set_len(size).unwrap();
+        let mut mount = Command::new("mount");
+        match kind {
+            Kind::Ext4 { inodes } => {
+                let inodes = inodes.to_string();
+                let options = ["-q", "-F", "-m", "0", "-N", &inodes];
+                succeed(Command::new("mkfs.ext4").args(options).arg(&image));
+                mount.args(["-o", "loop"]).arg(&image);
+            }
+            Kind::Xfs => {
+                succeed(Command::new("mkfs.xfs").args(["-q", "-f"]).arg(&image));
+                mount.args(["-o", "loop"]).arg(&image);
+            }
+            Kind::Tmpfs => {
+                mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]);
+            }
+        }
+        let file_system = FileSystem { dir };
+        succeed(mount.arg(file_system.path()));
+        file_system
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> PathBuf {
+        Path::join(self.dir.path(), "mount")
+    }
+}
+
+impl Drop for FileSystem {
+    fn drop(&mut self) {
+        let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Unmounts everything below `dir`, the last mounted first.
+pub(crate) fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4));
+    for point in points.map(Path::new).filter(|point| point.starts_with(dir)) {
+        // What is gone already is as well.
+        let _ = umount2(point, MntFlags::MNT_DETACH);
+    }
+}

@@ -1,0 +1,104 @@
+//! The few requests that pushing to a registry takes, over HTTP/1.0, which has neither chunks nor reuse.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use bytes::Bytes;
+use larder::model::digest::Digest;
+use larder::testing::image::{Document, Target};
+
+/// A registry on loopback as a place to push to.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) address: SocketAddr,
+    /// Value of the `Authorization` header.
+    pub(crate) authorization: Option<String>,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.headers.iter();
+        headers.find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    fn expect(self, status: u16, what: &str) -> io::Result<Self> {
+        if self.status == status {
+            return Ok(self);
+        }
+        let body = String::from_utf8_lossy(&self.body);
+        Err(io::Error::other(format!("{what}: {} {body}", self.status)))
+    }
+}
+
+impl Client {
+    /// One request.
+    pub(crate) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        content_type: &str,
+        body: &[u8],
+    ) -> io::Result<Response> {
+        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        let authorization =
+            self.authorization.as_ref().map_or(String::new(), |value| format!("Authorization: {value}\r\n"));
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\n{authorization}Content-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        )?;
+        stream.write_all(body)?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        parse(&answer).ok_or_else(|| io::Error::other(format!("{method} {path}: not an HTTP answer")))
+    }
+}
+
+fn parse(answer: &[u8]) -> Option<Response> {
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&answer[..end]).ok()?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let headers = lines.filter_map(|line| line.split_once(": "));
+    Some(Response {
+        status,
+        headers: headers.map(|(n, v)| (n.to_owned(), v.to_owned())).collect(),
+        body: answer[end + 4..].to_vec(),
+    })
+}
+
+impl Target for Client {
+    fn put_blob(&mut self, repository: &str, digest: &Digest, bytes: &Bytes) -> io::Result<()> {
+        let blob = format!("/v2/{repository}/blobs/{digest}");
+        if self.request("HEAD", &blob, "text/plain", &[])?.status == 200 {
+            return Ok(());
+        }
+        let uploads = format!("/v2/{repository}/blobs/uploads/");
+        let upload = self.request("POST", &uploads, "text/plain", &[])?.expect(202, &uploads)?;
+        let location =
+            upload.header("Location").ok_or_else(|| io::Error::other("an upload without a Location"))?;
+        let host = format!("http://{}", self.address);
+        let location = location.strip_prefix(&host).unwrap_or(location);
+        let separator = if location.contains('?') { '&' } else { '?' };
+        let location = format!("{location}{separator}digest={digest}");
+        self.request("PUT", &location, "application/octet-stream", bytes)?.expect(201, &blob)?;
+        Ok(())
+    }
+
+    fn put_manifest(&mut self, repository: &str, reference: &str, document: &Document) -> io::Result<()> {
+        let path = format!("/v2/{repository}/manifests/{reference}");
+        self.request("PUT", &path, &document.media_type, &document.bytes)?.expect(201, &path)?;
+        Ok(())
+    }
+}

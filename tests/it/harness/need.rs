@@ -1,0 +1,68 @@
+//! What a test needs of the machine, and a mount namespace of its own.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::{env, panic, thread};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::Uid;
+
+/// Something a test cannot do without.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Need {
+    /// A program on `PATH`.
+    Program(&'static str),
+    /// Root with the right to mount.
+    Root,
+    /// A memory controller of cgroup v1.
+    MemoryCgroup,
+}
+
+impl Need {
+    fn met(self) -> Result<(), String> {
+        match self {
+            Need::Program(name) => {
+                let path = env::var_os("PATH").unwrap_or_default();
+                let found = env::split_paths(&path).any(|dir| dir.join(name).is_file());
+                found
+                    .then_some(())
+                    .ok_or_else(|| format!("{name} is not installed (scripts/install-deps.sh)"))
+            }
+            Need::Root => {
+                let mounts = Uid::effective().is_root()
+                    && Command::new("unshare")
+                        .args(["--mount", "true"])
+                        .stderr(Stdio::null())
+                        .status()
+                        .is_ok_and(|status| status.success());
+                mounts.then_some(()).ok_or_else(|| "it has to run as root, with the right to mount".into())
+            }
+            Need::MemoryCgroup => Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+                .exists()
+                .then_some(())
+                .ok_or_else(|| "there is no memory controller of cgroup v1".into()),
+        }
+    }
+}
+
+/// Runs `test` on a thread in a private mount namespace, where nothing that it or its children mount outlives it.
+///
+/// Where a need is not met the test is skipped with a message, and fails if `LARDER_REQUIRE_ALL` is set.
+pub(crate) fn isolated(needs: &[Need], test: impl FnOnce() + Send + 'static) {
+    for need in needs.iter().chain([&Need::Root]) {
+        if let Err(why) = need.met() {
+            assert!(env::var_os("LARDER_REQUIRE_ALL").is_none(), "cannot run this test: {why}");
+            eprintln!("skipped: {why}");
+            return;
+        }
+    }
+    let namespace = move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>).unwrap();
+        test();
+    };
+    if let Err(panic) = thread::spawn(namespace).join() {
+        panic::resume_unwind(panic);
+    }
+}

@@ -1,0 +1,100 @@
+//! Debian's podman, with a store of its own.
+//!
+//! A container is started from a sealed volume mounted read-only as an additional image store, with an empty primary
+//! store and no network. On a machine with cgroup v1 or a hybrid crun refuses, so podman runs in a mount namespace
+//! with cgroup2 on /sys/fs/cgroup and makes no cgroup; rootless limits of a container host are met by `--ulimit`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::filesystem::unmount_below;
+use super::succeed;
+
+/// A podman with an empty store.
+#[derive(Debug)]
+pub(crate) struct Podman {
+    dir: TempDir,
+}
+
+/// Mounts cgroup2 and the volume (`$1`, at `$2`), then becomes podman with the arguments that follow.
+const RUN: &str = r#"
+set -e
+mount --make-rprivate /
+if [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ]; then
+    umount -R /sys/fs/cgroup
+    mount -t cgroup2 none /sys/fs/cgroup
+fi
+mkdir -p "$2"
+mount --bind "$1" "$2"
+mount -o remount,bind,ro "$2"
+shift 2
+exec podman "$@"
+"#;
+
+impl Podman {
+    /// A podman with an empty store.
+    pub(crate) fn new() -> Self {
+        Podman { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Options that keep everything of podman's inside this test's directory.
+    fn store(&self) -> Vec<String> {
+        let path = |name| self.dir.path().join(name).display().to_string();
+        let mut options = vec!["--storage-driver=overlay".into()];
+        options.extend(["--cgroup-manager=cgroupfs", "--events-backend=none"].map(String::from));
+        for (option, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
+            options.extend([option.into(), path(name)]);
+        }
+        options
+    }
+
+    /// Runs `command` in a container of `image` from the volume and returns what it printed on stdout.
+    ///
+    /// The volume is mounted at a short path of its own: overlay's mount options have to fit one page.
+    pub(crate) fn run(&self, volume: &Path, image: &str, command: &[&str]) -> String {
+        succeed(&mut self.run_command(volume, image, command))
+    }
+
+    fn run_command(&self, volume: &Path, image: &str, command: &[&str]) -> Command {
+        let mut podman = Command::new("unshare");
+        podman.args(["--mount", "sh", "-c", RUN, "podman"]);
+        let mounted = self.dir.path().join("v");
+        podman.arg(volume).arg(&mounted).args(self.store());
+        podman.arg("--storage-opt");
+        podman.arg(format!("additionalimagestore={}", mounted.display()));
+        podman.args(["run", "--rm", "--pull=never", "--cgroups=disabled", "--network=none"]);
+        podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", image]);
+        podman.args(command);
+        podman
+    }
+
+    /// Pulls a reference from a registry on loopback into the primary store.
+    pub(crate) fn pull(&self, reference: &str) {
+        succeed(Command::new("podman").args(self.store()).args([
+            "pull",
+            "--quiet",
+            "--tls-verify=false",
+            reference,
+        ]));
+    }
+
+    /// The primary store: what is pulled lies here in the layout that a volume has, too.
+    pub(crate) fn primary_store(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// Mounts a pulled image read-only and returns where. Call it in an isolated test.
+    pub(crate) fn mount(&self, reference: &str) -> PathBuf {
+        let path = succeed(Command::new("podman").args(self.store()).args(["image", "mount", reference]));
+        PathBuf::from(path.trim())
+    }
+}
+
+impl Drop for Podman {
+    /// Unmounts what podman left mounted, so that the directory can go.
+    fn drop(&mut self) {
+        unmount_below(self.dir.path());
+    }
+}

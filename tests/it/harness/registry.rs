@@ -1,0 +1,205 @@
+//! Debian's docker-registry on a free port of loopback.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use larder::testing::image::Image;
+use tempfile::TempDir;
+
+use super::http::Client;
+use super::succeed;
+use super::token::TokenServer;
+
+/// The user that a registry with authentication knows.
+pub(crate) const USER: &str = "larder";
+/// Its password.
+pub(crate) const PASSWORD: &str = "p:ss w\u{f6}rd";
+
+/// How a registry asks who is there.
+#[derive(Debug)]
+enum Authentication {
+    None,
+    Basic,
+    Token(TokenServer),
+}
+
+/// A running registry. Stopped when it is dropped; what it holds is gone with it.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    process: Child,
+    address: SocketAddr,
+    authentication: Authentication,
+    dir: TempDir,
+}
+
+impl Registry {
+    /// Open to everyone.
+    pub(crate) fn open() -> Self {
+        Registry::start(tempfile::tempdir().unwrap(), "", Authentication::None)
+    }
+
+    /// Basic authentication for [`USER`].
+    pub(crate) fn with_password() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let line = succeed(Command::new("htpasswd").args(["-nbB", USER, PASSWORD]));
+        let file = dir.path().join("htpasswd");
+        fs::write(&file, line.trim_end()).unwrap();
+        let config = format!("auth: {{htpasswd: {{realm: larder-test, path: {}}}}}", file.display());
+        Registry::start(dir, &config, Authentication::Basic)
+    }
+
+    /// Bearer tokens from a token server that knows [`USER`]; each lives for `lifetime`.
+    pub(crate) fn with_tokens(lifetime: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = TokenServer::start(dir.path(), lifetime);
+        let config = format!(
+            "auth: {{token: {{realm: 'http://{}/token', service: {}, issuer: {}, rootcertbundle: {}}}}}",
+            tokens.address(),
+            TokenServer::SERVICE,
+            TokenServer::ISSUER,
+            tokens.certificate().display(),
+        );
+        Registry::start(dir, &config, Authentication::Token(tokens))
+    }
+
+    fn start(dir: TempDir, auth: &str, authentication: Authentication) -> Self {
+        // The port is free when it is asked for; another process may take it first, so a lost race is run again.
+        for _ in 0..5 {
+            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let address = free.local_addr().unwrap();
+            drop(free);
+            if let Some(process) = spawn(dir.path(), auth, address) {
+                return Registry { process, address, authentication, dir };
+            }
+        }
+        let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+        panic!("docker-registry does not start:\n{log}");
+    }
+
+    /// Host and port, as in a reference.
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// A reference into this registry.
+    pub(crate) fn reference(&self, name: &str) -> String {
+        format!("{}/{name}", self.address)
+    }
+
+    /// A client that may read and write `repository`.
+    pub(crate) fn client(&self, repository: &str) -> Client {
+        let authorization = match &self.authentication {
+            Authentication::None => None,
+            Authentication::Basic => Some(basic()),
+            Authentication::Token(tokens) => {
+                Some(format!("Bearer {}", tokens.sign(repository, &["pull", "push"])))
+            }
+        };
+        Client { address: self.address, authorization }
+    }
+
+    /// Pushes `image` and returns the reference to it.
+    pub(crate) fn push(&self, image: &Image, repository: &str, tag: &str) -> String {
+        image.push(&mut self.client(repository), repository, tag).unwrap();
+        self.reference(&format!("{repository}:{tag}"))
+    }
+
+    /// Writes a docker config with the credentials of [`USER`] and returns the directory that holds it.
+    pub(crate) fn docker_config(&self) -> PathBuf {
+        let dir = self.dir.path().join("docker");
+        fs::create_dir_all(&dir).unwrap();
+        let auth = BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        let config = serde_json::json!({"auths": {self.host(): {"auth": auth}}});
+        fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        dir
+    }
+
+    /// GET requests for blobs served so far, by the registry's own log: digest and answered bytes.
+    pub(crate) fn blobs_served(&self) -> Vec<(String, u64)> {
+        let log = fs::read_to_string(self.dir.path().join("log")).unwrap();
+        log.lines().filter_map(blob_served).collect()
+    }
+
+    /// Tokens handed out so far; none without token authentication.
+    pub(crate) fn tokens_issued(&self) -> usize {
+        match &self.authentication {
+            Authentication::Token(tokens) => tokens.issued(),
+            _ => 0,
+        }
+    }
+
+    /// Stops the registry at once; nothing answers on its port any more.
+    pub(crate) fn stop(mut self) {
+        self.kill();
+        assert!(TcpStream::connect(self.address).is_err());
+    }
+
+    fn kill(&mut self) {
+        // Fails where the process has ended already, which is what is wanted.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The `Authorization` header of [`USER`].
+pub(crate) fn basic() -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}")))
+}
+
+/// An access log line in the combined format: `… "GET /v2/a/blobs/sha256:… HTTP/1.1" 200 1234 …`.
+fn blob_served(line: &str) -> Option<(String, u64)> {
+    let (_, request) = line.split_once("\"GET ")?;
+    let (path, rest) = request.split_once(" HTTP/1.1\" ")?;
+    let (_, digest) = path.split_once("/blobs/")?;
+    let mut answer = rest.split(' ');
+    let status = answer.next()?;
+    let bytes = answer.next()?.parse().ok()?;
+    matches!(status, "200" | "206").then(|| (digest.to_owned(), bytes))
+}
+
+fn spawn(dir: &Path, auth: &str, address: SocketAddr) -> Option<Child> {
+    let config = dir.join("registry.yml");
+    let storage = dir.join("storage");
+    let text = format!(
+        "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+         http: {{addr: '{address}', secret: test}}\n{auth}\n",
+        storage.display()
+    );
+    fs::write(&config, text).unwrap();
+    let log = File::create(dir.join("log")).unwrap();
+    let mut process = Command::new("docker-registry")
+        .arg("serve")
+        .arg(&config)
+        .env("OTEL_TRACES_EXPORTER", "none")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while Instant::now() < deadline {
+        if process.try_wait().unwrap().is_some() {
+            return None;
+        }
+        let client = Client { address, authorization: None };
+        if client.request("GET", "/v2/", "text/plain", &[]).is_ok() {
+            return Some(process);
+        }
+        sleep(Duration::from_millis(20));
+    }
+    let _ = process.kill();
+    let _ = process.wait();
+    None
+}

@@ -1,0 +1,39 @@
+//! Debian's skopeo: copies an image out of a volume, which works only where tar-split gives back each tar bit for bit.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use larder::model::digest::Digest;
+use serde_json::Value;
+
+use super::filesystem::unmount_below;
+use super::succeed;
+
+/// Copies `image` from the store on `volume` to an OCI layout in `dir` and returns the diff IDs of its config.
+///
+/// skopeo recomputes the sha256 of every tar on the way and fails where one is not the diff ID.
+pub(crate) fn copy_out(volume: &Path, image: &str, dir: &Path) -> Vec<Digest> {
+    let volume = volume.canonicalize().unwrap();
+    let source = format!(
+        "containers-storage:[overlay@{dir}/root+{dir}/run:additionalimagestore={volume},overlay.imagestore={volume}]{image}",
+        dir = dir.display(),
+        volume = volume.display(),
+    );
+    let layout = dir.join("layout");
+    succeed(
+        Command::new("skopeo")
+            .args(["copy", "--quiet", "--insecure-policy", &source])
+            .arg(format!("oci:{}:out", layout.display())),
+    );
+    // The store leaves a bind mount of itself behind.
+    unmount_below(dir);
+    let read = |digest: &str| -> Value {
+        let path = layout.join("blobs").join(digest.replace(':', "/"));
+        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+    };
+    let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let manifest = read(index["manifests"][0]["digest"].as_str().unwrap());
+    let config = read(manifest["config"]["digest"].as_str().unwrap());
+    serde_json::from_value(config["rootfs"]["diff_ids"].clone()).unwrap()
+}

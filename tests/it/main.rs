@@ -1,0 +1,13 @@
+//! Integration tests: the real `larder` against a real registry, with real consumers of the sealed volume.
+//!
+//! Each test that needs a program or a privilege asks [`harness::Need`] first. Without it the test is skipped with a
+//! message, or fails where `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+mod build;
+mod cli;
+mod consumers;
+mod harness;
+mod limits;
+mod oracle;

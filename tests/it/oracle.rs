@@ -1,0 +1,164 @@
+//! Whether a container sees what it should: Larder's layers, mounted, against an independent reference applier, and
+//! the reference against podman and containerd. What runtimes disagree on is in docs/runtimes.md.
+
+use std::cell::Cell;
+use std::path::Path;
+
+use larder::model::digest::Digest;
+use larder::testing::image::{self, Format, Image};
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::harness::containerd::Containerd;
+use crate::harness::layers::{Member, Node, Packing, layer, read};
+use crate::harness::overlay::View;
+use crate::harness::podman::Podman;
+use crate::harness::registry::Registry;
+use crate::harness::tree::{Tolerance, differences, scan};
+use crate::harness::{Need, isolated, larder, succeed};
+
+mod generate;
+mod reference;
+
+use reference::Reference;
+
+const REGISTRY: Need = Need::Program("docker-registry");
+
+/// A stack of layers with the corners that all runtimes agree on, and implied directories.
+fn corners() -> Image {
+    let base = [
+        Member::directory("./").mode(0o755),
+        Member::directory("private/").mode(0o700).owner(1000, 1001).mtime(1_600_000_000, 5),
+        Member::file("private/key", "k").mode(0o600).owner(1000, 1001),
+        Member::file("gone", "x"),
+        Member::directory("emptied/"),
+        Member::file("emptied/a", "a"),
+        Member::directory("emptied/b/"),
+        Member::file("emptied/b/c", "c"),
+        Member::directory("becomes-file/"),
+        Member::file("becomes-file/x", "x"),
+        Member::file("becomes-directory", "x"),
+        Member::file("bin/su", "su").mode(0o4755).mtime(1_650_000_000, 123_456_789),
+        Member::hard_link("bin/su2", "bin/su").mode(0o4755).mtime(1_650_000_000, 123_456_789),
+        Member::file("noted", "n").xattr("user.note", b"one"),
+        Member::new("null", Node::Character(1, 3)).mode(0o666),
+        Member::new("pipe", Node::Fifo),
+        Member::symlink("dangling", "/no/where"),
+    ];
+    let second = [
+        Member::whiteout(".wh.gone"),
+        Member::whiteout("emptied/.wh..wh..opq"),
+        Member::directory("emptied/"),
+        Member::file("emptied/new", "new"),
+        Member::file("private/cert", "c").owner(1000, 1001),
+        Member::file("becomes-file", "now a file"),
+        Member::directory("becomes-directory/"),
+        Member::file("becomes-directory/y", "y"),
+        Member::file("noted", "n").xattr("user.note", b"two"),
+        Member::symlink("var/run", "../run"),
+        Member::directory("run/"),
+    ];
+    let third = [
+        Member::file("gone", "back again"),
+        Member::whiteout("becomes-directory/.wh.y"),
+        Member::whiteout("private/.wh.key"),
+    ];
+    Image::builder(Format::Oci)
+        .layers([&base[..], &second, &third].map(|members| layer(members, Packing::Gzip)))
+        .build()
+}
+
+fn real() -> Image {
+    let python = Path::new("/usr/lib/python3");
+    let zones = Path::new("/usr/share/zoneinfo");
+    let present: Vec<_> = [python, zones].into_iter().filter(|path| path.exists()).collect();
+    Image::builder(Format::Docker)
+        .layer(image::busybox().unwrap())
+        .layers(image::from_files(&present, 16 << 20).unwrap())
+        .build()
+}
+
+fn reference_of(image: &Image) -> Reference {
+    let mut reference = Reference::default();
+    for layer in &image.layers {
+        reference.apply(&read(layer));
+    }
+    reference
+}
+
+fn diff_ids(image: &Image) -> Vec<Digest> {
+    image.layers.iter().map(|layer| layer.diff_id.clone()).collect()
+}
+
+/// Differences between the reference and the mounted layers of a volume built from `image`.
+fn larder_differs(registry: &Registry, image: &Image, name: &str) -> Vec<String> {
+    let reference = registry.push(image, name, "1");
+    let dir = tempfile::tempdir().unwrap();
+    let mut build = larder();
+    build.arg("build").arg("--volume").arg(dir.path());
+    succeed(build.args(["--size", "1GiB", &reference]));
+    let view = View::mount(dir.path(), &diff_ids(image));
+    differences(&reference_of(image).tree(), &scan(&view.path()), Tolerance::default())
+}
+
+fn runtime_differs(image: &Image, root: &Path) -> Vec<String> {
+    let reference = reference_of(image);
+    let tolerance = Tolerance { directory_times: true, directories: reference.implied() };
+    differences(&reference.tree(), &scan(root), tolerance)
+}
+
+#[test]
+fn larder_agrees_on_the_corners_and_on_real_files() {
+    isolated(&[REGISTRY, Need::Program("busybox")], || {
+        let registry = Registry::open();
+        for (name, image) in [("corners", corners()), ("real", real())] {
+            assert_eq!(larder_differs(&registry, &image, name), Vec::<String>::new(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn larder_agrees_on_generated_images() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let number = Cell::new(0);
+        let config =
+            Config { cases: 24, max_shrink_iters: 64, failure_persistence: None, ..Config::default() };
+        let checked = TestRunner::new(config).run(&generate::layers(), |layers| {
+            number.set(number.get() + 1);
+            let layers = layers.iter().map(|members| layer(members, Packing::Gzip));
+            let image = Image::builder(Format::Oci).layers(layers).build();
+            let found = larder_differs(&registry, &image, &format!("generated/{}", number.get()));
+            proptest::prop_assert!(found.is_empty(), "{}", found.join("\n"));
+            Ok(())
+        });
+        checked.unwrap();
+    });
+}
+
+#[test]
+fn podman_agrees() {
+    isolated(&[REGISTRY, Need::Program("podman"), Need::Program("busybox")], || {
+        let registry = Registry::open();
+        for (name, image) in [("corners", corners()), ("real", real())] {
+            let reference = registry.push(&image, name, "1");
+            let podman = Podman::new();
+            podman.pull(&reference);
+            let root = podman.mount(&reference);
+            assert_eq!(runtime_differs(&image, &root), Vec::<String>::new(), "{name}");
+        }
+    });
+}
+
+#[test]
+fn containerd_agrees() {
+    let programs = ["containerd", "ctr", "busybox"].map(Need::Program);
+    isolated(&[&[REGISTRY], &programs[..]].concat(), || {
+        let registry = Registry::open();
+        for (name, image) in [("corners", corners()), ("real", real())] {
+            let reference = registry.push(&image, name, "1");
+            let containerd = Containerd::start();
+            let root = containerd.pull_and_mount(&reference);
+            assert_eq!(runtime_differs(&image, &root), Vec::<String>::new(), "{name}");
+        }
+    });
+}
