@@ -4,7 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::path::escape;
+use super::path::shown;
 use super::space::Full;
 use crate::model::class::Class;
 
@@ -89,12 +89,12 @@ pub enum Fault {
 impl Error {
     /// A hostile member.
     pub fn hostile(path: &[u8], fault: Fault) -> Self {
-        Error::Hostile { path: escape(path), fault }
+        Error::Hostile { path: shown(path), fault }
     }
 
     /// A system call that failed for a member.
     pub fn io(doing: &'static str, path: &[u8], source: io::Error) -> Self {
-        Error::Io { doing, path: escape(path), source }
+        Error::Io { doing, path: shown(path), source }
     }
 
     /// The class, which decides about retries and the exit code.

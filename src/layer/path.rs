@@ -100,6 +100,11 @@ pub fn meaning(path: &[u8]) -> Result<Meaning<'_>, Fault> {
     }
 }
 
+/// A clean path for people: escaped, and the root as `.`.
+pub fn shown(path: &[u8]) -> String {
+    if path.is_empty() { ".".to_owned() } else { escape(path) }
+}
+
 /// `bytes` for people, logs and JSON: printable ASCII as it is, everything else and the backslash as `\xNN`.
 pub fn escape(bytes: &[u8]) -> String {
     let mut escaped = String::with_capacity(bytes.len());

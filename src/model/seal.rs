@@ -109,7 +109,8 @@ pub enum Compression {
     Zstd,
 }
 
-/// What commit settled. Paths are relative to the layer's `diff/`, bytes outside printable ASCII as `\xNN`.
+/// What commit settled. Paths are relative to the layer's `diff/`, the root is `.`, bytes outside printable ASCII are
+/// `\xNN`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
     /// Directories that the tar implies but does not contain and that took their metadata from a lower layer.

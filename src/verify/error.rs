@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
-use crate::layer::path::escape;
+use crate::layer::path::shown;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::volume;
@@ -143,7 +143,7 @@ pub enum Fault {
 impl Error {
     /// A difference in a layer.
     pub(super) fn layer(layer: &ChainId, path: &[u8], fault: Fault) -> Self {
-        Error::Difference { layer: Some(layer.clone()), path: escape(path), fault }
+        Error::Difference { layer: Some(layer.clone()), path: shown(path), fault }
     }
 
     /// A difference outside of layers.

@@ -7,7 +7,7 @@ use super::tree::{Inode, InodeKind, Node, Tree, link_metadata};
 use crate::layer::overlay::lower::{self, Lower, Shown};
 use crate::layer::overlay::settle::{inherited, is_hidden};
 use crate::layer::overlay::{Metadata, OPAQUE_XATTR, copy};
-use crate::layer::path::{self, escape};
+use crate::layer::path::{self, escape, shown};
 use crate::model::chain::ChainId;
 use crate::model::seal::Settled;
 
@@ -25,8 +25,8 @@ pub(super) fn settle(
     let directories = tree.directories();
     let mut marked = HashSet::new();
     for (at, _) in directories.iter().filter(|(_, directory)| directory.hides_lower()) {
-        let shown = escape(at);
-        if !at.is_empty() && !whiteouts.contains(shown.as_str()) {
+        let name = shown(at);
+        if !at.is_empty() && !whiteouts.contains(name.as_str()) {
             marked.insert(at.clone());
             continue;
         }
@@ -35,14 +35,14 @@ pub(super) fn settle(
         {
             mask(tree, lower, at, &parts)?;
         }
-        settled.opaque_as_whiteouts.push(shown);
+        settled.opaque_as_whiteouts.push(name);
     }
     let mut described = BTreeMap::new();
     for (at, directory) in &directories {
         let from_below = inherited(&directories, at, lower)
             .map_err(|e| Error::Layer { layer: layer.clone(), message: e.to_string() })?;
         if from_below.is_some() {
-            settled.inherited.push(escape(at));
+            settled.inherited.push(shown(at));
         }
         let mut metadata = directory.metadata.clone().or(from_below).unwrap_or_else(Metadata::implied);
         if marked.contains(at) {
@@ -73,7 +73,7 @@ fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled)
                     tree.make_parents(path::split(&resolved).0).map_err(|f| hostile(layer, &resolved, &f))?;
                 let own = path::join(&parent, name);
                 tree.nodes.entry(own).or_insert(Node::Inode(inode));
-                settled.copied_up.push(escape(&resolved));
+                settled.copied_up.push(shown(&resolved));
                 copied.insert(resolved, inode);
                 inode
             }

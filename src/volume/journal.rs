@@ -113,8 +113,8 @@ fn check(json: &[u8]) -> String {
 }
 
 fn decode(line: &[u8]) -> Option<Line> {
-    let (sum, json) = (line.get(..16)?, line.get(17..)?);
-    (sum == check(json).as_bytes()).then(|| serde_json::from_slice(json).ok()).flatten()
+    let (sum, json) = (line.get(..17)?, line.get(17..)?);
+    (sum.strip_suffix(b" ")? == check(json).as_bytes()).then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
 /// Layers that may be kept: committed in this boot or synced in any, and whose parents may be kept too.

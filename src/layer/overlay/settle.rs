@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::super::error::{Context, Error, Fault};
-use super::super::path::{self, escape};
+use super::super::path::{self, escape, shown};
 use super::super::space::Space;
 use super::attributes::{Rights, Writer};
 use super::lower::{self, Lower, Shown};
@@ -130,7 +130,7 @@ impl Settling<'_> {
         let mut lost = Vec::new();
         self.name(to, |dir, name| copy::up(from, (dir, name), to, space, rights, &mut lost))?;
         self.lost.append(&mut lost);
-        self.settled.copied_up.push(escape(resolved));
+        self.settled.copied_up.push(shown(resolved));
         Ok(to.to_vec())
     }
 
@@ -167,7 +167,7 @@ impl Settling<'_> {
             {
                 self.mask(&path, &parts)?;
             }
-            self.settled.opaque_as_whiteouts.push(escape(&path));
+            self.settled.opaque_as_whiteouts.push(shown(&path));
         }
         Ok(())
     }
@@ -208,7 +208,7 @@ impl Settling<'_> {
                 Some(metadata) => metadata,
                 None => match inherited(&self.tree.directories, &path, self.lower)? {
                     Some(metadata) => {
-                        self.settled.inherited.push(escape(&path));
+                        self.settled.inherited.push(shown(&path));
                         metadata
                     }
                     None => Metadata::implied(),
