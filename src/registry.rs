@@ -404,4 +404,3 @@ fn check_digest(bytes: &[u8], want: &Digest) -> Result<Digest, Fault> {
         "its bytes have digest {found}, it should be {want}"
     )))
 }
-
