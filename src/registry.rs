@@ -404,3 +404,6 @@ fn check_digest(bytes: &[u8], want: &Digest) -> Result<Digest, Fault> {
         "its bytes have digest {found}, it should be {want}"
     )))
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;
