@@ -324,7 +324,7 @@ impl Registry {
                 .filter_map(|url| Url::parse(url).ok());
             let sources = endpoints
                 .into_iter()
-                .map(Source::Registry)
+                .map(|endpoint| Source::Registry(Box::new(endpoint)))
                 .chain(foreign.map(Source::Foreign));
             Blob {
                 inner: Arc::clone(&self.inner),
@@ -405,5 +405,6 @@ fn check_digest(bytes: &[u8], want: &Digest) -> Result<Digest, Fault> {
     )))
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;

@@ -147,8 +147,12 @@ pub(crate) fn proxy_hosts(variable: impl Fn(&str) -> Option<String>) -> HashSet<
         "all_proxy",
     ];
     let host = |value: String| {
-        let url = Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}")));
-        url.ok()?.host_str().map(str::to_owned)
+        let url = if value.contains("://") {
+            value
+        } else {
+            format!("http://{value}")
+        };
+        Url::parse(&url).ok()?.host_str().map(str::to_owned)
     };
     VARIABLES
         .into_iter()

@@ -74,7 +74,8 @@ impl Session {
     /// The registry has served something for the grant of `generation`.
     pub(crate) async fn accepted(&self, generation: u64) {
         let mut state = self.state.lock().await;
-        if let Some(grant) = state.grant.as_mut().filter(|_| generation > 0) {
+        let current = state.generation == generation;
+        if let Some(grant) = state.grant.as_mut().filter(|_| current) {
             grant.proven = true;
         }
     }

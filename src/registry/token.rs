@@ -105,7 +105,20 @@ pub(crate) async fn fetch(
             form,
         })
         .await?;
-    let at = |text: String| format!("token server {}: {text}", clean_url(&url));
+    // A server may echo what it was sent.
+    let secret = match credential {
+        Some(Credential::Basic { password, .. }) => password.expose(),
+        Some(Credential::IdentityToken(token)) => token.expose(),
+        None => "",
+    };
+    let at = |text: String| {
+        let text = if secret.is_empty() {
+            text
+        } else {
+            text.replace(secret, "[redacted]")
+        };
+        format!("token server {}: {text}", clean_url(&url))
+    };
     match reply.status() {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {

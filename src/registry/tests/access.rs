@@ -188,3 +188,47 @@ async fn token_servers_do_not_redirect() {
     let failed = pull(&client, &server).await.unwrap_err();
     assert!(failed.to_string().contains("redirect"), "{failed}");
 }
+
+#[tokio::test]
+async fn tls_is_spoken_as_configured() {
+    let server = fake::Registry::start().await;
+    let tls = |ca: &[&str]| hosts::Tls {
+        ca: ca.iter().map(Into::into).collect(),
+        ..hosts::Tls::default()
+    };
+    for (tls, class, says) in [
+        (tls(&[]), Class::Transient, "again later"),
+        (
+            tls(&["/nonexistent/ca.pem"]),
+            Class::Invalid,
+            "/nonexistent/ca.pem",
+        ),
+        (
+            hosts::Tls {
+                skip_verify: true,
+                ..hosts::Tls::default()
+            },
+            Class::Transient,
+            "again later",
+        ),
+    ] {
+        let mut options = fast();
+        let url = format!("https://{}", server.host());
+        let upstream = hosts::Server {
+            url,
+            tls,
+            ..hosts::Server::default()
+        };
+        let host = hosts::Host {
+            server: upstream,
+            ..hosts::Host::default()
+        };
+        options.hosts.registries.insert(server.host(), host);
+        let (client, ..) = client(options, vec![user("anna", "hunter2")]);
+        let failed = pull(&client, &server).await.unwrap_err();
+        assert_eq!(failed.class(), class, "{failed}");
+        assert!(failed.to_string().contains(says), "{failed}");
+    }
+    // Nothing was said in the clear.
+    assert!(server.seen().is_empty());
+}

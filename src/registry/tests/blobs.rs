@@ -3,13 +3,14 @@
 use super::*;
 
 const SIZE: u64 = 1 << 20;
+const LENGTH: usize = 1 << 20;
 
 async fn blob_under(
     faults: Vec<fake::Fault>,
     options: Options,
 ) -> (Result<bool, Error>, fake::Registry, Digest) {
     let server = fake::Registry::start().await;
-    let bytes = noise(SIZE as usize);
+    let bytes = noise(LENGTH);
     let digest = server.put_blob(bytes.clone());
     for fault in faults {
         server.fault(fault);
@@ -20,7 +21,7 @@ async fn blob_under(
 }
 
 fn of_noise() -> Digest {
-    Digest::sha256(&noise(SIZE as usize))
+    Digest::sha256(&noise(LENGTH))
 }
 
 #[tokio::test]
