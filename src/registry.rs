@@ -276,7 +276,10 @@ impl Registry {
     pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor) -> BlobStream {
         BlobStream::new(self.inner.endpoints(image, false).map(|endpoints| {
             let foreign = descriptor.urls.iter().take(MAX_FOREIGN).filter_map(|url| Url::parse(url).ok());
-            let sources = endpoints.into_iter().map(Source::Registry).chain(foreign.map(Source::Foreign));
+            let sources = endpoints
+                .into_iter()
+                .map(|endpoint| Source::Registry(Box::new(endpoint)))
+                .chain(foreign.map(Source::Foreign));
             Blob {
                 inner: Arc::clone(&self.inner),
                 what: format!("reading blob {} of {}", descriptor.digest, image.name()),
@@ -339,3 +342,7 @@ fn check_digest(bytes: &[u8], want: &Digest) -> Result<Digest, Fault> {
     }
     Err(Fault::Corrupt(format!("its bytes have digest {found}, it should be {want}")))
 }
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;

@@ -137,8 +137,8 @@ pub(crate) fn proxy_hosts(variable: impl Fn(&str) -> Option<String>) -> HashSet<
     const VARIABLES: [&str; 6] =
         ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
     let host = |value: String| {
-        let url = Url::parse(&value).or_else(|_| Url::parse(&format!("http://{value}")));
-        url.ok()?.host_str().map(str::to_owned)
+        let url = if value.contains("://") { value } else { format!("http://{value}") };
+        Url::parse(&url).ok()?.host_str().map(str::to_owned)
     };
     VARIABLES.into_iter().filter_map(&variable).filter_map(host).collect()
 }

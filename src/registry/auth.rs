@@ -1,6 +1,7 @@
 //! Who we are to one origin and repository: credentials in order, then anonymous; tokens that expire and are renewed.
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::Credentials;
+use super::address::Zone;
 use super::challenge::Challenge;
 use super::error::{Fault, Searched, printable};
 use super::token::{self, Audience};
@@ -19,6 +21,8 @@ use crate::model::credential::Credential;
 /// Authorization for one (scheme, host, port) and repository; never used for another.
 #[derive(Debug, Default)]
 pub(crate) struct Session {
+    /// Where the origin's address lies, known from its first answer.
+    pub(crate) zone: OnceLock<Zone>,
     state: Mutex<State>,
 }
 
@@ -70,7 +74,8 @@ impl Session {
     /// The registry has served something for the grant of `generation`.
     pub(crate) async fn accepted(&self, generation: u64) {
         let mut state = self.state.lock().await;
-        if let Some(grant) = state.grant.as_mut().filter(|_| generation > 0) {
+        let current = state.generation == generation;
+        if let Some(grant) = state.grant.as_mut().filter(|_| current) {
             grant.proven = true;
         }
     }

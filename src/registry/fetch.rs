@@ -32,7 +32,7 @@ pub(crate) struct Blob {
 #[derive(Debug)]
 pub(crate) enum Source {
     /// A mirror or the registry.
-    Registry(Endpoint),
+    Registry(Box<Endpoint>),
     /// A foreign location, asked only when all before it answered 404.
     Foreign(Url),
 }

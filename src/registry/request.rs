@@ -6,7 +6,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue,
 use reqwest::{StatusCode, Url};
 
 use super::Inner;
-use super::address::{self, Zone};
+use super::address::Zone;
 use super::auth::{Issuer, Session};
 use super::challenge;
 use super::error::{Fault, Searched, clean_url};
@@ -49,12 +49,8 @@ impl Ask<'_> {
 pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Result<Reply, Fault> {
     let url = endpoint.url(ask.repository, ask.path);
     let session = inner.session(&endpoint.base, ask.repository);
-    let mut zone = if address::is_loopback_name(url.host_str().unwrap_or_default()) {
-        Zone::Loopback
-    } else {
-        Zone::Public
-    };
     for _ in 0..MAX_ROUNDS {
+        let zone = session.zone.get().copied().unwrap_or(Zone::Public);
         let issuer = issuer(inner, endpoint, ask.repository, zone);
         let (generation, authorization) = session.authorization(issuer).await?;
         let mut headers = ask.headers()?;
@@ -71,7 +67,7 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
             form: None,
         };
         let reply = inner.transport.send(outgoing).await?;
-        zone = reply.zone();
+        let zone = *session.zone.get_or_init(|| reply.zone());
         let status = reply.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
             let challenge = challenge::strongest(reply.headers());

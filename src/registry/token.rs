@@ -94,7 +94,16 @@ pub(crate) async fn fetch(
     let within = if same_host { Zone::Loopback } else { audience.zone };
     let sent = Instant::now();
     let mut reply = transport.send(Outgoing { url: url.clone(), tls, within, headers, form }).await?;
-    let at = |text: String| format!("token server {}: {text}", clean_url(&url));
+    // A server may echo what it was sent.
+    let secret = match credential {
+        Some(Credential::Basic { password, .. }) => password.expose(),
+        Some(Credential::IdentityToken(token)) => token.expose(),
+        None => "",
+    };
+    let at = |text: String| {
+        let text = if secret.is_empty() { text } else { text.replace(secret, "[redacted]") };
+        format!("token server {}: {text}", clean_url(&url))
+    };
     match reply.status() {
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {

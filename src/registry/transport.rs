@@ -70,6 +70,17 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) form: Option<String>,
 }
 
+/// Requests of one kind share a client and its pool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    tls: Tls,
+    within: Zone,
+    /// Plain http.
+    plain: bool,
+    /// This machine is never reached through a proxy.
+    direct: bool,
+}
+
 /// The connections of one job.
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -77,7 +88,7 @@ pub(crate) struct Transport {
     rate: Option<Arc<Rate>>,
     per_host: usize,
     proxies: Arc<HashSet<String>>,
-    clients: Mutex<HashMap<(Tls, Zone, bool), Client>>,
+    clients: Mutex<HashMap<Kind, Client>>,
     permits: Mutex<HashMap<Origin, Arc<Semaphore>>>,
 }
 
@@ -98,9 +109,13 @@ impl Transport {
     /// Sends a request and waits for the head of the answer, whatever its status.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, Fault> {
         address::check_literal(&outgoing.url, outgoing.within)?;
-        let plain = outgoing.url.scheme() == "http";
-        let client =
-            self.client(outgoing.tls, outgoing.within, plain).map_err(|e| Fault::Invalid(e.to_string()))?;
+        let client = self.client(Kind {
+            tls: outgoing.tls.clone(),
+            within: outgoing.within,
+            plain: outgoing.url.scheme() == "http",
+            direct: address::is_loopback_name(outgoing.url.host_str().unwrap_or_default()),
+        });
+        let client = client.map_err(|e| Fault::Invalid(e.to_string()))?;
         let permit = self.permit(&outgoing.url).await?;
         let mut request = match outgoing.form {
             Some(form) => client.post(outgoing.url).body(form),
@@ -123,26 +138,29 @@ impl Transport {
         semaphore.acquire_owned().await.map_err(|_| Fault::transient("the client is shutting down"))
     }
 
-    fn client(&self, tls: &Tls, within: Zone, plain: bool) -> Result<Client, Error> {
+    fn client(&self, kind: Kind) -> Result<Client, Error> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (tls.clone(), within, plain);
-        if let Some(client) = clients.get(&key) {
+        if let Some(client) = clients.get(&kind) {
             return Ok(client.clone());
         }
-        let client = self.build(tls, within, plain)?;
-        clients.insert(key, client.clone());
+        let client = self.build(&kind)?;
+        clients.insert(kind, client.clone());
         Ok(client)
     }
 
-    fn build(&self, tls: &Tls, within: Zone, plain: bool) -> Result<Client, Error> {
+    fn build(&self, kind: &Kind) -> Result<Client, Error> {
+        let Kind { tls, within, plain, direct } = kind;
         let mut builder = Client::builder()
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
             .connect_timeout(self.timeouts.connect)
-            .dns_resolver(CheckedResolver { within, proxies: Arc::clone(&self.proxies) });
-        if plain {
+            .dns_resolver(CheckedResolver { within: *within, proxies: Arc::clone(&self.proxies) });
+        if *direct {
+            builder = builder.no_proxy();
+        }
+        if *plain {
             // A machine without authorities can still reach a registry that needs none.
             builder = builder.tls_certs_only([]);
         } else {

@@ -1,0 +1,154 @@
+//! Who gets in, and where credentials never go.
+
+use super::*;
+
+fn users() -> Vec<(String, String)> {
+    vec![("anna".into(), "hunter2".into())]
+}
+
+fn bearer(uses: u32, anonymous: bool) -> fake::Auth {
+    fake::Auth::Bearer { users: users(), anonymous, uses }
+}
+
+async fn pull(client: &Registry, server: &fake::Registry) -> Result<FetchedManifest, Error> {
+    client.manifest(&image(server), ManifestReference::Tag("1")).await
+}
+
+async fn server(auth: fake::Auth) -> fake::Registry {
+    let server = fake::Registry::start().await;
+    server.put_manifest("team/app", "1", MANIFEST, "{}");
+    server.require(auth);
+    server
+}
+
+#[tokio::test]
+async fn every_match_is_tried_in_order_then_anonymous() {
+    let good = || user("anna", "hunter2");
+    let bad = || user("bob", "wrong");
+    let identity = || Credential::IdentityToken(Secret::new("hunter2"));
+    for (auth, credentials, passes) in [
+        (fake::Auth::Basic(users()), vec![good()], true),
+        (fake::Auth::Basic(users()), vec![bad(), identity(), good()], true),
+        (fake::Auth::Basic(users()), vec![bad()], false),
+        (fake::Auth::Basic(users()), vec![], false),
+        (bearer(9, false), vec![bad(), good()], true),
+        (bearer(9, false), vec![bad(), identity()], true),
+        (bearer(9, false), vec![bad()], false),
+        (bearer(9, true), vec![bad()], true),
+        (bearer(9, true), vec![], true),
+    ] {
+        let server = server(auth.clone()).await;
+        let (client, listed, _) = client(fast(), credentials.clone());
+        let got = pull(&client, &server).await;
+        assert_eq!(got.is_ok(), passes, "{auth:?} {credentials:?}");
+        assert_eq!(*listed.asked.lock().unwrap(), [format!("{}/team/app", server.host())]);
+        if let Err(failed) = got {
+            assert_eq!(failed.class(), Class::Denied);
+            let text = failed.to_string();
+            assert!(text.contains(&server.host()) && text.contains("team/app"), "{text}");
+            assert!(!text.contains("wrong") && !text.contains("bob"), "{text}");
+            let found = if credentials.is_empty() { "no credentials were found" } else { "refused" };
+            assert!(text.contains(found), "{text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn tokens_that_end_in_mid_pull_are_renewed_with_fresh_credentials() {
+    let server = server(bearer(2, false)).await;
+    let bytes = noise(100_000);
+    let digest = server.put_blob(bytes.clone());
+    let offsets = (1..10).map(|n| n * 10_000).collect();
+    server.fault(fake::Fault::DropAt { digest: digest.clone(), offsets });
+    let (client, listed, _) = client(fast(), vec![user("anna", "hunter2")]);
+    pull(&client, &server).await.unwrap();
+    assert_eq!(drain(client.blob(&image(&server), &descriptor(&digest, 100_000))).await.unwrap(), bytes);
+    // 11 requests that succeed, two a token.
+    assert_eq!(server.requests("/token"), 6);
+    assert_eq!(listed.asked.lock().unwrap().len(), 6);
+}
+
+#[tokio::test]
+async fn credentials_stay_home_on_redirects() {
+    let (home, cdn) = (server(bearer(99, false)).await, fake::Registry::start().await);
+    let bytes = noise(10_000);
+    let digest = home.put_blob(bytes.clone());
+    cdn.put_blob(bytes.clone());
+    home.fault(fake::Fault::RedirectBlobs { to: format!("http://{}", cdn.host()), exact: false });
+    let (client, ..) = client(fast(), vec![user("anna", "hunter2")]);
+    assert_eq!(drain(client.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap(), bytes);
+    assert_eq!(cdn.served(&digest), 10_000);
+    assert!(cdn.seen().iter().all(|seen| seen.authorization.is_none()));
+    assert!(home.seen().iter().any(|seen| seen.authorization.is_some()));
+    // A failure at the other place tells where, not the signature.
+    cdn.fault(fake::Fault::Status { path: "blobs".into(), status: 400, times: 9, retry_after: None });
+    let failed =
+        drain(client.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap_err().to_string();
+    assert!(failed.contains(&cdn.host()) && !failed.contains("secret"), "{failed}");
+}
+
+#[tokio::test]
+async fn redirects_to_forbidden_places_are_refused() {
+    let home = fake::Registry::start().await;
+    let digest = home.put_blob(noise(10));
+    let (client, ..) = client(fast(), vec![]);
+    let own = format!("http://{}/v2/team/app/blobs/{digest}", home.host());
+    for to in
+        ["http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "http://0.0.0.0/", own.as_str()]
+    {
+        home.heal();
+        home.fault(fake::Fault::RedirectBlobs { to: to.into(), exact: true });
+        let failed = drain(client.blob(&image(&home), &descriptor(&digest, 10))).await.unwrap_err();
+        assert!(failed.to_string().contains("refused"), "{to}: {failed}");
+    }
+}
+
+#[tokio::test]
+async fn hostile_token_servers() {
+    for (fault, class) in [
+        (fake::Fault::Token("a\r\nX-Evil: 1".into()), Class::Corrupt),
+        (fake::Fault::Token(String::new()), Class::Corrupt),
+        (fake::Fault::Realm("http://169.254.169.254/token".into()), Class::Corrupt),
+        (fake::Fault::Realm("http://registry.invalid/token".into()), Class::Corrupt),
+        (fake::Fault::Realm("not a url".into()), Class::Corrupt),
+    ] {
+        let server = server(bearer(9, false)).await;
+        server.fault(fault.clone());
+        let (client, ..) = client(fast(), vec![user("anna", "hunter2")]);
+        let failed = pull(&client, &server).await.unwrap_err();
+        assert_eq!(failed.class(), class, "{fault:?}: {failed}");
+        assert!(!failed.to_string().contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn token_servers_do_not_redirect() {
+    let server = server(bearer(9, false)).await;
+    server.fault(fake::Fault::Status { path: "/token".into(), status: 307, times: 1, retry_after: None });
+    let (client, ..) = client(fast(), vec![user("anna", "hunter2")]);
+    let failed = pull(&client, &server).await.unwrap_err();
+    assert!(failed.to_string().contains("redirect"), "{failed}");
+}
+
+#[tokio::test]
+async fn tls_is_spoken_as_configured() {
+    let server = fake::Registry::start().await;
+    let tls = |ca: &[&str]| hosts::Tls { ca: ca.iter().map(Into::into).collect(), ..hosts::Tls::default() };
+    for (tls, class, says) in [
+        (tls(&[]), Class::Transient, "again later"),
+        (tls(&["/nonexistent/ca.pem"]), Class::Invalid, "/nonexistent/ca.pem"),
+        (hosts::Tls { skip_verify: true, ..hosts::Tls::default() }, Class::Transient, "again later"),
+    ] {
+        let mut options = fast();
+        let url = format!("https://{}", server.host());
+        let upstream = hosts::Server { url, tls, ..hosts::Server::default() };
+        let host = hosts::Host { server: upstream, ..hosts::Host::default() };
+        options.hosts.registries.insert(server.host(), host);
+        let (client, ..) = client(options, vec![user("anna", "hunter2")]);
+        let failed = pull(&client, &server).await.unwrap_err();
+        assert_eq!(failed.class(), class, "{failed}");
+        assert!(failed.to_string().contains(says), "{failed}");
+    }
+    // Nothing was said in the clear.
+    assert!(server.seen().is_empty());
+}

@@ -1,0 +1,125 @@
+//! Blobs over connections that break.
+
+use super::*;
+
+const SIZE: u64 = 1 << 20;
+const LENGTH: usize = 1 << 20;
+
+async fn blob_under(
+    faults: Vec<fake::Fault>,
+    options: Options,
+) -> (Result<bool, Error>, fake::Registry, Digest) {
+    let server = fake::Registry::start().await;
+    let bytes = noise(LENGTH);
+    let digest = server.put_blob(bytes.clone());
+    for fault in faults {
+        server.fault(fault);
+    }
+    let (client, ..) = client(options, vec![]);
+    let got = drain(client.blob(&image(&server), &descriptor(&digest, SIZE))).await;
+    (got.map(|got| got == bytes), server, digest)
+}
+
+fn of_noise() -> Digest {
+    Digest::sha256(&noise(LENGTH))
+}
+
+#[tokio::test]
+async fn two_hundred_cuts_cost_under_one_percent() {
+    let offsets: Vec<u64> = (1..=200).map(|n| n * (SIZE / 201)).collect();
+    let fault = fake::Fault::DropAt { digest: of_noise(), offsets };
+    let (got, server, digest) = blob_under(vec![fault], fast()).await;
+    assert!(got.unwrap());
+    assert_eq!(server.requests("blobs"), 201);
+    let extra = server.served(&digest) - SIZE;
+    assert!(extra * 100 < SIZE, "{extra} bytes more than {SIZE}");
+}
+
+#[tokio::test]
+async fn whatever_range_does_the_bytes_are_right() {
+    let cut = || fake::Fault::DropAt { digest: of_noise(), offsets: vec![300_000, 700_000] };
+    let wrong = |value: &str, times| fake::Fault::WrongContentRange { value: value.into(), times };
+    for (name, fault) in [
+        ("none", None),
+        ("ignored", Some(fake::Fault::IgnoreRange)),
+        ("refused", Some(fake::Fault::RangeRefused { times: 1 })),
+        ("wrong start", Some(wrong("bytes 0-9/10", 1))),
+        ("wrong total", Some(wrong("bytes 300000-1048575/9999999", 1))),
+        ("malformed", Some(wrong("bytes", 1))),
+        ("stalled", Some(fake::Fault::StallAt { digest: of_noise(), offsets: vec![500_000] })),
+    ] {
+        let faults = [cut()].into_iter().chain(fault).collect();
+        let (got, ..) = blob_under(faults, fast()).await;
+        assert!(got.unwrap_or_else(|e| panic!("{name}: {e}")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn several_ranges_at_once_arrive_in_order() {
+    let ranges = Ranges { parallel: 4, min_size: 1, part_size: 100_000, memory: 300_000 };
+    let cut = fake::Fault::DropAt { digest: of_noise(), offsets: vec![50_000, 333_333, 1_000_001] };
+    for ignored in [false, true] {
+        let faults = [cut.clone()].into_iter().chain(ignored.then_some(fake::Fault::IgnoreRange)).collect();
+        let (got, server, digest) = blob_under(faults, Options { ranges: ranges.clone(), ..fast() }).await;
+        assert!(got.unwrap());
+        if !ignored {
+            assert_eq!(server.requests("blobs"), 11 + 3);
+            assert_eq!(server.served(&digest), SIZE);
+        }
+    }
+}
+
+#[tokio::test]
+async fn wrong_lengths_and_codings_are_corrupt() {
+    for fault in
+        [fake::Fault::Length(1), fake::Fault::Length(70_000), fake::Fault::ContentEncoding("gzip".into())]
+    {
+        let (got, ..) = blob_under(vec![fault.clone()], fast()).await;
+        let failed = got.unwrap_err();
+        assert_eq!(failed.class(), Class::Corrupt, "{fault:?}: {failed}");
+    }
+    let (got, ..) = blob_under(vec![fake::Fault::Length(-10)], fast()).await;
+    assert_eq!(got.unwrap_err().class(), Class::Transient);
+}
+
+#[tokio::test]
+async fn a_descriptor_of_another_size_is_corrupt() {
+    let server = fake::Registry::start().await;
+    let digest = server.put_blob(noise(1000));
+    let (client, ..) = client(fast(), vec![]);
+    for size in [999, 1001] {
+        let failed = drain(client.blob(&image(&server), &descriptor(&digest, size))).await.unwrap_err();
+        assert_eq!(failed.class(), Class::Corrupt, "{failed}");
+        let failed = client.blob_bytes(&image(&server), &descriptor(&digest, size), 4096).await.unwrap_err();
+        assert_eq!(failed.class(), Class::Corrupt, "{failed}");
+    }
+    assert!(client.blob_bytes(&image(&server), &descriptor(&digest, 1000), 4096).await.is_ok());
+    assert!(client.blob_bytes(&image(&server), &descriptor(&digest, 1000), 999).await.is_err());
+}
+
+#[tokio::test]
+async fn a_server_that_never_moves_is_given_up() {
+    let offsets = vec![1000; 50];
+    let (got, server, _) =
+        blob_under(vec![fake::Fault::StallAt { digest: of_noise(), offsets }], fast()).await;
+    let failed = got.unwrap_err();
+    assert_eq!(failed.class(), Class::Transient, "{failed}");
+    assert_eq!(server.requests("blobs"), 4);
+}
+
+#[tokio::test]
+async fn foreign_locations_only_over_https_and_only_after_404() {
+    let (server, foreign) = (fake::Registry::start().await, fake::Registry::start().await);
+    let digest = foreign.put_blob(noise(1000));
+    let (client, ..) = client(fast(), vec![]);
+    let port = foreign.host().rsplit(':').next().unwrap().to_owned();
+    for url in
+        [format!("http://{}/v2/x/blobs/{digest}", foreign.host()), format!("https://localhost:{port}/x")]
+    {
+        let mut wanted = descriptor(&digest, 1000);
+        wanted.urls = vec![url];
+        let failed = drain(client.blob(&image(&server), &wanted)).await.unwrap_err();
+        assert!(failed.to_string().contains("refused"), "{failed}");
+    }
+    assert!(foreign.seen().is_empty());
+}
