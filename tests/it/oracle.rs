@@ -43,6 +43,8 @@ fn corners() -> Image {
         Member::new("null", Node::Character(1, 3)).mode(0o666),
         Member::new("pipe", Node::Fifo),
         Member::symlink("dangling", "/no/where"),
+        Member::symlink("not-followed", "private"),
+        Member::file("in-the-way", "x"),
     ];
     let second = [
         Member::whiteout(".wh.gone"),
@@ -61,6 +63,8 @@ fn corners() -> Image {
         Member::file("gone", "back again"),
         Member::whiteout("becomes-directory/.wh.y"),
         Member::whiteout("private/.wh.key"),
+        Member::file("not-followed/x", "x"),
+        Member::file("in-the-way/x", "x"),
     ];
     Image::builder(Format::Oci)
         .layers([&base[..], &second, &third].map(|members| layer(members, Packing::Gzip)))
@@ -122,7 +126,7 @@ fn larder_agrees_on_generated_images() {
         let registry = Registry::open();
         let number = Cell::new(0);
         let config =
-            Config { cases: 24, max_shrink_iters: 64, failure_persistence: None, ..Config::default() };
+            Config { cases: 32, max_shrink_iters: 256, failure_persistence: None, ..Config::default() };
         let checked = TestRunner::new(config).run(&generate::layers(), |layers| {
             number.set(number.get() + 1);
             let layers = layers.iter().map(|members| layer(members, Packing::Gzip));

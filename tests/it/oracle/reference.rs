@@ -65,8 +65,14 @@ impl Reference {
             }
             self.remove(&path);
             let linked = self.names[&target].clone();
+            let inode = linked.inode;
             self.names.insert(path.clone(), linked);
             own.insert(path);
+            // As all runtimes do: what the link's own header says goes to the inode.
+            for named in self.names.values_mut().filter(|named| named.inode == inode) {
+                (named.entry.mode, named.entry.uid, named.entry.gid) = (member.mode, member.uid, member.gid);
+                named.entry.mtime = Some(member.mtime);
+            }
             return;
         }
         let kind = match &member.node {
