@@ -1,6 +1,6 @@
 //! The command line: one file per command, output for people and for machines.
 //!
-//! Every command ends with an exit code after sysexits.h; [`exit`] says what each means. Usage errors, clap's own among
+//! Every command ends with an exit code after sysexits.h; `exit` says what each means. Usage errors, clap's own among
 //! them, are 64 and go to standard error.
 
 mod args;

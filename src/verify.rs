@@ -2,8 +2,8 @@
 //!
 //! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must have the diff
 //! ID that the image's config names. The members of that tar are planned again, in memory and by code of its own
-//! ([`tree`]), and every inode on disk must be what the plan says ([`compare`]). Index files are computed again
-//! ([`index`]). A name that nothing explains is a difference like any other. The first difference is reported.
+//! (`tree`), and every inode on disk must be what the plan says (`compare`). Index files are computed again
+//! (`index`). A name that nothing explains is a difference like any other. The first difference is reported.
 
 mod compare;
 mod error;

@@ -1,6 +1,8 @@
 //! Layers through extraction, settling, commit, seal and verification, without a registry. These tests write owners,
 //! devices and trusted attributes and need root.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod hostile;
 mod rules;
 

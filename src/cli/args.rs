@@ -128,7 +128,7 @@ pub(super) struct OrderArgs {
     /// Directory with a docker config.json; repeatable, tried in order after pull secrets
     #[arg(long = "docker-config", value_name = "DIR")]
     pub(super) docker_configs: Vec<PathBuf>,
-    /// Directory of secrets as Kubernetes writes them: <namespace>/<name>/.dockerconfigjson or .dockercfg
+    /// Directory of secrets as Kubernetes writes them: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
     #[arg(long, value_name = "DIR")]
     pub(super) secrets: Option<PathBuf>,
     /// Pull secret in --secrets as namespace:name; repeatable, tried in order

@@ -100,7 +100,7 @@ impl FromStr for Platform {
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
         };
         let parts: Vec<&str> = s.split('/').collect();
-        if !parts.iter().all(|part| plain(part)) {
+        if !parts.iter().all(plain) {
             return Err(refuse());
         }
         match parts[..] {

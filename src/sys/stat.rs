@@ -73,6 +73,7 @@ impl From<FileStat> for Stat {
         clippy::cast_possible_truncation,
         reason = "major, minor and nanoseconds fit 32 bits by definition"
     )]
+    #[allow(clippy::unnecessary_cast, reason = "st_nlink has 32 bits on some architectures")]
     fn from(raw: FileStat) -> Self {
         let file_type = match SFlag::from_bits_truncate(raw.st_mode & SFlag::S_IFMT.bits()) {
             SFlag::S_IFDIR => FileType::Directory,

@@ -17,7 +17,7 @@ pub fn set(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
 
 /// Sets an attribute of `name` in `dir`, which is not followed.
 pub fn set_at(dir: &Dir, entry: &[u8], name: &[u8], value: &[u8]) -> io::Result<()> {
-    Ok(fs::lsetxattr(&dir.proc_path(entry), name, value, XattrFlags::empty())?)
+    Ok(fs::lsetxattr(dir.proc_path(entry), name, value, XattrFlags::empty())?)
 }
 
 /// Removes an attribute of an open inode; one that is not there is no error.

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use super::error::{Error, Fault};
 use super::tree::{Content, Inode, InodeKind, Node, Tree};
 use crate::layer::overlay::Metadata;
-use crate::layer::overlay::lower::Lower;
+use crate::layer::overlay::lower::{LinkTarget, Lower};
 use crate::layer::path::{self, escape};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Hasher};
@@ -154,7 +154,7 @@ impl Comparison<'_> {
             .lower
             .link_target(source)
             .map_err(|e| self.io("looking in the layers below for", source, e))?;
-        let Some((resolved, lower, original)) = found else {
+        let Some(LinkTarget { path: resolved, dir: lower, stat: original }) = found else {
             return Err(self.differs(at, Fault::Unexplained));
         };
         let original_name = path::split(&resolved).1;

@@ -58,7 +58,7 @@ fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled)
     let mut copied: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
     for (at, link) in std::mem::take(&mut tree.lower_links) {
         let found = lower.link_target(&link.target).map_err(|e| look(&link.target, e))?;
-        let Some((resolved, dir, stat)) = found else {
+        let Some(lower::LinkTarget { path: resolved, dir, stat }) = found else {
             let fault = crate::layer::error::Fault::LinkMissing(escape(&link.target));
             return Err(Error::Layer { layer: layer.clone(), message: fault.to_string() });
         };

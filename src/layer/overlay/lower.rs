@@ -35,6 +35,17 @@ pub enum Shown {
     },
 }
 
+/// A file of the layers below that a hard link means.
+#[derive(Debug)]
+pub struct LinkTarget {
+    /// Its path, without symbolic links on the way.
+    pub path: Vec<u8>,
+    /// Directory of the layer that holds it.
+    pub dir: Rc<Dir>,
+    /// Its attributes.
+    pub stat: Stat,
+}
+
 impl Lower {
     /// The view of `diff` directories, topmost first.
     pub fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
@@ -58,7 +69,7 @@ impl Lower {
 
     /// The file that a hard link of the layer above means, with its path: symbolic links in the place of parents are
     /// followed inside the view, the last component is not. Nothing where there is no such file.
-    pub fn link_target(&self, target: &[u8]) -> io::Result<Option<(Vec<u8>, Rc<Dir>, Stat)>> {
+    pub fn link_target(&self, target: &[u8]) -> io::Result<Option<LinkTarget>> {
         let (parent, name) = path::split(target);
         let mut here: Vec<u8> = Vec::new();
         let mut pending: VecDeque<Vec<u8>> = path::components(parent).map(<[u8]>::to_vec).collect();
@@ -85,7 +96,7 @@ impl Lower {
         }
         let at = path::join(&here, name);
         Ok(match self.show(&at)? {
-            Shown::Other { dir, stat } => Some((at, dir, stat)),
+            Shown::Other { dir, stat } => Some(LinkTarget { path: at, dir, stat }),
             _ => None,
         })
     }

@@ -90,7 +90,7 @@ impl Settling<'_> {
         let mut copied: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
         for (at, LowerLink { target, metadata }) in links {
             let missing = || Error::hostile(&at, Fault::LinkMissing(escape(&target)));
-            let Some((resolved, dir, stat)) =
+            let Some(lower::LinkTarget { path: resolved, dir, stat }) =
                 self.lower.link_target(&target).context("looking in the layers below for", &target)?
             else {
                 return Err(missing());
