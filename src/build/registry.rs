@@ -114,6 +114,10 @@ fn hosts(section: &section::Registry) -> Hosts {
         }));
         if prefix.is_none() {
             host.plain_http = entry.plain_http;
+            // Certificates are for TLS, also where plain http is the default. Docker Hub's name is not its host's.
+            if tls != Tls::default() && !entry.plain_http && name != "docker.io" {
+                host.server.url = format!("https://{name}");
+            }
             host.server.tls = tls;
         }
     }

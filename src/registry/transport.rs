@@ -275,24 +275,31 @@ fn stalled(patience: Duration) -> Fault {
 /// What an error of the HTTP library means; its URL, which may be signed, is left out.
 fn network(error: reqwest::Error) -> Fault {
     let error = error.without_url();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        if let Some(refused) = cause.downcast_ref::<AddressRefused>() {
-            return Fault::Refused(refused.to_string());
-        }
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if let Some(rustls::Error::InvalidCertificate(reason)) = inner.and_then(|inner| inner.downcast_ref())
-        {
-            return Fault::Invalid(format!(
-                "the server's certificate is not trusted ({reason}); configure its authority"
-            ));
-        }
-        source = cause.source();
+    if let Some(refused) = cause::<AddressRefused>(&error) {
+        return Fault::Refused(refused.to_string());
+    }
+    if let Some(rustls::Error::InvalidCertificate(reason)) = cause(&error) {
+        return Fault::Invalid(format!(
+            "the server's certificate is not trusted ({reason}); configure its authority"
+        ));
     }
     if error.is_builder() {
         return Fault::Invalid(chain(&error));
     }
     Fault::transient(chain(&error))
+}
+
+/// The cause of type `T` among the causes of an error. An [`std::io::Error`] passes over what it wraps when it is asked for
+/// its source, so that is looked at by itself.
+fn cause<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(found);
+    }
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match wrapped {
+        Some(wrapped) => cause(wrapped),
+        None => error.source().and_then(cause),
+    }
 }
 
 fn chain(error: &reqwest::Error) -> String {

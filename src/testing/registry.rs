@@ -7,12 +7,14 @@ mod serve;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::image::{Document, Target};
 use crate::model::digest::Digest;
 
 /// Makes the bytes of a generated blob: `(offset, length)` in, exactly so many bytes out.
@@ -256,5 +258,17 @@ impl Registry {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Target for Registry {
+    fn put_blob(&mut self, _: &str, _: &Digest, bytes: &Bytes) -> io::Result<()> {
+        Registry::put_blob(self, bytes.clone());
+        Ok(())
+    }
+
+    fn put_manifest(&mut self, repository: &str, reference: &str, document: &Document) -> io::Result<()> {
+        Registry::put_manifest(self, repository, reference, &document.media_type, document.bytes.clone());
+        Ok(())
     }
 }

@@ -8,6 +8,9 @@
 mod build;
 mod cli;
 mod consumers;
+mod faults;
 mod harness;
 mod limits;
 mod oracle;
+mod secrets;
+mod tls;

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -35,13 +36,13 @@ pub(crate) struct Registry {
     process: Child,
     address: SocketAddr,
     authentication: Authentication,
-    dir: TempDir,
+    dir: Arc<TempDir>,
 }
 
 impl Registry {
     /// Open to everyone.
     pub(crate) fn open() -> Self {
-        Registry::start(tempfile::tempdir().unwrap(), "", Authentication::None)
+        Registry::start(tempfile::tempdir().unwrap().into(), "", "", Authentication::None)
     }
 
     /// Basic authentication for [`USER`].
@@ -51,7 +52,7 @@ impl Registry {
         let file = dir.path().join("htpasswd");
         fs::write(&file, line.trim_end()).unwrap();
         let config = format!("auth: {{htpasswd: {{realm: larder-test, path: {}}}}}", file.display());
-        Registry::start(dir, &config, Authentication::Basic)
+        Registry::start(dir.into(), "", &config, Authentication::Basic)
     }
 
     /// Bearer tokens from a token server that knows [`USER`]; each lives for `lifetime`.
@@ -65,16 +66,38 @@ impl Registry {
             TokenServer::ISSUER,
             tokens.certificate().display(),
         );
-        Registry::start(dir, &config, Authentication::Token(tokens))
+        Registry::start(dir.into(), "", &config, Authentication::Token(tokens))
     }
 
-    fn start(dir: TempDir, auth: &str, authentication: Authentication) -> Self {
+    /// HTTPS for clients with a certificate, with `image` in it: certificates and keys are `server.pem`, `server.key` and
+    /// `ca.pem` in `certificates`.
+    pub(crate) fn with_tls(certificates: &Path, image: &Image, repository: &str, tag: &str) -> Self {
+        let open = Registry::open();
+        open.push(image, repository, tag);
+        let dir = Arc::clone(&open.dir);
+        drop(open);
+        let at = |name: &str| certificates.join(name).display().to_string();
+        let tls = format!(
+            ", tls: {{certificate: {}, key: {}, clientcas: [{}]}}",
+            at("server.pem"),
+            at("server.key"),
+            at("ca.pem")
+        );
+        Registry::start(dir, &tls, "", Authentication::None)
+    }
+
+    /// Whether the registry's log says that a request came by HTTP/2.
+    pub(crate) fn spoke_http2(&self) -> bool {
+        fs::read_to_string(self.dir.path().join("log")).unwrap().contains("HTTP/2.0")
+    }
+
+    fn start(dir: Arc<TempDir>, http: &str, auth: &str, authentication: Authentication) -> Self {
         // The port is free when it is asked for; another process may take it first, so a lost race is run again.
         for _ in 0..5 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let address = free.local_addr().unwrap();
             drop(free);
-            if let Some(process) = spawn(dir.path(), auth, address) {
+            if let Some(process) = spawn(dir.path(), http, auth, address) {
                 return Registry { process, address, authentication, dir };
             }
         }
@@ -169,12 +192,12 @@ fn blob_served(line: &str) -> Option<(String, u64)> {
     matches!(status, "200" | "206").then(|| (digest.to_owned(), bytes))
 }
 
-fn spawn(dir: &Path, auth: &str, address: SocketAddr) -> Option<Child> {
+fn spawn(dir: &Path, http: &str, auth: &str, address: SocketAddr) -> Option<Child> {
     let config = dir.join("registry.yml");
     let storage = dir.join("storage");
     let text = format!(
         "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
-         http: {{addr: '{address}', secret: test}}\n{auth}\n",
+         http: {{addr: '{address}', secret: test{http}}}\n{auth}\n",
         storage.display()
     );
     fs::write(&config, text).unwrap();
