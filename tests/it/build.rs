@@ -8,6 +8,7 @@ use std::time::Duration;
 use larder::model::digest::Digest;
 use larder::model::seal::CacheManifest;
 use larder::testing::image::{self, Format, Image, Layer};
+use larder::testing::layer::{LayerBuilder, SparseForm};
 use serde_json::Value;
 
 use crate::harness::layers::{Member, Packing, layer};
@@ -273,5 +274,45 @@ fn what_is_not_there_is_named() {
         let (absent, gone) = (registry.reference("team/app:2"), registry.reference("team/none:1"));
         let said = exits(64, &mut build(&dir.path().join("volume"), &[&absent, &gone]));
         assert!(said.contains(&absent) && said.contains(&gone), "{said}");
+    });
+}
+
+/// What tar-split has to hold because no file of the tree does: replaced content, sparse members, sizes on links.
+#[test]
+fn corners_of_tar_split_come_out_bit_for_bit() {
+    isolated(&[REGISTRY, Need::Program("skopeo")], || {
+        let content: &[(u64, &[u8])] = &[(0, b"head"), (1 << 20, b"middle"), (3 << 20, b"x")];
+        let mut layer = LayerBuilder::new()
+            .dir("d")
+            .file("d/twice", vec![b'1'; 200_000])
+            .file("d/twice", "second")
+            .file("d/thrice", "first")
+            .file("d/thrice", vec![b'2'; 70_000])
+            .file("d/thrice", "third")
+            .file("gone/with/its/directory", "content")
+            .symlink("gone", "d")
+            .file("kept", "under another name")
+            .hardlink("name", "kept")
+            .fifo("kept")
+            .file(b"raw-\xff\xfe".as_slice(), "not UTF-8")
+            .pax("path", format!("{}/deep", vec!["component"; 60].join("/")))
+            .file("short", "deep")
+            .odd("link-with-a-size", b'1', &[], |header| {
+                header[124..136].copy_from_slice(b"00000000012\0");
+                header[157..161].copy_from_slice(b"name");
+            });
+        for (form, name) in SparseForm::ALL.into_iter().zip(["old", "zero", "one", "ten"]) {
+            layer = layer.sparse(form, name, 4 << 20, content);
+        }
+        let base = image::busybox().unwrap();
+        let image = Image::builder(Format::Oci).layers([base, layer.gzip_members(3).into()]).build();
+        let registry = Registry::open();
+        let reference = registry.push(&image, "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        succeed(&mut build(&volume, &[&reference]));
+        registry.stop();
+        succeed(larder().arg("verify").arg(&volume));
+        assert_eq!(skopeo::copy_out(&volume, &reference, dir.path()), diff_ids(&image));
     });
 }
