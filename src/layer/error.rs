@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::path::shown;
 use super::space::Full;
 use crate::model::class::Class;
+use crate::model::size::ByteSize;
 
 /// A layer cannot be put on the volume.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,12 @@ pub enum Fault {
     /// An attribute that speaks to overlayfs.
     #[error("it has the attribute {0:?}, which speaks to overlayfs")]
     OverlayAttribute(String),
+    /// More paths than memory is set aside for.
+    #[error("what must be remembered of directories, links to lower files and replaced members is more than {}", ByteSize(*limit))]
+    TooMuchToRemember {
+        /// The limit, bytes.
+        limit: u64,
+    },
     /// An attribute that Linux cannot store.
     #[error("it has an attribute whose name or value is longer than Linux stores (255 bytes, 64 KiB)")]
     AttributeTooLong,

@@ -46,6 +46,11 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// Bytes of its extended attributes.
+    pub fn xattr_bytes(&self) -> usize {
+        self.xattrs.iter().map(|(name, value)| name.len() + value.len() + 16).sum()
+    }
+
     /// What a directory gets that nothing describes.
     pub fn implied() -> Self {
         Metadata { mode: IMPLIED_MODE, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() }

@@ -1,5 +1,7 @@
 //! Names of members: cleaned once, before anything else looks at them.
 
+use std::collections::BTreeMap;
+
 use super::error::Fault;
 
 /// Longest name that Linux stores (`NAME_MAX`), bytes.
@@ -63,10 +65,19 @@ pub fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     path.split(|b| *b == b'/').filter(|component| !component.is_empty())
 }
 
-/// Whether `path` is `ancestor` or lies below it.
-pub fn is_at_or_below(path: &[u8], ancestor: &[u8]) -> bool {
-    ancestor.is_empty()
-        || path.strip_prefix(ancestor).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+/// Removes what is at or below `path` from a map by path, without looking at the rest of it.
+pub fn remove_tree<V>(map: &mut BTreeMap<Vec<u8>, V>, path: &[u8]) {
+    if path.is_empty() {
+        map.clear();
+        return;
+    }
+    map.remove(path);
+    // Everything below starts with the path and a slash, and the byte after the slash is '0'.
+    let (first, end) = ([path, b"/"].concat(), [path, b"0"].concat());
+    let below: Vec<Vec<u8>> = map.range(first..end).map(|(path, _)| path.clone()).collect();
+    for path in below {
+        map.remove(&path);
+    }
 }
 
 /// What the last component of a member's path means.
@@ -154,6 +165,16 @@ mod tests {
         for bad in [".wh.", "a/.wh..", "a/.wh...", "a/.wh..wh.x"] {
             assert_eq!(meaning(bad.as_bytes()), Err(Fault::WhiteoutOfNothing), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_tree_is_removed_and_nothing_beside_it() {
+        let paths = ["a", "a/b", "a/b/c", "a.txt", "a0", "ab", "b"];
+        let mut map: BTreeMap<Vec<u8>, ()> =
+            paths.iter().map(|path| (path.as_bytes().to_vec(), ())).collect();
+        remove_tree(&mut map, b"a");
+        let left: Vec<_> = map.keys().map(|path| path.escape_ascii().to_string()).collect();
+        assert_eq!(left, ["a.txt", "a0", "ab", "b"]);
     }
 
     proptest! {

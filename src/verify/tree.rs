@@ -174,8 +174,8 @@ impl Tree {
 
     fn clear(&mut self, at: &[u8]) {
         if matches!(self.nodes.get(at), Some(Node::Directory(_))) {
-            self.nodes.retain(|path, _| !path::is_at_or_below(path, at));
-            self.lower_links.retain(|path, _| !path::is_at_or_below(path, at));
+            path::remove_tree(&mut self.nodes, at);
+            path::remove_tree(&mut self.lower_links, at);
         } else {
             self.nodes.remove(at);
             self.lower_links.remove(at);

@@ -101,3 +101,13 @@ fn a_blob_that_is_not_what_was_promised() {
     assert_eq!(fail.class, Class::Corrupt);
     assert!(fail.message.contains("the config"), "{}", fail.message);
 }
+
+#[test]
+fn a_path_of_many_components_cannot_fill_memory() {
+    let mut layer = LayerBuilder::new();
+    for number in 0..3 {
+        let deep = format!("{number}/{}", vec!["d"; 15_000].join("/"));
+        layer = layer.pax("path", format!("{deep}/f")).file("short", "");
+    }
+    refused("deep", layer, "must be remembered");
+}

@@ -78,7 +78,11 @@ pub fn apply<B: BufRead, R: Record>(
     };
     while let Some(member) = reader.next().map_err(Failure::Tar)? {
         sink.applied.entries += 1;
+        let lost = sink.lost.len();
         sink.member(reader, member)?;
+        for lost in &sink.lost[lost..] {
+            sink.tree.remember(lost.path.len() + lost.what.len(), lost.path.as_bytes())?;
+        }
     }
     let mut applied = sink.applied;
     applied.directories = sink.tree.finish()?;
@@ -220,6 +224,7 @@ impl Sink<'_> {
     }
 
     fn directory(&mut self, clean: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
+        self.tree.remember(metadata.xattr_bytes(), &clean)?;
         let place = self.tree.parent(&clean)?;
         let (_, name) = path::split(&clean);
         let at = path::join(&place.path, name);
@@ -236,8 +241,7 @@ impl Sink<'_> {
         };
         self.applied.lower_links.remove(&at);
         self.tree.make_dir(&place.dir, name, &at)?;
-        self.tree.made(at, Directory { metadata: Some(metadata), opaque: false, recreated });
-        Ok(())
+        self.tree.made(at, Directory { metadata: Some(metadata), opaque: false, recreated })
     }
 
     fn symlink(&mut self, clean: Vec<u8>, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
@@ -330,6 +334,7 @@ impl Sink<'_> {
         if place.dir.try_stat(name).context("examining", &at)?.is_some_and(|stat| !stat.is_whiteout()) {
             self.clear(place, name, &at)?;
         }
+        self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), &at)?;
         self.applied.lower_links.insert(at, LowerLink { target, metadata });
         Ok(())
     }
@@ -399,7 +404,7 @@ impl Sink<'_> {
         if !stat.is_dir() {
             return self.discard(&place.dir, name, at, &stat);
         }
-        self.applied.lower_links.retain(|known, _| !path::is_at_or_below(known, at));
+        path::remove_tree(&mut self.applied.lower_links, at);
         let mut pending = vec![(at.to_vec(), self.tree.open(at)?)];
         let mut freed = 0;
         while let Some((path, dir)) = pending.pop() {
@@ -423,6 +428,9 @@ impl Sink<'_> {
 
     fn discard(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat) -> Result<(), Error> {
         let holds_content = stat.file_type == FileType::Regular && stat.size > 0 && !self.links.contains(at);
+        if holds_content {
+            self.tree.remember(at.len(), at)?;
+        }
         if !holds_content || !self.parking.park(dir, name, at)? {
             dir.unlink(name).context("removing", at)?;
             if stat.links == 1 {
@@ -448,7 +456,7 @@ impl Sink<'_> {
     }
 
     fn xattr_room(&self, metadata: &Metadata) -> u64 {
-        let bytes: usize = metadata.xattrs.iter().map(|(name, value)| name.len() + value.len() + 16).sum();
+        let bytes = metadata.xattr_bytes();
         if bytes > XATTRS_IN_INODE { self.tree.file_system().round_up(bytes as u64) } else { 0 }
     }
 

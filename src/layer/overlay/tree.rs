@@ -23,6 +23,10 @@ const MAX_LINKS: u32 = 40;
 /// Directories kept open. A tar is mostly in depth-first order, so these are the ones on the way to the last member.
 const CACHED: usize = 48;
 
+/// Bytes of paths and attributes of directories and of links to lower files that one layer may keep in memory; a million directories
+/// take some 100 MB.
+const MAX_REMEMBERED: usize = 128 << 20;
+
 /// What one new name can add to the size of a directory: a new leaf block, two index blocks and a converted root.
 const GROWTH_BLOCKS: u64 = 4;
 
@@ -36,6 +40,7 @@ pub(super) struct Tree<'a> {
     file_system: FileSystem,
     /// Bytes that the directory which changed last occupied when its account was settled.
     growing: Option<(Rc<Dir>, u64)>,
+    remembered: usize,
 }
 
 /// A directory and its path without symbolic links.
@@ -65,6 +70,7 @@ impl<'a> Tree<'a> {
             space,
             file_system,
             growing: None,
+            remembered: 0,
         };
         tree.reserve(GROWTH_BLOCKS * file_system.block, b"")?;
         Ok(tree)
@@ -119,19 +125,30 @@ impl<'a> Tree<'a> {
         for component in path::components(path) {
             dir = Rc::new(dir.open_dir(component).context("opening", path)?);
         }
-        self.remember(path.to_vec(), &dir);
+        self.keep_open(path.to_vec(), &dir);
         Ok(dir)
     }
 
     /// A directory was made by the caller.
-    pub(super) fn made(&mut self, path: Vec<u8>, directory: Directory) {
+    pub(super) fn made(&mut self, path: Vec<u8>, directory: Directory) -> Result<(), Error> {
+        self.remember(path.len(), &path)?;
         self.directories.insert(path, directory);
+        Ok(())
+    }
+
+    /// Counts bytes that stay in memory until the layer is settled: a few kilobytes of tar can ask for gigabytes of paths.
+    pub(super) fn remember(&mut self, bytes: usize, member: &[u8]) -> Result<(), Error> {
+        self.remembered = self.remembered.saturating_add(bytes);
+        if self.remembered > MAX_REMEMBERED {
+            return Err(Error::hostile(member, Fault::TooMuchToRemember { limit: MAX_REMEMBERED as u64 }));
+        }
+        Ok(())
     }
 
     /// Everything known about a directory and what is below it is void.
     pub(super) fn forget(&mut self, path: &[u8]) {
         self.cache.clear();
-        self.directories.retain(|known, _| !path::is_at_or_below(known, path));
+        path::remove_tree(&mut self.directories, path);
     }
 
     /// Accounts for a new name in the directory that is watched: what it grew by is reserved, out of room that was set
@@ -173,11 +190,11 @@ impl<'a> Tree<'a> {
             return Some(Place { path: path.clone(), dir: Rc::clone(dir) });
         }
         let dir = Rc::new(self.root.open_beneath(path).ok()?);
-        self.remember(path.to_vec(), &dir);
+        self.keep_open(path.to_vec(), &dir);
         Some(Place { path: path.to_vec(), dir })
     }
 
-    fn remember(&mut self, path: Vec<u8>, dir: &Rc<Dir>) {
+    fn keep_open(&mut self, path: Vec<u8>, dir: &Rc<Dir>) {
         self.cache.truncate(CACHED - 1);
         self.cache.push_front((path, Rc::clone(dir)));
     }
@@ -231,7 +248,7 @@ impl<'a> Tree<'a> {
                 Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
             }
         }
-        self.remember(here.path.clone(), &here.dir);
+        self.keep_open(here.path.clone(), &here.dir);
         Ok(Found::Here(here))
     }
 
@@ -241,7 +258,7 @@ impl<'a> Tree<'a> {
             parent.dir.unlink(name).context("replacing", &at)?;
         }
         let dir = self.make_dir(&parent.dir, name, &at)?;
-        self.made(at.clone(), Directory { recreated: whiteout, ..Directory::default() });
+        self.made(at.clone(), Directory { recreated: whiteout, ..Directory::default() })?;
         Ok(Place { path: at, dir })
     }
 
