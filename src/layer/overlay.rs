@@ -12,6 +12,7 @@ pub mod apply;
 pub mod attributes;
 pub mod copy;
 pub mod lower;
+pub mod replaced;
 pub mod settle;
 mod tree;
 

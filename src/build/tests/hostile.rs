@@ -31,6 +31,7 @@ fn members_that_no_honest_layer_holds() {
         ("absolute dotdot", new().file("/../secret", "x"), "leaves the layer"),
         ("link out", new().hardlink("x", "../secret"), "leaves the layer"),
         ("link to a directory", new().dir("d").hardlink("x", "d"), "hard link to the directory"),
+        ("link over its own target", new().file("d/f", "x").hardlink("d", "d/f"), "neither this layer"),
         ("link to nothing", new().hardlink("x", "nowhere"), "neither this layer nor one below"),
         (
             "link through a link to nothing",

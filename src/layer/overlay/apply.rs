@@ -4,9 +4,7 @@
 //! and a later member replaces an earlier one of the same name whatever its type. Directories get their metadata last,
 //! in [`settle`](super::settle), because whatever is made in them changes their time.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufRead, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
@@ -17,6 +15,7 @@ use super::super::path::{self, Meaning, escape};
 use super::super::space::Space;
 use super::super::tar::{Kind, Member, Reader, Record};
 use super::attributes::{self, Rights, Writer};
+use super::replaced::{Links, Parking, Replaced};
 use super::tree::{Found, Place, Tree, is_taken};
 use super::{Applied, Directory, LowerLink, Metadata};
 use crate::model::seal::Lost;
@@ -50,15 +49,6 @@ pub struct Target<'a> {
     pub written: &'a AtomicU64,
     /// Whether replaced content is kept for the tar-split file.
     pub keep_replaced: bool,
-}
-
-/// Content of a member that a later member replaced: the tar-split file must hold it, because the tree no longer does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replaced {
-    /// The path under which the tar-split file names it.
-    pub path: Vec<u8>,
-    /// Its name in [`Target::replaced`].
-    pub name: String,
 }
 
 /// Writes every member that `reader` has. What is replaced on the way is told in order.
@@ -99,6 +89,14 @@ pub enum Failure {
     /// A member cannot be written.
     #[error(transparent)]
     Sink(#[from] Error),
+}
+
+/// Where a member goes.
+struct Spot {
+    place: Place,
+    name: Vec<u8>,
+    /// Path without symbolic links.
+    at: Vec<u8>,
 }
 
 struct Sink<'a> {
@@ -142,47 +140,55 @@ impl Sink<'_> {
                 _ => Err(hostile(Fault::RootKind).into()),
             };
         }
+        let spot = &self.spot(&clean)?;
         match member.kind {
-            Kind::File => self.file(reader, clean, member.size, &metadata),
-            Kind::Sparse { .. } => self.sparse(reader, clean, member.size, &metadata),
-            Kind::Directory => Ok(self.directory(clean, metadata)?),
-            Kind::Symlink { target } => Ok(self.symlink(clean, &target, &metadata)?),
-            Kind::HardLink { target } => Ok(self.hard_link(clean, &target, metadata)?),
-            Kind::CharDevice { major: 0, minor: 0 } => Err(hostile(Fault::WhiteoutDevice).into()),
+            Kind::File => return self.file(reader, spot, member.size, &metadata),
+            Kind::Sparse { .. } => return self.sparse(reader, spot, member.size, &metadata),
+            Kind::Directory => self.directory(spot, metadata)?,
+            Kind::Symlink { target } => self.symlink(spot, &target, &metadata)?,
+            Kind::HardLink { target } => self.hard_link(spot, &target, metadata)?,
+            Kind::CharDevice { major: 0, minor: 0 } => return Err(hostile(Fault::WhiteoutDevice).into()),
             Kind::CharDevice { major, minor } => {
-                Ok(self.node(clean, FileType::CharDevice, (major, minor), &metadata)?)
+                self.node(spot, FileType::CharDevice, (major, minor), &metadata)?;
             }
             Kind::BlockDevice { major, minor } => {
-                Ok(self.node(clean, FileType::BlockDevice, (major, minor), &metadata)?)
+                self.node(spot, FileType::BlockDevice, (major, minor), &metadata)?;
             }
-            Kind::Fifo => Ok(self.node(clean, FileType::Fifo, (0, 0), &metadata)?),
+            Kind::Fifo => self.node(spot, FileType::Fifo, (0, 0), &metadata)?,
         }
+        Ok(())
+    }
+
+    /// Where a member goes; its parents are made.
+    fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
+        let place = self.tree.parent(clean)?;
+        let (_, name) = path::split(clean);
+        let at = path::join(&place.path, name);
+        Ok(Spot { place, name: name.to_vec(), at })
     }
 
     fn file<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        clean: Vec<u8>,
+        spot: &Spot,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let place = self.tree.parent(&clean)?;
-        let (_, name) = path::split(&clean);
-        let at = path::join(&place.path, name);
+        let Spot { place, name, at } = spot;
         let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
-        self.tree.reserve(room, &at)?;
-        let mut file = self.create_file(&place, name, &at, metadata.mode)?;
+        self.tree.reserve(room, at)?;
+        let mut file = self.create_file(place, name, at, metadata.mode)?;
         if size >= LARGE && self.tree.file_system().is_xfs {
-            preallocate(&file, size).context("allocating", &at)?;
+            preallocate(&file, size).context("allocating", at)?;
         }
         while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
-            file.write_all(chunk.bytes).context("writing", &at)?;
+            file.write_all(chunk.bytes).context("writing", at)?;
             self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
         }
-        reader.end_file(&at).map_err(Failure::Tar)?;
-        self.describe_file(&file, &at, metadata)?;
+        reader.end_file(at).map_err(Failure::Tar)?;
+        self.describe_file(&file, at, metadata)?;
         if size >= MEASURED || !metadata.xattrs.is_empty() {
-            self.measure(&file, &at, room)?;
+            self.measure(&file, at, room)?;
         }
         Ok(())
     }
@@ -192,16 +198,14 @@ impl Sink<'_> {
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        clean: Vec<u8>,
+        spot: &Spot,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let place = self.tree.parent(&clean)?;
-        let (_, name) = path::split(&clean);
-        let at = path::join(&place.path, name);
+        let Spot { place, name, at } = spot;
         let xattr_room = self.xattr_room(metadata);
-        self.tree.reserve(xattr_room, &at)?;
-        let file = self.create_file(&place, name, &at, metadata.mode)?;
+        self.tree.reserve(xattr_room, at)?;
+        let file = self.create_file(place, name, at, metadata.mode)?;
         let block = self.tree.file_system().block;
         let mut room = xattr_room;
         let mut reserved_to = 0;
@@ -210,94 +214,86 @@ impl Sink<'_> {
             let from = reserved_to.max(chunk.offset / block * block);
             let to = self.tree.file_system().round_up(end);
             if to > from {
-                self.tree.reserve(to - from, &at)?;
+                self.tree.reserve(to - from, at)?;
                 room += to - from;
                 reserved_to = to;
             }
-            file.write_all_at(chunk.bytes, chunk.offset).context("writing", &at)?;
+            file.write_all_at(chunk.bytes, chunk.offset).context("writing", at)?;
             self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
         }
-        file.set_len(size).context("setting the size of", &at)?;
-        self.describe_file(&file, &at, metadata)?;
-        self.links.insert(&at);
-        Ok(self.measure(&file, &at, room)?)
+        file.set_len(size).context("setting the size of", at)?;
+        self.describe_file(&file, at, metadata)?;
+        self.links.insert(at);
+        Ok(self.measure(&file, at, room)?)
     }
 
-    fn directory(&mut self, clean: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
-        self.tree.remember(metadata.xattr_bytes(), &clean)?;
-        let place = self.tree.parent(&clean)?;
-        let (_, name) = path::split(&clean);
-        let at = path::join(&place.path, name);
-        let recreated = match place.dir.try_stat(name).context("examining", &at)? {
+    fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
+        self.tree.remember(metadata.xattr_bytes(), &spot.at)?;
+        let Spot { place, name, at } = spot;
+        let recreated = match place.dir.try_stat(name).context("examining", at)? {
             Some(stat) if stat.is_dir() => {
-                self.tree.directories.entry(at).or_default().metadata = Some(metadata);
+                self.tree.directories.entry(at.clone()).or_default().metadata = Some(metadata);
                 return Ok(());
             }
             Some(stat) => {
-                self.clear(&place, name, &at)?;
+                self.clear(place, name, at)?;
                 stat.is_whiteout()
             }
             None => false,
         };
-        self.applied.lower_links.remove(&at);
-        self.tree.make_dir(&place.dir, name, &at)?;
-        self.tree.made(at, Directory { metadata: Some(metadata), opaque: false, recreated })
+        self.applied.lower_links.remove(at);
+        self.tree.make_dir(&place.dir, name, at)?;
+        self.tree.made(at.clone(), Directory { metadata: Some(metadata), opaque: false, recreated })
     }
 
-    fn symlink(&mut self, clean: Vec<u8>, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
+    fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
         if target.is_empty() || target.len() > 4095 || target.contains(&0) {
-            return Err(Error::hostile(&clean, Fault::LinkText));
+            return Err(Error::hostile(&spot.at, Fault::LinkText));
         }
-        let place = self.tree.parent(&clean)?;
-        let (_, name) = path::split(&clean);
-        let at = path::join(&place.path, name);
+        let Spot { place, name, at } = spot;
         let block = self.tree.file_system().block;
         let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
-        self.tree.reserve(text_room + self.xattr_room(metadata), &at)?;
-        self.create(&place, name, &at, |dir| dir.symlink(target, name))?;
-        self.writer().named(&place.dir, name, &at, FileType::Symlink, metadata)
+        self.tree.reserve(text_room + self.xattr_room(metadata), at)?;
+        self.create(place, name, at, |dir| dir.symlink(target, name))?;
+        self.writer().named(&place.dir, name, at, FileType::Symlink, metadata)
     }
 
     fn node(
         &mut self,
-        clean: Vec<u8>,
+        spot: &Spot,
         file_type: FileType,
         device: (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let place = self.tree.parent(&clean)?;
-        let (_, name) = path::split(&clean);
-        let at = path::join(&place.path, name);
-        self.tree.reserve(self.xattr_room(metadata), &at)?;
-        let made = self
-            .create(&place, name, &at, |dir| dir.make_node(name, file_type, metadata.mode & 0o777, device));
+        let Spot { place, name, at } = spot;
+        self.tree.reserve(self.xattr_room(metadata), at)?;
+        let made =
+            self.create(place, name, at, |dir| dir.make_node(name, file_type, metadata.mode & 0o777, device));
         match made {
             Err(Error::Io { source, .. }) if self.writer().may_lose(&source) => {
                 let kind = if file_type == FileType::BlockDevice { 'b' } else { 'c' };
-                self.writer().lose(&at, format!("device {kind} {}:{}", device.0, device.1));
+                self.writer().lose(at, format!("device {kind} {}:{}", device.0, device.1));
                 Ok(())
             }
             other => {
                 other?;
-                self.writer().named(&place.dir, name, &at, file_type, metadata)
+                self.writer().named(&place.dir, name, at, file_type, metadata)
             }
         }
     }
 
     /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
-    fn hard_link(&mut self, clean: Vec<u8>, target: &[u8], metadata: Metadata) -> Result<(), Error> {
-        let hostile = |fault| Error::hostile(&clean, fault);
+    fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
+        let hostile = |fault| Error::hostile(&spot.at, fault);
         let target = path::clean(target).map_err(hostile)?;
         if target.is_empty() {
             return Err(hostile(Fault::LinkToDirectory("/".into())));
         }
-        let place = self.tree.parent(&clean)?;
-        let (_, name) = path::split(&clean);
-        let at = path::join(&place.path, name);
+        let Spot { place, name, at } = spot;
         let (target_parent, target_name) = path::split(&target);
-        let source = match self.tree.find(target_parent, &clean)? {
+        let source = match self.tree.find(target_parent, at)? {
             Found::Missing(resolved) => {
-                return self.lower_link(&place, at, path::join(&resolved, target_name), metadata);
+                return self.lower_link(spot, path::join(&resolved, target_name), metadata);
             }
             Found::Here(source) => source,
         };
@@ -309,33 +305,31 @@ impl Sink<'_> {
                     Some(link) => link.target.clone(),
                     None => target_at,
                 };
-                return self.lower_link(&place, at, target, metadata);
+                return self.lower_link(spot, target, metadata);
             }
         };
         if stat.is_dir() {
             return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
         }
-        // A name linked to itself stays as it is; replacing it would lose the file.
-        if at != target_at {
-            self.create(&place, name, &at, |dir| source.dir.link(target_name, dir, name))?;
-            self.links.insert(&at);
+        // Making room for the link would remove what it means.
+        if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
+            return Err(hostile(Fault::LinkMissing(escape(&target_at))));
         }
-        self.writer().named(&place.dir, name, &at, stat.file_type, &metadata)
+        // A name linked to itself stays as it is; replacing it would lose the file.
+        if *at != target_at {
+            self.create(place, name, at, |dir| source.dir.link(target_name, dir, name))?;
+            self.links.insert(at);
+        }
+        self.writer().named(&place.dir, name, at, stat.file_type, &metadata)
     }
 
-    fn lower_link(
-        &mut self,
-        place: &Place,
-        at: Vec<u8>,
-        target: Vec<u8>,
-        metadata: Metadata,
-    ) -> Result<(), Error> {
-        let (_, name) = path::split(&at);
-        if place.dir.try_stat(name).context("examining", &at)?.is_some_and(|stat| !stat.is_whiteout()) {
-            self.clear(place, name, &at)?;
+    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
+        let Spot { place, name, at } = spot;
+        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| !stat.is_whiteout()) {
+            self.clear(place, name, at)?;
         }
-        self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), &at)?;
-        self.applied.lower_links.insert(at, LowerLink { target, metadata });
+        self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), at)?;
+        self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
         Ok(())
     }
 
@@ -470,53 +464,5 @@ fn whiteout_kind(clean: &[u8], kind: &Kind) -> Result<(), Error> {
     match kind {
         Kind::File | Kind::HardLink { .. } => Ok(()),
         _ => Err(Error::hostile(clean, Fault::WhiteoutKind)),
-    }
-}
-
-/// Paths whose content the tar-split file does not name: hard links, and files whose bytes it holds itself. Only hashes
-/// are kept, two of 64 bits with keys of this process, so that a layer of a million links stays small.
-#[derive(Debug, Default)]
-struct Links {
-    keys: (RandomState, RandomState),
-    hashes: HashSet<(u64, u64)>,
-}
-
-impl Links {
-    fn key(&self, path: &[u8]) -> (u64, u64) {
-        (self.keys.0.hash_one(path), self.keys.1.hash_one(path))
-    }
-
-    fn insert(&mut self, path: &[u8]) {
-        self.hashes.insert(self.key(path));
-    }
-
-    fn remove(&mut self, path: &[u8]) {
-        if !self.hashes.is_empty() {
-            self.hashes.remove(&self.key(path));
-        }
-    }
-
-    fn contains(&self, path: &[u8]) -> bool {
-        !self.hashes.is_empty() && self.hashes.contains(&self.key(path))
-    }
-}
-
-/// Content that a later member replaced, out of the way until the tar-split file has taken it.
-#[derive(Debug)]
-struct Parking<'a> {
-    dir: &'a Dir,
-    keep: bool,
-    replaced: Vec<Replaced>,
-}
-
-impl Parking<'_> {
-    /// Whether the file was moved rather than left to be removed.
-    fn park(&mut self, dir: &Dir, name: &[u8], at: &[u8]) -> Result<bool, Error> {
-        if self.keep {
-            let parked = self.replaced.len().to_string();
-            dir.rename(name, self.dir, parked.as_bytes()).context("setting aside", at)?;
-            self.replaced.push(Replaced { path: at.to_vec(), name: parked });
-        }
-        Ok(self.keep)
     }
 }
