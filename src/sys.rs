@@ -11,6 +11,7 @@ pub mod process;
 pub mod remove;
 pub mod space;
 pub mod stat;
+pub mod walk;
 pub mod xattr;
 
 pub use dir::Dir;

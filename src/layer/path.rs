@@ -44,11 +44,13 @@ pub fn push(path: &mut Vec<u8>, component: &[u8]) {
     path.extend_from_slice(component);
 }
 
-/// `path` with one more component.
+/// `path` with more components behind it; none where `component` is empty.
 pub fn join(path: &[u8], component: &[u8]) -> Vec<u8> {
     let mut joined = Vec::with_capacity(path.len() + 1 + component.len());
     joined.extend_from_slice(path);
-    push(&mut joined, component);
+    if !component.is_empty() {
+        push(&mut joined, component);
+    }
     joined
 }
 

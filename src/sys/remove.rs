@@ -3,62 +3,55 @@
 use std::io;
 
 use super::dir::{self, Dir};
+use super::walk::{Visitor, walk};
 
 /// Removes `name` and everything below it; a name that is not there is no error.
-///
-/// Works from descriptors without recursion, so neither depth nor the length of a path matters.
 pub fn tree(parent: &Dir, name: &[u8]) -> io::Result<()> {
     match parent.unlink(name) {
-        Err(e) if is_directory(&e) => {}
+        Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => return Ok(()),
     }
-    let mut stack = vec![Doomed::open(parent, name)?];
-    while let Some(doomed) = stack.last_mut() {
-        if let Some(name) = doomed.directories.pop() {
-            let child = Doomed::open(&doomed.dir, &name)?;
-            stack.push(child);
-        } else if let Some(doomed) = stack.pop() {
-            stack.last().map_or(parent, |above| &above.dir).remove_dir(&doomed.name)?;
-        }
-    }
-    Ok(())
+    open_up(parent, name)?;
+    walk(parent.open_dir(name)?, &mut Removal)?;
+    parent.remove_dir(name)
 }
 
-/// A directory in which only directories are left.
-struct Doomed {
-    name: Vec<u8>,
-    dir: Dir,
-    directories: Vec<Vec<u8>>,
-}
+struct Removal;
 
-impl Doomed {
-    fn open(parent: &Dir, name: &[u8]) -> io::Result<Self> {
-        let dir = match parent.open_dir(name) {
-            // Modes come from images; a builder without CAP_DAC_OVERRIDE has to open up its own directories.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                parent.set_mode(name, 0o700)?;
-                parent.open_dir(name)?
-            }
-            other => other?,
-        };
-        if dir.stat_self()?.mode & 0o700 != 0o700 {
-            dir::set_mode(&dir, 0o700)?;
-        }
+impl Visitor for Removal {
+    type Error = io::Error;
+
+    fn enter(&mut self, dir: &Dir, _: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut directories = Vec::new();
         for name in dir.names()? {
             match dir.unlink(&name) {
-                Err(e) if is_directory(&e) => directories.push(name),
+                Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
+                    open_up(dir, &name)?;
+                    directories.push(name);
+                }
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
         }
-        Ok(Doomed { name: name.to_vec(), dir, directories })
+        Ok(directories)
+    }
+
+    fn leave(&mut self, parent: &Dir, name: &[u8]) -> io::Result<()> {
+        parent.remove_dir(name)
+    }
+
+    fn failed(&mut self, _: &[u8], error: io::Error) -> io::Error {
+        error
     }
 }
 
-/// unlink(2) of a directory is `EISDIR` on Linux and `EPERM` by POSIX.
-fn is_directory(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::IsADirectory)
-        || error.raw_os_error() == Some(nix::errno::Errno::EPERM as i32)
+/// Modes come from images; a builder without `CAP_DAC_OVERRIDE` has to open up its own directories.
+fn open_up(parent: &Dir, name: &[u8]) -> io::Result<()> {
+    match parent.open_dir(name) {
+        Ok(dir) if dir.stat_self()?.mode & 0o700 == 0o700 => Ok(()),
+        Ok(dir) => dir::set_mode(&dir, 0o700),
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => parent.set_mode(name, 0o700),
+        Err(e) => Err(e),
+    }
 }

@@ -11,6 +11,7 @@ use nix::sys::statfs;
 use nix::sys::statvfs::fstatvfs;
 
 use super::dir::Dir;
+use super::walk::{Visitor, walk};
 
 /// What matters of a file system to somebody who counts bytes on it.
 #[derive(Clone, Copy, Debug)]
@@ -74,21 +75,37 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
 
 /// Bytes that the tree at `dir` occupies, as `du -s` counts them: each inode once. The directory itself counts too.
 pub fn occupied(dir: &Dir) -> io::Result<u64> {
-    let mut seen = HashSet::new();
-    let mut total = dir.stat_self()?.allocated;
-    let mut pending = vec![dir.try_clone()?];
-    while let Some(dir) = pending.pop() {
+    let mut usage = Usage::default();
+    walk(dir.try_clone()?, &mut usage)?;
+    Ok(usage.total)
+}
+
+#[derive(Default)]
+struct Usage {
+    total: u64,
+    /// Inodes with several names that were counted.
+    seen: HashSet<(u64, u64)>,
+}
+
+impl Visitor for Usage {
+    type Error = io::Error;
+
+    fn enter(&mut self, dir: &Dir, _: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        self.total += dir.stat_self()?.allocated;
+        let mut directories = Vec::new();
         for name in dir.names()? {
-            let Some(stat) = dir.try_stat(&name)? else {
-                continue;
-            };
-            if stat.is_dir() {
-                pending.push(dir.open_dir(&name)?);
-            } else if stat.links > 1 && !seen.insert(stat.identity) {
-                continue;
+            match dir.try_stat(&name)? {
+                Some(stat) if stat.is_dir() => directories.push(name),
+                Some(stat) if stat.links == 1 || self.seen.insert(stat.identity) => {
+                    self.total += stat.allocated
+                }
+                _ => {}
             }
-            total += stat.allocated;
         }
+        Ok(directories)
     }
-    Ok(total)
+
+    fn failed(&mut self, _: &[u8], error: io::Error) -> io::Error {
+        error
+    }
 }

@@ -11,6 +11,7 @@ use crate::layer::path::{self, escape};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Hasher};
 use crate::model::seal::Lost;
+use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, FileType, Stat, Timestamp, xattr};
 
 /// What a tree on disk is compared with.
@@ -23,6 +24,70 @@ pub(super) struct Comparison<'a> {
     pub(super) lost: HashSet<(&'a str, &'a str)>,
 }
 
+/// A comparison on its way through the tree.
+struct Walking<'a, 'b> {
+    comparison: &'b Comparison<'a>,
+    seen: HashSet<Vec<u8>>,
+    /// The file on disk that each planned inode was first found as, and where.
+    inodes: HashMap<usize, ((u64, u64), Vec<u8>)>,
+    /// The planned inode that each file on disk was first found to be, and where.
+    files: HashMap<(u64, u64), (usize, Vec<u8>)>,
+}
+
+impl Visitor for Walking<'_, '_> {
+    type Error = Error;
+
+    fn enter(&mut self, dir: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let comparison = self.comparison;
+        comparison.directory(path, dir)?;
+        self.seen.insert(path.to_vec());
+        let mut names = dir.names().map_err(|e| comparison.io("listing", path, e))?;
+        names.sort();
+        let mut directories = Vec::new();
+        for name in names {
+            let at = path::join(path, &name);
+            let stat = dir.stat(&name).map_err(|e| comparison.io("examining", &at, e))?;
+            match comparison.tree.nodes.get(&at) {
+                None => return Err(comparison.differs(&at, Fault::Unexplained)),
+                Some(Node::Whiteout) if stat.is_whiteout() => {}
+                Some(Node::Whiteout) => return Err(comparison.wrong_type(&at, "a whiteout", &stat)),
+                Some(Node::Directory(_)) if stat.is_dir() => {
+                    directories.push(name);
+                    continue;
+                }
+                Some(Node::Directory(_)) => return Err(comparison.wrong_type(&at, "a directory", &stat)),
+                Some(Node::Inode(number)) => self.inode(dir, &name, &at, &stat, *number)?,
+            }
+            self.seen.insert(at);
+        }
+        directories.reverse();
+        Ok(directories)
+    }
+
+    fn failed(&mut self, path: &[u8], error: io::Error) -> Error {
+        self.comparison.io("walking", path, error)
+    }
+}
+
+impl Walking<'_, '_> {
+    /// Compares a file, and that it shares its inode with exactly the names it should.
+    fn inode(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat, number: usize) -> Result<(), Error> {
+        let comparison = self.comparison;
+        let (identity, first) = self.inodes.entry(number).or_insert_with(|| (stat.identity, at.to_vec()));
+        if *identity != stat.identity {
+            return Err(comparison.differs(at, Fault::NotLinked(escape(first))));
+        }
+        let (owner, first) = self.files.entry(stat.identity).or_insert_with(|| (number, at.to_vec()));
+        if *owner != number {
+            return Err(comparison.differs(at, Fault::Linked(escape(first))));
+        }
+        if first == at {
+            comparison.inode(at, dir, name, stat, &comparison.tree.inodes[number], number)?;
+        }
+        Ok(())
+    }
+}
+
 /// What the record of a layer says an unprivileged build could not keep.
 pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
     lost.iter().map(|lost| (lost.path.as_str(), lost.what.as_str())).collect()
@@ -31,48 +96,11 @@ pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
 impl Comparison<'_> {
     /// Walks the whole tree in `diff`.
     pub(super) fn run(&self, diff: Dir) -> Result<(), Error> {
-        let mut seen: HashSet<Vec<u8>> = HashSet::new();
-        let mut by_inode: HashMap<usize, ((u64, u64), Vec<u8>)> = HashMap::new();
-        let mut by_identity: HashMap<(u64, u64), (usize, Vec<u8>)> = HashMap::new();
-        self.directory(&[], &diff)?;
-        seen.insert(Vec::new());
-        let mut pending = vec![(Vec::new(), diff)];
-        while let Some((at, dir)) = pending.pop() {
-            let mut names = dir.names().map_err(|e| self.io("listing", &at, e))?;
-            names.sort();
-            for name in names {
-                let at = path::join(&at, &name);
-                let stat = dir.stat(&name).map_err(|e| self.io("examining", &at, e))?;
-                match self.tree.nodes.get(&at) {
-                    None => return Err(self.differs(&at, Fault::Unexplained)),
-                    Some(Node::Whiteout) if stat.is_whiteout() => {}
-                    Some(Node::Whiteout) => return Err(self.wrong_type(&at, "a whiteout", &stat)),
-                    Some(Node::Directory(_)) if stat.is_dir() => {
-                        let child = dir.open_dir(&name).map_err(|e| self.io("opening", &at, e))?;
-                        self.directory(&at, &child)?;
-                        pending.push((at.clone(), child));
-                    }
-                    Some(Node::Directory(_)) => return Err(self.wrong_type(&at, "a directory", &stat)),
-                    Some(Node::Inode(number)) => {
-                        let (identity, first) =
-                            by_inode.entry(*number).or_insert_with(|| (stat.identity, at.clone()));
-                        if *identity != stat.identity {
-                            return Err(self.differs(&at, Fault::NotLinked(escape(first))));
-                        }
-                        let (owner, first) =
-                            by_identity.entry(stat.identity).or_insert_with(|| (*number, at.clone()));
-                        if owner != number {
-                            return Err(self.differs(&at, Fault::Linked(escape(first))));
-                        }
-                        if *first == at {
-                            self.inode(&at, &dir, &name, &stat, &self.tree.inodes[*number], *number)?;
-                        }
-                    }
-                }
-                seen.insert(at);
-            }
-        }
-        let missing = self.tree.nodes.keys().find(|at| !seen.contains(*at) && !self.device_lost(at));
+        let mut walking =
+            Walking { comparison: self, seen: HashSet::new(), inodes: HashMap::new(), files: HashMap::new() };
+        walk(diff, &mut walking)?;
+        let mut names = self.tree.nodes.keys();
+        let missing = names.find(|at| !walking.seen.contains(*at) && !self.device_lost(at));
         missing.map_or(Ok(()), |at| Err(self.differs(at, Fault::Missing)))
     }
 

@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Error, Fault};
-use crate::layer::path::escape;
+use crate::layer::path::{self, escape, shown};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::{Document, ImageConfig};
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals};
 use crate::sys::Dir;
+use crate::sys::walk::{Visitor, walk};
 use crate::volume::layout;
 use crate::volume::store::{self, Documents};
 
@@ -113,7 +114,7 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
     expected.insert("overlay-layers/layers.lock".into(), Vec::new());
     expected.insert("overlay-images/images.lock".into(), Vec::new());
     let mut links: BTreeMap<String, String> = BTreeMap::new();
-    let mut explained: BTreeSet<String> = BTreeSet::from(["cache.json".to_owned(), "overlay/l".to_owned()]);
+    let mut explained: BTreeSet<String> = BTreeSet::from(["cache.json".to_owned()]);
     let by_chain: BTreeMap<&ChainId, &Layer> =
         content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
     for layer in &content.layers {
@@ -136,8 +137,25 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         }
     }
     explained.extend(expected.into_keys());
-    let mut walk = Walk { links, explained };
-    walk.run(root)
+    let mut names = Names { directories: parents(explained.iter().chain(links.keys())), links, explained };
+    walk(root.try_clone().map_err(|e| Error::io("opening", ".", e))?, &mut names)?;
+    match names.links.keys().next() {
+        Some(missing) => Err(Error::volume(missing, Fault::Missing)),
+        None => Ok(()),
+    }
+}
+
+/// All directories on the way to `paths`.
+fn parents<'a>(paths: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    let mut directories = BTreeSet::new();
+    for path in paths {
+        let mut path = path.as_str();
+        while let Some((above, _)) = path.rsplit_once('/') {
+            directories.insert(above.to_owned());
+            path = above;
+        }
+    }
+    directories
 }
 
 fn lower(layer: &Layer, layers: &BTreeMap<&ChainId, &Layer>) -> String {
@@ -150,54 +168,45 @@ fn lower(layer: &Layer, layers: &BTreeMap<&ChainId, &Layer>) -> String {
     line.join(":")
 }
 
-struct Walk {
-    /// Symbolic links and their texts.
+/// Every name outside of layer trees, and what explains it.
+struct Names {
+    directories: BTreeSet<String>,
+    /// Symbolic links that were not met yet, and their texts.
     links: BTreeMap<String, String>,
     /// Files, and the roots of trees that are checked elsewhere.
     explained: BTreeSet<String>,
 }
 
-impl Walk {
-    fn run(&mut self, root: &Dir) -> Result<(), Error> {
-        let mut directories: BTreeSet<String> = BTreeSet::new();
-        for path in self.explained.iter().chain(self.links.keys()) {
-            let mut parent = path.as_str();
-            while let Some((above, _)) = parent.rsplit_once('/') {
-                directories.insert(above.to_owned());
-                parent = above;
-            }
-        }
-        let mut pending = vec![(String::new(), root.try_clone().map_err(|e| Error::io("opening", ".", e))?)];
-        while let Some((path, dir)) = pending.pop() {
-            let mut names = dir.names().map_err(|e| Error::io("listing", &path, e))?;
-            names.sort();
-            for name in names {
-                let shown = escape(&name);
-                let at = if path.is_empty() { shown } else { format!("{path}/{shown}") };
-                if at == "lost+found" {
-                    continue;
+impl Visitor for Names {
+    type Error = Error;
+
+    fn enter(&mut self, dir: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let mut names = dir.names().map_err(|e| self.failed(path, e))?;
+        names.sort();
+        let mut directories = Vec::new();
+        for name in names {
+            let at = escape(&path::join(path, &name));
+            let stat = dir.stat(&name).map_err(|e| self.failed(at.as_bytes(), e))?;
+            if let Some(want) = self.links.remove(&at) {
+                let found = dir.read_link(&name).map_err(|_| Error::volume(&at, Fault::Index))?;
+                if found != want.as_bytes() {
+                    let found = escape(&found);
+                    return Err(Error::volume(&at, Fault::Target { want, found }));
                 }
-                let stat = dir.stat(&name).map_err(|e| Error::io("examining", &at, e))?;
-                if let Some(want) = self.links.remove(&at) {
-                    let found = dir.read_link(&name).map_err(|_| Error::volume(&at, Fault::Index))?;
-                    if found != want.as_bytes() {
-                        let found = escape(&found);
-                        return Err(Error::volume(&at, Fault::Target { want, found }));
-                    }
-                } else if directories.contains(&at) {
-                    let child = dir.open_dir(&name).map_err(|e| Error::io("opening", &at, e))?;
-                    pending.push((at, child));
-                } else if !self.explained.contains(&at)
-                    || at.ends_with("/diff") != stat.is_dir() && at != "overlay/l"
-                {
+            } else if self.directories.contains(&at) && stat.is_dir() {
+                directories.push(name);
+            } else if at != "lost+found" {
+                let is_tree = at.ends_with("/diff");
+                if !self.explained.contains(&at) || is_tree != stat.is_dir() {
                     return Err(Error::volume(&at, Fault::Unexplained));
                 }
             }
         }
-        match self.links.keys().next() {
-            Some(missing) => Err(Error::volume(missing, Fault::Missing)),
-            None => Ok(()),
-        }
+        Ok(directories)
+    }
+
+    fn failed(&mut self, path: &[u8], error: std::io::Error) -> Error {
+        Error::io("walking", shown(path), error)
     }
 }
 

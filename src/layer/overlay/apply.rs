@@ -7,7 +7,6 @@
 use std::fs::File;
 use std::io::{self, BufRead, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::error::{Context, Error, Fault};
@@ -20,6 +19,7 @@ use super::tree::{Found, Place, Tree, is_taken};
 use super::{Applied, Directory, LowerLink, Metadata};
 use crate::model::seal::Lost;
 use crate::sys::space::preallocate;
+use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, FileType, Stat, Timestamp, dir, remove};
 
 /// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
@@ -399,21 +399,10 @@ impl Sink<'_> {
             return self.discard(&place.dir, name, at, &stat);
         }
         path::remove_tree(&mut self.applied.lower_links, at);
-        let mut pending = vec![(at.to_vec(), self.tree.open(at)?)];
-        let mut freed = 0;
-        while let Some((path, dir)) = pending.pop() {
-            freed += dir.stat_self().context("examining", &path)?.allocated;
-            for name in dir.names().context("listing", &path)? {
-                let at = path::join(&path, &name);
-                let stat = dir.stat(&name).context("examining", &at)?;
-                if stat.is_dir() {
-                    let child = Rc::new(dir.open_dir(&name).context("opening", &at)?);
-                    pending.push((at, child));
-                } else {
-                    self.discard(&dir, &name, &at, &stat)?;
-                }
-            }
-        }
+        let doomed = place.dir.open_dir(name).context("opening", at)?;
+        let mut clearing = Clearing { sink: self, top: at, freed: 0 };
+        walk(doomed, &mut clearing)?;
+        let freed = clearing.freed;
         remove::tree(&place.dir, name).context("removing", at)?;
         self.tree.release(freed);
         self.tree.forget(at);
@@ -456,6 +445,37 @@ impl Sink<'_> {
 
     fn writer(&mut self) -> Writer<'_> {
         Writer { rights: self.rights, lost: &mut self.lost }
+    }
+}
+
+/// Takes everything out of a directory that stands in the way of a member.
+struct Clearing<'a, 'b> {
+    sink: &'a mut Sink<'b>,
+    top: &'a [u8],
+    freed: u64,
+}
+
+impl Visitor for Clearing<'_, '_> {
+    type Error = Error;
+
+    fn enter(&mut self, dir: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let here = path::join(self.top, path);
+        self.freed += dir.stat_self().context("examining", &here)?.allocated;
+        let mut directories = Vec::new();
+        for name in dir.names().context("listing", &here)? {
+            let at = path::join(&here, &name);
+            let stat = dir.stat(&name).context("examining", &at)?;
+            if stat.is_dir() {
+                directories.push(name);
+            } else {
+                self.sink.discard(dir, &name, &at, &stat)?;
+            }
+        }
+        Ok(directories)
+    }
+
+    fn failed(&mut self, path: &[u8], error: io::Error) -> Error {
+        Error::io("walking", path, error)
     }
 }
 

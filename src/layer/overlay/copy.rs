@@ -11,6 +11,7 @@ use super::attributes::{Rights, Writer};
 use super::{Metadata, STAGING_MODE};
 use crate::model::seal::Lost;
 use crate::sys::space::{FileSystem, reflink};
+use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, FileType, Stat, xattr};
 
 /// Metadata of `name` as they are on disk, without what speaks to overlayfs.
@@ -68,37 +69,59 @@ pub fn up(
 /// gets another name. Settling never changes an inode that is not a directory, so the two may share them.
 pub fn layer(from: &Dir, to: &Dir, space: &dyn Space, rights: Rights) -> Result<(), Error> {
     let block = FileSystem::of(to).context("examining the file system of", b"")?.block;
-    let reserve =
-        |bytes, path: &[u8]| space.reserve(bytes).map_err(|full| Error::Full { path: escape(path), full });
-    let mut pending = vec![(
-        Vec::new(),
-        from.try_clone().context("opening", b"")?,
-        to.try_clone().context("opening", b"")?,
-    )];
-    while let Some((path, from, to)) = pending.pop() {
+    let from = from.try_clone().context("opening", b"")?;
+    let to = to.try_clone().context("opening", b"")?;
+    walk(from, &mut Copy { to, space, rights, block })
+}
+
+/// Follows the walk of the original with the directory of the copy.
+struct Copy<'a> {
+    to: Dir,
+    space: &'a dyn Space,
+    rights: Rights,
+    block: u64,
+}
+
+impl Visitor for Copy<'_> {
+    type Error = Error;
+
+    fn enter(&mut self, from: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         // The copy's directory grows to what the original's has, or less: it is filled in one go.
-        let room = from.stat_self().context("examining", &path)?.allocated.max(block) * 2;
-        reserve(room, &path)?;
-        for name in from.names().context("listing", &path)? {
-            let at = path::join(&path, &name);
+        let room = from.stat_self().context("examining", path)?.allocated.max(self.block) * 2;
+        self.space.reserve(room).map_err(|full| Error::Full { path: escape(path), full })?;
+        let (_, name) = path::split(path);
+        if !name.is_empty() {
+            self.to.make_dir(name, STAGING_MODE).context("creating", path)?;
+            self.to = self.to.open_dir(name).context("opening", path)?;
+        }
+        let mut directories = Vec::new();
+        for name in from.names().context("listing", path)? {
+            let at = path::join(path, &name);
             let stat = from.stat(&name).context("examining", &at)?;
             if stat.is_dir() {
-                to.make_dir(&name, STAGING_MODE).context("creating", &at)?;
-                let child = from.open_dir(&name).context("opening", &at)?;
-                let copy = to.open_dir(&name).context("opening", &at)?;
-                pending.push((at, child, copy));
+                directories.push(name);
                 continue;
             }
-            match from.link(&name, &to, &name) {
+            match from.link(&name, &self.to, &name) {
                 // The file system allows no more names for this inode (65,000 on ext4).
                 Err(e) if e.raw_os_error() == Some(Errno::EMLINK as i32) => {
-                    up((&from, &name, &stat), (&to, &name), &at, space, rights, &mut Vec::new())?;
+                    let (from, to) = ((from, &name[..], &stat), (&self.to, &name[..]));
+                    up(from, to, &at, self.space, self.rights, &mut Vec::new())?;
                 }
                 other => other.context("linking", &at)?,
             }
         }
-        let occupied = to.stat_self().context("examining", &path)?.allocated;
-        space.release(room.saturating_sub(occupied));
+        let occupied = self.to.stat_self().context("examining", path)?.allocated;
+        self.space.release(room.saturating_sub(occupied));
+        Ok(directories)
     }
-    Ok(())
+
+    fn leave(&mut self, _: &Dir, name: &[u8]) -> Result<(), Error> {
+        self.to = self.to.open_dir(b"..").context("leaving", name)?;
+        Ok(())
+    }
+
+    fn failed(&mut self, path: &[u8], error: io::Error) -> Error {
+        Error::io("walking", path, error)
+    }
 }
