@@ -105,10 +105,7 @@ fn a_blob_that_is_not_what_was_promised() {
 
 #[test]
 fn a_path_of_many_components_cannot_fill_memory() {
-    let mut layer = LayerBuilder::new();
-    for number in 0..3 {
-        let deep = format!("{number}/{}", vec!["d"; 15_000].join("/"));
-        layer = layer.pax("path", format!("{deep}/f")).file("short", "");
-    }
+    let deep = vec!["d"; 12_000].join("/");
+    let layer = LayerBuilder::new().pax("path", format!("{deep}/f")).file("short", "");
     refused("deep", layer, "must be remembered");
 }
