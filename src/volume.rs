@@ -38,6 +38,7 @@ use crate::model::chain::ChainId;
 use crate::model::digest::Digest;
 use crate::model::seal::Layer;
 use crate::sys::lock::Lock;
+use crate::sys::space;
 use crate::sys::{Dir, xattr};
 use error::Context;
 use journal::Journal;
@@ -86,10 +87,11 @@ impl Volume {
         self.state().committed.contains_key(chain_id)
     }
 
-    /// Number of committed layers, and of those a power cut would take.
-    pub fn counts(&self) -> (usize, usize) {
-        let state = self.state();
-        (state.committed.len(), state.unsynced.len())
+    /// Bytes that the cap allows and the file system does not have; the build may end before the cap is reached.
+    pub fn shortage(&self) -> Result<u64, Error> {
+        let free =
+            space::free(&self.root).context("asking for free space at", &self.path.display().to_string())?;
+        Ok(self.budget.cap().saturating_sub(self.budget.used()).saturating_sub(free))
     }
 
     /// The tree of a committed layer.

@@ -25,6 +25,7 @@ use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
+use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
@@ -225,6 +226,14 @@ fn admit(
             events.emit(Event::Warning { message: warning });
         }
     }
+    let shortage = volume.shortage().map_err(|e| vec![Fail::from(e)])?;
+    if shortage > 0 {
+        let message = format!(
+            "the file system of the volume has {} less than --size allows: the build fails should it need them",
+            ByteSize(shortage)
+        );
+        events.emit(Event::Warning { message });
+    }
     if admission.fits() {
         return Ok(());
     }
@@ -243,7 +252,7 @@ fn admit(
 
 /// What to say when the 3x rule does not hold.
 fn rule_message(admission: &Admission) -> String {
-    let images = crate::model::size::ByteSize(admission.images_bytes);
+    let images = ByteSize(admission.images_bytes);
     format!(
         "the images are {images} compressed, so the volume needs {} (three times that), and was given {}: \
          ask for a larger --size, or give --sizing warn",

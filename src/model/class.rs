@@ -43,11 +43,6 @@ impl Class {
         }
     }
 
-    /// Whether the same command may succeed later with nothing changed by a person.
-    pub fn is_retryable(self) -> bool {
-        matches!(self, Class::Transient | Class::Busy | Class::Internal | Class::Cancelled)
-    }
-
     /// Of several failures the one that a retry cannot heal decides; ties go to the first.
     pub fn decisive(classes: impl IntoIterator<Item = Class>) -> Option<Class> {
         classes.into_iter().min_by_key(|class| class.rank())

@@ -1,10 +1,10 @@
 //! A directory held by its descriptor, and what can be done to the names in it.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -259,9 +259,4 @@ pub fn stat_fd(fd: impl AsFd) -> io::Result<Stat> {
 
 fn time_spec(time: Timestamp) -> TimeSpec {
     TimeSpec::new(time.sec, time.nsec.into())
-}
-
-/// Bytes as the operating system's string, for paths and for showing.
-pub fn os_str(bytes: &[u8]) -> &OsStr {
-    OsStr::from_bytes(bytes)
 }

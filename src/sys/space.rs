@@ -22,15 +22,6 @@ pub struct FileSystem {
     pub is_xfs: bool,
 }
 
-/// What a file system has left for us.
-#[derive(Clone, Copy, Debug)]
-pub struct Free {
-    /// Bytes.
-    pub bytes: u64,
-    /// Inodes.
-    pub inodes: u64,
-}
-
 impl FileSystem {
     /// Asks the file system that holds `dir`.
     pub fn of(dir: &Dir) -> io::Result<Self> {
@@ -45,10 +36,10 @@ impl FileSystem {
     }
 }
 
-/// What the file system that holds `dir` has left for a process without privileges.
-pub fn free(dir: &Dir) -> io::Result<Free> {
+/// Bytes that the file system that holds `dir` has left for a process without privileges (statvfs(3), `f_bavail`).
+pub fn free(dir: &Dir) -> io::Result<u64> {
     let facts = fstatvfs(dir)?;
-    Ok(Free { bytes: facts.blocks_available() * facts.fragment_size(), inodes: facts.files_available() })
+    Ok(facts.blocks_available() * facts.fragment_size())
 }
 
 /// Allocates `len` bytes for a file without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file systems that
