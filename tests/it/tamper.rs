@@ -176,7 +176,7 @@ fn each(cases: &'static [Case]) {
 fn files_of_a_layer() {
     each(&[
         ("content bit", &["BASE", "etc/passwd"], |v| flip(&v.base("etc/passwd"), 3)),
-        ("content bit, copied up", &["TOP", "etc/passwd"], |v| flip(&v.top("etc/passwd"), 3)),
+        ("content bit, copied up", &["TOP", "etc/alias"], |v| flip(&v.top("etc/passwd"), 3)),
         ("longer", &["BASE", "etc/passwd"], |v| append(&v.base("etc/passwd"))),
         ("shorter", &["BASE", "tool"], |v| {
             let path = v.base("tool");
@@ -198,7 +198,7 @@ fn files_of_a_layer() {
             lremovexattr(v.base("noted"), "user.note").unwrap();
         }),
         ("attribute changed", &["BASE", "noted", "user.note"], |v| {
-            set_xattr(&v.base("noted"), "user.note", "kept");
+            set_xattr(&v.base("noted"), "user.note", "lost");
         }),
         ("capability", &["BASE", "tool", "security.capability"], |v| {
             let value = b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -210,7 +210,9 @@ fn files_of_a_layer() {
         ("file to link", &["BASE", "left"], |v| {
             replace(&v.base("left"), |path| symlink("right", path).unwrap());
         }),
-        ("pipe to file", &["BASE", "pipe"], |v| replace(&v.base("pipe"), |path| fs::write(path, "").unwrap())),
+        ("pipe to file", &["BASE", "pipe"], |v| {
+            replace(&v.base("pipe"), |path| fs::write(path, "").unwrap())
+        }),
         ("device number", &["BASE", "null", "1:5", "1:3"], |v| {
             replace(&v.base("null"), |path| mknod(path, "c", "1", "5"));
         }),
@@ -319,6 +321,10 @@ fn files_beside_the_layers() {
             fs::write(base, bytes).unwrap();
         }),
         ("tar-split missing", &["BASE"], |v| fs::remove_file(v.tar_split(0)).unwrap()),
+        ("tree missing", &["BASE", "missing"], |v| fs::remove_dir_all(v.base("")).unwrap()),
+        ("images.json missing", &["images.json", "missing"], |v| {
+            fs::remove_file(v.at("overlay-images/images.json")).unwrap();
+        }),
         ("lower", &["TOP", "lower"], |v| append(&v.at(&format!("overlay/{}/lower", v.hex(1))))),
         ("lower of a base layer", &["BASE", "lower"], |v| {
             fs::write(v.at(&format!("overlay/{}/lower", v.hex(0))), "l/X").unwrap();
