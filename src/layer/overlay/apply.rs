@@ -179,7 +179,7 @@ impl Sink<'_> {
         self.tree.reserve(room, at)?;
         let mut file = self.create_file(place, name, at, metadata.mode)?;
         if size >= LARGE && self.tree.file_system().is_xfs {
-            preallocate(&file, size).context("allocating", at)?;
+            preallocate(&file, 0, size).context("allocating", at)?;
         }
         while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
             file.write_all(chunk.bytes).context("writing", at)?;
@@ -206,6 +206,8 @@ impl Sink<'_> {
         let xattr_room = self.xattr_room(metadata);
         self.tree.reserve(xattr_room, at)?;
         let file = self.create_file(place, name, at, metadata.mode)?;
+        // Before the data: xfs gives a file that grows more blocks than it needs.
+        file.set_len(size).context("setting the size of", at)?;
         let block = self.tree.file_system().block;
         let mut room = xattr_room;
         let mut reserved_to = 0;
@@ -221,7 +223,6 @@ impl Sink<'_> {
             file.write_all_at(chunk.bytes, chunk.offset).context("writing", at)?;
             self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
         }
-        file.set_len(size).context("setting the size of", at)?;
         self.describe_file(&file, at, metadata)?;
         self.links.insert(at);
         Ok(self.measure(&file, at, room)?)
