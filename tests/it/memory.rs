@@ -38,7 +38,7 @@ fn peak(name: &str, served: &Served, build: &Command) -> u64 {
     }
     let code = running.code_within(Duration::ZERO);
     assert_eq!(code, Some(0), "{}", fs::read_to_string(&log).unwrap());
-    println!(
+    eprintln!(
         "{name}: {} MiB resident, {} MiB with page cache, {:.1?}",
         peak / MIB,
         cgroup.peak() / MIB,

@@ -103,7 +103,11 @@ fn killed(served: &Served, what: &str, ready: impl Fn(&Path) -> bool) {
     running.until(|| ready(&volume));
     running.kill();
     let journal = journal(&volume);
-    println!("{what}: {} committed, sealed: {}", journal.committed.len(), volume.join("cache.json").exists());
+    eprintln!(
+        "{what}: {} committed, sealed: {}",
+        journal.committed.len(),
+        volume.join("cache.json").exists()
+    );
     resume(served, &journal.committed);
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
                 most = most.max(used(&volume));
                 looks += 1;
                 kill(pid, Signal::SIGCONT).unwrap();
-                sleep(Duration::from_millis(10));
+                sleep(Duration::from_millis(40));
             }
             (most, looks)
         }
