@@ -12,5 +12,6 @@ mod faults;
 mod harness;
 mod limits;
 mod oracle;
+mod privileges;
 mod secrets;
 mod tls;
