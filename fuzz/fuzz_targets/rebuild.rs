@@ -16,7 +16,11 @@ fn read(tar: &[u8]) -> Result<(Vec<u8>, Files), Error> {
     let mut files = Files::new();
     while let Some(member) = reader.next()? {
         // Some files are kept by the record instead, as those are that a later member replaces.
-        if member.kind != Kind::File || member.index % 4 == 3 {
+        let inline = member.kind == Kind::File && member.index % 4 == 3;
+        if inline {
+            reader.data_inline()?;
+        }
+        if inline || member.kind != Kind::File {
             let mut end = 0;
             while let Some(chunk) = reader.data()? {
                 assert!(!chunk.bytes.is_empty() && chunk.offset >= end);
