@@ -8,6 +8,7 @@ use crate::layer::path::{self, escape, shown};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::{Document, ImageConfig};
+use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals};
 use crate::sys::Dir;
 use crate::sys::walk::{Visitor, walk};
@@ -27,9 +28,17 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
         content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
     let mut blobs: BTreeMap<Digest, u64> = BTreeMap::new();
     let mut used = BTreeSet::new();
+    let mut sources = BTreeSet::new();
     let mut all = Vec::new();
     for image in &content.images {
         let states = |what: String| Error::volume("cache.json", Fault::Statement(what));
+        if image
+            .reference
+            .parse::<ImageReference>()
+            .is_ok_and(|reference| reference.to_string() != image.name)
+        {
+            return Err(states(format!("{} is {}", image.reference, image.name)));
+        }
         let manifest_bytes = document(root, &image.manifest)?;
         let parsed = Document::parse(&manifest_bytes, None);
         let Ok(Document::Image(manifest)) = parsed else {
@@ -46,6 +55,10 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
         }
         check_layers(image, &config.diff_ids, &layers)?;
         used.extend(image.chain.iter());
+        let blobs_of = config.diff_ids.into_iter().zip(&manifest.layers);
+        sources.extend(
+            blobs_of.map(|(diff_id, blob)| source(&diff_id, &blob.digest, blob.size, &blob.media_type)),
+        );
         blobs.extend(manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)));
         let index = image.index.as_ref().map(|digest| document(root, digest)).transpose()?;
         all.push(Documents {
@@ -62,6 +75,14 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
             Fault::Statement("its layers are those of its images".into()),
         ));
     }
+    for layer in &content.layers {
+        // A change set that two images hold in different blobs, or on different parents, came from either of them.
+        let from = source(&layer.diff_id, &layer.blob, layer.compressed_size, &layer.media_type);
+        if !sources.contains(&from) {
+            let what = format!("layer {} came from a blob of its images", layer.chain_id);
+            return Err(Error::volume("cache.json", Fault::Statement(what)));
+        }
+    }
     let totals = Totals {
         layers: content.layers.len() as u64,
         entries: content.layers.iter().map(|layer| layer.entries).sum(),
@@ -75,6 +96,11 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
         ));
     }
     Ok(all)
+}
+
+/// What a manifest says of a layer.
+fn source(diff_id: &Digest, blob: &Digest, size: u64, media_type: &str) -> (Digest, Digest, u64, String) {
+    (diff_id.clone(), blob.clone(), size, media_type.to_owned())
 }
 
 fn check_layers(

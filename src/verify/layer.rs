@@ -45,7 +45,15 @@ pub(super) fn verify(root: &Dir, content: &seal::Content, layer: &Layer) -> Resu
 
 fn open_diff(root: &Dir, id: &ChainId) -> Result<Dir, Error> {
     let path = format!("overlay/{}/diff", id.hex());
-    root.open_beneath(path.as_bytes()).map_err(|e| Error::io("opening", path, e))
+    root.open_beneath(path.as_bytes()).map_err(|e| unopened(path, e))
+}
+
+/// What is not there has been taken away; anything else is the file system's refusal.
+fn unopened(path: String, error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Error::volume(path, Fault::Missing),
+        _ => Error::io("opening", path, error),
+    }
 }
 
 fn lower(root: &Dir, content: &seal::Content, layer: &Layer) -> Result<Lower, Error> {
@@ -67,7 +75,7 @@ fn plan(root: &Dir, layer: &Layer, diff: &Dir) -> Result<Tree, Error> {
     let split = root
         .open_beneath(layout::LAYERS)
         .and_then(|dir| dir.open_file(name.as_bytes()))
-        .map_err(|e| Error::io("opening", &name, e))?;
+        .map_err(|e| unopened(format!("overlay-layers/{name}"), e))?;
     let size = split.metadata().map_err(|e| Error::io("examining", &name, e))?.len();
     if layer.tar_split_size != Some(size) {
         let want = layer.tar_split_size.unwrap_or_default();

@@ -11,6 +11,7 @@ pub(crate) mod need;
 pub(crate) mod overlay;
 pub(crate) mod podman;
 pub(crate) mod registry;
+pub(crate) mod served;
 pub(crate) mod skopeo;
 pub(crate) mod token;
 pub(crate) mod tree;

@@ -6,12 +6,16 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod build;
+mod cap;
 mod cli;
 mod consumers;
 mod faults;
 mod harness;
 mod limits;
+mod memory;
 mod oracle;
 mod privileges;
+mod resume;
 mod secrets;
+mod tamper;
 mod tls;

@@ -1,0 +1,163 @@
+//! Images in a registry that counts and misbehaves, and the builds from it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use larder::model::seal::CacheManifest;
+use larder::testing::image::Image;
+use larder::testing::registry::Registry;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::larder;
+
+/// Images as `app-0:1`, `app-1:1` … of one registry, and a directory for a volume.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) registry: Registry,
+    pub(crate) images: Vec<Image>,
+    dir: TempDir,
+}
+
+impl Served {
+    pub(crate) fn new(images: impl IntoIterator<Item = Image>) -> Self {
+        let mut registry = Registry::spawn();
+        let images: Vec<_> = images.into_iter().collect();
+        for (number, image) in images.iter().enumerate() {
+            image.push(&mut registry, &format!("app-{number}"), "1").unwrap();
+        }
+        Served { registry, images, dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// A place on the machine's own file system; not made yet.
+    pub(crate) fn volume(&self) -> PathBuf {
+        self.dir.path().join("volume")
+    }
+
+    /// A path beside the volume.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn references(&self) -> Vec<String> {
+        (0..self.images.len()).map(|number| format!("{}/app-{number}:1", self.registry.host())).collect()
+    }
+
+    /// The build of all images into `volume` with a cap of `size` bytes, whatever the 3x rule says.
+    pub(crate) fn build(&self, volume: &Path, size: u64) -> Command {
+        let mut larder = larder();
+        larder.env("LARDER_REGISTRY__BACKOFF_MAX_SECONDS", "1").env("LARDER_REGISTRY__RETRIES", "1");
+        larder.arg("build").arg("--volume").arg(volume).args(["--sizing", "warn"]);
+        larder.args(["--size", &size.to_string()]).args(self.references());
+        larder
+    }
+}
+
+/// Bytes that do not compress, the same for one seed.
+pub(crate) fn random(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ seed.wrapping_mul(0xd134_2543_de82_ef95);
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..len.div_ceil(8)).flat_map(|_| next()).take(len).collect()
+}
+
+pub(crate) fn cache(volume: &Path) -> CacheManifest {
+    CacheManifest::parse(&fs::read(volume.join("cache.json")).unwrap()).unwrap()
+}
+
+/// Whether no layer in flight is left on the volume.
+pub(crate) fn nothing_staged(volume: &Path) -> bool {
+    match fs::read_dir(volume.join(".larder/staging")) {
+        Ok(mut names) => names.next().is_none(),
+        Err(_) => true,
+    }
+}
+
+/// Name, change time and inode number of everything below `root`: a write of any kind shows here.
+pub(crate) fn change_times(root: &Path) -> Vec<(PathBuf, u64, (i64, i64))> {
+    let mut found = Vec::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        if metadata.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        found.push((path, metadata.ino(), (metadata.ctime(), metadata.ctime_nsec())));
+    }
+    found.sort_unstable();
+    found
+}
+
+/// A process of the test. Killed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Running(Child);
+
+impl Running {
+    /// Starts `command` with nobody listening to what it prints.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// A child that was started elsewhere.
+    pub(crate) fn of(child: Child) -> Self {
+        Running(child)
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.0.id()).unwrap())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
+    /// Kills it and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    /// Exit code of a process that ends within `limit`; none if a signal ended it.
+    pub(crate) fn code_within(&mut self, limit: Duration) -> Option<i32> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(started.elapsed() < limit, "still running after {limit:?}");
+            sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until `ready`, or until the process has ended; false in the latter case.
+    pub(crate) fn until(&mut self, ready: impl Fn() -> bool) -> bool {
+        let started = Instant::now();
+        while !ready() {
+            if self.has_ended() {
+                return false;
+            }
+            assert!(started.elapsed() < Duration::from_secs(60), "the build makes no progress");
+            sleep(Duration::from_micros(500));
+        }
+        true
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,417 @@
+//! Builds that end before their time, and the same command again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use chrono::Utc;
+use larder::model::digest::Digest;
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use larder::testing::registry::Fault;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::served::{Running, Served, cache, change_times, nothing_staged, random};
+use crate::harness::tree::{Tolerance, differences, scan};
+use crate::harness::{exits, isolated, larder, succeed};
+
+const SIZE: u64 = 64 << 20;
+const SOON: Duration = Duration::from_secs(10);
+
+/// Layers that do not compress, one upon the other.
+fn image(layers: u64) -> Image {
+    let layer = |seed: u64| {
+        let size = 40_000 + usize::try_from(seed).unwrap() * 10_000;
+        let builder = LayerBuilder::new().dir("d").file(format!("d/{seed}"), random(seed, size));
+        Layer::from(builder.symlink("d/link", format!("{seed}")).whiteout("d/none").gzip())
+    };
+    Image::builder(Format::Oci).layers((0..layers).map(layer)).build()
+}
+
+/// A build that has committed everything but its last layer, whose blob stalls in the middle.
+fn all_but_the_last(served: &Served) -> Running {
+    let last = served.images[0].layers.last().unwrap();
+    served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
+    let mut running = Running::start(&mut served.build(&served.volume(), SIZE));
+    let committed = served.images[0].layers.len() - 1;
+    assert!(running.until(|| journal(&served.volume()).committed.len() == committed));
+    running
+}
+
+/// Runs the same command to its end: sealed, proven, and nothing fetched again that was in `kept`.
+fn resume(served: &Served, kept: &BTreeSet<Digest>) {
+    served.registry.heal();
+    served.registry.forget();
+    let volume = served.volume();
+    succeed(&mut served.build(&volume, SIZE));
+    succeed(larder().arg("verify").arg(&volume));
+    assert!(nothing_staged(&volume));
+    for layer in &served.images[0].layers {
+        let fetched = served.registry.served(&layer.digest);
+        let want = if kept.contains(&layer.digest) { 0 } else { layer.blob.len() as u64 };
+        assert_eq!(fetched, want, "bytes of {} with {} committed", layer.digest, kept.len());
+    }
+}
+
+/// What a journal says, line by line as far as the sums hold.
+#[derive(Debug, Default)]
+struct Journal {
+    lines: Vec<Value>,
+    /// Blobs of committed layers.
+    committed: BTreeSet<Digest>,
+}
+
+fn journal_path(volume: &Path) -> PathBuf {
+    volume.join(".larder/journal")
+}
+
+fn journal(volume: &Path) -> Journal {
+    let mut journal = Journal::default();
+    for line in fs::read_to_string(journal_path(volume)).unwrap_or_default().split_inclusive('\n') {
+        let Some((sum, json)) = line.strip_suffix('\n').and_then(|line| line.split_once(' ')) else { break };
+        if sum != &Digest::sha256(json.as_bytes()).hex()[..16] {
+            break;
+        }
+        let line: Value = serde_json::from_str(json).unwrap();
+        if let Some(blob) = line["committed"]["layer"]["blob"].as_str() {
+            journal.committed.insert(blob.parse().unwrap());
+        }
+        journal.lines.push(line);
+    }
+    journal
+}
+
+fn rewrite(volume: &Path, lines: &[Value]) {
+    let line = |line: &Value| {
+        let json = line.to_string();
+        format!("{} {json}\n", &Digest::sha256(json.as_bytes()).hex()[..16])
+    };
+    fs::write(journal_path(volume), lines.iter().map(line).collect::<String>()).unwrap();
+}
+
+/// Kills a build as soon as `ready`, and runs it again.
+fn killed(served: &Served, what: &str, ready: impl Fn(&Path) -> bool) {
+    let volume = served.volume();
+    let _ = fs::remove_dir_all(&volume);
+    served.registry.forget();
+    let mut running = Running::start(&mut served.build(&volume, SIZE));
+    running.until(|| ready(&volume));
+    running.kill();
+    let journal = journal(&volume);
+    println!("{what}: {} committed, sealed: {}", journal.committed.len(), volume.join("cache.json").exists());
+    resume(served, &journal.committed);
+}
+
+#[test]
+fn killed_at_every_stage() {
+    isolated(&[], || {
+        const LAYERS: u64 = 8;
+        let served = Served::new([image(LAYERS)]);
+        let total: u64 = served.images[0].layers.iter().map(|layer| layer.blob.len() as u64).sum();
+        killed(&served, "volume made", |volume| volume.exists());
+        killed(&served, "job noted", |volume| volume.join(".larder/job.json").exists());
+        for part in 0..16 {
+            let bytes = total * part / 16;
+            killed(&served, &format!("{bytes} bytes served"), |_| served.registry.served_total() > bytes);
+        }
+        for count in 1..=LAYERS {
+            let placed = |volume: &Path| {
+                fs::read_dir(volume.join("overlay")).is_ok_and(|names| {
+                    // One more for the directory of short names.
+                    names.count() as u64 > count
+                })
+            };
+            killed(&served, &format!("{count} layers placed"), placed);
+        }
+        for file in ["overlay-layers/layers.json", "oci/index.json", "cache.json"] {
+            killed(&served, file, |volume| volume.join(file).exists());
+        }
+    });
+}
+
+#[test]
+fn killed_again_and_again() {
+    isolated(&[], || {
+        let served = Served::new([image(12)]);
+        let volume = served.volume();
+        let mut most = 0;
+        for _ in 0..12 {
+            let mut running = Running::start(&mut served.build(&volume, SIZE));
+            running.until(|| journal(&volume).committed.len() > most);
+            running.kill();
+            let now = journal(&volume).committed.len();
+            assert!(now >= most, "a committed layer was lost");
+            most = now;
+        }
+        resume(&served, &journal(&volume).committed);
+    });
+}
+
+#[test]
+fn signals_leave_a_volume_that_resumes() {
+    isolated(&[], || {
+        for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+            let served = Served::new([image(4)]);
+            let mut running = all_but_the_last(&served);
+            running.signal(signal);
+            assert_eq!(running.code_within(SOON), Some(code));
+            assert!(nothing_staged(&served.volume()));
+            assert!(!served.volume().join("cache.json").exists());
+            let journal = journal(&served.volume());
+            assert!(journal.lines.iter().any(|line| line.get("synced").is_some()), "{journal:?}");
+            assert_eq!(journal.committed.len(), 3);
+            resume(&served, &journal.committed);
+        }
+    });
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    isolated(&[], || {
+        let served = Served::new([image(3)]);
+        let last = served.images[0].layers.last().unwrap();
+        served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
+        // Nobody reads the events and the pipe is full, so an orderly end waits for ever.
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(&[b'\n'; 64 << 10]).unwrap();
+        let mut command = served.build(&served.volume(), SIZE);
+        command.args(["--output", "json"]).stdout(writer).stderr(Stdio::null());
+        let mut running = Running::of(command.spawn().unwrap());
+        assert!(running.until(|| journal(&served.volume()).committed.len() == 2));
+        running.signal(Signal::SIGINT);
+        sleep(Duration::from_millis(300));
+        assert!(!running.has_ended());
+        running.signal(Signal::SIGINT);
+        assert_eq!(running.code_within(Duration::from_secs(2)), Some(130));
+        drop(reader);
+        resume(&served, &journal(&served.volume()).committed);
+    });
+}
+
+#[test]
+fn after_a_reboot_only_synced_layers_count() {
+    isolated(&[], || {
+        let served = Served::new([image(5)]);
+        all_but_the_last(&served).kill();
+        let volume = served.volume();
+        let mut lines = journal(&volume).lines;
+        assert!(lines.iter().all(|line| line.get("synced").is_none()), "{lines:?}");
+        for line in &mut lines {
+            line["committed"]["boot"] = json!("11111111-2222-3333-4444-555555555555");
+        }
+        let committed =
+            |line: &Value, field: &str| line["committed"]["layer"][field].as_str().unwrap().to_owned();
+        let two = &lines[..2];
+        let kept = two.iter().map(|line| committed(line, "blob").parse().unwrap()).collect();
+        let synced: Vec<_> = two.iter().map(|line| committed(line, "chain_id")).collect();
+        // What was never flushed may be anything after a power cut.
+        let lost = committed(&lines[2], "chain_id");
+        let (_, lost) = lost.split_once(':').unwrap();
+        fs::remove_dir_all(volume.join("overlay").join(lost).join("diff/d")).unwrap();
+        lines.push(json!({"synced": synced}));
+        rewrite(&volume, &lines);
+        resume(&served, &kept);
+    });
+}
+
+#[test]
+fn after_a_reboot_nothing_unsynced_counts() {
+    isolated(&[], || {
+        let served = Served::new([image(4)]);
+        all_but_the_last(&served).kill();
+        let mut lines = journal(&served.volume()).lines;
+        for line in &mut lines {
+            line["committed"]["boot"] = json!("11111111-2222-3333-4444-555555555555");
+        }
+        rewrite(&served.volume(), &lines);
+        resume(&served, &BTreeSet::new());
+    });
+}
+
+#[test]
+fn a_torn_journal_ends_where_it_is_torn() {
+    isolated(&[], || {
+        let served = Served::new([image(4)]);
+        all_but_the_last(&served).kill();
+        let path = journal_path(&served.volume());
+        let mut text = fs::read(&path).unwrap();
+        text.truncate(text.len() - 9);
+        fs::write(&path, text).unwrap();
+        let journal = journal(&served.volume());
+        assert_eq!(journal.committed.len(), 2);
+        resume(&served, &journal.committed);
+    });
+}
+
+#[test]
+fn a_journal_of_noise_counts_for_nothing() {
+    isolated(&[], || {
+        let served = Served::new([image(3)]);
+        all_but_the_last(&served).kill();
+        fs::write(journal_path(&served.volume()), random(1, 5000)).unwrap();
+        resume(&served, &BTreeSet::new());
+    });
+}
+
+#[test]
+fn a_second_builder_is_turned_away_at_once() {
+    isolated(&[], || {
+        let served = Served::new([image(3)]);
+        let first = all_but_the_last(&served);
+        let requests = served.registry.seen().len();
+        let mut second = Running::start(&mut served.build(&served.volume(), SIZE));
+        assert_eq!(second.code_within(Duration::from_secs(2)), Some(75));
+        let said = exits(75, &mut served.build(&served.volume(), SIZE));
+        assert!(said.contains("locked"), "{said}");
+        assert_eq!(served.registry.seen().len(), requests);
+        drop(first);
+        resume(&served, &journal(&served.volume()).committed);
+    });
+}
+
+#[test]
+fn directories_of_others_are_not_touched() {
+    isolated(&[], || {
+        let served = Served::new([image(2)]);
+        let volume = served.volume();
+        type Fill = fn(&Path);
+        let fills: [Fill; 4] = [
+            |dir| fs::write(dir.join("precious"), "data").unwrap(),
+            |dir| fs::create_dir_all(dir.join("overlay/l")).unwrap(),
+            |dir| fs::write(dir.join(".larder"), "not a directory").unwrap(),
+            |dir| {
+                fs::create_dir(dir.join("lost+found")).unwrap();
+                fs::write(dir.join(".hidden"), "data").unwrap();
+            },
+        ];
+        for fill in fills {
+            fs::create_dir(&volume).unwrap();
+            fill(&volume);
+            let (before, times) = (scan(&volume), change_times(&volume));
+            exits(73, &mut served.build(&volume, SIZE));
+            let changed = differences(&before, &scan(&volume), Tolerance::default());
+            assert_eq!(changed, Vec::<String>::new());
+            assert_eq!(change_times(&volume), times);
+            fs::remove_dir_all(&volume).unwrap();
+        }
+        assert_eq!(served.registry.seen().len(), 0);
+        fs::create_dir_all(volume.join("lost+found")).unwrap();
+        resume(&served, &BTreeSet::new());
+        assert!(volume.join("lost+found").is_dir());
+    });
+}
+
+#[test]
+fn a_volume_of_another_job_is_not_touched() {
+    isolated(&[], || {
+        let served = Served::new([image(3), image(2)]);
+        let volume = served.volume();
+        let other = |option: &[&str], image: usize| {
+            let mut larder = larder();
+            larder.arg("build").arg("--volume").arg(&volume).args(["--sizing", "warn", "--size", "64MiB"]);
+            larder.args(option).arg(&served.references()[image]);
+            larder
+        };
+        let last = served.images[0].layers.last().unwrap();
+        served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
+        let mut first = Running::start(&mut other(&[], 0));
+        assert!(first.until(|| journal(&volume).committed.len() == 2));
+        first.kill();
+        served.registry.heal();
+        let refused = |times: &[_]| {
+            for mut command in
+                [other(&[], 1), other(&["--no-tar-split"], 0), other(&["--platform", "linux/s390x"], 0)]
+            {
+                exits(73, &mut command);
+                assert_eq!(change_times(&volume), times);
+            }
+        };
+        refused(&change_times(&volume));
+        succeed(&mut other(&[], 0));
+        refused(&change_times(&volume));
+    });
+}
+
+#[test]
+fn a_sealed_volume_answers_its_job_without_a_write_or_a_request() {
+    isolated(&[], || {
+        let served = Served::new([image(3)]);
+        let volume = served.volume();
+        resume(&served, &BTreeSet::new());
+        let times = change_times(&volume);
+        served.registry.forget();
+        // The size is not what makes a job.
+        let printed = succeed(served.build(&volume, 2 * SIZE).args(["--output", "json"]));
+        let last: Value = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
+        let cache = cache(&volume);
+        assert_eq!(last["event"], "result");
+        assert_eq!(last["exit_code"], 0);
+        assert_eq!(last["digest"], cache.digest.to_string());
+        assert_eq!(last["totals"], serde_json::to_value(cache.content.totals).unwrap());
+        assert_eq!(change_times(&volume), times);
+        assert_eq!(served.registry.seen().len(), 0);
+    });
+}
+
+#[test]
+fn a_tag_that_moves_between_two_runs_stays_what_it_was() {
+    isolated(&[], || {
+        let mut served = Served::new([image(3)]);
+        all_but_the_last(&served).kill();
+        let moved =
+            Image::builder(Format::Oci).layer(LayerBuilder::new().file("new", "new").gzip().into()).build();
+        moved.push(&mut served.registry, "app-0", "1").unwrap();
+        resume(&served, &journal(&served.volume()).committed);
+        assert_eq!(cache(&served.volume()).content.images[0].manifest, served.images[0].manifest.digest);
+    });
+}
+
+#[test]
+fn a_deadline_ends_with_75_and_leaves_a_volume_that_resumes() {
+    isolated(&[], || {
+        let served = Served::new([image(3)]);
+        let last = served.images[0].layers.last().unwrap();
+        served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
+        let deadline = (Utc::now() + Duration::from_secs(2)).to_rfc3339();
+        let said = exits(75, served.build(&served.volume(), SIZE).args(["--deadline", &deadline]));
+        assert!(said.contains("deadline"), "{said}");
+        assert!(nothing_staged(&served.volume()));
+        let journal = journal(&served.volume());
+        assert_eq!(journal.committed.len(), 2);
+        resume(&served, &journal.committed);
+    });
+}
+
+#[test]
+fn the_result_file_is_one_short_line() {
+    isolated(&[], || {
+        let served = Served::new([image(2)]);
+        let file = served.beside("result");
+        let result = |command: &mut Command, code: i32| -> Value {
+            exits(code, command.arg("--result-file").arg(&file));
+            let text = fs::read_to_string(&file).unwrap();
+            assert!(text.len() < 4096 && text.ends_with('\n') && text.lines().count() == 1, "{text}");
+            serde_json::from_str(&text).unwrap()
+        };
+        let volume = served.volume();
+        // Hundreds of images that all fail, with names as long as they may be.
+        let mut absent = larder();
+        absent.arg("build").arg("--volume").arg(&volume).args(["--size", "1GiB"]);
+        absent.args((0..200).map(|n| format!("{}/{}/{n}:1", served.registry.host(), "absent".repeat(30))));
+        let failed = result(&mut absent, 64);
+        assert_eq!((&failed["status"], &failed["exit_code"]), (&json!("failed"), &json!(64)));
+        fs::remove_dir_all(&volume).unwrap();
+
+        let failed = result(&mut served.build(&volume, 100_000), 73);
+        assert_eq!((&failed["status"], &failed["exit_code"]), (&json!("failed"), &json!(73)));
+        let sealed = result(&mut served.build(&volume, SIZE), 0);
+        assert_eq!(sealed["digest"], cache(&volume).digest.to_string());
+        let again = result(&mut served.build(&volume, SIZE), 0);
+        assert_eq!(again["digest"], sealed["digest"]);
+    });
+}
