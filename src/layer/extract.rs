@@ -16,6 +16,7 @@ use super::tar_split::{self, TarSplit, TarSplitReader};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::sys::Dir;
+use crate::sys::space::{FileSystem, preallocate};
 
 /// What a layer must turn out to be.
 #[derive(Clone, Debug)]
@@ -127,7 +128,8 @@ pub fn extract<S: ChunkSource>(
         }
         Some(split) => {
             let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
-            let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, Reserved::new(file, space)));
+            let file = Reserved::new(file, split.dir, space).map_err(Error::TarSplit)?;
+            let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, file));
             let mut reader = Reader::new(decoder, writer, *limits);
             let (applied, replaced) = apply::apply(&mut reader, target)?;
             let (decoder, writer) = reader.finish().map_err(Error::Tar)?;
@@ -169,7 +171,7 @@ fn take_replaced(
     let temporary = [split.name, b".new"].concat();
     let old = split.dir.open_file(split.name)?;
     let old_size = old.metadata()?.len();
-    let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, space);
+    let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, split.dir, space)?;
     // The nth time that a path was replaced is the nth time that the file names it.
     let mut by_path: HashMap<&[u8], VecDeque<&str>> = HashMap::new();
     for replaced in replaced {
@@ -195,12 +197,13 @@ const BLOCK: u64 = 4096;
 struct Reserved<'a> {
     file: File,
     space: &'a dyn Space,
+    is_xfs: bool,
     written: u64,
 }
 
 impl<'a> Reserved<'a> {
-    fn new(file: File, space: &'a dyn Space) -> Self {
-        Reserved { file, space, written: 0 }
+    fn new(file: File, dir: &Dir, space: &'a dyn Space) -> io::Result<Self> {
+        Ok(Reserved { file, space, is_xfs: FileSystem::of(dir)?.is_xfs, written: 0 })
     }
 }
 
@@ -211,6 +214,9 @@ impl Write for Reserved<'_> {
         self.space
             .reserve((after - before) * BLOCK)
             .map_err(|full| io::Error::new(io::ErrorKind::StorageFull, NoRoom(full)))?;
+        if self.is_xfs && after > before {
+            preallocate(&self.file, before * BLOCK, (after - before) * BLOCK)?;
+        }
         self.file.write_all(bytes)?;
         self.written += bytes.len() as u64;
         Ok(bytes.len())

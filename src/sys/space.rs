@@ -42,13 +42,13 @@ pub fn free(dir: &Dir) -> io::Result<u64> {
     Ok(facts.blocks_available() * facts.fragment_size())
 }
 
-/// Allocates `len` bytes for a file without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file systems that
-/// cannot are left as they are.
-pub fn preallocate(file: &File, len: u64) -> io::Result<()> {
-    let Ok(len) = i64::try_from(len) else {
+/// Allocates `len` bytes of a file from `offset` on without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file
+/// systems that cannot are left as they are.
+pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
         return Err(Errno::EFBIG.into());
     };
-    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len) {
+    match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len) {
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
         other => Ok(other?),
     }
@@ -61,6 +61,25 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::NOSYS) => Ok(false),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Copies what `from` holds to the empty file `to`; holes stay holes (lseek(2), `SEEK_DATA`), so that the copy occupies no
+/// more than the original.
+pub fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
+    use rustix::fs::{SeekFrom, seek};
+    // The size comes first: xfs gives a file that grows more blocks than it needs.
+    to.set_len(from.metadata()?.len())?;
+    let mut at = 0;
+    loop {
+        let start = match seek(from, SeekFrom::Data(at)) {
+            Err(rustix::io::Errno::NXIO) => return Ok(()),
+            other => other?,
+        };
+        at = seek(from, SeekFrom::Hole(start))?;
+        seek(from, SeekFrom::Start(start))?;
+        seek(to, SeekFrom::Start(start))?;
+        io::copy(&mut io::Read::take(&mut from, at - start), &mut to)?;
     }
 }
 

@@ -4,6 +4,7 @@ use std::process::{Command, Output};
 
 pub(crate) mod cgroup;
 pub(crate) mod containerd;
+pub(crate) mod du;
 pub(crate) mod filesystem;
 pub(crate) mod http;
 pub(crate) mod layers;

@@ -179,7 +179,7 @@ impl Sink<'_> {
         self.tree.reserve(room, at)?;
         let mut file = self.create_file(place, name, at, metadata.mode)?;
         if size >= LARGE && self.tree.file_system().is_xfs {
-            preallocate(&file, size).context("allocating", at)?;
+            preallocate(&file, 0, size).context("allocating", at)?;
         }
         while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
             file.write_all(chunk.bytes).context("writing", at)?;
@@ -206,6 +206,8 @@ impl Sink<'_> {
         let xattr_room = self.xattr_room(metadata);
         self.tree.reserve(xattr_room, at)?;
         let file = self.create_file(place, name, at, metadata.mode)?;
+        // Before the data: xfs gives a file that grows more blocks than it needs.
+        file.set_len(size).context("setting the size of", at)?;
         let block = self.tree.file_system().block;
         let mut room = xattr_room;
         let mut reserved_to = 0;
@@ -221,7 +223,6 @@ impl Sink<'_> {
             file.write_all_at(chunk.bytes, chunk.offset).context("writing", at)?;
             self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
         }
-        file.set_len(size).context("setting the size of", at)?;
         self.describe_file(&file, at, metadata)?;
         self.links.insert(at);
         Ok(self.measure(&file, at, room)?)
@@ -253,9 +254,11 @@ impl Sink<'_> {
         let Spot { place, name, at } = spot;
         let block = self.tree.file_system().block;
         let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
-        self.tree.reserve(text_room + self.xattr_room(metadata), at)?;
+        let room = text_room + self.xattr_room(metadata);
+        self.tree.reserve(room, at)?;
         self.create(place, name, at, |dir| dir.symlink(target, name))?;
-        self.writer().named(&place.dir, name, at, FileType::Symlink, metadata)
+        self.writer().named(&place.dir, name, at, FileType::Symlink, metadata)?;
+        self.measure_name(spot, room)
     }
 
     fn node(
@@ -266,7 +269,8 @@ impl Sink<'_> {
         metadata: &Metadata,
     ) -> Result<(), Error> {
         let Spot { place, name, at } = spot;
-        self.tree.reserve(self.xattr_room(metadata), at)?;
+        let room = self.xattr_room(metadata);
+        self.tree.reserve(room, at)?;
         let made =
             self.create(place, name, at, |dir| dir.make_node(name, file_type, metadata.mode & 0o777, device));
         match made {
@@ -277,7 +281,8 @@ impl Sink<'_> {
             }
             other => {
                 other?;
-                self.writer().named(&place.dir, name, at, file_type, metadata)
+                self.writer().named(&place.dir, name, at, file_type, metadata)?;
+                self.measure_name(spot, room)
             }
         }
     }
@@ -429,6 +434,21 @@ impl Sink<'_> {
 
     fn measure(&mut self, file: &File, at: &[u8], reserved: u64) -> Result<(), Error> {
         let allocated = dir::stat_fd(file).context("examining", at)?.allocated;
+        self.correct(at, reserved, allocated)
+    }
+
+    /// What a symbolic link or a device node with attributes really occupies: xfs keeps up to some 300 bytes in the inode,
+    /// tmpfs all of them.
+    fn measure_name(&mut self, spot: &Spot, reserved: u64) -> Result<(), Error> {
+        if reserved == 0 {
+            return Ok(());
+        }
+        let Spot { place, name, at } = spot;
+        let allocated = place.dir.stat(name).context("examining", at)?.allocated;
+        self.correct(at, reserved, allocated)
+    }
+
+    fn correct(&mut self, at: &[u8], reserved: u64, allocated: u64) -> Result<(), Error> {
         match allocated.checked_sub(reserved) {
             Some(more) => self.tree.reserve(more, at),
             None => {

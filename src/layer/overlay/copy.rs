@@ -10,7 +10,7 @@ use super::super::space::Space;
 use super::attributes::{Rights, Writer};
 use super::{Metadata, STAGING_MODE};
 use crate::model::seal::Lost;
-use crate::sys::space::{FileSystem, reflink};
+use crate::sys::space::{FileSystem, copy_data, reflink};
 use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, FileType, Stat, xattr};
 
@@ -45,11 +45,10 @@ pub fn up(
     let mut writer = Writer { rights, lost };
     match stat.file_type {
         FileType::Regular => {
-            let mut source = from.open_file(from_name).context("opening", path)?;
-            let mut file = to.create_file(to_name, stat.mode & 0o777).context("creating", path)?;
+            let source = from.open_file(from_name).context("opening", path)?;
+            let file = to.create_file(to_name, stat.mode & 0o777).context("creating", path)?;
             if !reflink(&source, &file).context("copying", path)? {
-                // std copies by copy_file_range(2) inside the kernel.
-                io::copy(&mut source, &mut file).context("copying", path)?;
+                copy_data(&source, &file).context("copying", path)?;
             }
             writer.new_file(&file, path, &metadata)
         }

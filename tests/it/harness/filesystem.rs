@@ -54,6 +54,16 @@ impl FileSystem {
         file_system
     }
 
+    /// Makes this ext4 `size` bytes large. It is mounted anew, for growing in place asks for more rights.
+    pub(crate) fn grow(&self, size: u64) {
+        let image = self.dir.path().join("image");
+        umount2(&self.path(), MntFlags::empty()).unwrap();
+        File::options().write(true).open(&image).unwrap().set_len(size).unwrap();
+        succeed(Command::new("e2fsck").arg("-fp").arg(&image));
+        succeed(Command::new("resize2fs").arg(&image));
+        succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(self.path()));
+    }
+
     /// Where it is mounted.
     pub(crate) fn path(&self) -> PathBuf {
         Path::join(self.dir.path(), "mount")

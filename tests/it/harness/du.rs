@@ -1,0 +1,83 @@
+//! How much a volume occupies while it is built, as du(1) counts it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Bytes that `du -s -B1` counts.
+pub(crate) fn used(volume: &Path) -> u64 {
+    let output = Command::new("du").args(["-s", "-B1"]).arg(volume).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    printed.split('\t').next().and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
+}
+
+/// What was seen of a build.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) output: Output,
+    /// Most bytes that the volume occupied at any look.
+    pub(crate) most: u64,
+    /// How often it was looked at.
+    pub(crate) looks: usize,
+}
+
+impl Watched {
+    pub(crate) fn code(&self) -> Option<i32> {
+        self.output.status.code()
+    }
+
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+}
+
+/// Runs `build` to its end and looks at `volume` again and again. The build stands still during a look: du would count a
+/// layer that is renamed meanwhile twice.
+pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
+    let child = build.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    let looking = thread::spawn({
+        let volume: PathBuf = volume.to_owned();
+        move || {
+            let (mut most, mut looks) = (0, 0);
+            // A zombie answers to signals until it is waited for, which only happens when this has ended.
+            while stop(pid) {
+                most = most.max(used(&volume));
+                looks += 1;
+                kill(pid, Signal::SIGCONT).unwrap();
+                sleep(Duration::from_millis(10));
+            }
+            (most, looks)
+        }
+    });
+    let (most, looks) = looking.join().unwrap();
+    let output = child.wait_with_output().unwrap();
+    Watched { output, most: most.max(used(volume)), looks }
+}
+
+/// Stops a process and waits until all its threads stand still; false where it has ended.
+fn stop(pid: Pid) -> bool {
+    kill(pid, Signal::SIGSTOP).unwrap();
+    loop {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let states: Vec<_> = tasks.filter_map(|task| state(&task.path().join("stat"))).collect();
+        if states.iter().all(|state| matches!(state, 'Z' | 'X')) {
+            return false;
+        }
+        if states.iter().all(|state| *state == 'T') {
+            return true;
+        }
+        thread::yield_now();
+    }
+}
+
+/// The letter after the name in `/proc/…/stat` (proc_pid_stat(5)).
+fn state(path: &Path) -> Option<char> {
+    let stat = fs::read_to_string(path).ok()?;
+    stat.rsplit_once(") ")?.1.chars().next()
+}
