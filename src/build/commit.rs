@@ -20,7 +20,9 @@ pub(super) fn commit(
     ready: Ready,
     keep: bool,
 ) -> Result<Option<Ready>, Fail> {
-    let (mut ready, rest) = if keep { (duplicate(shared, &ready)?, Some(ready)) } else { (ready, None) };
+    // The original goes first: its account holds the bytes of the files that both share.
+    let rest = if keep { Some(duplicate(shared, &ready)?) } else { None };
+    let mut ready = ready;
     let layer_fail = |class: Class, message: String| Fail {
         class,
         images: Vec::new(),

@@ -5,6 +5,7 @@
 
 mod hostile;
 mod rules;
+mod tamper;
 
 use std::path::Path;
 use std::sync::Arc;

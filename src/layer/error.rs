@@ -49,6 +49,9 @@ pub enum Fault {
     /// A component that Linux cannot store.
     #[error("a component of its path is longer than 255 bytes")]
     NameTooLong,
+    /// More components than any path that the kernel takes.
+    #[error("its path has more than {} components", super::path::MAX_DEPTH)]
+    TooDeep,
     /// NUL in a name.
     #[error("its path holds a NUL byte")]
     Nul,
@@ -82,6 +85,9 @@ pub enum Fault {
     /// An attribute that speaks to overlayfs.
     #[error("it has the attribute {0:?}, which speaks to overlayfs")]
     OverlayAttribute(String),
+    /// An attribute that the kernel finds malformed.
+    #[error("its attribute {0:?} is malformed")]
+    AttributeMalformed(String),
     /// More paths than memory is set aside for.
     #[error("what must be remembered of directories, links to lower files and replaced members is more than {}", ByteSize(*limit))]
     TooMuchToRemember {

@@ -7,6 +7,9 @@ use super::error::Fault;
 /// Longest name that Linux stores (`NAME_MAX`), bytes.
 const NAME_MAX: usize = 255;
 
+/// Most components of a path. What PATH_MAX allows with the shortest names; costs grow with the square of it.
+pub const MAX_DEPTH: usize = 2048;
+
 /// Prefix of whiteouts (OCI image spec, layer.md, "Whiteouts").
 const WHITEOUT: &[u8] = b".wh.";
 
@@ -32,6 +35,9 @@ pub fn clean(path: &[u8]) -> Result<Clean, Fault> {
             _ if component.contains(&0) => return Err(Fault::Nul),
             _ => push(&mut clean, component),
         }
+    }
+    if components(&clean).count() > MAX_DEPTH {
+        return Err(Fault::TooDeep);
     }
     Ok(clean)
 }

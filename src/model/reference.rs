@@ -120,6 +120,8 @@ impl fmt::Debug for ImageReference {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -146,5 +148,26 @@ mod tests {
         }
         assert!(format!("r.io/a@sha256:{}", "F".repeat(64)).parse::<ImageReference>().is_err());
         assert!("a".repeat(2000).parse::<ImageReference>().is_err());
+    }
+    proptest! {
+        /// The normal form of whatever is accepted means the same again.
+        #[test]
+        fn normal_forms_are_stable(text in "[a-zA-Z0-9._-]{0,8}(:[0-9]{0,5})?(/[a-zA-Z0-9._-]{0,8}){0,3}(:[a-zA-Z0-9._-]{0,8})?(@sha256:[0-9a-f]{64})?") {
+            if let Ok(reference) = text.parse::<ImageReference>() {
+                let normal = reference.to_string();
+                let again: ImageReference = normal.parse().unwrap();
+                prop_assert_eq!(&again, &reference);
+                prop_assert_eq!(again.to_string(), normal);
+                let parts = |part: &str| !part.is_empty() && part != "." && part != "..";
+                prop_assert!(reference.repository().split('/').all(parts));
+            }
+        }
+
+        #[test]
+        fn any_text_parses_or_errs(text in any::<String>()) {
+            if let Ok(reference) = text.parse::<ImageReference>() {
+                prop_assert!(!reference.to_string().contains(char::is_control));
+            }
+        }
     }
 }

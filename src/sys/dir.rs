@@ -32,14 +32,29 @@ impl Dir {
         Ok(Dir(fcntl::openat(&self.0, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?))
     }
 
-    /// Opens the directory at `path` beneath this one in one call, by openat2(2); any symbolic link on the way is
-    /// `ELOOP`. `ENOSYS` or `EPERM` where a kernel or a seccomp filter does not know the call.
+    /// Opens the directory at `path` beneath this one; any symbolic link on the way is `ELOOP` or `ENOTDIR`.
+    ///
+    /// It takes one openat2(2). Where a kernel or a seccomp filter does not know that call, or the path is longer than it
+    /// takes, the path is walked by components, none of them followed.
     pub fn open_beneath(&self, path: &[u8]) -> io::Result<Self> {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
             | ResolveFlag::RESOLVE_NO_SYMLINKS;
         let how = OpenHow::new().flags(DIRECTORY | OFlag::O_NOFOLLOW).resolve(resolve);
-        Ok(Dir(fcntl::openat2(&self.0, path, how)?))
+        match fcntl::openat2(&self.0, path, how) {
+            Ok(dir) => Ok(Dir(dir)),
+            Err(Errno::ENOSYS | Errno::EPERM | Errno::ENAMETOOLONG) => self.walk_beneath(path),
+            Err(_) if path.is_empty() => self.try_clone(),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn walk_beneath(&self, path: &[u8]) -> io::Result<Self> {
+        let mut dir = self.try_clone()?;
+        for component in path.split(|b| *b == b'/').filter(|component| !component.is_empty()) {
+            dir = dir.open_dir(component)?;
+        }
+        Ok(dir)
     }
 
     /// A second handle of the same directory.
@@ -259,4 +274,24 @@ pub fn stat_fd(fd: impl AsFd) -> io::Result<Stat> {
 
 fn time_spec(time: Timestamp) -> TimeSpec {
     TimeSpec::new(time.sec, time.nsec.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_beneath_agree() {
+        let top = std::env::temp_dir().join(format!("larder-beneath-{}", std::process::id()));
+        std::fs::create_dir_all(top.join("a/b")).unwrap();
+        std::os::unix::fs::symlink("a", top.join("link")).unwrap();
+        std::fs::write(top.join("file"), "").unwrap();
+        let dir = Dir::open(&top).unwrap();
+        for path in ["", "a", "a/b", "link", "link/b", "file", "a/none", "none"] {
+            let quick = dir.open_beneath(path.as_bytes()).and_then(|dir| dir.stat_self());
+            let slow = dir.walk_beneath(path.as_bytes()).and_then(|dir| dir.stat_self());
+            assert_eq!(quick.ok().map(|stat| stat.identity), slow.ok().map(|stat| stat.identity), "{path}");
+        }
+        std::fs::remove_dir_all(&top).unwrap();
+    }
 }

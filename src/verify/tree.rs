@@ -228,6 +228,10 @@ impl Tree {
 /// What a link member makes of the inode it names: everything but attributes, which it adds to.
 pub(super) fn link_metadata(inode: &Inode, link: Metadata) -> Metadata {
     let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = inode.metadata.xattrs.iter().cloned().collect();
+    // Another owner costs a file its capabilities (chown(2)).
+    if (inode.metadata.uid, inode.metadata.gid) != (link.uid, link.gid) {
+        xattrs.remove(&b"security.capability"[..]);
+    }
     xattrs.extend(link.xattrs);
     // Symbolic links have no mode to set.
     let mode = if matches!(inode.kind, InodeKind::Symlink(_)) { inode.metadata.mode } else { link.mode };

@@ -14,6 +14,7 @@ mod harness;
 mod limits;
 mod memory;
 mod oracle;
+mod privileges;
 mod resume;
 mod secrets;
 mod tamper;

@@ -11,7 +11,7 @@ use super::super::error::{Context, Error, Fault};
 use super::super::path::escape;
 use super::Metadata;
 use crate::model::seal::Lost;
-use crate::sys::{Dir, FileType, dir, xattr};
+use crate::sys::{Dir, FileType, Stat, dir, xattr};
 
 /// What this process can write.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,8 @@ impl Writer<'_> {
             dir::set_mode(file, metadata.mode).context("setting the mode of", path)?;
         }
         self.xattrs(path, metadata, |name, value| xattr::set(file, name, value))?;
-        dir::set_times(file, metadata.mtime).context("setting the time of", path)
+        dir::set_times(file, metadata.mtime).context("setting the time of", path)?;
+        self.time(path, metadata, || dir::stat_fd(file))
     }
 
     /// Describes a directory by its descriptor.
@@ -76,7 +77,8 @@ impl Writer<'_> {
         self.owner(result, path, metadata)?;
         dir::set_mode(dir, metadata.mode).context("setting the mode of", path)?;
         self.xattrs(path, metadata, |name, value| xattr::set(dir, name, value))?;
-        dir::set_times(dir, metadata.mtime).context("setting the time of", path)
+        dir::set_times(dir, metadata.mtime).context("setting the time of", path)?;
+        self.time(path, metadata, || dir.stat_self())
     }
 
     /// Describes any other inode, or one that exists already, by its name.
@@ -88,13 +90,34 @@ impl Writer<'_> {
         file_type: FileType,
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let result = dir.set_owner(name, metadata.uid, metadata.gid);
-        self.owner(result, path, metadata)?;
+        let stat = dir.stat(name).context("examining", path)?;
+        // chown strips file capabilities even where it changes nothing else.
+        if (stat.uid, stat.gid) != (metadata.uid, metadata.gid) {
+            let result = dir.set_owner(name, metadata.uid, metadata.gid);
+            self.owner(result, path, metadata)?;
+        }
         if file_type != FileType::Symlink {
             dir.set_mode(name, metadata.mode).context("setting the mode of", path)?;
         }
         self.xattrs(path, metadata, |key, value| xattr::set_at(dir, name, key, value))?;
-        dir.set_times(name, metadata.mtime).context("setting the time of", path)
+        dir.set_times(name, metadata.mtime).context("setting the time of", path)?;
+        self.time(path, metadata, || dir.stat(name))
+    }
+
+    /// File systems hold years of their own and take the nearest without a word; what they took is noted.
+    fn time(
+        &mut self,
+        path: &[u8],
+        metadata: &Metadata,
+        stat: impl Fn() -> io::Result<Stat>,
+    ) -> Result<(), Error> {
+        let everywhere = 0..=i64::from(i32::MAX);
+        if !everywhere.contains(&metadata.mtime.sec)
+            && stat().context("examining", path)?.mtime != metadata.mtime
+        {
+            self.lose(path, "mtime".to_owned());
+        }
+        Ok(())
     }
 
     /// Marks a directory as opaque.
@@ -133,9 +156,19 @@ impl Writer<'_> {
         set: impl Fn(&[u8], &[u8]) -> io::Result<()>,
     ) -> Result<(), Error> {
         for (name, value) in &metadata.xattrs {
-            match set(name, value) {
-                Err(e) if self.may_lose(&e) => self.lose(path, format!("xattr {}", escape(name))),
-                other => other.context("setting an extended attribute of", path)?,
+            let Err(error) = set(name, value) else { continue };
+            match error.raw_os_error().map(Errno::from_raw) {
+                // Namespaces that Linux has not (a Mac's), and user.* on what is no file or directory: no runtime on this
+                // system could show them, and runtimes leave them out.
+                Some(Errno::EOPNOTSUPP) => self.lose(path, format!("xattr {}", escape(name))),
+                Some(Errno::EPERM) if name.starts_with(b"user.") => {
+                    self.lose(path, format!("xattr {}", escape(name)))
+                }
+                _ if self.may_lose(&error) => self.lose(path, format!("xattr {}", escape(name))),
+                Some(Errno::EINVAL | Errno::ERANGE | Errno::E2BIG) => {
+                    return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
+                }
+                _ => return Err(Error::io("setting an extended attribute of", path, error)),
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ use super::super::path::{self, escape};
 use super::super::space::Space;
 use super::{Directory, STAGING_MODE};
 use crate::sys::space::FileSystem;
-use crate::sys::{Dir, FileType};
+use crate::sys::{Dir, FileType, Stat};
 
 /// Most symbolic links on one path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
@@ -26,6 +26,9 @@ const CACHED: usize = 48;
 /// Bytes of paths and attributes of directories and of links to lower files that one layer may keep in memory; a million directories
 /// take some 100 MB.
 const MAX_REMEMBERED: usize = 128 << 20;
+
+/// What an entry takes beside its bytes: node of a map, lengths, metadata.
+const ENTRY: usize = 320;
 
 /// What one new name can add to the size of a directory: a new leaf block, two index blocks and a converted root.
 const GROWTH_BLOCKS: u64 = 4;
@@ -120,11 +123,7 @@ impl<'a> Tree<'a> {
         if let Some(place) = self.quick(path) {
             return Ok(place.dir);
         }
-        // openat2 is not there, or the path is longer than it takes.
-        let mut dir = Rc::clone(&self.root);
-        for component in path::components(path) {
-            dir = Rc::new(dir.open_dir(component).context("opening", path)?);
-        }
+        let dir = Rc::new(self.root.open_beneath(path).context("opening", path)?);
         self.keep_open(path.to_vec(), &dir);
         Ok(dir)
     }
@@ -138,7 +137,7 @@ impl<'a> Tree<'a> {
 
     /// Counts bytes that stay in memory until the layer is settled: a few kilobytes of tar can ask for gigabytes of paths.
     pub(super) fn remember(&mut self, bytes: usize, member: &[u8]) -> Result<(), Error> {
-        self.remembered = self.remembered.saturating_add(bytes);
+        self.remembered = self.remembered.saturating_add(bytes + ENTRY);
         if self.remembered > MAX_REMEMBERED {
             return Err(Error::hostile(member, Fault::TooMuchToRemember { limit: MAX_REMEMBERED as u64 }));
         }
@@ -175,6 +174,26 @@ impl<'a> Tree<'a> {
                 self.space.reserve(grown).map_err(|full| Error::Full { path: escape(path), full })?;
             }
         }
+        Ok(())
+    }
+
+    /// Runs `write`, which puts `bytes` of attributes on an inode, with room for the block that they may take.
+    pub(super) fn attributes(
+        &mut self,
+        bytes: usize,
+        path: &[u8],
+        stat: impl Fn() -> io::Result<Stat>,
+        write: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if bytes == 0 {
+            return write();
+        }
+        let room = self.file_system.round_up(bytes as u64 + 64);
+        self.reserve(room, path)?;
+        let before = stat().context("examining", path)?.allocated;
+        write()?;
+        let grown = stat().context("examining", path)?.allocated.saturating_sub(before);
+        self.release(room.saturating_sub(grown));
         Ok(())
     }
 
@@ -254,6 +273,10 @@ impl<'a> Tree<'a> {
 
     /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
     fn imply(&mut self, parent: &Place, name: &[u8], at: Vec<u8>, whiteout: bool) -> Result<Place, Error> {
+        // Symbolic links can lead deeper than the path of a member says.
+        if path::components(&at).count() > path::MAX_DEPTH {
+            return Err(Error::hostile(&at, Fault::TooDeep));
+        }
         if whiteout {
             parent.dir.unlink(name).context("replacing", &at)?;
         }

@@ -377,4 +377,12 @@ proptest! {
         let _ = read_within(&tar, limits);
         let _ = read_within(&tar[..cut.index(tar.len())], limits);
     }
+    /// Any body of an extended header, and one record with any key and value.
+    #[test]
+    fn any_pax_body_is_read_or_refused(body in any::<Vec<u8>>(), key in "(path|size|uid|mtime|GNU\\.sparse\\.(map|major|minor|name|numblocks)|SCHILY\\.xattr\\..{0,4}|[^=\n]{1,9})", value in "[0-9.,-]{0,24}|.{0,24}") {
+        for body in [body, pax_record(key.as_bytes(), value.as_bytes())] {
+            let tar = LayerBuilder::new().odd("x", b'x', &body, |_| {}).file("file", "content").tar();
+            let _ = read_within(&tar, Limits { max_logical_bytes: 1 << 20, ..Limits::default() });
+        }
+    }
 }

@@ -166,4 +166,22 @@ proptest! {
         let (split, files) = split(&tar);
         prop_assert!(assemble(&split, &files).unwrap() == tar);
     }
+    /// Changed lines, and any bytes: an error or records, never a panic, and no more output than was asked for.
+    #[test]
+    fn nothing_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6), rubbish in any::<Vec<u8>>()) {
+        let mut lines = b"{\"type\":2,\"payload\":\"AAAA\",\"position\":0}\n\
+            {\"type\":1,\"name\":\"a\",\"size\":5,\"payload\":\"uQlWx3WkEAE=\",\"position\":1}\n\
+            {\"type\":1,\"name_raw\":\"/w==\",\"size\":9,\"payload\":\"uQlWx3WkEAE=\",\"position\":2}\n".to_vec();
+        for (at, to) in changes {
+            let at = at.index(lines.len());
+            lines[at] = to;
+        }
+        for split in [gzip(&lines), gzip(&rubbish), rubbish] {
+            let _ = records(&split);
+            let assembler = Assembler::new(TarSplitReader::new(&split[..]), |_: &[u8]| Ok(io::repeat(7)));
+            let mut out = Vec::new();
+            let _ = assembler.take(1 << 16).read_to_end(&mut out);
+            prop_assert!(out.len() <= 1 << 16);
+        }
+    }
 }

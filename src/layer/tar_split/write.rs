@@ -8,11 +8,15 @@ use flate2::write::GzEncoder;
 use super::{MAX_SEGMENT, crc};
 use crate::layer::tar;
 
+/// Lines are compressed in batches of at least so many bytes: a call for each costs more than the compression.
+const BATCH: usize = 32 << 10;
+
 /// Writes a tar-split into `W` while the tar is read.
 pub struct TarSplit<W: Write> {
     out: GzEncoder<W>,
     segment: Vec<u8>,
-    line: Vec<u8>,
+    /// Whole lines that are not compressed yet.
+    lines: Vec<u8>,
     position: u64,
     crc: crc_fast::Digest,
 }
@@ -29,7 +33,7 @@ impl<W: Write> TarSplit<W> {
         TarSplit {
             out: GzEncoder::new(out, Compression::fast()),
             segment: Vec::with_capacity(MAX_SEGMENT),
-            line: Vec::new(),
+            lines: Vec::with_capacity(2 * BATCH),
             position: 0,
             crc: crc(),
         }
@@ -41,26 +45,26 @@ impl<W: Write> TarSplit<W> {
     /// Those of the writer below.
     pub fn finish(mut self) -> io::Result<W> {
         self.flush_segment()?;
+        self.out.write_all(&self.lines)?;
         self.out.finish()
     }
 
     /// Records a file with a checksum that is known already.
     pub(super) fn file_with_crc(&mut self, name: &[u8], size: u64, crc: u64) -> io::Result<()> {
         self.flush_segment()?;
-        self.line.clear();
-        self.line.extend_from_slice(b"{\"type\":1,");
+        self.lines.extend_from_slice(b"{\"type\":1,");
         match std::str::from_utf8(name) {
             Ok(name) => {
-                self.line.extend_from_slice(b"\"name\":");
-                write_string(&mut self.line, name);
+                self.lines.extend_from_slice(b"\"name\":");
+                write_string(&mut self.lines, name);
             }
             Err(_) => {
-                self.line.extend_from_slice(b"\"name_raw\":\"");
-                write_base64(&mut self.line, name);
-                self.line.push(b'"');
+                self.lines.extend_from_slice(b"\"name_raw\":\"");
+                write_base64(&mut self.lines, name);
+                self.lines.push(b'"');
             }
         }
-        write!(self.line, ",\"size\":{size}")?;
+        write!(self.lines, ",\"size\":{size}")?;
         self.end_line(&crc.to_be_bytes())
     }
 
@@ -68,8 +72,7 @@ impl<W: Write> TarSplit<W> {
         if self.segment.is_empty() {
             return Ok(());
         }
-        self.line.clear();
-        self.line.extend_from_slice(b"{\"type\":2");
+        self.lines.extend_from_slice(b"{\"type\":2");
         let mut segment = std::mem::take(&mut self.segment);
         let written = self.end_line(&segment);
         segment.clear();
@@ -78,11 +81,15 @@ impl<W: Write> TarSplit<W> {
     }
 
     fn end_line(&mut self, payload: &[u8]) -> io::Result<()> {
-        self.line.extend_from_slice(b",\"payload\":\"");
-        write_base64(&mut self.line, payload);
-        writeln!(self.line, "\",\"position\":{}}}", self.position)?;
+        self.lines.extend_from_slice(b",\"payload\":\"");
+        write_base64(&mut self.lines, payload);
+        writeln!(self.lines, "\",\"position\":{}}}", self.position)?;
         self.position += 1;
-        self.out.write_all(&self.line)
+        if self.lines.len() >= BATCH {
+            self.out.write_all(&self.lines)?;
+            self.lines.clear();
+        }
+        Ok(())
     }
 }
 

@@ -175,4 +175,13 @@ mod tests {
         std::fs::remove_dir_all(&root).unwrap();
         assert!(load(&[root], "r.io:5000").unwrap().is_none());
     }
+    proptest::proptest! {
+        #[test]
+        fn any_text_parses_or_errs(text in ".{0,300}", url in ".{0,40}", capability in ".{0,10}") {
+            let _ = parse(&text, Path::new("/d"));
+            let host = serde_json::json!({ url: { "capabilities": [capability, "pull"], "ca": text } });
+            let file = toml::to_string(&serde_json::json!({ "host": host })).unwrap();
+            proptest::prop_assert_eq!(parse(&file, Path::new("/d")).unwrap().mirrors.len(), 1);
+        }
+    }
 }

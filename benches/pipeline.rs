@@ -1,0 +1,89 @@
+//! The whole way: a registry in this process, `larder::build::run`, a sealed volume.
+//!
+//! The volume is fresh in each iteration and lies in /dev/shm (see apply.rs); it is removed outside of the time.
+
+use std::path::Path;
+use std::time::Duration;
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use larder::build::cancel::Cancel;
+use larder::build::events;
+use larder::build::order::{Order, RegistryOrder};
+use larder::config::Config;
+use larder::model::event::Status;
+use larder::model::job::{LayerFormat, VolumeKind};
+use larder::model::platform::Platform;
+use larder::model::size::ByteSize;
+use larder::model::sizing::Sizing;
+use larder::testing::image::{Format, Image, from_files};
+use larder::testing::registry::Registry;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
+    Order {
+        images: vec![reference.parse().expect("written by us")],
+        volume: volume.to_owned(),
+        size: ByteSize(8 << 30),
+        sizing: Sizing::Enforce,
+        platform: Platform::host(),
+        volume_kind: VolumeKind::Directory,
+        layer_format: LayerFormat::Overlay,
+        tar_split,
+        rootless: false,
+        verify_after: false,
+        concurrency: 4,
+        deadline: None,
+        registry: RegistryOrder {
+            connections_per_host: 6,
+            limit_rate: None,
+            docker_configs: Vec::new(),
+            secrets_dir: None,
+            pull_secrets: Vec::new(),
+        },
+    }
+}
+
+/// The image in `registry`, and the bytes of its tars.
+fn publish(registry: &Registry, limit: u64) -> (String, u64) {
+    let paths = ["/usr/lib", "/usr/share", "/usr/bin"].map(Path::new);
+    let layers = from_files(&paths, limit).expect("the machine's own files can be read");
+    let mut size = 0;
+    for layer in &layers {
+        registry.put_blob(layer.blob.clone());
+        let mut tar = flate2::read::MultiGzDecoder::new(&layer.blob[..]);
+        size += std::io::copy(&mut tar, &mut std::io::sink()).expect("the sample is whole");
+    }
+    let image = Image::builder(Format::Oci).layers(layers).build();
+    registry.put_blob(image.config.bytes.clone());
+    registry.put_manifest("bench/files", "1", &image.manifest.media_type, image.manifest.bytes.clone());
+    (format!("{}/bench/files:1", registry.host()), size)
+}
+
+fn pipeline(criterion: &mut Criterion) {
+    let full = !std::env::args().any(|arg| arg == "--test");
+    let registry = Registry::spawn();
+    let (reference, size) = publish(&registry, if full { 128 << 20 } else { 1 << 20 });
+    let runtime = Runtime::new().expect("the machine has threads");
+    let fresh = || TempDir::new_in("/dev/shm").expect("/dev/shm can be written");
+    let mut group = criterion.benchmark_group("pipeline");
+    group.throughput(Throughput::Bytes(size));
+    group.sample_size(10).measurement_time(Duration::from_secs(10)).warm_up_time(Duration::from_secs(1));
+    for (name, tar_split) in [("plain", false), ("tar-split", true)] {
+        group.bench_function(name, |bencher| {
+            let run = |volume: TempDir| {
+                let order = order(volume.path(), &reference, tar_split);
+                let (events, _) = events::channel();
+                let outcome =
+                    runtime.block_on(larder::build::run(order, Config::default(), events, Cancel::new()));
+                assert_eq!(outcome.status, Status::Ok, "{}", outcome.message);
+                volume
+            };
+            bencher.iter_batched(fresh, run, BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, pipeline);
+criterion_main!(benches);
