@@ -27,7 +27,7 @@ pub mod store;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use budget::Budget;
@@ -67,11 +67,6 @@ struct State {
 }
 
 impl Volume {
-    /// Where the volume is, for messages.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Who keeps account of its bytes.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.budget
@@ -80,6 +75,11 @@ impl Volume {
     /// The record of a committed layer.
     pub fn layer(&self, chain_id: &ChainId) -> Option<Layer> {
         self.state().committed.get(chain_id).cloned()
+    }
+
+    /// The parent of a committed layer.
+    pub fn parent(&self, chain_id: &ChainId) -> Option<ChainId> {
+        self.state().committed.get(chain_id).and_then(|layer| layer.parent.clone())
     }
 
     /// Whether a layer is committed.
@@ -161,19 +161,34 @@ impl Volume {
     }
 
     /// Makes all committed layers durable and names them in the journal. Returns how many became so.
+    ///
+    /// The kernel tells a lost write once. After that nothing may be flushed and believed any more, so layers that were not
+    /// durable before are given up in the journal, and neither this run nor a later one counts them.
     pub fn sync(&self) -> Result<usize, Error> {
         let covered = self.state().unsynced.clone();
         if covered.is_empty() {
             return Ok(0);
         }
         // Not under the lock: other layers are committed meanwhile, and this sync does not vouch for them.
-        self.root
-            .sync_file_system()
-            .context("flushing the file system of", &self.path.display().to_string())?;
+        self.flush()?;
         let mut state = self.state();
         state.journal.synced(&covered, &self.budget)?;
         state.unsynced.retain(|chain_id| !covered.contains(chain_id));
         Ok(covered.len())
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        let flushed = self.root.sync_file_system();
+        let mut state = self.state();
+        let state = &mut *state;
+        let Err(source) = flushed else { return Ok(()) };
+        let lost = std::mem::take(&mut state.unsynced);
+        for chain_id in &lost {
+            state.committed.remove(chain_id);
+        }
+        // The disk may refuse this line as well; then the error that follows is still the one to tell.
+        let _ = state.journal.lost(&lost, &self.budget);
+        Err(Error::WritesLost { path: self.path.display().to_string(), source })
     }
 
     /// The file `lower` of a child: the short names of all its parents, nearest first.

@@ -53,7 +53,8 @@ pub(super) fn commit(
         settled,
         lost: extracted.applied.lost,
     };
-    shared.volume.commit(staging, layer)?;
+    let blob = layer.blob.clone();
+    shared.volume.commit(staging, layer).map_err(|e| Fail { layer: Some(blob), ..Fail::from(e) })?;
     Ok(rest)
 }
 
@@ -63,7 +64,7 @@ fn lower(volume: &Volume, link: &Link) -> Result<Lower, Fail> {
     let mut next = link.parent.clone();
     while let Some(chain_id) = next {
         trees.push(volume.diff(&chain_id)?);
-        next = volume.layer(&chain_id).and_then(|layer| layer.parent);
+        next = volume.parent(&chain_id);
     }
     Ok(Lower::new(trees))
 }

@@ -86,13 +86,20 @@ pub(super) async fn fetch(
     for (reference, blob) in &change.sources {
         match fetch_from(shared, registry, change, reference, blob, counters).await {
             // Another repository may have it, or let us have it.
-            Err(fail) if matches!(fail.class, Class::NotFound | Class::Denied) => {
+            Err(Failed::Registry(fail)) if matches!(fail.class, Class::NotFound | Class::Denied) => {
                 first_failure.get_or_insert(fail);
             }
-            other => return other,
+            Err(Failed::Registry(fail) | Failed::Here(fail)) => return Err(fail),
+            Ok(ready) => return Ok(ready),
         }
     }
     Err(first_failure.unwrap_or_else(|| Fail::job(Class::Internal, "a layer without a source")))
+}
+
+/// Whose failure it is.
+enum Failed {
+    Registry(Fail),
+    Here(Fail),
 }
 
 async fn fetch_from(
@@ -102,7 +109,7 @@ async fn fetch_from(
     reference: &ImageReference,
     blob: &Descriptor,
     counters: &Arc<Counters>,
-) -> Result<Ready, Fail> {
+) -> Result<Ready, Failed> {
     let fail = |class: Class, message: String| Fail {
         class,
         images: Vec::new(),
@@ -141,10 +148,11 @@ async fn fetch_from(
         }
     };
     drop(sender);
+    let extracted = blocking.await;
     let extracted =
-        blocking.await.map_err(|e| fail(Class::Internal, format!("extracting the layer: {e}")))?;
-    fetched?;
-    let (staging, extracted) = extracted.map_err(|e| fail(e.class(), e.describe()))?;
+        extracted.map_err(|e| Failed::Here(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
+    fetched.map_err(Failed::Registry)?;
+    let (staging, extracted) = extracted.map_err(|e| Failed::Here(fail(e.class(), e.describe())))?;
     Ok(Ready { staging, extracted, blob: blob.clone() })
 }
 

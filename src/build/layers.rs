@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::failure::Fail;
 use super::resolve::ResolvedImage;
 use crate::model::chain::ChainId;
+use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
@@ -87,6 +89,22 @@ impl Change {
     pub(super) fn size(&self) -> u64 {
         self.sources.first().map_or(0, |(_, blob)| blob.size)
     }
+}
+
+/// A blob has one size: manifests that disagree about it cannot all be right.
+pub(super) fn check_sizes(images: &[ResolvedImage]) -> Result<(), Fail> {
+    let mut sizes: HashMap<&Digest, u64> = HashMap::new();
+    for image in images {
+        for layer in &image.manifest.layers {
+            let size = *sizes.entry(&layer.digest).or_insert(layer.size);
+            if size != layer.size {
+                let message = format!("one manifest gives it {size} bytes, another {}", layer.size);
+                let layer = Some(layer.digest.clone());
+                return Err(Fail { layer, ..Fail::image(&image.reference, Class::Corrupt, message) });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The distinct blobs of all images with their sizes: what the 3x rule counts.

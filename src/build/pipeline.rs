@@ -86,23 +86,31 @@ impl Pipeline {
                     break;
                 }
             };
-            let outcome = match result {
+            let failed = match result {
                 Ok(ready) => {
                     progress.ready.insert(change.diff_id.clone(), ready);
                     self.commit_ready(&mut progress).await
                 }
-                Err(fail) => Err((change, fail)),
+                Err(fail) => vec![(change.images, fail)],
             };
-            if let Err((change, fail)) = outcome
-                && !self.note(&mut progress, &change.images, fail)
-            {
+            let mut go_on = true;
+            for (images, fail) in failed {
+                go_on &= self.note(&mut progress, &images, fail);
+            }
+            if !go_on {
                 break;
             }
         }
         if !tasks.is_empty() {
             // Those still running see the mark, remove their staging and end.
             self.shared.cancel.stop();
-            while tasks.join_next().await.is_some() {}
+            while let Some(joined) = tasks.join_next().await {
+                if let Ok((change, Err(fail))) = joined
+                    && fail.class != Class::Cancelled
+                {
+                    self.note(&mut progress, &change.images, fail);
+                }
+            }
         }
         ticker.abort();
         self.finish(progress).await
@@ -147,19 +155,18 @@ impl Pipeline {
         });
     }
 
-    /// Commits every layer whose parent is on the volume, until there is none.
-    async fn commit_ready(&self, progress: &mut Progress) -> Result<(), (Change, Fail)> {
+    /// Commits every layer whose parent is on the volume, until there is none. Returns what failed, and for which images.
+    async fn commit_ready(&self, progress: &mut Progress) -> Vec<(Vec<usize>, Fail)> {
         let volume = &self.shared.volume;
+        let mut failed = Vec::new();
         loop {
             let next = progress.pending.iter().position(|link| {
                 progress.ready.contains_key(&link.diff_id)
                     && link.parent.as_ref().is_none_or(|parent| volume.has(parent))
             });
-            let Some(at) = next else { return Ok(()) };
+            let Some(at) = next else { return failed };
             let link = progress.pending.remove(at);
-            let Some(ready) = progress.ready.remove(&link.diff_id) else {
-                return Ok(());
-            };
+            let Some(ready) = progress.ready.remove(&link.diff_id) else { return failed };
             let keep = progress.pending.iter().any(|other| other.diff_id == link.diff_id);
             let event = Event::LayerCommitted {
                 blob: ready.blob.digest.clone(),
@@ -179,15 +186,13 @@ impl Pipeline {
                         progress.ready.insert(link.diff_id.clone(), rest);
                     }
                     self.events.emit(event);
+                    if let Err(fail) = self.sync_sometimes(progress).await {
+                        failed.push((Vec::new(), fail));
+                        return failed;
+                    }
                 }
-                Err(fail) => {
-                    let diff_id = link.diff_id.clone();
-                    return Err((Change { diff_id, sources: Vec::new(), images: link.images }, fail));
-                }
+                Err(fail) => failed.push((link.images, fail)),
             }
-            self.sync_sometimes(progress).await.map_err(|fail| {
-                (Change { diff_id: link.diff_id.clone(), sources: Vec::new(), images: Vec::new() }, fail)
-            })?;
         }
     }
 

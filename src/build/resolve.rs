@@ -100,18 +100,22 @@ async fn resolve(
     };
     let mut document = source.manifest(start).await?;
     let mut index = None;
+    // Whether every index on the way has said what the image is for.
+    let mut promised = true;
     for _ in 0..=MAX_DEPTH {
         let parsed = Document::parse(&document.bytes, document.media_type.as_deref())
             .map_err(|e| fail(e.class(), format!("reading the manifest {}: {e}", document.digest)))?;
         let list = match parsed {
             Document::Index(list) => list,
             Document::Image(manifest) => {
-                return source.finish(document, manifest, index, platform).await;
+                let promised = promised && index.is_some();
+                return source.finish(document, manifest, index, (!promised).then_some(platform)).await;
             }
         };
         let chosen = list
             .choose(platform)
             .map_err(|e| fail(e.class(), format!("in the index {}: {e}", document.digest)))?;
+        promised &= chosen.platform.is_some();
         let (digest, size) = (chosen.digest.clone(), chosen.size);
         if index.is_none() {
             index = Some((document.digest, document.bytes));
@@ -166,7 +170,7 @@ impl Source<'_> {
         document: Fetched,
         manifest: Manifest,
         index: Option<(Digest, Vec<u8>)>,
-        platform: &Platform,
+        must_be_for: Option<&Platform>,
     ) -> Result<ResolvedImage, Fail> {
         let fail = |class: Class, message: String| Fail::image(self.reference, class, message);
         let descriptor = &manifest.config;
@@ -181,8 +185,10 @@ impl Source<'_> {
         let config = ImageConfig::parse(&config_bytes)
             .and_then(|config| config.check_layers(&manifest).map(|()| config))
             .map_err(|e| fail(e.class(), format!("reading the config {}: {e}", descriptor.digest)))?;
-        // An index has chosen by its own words already; a lone manifest is for whatever its config says.
-        if index.is_none() && platform.preference(&config.platform).is_none() {
+        // Where no index has said what the image is for, its config does.
+        if let Some(platform) = must_be_for
+            && platform.preference(&config.platform).is_none()
+        {
             let message = format!(
                 "the image is for {}, not for {platform}: give --platform {} or another tag",
                 config.platform, config.platform

@@ -57,6 +57,9 @@ async fn build(
     let identity = identity(order);
     let volume = match open(order, &identity).await? {
         Opened::Sealed(sealed) => {
+            if order.verify_after {
+                verify(order).await?;
+            }
             events.emit(Event::Sealed { digest: sealed.digest.clone() });
             return Ok(*sealed);
         }
@@ -87,10 +90,14 @@ async fn build(
     pipeline.run(layers).await.map_err(|fails| name_absent(fails, &absent))?;
     drop(pipeline);
     let sealed = seal(order, identity, volume, images, content_of).await?;
-    events.emit(Event::Sealed { digest: sealed.digest.clone() });
-    if order.verify_after {
-        verify(order).await?;
+    if order.verify_after
+        && let Err(fails) = verify(order).await
+    {
+        let path = order.volume.clone();
+        blocking(move || Ok(Volume::unseal(&path)?)).await?;
+        return Err(fails);
     }
+    events.emit(Event::Sealed { digest: sealed.digest.clone() });
     Ok(sealed)
 }
 
@@ -183,6 +190,9 @@ async fn resolve(
             }
             Err(fail) => fails.push(fail),
         }
+    }
+    if let Err(fail) = layers::check_sizes(&images) {
+        fails.push(fail);
     }
     if fails.is_empty() { Ok(images) } else { Err(fails) }
 }

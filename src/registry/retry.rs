@@ -48,7 +48,8 @@ impl Retries {
 
 /// Whether a later try may get another status.
 pub(crate) fn is_transient(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+    // 501 and 505 say that the server never will; proxies have statuses of their own above 504.
+    matches!(status.as_u16(), 408 | 429) || status.is_server_error() && !matches!(status.as_u16(), 501 | 505)
 }
 
 /// A random number in 0..1; std seeds every `RandomState` differently, which is random enough for jitter.

@@ -84,7 +84,8 @@ fn plan(root: &Dir, layer: &Layer, diff: &Dir) -> Result<Tree, Error> {
     let diff = diff.try_clone().map_err(|e| Error::io("opening", "diff", e))?;
     let rebuilt = Rebuilt::new(split, diff);
     let read = rebuilt.files_read();
-    let limits = Limits::default();
+    // The builder's limits were its own; what is on the volume is there, and is read in time linear to it.
+    let limits = Limits { max_entries: u64::MAX, max_logical_bytes: u64::MAX, ..Limits::default() };
     let offset = Offset::default();
     let decoder = Decoder::uncompressed(rebuilt, Algorithm::Sha256);
     let mut reader = Reader::new(decoder, offset.clone(), limits);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashSet};
 use super::error::{Error, Fault};
 use super::tree::{Inode, InodeKind, Node, Tree, link_metadata};
 use crate::layer::overlay::lower::{self, Lower, Shown};
-use crate::layer::overlay::settle::{inherited, is_hidden};
-use crate::layer::overlay::{Metadata, OPAQUE_XATTR, copy};
+use crate::layer::overlay::settle::{hidden, inherited, is_hidden};
+use crate::layer::overlay::{Directory, Metadata, OPAQUE_XATTR, copy};
 use crate::layer::path::{self, escape, shown};
 use crate::model::chain::ChainId;
 use crate::model::seal::Settled;
@@ -37,9 +37,10 @@ pub(super) fn settle(
         }
         settled.opaque_as_whiteouts.push(name);
     }
+    let hidden = hidden(&directories);
     let mut described = BTreeMap::new();
     for (at, directory) in &directories {
-        let from_below = inherited(&directories, at, lower)
+        let from_below = inherited(directory, hidden.contains(at), at, lower)
             .map_err(|e| Error::Layer { layer: layer.clone(), message: e.to_string() })?;
         if from_below.is_some() {
             settled.inherited.push(shown(at));
@@ -55,6 +56,7 @@ pub(super) fn settle(
 }
 
 fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled) -> Result<(), Error> {
+    let directories = tree.directories();
     let mut copied: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
     for (at, link) in std::mem::take(&mut tree.lower_links) {
         let found = lower.link_target(&link.target).map_err(|e| look(&link.target, e))?;
@@ -69,10 +71,11 @@ fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled)
                 let metadata = copy::metadata_of(&dir, name, &stat).map_err(|e| look(&resolved, e))?;
                 tree.inodes.push(Inode { kind: InodeKind::CopiedUp(resolved.clone()), metadata });
                 let inode = tree.inodes.len() - 1;
-                let parent =
-                    tree.make_parents(path::split(&resolved).0).map_err(|f| hostile(layer, &resolved, &f))?;
-                let own = path::join(&parent, name);
-                tree.nodes.entry(own).or_insert(Node::Inode(inode));
+                if is_free(tree, &directories, &resolved) {
+                    let parents = path::split(&resolved).0;
+                    tree.make_parents(parents).map_err(|f| hostile(layer, &resolved, &f))?;
+                    tree.nodes.insert(resolved.clone(), Node::Inode(inode));
+                }
                 settled.copied_up.push(shown(&resolved));
                 copied.insert(resolved, inode);
                 inode
@@ -84,6 +87,23 @@ fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled)
         tree.nodes.insert(at, Node::Inode(inode));
     }
     Ok(())
+}
+
+/// Whether a lower name still shows through this layer, so that a copy may stand under it.
+fn is_free(tree: &Tree, directories: &BTreeMap<Vec<u8>, Directory>, resolved: &[u8]) -> bool {
+    if is_hidden(directories, resolved) {
+        return false;
+    }
+    let mut at = Vec::new();
+    for component in path::components(resolved) {
+        path::push(&mut at, component);
+        match tree.nodes.get(&at) {
+            None => return true,
+            Some(Node::Directory(_)) => {}
+            Some(_) => return false,
+        }
+    }
+    false
 }
 
 fn mask(

@@ -69,6 +69,26 @@ pub enum Error {
         /// The cap, bytes.
         cap: u64,
     },
+    /// The kernel lost writes to the volume.
+    #[error(
+        "flushing the file system of {path}: {source}; what was not durable before counts as lost, check the disk and run the build again"
+    )]
+    WritesLost {
+        /// The volume.
+        path: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file of ours is larger than a reader takes.
+    #[error("{what} has {need} bytes, {limit} are allowed: give fewer images to one job")]
+    TooLarge {
+        /// Which file.
+        what: &'static str,
+        /// Its size, bytes.
+        need: u64,
+        /// The limit, bytes.
+        limit: u64,
+    },
     /// A layer was committed before its parent: a fault of ours.
     #[error("the parent {0} is not on the volume")]
     ParentMissing(ChainId),
@@ -100,7 +120,8 @@ impl Error {
             Error::Locked { .. } => Class::Busy,
             Error::Seal { .. } => Class::Corrupt,
             Error::Full { .. } => Class::NoSpace,
-            Error::ParentMissing(_) | Error::Json { .. } => Class::Internal,
+            Error::ParentMissing(_) | Error::Json { .. } | Error::WritesLost { .. } => Class::Internal,
+            Error::TooLarge { .. } => Class::Invalid,
             Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
                 Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,

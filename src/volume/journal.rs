@@ -3,6 +3,7 @@
 //! ```text
 //! <first 16 hexadecimal digits of sha256 over the rest> {"committed":{"boot":"…","layer":{…}}}
 //! <…>                                                   {"synced":["sha256:…", …]}
+//! <…>                                                   {"lost":["sha256:…", …]}
 //! ```
 //!
 //! Reading stops at the first line that does not check: what follows a torn line was written by nobody we trust.
@@ -29,6 +30,7 @@ const MAX: u64 = 256 << 20;
 enum Line {
     Committed { boot: String, layer: Box<Layer> },
     Synced(Vec<ChainId>),
+    Lost(Vec<ChainId>),
 }
 
 /// The open journal.
@@ -88,12 +90,24 @@ impl Journal {
         self.file.sync_data().context("flushing", "the journal")
     }
 
+    /// Layers whose writes the kernel lost count no more, unless they are committed again.
+    pub(super) fn lost(&mut self, layers: &[ChainId], budget: &Budget) -> Result<(), Error> {
+        self.append(&Line::Lost(layers.to_vec()), budget)
+    }
+
     fn append(&mut self, line: &Line, budget: &Budget) -> Result<(), Error> {
         let bytes = encode(line)?;
         let len = self.len + bytes.len() as u64;
         let file_system = budget.file_system();
         budget.reserve_file(file_system.round_up(len) - file_system.round_up(self.len), "the journal")?;
-        self.file.write_all(&bytes).context("writing", "the journal")?;
+        if len > MAX {
+            return Err(Error::TooLarge { what: "the journal", need: len, limit: MAX });
+        }
+        if let Err(e) = self.file.write_all(&bytes) {
+            // Half a line would hide the lines behind it.
+            let _ = self.file.set_len(self.len);
+            return Err(e).context("writing", "the journal");
+        }
         self.len = len;
         Ok(())
     }
@@ -125,6 +139,10 @@ fn trust(journal: &[u8], boot: &str) -> Trusted {
         match line.strip_suffix(b"\n").and_then(decode) {
             Some(Line::Committed { boot, layer }) => committed.push((boot, *layer)),
             Some(Line::Synced(layers)) => synced.extend(layers),
+            Some(Line::Lost(layers)) => {
+                committed.retain(|(_, layer)| !layers.contains(&layer.chain_id));
+                synced.retain(|chain_id| !layers.contains(chain_id));
+            }
             None => break,
         }
     }
@@ -205,6 +223,16 @@ mod tests {
             let kept = trust(&flipped, "one").layers.len();
             assert!(kept <= usize::from(at >= first), "flip at {at} kept {kept}");
         }
+    }
+
+    #[test]
+    fn lost_layers_count_only_when_they_are_committed_again() {
+        let a = layer("a", None);
+        let mut journal = committed("one", &a);
+        journal.extend(encode(&Line::Lost(vec![a.chain_id.clone()])).unwrap());
+        assert!(trust(&journal, "one").layers.is_empty());
+        journal.extend(committed("one", &a));
+        assert_eq!(names(&trust(&journal, "one")), [a.chain_id]);
     }
 
     #[test]

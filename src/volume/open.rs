@@ -34,17 +34,17 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
         _ => {}
     }
     let root = Dir::open(path).context("opening the volume", &shown)?;
-    if root.try_stat(layout::CACHE).context("examining", "cache.json")?.is_some() {
-        let sealed = seal::read_from(&root, &shown)?;
-        if sealed.content.job == identity.digest() {
-            return Ok(Opened::Sealed(Box::new(sealed)));
-        }
-        return Err(other_job(&shown, sealed.content.images.iter().map(|image| image.reference.as_str())));
+    if let Some(sealed) = sealed(&root, identity, &shown)? {
+        return Ok(Opened::Sealed(sealed));
     }
     refuse_foreign(&root, &shown)?;
     let larder = root.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
     let lock = Lock::try_exclusive(&larder, layout::LOCK).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
+    // Whoever had the lock before may have sealed the volume since it was looked at.
+    if let Some(sealed) = sealed(&root, identity, &shown)? {
+        return Ok(Opened::Sealed(sealed));
+    }
     match job::read(&larder)? {
         Some(record) if record.identity != *identity => {
             return Err(other_job(&shown, record.identity.images.iter().map(String::as_str)));
@@ -90,6 +90,19 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
         state,
         _lock: lock,
     })))
+}
+
+/// The seal, where there is one; it must be this job's.
+fn sealed(root: &Dir, identity: &Identity, path: &str) -> Result<Option<Box<CacheManifest>>, Error> {
+    if root.try_stat(layout::CACHE).context("examining", "cache.json")?.is_none() {
+        return Ok(None);
+    }
+    let sealed = seal::read_from(root, path)?;
+    if sealed.content.job != identity.digest() {
+        let images = sealed.content.images.iter().map(|image| image.reference.as_str());
+        return Err(other_job(path, images));
+    }
+    Ok(Some(Box::new(sealed)))
 }
 
 fn other_job<'a>(path: &str, images: impl Iterator<Item = &'a str>) -> Error {

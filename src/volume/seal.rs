@@ -67,6 +67,12 @@ impl Volume {
         Ok(manifest)
     }
 
+    /// Takes the seal back from a volume whose content turned out to be wrong, so that nobody uses it.
+    pub fn unseal(path: &Path) -> Result<(), Error> {
+        let root = Dir::open(path).context("opening the volume", &path.display().to_string())?;
+        root.unlink(layout::CACHE).and_then(|()| root.sync()).context("removing", "cache.json")
+    }
+
     /// Writes one of our files, replacing an older one; parents are made.
     fn write_file(&self, path: &str, bytes: &[u8]) -> Result<(), Error> {
         let mut dir = self.root.try_clone().context("opening", path)?;

@@ -57,7 +57,18 @@ impl Staging {
 
     /// Removes that content, once the tar-split file has taken it.
     pub fn clear_replaced(&self) -> Result<(), Error> {
-        remove::tree(&self.dir, REPLACED).context("removing", "replaced")
+        let replaced = self.replaced()?;
+        let mut freed = 0;
+        for name in replaced.names().context("listing", "replaced")? {
+            let stat = replaced.stat(&name).context("examining", "replaced")?;
+            // What has another name in the tree stays.
+            if stat.links == 1 {
+                freed += stat.allocated;
+            }
+        }
+        remove::tree(&self.dir, REPLACED).context("removing", "replaced")?;
+        self.account.release(freed);
+        Ok(())
     }
 
     /// Who keeps account of its bytes.

@@ -39,6 +39,12 @@ fn members_that_no_honest_layer_holds() {
             "neither this layer",
         ),
         ("file as parent", new().file("f", "x").file("f/x", "x"), "is no directory"),
+        (
+            "malformed ACL",
+            new().xattr("system.posix_acl_access", "\x02\0\0\0nonsense").file("f", "x"),
+            "is malformed",
+        ),
+        ("too deep", new().pax("path", vec!["d"; 3000].join("/")).file("short", ""), "components"),
         ("loop", new().symlink("a", "b").symlink("b", "a").file("a/x", "x"), "symbolic links"),
         ("whiteout of nothing", new().file(".wh.", ""), "whiteout of nothing"),
         ("whiteout of dot", new().file("d/.wh..", ""), "whiteout of nothing"),
@@ -104,8 +110,21 @@ fn a_blob_that_is_not_what_was_promised() {
 }
 
 #[test]
-fn a_path_of_many_components_cannot_fill_memory() {
-    let deep = vec!["d"; 12_000].join("/");
-    let layer = LayerBuilder::new().pax("path", format!("{deep}/f")).file("short", "");
+fn paths_and_links_cannot_fill_memory() {
+    let mut layer = LayerBuilder::new();
+    for number in 0..45 {
+        let deep = format!("{number}/{}", vec!["component"; 800].join("/"));
+        layer = layer.pax("path", format!("{deep}/f")).file("short", "");
+    }
     refused("deep", layer, "must be remembered");
+}
+
+#[test]
+fn nothing_is_made_below_a_link_to_a_lower_file() {
+    let base = LayerBuilder::new().file("bin", "x").gzip();
+    let upper = LayerBuilder::new().hardlink("f", "bin").file("f/x", "x").gzip();
+    let dir = tempfile::tempdir().unwrap();
+    let fail = build(dir.path(), &[&[base, upper]], &Options::default()).unwrap_err();
+    assert_eq!(fail.class, Class::Corrupt);
+    assert!(fail.message.contains("is no directory"), "{}", fail.message);
 }

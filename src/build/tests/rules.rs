@@ -179,6 +179,93 @@ fn a_hard_link_to_a_lower_file_copies_it_up_with_both_names() {
 }
 
 #[test]
+fn a_copy_does_not_bring_back_what_the_layer_hides() {
+    let new = LayerBuilder::new;
+    let whited = new().hardlink("x", "data/a").whiteout("data");
+    let opaque = new().hardlink("x", "data/a").opaque("data");
+    let linked = new().dir("other").hardlink("x", "data/a").symlink("data", "other");
+    let filed = new().hardlink("x", "data/a").file("data", "now a file");
+    for (name, upper) in [("whited", whited), ("opaque", opaque), ("linked", linked), ("filed", filed)] {
+        let layers = [base(), upper.gzip()];
+        let dir = sealed(&[&layers], &Options::default());
+        let root = diff(dir.path(), &chain(&layers)[1]);
+        assert_eq!(fs::read(root.join("x")).unwrap(), b"a", "{name}");
+        assert!(fs::symlink_metadata(root.join("data/a")).is_err(), "{name}");
+        assert!(fs::symlink_metadata(root.join("other/a")).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_second_name_keeps_the_capabilities_of_the_first() {
+    let capability = [1u8, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let layer = LayerBuilder::new()
+        .xattr("security.capability", capability)
+        .file("ping", "ping")
+        .hardlink("pong", "ping")
+        .owner(5, 5)
+        .xattr("security.capability", capability)
+        .file("gone", "gone")
+        .owner(6, 6)
+        .hardlink("went", "gone");
+    let layers = [layer.gzip()];
+    let dir = sealed(&[&layers], &Options::default());
+    let root = crate::sys::Dir::open(&diff(dir.path(), &chain(&layers)[0])).unwrap();
+    let names = |name: &[u8]| crate::sys::xattr::all_at(&root, name).unwrap().len();
+    assert_eq!((names(b"pong"), names(b"went")), (1, 0));
+}
+
+#[test]
+fn attributes_that_linux_has_not_are_left_out_and_recorded() {
+    let layer = LayerBuilder::new().xattr("com.apple.provenance", "x").file("f", "f").gzip();
+    let dir = tempfile::tempdir().unwrap();
+    let sealed = build(dir.path(), &[&[layer]], &Options::default()).unwrap();
+    verify::verify(dir.path()).unwrap();
+    assert_eq!(sealed.content.layers[0].lost[0].what, "xattr com.apple.provenance");
+}
+
+#[test]
+fn times_beyond_the_file_system_are_recorded() {
+    let layer = LayerBuilder::new().pax("mtime", "99999999999").file("f", "f").gzip();
+    sealed(&[&[layer]], &Options::default());
+}
+
+fn occupied(dir: &Path) -> u64 {
+    crate::sys::space::occupied(&crate::sys::Dir::open(dir).unwrap()).unwrap()
+}
+
+#[test]
+fn the_cap_holds_for_attributes_of_directories_and_for_copies_of_holes() {
+    let mut many = LayerBuilder::new();
+    for number in 0..400 {
+        many = many.xattr("user.a", vec![b'x'; 1500]).dir(format!("d{number}"));
+    }
+    let hole: &[(u64, &[u8])] = &[(20 << 20, b"x")];
+    let below = LayerBuilder::new().sparse(SparseForm::Pax10, "sparse", 30 << 20, hole).gzip();
+    let above = LayerBuilder::new().hardlink("again", "sparse").gzip();
+    for (layers, cap) in [(vec![many.gzip()], 2500 << 10), (vec![below, above], 1 << 20)] {
+        let dir = tempfile::tempdir().unwrap();
+        let built = build(dir.path(), &[&layers], &Options { size: cap, ..Options::default() });
+        assert!(occupied(dir.path()) <= cap, "{} bytes under a cap of {cap}", occupied(dir.path()));
+        if layers.len() == 2 {
+            built.unwrap();
+        }
+    }
+}
+
+#[test]
+fn content_that_is_replaced_gives_its_room_back() {
+    let mut layer = LayerBuilder::new();
+    for byte in 0..6u8 {
+        layer = layer.file("a", vec![byte; 1 << 20]);
+    }
+    let next = LayerBuilder::new().file("b", vec![1; 5 << 20]).gzip();
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { size: 9 << 20, ..Options::default() };
+    build(dir.path(), &[&[layer.gzip(), next]], &options).unwrap();
+    assert!(occupied(dir.path()) <= options.size);
+}
+
+#[test]
 fn later_members_replace_earlier_ones_whatever_their_type() {
     let layer = LayerBuilder::new()
         .file("f", "one")

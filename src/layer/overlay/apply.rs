@@ -161,6 +161,16 @@ impl Sink<'_> {
 
     /// Where a member goes; its parents are made.
     fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
+        if !self.applied.lower_links.is_empty() {
+            let mut above = path::split(clean).0;
+            while !above.is_empty() {
+                // A file of a lower layer is no directory either.
+                if self.applied.lower_links.contains_key(above) {
+                    return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
+                }
+                above = path::split(above).0;
+            }
+        }
         let place = self.tree.parent(clean)?;
         let (_, name) = path::split(clean);
         let at = path::join(&place.path, name);
@@ -325,7 +335,14 @@ impl Sink<'_> {
             self.create(place, name, at, |dir| source.dir.link(target_name, dir, name))?;
             self.links.insert(at);
         }
-        self.writer().named(&place.dir, name, at, stat.file_type, &metadata)
+        let Sink { tree, rights, lost, .. } = self;
+        let mut writer = Writer { rights: *rights, lost };
+        tree.attributes(
+            metadata.xattr_bytes(),
+            at,
+            || place.dir.stat(name),
+            || writer.named(&place.dir, name, at, stat.file_type, &metadata),
+        )
     }
 
     fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
@@ -415,15 +432,15 @@ impl Sink<'_> {
     }
 
     fn discard(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat) -> Result<(), Error> {
-        let holds_content = stat.file_type == FileType::Regular && stat.size > 0 && !self.links.contains(at);
-        if holds_content {
+        if stat.file_type == FileType::Regular && stat.size > 0 && !self.links.contains(at) {
             self.tree.remember(at.len(), at)?;
-        }
-        if !holds_content || !self.parking.park(dir, name, at)? {
-            dir.unlink(name).context("removing", at)?;
-            if stat.links == 1 {
-                self.tree.release(stat.allocated);
+            if let Some(grown) = self.parking.park(dir, name, at)? {
+                return self.tree.reserve(grown, at);
             }
+        }
+        dir.unlink(name).context("removing", at)?;
+        if stat.links == 1 {
+            self.tree.release(stat.allocated);
         }
         Ok(())
     }

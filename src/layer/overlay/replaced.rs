@@ -52,13 +52,17 @@ pub(super) struct Parking<'a> {
 }
 
 impl Parking<'_> {
-    /// Whether the file was moved rather than left to be removed.
-    pub(super) fn park(&mut self, dir: &Dir, name: &[u8], at: &[u8]) -> Result<bool, Error> {
-        if self.keep {
-            let parked = self.replaced.len().to_string();
-            dir.rename(name, self.dir, parked.as_bytes()).context("setting aside", at)?;
-            self.replaced.push(Replaced { path: at.to_vec(), name: parked });
+    /// Moves a file out of the tree. Returns by how much that made the parking directory grow, bytes, or nothing where
+    /// content need not be kept and the file is left to be removed.
+    pub(super) fn park(&mut self, dir: &Dir, name: &[u8], at: &[u8]) -> Result<Option<u64>, Error> {
+        if !self.keep {
+            return Ok(None);
         }
-        Ok(self.keep)
+        let before = self.dir.stat_self().context("setting aside", at)?.allocated;
+        let parked = self.replaced.len().to_string();
+        dir.rename(name, self.dir, parked.as_bytes()).context("setting aside", at)?;
+        self.replaced.push(Replaced { path: at.to_vec(), name: parked });
+        let after = self.dir.stat_self().context("setting aside", at)?.allocated;
+        Ok(Some(after.saturating_sub(before)))
     }
 }

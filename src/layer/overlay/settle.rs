@@ -11,7 +11,7 @@
 //!
 //! Nothing here touches an inode of a lower layer, or one that is no directory in this layer: those may be shared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::rc::Rc;
 
 use super::super::error::{Context, Error, Fault};
@@ -47,12 +47,12 @@ pub fn settle(
 /// What a directory of a layer takes from below: nothing where the tar describes it, where the layer hides the lower one,
 /// or where there is none.
 pub fn inherited(
-    directories: &BTreeMap<Vec<u8>, Directory>,
+    directory: &Directory,
+    is_hidden: bool,
     path: &[u8],
     lower: &Lower,
 ) -> Result<Option<Metadata>, Error> {
-    let described = directories.get(path).is_some_and(|dir| dir.metadata.is_some() || dir.recreated);
-    if described || is_hidden(directories, path) {
+    if directory.metadata.is_some() || directory.recreated || is_hidden {
         return Ok(None);
     }
     match lower.show(path).context("looking in the layers below for", path)? {
@@ -61,6 +61,18 @@ pub fn inherited(
         }
         _ => Ok(None),
     }
+}
+
+/// The directories above which one lets nothing of the layers below through: [`is_hidden`] for all of them in one pass.
+pub fn hidden(directories: &BTreeMap<Vec<u8>, Directory>) -> HashSet<Vec<u8>> {
+    let mut hidden = HashSet::new();
+    for path in directories.keys().filter(|path| !path.is_empty()) {
+        let above = path::split(path).0;
+        if hidden.contains(above) || directories.get(above).is_some_and(Directory::hides_lower) {
+            hidden.insert(path.clone());
+        }
+    }
+    hidden
 }
 
 /// Whether a directory above `path` lets nothing of the layers below through.
@@ -109,29 +121,53 @@ impl Settling<'_> {
                 self.name(&at, |dir, name| source.dir.link(first_name, dir, name).context("linking", &at))?;
             }
             let place = self.tree.parent(&at)?;
+            let name = path::split(&at).1;
             let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
-            writer.named(&place.dir, path::split(&at).1, &at, stat.file_type, &metadata)?;
+            self.tree.attributes(
+                metadata.xattr_bytes(),
+                &at,
+                || place.dir.stat(name),
+                || writer.named(&place.dir, name, &at, stat.file_type, &metadata),
+            )?;
         }
         Ok(())
     }
 
-    /// Copies a lower file to its own name in this layer, or straight to the link where this layer has something else
-    /// under that name. Returns where it went.
+    /// Copies a lower file to its own name in this layer, or straight to the link where this layer has hidden that name or
+    /// has something else there. Returns where it went.
     fn copy_up(
         &mut self,
         resolved: &[u8],
         link: &[u8],
         from: (&Dir, &[u8], &Stat),
     ) -> Result<Vec<u8>, Error> {
-        let own_place = self.tree.parent(resolved)?;
-        let taken = own_place.dir.try_stat(path::split(resolved).1).context("examining", resolved)?.is_some();
-        let to = if taken { link } else { resolved };
+        let to = if self.is_free(resolved)? { resolved } else { link };
         let (space, rights) = (self.space, self.rights);
         let mut lost = Vec::new();
         self.name(to, |dir, name| copy::up(from, (dir, name), to, space, rights, &mut lost))?;
         self.lost.append(&mut lost);
         self.settled.copied_up.push(shown(resolved));
         Ok(to.to_vec())
+    }
+
+    /// Whether a lower name still shows through this layer, so that a copy may stand under it.
+    fn is_free(&self, resolved: &[u8]) -> Result<bool, Error> {
+        if is_hidden(&self.tree.directories, resolved) {
+            return Ok(false);
+        }
+        let mut at = Vec::new();
+        let mut dir = self.tree.root();
+        for component in path::components(resolved) {
+            path::push(&mut at, component);
+            match dir.try_stat(component).context("examining", &at)? {
+                None => return Ok(true),
+                Some(stat) if stat.is_dir() => {
+                    dir = Rc::new(dir.open_dir(component).context("opening", &at)?);
+                }
+                Some(_) => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     /// Makes a name in this layer, over a whiteout of its own where there is one.
@@ -158,7 +194,8 @@ impl Settling<'_> {
             if self.rights.trusted && !path.is_empty() {
                 let dir = self.tree.open(&path)?;
                 let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
-                writer.opaque(&dir, &path)?;
+                let bytes = super::OPAQUE_XATTR.len() + 1;
+                self.tree.attributes(bytes, &path, || dir.stat_self(), || writer.opaque(&dir, &path))?;
                 continue;
             }
             // What is hidden from above shows nothing that would have to be hidden again.
@@ -201,22 +238,23 @@ impl Settling<'_> {
 
     /// Metadata of directories, innermost first: a name made in a directory changes its time, and a mode may close it.
     fn directories(&mut self) -> Result<(), Error> {
+        let hidden = hidden(&self.tree.directories);
         let paths: Vec<Vec<u8>> = self.tree.directories.keys().rev().cloned().collect();
         for path in paths {
-            let described = self.tree.directories.get(&path).and_then(|directory| directory.metadata.clone());
-            let metadata = match described {
-                Some(metadata) => metadata,
-                None => match inherited(&self.tree.directories, &path, self.lower)? {
-                    Some(metadata) => {
-                        self.settled.inherited.push(shown(&path));
-                        metadata
-                    }
-                    None => Metadata::implied(),
-                },
-            };
+            let directory = self.tree.directories.get(&path).cloned().unwrap_or_default();
+            let from_below = inherited(&directory, hidden.contains(&path), &path, self.lower)?;
+            if from_below.is_some() {
+                self.settled.inherited.push(shown(&path));
+            }
+            let metadata = directory.metadata.or(from_below).unwrap_or_else(Metadata::implied);
             let dir = self.tree.open(&path)?;
             let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
-            writer.directory(&dir, &path, &metadata)?;
+            self.tree.attributes(
+                metadata.xattr_bytes(),
+                &path,
+                || dir.stat_self(),
+                || writer.directory(&dir, &path, &metadata),
+            )?;
         }
         self.settled.inherited.reverse();
         Ok(())

@@ -79,6 +79,10 @@ impl<'a> Tree<'a> {
         Ok(tree)
     }
 
+    pub(super) fn root(&self) -> Rc<Dir> {
+        Rc::clone(&self.root)
+    }
+
     pub(super) fn file_system(&self) -> FileSystem {
         self.file_system
     }
