@@ -22,8 +22,8 @@ packages=(
     busybox-static python3-minimal
     # Tests: small loop-mounted file systems, private mount namespaces.
     e2fsprogs xfsprogs mount util-linux
-    # Benchmarks: the unpacker that skopeo is measured with.
-    umoci
+    # Benchmarks: the unpacker that skopeo is measured with, and peak memory.
+    umoci time
 )
 
 missing=()
