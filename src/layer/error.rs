@@ -102,12 +102,12 @@ pub enum Fault {
 impl Error {
     /// A hostile member.
     pub fn hostile(path: &[u8], fault: Fault) -> Self {
-        Error::Hostile { path: shown(path), fault }
+        Error::Hostile { path: named(path), fault }
     }
 
     /// A system call that failed for a member.
     pub fn io(doing: &'static str, path: &[u8], source: io::Error) -> Self {
-        Error::Io { doing, path: shown(path), source }
+        Error::Io { doing, path: named(path), source }
     }
 
     /// The class, which decides about retries and the exit code.
@@ -118,6 +118,14 @@ impl Error {
             Error::Io { source, .. } => io_class(source),
         }
     }
+}
+
+/// A path for a message: escaped, and cut where nobody reads on.
+pub fn named(path: &[u8]) -> String {
+    const READABLE: usize = 400;
+    let cut = &path[..path.len().min(READABLE)];
+    let dots = if cut.len() < path.len() { "…" } else { "" };
+    format!("{}{dots}", shown(cut))
 }
 
 /// The class of a failed system call on the volume.

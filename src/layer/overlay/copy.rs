@@ -4,8 +4,8 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::super::error::{Context, Error};
-use super::super::path::{self, escape};
+use super::super::error::{Context, Error, named};
+use super::super::path;
 use super::super::space::Space;
 use super::attributes::{Rights, Writer};
 use super::{Metadata, STAGING_MODE};
@@ -41,7 +41,7 @@ pub fn up(
     let (from, from_name, stat) = from;
     let (to, to_name) = to;
     let metadata = metadata_of(from, from_name, stat).context("reading the attributes of", path)?;
-    space.reserve(stat.allocated).map_err(|full| Error::Full { path: escape(path), full })?;
+    space.reserve(stat.allocated).map_err(|full| Error::Full { path: named(path), full })?;
     let mut writer = Writer { rights, lost };
     match stat.file_type {
         FileType::Regular => {
@@ -87,7 +87,7 @@ impl Visitor for Copy<'_> {
     fn enter(&mut self, from: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         // The copy's directory grows to what the original's has, or less: it is filled in one go.
         let room = from.stat_self().context("examining", path)?.allocated.max(self.block) * 2;
-        self.space.reserve(room).map_err(|full| Error::Full { path: escape(path), full })?;
+        self.space.reserve(room).map_err(|full| Error::Full { path: named(path), full })?;
         let (_, name) = path::split(path);
         if !name.is_empty() {
             self.to.make_dir(name, STAGING_MODE).context("creating", path)?;

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 
-use super::super::error::{Context, Error, Fault};
+use super::super::error::{Context, Error, Fault, named};
 use super::super::path::{self, escape};
 use super::super::space::Space;
 use super::{Directory, STAGING_MODE};
@@ -95,7 +95,7 @@ impl<'a> Tree<'a> {
     }
 
     pub(super) fn reserve(&self, bytes: u64, path: &[u8]) -> Result<(), Error> {
-        self.space.reserve(bytes).map_err(|full| Error::Full { path: escape(path), full })
+        self.space.reserve(bytes).map_err(|full| Error::Full { path: named(path), full })
     }
 
     pub(super) fn release(&self, bytes: u64) {
@@ -175,7 +175,7 @@ impl<'a> Tree<'a> {
             let grown = now.saturating_sub(*before);
             *before = now;
             if grown > 0 {
-                self.space.reserve(grown).map_err(|full| Error::Full { path: escape(path), full })?;
+                self.space.reserve(grown).map_err(|full| Error::Full { path: named(path), full })?;
             }
         }
         Ok(())
