@@ -9,22 +9,12 @@ use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::{Auth, Fault, Registry};
 use serde_json::json;
 
+use crate::harness::served::random;
 use crate::harness::{exits, isolated, larder, succeed};
 
-fn random(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..len.div_ceil(8)).flat_map(|_| next()).take(len).collect()
-}
-
 fn image() -> Image {
-    let base = LayerBuilder::new().dir("etc").file("etc/base", random(300_000)).gzip();
-    let top = LayerBuilder::new().file("etc/top", random(50_000)).zstd();
+    let base = LayerBuilder::new().dir("etc").file("etc/base", random(1, 300_000)).gzip();
+    let top = LayerBuilder::new().file("etc/top", random(1, 50_000)).zstd();
     Image::builder(Format::Oci).layers([Layer::from(base), Layer::from(top)]).build()
 }
 
@@ -71,7 +61,7 @@ fn a_connection_cut_two_hundred_times_costs_less_than_one_percent() {
     isolated(&[], || {
         let bench = Bench::of(
             Image::builder(Format::Oci)
-                .layer(Layer::from(LayerBuilder::new().file("big", random(4 << 20)).gzip()))
+                .layer(Layer::from(LayerBuilder::new().file("big", random(1, 4 << 20)).gzip()))
                 .build(),
         );
         let layer = &bench.image.layers[0];
@@ -220,8 +210,8 @@ fn a_layer_of_another_media_type_is_taken_for_what_it_is() {
 #[test]
 fn manifests_that_share_a_config_and_a_diff_id_used_twice() {
     isolated(&[], || {
-        let layer = Layer::from(LayerBuilder::new().file("etc/x", random(9000)).gzip());
-        let again = Layer::from(LayerBuilder::new().file("etc/x", random(9000)).zstd());
+        let layer = Layer::from(LayerBuilder::new().file("etc/x", random(1, 9000)).gzip());
+        let again = Layer::from(LayerBuilder::new().file("etc/x", random(1, 9000)).zstd());
         assert_eq!(layer.diff_id, again.diff_id);
         let other = Layer::from(LayerBuilder::new().dir("etc").gzip());
         let twice = [layer.clone(), other.clone(), layer.clone()];
