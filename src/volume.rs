@@ -67,11 +67,6 @@ struct State {
 }
 
 impl Volume {
-    /// Who keeps account of its bytes.
-    pub fn budget(&self) -> &Arc<Budget> {
-        &self.budget
-    }
-
     /// The record of a committed layer.
     pub fn layer(&self, chain_id: &ChainId) -> Option<Layer> {
         self.state().committed.get(chain_id).cloned()

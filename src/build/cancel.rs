@@ -48,11 +48,6 @@ impl Cancel {
         self.cancel(Reason::Failed);
     }
 
-    /// Whether somebody asked to stop; cheap enough to ask between entries.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.borrow().is_some()
-    }
-
     /// Resolves when somebody asks to stop, at once if that has happened.
     pub async fn cancelled(&self) {
         let mut state = self.0.subscribe();
@@ -107,7 +102,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_reason_stays() {
         let cancel = Cancel::new();
-        assert!(!cancel.is_cancelled() && cancel.explanation().is_none());
+        assert!(cancel.reason().is_none() && cancel.explanation().is_none());
         let waiting = tokio::spawn({
             let cancel = cancel.clone();
             async move { cancel.cancelled().await }
@@ -129,6 +124,6 @@ mod tests {
         assert!(message.contains("1970-01-01T00:00:00Z"), "{message}");
         let cancel = Cancel::new();
         cancel.stop();
-        assert!(cancel.is_cancelled() && cancel.explanation().is_none() && cancel.exit_code().is_none());
+        assert!(cancel.reason().is_some() && cancel.explanation().is_none() && cancel.exit_code().is_none());
     }
 }

@@ -30,10 +30,8 @@ pub(super) fn settle(
             marked.insert(at.clone());
             continue;
         }
-        if !is_hidden(&directories, at)
-            && let Shown::Directory(parts) = lower.show(at).map_err(|e| look(at, e))?
-        {
-            mask(tree, lower, at, &parts)?;
+        if !is_hidden(&directories, at) {
+            mask(tree, lower, at)?;
         }
         settled.opaque_as_whiteouts.push(name);
     }
@@ -106,22 +104,14 @@ fn is_free(tree: &Tree, directories: &BTreeMap<Vec<u8>, Directory>, resolved: &[
     false
 }
 
-fn mask(
-    tree: &mut Tree,
-    lower: &Lower,
-    top: &[u8],
-    parts: &[std::rc::Rc<crate::sys::Dir>],
-) -> Result<(), Error> {
-    let mut pending = vec![(top.to_vec(), parts.to_vec())];
-    while let Some((at, parts)) = pending.pop() {
+fn mask(tree: &mut Tree, lower: &Lower, top: &[u8]) -> Result<(), Error> {
+    let mut pending = vec![top.to_vec()];
+    while let Some(at) = pending.pop() {
+        let Shown::Directory(parts) = lower.show(&at).map_err(|e| look(&at, e))? else { continue };
         for name in lower::names(&parts).map_err(|e| look(&at, e))? {
             let child = path::join(&at, &name);
             match tree.nodes.get(&child) {
-                Some(Node::Directory(_)) => {
-                    if let Shown::Directory(parts) = lower.show(&child).map_err(|e| look(&child, e))? {
-                        pending.push((child, parts));
-                    }
-                }
+                Some(Node::Directory(_)) => pending.push(child),
                 Some(_) => {}
                 None => {
                     tree.nodes.insert(child, Node::Whiteout);

@@ -122,7 +122,7 @@ pub fn names(parts: &[Rc<Dir>]) -> io::Result<BTreeSet<Vec<u8>>> {
 }
 
 /// What `name` shows in a merged directory.
-pub fn child(parts: &[Rc<Dir>], name: &[u8]) -> io::Result<Shown> {
+fn child(parts: &[Rc<Dir>], name: &[u8]) -> io::Result<Shown> {
     let mut found = Vec::new();
     for part in parts {
         let Some(stat) = part.try_stat(name)? else {

@@ -199,10 +199,8 @@ impl Settling<'_> {
                 continue;
             }
             // What is hidden from above shows nothing that would have to be hidden again.
-            if !is_hidden(&self.tree.directories, &path)
-                && let Shown::Directory(parts) = self.show(&path)?
-            {
-                self.mask(&path, &parts)?;
+            if !is_hidden(&self.tree.directories, &path) {
+                self.mask(&path)?;
             }
             self.settled.opaque_as_whiteouts.push(shown(&path));
         }
@@ -210,20 +208,16 @@ impl Settling<'_> {
     }
 
     /// Hides every lower name of a directory by whiteouts, also below the directories that both have.
-    fn mask(&mut self, top: &[u8], parts: &[Rc<Dir>]) -> Result<(), Error> {
-        let mut pending = vec![(top.to_vec(), parts.to_vec())];
-        while let Some((path, parts)) = pending.pop() {
+    fn mask(&mut self, top: &[u8]) -> Result<(), Error> {
+        // Paths rather than descriptors wait: an image may have more directories than a process may have open.
+        let mut pending = vec![top.to_vec()];
+        while let Some(path) = pending.pop() {
+            let Shown::Directory(parts) = self.show(&path)? else { continue };
             let dir = self.tree.open(&path)?;
             for name in lower::names(&parts).context("listing the layers below at", &path)? {
                 let at = path::join(&path, &name);
                 match dir.try_stat(&name).context("examining", &at)? {
-                    Some(stat) if stat.is_dir() => {
-                        let below =
-                            lower::child(&parts, &name).context("looking in the layers below for", &at)?;
-                        if let Shown::Directory(parts) = below {
-                            pending.push((at, parts));
-                        }
-                    }
+                    Some(stat) if stat.is_dir() => pending.push(at),
                     Some(_) => {}
                     None => {
                         self.tree.watch(&dir, &at)?;
