@@ -4,10 +4,16 @@
 //! `LARDER_BUILD__MEMORY_BUDGET=64MiB`. Its value is read as TOML, and as a plain string where it is none. Variables
 //! without the double underscore are not configuration.
 
+pub mod api;
 pub mod build;
+pub mod caches;
+pub mod cluster;
 mod layers;
 pub mod log;
 pub mod registry;
+pub mod secrets;
+pub mod state;
+pub mod tenant;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,6 +31,18 @@ const MAX_BYTES: u64 = 1 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Where the daemon keeps what must outlive it.
+    pub state: state::State,
+    /// Where the daemon listens.
+    pub api: api::Api,
+    /// How many image caches there may be.
+    pub caches: caches::Caches,
+    /// Where pull secrets lie.
+    pub secrets: secrets::Secrets,
+    /// Who may use the API.
+    pub tenant: Vec<tenant::Tenant>,
+    /// What builds for which cluster.
+    pub cluster: Vec<cluster::Cluster>,
     /// How registries are reached.
     pub registry: registry::Registry,
     /// How images are built into a volume.
@@ -105,6 +123,11 @@ impl Config {
             layers.lay_variable(&name, &value);
         }
         let (config, mut faults) = layers.finish();
+        config.state.check(&mut faults);
+        config.api.check(&mut faults);
+        config.caches.check(&mut faults);
+        tenant::check(&config.tenant, &mut faults);
+        cluster::check(&config.cluster, &mut faults);
         config.registry.check(&mut faults);
         config.build.check(&mut faults);
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
@@ -155,7 +178,9 @@ mod tests {
         let given: Table = shipped.parse().unwrap();
         let default = Table::try_from(Config::default()).unwrap();
         for (section, keys) in default {
-            for key in keys.as_table().unwrap().keys().filter(|key| *key != "host") {
+            // Tables of which there may be several are shipped as comments.
+            let Some(keys) = keys.as_table() else { continue };
+            for key in keys.keys().filter(|key| *key != "host") {
                 assert!(given[&section].get(key).is_some(), "{section}.{key} is not shipped");
             }
         }

@@ -12,6 +12,7 @@
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
 //! | [`verify`] | proves a sealed volume from its own bytes |
+//! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
 //! | [`telemetry`] | logs |
@@ -24,6 +25,7 @@
 //! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
 
 pub mod build;
+pub mod caches;
 pub mod cli;
 pub mod config;
 pub mod layer;

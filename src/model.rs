@@ -5,6 +5,7 @@ pub mod class;
 pub mod credential;
 pub mod digest;
 pub mod event;
+pub mod image_cache;
 pub mod job;
 pub mod manifest;
 pub mod plan_report;

@@ -1,0 +1,17 @@
+//! The image caches of a daemon: from order to expiry.
+//!
+//! ```text
+//! api ──► service ──► store     records, by compare-and-swap
+//!            │
+//!            ├──► queue ──► runner ──► larder build (a child process)
+//!            ├──► expiry               retention, failed records, what is still in use
+//!            └──► recovery             at start: unfinished builds, unfinished deletions, leftovers
+//! ```
+//!
+//! A cache is three things: the [`record`] that is stored, the volume on disk, and, while it is being built, what is known
+//! of the build (in memory only; a restart asks the volume).
+
+pub mod layout;
+pub mod record;
+pub mod runner;
+pub mod store;

@@ -1,0 +1,205 @@
+//! What is stored of an image cache.
+
+use std::collections::VecDeque;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::model::digest::Digest;
+use crate::model::event::SealedImage;
+use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
+use crate::model::seal::Totals;
+
+/// Most events that a record keeps; the oldest go first.
+pub const MAX_EVENTS: usize = 64;
+/// Most layers whose history a record keeps.
+pub const MAX_LAYERS: usize = 4096;
+
+/// One image cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its identity, for good.
+    pub id: CacheId,
+    /// Whose it is.
+    pub tenant: TenantName,
+    /// What was ordered.
+    pub spec: Spec,
+    /// When.
+    pub created_at: DateTime<Utc>,
+    /// What the tenant is told.
+    pub status: Status,
+    /// Since when.
+    pub status_since: DateTime<Utc>,
+    /// The reason of a failure or of an abnormal state.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub message: Option<String>,
+    /// The sealed volume that is served, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub content: Option<Content>,
+    /// The build that was asked for and has not ended.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub work: Option<Work>,
+    /// Number of the last volume that was begun; the next one gets the next number.
+    pub generation: u32,
+    /// The last events, oldest first.
+    #[serde(default)]
+    pub events: VecDeque<Happened>,
+    /// Number of the last event.
+    #[serde(default)]
+    pub sequence: u64,
+}
+
+/// A build to carry out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// Number of the volume that is filled.
+    pub generation: u32,
+    /// How often a builder was started for it.
+    pub attempts: u32,
+    /// Not before then: the pause before another attempt.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub not_before: Option<DateTime<Utc>>,
+}
+
+/// What a sealed volume holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Content {
+    /// Number of its volume.
+    pub generation: u32,
+    /// When it was sealed.
+    pub sealed_at: DateTime<Utc>,
+    /// Digest of what `cache.json` says.
+    pub digest: Digest,
+    /// Images and what they resolved to.
+    pub images: Vec<SealedImage>,
+    /// Sums over all layers.
+    pub totals: Totals,
+    /// The layers, by what became of them; at most [`MAX_LAYERS`].
+    pub layers: Vec<LayerHistory>,
+}
+
+/// What became of one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerHistory {
+    /// Digest of the blob.
+    pub blob: Digest,
+    /// Images that have it, as given.
+    pub images: Vec<String>,
+    /// Size of the blob, bytes.
+    pub compressed_size: u64,
+    /// Size of the tar, bytes.
+    pub size: u64,
+    /// From the start of its fetch to its commit, milliseconds.
+    pub elapsed_ms: u64,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Where a layer came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Its registry.
+    Fetched,
+    /// An earlier attempt at this volume.
+    Present,
+    /// Another volume of the tenant on this host.
+    Reused,
+}
+
+/// Something that happened to a cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Happened {
+    /// Number within the cache, from 1.
+    pub sequence: u64,
+    /// When.
+    pub time: DateTime<Utc>,
+    /// The status from then on.
+    pub status: Status,
+    /// What happened, for people.
+    pub message: String,
+}
+
+impl Record {
+    /// A cache that has just been ordered.
+    pub fn new(id: CacheId, tenant: TenantName, spec: Spec, now: DateTime<Utc>) -> Self {
+        let mut record = Record {
+            id,
+            tenant,
+            spec,
+            created_at: now,
+            status: Status::Creating,
+            status_since: now,
+            message: None,
+            content: None,
+            work: Some(Work { generation: 1, attempts: 0, not_before: None }),
+            generation: 1,
+            events: VecDeque::new(),
+            sequence: 0,
+        };
+        record.note(now, "ordered");
+        record
+    }
+
+    /// Notes an event under the present status.
+    pub fn note(&mut self, now: DateTime<Utc>, message: impl Into<String>) {
+        self.sequence += 1;
+        let happened =
+            Happened { sequence: self.sequence, time: now, status: self.status, message: message.into() };
+        self.events.push_back(happened);
+        while self.events.len() > MAX_EVENTS {
+            self.events.pop_front();
+        }
+    }
+
+    /// Goes over to another status, which is an event.
+    pub fn turn(&mut self, status: Status, now: DateTime<Utc>, why: impl Into<String>) {
+        self.status = status;
+        self.status_since = now;
+        self.note(now, why);
+    }
+
+    /// GiB that the cache may occupy on this host and that nobody else can have: its size, unless it failed.
+    pub fn reserved_gib(&self) -> u64 {
+        match self.status {
+            Status::Failed => 0,
+            _ => u64::from(self.spec.size_gib),
+        }
+    }
+
+    /// When its retention ends; none is never.
+    pub fn expires_at(&self) -> Option<DateTime<Utc>> {
+        let days = self.spec.retention_days;
+        (days > 0).then(|| self.created_at + chrono::TimeDelta::days(i64::from(days)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_events_stay() {
+        let spec = Spec {
+            name: "web".parse().unwrap(),
+            images: vec!["nginx".parse().unwrap()],
+            size_gib: 20,
+            retention_days: 1,
+            cluster: "c".into(),
+            pull_secrets: Vec::new(),
+        };
+        let now = DateTime::UNIX_EPOCH;
+        let mut record = Record::new(CacheId::random(), "team".parse().unwrap(), spec, now);
+        for number in 0..100 {
+            record.note(now, format!("{number}"));
+        }
+        assert_eq!(record.events.len(), MAX_EVENTS);
+        assert_eq!((record.sequence, record.events.back().unwrap().sequence), (101, 101));
+        assert_eq!(record.expires_at().unwrap().timestamp(), 86_400);
+        assert_eq!(record.reserved_gib(), 20);
+        record.turn(Status::Failed, now, "no such image");
+        assert_eq!(record.reserved_gib(), 0);
+        let json = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&json).unwrap(), record);
+    }
+}

@@ -1,0 +1,152 @@
+//! Where records are kept: compare-and-swap on one record, and nothing else, so that a database on this host and the store
+//! of a cluster can both be one. The same test suite runs on each.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
+
+use super::record::Record;
+use crate::model::class::Class;
+use crate::model::image_cache::{CacheId, CacheName, TenantName};
+
+/// A record and the version it was read at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Grows with every change of this record. Means nothing but equal or not.
+    pub version: u64,
+    /// The record.
+    pub record: Record,
+}
+
+/// What a new record must leave room for; checked in the same step that writes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// Most records of the tenant.
+    pub max_per_tenant: usize,
+    /// GiB that all records of this host may reserve together ([`Record::reserved_gib`]).
+    pub capacity_gib: u64,
+}
+
+/// What a caller names a create by, so that a repeated one gets the first answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The caller's text.
+    pub key: String,
+    /// SHA-256 of the request that it came with.
+    pub request: [u8; 32],
+}
+
+/// What a create gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Created {
+    /// The record was written.
+    New(Stored),
+    /// The key was used for the same request before: the record as it was written then, whatever became of it.
+    Before(Box<Record>),
+}
+
+/// A store of records. Reads see every write that was answered before.
+pub trait Store: fmt::Debug + Send + Sync {
+    /// Writes a new record, if its name is free, the tenant's quota allows and the host has room. The key, if there is one,
+    /// is kept with the answer in the same step, and asked first.
+    fn create(
+        &self,
+        record: Record,
+        admission: Admission,
+        key: Option<IdempotencyKey>,
+    ) -> BoxFuture<'_, Result<Created, StoreError>>;
+
+    /// One record.
+    fn get(&self, id: CacheId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>>;
+
+    /// The records of one tenant, or of all, oldest first.
+    fn list(&self, tenant: Option<TenantName>) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
+
+    /// Writes a record if its version is still the one that was read; gives the new version. Identity, tenant and name of a
+    /// record never change.
+    fn replace(&self, stored: Stored) -> BoxFuture<'_, Result<Stored, StoreError>>;
+
+    /// Removes a record if its version is still the one that was read. Its name is free from then on.
+    fn remove(&self, id: CacheId, version: u64) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Forgets idempotency keys that were used before `time`.
+    fn forget_keys(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// The latest time that was noted, for a clock that steps back between two runs.
+    fn last_time(&self) -> BoxFuture<'_, Result<Option<DateTime<Utc>>, StoreError>>;
+
+    /// Notes the time.
+    fn note_time(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// A store cannot do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The tenant has a record of that name.
+    #[error("the name {0} is taken: delete that image cache, or choose another name")]
+    NameTaken(CacheName),
+    /// The tenant has as many records as it may.
+    #[error("there are {have} image caches and {max} are allowed: delete one, or ask for a higher quota")]
+    Quota {
+        /// Records of the tenant.
+        have: usize,
+        /// Most that are allowed.
+        max: usize,
+    },
+    /// The disk of the host is spoken for.
+    #[error("it needs {need_gib} GiB and {free_gib} GiB of {capacity_gib} GiB are free on this host")]
+    Full {
+        /// What the record asks for.
+        need_gib: u64,
+        /// What is not reserved.
+        free_gib: u64,
+        /// What there is in all.
+        capacity_gib: u64,
+    },
+    /// The key was used for another request.
+    #[error("the Idempotency-Key was used for another request: choose a new one")]
+    KeyReused,
+    /// Somebody changed the record meanwhile; read it again.
+    #[error("the record of image cache {0} has changed meanwhile")]
+    Changed(CacheId),
+    /// There is no such record.
+    #[error("there is no image cache {0}")]
+    Gone(CacheId),
+    /// What is stored is not what was written.
+    #[error("the records at {path} are damaged: {what}; {remedy}")]
+    Corrupt {
+        /// Where they lie.
+        path: String,
+        /// What was found.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The store does not work.
+    #[error("{doing} the records: {reason}")]
+    Failed {
+        /// What was being done.
+        doing: &'static str,
+        /// What went wrong.
+        reason: String,
+        /// Whether the disk is full.
+        full: bool,
+    },
+}
+
+impl StoreError {
+    /// The class that decides status and retry.
+    pub fn class(&self) -> Class {
+        match self {
+            StoreError::NameTaken(_) | StoreError::Changed(_) => Class::Conflict,
+            StoreError::Quota { .. } => Class::Denied,
+            StoreError::Full { .. } => Class::NoSpace,
+            StoreError::KeyReused => Class::Invalid,
+            StoreError::Gone(_) => Class::NotFound,
+            StoreError::Corrupt { .. } => Class::Corrupt,
+            StoreError::Failed { full: true, .. } => Class::Transient,
+            StoreError::Failed { .. } => Class::Internal,
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `[caches]`: how many image caches there may be, and what a builder may take of this host.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Fault, within};
+use crate::model::size::ByteSize;
+
+/// The section.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Caches {
+    /// Most image caches of one tenant; every record counts until it is gone.
+    pub max_per_tenant: usize,
+    /// What all caches may occupy together; 0 is the size of the file system that holds the state directory.
+    pub capacity: ByteSize,
+    /// Builders at once.
+    pub max_concurrent_builds: usize,
+    /// Most builds that wait for their turn, all tenants together.
+    pub queue_length: usize,
+    /// Hours for which the record of a failed cache stays.
+    pub failed_retention_hours: u32,
+    /// Minutes between expiry, when a cache becomes Unavailable, and its deletion.
+    pub expired_grace_minutes: u32,
+    /// Minutes until a builder is given up.
+    pub build_timeout_minutes: u32,
+    /// How often a builder is started again after a failure that a later try may heal.
+    pub build_retries: u32,
+    /// Most memory of one builder, where the daemon may make control groups; 0 is no limit.
+    pub build_memory: ByteSize,
+    /// Share of the processor of one builder (cgroup v2 `cpu.weight`, 1 to 10000), where the daemon may make control groups.
+    pub build_cpu_weight: u32,
+    /// How far builders stand back for other processes (nice(2), 0 to 19).
+    pub build_nice: u8,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Caches {
+            max_per_tenant: 50,
+            capacity: ByteSize(0),
+            max_concurrent_builds: 4,
+            queue_length: 1000,
+            failed_retention_hours: 24,
+            expired_grace_minutes: 60,
+            build_timeout_minutes: 120,
+            build_retries: 5,
+            build_memory: ByteSize(1 << 30),
+            build_cpu_weight: 100,
+            build_nice: 5,
+        }
+    }
+}
+
+impl Caches {
+    pub(super) fn check(&self, faults: &mut Vec<Fault>) {
+        within(faults, "caches.max_per_tenant", self.max_per_tenant, 1..=100_000);
+        within(faults, "caches.max_concurrent_builds", self.max_concurrent_builds, 1..=256);
+        within(faults, "caches.queue_length", self.queue_length, 1..=100_000);
+        within(faults, "caches.failed_retention_hours", self.failed_retention_hours, 0..=8760);
+        within(faults, "caches.expired_grace_minutes", self.expired_grace_minutes, 0..=525_600);
+        within(faults, "caches.build_timeout_minutes", self.build_timeout_minutes, 1..=10_080);
+        within(faults, "caches.build_retries", self.build_retries, 0..=100);
+        within(faults, "caches.build_cpu_weight", self.build_cpu_weight, 1..=10_000);
+        within(faults, "caches.build_nice", self.build_nice, 0..=19);
+        if self.build_memory.0 > 0 {
+            let smallest = ByteSize(64 << 20);
+            within(faults, "caches.build_memory", self.build_memory, smallest..=ByteSize(u64::MAX));
+        }
+    }
+}

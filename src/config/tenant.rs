@@ -1,0 +1,125 @@
+//! `[[tenant]]`: who may use the API, and as whom.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Fault;
+use crate::model::image_cache::TenantName;
+
+/// The tenant that root and the group of the socket are; nobody else can be it.
+pub const ADMIN: &str = "admin";
+
+/// One `[[tenant]]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tenant {
+    /// Its name: an RFC 1123 label.
+    pub name: String,
+    /// SHA-256 of its tokens, hexadecimal.
+    pub token_sha256: Vec<String>,
+    /// Keys with which its requests are signed.
+    pub access_keys: Vec<AccessKey>,
+    /// Pull secrets that it may name: `namespace:name`, `namespace:*` for all of a namespace, `*` for all.
+    pub pull_secrets: Vec<String>,
+}
+
+/// One element of `access_keys`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessKey {
+    /// The public part, in the `Access` of a signed request.
+    pub id: String,
+    /// File with the secret part, or `credential:NAME` for one that systemd loads.
+    pub secret_file: PathBuf,
+}
+
+/// Checks all tenants together: names, tokens and keys are each somebody's alone.
+pub(super) fn check(tenants: &[Tenant], faults: &mut Vec<Fault>) {
+    let mut names = HashSet::new();
+    let mut tokens = HashSet::new();
+    let mut keys = HashSet::new();
+    for (i, tenant) in tenants.iter().enumerate() {
+        let mut fault = |key: String, reason: &str| {
+            faults.push(Fault { key: format!("tenant[{i}].{key}"), reason: reason.to_owned() });
+        };
+        if let Err(e) = tenant.name.parse::<TenantName>() {
+            fault("name".into(), &e.to_string());
+        } else if !names.insert(&tenant.name) {
+            fault("name".into(), "another tenant has it");
+        } else if tenant.name == ADMIN && !(tenant.token_sha256.is_empty() && tenant.access_keys.is_empty()) {
+            fault("name".into(), "admin is who may use the socket: it takes neither tokens nor keys");
+        }
+        for (at, token) in tenant.token_sha256.iter().enumerate() {
+            if token.len() != 64 || !token.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                fault(format!("token_sha256[{at}]"), "want 64 hexadecimal digits in lower case");
+            } else if !tokens.insert(token) {
+                fault(format!("token_sha256[{at}]"), "it stands here twice");
+            }
+        }
+        for (at, key) in tenant.access_keys.iter().enumerate() {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+            if key.id.is_empty() || key.id.len() > 128 || !key.id.bytes().all(plain) {
+                fault(format!("access_keys[{at}].id"), "want 1 to 128 of a-z A-Z 0-9 - _ .");
+            } else if !keys.insert(&key.id) {
+                fault(format!("access_keys[{at}].id"), "it stands here twice");
+            }
+            if key.secret_file.as_os_str().is_empty() {
+                fault(format!("access_keys[{at}].secret_file"), "it is absent");
+            }
+        }
+        for (at, pattern) in tenant.pull_secrets.iter().enumerate() {
+            let fits = pattern == "*"
+                || match pattern.strip_suffix(":*") {
+                    Some(namespace) => namespace.parse::<TenantName>().is_ok(),
+                    None => pattern.parse::<crate::model::pull_secret::PullSecretName>().is_ok(),
+                };
+            if !fits {
+                fault(format!("pull_secrets[{at}]"), "want namespace:name, namespace:* or *");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_is_named() {
+        let token = "a".repeat(64);
+        let tenants = [
+            Tenant { name: "team-a".into(), token_sha256: vec![token.clone()], ..Tenant::default() },
+            Tenant {
+                name: "team-a".into(),
+                token_sha256: vec![token.clone(), "A".repeat(64)],
+                ..Tenant::default()
+            },
+            Tenant {
+                name: "_".into(),
+                access_keys: vec![AccessKey::default()],
+                pull_secrets: vec!["*".into(), "a:*".into(), "a:b".into(), "a*".into(), "*:b".into()],
+                ..Tenant::default()
+            },
+            Tenant { name: ADMIN.into(), token_sha256: vec!["b".repeat(64)], ..Tenant::default() },
+        ];
+        let mut faults = Vec::new();
+        check(&tenants, &mut faults);
+        let keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
+        assert_eq!(
+            keys,
+            [
+                "tenant[1].name",
+                "tenant[1].token_sha256[0]",
+                "tenant[1].token_sha256[1]",
+                "tenant[2].name",
+                "tenant[2].access_keys[0].id",
+                "tenant[2].access_keys[0].secret_file",
+                "tenant[2].pull_secrets[3]",
+                "tenant[2].pull_secrets[4]",
+                "tenant[3].name",
+            ]
+        );
+    }
+}

@@ -1,0 +1,56 @@
+//! The identity of an image cache.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A random UUID (RFC 9562, version 4), chosen by the daemon. Written in lower case with hyphens, so that it is safe as a
+/// file name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CacheId(Uuid);
+
+/// A string is not the ID of an image cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the ID of an image cache: want a UUID")]
+pub struct ParseIdError;
+
+impl CacheId {
+    /// A new ID that nothing has yet.
+    pub fn random() -> Self {
+        CacheId(Uuid::new_v4())
+    }
+}
+
+impl FromStr for CacheId {
+    type Err = ParseIdError;
+
+    /// Takes the form that [`Display`](fmt::Display) writes and no other, so that one cache has one address.
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let id = CacheId(Uuid::try_parse(s).map_err(|_| ParseIdError)?);
+        if id.to_string() == s { Ok(id) } else { Err(ParseIdError) }
+    }
+}
+
+impl fmt::Display for CacheId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_form() {
+        let id = CacheId::random();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let upper = id.to_string().to_uppercase();
+        for bad in ["", "x", upper.as_str(), &id.to_string().replace('-', ""), "../../etc/passwd"] {
+            assert_eq!(bad.parse::<CacheId>(), Err(ParseIdError), "{bad}");
+        }
+    }
+}
