@@ -39,6 +39,7 @@ pub struct IdempotencyKey {
 
 /// What a create gave.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and is moved once")]
 pub enum Created {
     /// The record was written.
     New(Stored),
