@@ -160,7 +160,7 @@ fn a_confined_build_finds_names_and_asks_for_tokens() {
 
 /// A layer that takes seconds at the rate that [`slow`] asks for.
 fn large() -> Image {
-    let layer = Layer::from(LayerBuilder::new().file("large", &random(1, 8 << 20)).gzip());
+    let layer = Layer::from(LayerBuilder::new().file("large", random(1, 8 << 20)).gzip());
     Image::builder(Format::Oci).layer(layer).build()
 }
 
