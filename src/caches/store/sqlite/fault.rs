@@ -48,8 +48,9 @@ fn is_damage(e: &rusqlite::Error) -> bool {
     let value = matches!(
         e,
         Error::FromSqlConversionFailure(..)
-            | Error::InvalidColumnType(..)
             | Error::IntegralValueOutOfRange(..)
+            | Error::InvalidColumnType(..)
+            | Error::Utf8Error(..)
     );
     let code = e.sqlite_error_code();
     value || matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
