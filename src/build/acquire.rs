@@ -47,12 +47,12 @@ pub(super) struct Acquire {
 impl Acquire {
     /// Extracts a layer that `images` need into a staging directory.
     pub(super) async fn layer(&self, change: &Change, images: Vec<String>) -> Result<Ready, Fail> {
-        let result = self.from_anywhere(change, images).await;
+        let result = self.anywhere(change, images).await;
         self.idle.finished();
         result
     }
 
-    async fn from_anywhere(&self, change: &Change, images: Vec<String>) -> Result<Ready, Fail> {
+    async fn anywhere(&self, change: &Change, images: Vec<String>) -> Result<Ready, Fail> {
         let cancelled = || Fail::job(Class::Cancelled, "interrupted");
         let Some((_, blob)) = change.sources.first() else {
             return Err(Fail::job(Class::Internal, "a layer without a source"));
