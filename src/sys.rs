@@ -4,11 +4,13 @@
 //! outside a directory that was opened on purpose can be reached. Names are bytes: Linux knows no encoding.
 
 pub mod atomic;
+pub mod cgroup;
 pub mod dir;
 pub mod lock;
 pub mod privilege;
 pub mod process;
 pub mod remove;
+pub mod signal;
 pub mod space;
 pub mod stat;
 pub mod walk;
