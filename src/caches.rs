@@ -12,6 +12,7 @@
 //! of the build (in memory only; a restart asks the volume).
 
 pub mod layout;
+pub mod pull_secrets;
 pub mod record;
 pub mod runner;
 pub mod store;
