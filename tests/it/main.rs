@@ -16,6 +16,7 @@ mod memory;
 mod oracle;
 mod privileges;
 mod resume;
+mod runner;
 mod secrets;
 mod tamper;
 mod tls;
