@@ -18,6 +18,7 @@ mod oracle;
 mod privileges;
 mod resume;
 mod reuse;
+mod runner;
 mod secrets;
 mod tamper;
 mod tls;
