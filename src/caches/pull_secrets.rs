@@ -20,7 +20,9 @@ pub fn split(patterns: &[String], given: &[String]) -> (Vec<PullSecretName>, Vec
 fn allows(pattern: &str, name: &PullSecretName) -> bool {
     match pattern.split_once(':') {
         None => pattern == "*",
-        Some((namespace, wanted)) => namespace == name.namespace() && (wanted == "*" || wanted == name.name()),
+        Some((namespace, wanted)) => {
+            namespace == name.namespace() && (wanted == "*" || wanted == name.name())
+        }
     }
 }
 
