@@ -34,7 +34,6 @@ mod routes;
 mod sse;
 pub mod wire;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,12 +45,11 @@ use crate::caches::service::Service;
 use crate::config::api::Api as Settings;
 use crate::model::image_cache::TenantName;
 use crate::sys::clock::Clock;
+use crate::telemetry::metrics::Metrics;
 use auth::SharedTenants;
 use caller::Stranger;
 use limit::{Limiter, Shares};
 use listen::Listeners;
-
-pub use observe::Observe;
 
 /// Streams of events that a tenant may hold open at once.
 const STREAMS_PER_TENANT: usize = 32;
@@ -60,7 +58,7 @@ const FAILURES_AT_ONCE: u32 = 32;
 const FAILURES_PER_SECOND: u32 = 4;
 
 /// What the API stands on.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Parts {
     /// The image caches.
     pub service: Service,
@@ -69,13 +67,7 @@ pub struct Parts {
     /// The time, for signed requests.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
-    pub observer: Arc<dyn Observe>,
-}
-
-impl fmt::Debug for Parts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parts").field("service", &self.service).finish_non_exhaustive()
-    }
+    pub metrics: Metrics,
 }
 
 /// The HTTP API of a daemon.

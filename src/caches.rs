@@ -15,6 +15,7 @@ pub mod error;
 pub mod hub;
 pub mod layout;
 pub mod matching;
+mod measured;
 pub mod progress;
 pub mod pull_secrets;
 pub mod queue;

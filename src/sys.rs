@@ -5,6 +5,7 @@
 
 pub mod atomic;
 pub mod clock;
+pub mod confine;
 pub mod dir;
 pub mod lock;
 pub mod privilege;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, MatchedPath, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
@@ -17,7 +17,7 @@ use super::errors::{Code, Problem};
 use super::listen::Peer;
 use super::query::Query;
 use crate::caches::store::IdempotencyKey;
-use crate::model::image_cache::TenantName;
+use crate::model::image_cache::{CacheId, TenantName};
 
 /// What a failed authentication beyond the allowance waits for its answer. Nobody is turned away for it: behind one address
 /// there may be many tenants.
@@ -34,6 +34,7 @@ pub(super) struct Caller {
     pub(super) query: Query,
     method: String,
     path: String,
+    route: String,
     headers: HeaderMap,
     body: Bytes,
 }
@@ -89,6 +90,7 @@ impl FromRequest<Arc<App>> for Caller {
             query,
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
+            route: parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned(),
             headers: parts.headers,
             body: received.bytes,
         })
@@ -150,7 +152,7 @@ async fn verify(
 /// Counts a failed authentication, and slows down whoever has many.
 pub(super) async fn failed(app: &App, peer: &Peer, problem: Problem) -> Problem {
     if problem.code() == Code::Unauthenticated {
-        app.parts.observer.authentication_failed();
+        app.parts.metrics.authentication_failure();
         if app.failures.take(&Stranger::of(peer), Instant::now()).is_err() {
             tokio::time::sleep(GUESSING).await;
         }
@@ -159,6 +161,16 @@ pub(super) async fn failed(app: &App, peer: &Peer, problem: Problem) -> Problem 
 }
 
 impl Caller {
+    /// The cache that the path names. What is no ID is as unknown as an ID that nobody has. The path is taken as it came: an
+    /// escape is part of no ID, so that the path that is routed and the one that is signed cannot mean two caches.
+    pub(super) fn cache(&self) -> Result<CacheId, Problem> {
+        let mut segments = self.route.split('/').zip(self.path.split('/'));
+        let named = segments.find(|(template, _)| *template == "{id}");
+        let id: CacheId = named.and_then(|(_, id)| id.parse().ok()).ok_or_else(Problem::no_such_cache)?;
+        tracing::Span::current().record("cache", tracing::field::display(id));
+        Ok(id)
+    }
+
     /// The body, where it is said to be JSON. Parameters of the type are passed over.
     pub(super) fn json(&self) -> Result<&[u8], Problem> {
         let mut types = self.headers.get_all(header::CONTENT_TYPE).iter();
@@ -213,6 +225,7 @@ mod tests {
             query: Query::default(),
             method: "POST".into(),
             path: "/v5/imagecaches".into(),
+            route: "/v5/imagecaches".into(),
             headers: headers.collect(),
             body: Bytes::from_static(body.as_bytes()),
         }

@@ -55,7 +55,7 @@ pub(super) async fn metrics(
         Err(problem) => Err(problem),
     };
     match allowed {
-        Ok(()) => Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.parts.observer.encode())),
+        Ok(()) => Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.parts.service.measure().await?)),
         Err(problem) => Err(failed(&app, &peer, problem).await),
     }
 }

@@ -1,13 +1,12 @@
 //! What stands around every request: its ID, its line in the log, and the body that nobody read.
 
-use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
@@ -18,7 +17,6 @@ use uuid::Uuid;
 use super::App;
 use super::body::Pending;
 use super::errors::{Logged, Problem};
-use super::routes::no_route;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -26,16 +24,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const UNMATCHED: &str = "unmatched";
 /// Routes that are asked for all the time and say nothing.
 const QUIET: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
-
-/// Who counts requests, and tells all counts.
-pub trait Observe: fmt::Debug + Send + Sync {
-    /// A request to a route (its template, never a path that a client made up) was answered.
-    fn request(&self, route: &str, status: u16, elapsed: Duration);
-    /// A credential was absent or not valid.
-    fn authentication_failed(&self);
-    /// All metrics of the daemon as OpenMetrics text.
-    fn encode(&self) -> String;
-}
 
 /// Gives a request its ID, follows it to its answer, and logs it once.
 pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
@@ -48,20 +36,28 @@ pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let body = Pending::new(std::mem::take(request.body_mut()));
     request.extensions_mut().insert(body.clone());
     let span = tracing::info_span!("request", request = %id, tenant = Empty, cache = Empty);
-    // None of our routes needs an escape. Without them the path that is routed and the path that is signed are one.
-    let plain = !request.uri().path().contains('%');
-    let answer = async { if plain { next.run(request).await } else { no_route().await.into_response() } };
-    let answer = AssertUnwindSafe(answer).catch_unwind().instrument(span.clone()).await;
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
     let mut response =
         answer.unwrap_or_else(|_| Problem::internal("the handler of the request panicked").into_response());
     body.discard().await;
     let elapsed = started.elapsed();
     let status = response.status().as_u16();
-    app.parts.observer.request(&route, status, elapsed);
+    app.parts.metrics.api(counted(&method), &route, status, elapsed);
     let logged = response.extensions_mut().remove::<Logged>();
     span.in_scope(|| log(method.as_str(), &route, status, elapsed, logged));
     dress(&mut response, &id);
     response
+}
+
+/// A method as a label: clients may make up their own.
+fn counted(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
 }
 
 fn dress(response: &mut Response<Body>, id: &str) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
@@ -14,7 +14,6 @@ use super::wire::beyond::{Detailed, Matched, Planned};
 use super::wire::order::Order;
 use super::wire::{ImageCache, Many, One};
 use super::{health, observe, openapi, sse};
-use crate::model::image_cache::CacheId;
 use crate::model::image_cache::spec::MAX_IMAGES;
 use crate::model::reference::ImageReference;
 
@@ -42,19 +41,12 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-pub(super) async fn no_route() -> Problem {
+async fn no_route() -> Problem {
     Problem::new(Code::NoRoute, "there is no such path in this API: see /openapi.json")
 }
 
 async fn no_method() -> Problem {
     Problem::new(Code::Method, "this path has no such method: see Allow")
-}
-
-/// The cache that a path names. What is no ID is as unknown as an ID that nobody has.
-pub(super) fn cache(id: &str) -> Result<CacheId, Problem> {
-    let id = id.parse().map_err(|_| Problem::no_such_cache())?;
-    tracing::Span::current().record("cache", tracing::field::display(id));
-    Ok(id)
 }
 
 /// Orders an image cache. The answer does not wait for the build.
@@ -81,20 +73,16 @@ pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Answer<
 /// Shows an image cache.
 #[utoipa::path(get, path = "/v5/imagecaches/{id}", operation_id = "ShowImageCache", tag = "vendor",
     params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "As it is now", body = One)))]
-pub(super) async fn show(State(app): State<Arc<App>>, Path(id): Path<String>, caller: Caller) -> Answer<One> {
-    let record = app.parts.service.get(&caller.tenant, cache(&id)?).await?;
+pub(super) async fn show(State(app): State<Arc<App>>, caller: Caller) -> Answer<One> {
+    let record = app.parts.service.get(&caller.tenant, caller.cache()?).await?;
     Ok(Json(record.into()))
 }
 
 /// Deletes an image cache. One that is in use is Deleting until it is released.
 #[utoipa::path(delete, path = "/v5/imagecaches/{id}", operation_id = "DeleteImageCache", tag = "vendor",
     params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "On its way out", body = One)))]
-pub(super) async fn remove(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    caller: Caller,
-) -> Accepted<One> {
-    let record = app.parts.service.delete(&caller.tenant, cache(&id)?).await?;
+pub(super) async fn remove(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    let record = app.parts.service.delete(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 
@@ -102,36 +90,24 @@ pub(super) async fn remove(
 #[utoipa::path(get, path = "/larder/v1/caches/{id}", operation_id = "ShowDetails", tag = "larder",
     params(("id" = uuid::Uuid, Path)),
     responses((status = 200, description = "The vendor's object and the details", body = Detailed)))]
-pub(super) async fn details(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    caller: Caller,
-) -> Answer<Detailed> {
-    let (record, details) = app.parts.service.details(&caller.tenant, cache(&id)?).await?;
+pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answer<Detailed> {
+    let (record, details) = app.parts.service.details(&caller.tenant, caller.cache()?).await?;
     Ok(Json(Detailed { image_cache: record.into(), details }))
 }
 
 /// Gives up the build of an image cache, or its refresh.
 #[utoipa::path(post, path = "/larder/v1/caches/{id}/cancel", operation_id = "CancelBuild", tag = "larder",
     params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Given up", body = One)))]
-pub(super) async fn cancel(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    caller: Caller,
-) -> Accepted<One> {
-    let record = app.parts.service.cancel(&caller.tenant, cache(&id)?).await?;
+pub(super) async fn cancel(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    let record = app.parts.service.cancel(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 
 /// Resolves the tags of an image cache again and builds what they stand for now. What is there is served until then.
 #[utoipa::path(post, path = "/larder/v1/caches/{id}/refresh", operation_id = "RefreshImageCache", tag = "larder",
     params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Begun", body = One)))]
-pub(super) async fn refresh(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-    caller: Caller,
-) -> Accepted<One> {
-    let record = app.parts.service.refresh(&caller.tenant, cache(&id)?).await?;
+pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    let record = app.parts.service.refresh(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -17,7 +17,6 @@ use futures_util::{StreamExt as _, stream};
 use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
-use super::routes::cache;
 use crate::caches::hub::Told;
 
 /// How often a quiet stream says that it lives.
@@ -31,10 +30,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
         content_type = "text/event-stream")))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
     caller: Caller,
 ) -> Result<impl IntoResponse, Problem> {
-    let id = cache(&id)?;
+    let id = caller.cache()?;
     let after = caller.last_event()?;
     let share = app.streams.take(&caller.tenant).ok_or_else(|| {
         Problem::new(Code::TooMany, "this tenant follows as many image caches as it may")

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{LayerHistory, MAX_LAYERS, Origin};
 use crate::model::digest::Digest;
 use crate::model::event::{Event, Line};
+use crate::model::job::MAX_IMAGES;
 use crate::model::seal;
 
 /// A build as far as it is known.
@@ -74,15 +75,15 @@ impl Progress {
     /// Takes up what the builder said. It is not trusted: what it says is bounded.
     pub fn take(&mut self, line: &Line) {
         match &line.event {
-            Event::Resolved { reference, manifest, layers, compressed_size, .. } => {
-                if self.images.len() < crate::model::job::MAX_IMAGES {
-                    self.images.push(ImageProgress {
-                        reference: reference.clone(),
-                        manifest: manifest.clone(),
-                        layers: *layers,
-                        compressed_size: *compressed_size,
-                    });
-                }
+            Event::Resolved { reference, manifest, layers, compressed_size, .. }
+                if self.images.len() < MAX_IMAGES =>
+            {
+                self.images.push(ImageProgress {
+                    reference: reference.clone(),
+                    manifest: manifest.clone(),
+                    layers: *layers,
+                    compressed_size: *compressed_size,
+                });
             }
             Event::Planned { fetch_bytes, .. } => self.fetch_bytes = Some(*fetch_bytes),
             Event::LayerStarted { blob, compressed_size, images } => {

@@ -4,6 +4,9 @@ mod build;
 mod details;
 mod janitor;
 mod recovery;
+#[cfg(all(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -37,6 +40,7 @@ use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::sys::clock::Clock;
 use crate::sys::clock::guard::TimeGuard;
+use crate::telemetry::metrics::Metrics;
 
 /// When to ask again while the queue is full.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
@@ -56,6 +60,8 @@ pub struct Parts {
     pub volumes: Volumes,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 #[derive(Debug)]
@@ -64,6 +70,7 @@ struct Inner {
     runner: Arc<dyn Runner>,
     volumes: Arc<Volumes>,
     clock: Arc<dyn Clock>,
+    metrics: Metrics,
     guard: Mutex<TimeGuard>,
     settings: RwLock<Settings>,
     queue: Mutex<Queue>,
@@ -120,6 +127,7 @@ impl Service {
             volumes: Arc::new(parts.volumes),
             guard: Mutex::new(TimeGuard::new(&*parts.clock, last)),
             clock: parts.clock,
+            metrics: parts.metrics,
             settings: RwLock::new(Settings::of(config)),
             queue: Mutex::default(),
             wake: Notify::new(),
@@ -300,19 +308,21 @@ impl Service {
         self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
     }
 
-    /// Builds that wait for their turn.
-    pub fn waiting(&self) -> usize {
-        self.queue().len()
-    }
-
-    /// Builds under way.
-    pub fn building(&self) -> usize {
-        self.live().len()
-    }
-
-    /// All records, for whoever counts them.
-    pub async fn all(&self) -> Result<Vec<Record>, Error> {
-        Ok(self.0.store.list(None).await?.into_iter().map(|stored| stored.record).collect())
+    /// The metrics as they are now.
+    pub async fn measure(&self) -> Result<String, Error> {
+        let metrics = &self.0.metrics;
+        let (waiting, building) = (self.queue().len(), self.live().len());
+        metrics.builds_now(waiting, building);
+        let records: Vec<Record> = self.records().await?.into_values().collect();
+        metrics.caches(|status| records.iter().filter(|record| record.status == status).count());
+        let content = records.iter().filter_map(|record| record.content.as_ref());
+        let reserved: u64 = records.iter().map(Record::reserved_gib).sum();
+        metrics.disk(
+            content.map(|content| content.totals.size).sum(),
+            reserved << 30,
+            self.capacity_gib()? << 30,
+        );
+        Ok(metrics.encode())
     }
 
     /// GiB that all caches may occupy together.
@@ -338,7 +348,7 @@ impl Service {
     async fn room_to_refresh(&self, record: &Record) -> Result<(), Error> {
         let need_gib = u64::from(record.spec.size_gib);
         let capacity_gib = self.capacity_gib()?;
-        let reserved: u64 = self.all().await?.iter().map(Record::reserved_gib).sum();
+        let reserved: u64 = self.records().await?.values().map(Record::reserved_gib).sum();
         let free_gib = capacity_gib.saturating_sub(reserved);
         if need_gib <= free_gib {
             return Ok(());

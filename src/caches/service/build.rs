@@ -1,24 +1,24 @@
 //! From the queue to a sealed volume, or to the reason why there is none.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{Live, Service};
+use crate::caches::measured::Measured;
 use crate::caches::progress::Progress;
 use crate::caches::record::{Content, LayerHistory, Record};
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::StoreError;
 use crate::model::class::Class;
-use crate::model::event::{Outcome, Status as Result_};
+use crate::model::event::{Line, Outcome, Status as BuildStatus};
 use crate::model::image_cache::{CacheId, Status, TenantName};
+use crate::telemetry::metrics::BuildResult;
 
 /// Lines of a builder that wait to be taken up.
 const LINES: usize = 256;
-/// The pause before a second attempt; it doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Longest message of a record, bytes.
@@ -108,6 +108,7 @@ impl Service {
             volume: layout.volume(tenant, &id, work.generation),
             share: layout.tenant(tenant),
         };
+        let start = Instant::now();
         let ended = match self
             .on_disk({
                 let tenant = tenant.clone();
@@ -118,7 +119,9 @@ impl Service {
             Ok(()) => self.run(order, cancel).await,
             Err(e) => Ended::NotStarted(e.to_string()),
         };
-        self.ended(&record, work.generation, work.attempts, ended).await
+        let (pause, result) = self.ended(&record, work.generation, work.attempts, ended).await?;
+        self.0.metrics.build(result, start.elapsed());
+        Ok(pause)
     }
 
     /// Runs the builder, taking up what it says.
@@ -128,29 +131,30 @@ impl Service {
         let running = self.0.runner.build(order, sender, cancel);
         tokio::pin!(running);
         let mut open = true;
+        let mut measured = Measured::default();
         loop {
             tokio::select! {
                 biased;
                 line = lines.recv(), if open => match line {
-                    Some(line) => {
-                        if let Some(live) = self.live().get_mut(&id) {
-                            live.progress.take(&line);
-                        }
-                        self.0.hub.build(id, line);
-                    }
+                    Some(line) => self.take_up(id, &mut measured, line),
                     None => open = false,
                 },
                 ended = &mut running => {
                     while let Ok(line) = lines.try_recv() {
-                        if let Some(live) = self.live().get_mut(&id) {
-                            live.progress.take(&line);
-                        }
-                        self.0.hub.build(id, line);
+                        self.take_up(id, &mut measured, line);
                     }
                     return ended;
                 }
             }
         }
+    }
+
+    fn take_up(&self, id: CacheId, measured: &mut Measured, line: Line) {
+        measured.take(&self.0.metrics, &line);
+        if let Some(live) = self.live().get_mut(&id) {
+            live.progress.take(&line);
+        }
+        self.0.hub.build(id, line);
     }
 
     /// Writes down how an attempt ended.
@@ -160,30 +164,32 @@ impl Service {
         generation: u32,
         attempts: u32,
         ended: Ended,
-    ) -> Result<Option<Duration>, StoreError> {
+    ) -> Result<(Option<Duration>, BuildResult), StoreError> {
         let id = record.id;
         let (class, message) = match ended {
-            Ended::Result(outcome) if outcome.status == Result_::Ok => match outcome.digest.clone() {
+            Ended::Result(outcome) if outcome.status == BuildStatus::Ok => match outcome.digest.clone() {
                 Some(_) => {
                     self.sealed(id, generation, outcome).await?;
-                    return Ok(None);
+                    return Ok((None, BuildResult::Sealed));
                 }
                 None => (Class::Internal, "the builder told no digest of what it sealed".to_owned()),
             },
             Ended::Result(outcome) => (outcome.class.unwrap_or(Class::Internal), explain(&outcome)),
             // Whoever asked has written down why.
-            Ended::Stopped => return Ok(None),
+            Ended::Stopped => return Ok((None, BuildResult::Stopped)),
             Ended::Died(how) => (Class::Internal, how),
             Ended::NotStarted(why) => (Class::Internal, format!("the builder could not be started: {why}")),
         };
         tracing::warn!(cache = %id, tenant = %record.tenant, ?class, attempts, "attempt failed: {message}");
-        let retries = self.settings(|settings| settings.caches.build_retries);
+        let (retries, seconds) = self
+            .settings(|settings| (settings.caches.build_retries, settings.caches.build_retry_pause_seconds));
         let heals = matches!(class, Class::Transient | Class::Internal | Class::Busy);
         if !heals || attempts > retries {
             self.fail(id, generation, class, &message).await?;
-            return Ok(None);
+            return Ok((None, BuildResult::Failed));
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << (attempts.clamp(1, 16) - 1)).min(LONGEST_PAUSE);
+        let first = Duration::from_secs(seconds);
+        let pause = first.saturating_mul(1 << (attempts.clamp(1, 16) - 1)).min(LONGEST_PAUSE);
         let now = self.now();
         let text = format!(
             "attempt {attempts} failed, the next is in {} s: {}",
@@ -195,7 +201,7 @@ impl Service {
             true
         })
         .await?;
-        Ok(Some(pause))
+        Ok((Some(pause), BuildResult::Retried))
     }
 
     async fn sealed(&self, id: CacheId, generation: u32, outcome: Outcome) -> Result<(), StoreError> {
@@ -315,7 +321,10 @@ fn explain(outcome: &Outcome) -> String {
 
 /// At most `limit` bytes of a text, whole characters.
 fn cut(text: &str, limit: usize) -> &str {
-    &text[..text.floor_char_boundary(limit)]
+    match text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= limit).last() {
+        Some(end) => &text[..end],
+        None => "",
+    }
 }
 
 #[cfg(test)]
@@ -332,7 +341,7 @@ mod tests {
             message: message.to_owned(),
         };
         let outcome = Outcome {
-            status: Result_::Failed,
+            status: BuildStatus::Failed,
             exit_code: 64,
             message: "first".into(),
             class: Some(Class::NotFound),

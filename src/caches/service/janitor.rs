@@ -48,7 +48,9 @@ impl Service {
     /// Whether the clock can be believed.
     fn may_expire(&self) -> bool {
         let mut guard = self.0.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        matches!(guard.check(&*self.0.clock), Expiry::Allowed)
+        let held = guard.check(&*self.0.clock) != Expiry::Allowed;
+        self.0.metrics.expiry_held(held);
+        !held
     }
 
     /// What time does to one record.
