@@ -17,5 +17,6 @@ mod oracle;
 mod privileges;
 mod resume;
 mod secrets;
+mod store;
 mod tamper;
 mod tls;
