@@ -169,8 +169,11 @@ fn full(file_system: &FileSystem) {
 
         let store = SqliteStore::open(&path, false).unwrap();
         let mut written = vec![suite::create(&store, suite::record("team", "first", 0)).await];
-        for round in 1..=3 {
+        for round in 1..=6 {
             fill(&filler);
+            // So that it is another piece of a transaction that finds no room.
+            let taken = fs::metadata(&filler).unwrap().len();
+            File::options().write(true).open(&filler).unwrap().set_len(taken - round * 20_480).unwrap();
             let refused = loop {
                 assert!(written.len() < 5000, "the file system never fills up");
                 let number = i64::try_from(written.len()).unwrap();

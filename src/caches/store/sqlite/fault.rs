@@ -37,8 +37,16 @@ impl Fault {
             Fault::Store(e) => e,
             Fault::Damaged(what) => damaged(path, what),
             Fault::Sql(e) if is_damage(&e) => damaged(path, e.to_string()),
-            Fault::Sql(e) => StoreError::Failed { doing, full: is_full(&e), reason: e.to_string() },
+            Fault::Sql(e) => StoreError::Failed { doing, full: is_full(&e), reason: reason(&e) },
         }
+    }
+}
+
+/// SQLite's own text of an I/O error does not say which; that of its extended code does.
+fn reason(e: &rusqlite::Error) -> String {
+    match e.sqlite_error() {
+        Some(error) if error.code == ErrorCode::SystemIoFailure => error.to_string(),
+        _ => e.to_string(),
     }
 }
 

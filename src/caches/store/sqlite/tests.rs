@@ -1,5 +1,7 @@
 //! The suite on SQLite, and what only a file can suffer.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 mod damage;
 
 use std::fs::{self, Permissions};
@@ -251,9 +253,7 @@ async fn look_at_all(
 ) -> Result<Option<Stored>, StoreError> {
     store.list(None).await?;
     store.last_time().await?;
-    let mut db = store.connection.lock().await;
-    let proven = super::rows::prove_all(&mut db);
-    drop(db);
+    let proven = super::rows::prove_all(&*store.connection.lock().await);
     proven.map_err(|fault| fault.into_error(&store.path, "reading"))?;
     store.get(id).await
 }
