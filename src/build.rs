@@ -20,7 +20,7 @@ mod registry;
 mod resolve;
 mod run;
 
-pub use run::{plan, run};
+pub use run::{Prepared, plan, run};
 
 #[cfg(all(test, feature = "testing"))]
 mod tests;

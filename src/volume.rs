@@ -20,6 +20,7 @@ pub mod error;
 pub mod job;
 mod journal;
 pub mod layout;
+pub mod lease;
 mod open;
 pub mod seal;
 pub mod staging;
