@@ -46,7 +46,6 @@ pub struct IdempotencyKey {
 }
 
 /// What a create gave.
-#[expect(clippy::large_enum_variant, reason = "one at a time, moved once; the common answer needs no box")]
 #[derive(Clone, Debug, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "the large one is the common one, and is moved once")]
 pub enum Created {
