@@ -39,6 +39,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
             connections_per_host: 6,
             limit_rate: None,
             docker_configs: Vec::new(),
+            user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
         },

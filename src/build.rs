@@ -23,7 +23,7 @@ mod resolve;
 mod run;
 pub mod share;
 
-pub use run::{plan, run};
+pub use run::{Prepared, plan, run};
 
 #[cfg(all(test, feature = "testing"))]
 mod tests;

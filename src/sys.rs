@@ -4,6 +4,8 @@
 //! outside a directory that was opened on purpose can be reached. Names are bytes: Linux knows no encoding.
 
 pub mod atomic;
+pub mod clock;
+pub mod confine;
 pub mod dir;
 pub mod lock;
 pub mod privilege;

@@ -63,6 +63,8 @@ pub struct RegistryOrder {
     pub limit_rate: Option<u64>,
     /// Directories that hold a docker `config.json`, in the order in which they are tried.
     pub docker_configs: Vec<PathBuf>,
+    /// Whether this user's docker config is tried when none is named.
+    pub user_docker_config: bool,
     /// Directory of secrets as Kubernetes writes them: `<namespace>/<name>/.dockerconfigjson` or `.dockercfg`.
     pub secrets_dir: Option<PathBuf>,
     /// Which of these secrets are tried, in order.

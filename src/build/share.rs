@@ -107,9 +107,16 @@ impl Share {
             let path = dir.display().to_string();
             move |source| Error::Io { doing, path, source }
         };
-        let root = Dir::open(dir).map_err(io("opening"))?;
-        let layers = root.ensure_dir(LAYERS, 0o700).map_err(io("creating layers/ in"))?;
-        let volumes = root.open_dir(VOLUMES).map_err(io("opening volumes/ in"))?;
+        // By their own paths: a builder that is confined cannot open the directory above them.
+        let path = dir.join("layers");
+        let layers = match Dir::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir(&path)
+                .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
+                .and_then(|()| Dir::open(&path)),
+            other => other,
+        };
+        let layers = layers.map_err(io("opening layers/ in"))?;
+        let volumes = Dir::open(&dir.join("volumes")).map_err(io("opening volumes/ in"))?;
         Ok(Share { layers, volumes, own: own.clone() })
     }
 

@@ -118,6 +118,7 @@ pub(super) fn order(
                 .map_or(config.registry.connections_per_host, usize::from),
             limit_rate: args.limit_rate,
             docker_configs: args.docker_configs,
+            user_docker_config: !args.confine,
             secrets_dir: args.secrets,
             pull_secrets,
         },

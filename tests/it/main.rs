@@ -8,6 +8,7 @@
 mod build;
 mod cap;
 mod cli;
+mod confine;
 mod consumers;
 mod faults;
 mod harness;
