@@ -20,7 +20,7 @@ mod patience;
 mod sweep;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use entry::VolumeName;
 pub use sweep::sweep;
@@ -37,6 +37,11 @@ use entry::{Entry, SIZE};
 
 const LAYERS: &[u8] = b"layers";
 const VOLUMES: &[u8] = b"volumes";
+
+/// Where builders say who has which layer of the shared directory `dir`.
+pub fn layers(dir: &Path) -> PathBuf {
+    dir.join("layers")
+}
 
 /// Layers cannot be shared.
 #[derive(Debug, thiserror::Error)]
@@ -107,16 +112,9 @@ impl Share {
             let path = dir.display().to_string();
             move |source| Error::Io { doing, path, source }
         };
-        // By their own paths: a builder that is confined cannot open the directory above them.
-        let path = dir.join("layers");
-        let layers = match Dir::open(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir(&path)
-                .or_else(|e| if e.kind() == std::io::ErrorKind::AlreadyExists { Ok(()) } else { Err(e) })
-                .and_then(|()| Dir::open(&path)),
-            other => other,
-        };
-        let layers = layers.map_err(io("opening layers/ in"))?;
-        let volumes = Dir::open(&dir.join("volumes")).map_err(io("opening volumes/ in"))?;
+        let root = Dir::open(dir).map_err(io("opening"))?;
+        let layers = root.ensure_dir(LAYERS, 0o700).map_err(io("creating layers/ in"))?;
+        let volumes = root.open_dir(VOLUMES).map_err(io("opening volumes/ in"))?;
         Ok(Share { layers, volumes, own: own.clone() })
     }
 

@@ -48,8 +48,8 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let volume = order.volume.clone();
-    let deadline = order.deadline;
     let share = order.share.as_ref().map(|share| share.dir.clone());
+    let deadline = order.deadline;
     let (events, lines) = events::channel();
     let mut runtime = runtime::Builder::new_multi_thread();
     runtime.enable_all();
