@@ -33,11 +33,13 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         rootless: false,
         verify_after: false,
         concurrency: 4,
+        share: None,
         deadline: None,
         registry: RegistryOrder {
             connections_per_host: 6,
             limit_rate: None,
             docker_configs: Vec::new(),
+            user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
         },

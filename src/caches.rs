@@ -11,8 +11,16 @@
 //! A cache is three things: the [`record`] that is stored, the volume on disk, and, while it is being built, what is known
 //! of the build (in memory only; a restart asks the volume).
 
+pub mod error;
+pub mod hub;
 pub mod layout;
+pub mod matching;
+mod measured;
+pub mod progress;
 pub mod pull_secrets;
+pub mod queue;
 pub mod record;
 pub mod runner;
+pub mod service;
 pub mod store;
+pub mod volumes;

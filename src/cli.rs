@@ -6,6 +6,7 @@
 mod args;
 mod build;
 mod config;
+mod confine;
 mod exit;
 mod inspect;
 mod merge;

@@ -5,7 +5,7 @@
 //! | module | what it is for |
 //! |---|---|
 //! | [`model`] | pure types: digest, reference, platform, manifest, chain, job, event, `cache.json` |
-//! | [`sys`] | the only place with system calls: directories by descriptor, attributes, sync, space, privileges |
+//! | [`sys`] | the only place with system calls: directories by descriptor, attributes, sync, space, privileges, confinement |
 //! | [`config`] | `larder.toml`, one section per file; unknown keys refused, all faults told at once |
 //! | [`registry`] | async: hosts and mirrors, authentication, retry, blobs that resume |
 //! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |

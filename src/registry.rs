@@ -20,6 +20,7 @@ pub mod blob;
 mod challenge;
 pub mod error;
 mod fetch;
+mod files;
 pub mod hosts;
 mod rate;
 mod request;
@@ -202,6 +203,14 @@ impl Registry {
         let memory = options.ranges.budget();
         let inner = Inner { options, transport, credentials, observer, sessions: Mutex::default(), memory };
         Ok(Registry { inner: Arc::new(inner) })
+    }
+
+    /// Reads the certificates and keys for `registries` now, for a process that cannot later. What cannot be read is told
+    /// when it is needed.
+    pub fn read_ahead<'a>(&self, registries: impl Iterator<Item = &'a str>) {
+        for tls in registries.flat_map(|registry| self.inner.options.hosts.tls(registry)) {
+            self.inner.transport.read_ahead(tls);
+        }
     }
 
     /// Gets a manifest of at most [`MAX_MANIFEST`] bytes; got by digest, it has that digest.

@@ -5,6 +5,8 @@
 
 pub mod atomic;
 pub mod cgroup;
+pub mod clock;
+pub mod confine;
 pub mod dir;
 pub mod lock;
 pub mod privilege;

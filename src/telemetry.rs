@@ -1,6 +1,7 @@
-//! Logs: lines on standard error, as text or JSON.
+//! Logs and metrics. Logs are lines on standard error, as text or JSON.
 
 mod console;
+pub mod metrics;
 
 use std::str::FromStr;
 

@@ -1,5 +1,6 @@
 //! Feature `testing`: builders of layers and images, a registry that misbehaves on purpose.
 
+pub mod clock;
 pub mod image;
 pub mod layer;
 pub mod registry;

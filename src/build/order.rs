@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
+use super::share::VolumeName;
 use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
@@ -36,10 +37,21 @@ pub struct Order {
     pub verify_after: bool,
     /// Most layers at once.
     pub concurrency: usize,
+    /// With whom layers are shared.
+    pub share: Option<Sharing>,
     /// When the build gives up.
     pub deadline: Option<DateTime<Utc>>,
     /// How registries are asked.
     pub registry: RegistryOrder,
+}
+
+/// A directory of volumes whose layers are reused ([`share`](super::share)).
+#[derive(Clone, Debug)]
+pub struct Sharing {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The volume of this build in it.
+    pub volume: VolumeName,
 }
 
 /// How registries are asked, and as whom.
@@ -51,6 +63,8 @@ pub struct RegistryOrder {
     pub limit_rate: Option<u64>,
     /// Directories that hold a docker `config.json`, in the order in which they are tried.
     pub docker_configs: Vec<PathBuf>,
+    /// Whether this user's docker config is tried when none is named.
+    pub user_docker_config: bool,
     /// Directory of secrets as Kubernetes writes them: `<namespace>/<name>/.dockerconfigjson` or `.dockercfg`.
     pub secrets_dir: Option<PathBuf>,
     /// Which of these secrets are tried, in order.

@@ -25,7 +25,8 @@ use crate::secrets::docker_config::DockerConfig;
 use crate::secrets::keyring::Keyring;
 use crate::secrets::{Secrets, directory};
 
-/// The client, and the pull secrets that gave no credential.
+/// The client, and the pull secrets that gave no credential. All files of the order are read here but docker configs, so
+/// that the process can be confined afterwards.
 pub(super) fn client(
     order: &Order,
     config: &Config,
@@ -33,11 +34,14 @@ pub(super) fn client(
 ) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
     let secrets = secrets(&order.registry);
     let absent = secrets.absent().to_vec();
-    let registry = Registry::new(
-        options(order, &config.registry, config.build.memory_budget.0),
-        Arc::new(FromSecrets(secrets)),
-        Arc::new(ToEvents(events.clone())),
-    );
+    let registries = || order.images.iter().map(|image| image.registry());
+    let mut options = options(order, &config.registry, config.build.memory_budget.0);
+    let credentials = Arc::new(FromSecrets(secrets));
+    let registry = options.hosts.settle(registries()).and_then(|()| {
+        let registry = Registry::new(options, credentials, Arc::new(ToEvents(events.clone())))?;
+        registry.read_ahead(registries());
+        Ok(registry)
+    });
     let registry =
         registry.map_err(|e| vec![Fail::job(e.class(), format!("setting up the registry client: {e}"))])?;
     Ok((registry, absent))
@@ -60,6 +64,7 @@ fn secrets(order: &RegistryOrder) -> Secrets {
         None => Keyring::default(),
     };
     let docker_configs = match &order.docker_configs[..] {
+        [] if !order.user_docker_config => Vec::new(),
         [] => DockerConfig::of_this_user(),
         named => named.iter().map(|dir| DockerConfig::in_directory(dir)).collect(),
     };

@@ -9,11 +9,12 @@ use super::events::Events;
 use super::extraction::Shared;
 use super::failure::Fail;
 use super::layers::{self, Layers};
-use super::order::Order;
+use super::order::{Order, Sharing};
 use super::outcome;
 use super::pipeline::Pipeline;
 use super::registry;
 use super::resolve::{self, Known, NothingKnown, ResolvedImage};
+use super::share::Share;
 use crate::config::Config;
 use crate::layer::overlay::attributes::Rights;
 use crate::model::chain::ChainId;
@@ -27,6 +28,7 @@ use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
+use crate::registry::Registry;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
@@ -35,17 +37,43 @@ use crate::volume::{self, Opened, Volume};
 
 /// Carries out an order. Whatever happens is in the outcome.
 pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
-    let started = Instant::now();
-    events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
-    match build(&order, &config, &events, &cancel).await {
-        Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
-        Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
+    Prepared::new(order, config, events).run(cancel).await
+}
+
+/// An order of which all files beside the volume were read: what follows needs the volume and the network.
+#[derive(Debug)]
+pub struct Prepared {
+    order: Order,
+    config: Config,
+    events: Events,
+    /// A fault is told when the client is needed: a sealed volume needs none.
+    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    started: Instant,
+}
+
+impl Prepared {
+    /// Says that the build starts and reads pull secrets, certificates, keys and what is configured about registries.
+    pub fn new(order: Order, config: Config, events: Events) -> Self {
+        let started = Instant::now();
+        events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
+        let client = registry::client(&order, &config, &events);
+        Prepared { order, config, events, client, started }
+    }
+
+    /// Carries the order out. Whatever happens is in the outcome.
+    pub async fn run(self, cancel: Cancel) -> Outcome {
+        let Prepared { order, config, events, client, started } = self;
+        match build(&order, &config, client, &events, &cancel).await {
+            Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
+            Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
+        }
     }
 }
 
 async fn build(
     order: &Order,
     config: &Config,
+    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<CacheManifest, Vec<Fail>> {
@@ -65,7 +93,7 @@ async fn build(
         }
         Opened::Filling(volume) => Arc::new(*volume),
     };
-    let (registry, absent) = registry::client(order, config, events)?;
+    let (registry, absent) = client?;
     let known = Arc::new(OnVolume::of(&volume)?);
     let resolved = resolve(order, &registry, events, cancel, known).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
@@ -73,6 +101,16 @@ async fn build(
     admit(order, &volume, &images, &layers, events)?;
     keep_documents(&volume, &identity, &images).await?;
 
+    let share = match &order.share {
+        None => None,
+        Some(Sharing { dir, volume }) => {
+            let (dir, volume) = (dir.clone(), volume.clone());
+            let opened = blocking(move || {
+                Share::open(&dir, &volume).map_err(|e| Fail::job(Class::Internal, e.to_string()))
+            });
+            Some(Arc::new(opened.await?))
+        }
+    };
     let pipeline = Pipeline {
         shared: Arc::new(Shared {
             volume: Arc::clone(&volume),
@@ -81,6 +119,7 @@ async fn build(
             tar_split: order.tar_split,
             cancel: cancel.clone(),
         }),
+        share,
         registry,
         events: events.clone(),
         concurrency: order.concurrency,
@@ -164,7 +203,7 @@ async fn open(order: &Order, identity: &Identity) -> Result<Opened, Vec<Fail>> {
 
 async fn resolve(
     order: &Order,
-    registry: &crate::registry::Registry,
+    registry: &Registry,
     events: &Events,
     cancel: &Cancel,
     known: Arc<dyn Known>,

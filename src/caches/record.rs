@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::SealedImage;
 use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
@@ -33,6 +34,9 @@ pub struct Record {
     /// The reason of a failure or of an abnormal state.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message: Option<String>,
+    /// The class of the failure that the message tells, for programs.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub class: Option<Class>,
     /// The sealed volume that is served, if there is one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub content: Option<Content>,
@@ -56,9 +60,9 @@ pub struct Work {
     pub generation: u32,
     /// How often a builder was started for it.
     pub attempts: u32,
-    /// Not before then: the pause before another attempt.
+    /// When the first of them was; the time that the build may take counts from there.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub not_before: Option<DateTime<Utc>>,
+    pub started_at: Option<DateTime<Utc>>,
 }
 
 /// What a sealed volume holds.
@@ -131,8 +135,9 @@ impl Record {
             status: Status::Creating,
             status_since: now,
             message: None,
+            class: None,
             content: None,
-            work: Some(Work { generation: 1, attempts: 0, not_before: None }),
+            work: Some(Work { generation: 1, attempts: 0, started_at: None }),
             generation: 1,
             events: VecDeque::new(),
             sequence: 0,
@@ -159,12 +164,31 @@ impl Record {
         self.note(now, why);
     }
 
-    /// GiB that the cache may occupy on this host and that nobody else can have: its size, unless it failed.
+    /// GiB that the cache may occupy on this host and that nobody else can have: its size for the volume that is served
+    /// and for the one that is filled. A failed cache has neither.
     pub fn reserved_gib(&self) -> u64 {
-        match self.status {
+        let volumes = match self.status {
             Status::Failed => 0,
-            _ => u64::from(self.spec.size_gib),
-        }
+            _ => 1 + u64::from(self.is_refreshing()),
+        };
+        volumes * u64::from(self.spec.size_gib)
+    }
+
+    /// Whether a second volume is being filled beside the one that is served.
+    pub fn is_refreshing(&self) -> bool {
+        self.content.is_some() && self.work.is_some()
+    }
+
+    /// Whether nothing more will happen to it until somebody asks, or time passes.
+    pub fn is_settled(&self) -> bool {
+        self.work.is_none() && !matches!(self.status, Status::Creating | Status::Deleting)
+    }
+
+    /// Whether a volume is the one that is served or the one that is filled.
+    pub fn needs_volume(&self, generation: u32) -> bool {
+        let serves = self.content.as_ref().is_some_and(|content| content.generation == generation);
+        let fills = self.work.as_ref().is_some_and(|work| work.generation == generation);
+        !matches!(self.status, Status::Deleting | Status::Failed) && (serves || fills)
     }
 
     /// When its retention ends; none is never.

@@ -1,6 +1,10 @@
 //! Where records are kept: compare-and-swap on one record, and nothing else, so that a database on this host and the store
 //! of a cluster can both be one. The same test suite runs on each.
 
+pub mod sqlite;
+#[cfg(feature = "testing")]
+pub mod suite;
+
 use std::fmt;
 
 use chrono::{DateTime, Utc};
@@ -9,6 +13,10 @@ use futures_util::future::BoxFuture;
 use super::record::Record;
 use crate::model::class::Class;
 use crate::model::image_cache::{CacheId, CacheName, TenantName};
+
+/// Most idempotency keys that are kept for one tenant; a new one pushes out the oldest, so that a tenant that creates and
+/// removes without end cannot fill the disk with answers.
+pub const MAX_KEYS_PER_TENANT: usize = 1000;
 
 /// A record and the version it was read at.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +47,7 @@ pub struct IdempotencyKey {
 
 /// What a create gave.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "the large one is the common one, and is moved once")]
 pub enum Created {
     /// The record was written.
     New(Stored),
@@ -49,7 +58,8 @@ pub enum Created {
 /// A store of records. Reads see every write that was answered before.
 pub trait Store: fmt::Debug + Send + Sync {
     /// Writes a new record, if its name is free, the tenant's quota allows and the host has room. The key, if there is one,
-    /// is kept with the answer in the same step, and asked first.
+    /// is kept with the answer in the same step, and asked first. Where several things forbid it, the name is told before
+    /// the quota and the quota before the capacity. A refused create leaves no key.
     fn create(
         &self,
         record: Record,
@@ -60,23 +70,23 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// One record.
     fn get(&self, id: CacheId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>>;
 
-    /// The records of one tenant, or of all, oldest first.
+    /// The records of one tenant, or of all, oldest first; those of one moment by ID.
     fn list(&self, tenant: Option<TenantName>) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
 
     /// Writes a record if its version is still the one that was read; gives the new version. Identity, tenant and name of a
-    /// record never change.
+    /// record never change. What the host has room for is not asked again: who lets a record reserve more asks first.
     fn replace(&self, stored: Stored) -> BoxFuture<'_, Result<Stored, StoreError>>;
 
     /// Removes a record if its version is still the one that was read. Its name is free from then on.
     fn remove(&self, id: CacheId, version: u64) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Forgets idempotency keys that were used before `time`.
+    /// Forgets idempotency keys whose record was created before `time`.
     fn forget_keys(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// The latest time that was noted, for a clock that steps back between two runs.
+    /// The time that was noted last, for a clock that steps back between two runs.
     fn last_time(&self) -> BoxFuture<'_, Result<Option<DateTime<Utc>>, StoreError>>;
 
-    /// Notes the time.
+    /// Notes the time, in place of what was noted before: a clock that was wrong once is not believed for ever.
     fn note_time(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
@@ -123,6 +133,16 @@ pub enum StoreError {
         /// What to do.
         remedy: String,
     },
+    /// What lies there is whole and not for us.
+    #[error("the records at {path} cannot be used: {what}; {remedy}")]
+    Foreign {
+        /// Where they lie.
+        path: String,
+        /// What was found.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The store does not work.
     #[error("{doing} the records: {reason}")]
     Failed {
@@ -139,7 +159,7 @@ impl StoreError {
     /// The class that decides status and retry.
     pub fn class(&self) -> Class {
         match self {
-            StoreError::NameTaken(_) | StoreError::Changed(_) => Class::Conflict,
+            StoreError::NameTaken(_) | StoreError::Changed(_) | StoreError::Foreign { .. } => Class::Conflict,
             StoreError::Quota { .. } => Class::Denied,
             StoreError::Full { .. } => Class::NoSpace,
             StoreError::KeyReused => Class::Invalid,

@@ -32,6 +32,7 @@ Examples:
   larder build --volume ./cache --size 4GiB --platform linux/arm64 --limit-rate 20MiB/s nginx:1.27
   larder build --volume ./cache --size 4GiB --secrets ./secrets --pull-secret team-a:registry r.example.com/app:1
   larder build --job - --volume /cache --output json < job.json
+  larder build --share /caches --volume /caches/volumes/web --size 4GiB nginx:1.27
 
 Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
 kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
@@ -152,6 +153,10 @@ pub(super) struct OrderArgs {
     /// Build without the privileges a layer asks for; what cannot be kept is recorded, see inspect
     #[arg(long)]
     pub(super) rootless: bool,
+    /// Reuse layers of the volumes in DIR/volumes, where --volume must lie too; builds with the same DIR that run at the
+    /// same time fetch each layer once (plan ignores it)
+    #[arg(long, value_name = "DIR")]
+    pub(super) share: Option<PathBuf>,
     /// Verify the sealed volume from its own bytes before exiting (plan ignores it)
     #[arg(long)]
     pub(super) verify_after: bool,
@@ -161,6 +166,24 @@ pub(super) struct OrderArgs {
     /// Give up at this time (RFC 3339, as in 2026-11-23T18:00:00Z) with exit 75; the volume stays resumable
     #[arg(long, value_name = "TIME")]
     pub(super) deadline: Option<DateTime<Utc>>,
+    /// Give up what the build does not need before anything of a registry is read (plan ignores it)
+    ///
+    /// Layers are hostile input that is parsed as root. Confined, a fault in a parser reaches one volume and not the
+    /// machine: no new privileges; only the capabilities that extraction needs; Landlock to the volume, the result file,
+    /// and reading of what look-ups of names and certificate authorities open anew; no signals to others; first to go when
+    /// memory runs out. Job, secrets, certs.d and client keys are read before. Docker configs are not used: their helpers
+    /// are programs. A kernel without Landlock (before Linux 5.19) is told as a warning.
+    #[arg(long, conflicts_with = "docker_configs")]
+    pub(super) confine: bool,
+    /// Lower the priority of the build, 0 to 19 as in nice(1) (plan ignores it)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub(super) nice: Option<u8>,
+    /// Be killed when the process that started this one ends (plan ignores it)
+    ///
+    /// For a supervisor: a build that nobody watches is not left behind. Linux ties it to the thread that started this
+    /// process. With PID, the supervisor's, a supervisor that ended before the build began is noticed too.
+    #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true)]
+    pub(super) die_with_parent: Option<Option<u32>>,
 }
 
 #[derive(Debug, Args)]

@@ -1,41 +1,76 @@
 //! `larder build`: one job in, one sealed volume out.
 
+use std::fmt::Display;
 use std::io;
+use std::num::NonZero;
+use std::path::Path;
 use std::thread;
 
-use tokio::runtime::Runtime;
+use chrono::{DateTime, Utc};
+use tokio::runtime::{self, Runtime};
 
 use super::args::{OrderArgs, Output};
 use super::output::json::Json;
 use super::output::terminal::Terminal;
 use super::output::text::Text;
 use super::output::{Renderer, result_file, stdout, summary};
-use super::usage::UsageError;
-use super::{exit, merge, signals};
+use super::{confine, exit, merge, signals};
+use crate::build::Prepared;
 use crate::build::cancel::{Cancel, Reason};
-use crate::build::events::{self, Lines};
-use crate::build::order::Order;
+use crate::build::events::{self, Events, Lines};
 use crate::config::Config;
 use crate::model::class::Class;
 use crate::model::event::{Event, Failure, Outcome, Status};
 use crate::telemetry::Console;
 
+/// Told when confinement is not whole.
+const NO_LANDLOCK: &str = "this kernel has no Landlock (Linux 5.19 or newer, `landlock` in /sys/kernel/security/lsm): \
+     the build gave up privileges, but every file is within its reach";
+
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let output = args.output;
+    let refuse = |result: Option<&Path>, class, message: &dyn Display| {
+        refuse(result, output, class, &message.to_string(), console)
+    };
+    // First of all: reading the job may wait for a supervisor that is no more.
+    if let Err(e) = confine::settle(&args) {
+        return refuse(args.result_file.as_deref(), e.class(), &e);
+    }
     let job = match merge::read_job(&args) {
         Ok(job) => job,
-        Err(error) => return refuse(args.result_file.as_deref(), output, &error, console),
+        Err(e) => return refuse(args.result_file.as_deref(), e.class(), &e),
     };
     let result = merge::result_file(&args, job.as_deref());
+    let confine = args.confine;
     let order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
         Ok(order) => order,
-        Err(error) => return refuse(result.as_deref(), output, &error, console),
+        Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let volume = order.volume.clone();
-    let outcome = match Runtime::new() {
+    let deadline = order.deadline;
+    let (events, lines) = events::channel();
+    let mut runtime = runtime::Builder::new_multi_thread();
+    runtime.enable_all();
+    let prepared = Prepared::new(order, config, events.clone());
+    let _confined = if confine {
+        // The runtime counts processors by files that are out of reach afterwards.
+        runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
+        match confine::enter(&volume, result.as_deref()) {
+            Ok(confined) => {
+                if !confined.landlock {
+                    events.emit(Event::Warning { message: NO_LANDLOCK.to_owned() });
+                }
+                Some(confined)
+            }
+            Err(e) => return refuse(result.as_deref(), e.class(), &e),
+        }
+    } else {
+        None
+    };
+    let outcome = match runtime.build() {
         Ok(runtime) => {
-            let outcome = carry_out(&runtime, order, config, output, console);
+            let outcome = carry_out(&runtime, prepared, deadline, (events, lines), output, console);
             // A request that hangs in a credential helper does not keep a build that is over.
             runtime.shutdown_background();
             outcome
@@ -55,9 +90,15 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     }
 }
 
-fn carry_out(runtime: &Runtime, order: Order, config: Config, output: Output, console: &Console) -> Outcome {
+fn carry_out(
+    runtime: &Runtime,
+    prepared: Prepared,
+    deadline: Option<DateTime<Utc>>,
+    (events, lines): (Events, Lines),
+    output: Output,
+    console: &Console,
+) -> Outcome {
     let cancel = Cancel::new();
-    let (events, lines) = events::channel();
     let renderer: Box<dyn Renderer> = match output {
         Output::Json => Box::new(Json(io::stdout())),
         Output::Text if console.is_terminal() => Box::new(Terminal::new(console.clone())),
@@ -71,10 +112,10 @@ fn carry_out(runtime: &Runtime, order: Order, config: Config, output: Output, co
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             return usage_outcome(Class::Internal, &format!("listening for signals: {e}"));
         }
-        if let Some(deadline) = order.deadline {
+        if let Some(deadline) = deadline {
             signals::arm(deadline, cancel.clone());
         }
-        crate::build::run(order, config, events.clone(), cancel.clone()).await
+        prepared.run(cancel.clone()).await
     }));
     events.emit(Event::Result(outcome.clone()));
     drop(events);
@@ -98,8 +139,8 @@ fn show(lines: Lines, mut renderer: Box<dyn Renderer>, cancel: &Cancel) {
 }
 
 /// Ends a build that never began: told on standard error, to the result file and, for machines, as the last event.
-fn refuse(result: Option<&std::path::Path>, output: Output, error: &UsageError, console: &Console) -> u8 {
-    let outcome = usage_outcome(error.class(), &error.to_string());
+fn refuse(result: Option<&Path>, output: Output, class: Class, message: &str, console: &Console) -> u8 {
+    let outcome = usage_outcome(class, message);
     if let Some(path) = result {
         result_file::write(path, &outcome);
     }
@@ -109,7 +150,7 @@ fn refuse(result: Option<&std::path::Path>, output: Output, error: &UsageError, 
         drop(events);
         show(lines, Box::new(Json(io::stdout())), &Cancel::new());
     }
-    exit::fail(console, error.class(), &error.to_string())
+    exit::fail(console, class, message)
 }
 
 /// Tells the result file of a configuration that cannot be used.

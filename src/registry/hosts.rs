@@ -100,6 +100,27 @@ impl Endpoint {
 }
 
 impl Hosts {
+    /// Reads what the directories say about `registries` and forgets the directories: from now on no file is opened to
+    /// know a host.
+    pub fn settle<'a>(&mut self, registries: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        let directories = std::mem::take(&mut self.certs_d);
+        for registry in registries {
+            if !self.registries.contains_key(registry)
+                && let Some(host) = certs_d::load(&directories, registry)?
+            {
+                self.registries.insert(registry.to_owned(), host);
+            }
+        }
+        Ok(())
+    }
+
+    /// How TLS is spoken with the hosts that answer for `registry`.
+    pub(crate) fn tls(&self, registry: &str) -> impl Iterator<Item = &Tls> {
+        let host = self.registries.get(registry).into_iter();
+        host.flat_map(|host| host.mirrors.iter().map(|mirror| &mirror.server).chain([&host.server]))
+            .map(|server| &server.tls)
+    }
+
     /// The endpoints of `repository` in `registry` in the order to ask; the upstream is last and always there.
     pub(crate) fn endpoints(
         &self,

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::address::{self, AddressRefused, CheckedResolver, Zone};
 use super::error::{Error, Fault, printable};
+use super::files::Files;
 use super::hosts::Tls;
 use super::rate::Rate;
 
@@ -88,6 +89,7 @@ pub(crate) struct Transport {
     rate: Option<Arc<Rate>>,
     per_host: usize,
     proxies: Arc<HashSet<String>>,
+    files: Files,
     clients: Mutex<HashMap<Kind, Client>>,
     permits: Mutex<HashMap<Origin, Arc<Semaphore>>>,
 }
@@ -101,8 +103,17 @@ impl Transport {
             rate: limit_rate.map(|rate| Arc::new(Rate::new(rate))),
             per_host: per_host.clamp(1, Semaphore::MAX_PERMITS),
             proxies: Arc::new(address::proxy_hosts(|name| std::env::var(name).ok())),
+            files: Files::default(),
             clients: Mutex::default(),
             permits: Mutex::default(),
+        }
+    }
+
+    /// Reads the files that `tls` names, as far as they can be read.
+    pub(crate) fn read_ahead(&self, tls: &Tls) {
+        let client = tls.client.iter().flat_map(|(certificate, key)| [certificate, key]);
+        for file in tls.ca.iter().chain(client) {
+            let _ = self.files.read(file);
         }
     }
 
@@ -166,15 +177,15 @@ impl Transport {
         } else {
             let mut authorities = Vec::new();
             for file in &tls.ca {
-                let parsed = Certificate::from_pem_bundle(&read(file)?);
+                let parsed = Certificate::from_pem_bundle(&self.files.read(file)?);
                 authorities.extend(parsed.map_err(|_| malformed(file))?);
             }
             builder = builder.tls_certs_merge(authorities).tls_danger_accept_invalid_certs(tls.skip_verify);
             if let Some((certificate, key)) = &tls.client {
-                let mut pem = read(certificate)?;
+                let mut pem = self.files.read(certificate)?.to_vec();
                 if key != certificate {
                     pem.push(b'\n');
-                    pem.extend(read(key)?);
+                    pem.extend_from_slice(&self.files.read(key)?);
                 }
                 builder = builder.identity(Identity::from_pem(&pem).map_err(|_| malformed(certificate))?);
             }
@@ -183,10 +194,6 @@ impl Transport {
             .build()
             .map_err(|e| Error::Setup(format!("{}; are certificate authorities installed?", chain(&e))))
     }
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(file).map_err(|e| Error::Setup(format!("reading {}: {e}", file.display())))
 }
 
 fn malformed(file: &Path) -> Error {

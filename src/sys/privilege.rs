@@ -29,7 +29,7 @@ impl Capability {
     ];
 
     /// Bit in the capability sets (linux/capability.h).
-    fn bit(self) -> u32 {
+    pub(super) fn bit(self) -> u32 {
         match self {
             Capability::Chown => 0,
             Capability::DacOverride => 1,

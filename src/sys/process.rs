@@ -5,6 +5,7 @@ use std::io;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{getegid, geteuid};
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setpriority_process};
 
 /// Modes of new inodes are exactly what is asked for from now on.
 pub fn clear_umask() {
@@ -25,4 +26,36 @@ pub fn ids() -> (u32, u32) {
 /// A name of this boot (random(4), boot_id): another value means that the machine went down in between.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Has the kernel kill this process when its parent ends; false if the parent is gone already. `parent` is its process ID,
+/// where the parent told it: only then is it known that the present parent is the one that started us, and not whoever
+/// inherits orphans.
+///
+/// The kernel means the parent's THREAD that made this process (PR_SET_PDEATHSIG(2const)): it must live as long as this
+/// process is to live.
+pub fn die_with_parent(parent: Option<u32>) -> io::Result<bool> {
+    let id = |pid: Option<Pid>| pid.map_or(0, |pid| pid.as_raw_nonzero().get());
+    let before = id(getppid());
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // A parent that ended before the call sends no signal.
+    let now = id(getppid());
+    Ok(now == before && parent.is_none_or(|parent| i64::from(parent) == i64::from(now)))
+}
+
+/// Lowers the priority to `nice` (0 to 19, nice(1)) for the calling thread and those it makes from now on: on Linux it
+/// belongs to the thread (setpriority(2)).
+pub fn be_nice(nice: u8) -> io::Result<()> {
+    Ok(setpriority_process(None, i32::from(nice))?)
+}
+
+/// Has the kernel take this process before others when memory is short: raises its score to `score`, of 1000
+/// (proc_pid_oom_score_adj(5)). A score that is higher already stays.
+pub fn offer_to_oom_killer(score: i32) -> io::Result<()> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let now = std::fs::read_to_string(FILE)?;
+    if now.trim().parse().is_ok_and(|now: i32| now >= score) {
+        return Ok(());
+    }
+    std::fs::write(FILE, score.to_string())
 }

@@ -42,6 +42,12 @@ pub fn free(dir: &Dir) -> io::Result<u64> {
     Ok(facts.blocks_available() * facts.fragment_size())
 }
 
+/// Bytes that the file system that holds `dir` has in all (statvfs(3), `f_blocks`).
+pub fn total(dir: &Dir) -> io::Result<u64> {
+    let facts = fstatvfs(dir)?;
+    Ok(facts.blocks() * facts.fragment_size())
+}
+
 /// Allocates `len` bytes of a file from `offset` on without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file
 /// systems that cannot are left as they are.
 pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {

@@ -6,6 +6,8 @@ use crate::model::chain::ChainId;
 pub const LARDER: &[u8] = b".larder";
 /// Held for the life of a builder.
 pub const LOCK: &[u8] = b"lock";
+/// Held by those who read the volume, and alone by who removes it ([`lease`](super::lease)).
+pub const USE: &[u8] = b"use";
 /// The job and what its references were resolved to.
 pub const JOB: &[u8] = b"job.json";
 /// What is committed and what is durable.

@@ -8,6 +8,7 @@
 mod build;
 mod cap;
 mod cli;
+mod confine;
 mod consumers;
 mod faults;
 mod harness;
@@ -16,6 +17,7 @@ mod memory;
 mod oracle;
 mod privileges;
 mod resume;
+mod reuse;
 mod runner;
 mod secrets;
 mod tamper;

@@ -13,12 +13,12 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 const NEEDS: &[Need] = &[Need::Program("docker-registry"), Need::Program("openssl")];
 
 /// An authority, and certificates that it signed.
-struct Authority {
+pub(crate) struct Authority {
     dir: PathBuf,
 }
 
 impl Authority {
-    fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         let subject = ["-subj", "/CN=larder test authority"];
         let key = [
             "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", "ca.key", "-out",
@@ -28,7 +28,7 @@ impl Authority {
         Authority { dir: dir.to_owned() }
     }
 
-    fn sign(&self, name: &str, extension: &str) {
+    pub(crate) fn sign(&self, name: &str, extension: &str) {
         let request = format!("{name}.csr");
         let key = format!("{name}.key");
         let new = [

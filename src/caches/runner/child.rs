@@ -190,7 +190,8 @@ impl ChildRunner {
             Ok(ready) => ready,
             Err(why) => return Ended::NotStarted(why),
         };
-        let command = command::build(&self.settings, &ready.work, &order.volume);
+        let command =
+            command::build(&self.settings, &ready.work, &order.volume, &order.share, self.caches.build_nice);
         let (process, stdout) = match Process::start(command, ready.cgroup).await {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),

@@ -37,10 +37,14 @@ pub(super) fn environment(all: impl IntoIterator<Item = (OsString, OsString)>) -
     all.into_iter().filter(|(name, _)| PASSED.iter().any(|passed| name == passed)).collect()
 }
 
-/// `larder build`, with the job on standard input.
-pub(super) fn build(settings: &Settings, work: &Work, volume: &Path) -> Command {
+/// `larder build`, with the job on standard input: confined, sharing layers with the tenant's other volumes, and not
+/// left behind by a daemon that dies.
+pub(super) fn build(settings: &Settings, work: &Work, volume: &Path, share: &Path, nice: u8) -> Command {
     let mut command = larder("build", settings, work);
-    command.arg("--volume").arg(volume);
+    command
+        .args([OsStr::new("--volume"), volume.as_os_str(), OsStr::new("--share"), share.as_os_str()])
+        .args(["--confine", "--nice", &nice.to_string()])
+        .arg(format!("--die-with-parent={}", std::process::id()));
     command
 }
 

@@ -1,0 +1,88 @@
+//! Why the daemon does not do what a tenant asked.
+
+use std::time::Duration;
+
+use super::store::StoreError;
+use crate::model::class::Class;
+use crate::model::event::Failure;
+use crate::model::image_cache::spec::SpecError;
+use crate::model::image_cache::{CacheId, Status};
+
+/// A request cannot be met.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A field of the order is out of its limits.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The configuration has no cluster of this UID.
+    #[error("building_config.cluster: there is no cluster {0:?} here")]
+    UnknownCluster(String),
+    /// The tenant has no such cache; whether somebody else has is not told.
+    #[error("there is no image cache {0}")]
+    NotFound(CacheId),
+    /// Too many builds wait.
+    #[error("{waiting} builds wait already: try again in {} seconds", retry_after.as_secs())]
+    QueueFull {
+        /// Builds that wait.
+        waiting: usize,
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// Nothing is being built.
+    #[error("image cache {id} is {status} and nothing is being built for it: there is nothing to cancel")]
+    NotCancellable {
+        /// The cache.
+        id: CacheId,
+        /// What it is.
+        status: Status,
+    },
+    /// Only what is there can be made anew.
+    #[error("image cache {id} is {status}{}: only an Available one can be refreshed", if *busy { " and being refreshed" } else { "" })]
+    NotRefreshable {
+        /// The cache.
+        id: CacheId,
+        /// What it is.
+        status: Status,
+        /// Whether a refresh is under way.
+        busy: bool,
+    },
+    /// A refresh holds the old and the new volume for a while.
+    #[error(
+        "a refresh needs {need_gib} GiB beside the present volume, and {free_gib} GiB of {capacity_gib} GiB are free on this host"
+    )]
+    NoRoomToRefresh {
+        /// The size of the cache.
+        need_gib: u64,
+        /// What is not reserved.
+        free_gib: u64,
+        /// What there is in all.
+        capacity_gib: u64,
+    },
+    /// The images cannot be resolved.
+    #[error("{}", .0.first().map_or("the images cannot be resolved", |first| first.message.as_str()))]
+    Plan(Vec<Failure>),
+    /// The daemon is on its way out.
+    #[error("the daemon is stopping: try again in a moment")]
+    Stopping,
+    /// The records say no.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Error {
+    /// The class that decides status and retry.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Spec(_) | Error::UnknownCluster(_) => Class::Invalid,
+            Error::NotFound(_) => Class::NotFound,
+            Error::QueueFull { .. } => Class::Busy,
+            Error::NotCancellable { .. } | Error::NotRefreshable { .. } => Class::Conflict,
+            Error::NoRoomToRefresh { .. } => Class::NoSpace,
+            Error::Plan(failures) => {
+                Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal)
+            }
+            Error::Stopping => Class::Transient,
+            Error::Store(e) => e.class(),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! How far a build is: a fold over what the builder says.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::record::{LayerHistory, MAX_LAYERS, Origin};
+use crate::model::digest::Digest;
+use crate::model::event::{Event, Line};
+use crate::model::job::MAX_IMAGES;
+use crate::model::seal;
+
+/// A build as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Images that are resolved, in the order in which they were.
+    pub images: Vec<ImageProgress>,
+    /// Layers that were begun, in that order.
+    pub layers: Vec<LayerProgress>,
+    /// Bytes to fetch, once the plan stands.
+    pub fetch_bytes: Option<u64>,
+    at: HashMap<Digest, usize>,
+}
+
+/// One image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageProgress {
+    /// The reference as given.
+    pub reference: String,
+    /// The manifest it stands for.
+    pub manifest: Digest,
+    /// Its layers.
+    pub layers: usize,
+    /// Their compressed size, bytes.
+    pub compressed_size: u64,
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LayerProgress {
+    /// Digest of the blob.
+    pub blob: Digest,
+    /// Images that have it, as given.
+    pub images: Vec<String>,
+    /// Size of the blob, bytes.
+    pub compressed_size: u64,
+    /// Size of the tar, bytes; 0 until it is known.
+    pub size: u64,
+    /// Bytes of the blob received.
+    pub received: u64,
+    /// Bytes of content written.
+    pub written: u64,
+    /// How far it is.
+    pub state: LayerState,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// When it was begun.
+    pub started_at: DateTime<Utc>,
+    /// Until it was done, or until now; milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// How far a layer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerState {
+    /// It is being fetched and extracted.
+    Running,
+    /// It is on the volume.
+    Committed,
+}
+
+impl Progress {
+    /// Takes up what the builder said. It is not trusted: what it says is bounded.
+    pub fn take(&mut self, line: &Line) {
+        match &line.event {
+            Event::Resolved { reference, manifest, layers, compressed_size, .. }
+                if self.images.len() < MAX_IMAGES =>
+            {
+                self.images.push(ImageProgress {
+                    reference: reference.clone(),
+                    manifest: manifest.clone(),
+                    layers: *layers,
+                    compressed_size: *compressed_size,
+                });
+            }
+            Event::Planned { fetch_bytes, .. } => self.fetch_bytes = Some(*fetch_bytes),
+            Event::LayerStarted { blob, compressed_size, images, .. } => {
+                let layer = self.layer(blob, line.time);
+                if let Some(layer) = layer {
+                    (layer.compressed_size, layer.images) = (*compressed_size, images.clone());
+                }
+            }
+            Event::LayerProgress { blob, received, written } => {
+                if let Some(layer) = self.layer(blob, line.time) {
+                    (layer.received, layer.written) = (*received, *written);
+                    layer.elapsed_ms = since(layer.started_at, line.time);
+                }
+            }
+            Event::LayerCommitted { blob, size, .. } => {
+                if let Some(layer) = self.layer(blob, line.time) {
+                    layer.size = *size;
+                    layer.received = layer.compressed_size;
+                    layer.elapsed_ms = since(layer.started_at, line.time);
+                    layer.state = LayerState::Committed;
+                }
+            }
+            Event::LayerPresent { blob, .. } => {
+                if let Some(layer) = self.layer(blob, line.time) {
+                    layer.state = LayerState::Committed;
+                    layer.origin = Origin::Present;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What is kept of it when the volume is sealed: the layers that `sealed` names, each blob once.
+    pub fn history(&self, sealed: &seal::Content) -> Vec<LayerHistory> {
+        let mut at: HashMap<&Digest, usize> = HashMap::new();
+        let mut layers: Vec<LayerHistory> = Vec::new();
+        for layer in &sealed.layers {
+            if layers.len() == MAX_LAYERS {
+                break;
+            }
+            let known = self.at.get(&layer.blob).and_then(|at| self.layers.get(*at));
+            let at = *at.entry(&layer.blob).or_insert_with(|| {
+                layers.push(LayerHistory {
+                    blob: layer.blob.clone(),
+                    images: Vec::new(),
+                    compressed_size: layer.compressed_size,
+                    size: layer.size,
+                    elapsed_ms: known.map_or(0, |known| known.elapsed_ms),
+                    origin: known.map_or(Origin::Present, |known| known.origin.clone()),
+                });
+                layers.len() - 1
+            });
+            for image in sealed.images.iter().filter(|image| image.chain.contains(&layer.chain_id)) {
+                if !layers[at].images.contains(&image.reference) {
+                    layers[at].images.push(image.reference.clone());
+                }
+            }
+        }
+        layers
+    }
+
+    fn layer(&mut self, blob: &Digest, now: DateTime<Utc>) -> Option<&mut LayerProgress> {
+        if let Some(at) = self.at.get(blob) {
+            return self.layers.get_mut(*at);
+        }
+        if self.layers.len() == MAX_LAYERS {
+            return None;
+        }
+        self.at.insert(blob.clone(), self.layers.len());
+        self.layers.push(LayerProgress {
+            blob: blob.clone(),
+            images: Vec::new(),
+            compressed_size: 0,
+            size: 0,
+            received: 0,
+            written: 0,
+            state: LayerState::Running,
+            origin: Origin::Fetched,
+            started_at: now,
+            elapsed_ms: 0,
+        });
+        self.layers.last_mut()
+    }
+}
+
+fn since(start: DateTime<Utc>, now: DateTime<Utc>) -> u64 {
+    u64::try_from((now - start).num_milliseconds()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::chain::ChainId;
+
+    #[test]
+    fn a_layer_from_start_to_commit() {
+        let blob = Digest::sha256(b"blob");
+        let start = DateTime::UNIX_EPOCH;
+        let line = |ms: i64, event| Line { v: 1, time: start + chrono::TimeDelta::milliseconds(ms), event };
+        let mut progress = Progress::default();
+        let images = vec!["app:1".to_owned()];
+        progress.take(&line(
+            0,
+            Event::LayerStarted { blob: blob.clone(), compressed_size: 10, images, from: None },
+        ));
+        progress.take(&line(500, Event::LayerProgress { blob: blob.clone(), received: 4, written: 9 }));
+        assert_eq!((progress.layers[0].received, progress.layers[0].elapsed_ms), (4, 500));
+        assert_eq!(progress.layers[0].state, LayerState::Running);
+        let json = serde_json::json!({
+            "v": 1, "time": "1970-01-01T00:00:01.500Z", "event": "layer_committed", "blob": blob,
+            "diff_id": blob, "chain_id": ChainId::chain(std::slice::from_ref(&blob))[0], "size": 30, "entries": 3,
+        });
+        progress.take(&serde_json::from_value(json).unwrap());
+        assert_eq!((progress.layers[0].elapsed_ms, progress.layers[0].size), (1500, 30));
+        assert_eq!(progress.layers[0].state, LayerState::Committed);
+    }
+}

@@ -1,0 +1,95 @@
+//! Whose build is next: tenants take turns, and within a tenant the first comes first.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::model::image_cache::{CacheId, TenantName};
+
+/// A queue that no tenant can fill for the others' turns. It holds identities only; what is to be done is in the records.
+#[derive(Debug, Default)]
+pub struct Queue {
+    /// Tenants with something waiting, whose turn it is first.
+    turns: VecDeque<TenantName>,
+    waiting: HashMap<TenantName, VecDeque<CacheId>>,
+}
+
+impl Queue {
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.values().map(VecDeque::len).sum()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Puts a cache at the end of its tenant's line; one that waits already keeps its place.
+    pub fn push(&mut self, tenant: &TenantName, id: CacheId) {
+        let line = self.waiting.entry(tenant.clone()).or_default();
+        if line.is_empty() {
+            self.turns.push_back(tenant.clone());
+        }
+        if !line.contains(&id) {
+            line.push_back(id);
+        }
+    }
+
+    /// Takes the next one.
+    pub fn pop(&mut self) -> Option<(TenantName, CacheId)> {
+        let tenant = self.turns.pop_front()?;
+        let line = self.waiting.get_mut(&tenant)?;
+        let id = line.pop_front()?;
+        if line.is_empty() {
+            self.waiting.remove(&tenant);
+        } else {
+            self.turns.push_back(tenant.clone());
+        }
+        Some((tenant, id))
+    }
+
+    /// Takes a cache out wherever it stands.
+    pub fn remove(&mut self, tenant: &TenantName, id: CacheId) {
+        let Some(line) = self.waiting.get_mut(tenant) else { return };
+        line.retain(|other| *other != id);
+        if line.is_empty() {
+            self.waiting.remove(tenant);
+            self.turns.retain(|other| other != tenant);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_take_turns() {
+        let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let ids: Vec<CacheId> = (0..6).map(|_| CacheId::random()).collect();
+        let mut queue = Queue::default();
+        for id in &ids[..4] {
+            queue.push(&a, *id);
+        }
+        queue.push(&a, ids[0]);
+        queue.push(&b, ids[4]);
+        queue.push(&b, ids[5]);
+        assert_eq!(queue.len(), 6);
+        queue.remove(&a, ids[1]);
+        let order: Vec<CacheId> = std::iter::from_fn(|| queue.pop()).map(|(_, id)| id).collect();
+        assert_eq!(order, [ids[0], ids[4], ids[2], ids[5], ids[3]]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn whoever_leaves_loses_the_turn() {
+        let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let (one, two) = (CacheId::random(), CacheId::random());
+        let mut queue = Queue::default();
+        queue.push(&a, one);
+        queue.push(&b, two);
+        queue.remove(&a, one);
+        queue.remove(&a, one);
+        assert_eq!(queue.pop(), Some((b, two)));
+        assert_eq!(queue.pop(), None);
+    }
+}

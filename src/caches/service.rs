@@ -1,0 +1,470 @@
+//! What tenants ask for, answered from the records. Nothing here waits for a build.
+
+mod build;
+mod details;
+mod janitor;
+mod recovery;
+#[cfg(all(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use details::{Details, ImageDetails, LayerDetails};
+
+use super::error::Error;
+use super::hub::{Hub, Watch};
+use super::matching::{self, Found};
+use super::progress::Progress;
+use super::pull_secrets;
+use super::queue::Queue;
+use super::record::{Record, Work};
+use super::runner::Runner;
+use super::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
+use super::volumes::{StateError, Volumes};
+use crate::config::Config;
+use crate::config::tenant::ADMIN;
+use crate::model::class::Class;
+use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
+use crate::model::job::Job;
+use crate::model::plan_report::PlanReport;
+use crate::model::pull_secret::PullSecretName;
+use crate::model::reference::ImageReference;
+use crate::sys::clock::Clock;
+use crate::sys::clock::guard::TimeGuard;
+use crate::telemetry::metrics::Metrics;
+
+/// When to ask again while the queue is full.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// The image caches of this host. Clones are handles to the same.
+#[derive(Clone, Debug)]
+pub struct Service(Arc<Inner>);
+
+/// What a service stands on.
+#[derive(Debug)]
+pub struct Parts {
+    /// The records.
+    pub store: Arc<dyn Store>,
+    /// What starts builders.
+    pub runner: Arc<dyn Runner>,
+    /// Volumes on disk.
+    pub volumes: Volumes,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    runner: Arc<dyn Runner>,
+    volumes: Arc<Volumes>,
+    clock: Arc<dyn Clock>,
+    metrics: Metrics,
+    guard: Mutex<TimeGuard>,
+    settings: RwLock<Settings>,
+    queue: Mutex<Queue>,
+    wake: Notify,
+    sweep: Notify,
+    live: Mutex<HashMap<CacheId, Live>>,
+    hub: Hub,
+    /// Held while room for a volume is looked for and taken.
+    admission: tokio::sync::Mutex<()>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// A build under way.
+#[derive(Debug, Default)]
+struct Live {
+    cancel: CancellationToken,
+    progress: Progress,
+}
+
+/// What the configuration says; replaced as a whole when it is read again.
+struct Settings {
+    caches: crate::config::caches::Caches,
+    clusters: Vec<String>,
+    secrets: HashMap<TenantName, Vec<String>>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    fn of(config: &Config) -> Self {
+        let everything = (ADMIN.parse::<TenantName>(), vec!["*".to_owned()]);
+        let tenants = config.tenant.iter().map(|tenant| (tenant.name.parse(), tenant.pull_secrets.clone()));
+        let secrets = [everything].into_iter().chain(tenants);
+        Settings {
+            caches: config.caches.clone(),
+            clusters: config.cluster.iter().map(|cluster| cluster.uid.clone()).collect(),
+            secrets: secrets.filter_map(|(name, patterns)| Some((name.ok()?, patterns))).collect(),
+        }
+    }
+}
+
+impl Service {
+    /// Takes up the records, settles what a crash left, and goes to work. Needs a runtime of tokio.
+    pub async fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
+        let last = parts.store.last_time().await?;
+        let service = Service(Arc::new(Inner {
+            store: parts.store,
+            runner: parts.runner,
+            volumes: Arc::new(parts.volumes),
+            guard: Mutex::new(TimeGuard::new(&*parts.clock, last)),
+            clock: parts.clock,
+            metrics: parts.metrics,
+            settings: RwLock::new(Settings::of(config)),
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            sweep: Notify::new(),
+            live: Mutex::default(),
+            hub: Hub::default(),
+            admission: tokio::sync::Mutex::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }));
+        service.recover().await?;
+        let builds = config.caches.max_concurrent_builds;
+        service.0.tasks.spawn(service.clone().schedule(builds));
+        service.0.tasks.spawn(service.clone().keep_house());
+        Ok(service)
+    }
+
+    /// Takes up a configuration that was read again: quotas, clusters, pull secrets, times. The number of builders is as it was
+    /// at the start.
+    pub fn reload(&self, config: &Config) {
+        *self.0.settings.write().unwrap_or_else(PoisonError::into_inner) = Settings::of(config);
+        self.0.sweep.notify_one();
+    }
+
+    /// Whether requests are answered: from the start until [`stop`](Service::stop).
+    pub fn ready(&self) -> bool {
+        !self.0.stop.is_cancelled()
+    }
+
+    /// Stops: builders leave volumes that the next start goes on with. Resolves when all is still.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        for live in self.live().values() {
+            live.cancel.cancel();
+        }
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    /// Orders an image cache. The record is as it was first answered where the key was used before.
+    pub async fn create(
+        &self,
+        tenant: &TenantName,
+        spec: Spec,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Record, Error> {
+        self.check(&spec)?;
+        let (max_per_tenant, queue_length) =
+            self.settings(|settings| (settings.caches.max_per_tenant, settings.caches.queue_length));
+        let waiting = self.queue().len();
+        if waiting >= queue_length {
+            return Err(Error::QueueFull { waiting, retry_after: RETRY_AFTER });
+        }
+        let _one_at_a_time = self.0.admission.lock().await;
+        let admission = Admission { max_per_tenant, capacity_gib: self.capacity_gib()? };
+        let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
+        match self.0.store.create(record, admission, key).await? {
+            Created::New(Stored { record, .. }) => {
+                tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, "ordered");
+                self.enqueue(tenant, record.id);
+                Ok(record)
+            }
+            Created::Before(record) => Ok(*record),
+        }
+    }
+
+    /// The caches of a tenant, oldest first; with a name, the one of that name.
+    pub async fn list(&self, tenant: &TenantName, name: Option<&str>) -> Result<Vec<Record>, Error> {
+        let records = self.0.store.list(Some(tenant.clone())).await?.into_iter().map(|stored| stored.record);
+        Ok(records.filter(|record| name.is_none_or(|name| record.spec.name.as_str() == name)).collect())
+    }
+
+    /// One cache.
+    pub async fn get(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        Ok(self.stored(tenant, id).await?.record)
+    }
+
+    /// Lets a cache go. It is Deleting until its build has stopped and nobody uses its volume any more.
+    pub async fn delete(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        self.stored(tenant, id).await?;
+        let now = self.now();
+        let deleted = self.change(id, |record| {
+            if record.status == Status::Deleting {
+                return false;
+            }
+            record.message = None;
+            record.turn(Status::Deleting, now, "deletion was asked for");
+            true
+        });
+        let record = deleted.await?.ok_or(Error::NotFound(id))?;
+        self.queue().remove(tenant, id);
+        self.interrupt(id);
+        self.0.sweep.notify_one();
+        Ok(record)
+    }
+
+    /// Gives up the build of a cache, or its refresh.
+    pub async fn cancel(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let before = self.get(tenant, id).await?;
+        let now = self.now();
+        let cancelled = self.change(id, |record| {
+            if record.work.is_none() || record.status == Status::Deleting {
+                return false;
+            }
+            build::give_up(record, now, Class::Cancelled, "cancelled by request");
+            true
+        });
+        let record = cancelled.await?.ok_or(Error::NotFound(id))?;
+        if before.work.is_none() || before.status == Status::Deleting {
+            return Err(Error::NotCancellable { id, status: record.status });
+        }
+        self.queue().remove(tenant, id);
+        self.interrupt(id);
+        self.0.sweep.notify_one();
+        Ok(record)
+    }
+
+    /// Resolves the tags of a cache again and builds what they stand for now beside the present volume, which is served
+    /// until the new one takes its place.
+    pub async fn refresh(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let _one_at_a_time = self.0.admission.lock().await;
+        let before = self.get(tenant, id).await?;
+        let refuse = |record: &Record| Error::NotRefreshable {
+            id,
+            status: record.status,
+            busy: record.is_refreshing(),
+        };
+        if before.status != Status::Available || before.is_refreshing() {
+            return Err(refuse(&before));
+        }
+        self.room_to_refresh(&before).await?;
+        let now = self.now();
+        let begun = self.change(id, |record| {
+            if record.status != Status::Available || record.work.is_some() {
+                return false;
+            }
+            record.generation += 1;
+            record.work = Some(Work { generation: record.generation, attempts: 0, started_at: None });
+            record.message = None;
+            record.note(now, "a refresh was asked for");
+            true
+        });
+        let record = begun.await?.ok_or(Error::NotFound(id))?;
+        if !record.is_refreshing() {
+            return Err(refuse(&record));
+        }
+        self.enqueue(tenant, id);
+        Ok(record)
+    }
+
+    /// What is known of a cache beyond what the vendor tells.
+    pub async fn details(&self, tenant: &TenantName, id: CacheId) -> Result<(Record, Details), Error> {
+        let record = self.get(tenant, id).await?;
+        let details = match self.live().get(&id) {
+            Some(live) => Details::of(&record, Some(&live.progress)),
+            None => Details::of(&record, None),
+        };
+        Ok((record, details))
+    }
+
+    /// Follows a cache from the event after number `after` on.
+    pub async fn watch(&self, tenant: &TenantName, id: CacheId, after: u64) -> Result<Watch, Error> {
+        let listening = self.0.hub.subscribe(id);
+        let record = self.get(tenant, id).await?;
+        Ok(listening.from(&record, after))
+    }
+
+    /// The cache that serves a workload best.
+    pub async fn find(&self, tenant: &TenantName, images: &[ImageReference]) -> Result<Option<Found>, Error> {
+        Ok(matching::best(self.list(tenant, None).await?, images))
+    }
+
+    /// Says what a create would fetch and whether it fits; nothing is kept.
+    pub async fn plan(&self, tenant: &TenantName, spec: Spec) -> Result<PlanReport, Error> {
+        self.check(&spec)?;
+        let (usable, unusable) = self.secrets(tenant, &spec);
+        let job = self.job(&spec, usable, None);
+        self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
+    }
+
+    /// The metrics as they are now.
+    pub async fn measure(&self) -> Result<String, Error> {
+        let metrics = &self.0.metrics;
+        let (waiting, building) = (self.queue().len(), self.live().len());
+        metrics.builds_now(waiting, building);
+        let records: Vec<Record> = self.records().await?.into_values().collect();
+        metrics.caches(|status| records.iter().filter(|record| record.status == status).count());
+        let content = records.iter().filter_map(|record| record.content.as_ref());
+        let reserved: u64 = records.iter().map(Record::reserved_gib).sum();
+        metrics.disk(
+            content.map(|content| content.totals.size).sum(),
+            reserved << 30,
+            self.capacity_gib()? << 30,
+        );
+        Ok(metrics.encode())
+    }
+
+    /// GiB that all caches may occupy together.
+    pub fn capacity_gib(&self) -> Result<u64, Error> {
+        let configured = self.settings(|settings| settings.caches.capacity.0);
+        if configured > 0 {
+            return Ok(configured >> 30);
+        }
+        self.0.volumes.capacity_gib().map_err(|e| Error::Store(state_failed(&e)))
+    }
+
+    fn check(&self, spec: &Spec) -> Result<(), Error> {
+        if !self.ready() {
+            return Err(Error::Stopping);
+        }
+        spec.check()?;
+        let known = self
+            .settings(|settings| settings.clusters.is_empty() || settings.clusters.contains(&spec.cluster));
+        if known { Ok(()) } else { Err(Error::UnknownCluster(spec.cluster.clone())) }
+    }
+
+    /// A refresh holds two volumes until the new one is in its place.
+    async fn room_to_refresh(&self, record: &Record) -> Result<(), Error> {
+        let need_gib = u64::from(record.spec.size_gib);
+        let capacity_gib = self.capacity_gib()?;
+        let reserved: u64 = self.records().await?.values().map(Record::reserved_gib).sum();
+        let free_gib = capacity_gib.saturating_sub(reserved);
+        if need_gib <= free_gib {
+            return Ok(());
+        }
+        Err(Error::NoRoomToRefresh { need_gib, free_gib, capacity_gib })
+    }
+
+    /// Pull secrets of an order that its tenant may use, and the others.
+    fn secrets(&self, tenant: &TenantName, spec: &Spec) -> (Vec<PullSecretName>, Vec<String>) {
+        let patterns = self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default());
+        pull_secrets::split(&patterns, &spec.pull_secrets)
+    }
+
+    fn job(&self, spec: &Spec, pull_secrets: Vec<PullSecretName>, deadline: Option<DateTime<Utc>>) -> Job {
+        Job {
+            version: crate::model::job::VERSION,
+            images: spec.images.clone(),
+            size: Some(spec.size()),
+            sizing: None,
+            platform: None,
+            volume_kind: None,
+            layer_format: None,
+            pull_secrets,
+            deadline,
+            result_file: None,
+            tar_split: None,
+        }
+    }
+
+    /// A record of the tenant. Those of others are not there.
+    async fn stored(&self, tenant: &TenantName, id: CacheId) -> Result<Stored, Error> {
+        let stored = self.0.store.get(id).await?;
+        stored.filter(|stored| stored.record.tenant == *tenant).ok_or(Error::NotFound(id))
+    }
+
+    /// Changes a record, however often somebody else is faster. `edit` says whether there is anything to change. Gives the
+    /// record as it is then; none where it is gone.
+    async fn change(
+        &self,
+        id: CacheId,
+        mut edit: impl FnMut(&mut Record) -> bool,
+    ) -> Result<Option<Record>, StoreError> {
+        loop {
+            let Some(mut stored) = self.0.store.get(id).await? else { return Ok(None) };
+            let sequence = stored.record.sequence;
+            if !edit(&mut stored.record) {
+                return Ok(Some(stored.record));
+            }
+            match self.0.store.replace(stored).await {
+                Ok(Stored { record, .. }) => {
+                    self.0.hub.changed(&record, sequence);
+                    return Ok(Some(record));
+                }
+                Err(StoreError::Changed(_)) => {}
+                Err(StoreError::Gone(_)) => return Ok(None),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn enqueue(&self, tenant: &TenantName, id: CacheId) {
+        self.queue().push(tenant, id);
+        self.0.wake.notify_one();
+    }
+
+    /// Asks the builder of a cache to stop, if there is one.
+    fn interrupt(&self, id: CacheId) {
+        if let Some(live) = self.live().get(&id) {
+            live.cancel.cancel();
+        }
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.0.clock.now()
+    }
+
+    fn settings<T>(&self, read: impl FnOnce(&Settings) -> T) -> T {
+        read(&self.0.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<CacheId, Live>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs something that waits for the disk off the runtime's threads.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Volumes) -> Result<T, StateError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let volumes = Arc::clone(&self.0.volumes);
+        match tokio::task::spawn_blocking(move || work(&volumes)).await {
+            Ok(done) => done.map_err(|e| state_failed(&e)),
+            Err(e) => Err(StoreError::Failed {
+                doing: "working on the volumes behind",
+                reason: e.to_string(),
+                full: false,
+            }),
+        }
+    }
+}
+
+/// A daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The records cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+fn state_failed(error: &StateError) -> StoreError {
+    StoreError::Failed { doing: "working on the volumes behind", reason: error.to_string(), full: false }
+}

@@ -1,0 +1,363 @@
+//! From the queue to a sealed volume, or to the reason why there is none.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::{Live, Service};
+use crate::caches::measured::Measured;
+use crate::caches::progress::Progress;
+use crate::caches::record::{Content, LayerHistory, Record};
+use crate::caches::runner::{BuildOrder, Ended};
+use crate::caches::store::StoreError;
+use crate::model::class::Class;
+use crate::model::event::{Line, Outcome, Status as BuildStatus};
+use crate::model::image_cache::{CacheId, Status, TenantName};
+use crate::telemetry::metrics::BuildResult;
+
+/// Lines of a builder that wait to be taken up.
+const LINES: usize = 256;
+/// The longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Longest message of a record, bytes.
+const MAX_MESSAGE: usize = 4096;
+
+impl Service {
+    /// Gives every free builder the next in the queue, until the daemon stops.
+    pub(super) async fn schedule(self, builders: usize) {
+        let slots = Arc::new(Semaphore::new(builders));
+        loop {
+            let slot = tokio::select! {
+                slot = Arc::clone(&slots).acquire_owned() => slot,
+                () = self.0.stop.cancelled() => return,
+            };
+            let Ok(slot) = slot else { return };
+            let (tenant, id) = loop {
+                // Waiting begins before looking, so that nothing slips in between.
+                let woken = self.0.wake.notified();
+                if let Some(next) = self.queue().pop() {
+                    break next;
+                }
+                tokio::select! {
+                    () = woken => {}
+                    () = self.0.stop.cancelled() => return,
+                }
+            };
+            self.0.tasks.spawn(self.clone().build(tenant, id, slot));
+        }
+    }
+
+    /// One attempt at one cache.
+    async fn build(self, tenant: TenantName, id: CacheId, slot: OwnedSemaphorePermit) {
+        let cancel = self.0.stop.child_token();
+        // Known before the record says so: who deletes or cancels from now on reaches this attempt.
+        self.live().insert(id, Live { cancel: cancel.clone(), ..Live::default() });
+        let pause = match self.attempt(&tenant, id, cancel).await {
+            Ok(pause) => pause,
+            Err(error) => {
+                tracing::error!(cache = %id, tenant = %tenant, %error, "a build was put off: its record cannot be written");
+                Some(LONGEST_PAUSE)
+            }
+        };
+        self.live().remove(&id);
+        drop(slot);
+        self.0.sweep.notify_one();
+        let Some(pause) = pause else { return };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => self.enqueue(&tenant, id),
+            () = self.0.stop.cancelled() => {}
+        }
+    }
+
+    /// Runs a builder and writes down how it ended. Gives the pause before the next attempt, if there is to be one.
+    async fn attempt(
+        &self,
+        tenant: &TenantName,
+        id: CacheId,
+        cancel: tokio_util::sync::CancellationToken,
+    ) -> Result<Option<Duration>, StoreError> {
+        let now = self.now();
+        let mut begun = false;
+        let record = self.change(id, |record| {
+            begun = record.status != Status::Deleting && record.work.is_some();
+            let Some(work) = record.work.as_mut().filter(|_| begun) else { return false };
+            work.attempts += 1;
+            work.started_at.get_or_insert(now);
+            let attempt = work.attempts;
+            record.note(now, format!("attempt {attempt} began"));
+            true
+        });
+        let Some(record) = record.await?.filter(|_| begun) else { return Ok(None) };
+        let Some(work) = record.work.clone() else { return Ok(None) };
+        let minutes = self.settings(|settings| settings.caches.build_timeout_minutes);
+        let deadline = work.started_at.unwrap_or(now) + TimeDelta::minutes(i64::from(minutes));
+        if now >= deadline {
+            let message = format!("it was not built within {minutes} minutes");
+            self.fail(id, work.generation, Class::Busy, &message).await?;
+            return Ok(None);
+        }
+        let (usable, unusable_secrets) = self.secrets(tenant, &record.spec);
+        let layout = self.0.volumes.layout();
+        let order = BuildOrder {
+            tenant: tenant.clone(),
+            id,
+            job: self.job(&record.spec, usable, Some(deadline)),
+            unusable_secrets,
+            volume: layout.volume(tenant, &id, work.generation),
+            share: layout.tenant(tenant),
+        };
+        let start = Instant::now();
+        let ended = match self
+            .on_disk({
+                let tenant = tenant.clone();
+                move |volumes| volumes.prepare(&tenant)
+            })
+            .await
+        {
+            Ok(()) => self.run(order, cancel).await,
+            Err(e) => Ended::NotStarted(e.to_string()),
+        };
+        let (pause, result) = self.ended(&record, work.generation, work.attempts, ended).await?;
+        self.0.metrics.build(result, start.elapsed());
+        Ok(pause)
+    }
+
+    /// Runs the builder, taking up what it says.
+    async fn run(&self, order: BuildOrder, cancel: tokio_util::sync::CancellationToken) -> Ended {
+        let id = order.id;
+        let (sender, mut lines) = mpsc::channel(LINES);
+        let running = self.0.runner.build(order, sender, cancel);
+        tokio::pin!(running);
+        let mut open = true;
+        let mut measured = Measured::default();
+        loop {
+            tokio::select! {
+                biased;
+                line = lines.recv(), if open => match line {
+                    Some(line) => self.take_up(id, &mut measured, line),
+                    None => open = false,
+                },
+                ended = &mut running => {
+                    while let Ok(line) = lines.try_recv() {
+                        self.take_up(id, &mut measured, line);
+                    }
+                    return ended;
+                }
+            }
+        }
+    }
+
+    fn take_up(&self, id: CacheId, measured: &mut Measured, line: Line) {
+        measured.take(&self.0.metrics, &line);
+        if let Some(live) = self.live().get_mut(&id) {
+            live.progress.take(&line);
+        }
+        self.0.hub.build(id, line);
+    }
+
+    /// Writes down how an attempt ended.
+    async fn ended(
+        &self,
+        record: &Record,
+        generation: u32,
+        attempts: u32,
+        ended: Ended,
+    ) -> Result<(Option<Duration>, BuildResult), StoreError> {
+        let id = record.id;
+        let (class, message) = match ended {
+            Ended::Result(outcome) if outcome.status == BuildStatus::Ok => match outcome.digest.clone() {
+                Some(_) => {
+                    self.sealed(id, generation, outcome).await?;
+                    return Ok((None, BuildResult::Sealed));
+                }
+                None => (Class::Internal, "the builder told no digest of what it sealed".to_owned()),
+            },
+            Ended::Result(outcome) => (outcome.class.unwrap_or(Class::Internal), explain(&outcome)),
+            // Whoever asked has written down why.
+            Ended::Stopped => return Ok((None, BuildResult::Stopped)),
+            Ended::Died(how) => (Class::Internal, how),
+            Ended::NotStarted(why) => (Class::Internal, format!("the builder could not be started: {why}")),
+        };
+        tracing::warn!(cache = %id, tenant = %record.tenant, ?class, attempts, "attempt failed: {message}");
+        let (retries, seconds) = self
+            .settings(|settings| (settings.caches.build_retries, settings.caches.build_retry_pause_seconds));
+        let heals = matches!(class, Class::Transient | Class::Internal | Class::Busy);
+        if !heals || attempts > retries {
+            self.fail(id, generation, class, &message).await?;
+            return Ok((None, BuildResult::Failed));
+        }
+        let first = Duration::from_secs(seconds);
+        let pause = first.saturating_mul(1 << (attempts.clamp(1, 16) - 1)).min(LONGEST_PAUSE);
+        let now = self.now();
+        let text = format!(
+            "attempt {attempts} failed, the next is in {} s: {}",
+            pause.as_secs(),
+            cut(&message, 512)
+        );
+        self.change(id, |record| {
+            record.note(now, text.clone());
+            true
+        })
+        .await?;
+        Ok((Some(pause), BuildResult::Retried))
+    }
+
+    async fn sealed(&self, id: CacheId, generation: u32, outcome: Outcome) -> Result<(), StoreError> {
+        let progress = self.live().get(&id).map(|live| live.progress.clone()).unwrap_or_default();
+        let layers = self.history(id, generation, &progress).await?;
+        let now = self.now();
+        let Some(digest) = outcome.digest else { return Ok(()) };
+        let content = Content {
+            generation,
+            sealed_at: now,
+            digest,
+            images: outcome.images,
+            totals: outcome.totals.unwrap_or_default(),
+            layers,
+        };
+        let mut told = None;
+        self.change(id, |record| {
+            // Deleted, cancelled or begun anew meanwhile: the volume is nobody's, and is swept.
+            let ours = record.work.as_ref().is_some_and(|work| work.generation == generation);
+            if !ours || record.status == Status::Deleting {
+                return false;
+            }
+            let refreshed = record.content.is_some();
+            record.content = Some(content.clone());
+            record.work = None;
+            record.message = None;
+            record.class = None;
+            let what = if refreshed { "refreshed" } else { "sealed" };
+            record.turn(Status::Available, now, format!("{what}: {}", content.digest));
+            told = Some(what);
+            true
+        })
+        .await?;
+        if let Some(what) = told {
+            let bytes = content.totals.compressed_size;
+            tracing::info!(cache = %id, digest = %content.digest, bytes, "{what}");
+        }
+        Ok(())
+    }
+
+    /// The layers as the sealed volume names them, with what is known of how they came there.
+    async fn history(
+        &self,
+        id: CacheId,
+        generation: u32,
+        progress: &Progress,
+    ) -> Result<Vec<LayerHistory>, StoreError> {
+        let Some(stored) = self.0.store.get(id).await? else { return Ok(Vec::new()) };
+        let path = self.0.volumes.layout().volume(&stored.record.tenant, &id, generation);
+        let read = tokio::task::spawn_blocking(move || crate::volume::seal::read(&path)).await;
+        match read {
+            Ok(Ok(sealed)) => Ok(progress.history(&sealed.content)),
+            Ok(Err(error)) => {
+                tracing::warn!(cache = %id, %error, "the layers of a sealed volume cannot be told");
+                Ok(Vec::new())
+            }
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
+    async fn fail(
+        &self,
+        id: CacheId,
+        generation: u32,
+        class: Class,
+        message: &str,
+    ) -> Result<(), StoreError> {
+        let now = self.now();
+        self.change(id, |record| {
+            let ours = record.work.as_ref().is_some_and(|work| work.generation == generation);
+            if !ours || record.status == Status::Deleting {
+                return false;
+            }
+            give_up(record, now, class, message);
+            true
+        })
+        .await?;
+        Ok(())
+    }
+}
+
+/// Ends the work on a record without a result: a new cache has failed, a refreshed one stays what it was.
+pub(super) fn give_up(record: &mut Record, now: DateTime<Utc>, class: Class, message: &str) {
+    record.work = None;
+    if record.content.is_some() {
+        let message = format!("the refresh failed: {message}");
+        record.message = Some(cut(&message, MAX_MESSAGE).to_owned());
+        record.note(now, cut(&message, 512));
+        return;
+    }
+    record.class = Some(class);
+    record.message = Some(cut(message, MAX_MESSAGE).to_owned());
+    record.turn(Status::Failed, now, cut(message, 512));
+}
+
+/// Which images, and why.
+fn explain(outcome: &Outcome) -> String {
+    let mut parts = Vec::new();
+    for failure in &outcome.failures {
+        let unnamed: Vec<&str> = failure
+            .images
+            .iter()
+            .map(String::as_str)
+            .filter(|image| !failure.message.contains(image))
+            .collect();
+        let part = match unnamed.as_slice() {
+            [] => failure.message.clone(),
+            images => format!("{}: {}", images.join(", "), failure.message),
+        };
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    let text = if parts.is_empty() { outcome.message.clone() } else { parts.join("; ") };
+    cut(&text, MAX_MESSAGE).to_owned()
+}
+
+/// At most `limit` bytes of a text, whole characters.
+fn cut(text: &str, limit: usize) -> &str {
+    match text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= limit).last() {
+        Some(end) => &text[..end],
+        None => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::event::Failure;
+
+    #[test]
+    fn a_failure_names_its_images() {
+        let failure = |images: &[&str], message: &str| Failure {
+            class: Class::NotFound,
+            images: images.iter().map(|image| (*image).to_owned()).collect(),
+            layer: None,
+            message: message.to_owned(),
+        };
+        let outcome = Outcome {
+            status: BuildStatus::Failed,
+            exit_code: 64,
+            message: "first".into(),
+            class: Some(Class::NotFound),
+            failures: vec![
+                failure(&["a:1", "b:1"], "no such tag"),
+                failure(&["c:1"], "c:1 is not there"),
+                failure(&["c:1"], "c:1 is not there"),
+            ],
+            images: Vec::new(),
+            digest: None,
+            totals: None,
+            elapsed_ms: 0,
+            truncated: false,
+        };
+        assert_eq!(explain(&outcome), "a:1, b:1: no such tag; c:1 is not there");
+        assert_eq!(explain(&Outcome { failures: Vec::new(), ..outcome }), "first");
+        assert_eq!(cut("aé", 2), "a");
+    }
+}

@@ -1,0 +1,161 @@
+//! What is told of a cache beyond the vendor's object.
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::caches::progress::{LayerState, Progress};
+use crate::caches::record::{Happened, Origin, Record};
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::seal::Totals;
+
+/// The details of a cache: of its build while there is one, else of its content.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Details {
+    /// Digest of what `cache.json` on the served volume says.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub digest: Option<Digest>,
+    /// When that volume was sealed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub sealed_at: Option<DateTime<Utc>>,
+    /// When the retention ends.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub expires_at: Option<DateTime<Utc>>,
+    /// The class of the failure that the message tells.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub class: Option<Class>,
+    /// Whether a new volume is being filled beside the one that is served.
+    pub refreshing: bool,
+    /// Builders started for the present work.
+    pub attempts: u32,
+    /// Bytes that the build fetches, once its plan stands.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fetch_bytes: Option<u64>,
+    /// The images, as far as they are resolved.
+    pub images: Vec<ImageDetails>,
+    /// The layers, as far as they were begun.
+    pub layers: Vec<LayerDetails>,
+    /// Sums over the served volume.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub totals: Option<Totals>,
+    /// The last events, oldest first.
+    pub events: Vec<Happened>,
+}
+
+/// One image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDetails {
+    /// The reference as given.
+    pub reference: String,
+    /// The manifest it stands for.
+    pub manifest: Digest,
+    /// Layers begun or done.
+    pub layers: usize,
+    /// Of these, done.
+    pub layers_done: usize,
+    /// Compressed size of these layers, bytes.
+    pub compressed_size: u64,
+    /// Bytes of them that came from a registry so far.
+    pub received: u64,
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerDetails {
+    /// Digest of the blob.
+    pub blob: Digest,
+    /// Images that have it, as given.
+    pub images: Vec<String>,
+    /// Size of the blob, bytes.
+    pub compressed_size: u64,
+    /// Size of the tar, bytes; 0 until it is known.
+    pub size: u64,
+    /// Bytes of the blob received.
+    pub received: u64,
+    /// How far it is.
+    pub state: LayerState,
+    /// Where it came from.
+    pub origin: Origin,
+    /// From the start of its fetch until it was done, or until now; milliseconds.
+    pub elapsed_ms: u64,
+}
+
+impl Details {
+    pub(super) fn of(record: &Record, live: Option<&Progress>) -> Self {
+        let content = record.content.as_ref();
+        let layers: Vec<LayerDetails> = match (live, content) {
+            (Some(progress), _) => progress.layers.iter().map(running).collect(),
+            (None, Some(content)) => content.layers.iter().map(done).collect(),
+            (None, None) => Vec::new(),
+        };
+        let resolved: Vec<(String, Digest)> = match (live, content) {
+            (Some(progress), _) => {
+                let images = progress.images.iter();
+                images.map(|image| (image.reference.clone(), image.manifest.clone())).collect()
+            }
+            (None, Some(content)) => {
+                let images = content.images.iter();
+                images.map(|image| (image.reference.clone(), image.manifest.clone())).collect()
+            }
+            (None, None) => Vec::new(),
+        };
+        Details {
+            digest: content.map(|content| content.digest.clone()),
+            sealed_at: content.map(|content| content.sealed_at),
+            expires_at: record.expires_at(),
+            class: record.class,
+            refreshing: record.is_refreshing(),
+            attempts: record.work.as_ref().map_or(0, |work| work.attempts),
+            fetch_bytes: live.and_then(|progress| progress.fetch_bytes),
+            images: resolved
+                .into_iter()
+                .map(|(reference, manifest)| image(reference, manifest, &layers))
+                .collect(),
+            layers,
+            totals: content.map(|content| content.totals),
+            events: record.events.iter().cloned().collect(),
+        }
+    }
+}
+
+fn image(reference: String, manifest: Digest, layers: &[LayerDetails]) -> ImageDetails {
+    let of_it: Vec<&LayerDetails> = layers.iter().filter(|layer| layer.images.contains(&reference)).collect();
+    ImageDetails {
+        layers: of_it.len(),
+        layers_done: of_it.iter().filter(|layer| layer.state == LayerState::Committed).count(),
+        compressed_size: of_it.iter().map(|layer| layer.compressed_size).sum(),
+        received: of_it
+            .iter()
+            .filter(|layer| layer.origin == Origin::Fetched)
+            .map(|layer| layer.received)
+            .sum(),
+        reference,
+        manifest,
+    }
+}
+
+fn running(layer: &crate::caches::progress::LayerProgress) -> LayerDetails {
+    LayerDetails {
+        blob: layer.blob.clone(),
+        images: layer.images.clone(),
+        compressed_size: layer.compressed_size,
+        size: layer.size,
+        received: layer.received,
+        state: layer.state,
+        origin: layer.origin.clone(),
+        elapsed_ms: layer.elapsed_ms,
+    }
+}
+
+fn done(layer: &crate::caches::record::LayerHistory) -> LayerDetails {
+    LayerDetails {
+        blob: layer.blob.clone(),
+        images: layer.images.clone(),
+        compressed_size: layer.compressed_size,
+        size: layer.size,
+        received: if layer.origin == Origin::Fetched { layer.compressed_size } else { 0 },
+        state: LayerState::Committed,
+        origin: layer.origin.clone(),
+        elapsed_ms: layer.elapsed_ms,
+    }
+}

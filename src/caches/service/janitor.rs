@@ -1,0 +1,218 @@
+//! Time and order: retention, failed records, deletions, volumes that nobody needs.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::Service;
+use crate::caches::record::Record;
+use crate::caches::store::StoreError;
+use crate::caches::volumes::{Discarded, OnDisk};
+use crate::model::image_cache::{CacheId, Status};
+use crate::sys::clock::guard::Expiry;
+
+/// How often the house is looked over when nothing asks for it.
+const EVERY: Duration = Duration::from_secs(15);
+/// Hours for which an idempotency key is known.
+const KEY_HOURS: i64 = 24;
+
+impl Service {
+    /// Looks over the house again and again, until the daemon stops.
+    pub(super) async fn keep_house(self) {
+        loop {
+            if let Err(error) = self.look_over().await {
+                tracing::error!(%error, "expiry and deletions are put off");
+            }
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                () = self.0.sweep.notified() => {}
+                () = self.0.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One look over the house.
+    pub(super) async fn look_over(&self) -> Result<(), StoreError> {
+        let now = self.now();
+        self.0.store.note_time(now).await?;
+        self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await?;
+        if self.may_expire() {
+            for record in self.records().await?.into_values() {
+                self.age(&record, now).await?;
+            }
+        }
+        self.sweep().await
+    }
+
+    /// Whether the clock can be believed.
+    fn may_expire(&self) -> bool {
+        let mut guard = self.0.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let held = guard.check(&*self.0.clock) != Expiry::Allowed;
+        self.0.metrics.expiry_held(held);
+        !held
+    }
+
+    /// What time does to one record.
+    async fn age(&self, record: &Record, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let (failed, grace) = self.settings(|settings| {
+            let caches = &settings.caches;
+            (
+                TimeDelta::hours(i64::from(caches.failed_retention_hours)),
+                TimeDelta::minutes(i64::from(caches.expired_grace_minutes)),
+            )
+        });
+        let expired = record.expires_at().is_some_and(|at| at <= now);
+        let age = now - record.status_since;
+        match record.status {
+            Status::Available if expired => {
+                let message = format!("expired after {} days", record.spec.retention_days);
+                self.change(record.id, |record| {
+                    // What is being refreshed would only be made to be thrown away.
+                    if record.status != Status::Available {
+                        return false;
+                    }
+                    record.work = None;
+                    record.message = Some(message.clone());
+                    record.turn(Status::Unavailable, now, message.clone());
+                    true
+                })
+                .await?;
+                self.interrupt(record.id);
+                tracing::info!(cache = %record.id, tenant = %record.tenant, "expired");
+            }
+            Status::Unavailable if expired && age >= grace => {
+                self.let_go(record, now, "it has expired").await?
+            }
+            Status::Failed if age >= failed => {
+                self.let_go(record, now, "its failure was kept long enough").await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn let_go(&self, record: &Record, now: DateTime<Utc>, why: &str) -> Result<(), StoreError> {
+        let status = record.status;
+        self.change(record.id, |record| {
+            if record.status != status {
+                return false;
+            }
+            record.turn(Status::Deleting, now, why);
+            true
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Discards every volume that no record needs, and removes the records of deleted caches that have none left.
+    pub(super) async fn sweep(&self) -> Result<(), StoreError> {
+        // Volumes before records: a volume that is made after its record was read is not in the list.
+        let volumes = self.on_disk(|volumes| volumes.list()).await?;
+        // Builders before records too: one that has ended has written down how.
+        let building: HashSet<CacheId> = self.live().keys().copied().collect();
+        let records = self.records().await?;
+        let unneeded = volumes.into_iter().filter(|volume| {
+            let record = records.get(&volume.id);
+            let needed =
+                record.is_some_and(|r| r.tenant == volume.tenant && r.needs_volume(volume.generation));
+            !needed && !building.contains(&volume.id)
+        });
+        let unneeded: Vec<OnDisk> = unneeded.collect();
+        let in_use = self.discard(unneeded, &records).await?;
+        for record in records.values() {
+            let id = record.id;
+            if record.status != Status::Deleting || building.contains(&id) {
+                continue;
+            }
+            if in_use.contains(&id) {
+                self.say_in_use(record).await?;
+                continue;
+            }
+            self.forget(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the caches of which a volume is still in use.
+    async fn discard(
+        &self,
+        volumes: Vec<OnDisk>,
+        records: &HashMap<CacheId, Record>,
+    ) -> Result<HashSet<CacheId>, StoreError> {
+        let orphans: Vec<CacheId> =
+            volumes.iter().map(|volume| volume.id).filter(|id| !records.contains_key(id)).collect();
+        let found = !volumes.is_empty();
+        let results = self
+            .on_disk(move |disk| {
+                Ok(volumes.into_iter().map(|volume| (disk.discard(&volume), volume)).collect::<Vec<_>>())
+            })
+            .await?;
+        let mut in_use = HashSet::new();
+        for (result, volume) in results {
+            let OnDisk { tenant, id, generation } = volume;
+            match result {
+                Ok(Discarded::Gone) if orphans.contains(&id) => {
+                    tracing::warn!(%tenant, cache = %id, generation, "a volume without a record was discarded");
+                }
+                Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
+                Ok(Discarded::InUse) => {
+                    in_use.insert(id);
+                }
+                Err(error) => {
+                    tracing::error!(%tenant, cache = %id, generation, %error, "a volume cannot be discarded");
+                    in_use.insert(id);
+                }
+            }
+        }
+        if found {
+            // Removing takes its time, and who deletes must not wait for it.
+            let service = self.clone();
+            self.0.tasks.spawn(async move {
+                if let Err(error) = service.on_disk(|volumes| volumes.empty_trash()).await {
+                    tracing::error!(%error, "discarded volumes stay until the next look");
+                }
+            });
+        }
+        Ok(in_use)
+    }
+
+    /// Tells a tenant, once, why a deletion takes its time.
+    async fn say_in_use(&self, record: &Record) -> Result<(), StoreError> {
+        const MESSAGE: &str = "it is in use: it is deleted when the last user lets go";
+        if record.message.as_deref() == Some(MESSAGE) {
+            return Ok(());
+        }
+        let now = self.now();
+        self.change(record.id, |record| {
+            if record.status != Status::Deleting {
+                return false;
+            }
+            record.message = Some(MESSAGE.to_owned());
+            record.note(now, MESSAGE);
+            true
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Removes the record of a deleted cache.
+    async fn forget(&self, id: CacheId) -> Result<(), StoreError> {
+        let Some(stored) = self.0.store.get(id).await? else { return Ok(()) };
+        match self.0.store.remove(id, stored.version).await {
+            Ok(()) => {
+                tracing::info!(cache = %id, tenant = %stored.record.tenant, "deleted");
+                self.0.hub.end(id);
+                Ok(())
+            }
+            // Somebody was faster; the next look decides anew.
+            Err(StoreError::Changed(_) | StoreError::Gone(_)) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub(super) async fn records(&self) -> Result<HashMap<CacheId, Record>, StoreError> {
+        let records = self.0.store.list(None).await?.into_iter().map(|stored| stored.record);
+        Ok(records.map(|record| (record.id, record)).collect())
+    }
+}

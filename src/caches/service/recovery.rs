@@ -1,0 +1,53 @@
+//! What a start finds: builds to go on with, deletions to finish, volumes and records that have lost each other.
+
+use super::{Service, StartError};
+use crate::caches::volumes::OnDisk;
+use crate::model::image_cache::Status;
+
+impl Service {
+    /// Settles what an earlier daemon left, before anything new is begun.
+    pub(super) async fn recover(&self) -> Result<(), StartError> {
+        if let Err(error) = self.on_disk(|volumes| volumes.empty_trash()).await {
+            tracing::error!(%error, "discarded volumes stay until the next look");
+        }
+        let mut records: Vec<_> = self.records().await?.into_values().collect();
+        records.sort_by_key(|record| record.created_at);
+        let now = self.now();
+        let (mut resumed, mut deleting) = (0, 0);
+        for record in records {
+            let served = record.content.as_ref().map(|content| OnDisk {
+                tenant: record.tenant.clone(),
+                id: record.id,
+                generation: content.generation,
+            });
+            if let (Some(volume), Status::Available) = (served, record.status) {
+                let there = self.on_disk(move |volumes| Ok(volumes.is_sealed(&volume))).await?;
+                if !there {
+                    tracing::error!(cache = %record.id, tenant = %record.tenant, "its volume is not there any more");
+                    self.change(record.id, |record| {
+                        let message = "its volume is not there any more: delete it and order it again";
+                        record.message = Some(message.to_owned());
+                        record.work = None;
+                        record.turn(Status::Unavailable, now, message);
+                        true
+                    })
+                    .await?;
+                    continue;
+                }
+            }
+            match record.status {
+                Status::Deleting => deleting += 1,
+                _ if record.work.is_some() => {
+                    resumed += 1;
+                    self.enqueue(&record.tenant, record.id);
+                }
+                _ => {}
+            }
+        }
+        if resumed + deleting > 0 {
+            tracing::info!(builds = resumed, deletions = deleting, "going on with what was begun");
+        }
+        self.sweep().await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! Files whose bytes changed: an error or the truth, and never a panic.
+
+use std::fs;
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+
+use super::{SqliteStore, directory, open};
+use crate::caches::record::Record;
+use crate::caches::store::{Created, Store, StoreError, Stored, suite};
+use crate::model::class::Class;
+
+/// Everything that a store can tell.
+#[derive(Clone, Debug, PartialEq)]
+struct Told {
+    records: Vec<Stored>,
+    answers: Vec<Record>,
+    time: Option<DateTime<Utc>>,
+}
+
+const KEYS: [&str; 3] = ["first", "second", "third"];
+
+/// A few writes; what the store tells after each.
+async fn fill(store: &SqliteStore) -> Vec<Told> {
+    let mut history = vec![tell(store).await.unwrap()];
+    for (second, key) in (0..).zip(KEYS) {
+        let record = suite::record("a", key, second);
+        let Created::New(stored) = store.create(record, suite::ROOM, suite::key(key, 1)).await.unwrap()
+        else {
+            panic!("not new")
+        };
+        history.push(tell(store).await.unwrap());
+        store.replace(stored).await.unwrap();
+        history.push(tell(store).await.unwrap());
+        let other = suite::create(store, suite::record("b", key, second)).await;
+        history.push(tell(store).await.unwrap());
+        if second == 0 {
+            store.remove(other.record.id, other.version).await.unwrap();
+            history.push(tell(store).await.unwrap());
+        }
+        store.note_time(suite::at(second)).await.unwrap();
+        history.push(tell(store).await.unwrap());
+    }
+    history
+}
+
+async fn tell(store: &SqliteStore) -> Result<Told, StoreError> {
+    let records = store.list(None).await?;
+    for stored in &records {
+        assert_eq!(store.get(stored.record.id).await?.as_ref(), Some(stored));
+        assert!(store.list(Some(stored.record.tenant.clone())).await?.contains(stored));
+    }
+    let none = crate::caches::store::Admission { max_per_tenant: 0, capacity_gib: 0 };
+    let mut answers = Vec::new();
+    for key in KEYS {
+        match store.create(suite::record("a", "asked", 0), none, suite::key(key, 1)).await {
+            Ok(Created::Before(record)) => answers.push(*record),
+            Err(StoreError::Quota { .. }) => {}
+            Ok(Created::New(stored)) => panic!("{stored:?}"),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Told { records, answers, time: store.last_time().await? })
+}
+
+/// What the files at `path` tell; nothing where they are refused as they should be.
+async fn reopened(path: &Path) -> Option<Told> {
+    let told = match SqliteStore::open(path, true) {
+        Ok(store) => tell(&store).await,
+        Err(e) => Err(e),
+    };
+    match told {
+        Ok(told) => Some(told),
+        Err(e) => {
+            assert!(matches!(e.class(), Class::Corrupt | Class::Conflict), "{e:?}");
+            None
+        }
+    }
+}
+
+/// Masks that turn one bit, all bits, and what makes another type or length of a value.
+const MASKS: [u8; 3] = [0x01, 0xff, 0x40];
+
+#[tokio::test]
+async fn a_byte_of_the_database() {
+    let (_dir, path) = directory();
+    let store = open(&path).unwrap();
+    let truth = fill(&store).await.pop().unwrap();
+    drop(store);
+    let bytes = fs::read(&path).unwrap();
+    let (mut refused, mut right) = (0, 0);
+    let header = (0..100).flat_map(|at| MASKS.map(|mask| (at, mask)));
+    let rest = (100..bytes.len()).step_by(7).zip(MASKS.into_iter().cycle());
+    for (at, mask) in header.chain(rest) {
+        let mut changed = bytes.clone();
+        changed[at] ^= mask;
+        fs::write(&path, changed).unwrap();
+        match reopened(&path).await {
+            Some(told) => {
+                assert_eq!(told, truth, "byte {at} by {mask:#x}");
+                right += 1;
+            }
+            None => refused += 1,
+        }
+        clear(&path);
+    }
+    // Free space of pages can be right, rows and pages cannot.
+    assert!(refused > 100 && right > 0, "{refused} refused, {right} right");
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(reopened(&path).await, Some(truth));
+}
+
+#[tokio::test]
+async fn a_database_cut_short() {
+    let (_dir, path) = directory();
+    let store = open(&path).unwrap();
+    fill(&store).await;
+    drop(store);
+    let bytes = fs::read(&path).unwrap();
+    let pages = (0..bytes.len()).step_by(4096);
+    for length in pages.chain((1..bytes.len()).step_by(997)) {
+        fs::write(&path, &bytes[..length]).unwrap();
+        assert_eq!(reopened(&path).await, None, "{length} of {}", bytes.len());
+        clear(&path);
+    }
+}
+
+/// A log that ends early is what a crash leaves, and SQLite ends it at the first frame without its checksum. So the truth at
+/// some moment is all that can be asked of it.
+#[tokio::test]
+async fn a_byte_of_the_log() {
+    let (_dir, path) = directory();
+    let store = open(&path).unwrap();
+    let history = fill(&store).await;
+    let database = fs::read(&path).unwrap();
+    let log = fs::read(path.with_extension("db-wal")).unwrap();
+    let (_other, path) = directory();
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    let reopened = async |log: &[u8]| {
+        clear(&path);
+        fs::write(&path, &database).unwrap();
+        fs::write(path.with_extension("db-wal"), log).unwrap();
+        reopened(&path).await
+    };
+    assert_eq!(reopened(&log).await.as_ref(), history.last());
+    assert_eq!(reopened(b"").await.as_ref(), history.first());
+    let mut moments = std::collections::HashSet::new();
+    let mut known = |told: Option<Told>, what: &str| {
+        let Some(told) = told else { return };
+        let moment = history.iter().position(|then| *then == told);
+        moments.insert(moment.unwrap_or_else(|| panic!("{what}: {told:?}")));
+    };
+    for (at, mask) in (0..log.len()).step_by(211).zip(MASKS.into_iter().cycle()) {
+        let mut changed = log.clone();
+        changed[at] ^= mask;
+        known(reopened(&changed).await, &format!("byte {at} by {mask:#x}"));
+        known(reopened(&log[..at]).await, &format!("cut at {at}"));
+    }
+    assert!(moments.len() > 5, "{moments:?}");
+}
+
+fn clear(path: &Path) {
+    for suffix in ["db-wal", "db-shm"] {
+        let _ = fs::remove_file(path.with_extension(suffix));
+    }
+}

@@ -1,0 +1,314 @@
+//! What every store must do, whatever it is made of.
+//!
+//! Each case gets a way to fresh, empty stores. `all` runs them one after the other, in a runtime with several threads.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
+use crate::caches::record::Record;
+use crate::model::image_cache::{CacheId, Spec, Status};
+
+/// Gives a store in which nothing is.
+pub type Fresh<'a> = &'a (dyn Fn() -> Arc<dyn Store> + Sync);
+
+/// Room for everything.
+pub const ROOM: Admission = Admission { max_per_tenant: 10_000, capacity_gib: 1_000_000 };
+
+/// A record of 20 GiB, ordered `second` seconds after the start of time.
+pub fn record(tenant: &str, name: &str, second: i64) -> Record {
+    let spec = Spec {
+        name: name.parse().unwrap(),
+        images: vec!["nginx".parse().unwrap()],
+        size_gib: 20,
+        retention_days: 1,
+        cluster: "c".into(),
+        pull_secrets: vec!["team:registry".into()],
+    };
+    Record::new(CacheId::random(), tenant.parse().unwrap(), spec, at(second))
+}
+
+/// That many seconds after 1970.
+pub fn at(second: i64) -> DateTime<Utc> {
+    DateTime::UNIX_EPOCH + TimeDelta::seconds(second)
+}
+
+/// A key, and the hash of a request that is all `request`.
+pub fn key(text: &str, request: u8) -> Option<IdempotencyKey> {
+    Some(IdempotencyKey { key: text.into(), request: [request; 32] })
+}
+
+/// Creates a record that must be new.
+pub async fn create(store: &dyn Store, record: Record) -> Stored {
+    match store.create(record.clone(), ROOM, None).await.unwrap() {
+        Created::New(stored) => {
+            assert_eq!(stored.record, record);
+            stored
+        }
+        Created::Before(before) => panic!("{before:?}"),
+    }
+}
+
+/// Runs every case.
+pub async fn all(fresh: Fresh<'_>) {
+    lists(&*fresh()).await;
+    versions(&*fresh()).await;
+    names(&*fresh()).await;
+    order_of_refusals(&*fresh()).await;
+    reservations(&*fresh()).await;
+    keys(&*fresh()).await;
+    keys_are_bounded(&*fresh()).await;
+    time(&*fresh()).await;
+    one_replaces(fresh()).await;
+    quota_is_exact(fresh()).await;
+    capacity_is_exact(fresh()).await;
+    one_gets_the_name(fresh()).await;
+    one_key_one_record(fresh()).await;
+}
+
+/// Records come back as they were written, the oldest first.
+pub async fn lists(store: &dyn Store) {
+    assert_eq!(store.list(None).await.unwrap(), []);
+    assert_eq!(store.get(CacheId::random()).await.unwrap(), None);
+    let third = create(store, record("a", "third", 30)).await;
+    let first = create(store, record("b", "first", 10)).await;
+    let mut fourth = record("a", "fourth", 30);
+    fourth.created_at += TimeDelta::nanoseconds(1);
+    let fourth = create(store, fourth).await;
+    let second = create(store, record("a", "second", 20)).await;
+    let team = |name: &str| Some(name.parse().unwrap());
+    assert_eq!(store.list(team("a")).await.unwrap(), [second.clone(), third.clone(), fourth.clone()]);
+    assert_eq!(store.list(team("b")).await.unwrap(), [first.clone()]);
+    assert_eq!(store.list(team("c")).await.unwrap(), []);
+    // Some change does not make a record younger.
+    let first = store.replace(first).await.unwrap();
+    assert_eq!(store.list(None).await.unwrap(), [first.clone(), second, third, fourth]);
+    assert_eq!(store.get(first.record.id).await.unwrap(), Some(first));
+
+    let mut twins: Vec<_> = (0..8).map(|i| record("d", &format!("twin-{i}"), 50)).collect();
+    for twin in &twins {
+        create(store, twin.clone()).await;
+    }
+    twins.sort_by_key(|twin| twin.id);
+    let listed = store.list(team("d")).await.unwrap();
+    assert_eq!(listed.into_iter().map(|stored| stored.record).collect::<Vec<_>>(), twins);
+}
+
+/// Only who has read the present version changes or removes a record.
+pub async fn versions(store: &dyn Store) {
+    let old = create(store, record("a", "web", 0)).await;
+    let mut changed = old.clone();
+    changed.record.turn(Status::Available, at(1), "sealed");
+    changed.record.message = Some("ä \u{0} \" \n".into());
+    let new = store.replace(changed.clone()).await.unwrap();
+    assert_eq!(new.record, changed.record);
+    assert_ne!(new.version, old.version);
+    assert_eq!(store.get(old.record.id).await.unwrap(), Some(new.clone()));
+
+    let id = old.record.id;
+    assert!(matches!(store.replace(old.clone()).await, Err(StoreError::Changed(which)) if which == id));
+    assert!(matches!(store.remove(id, old.version).await, Err(StoreError::Changed(which)) if which == id));
+    let mut renamed = new.clone();
+    renamed.record.spec.name = "other".parse().unwrap();
+    assert!(matches!(store.replace(renamed).await, Err(StoreError::Failed { full: false, .. })));
+    let mut moved = new.clone();
+    moved.record.tenant = "b".parse().unwrap();
+    assert!(matches!(store.replace(moved).await, Err(StoreError::Failed { full: false, .. })));
+    assert_eq!(store.list(None).await.unwrap(), [new.clone()]);
+
+    store.remove(id, new.version).await.unwrap();
+    assert_eq!(store.get(id).await.unwrap(), None);
+    assert!(matches!(store.remove(id, new.version).await, Err(StoreError::Gone(which)) if which == id));
+    assert!(matches!(store.replace(new).await, Err(StoreError::Gone(which)) if which == id));
+}
+
+/// A name is one record's in its tenant, until that is removed.
+pub async fn names(store: &dyn Store) {
+    let first = create(store, record("a", "web", 0)).await;
+    create(store, record("b", "web", 0)).await;
+    create(store, record("a", "web-2", 0)).await;
+    let again = store.create(record("a", "web", 1), ROOM, None).await;
+    assert!(matches!(again, Err(StoreError::NameTaken(name)) if name.as_str() == "web"));
+    let mut going = first;
+    going.record.turn(Status::Deleting, at(1), "asked for");
+    let going = store.replace(going).await.unwrap();
+    let again = store.create(record("a", "web", 1), ROOM, None).await;
+    assert!(matches!(again, Err(StoreError::NameTaken(_))));
+    store.remove(going.record.id, going.version).await.unwrap();
+    create(store, record("a", "web", 1)).await;
+}
+
+/// Of several refusals: the name, then the quota, then the capacity.
+pub async fn order_of_refusals(store: &dyn Store) {
+    create(store, record("a", "web", 0)).await;
+    let none = Admission { max_per_tenant: 1, capacity_gib: 20 };
+    let taken = store.create(record("a", "web", 0), none, None).await;
+    assert!(matches!(taken, Err(StoreError::NameTaken(_))));
+    let many = store.create(record("a", "web-2", 0), none, None).await;
+    assert!(matches!(many, Err(StoreError::Quota { have: 1, max: 1 })));
+    let large = store.create(record("b", "web", 0), none, None).await;
+    let Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 20 }) = large else {
+        panic!("{large:?}")
+    };
+    assert_eq!(store.list(None).await.unwrap().len(), 1);
+}
+
+/// What is reserved follows the records.
+pub async fn reservations(store: &dyn Store) {
+    let room = Admission { capacity_gib: 59, ..ROOM };
+    let first = create(store, record("a", "one", 0)).await;
+    create(store, record("b", "two", 0)).await;
+    let third = || store.create(record("c", "three", 0), room, None);
+    assert!(matches!(third().await, Err(StoreError::Full { need_gib: 20, free_gib: 19, .. })));
+    let mut failed = first;
+    failed.record.turn(Status::Failed, at(1), "no such image");
+    store.replace(failed).await.unwrap();
+    assert!(matches!(third().await, Ok(Created::New(_))));
+    // Less room than is reserved already.
+    let little = Admission { capacity_gib: 30, ..ROOM };
+    let fourth = store.create(record("d", "four", 0), little, None).await;
+    assert!(matches!(fourth, Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 30 })));
+}
+
+/// The first answer stands, whatever becomes of its record.
+pub async fn keys(store: &dyn Store) {
+    let first = record("a", "web", 100);
+    let asked = |record: Record, key| store.create(record, ROOM, key);
+    let Created::New(stored) = asked(first.clone(), key("k", 1)).await.unwrap() else { panic!("not new") };
+    let before = Created::Before(Box::new(first.clone()));
+    assert_eq!(asked(record("a", "web", 101), key("k", 1)).await.unwrap(), before);
+    assert!(matches!(asked(record("a", "web-2", 101), key("k", 2)).await, Err(StoreError::KeyReused)));
+    let mut changed = stored;
+    changed.record.turn(Status::Available, at(102), "sealed");
+    let changed = store.replace(changed).await.unwrap();
+    assert_eq!(asked(record("a", "web", 103), key("k", 1)).await.unwrap(), before);
+    store.remove(changed.record.id, changed.version).await.unwrap();
+    // A quota or a disk that is full by now does not matter.
+    let none = Admission { max_per_tenant: 0, capacity_gib: 0 };
+    assert_eq!(store.create(record("a", "web", 104), none, key("k", 1)).await.unwrap(), before);
+    assert_eq!(store.list(None).await.unwrap(), []);
+
+    // Another tenant's key is another key.
+    assert!(matches!(asked(record("b", "web", 104), key("k", 2)).await.unwrap(), Created::New(_)));
+    // What was refused is asked anew.
+    assert!(matches!(asked(record("b", "web", 104), key("r", 1)).await, Err(StoreError::NameTaken(_))));
+    assert!(matches!(asked(record("b", "web-2", 104), key("r", 2)).await.unwrap(), Created::New(_)));
+
+    store.forget_keys(at(100)).await.unwrap();
+    assert_eq!(asked(record("a", "web", 105), key("k", 1)).await.unwrap(), before);
+    store.forget_keys(at(101)).await.unwrap();
+    assert!(matches!(asked(record("a", "web", 106), key("k", 2)).await.unwrap(), Created::New(_)));
+    assert!(matches!(asked(record("b", "web", 106), key("k", 1)).await, Err(StoreError::KeyReused)));
+}
+
+/// Of too many keys of a tenant the oldest go; no other tenant's do.
+pub async fn keys_are_bounded(store: &dyn Store) {
+    let made = |tenant: &'static str, number: usize, request| async move {
+        let name = format!("cache-{tenant}-{number}-{request}");
+        let record = record(tenant, &name, i64::try_from(number).unwrap());
+        store.create(record, ROOM, key(&number.to_string(), request)).await
+    };
+    made("b", 0, 1).await.unwrap();
+    for number in 0..=MAX_KEYS_PER_TENANT {
+        assert!(matches!(made("a", number, 1).await.unwrap(), Created::New(_)));
+    }
+    assert!(matches!(made("a", 1, 2).await, Err(StoreError::KeyReused)));
+    assert!(matches!(made("b", 0, 2).await, Err(StoreError::KeyReused)));
+    assert!(matches!(made("a", 0, 2).await.unwrap(), Created::New(_)));
+}
+
+/// The time that was noted last, also where it is an earlier one.
+pub async fn time(store: &dyn Store) {
+    assert_eq!(store.last_time().await.unwrap(), None);
+    for time in [at(10) + TimeDelta::nanoseconds(123_456_789), at(20), at(5), at(-5)] {
+        store.note_time(time).await.unwrap();
+        assert_eq!(store.last_time().await.unwrap(), Some(time));
+    }
+}
+
+/// Of many who change one version, one does.
+pub async fn one_replaces(store: Arc<dyn Store>) {
+    const RACERS: usize = 16;
+    const ROUNDS: usize = 5;
+    let mut stored = create(&*store, record("a", "web", 0)).await;
+    for round in 0..ROUNDS {
+        let racers: Vec<_> = (0..RACERS)
+            .map(|racer| {
+                let (store, mut stored) = (Arc::clone(&store), stored.clone());
+                stored.record.note(at(1), format!("{round} {racer}"));
+                tokio::spawn(async move { store.replace(stored).await })
+            })
+            .collect();
+        let mut winners = Vec::new();
+        for racer in racers {
+            match racer.await.unwrap() {
+                Ok(winner) => winners.push(winner),
+                Err(StoreError::Changed(_)) => {}
+                Err(e) => panic!("{e}"),
+            }
+        }
+        let [winner] = winners.as_slice() else { panic!("{} changed it", winners.len()) };
+        stored = store.get(winner.record.id).await.unwrap().unwrap();
+        assert_eq!(stored, *winner);
+    }
+    assert_eq!(stored.record.events.len(), 1 + ROUNDS);
+}
+
+/// Of 60 at once 50 are let in, and the others are told so.
+pub async fn quota_is_exact(store: Arc<dyn Store>) {
+    let admission = Admission { max_per_tenant: 50, ..ROOM };
+    let refused = race(&store, admission, |i| (record("a", &format!("web-{i}"), 0), None)).await;
+    assert_eq!(refused.len(), 10);
+    assert!(refused.iter().all(|e| matches!(e, StoreError::Quota { have: 50, max: 50 })), "{refused:?}");
+    assert_eq!(store.list(None).await.unwrap().len(), 50);
+    // It is the tenant's.
+    let other = store.create(record("b", "web-0", 0), admission, None).await;
+    assert!(matches!(other, Ok(Created::New(_))));
+}
+
+/// As many as the host has room for are let in, of whatever tenant.
+pub async fn capacity_is_exact(store: Arc<dyn Store>) {
+    let admission = Admission { capacity_gib: 799, ..ROOM };
+    let refused = race(&store, admission, |i| (record(&format!("team-{i}"), "web", 0), None)).await;
+    assert_eq!(refused.len(), 60 - 39);
+    assert!(refused.iter().all(|e| matches!(e, StoreError::Full { free_gib: 19, .. })), "{refused:?}");
+    let reserved: u64 =
+        store.list(None).await.unwrap().iter().map(|stored| stored.record.reserved_gib()).sum();
+    assert_eq!(reserved, 780);
+}
+
+/// Of many who want one name, one gets it.
+pub async fn one_gets_the_name(store: Arc<dyn Store>) {
+    let refused = race(&store, ROOM, |_| (record("a", "web", 0), None)).await;
+    assert_eq!(refused.len(), 59);
+    assert!(refused.iter().all(|e| matches!(e, StoreError::NameTaken(_))), "{refused:?}");
+    assert_eq!(store.list(None).await.unwrap().len(), 1);
+}
+
+/// A create that is repeated while the first is under way makes one record.
+pub async fn one_key_one_record(store: Arc<dyn Store>) {
+    let refused = race(&store, ROOM, |_| (record("a", "web", 0), key("k", 1))).await;
+    assert!(refused.is_empty(), "{refused:?}");
+    assert_eq!(store.list(None).await.unwrap().len(), 1);
+}
+
+async fn race(
+    store: &Arc<dyn Store>,
+    admission: Admission,
+    order: impl Fn(usize) -> (Record, Option<IdempotencyKey>),
+) -> Vec<StoreError> {
+    let racers: Vec<_> = (0..60)
+        .map(|i| {
+            let (store, (record, key)) = (Arc::clone(store), order(i));
+            tokio::spawn(async move { store.create(record, admission, key).await })
+        })
+        .collect();
+    let mut refused = Vec::new();
+    for racer in racers {
+        refused.extend(racer.await.unwrap().err());
+    }
+    refused
+}

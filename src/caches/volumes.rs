@@ -1,0 +1,174 @@
+//! Volumes on this host: which there are, and how they go. Blocking.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use super::layout::{self, Layout};
+use crate::model::image_cache::{CacheId, TenantName};
+use crate::sys::lock::Lock;
+use crate::sys::{Dir, remove, space};
+use crate::volume::{self, lease::Lease};
+
+/// The state directory, held by this process alone.
+#[derive(Debug)]
+pub struct Volumes {
+    layout: Layout,
+    _lock: Lock,
+}
+
+/// The state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Another daemon has it.
+    #[error(
+        "the state directory {0} is in use by another larder: stop it, or give this one a directory of its own"
+    )]
+    InUse(PathBuf),
+    /// The kernel refuses.
+    #[error("{doing} {path}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A volume cannot be looked at.
+    #[error(transparent)]
+    Volume(#[from] volume::Error),
+}
+
+/// A volume on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnDisk {
+    /// Whose it is.
+    pub tenant: TenantName,
+    /// Of which cache.
+    pub id: CacheId,
+    /// Its number.
+    pub generation: u32,
+}
+
+/// What became of a volume that nobody needs any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discarded {
+    /// It is gone, or was not there.
+    Gone,
+    /// Somebody reads it; it stays for now.
+    InUse,
+}
+
+impl Volumes {
+    /// Makes the state directory where it is absent, and takes it.
+    pub fn take(layout: Layout) -> Result<Self, StateError> {
+        for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work()] {
+            make(dir)?;
+        }
+        let failed = |doing, source| StateError::Io { doing, path: layout.root().to_owned(), source };
+        let root = Dir::open(layout.root()).map_err(|e| failed("opening", e))?;
+        let lock = Lock::try_exclusive(&root, layout::LOCK.as_bytes()).map_err(|e| failed("locking", e))?;
+        let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
+        Ok(Volumes { layout, _lock: lock })
+    }
+
+    /// Names of everything.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Whether any volume is there, whoever's.
+    pub fn any(&self) -> Result<bool, StateError> {
+        Ok(!self.list()?.is_empty())
+    }
+
+    /// The size of the file system that holds the volumes, GiB.
+    pub fn capacity_gib(&self) -> Result<u64, StateError> {
+        let root = self.layout.root();
+        let total = Dir::open(root).and_then(|dir| space::total(&dir));
+        let failed =
+            |source| StateError::Io { doing: "asking for the size of", path: root.to_owned(), source };
+        Ok(total.map_err(failed)? >> 30)
+    }
+
+    /// Makes the directories that builders of a tenant share.
+    pub fn prepare(&self, tenant: &TenantName) -> Result<(), StateError> {
+        make(&self.layout.tenant(tenant))?;
+        make(&self.layout.volumes(tenant))
+    }
+
+    /// All volumes. What is not named like one is left alone.
+    pub fn list(&self) -> Result<Vec<OnDisk>, StateError> {
+        let mut found = Vec::new();
+        for tenant in names(&self.layout.tenants())? {
+            let Ok(tenant) = tenant.parse::<TenantName>() else { continue };
+            for name in names(&self.layout.volumes(&tenant))? {
+                if let Some((id, generation)) = layout::parse_volume(&name) {
+                    found.push(OnDisk { tenant: tenant.clone(), id, generation });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a volume is there and sealed. What it holds is not looked at.
+    pub fn is_sealed(&self, volume: &OnDisk) -> bool {
+        let path = self.layout.volume(&volume.tenant, &volume.id, volume.generation);
+        fs::symlink_metadata(path.join("cache.json")).is_ok_and(|facts| facts.is_file())
+    }
+
+    /// Takes a volume out of use: moved aside at once, removed by [`empty_trash`](Volumes::empty_trash). One that somebody
+    /// holds a lease on stays.
+    pub fn discard(&self, volume: &OnDisk) -> Result<Discarded, StateError> {
+        let path = self.layout.volume(&volume.tenant, &volume.id, volume.generation);
+        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
+        let root = match Dir::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Discarded::Gone),
+            other => other.map_err(|e| failed("opening", e))?,
+        };
+        // A builder that died early left nothing to hold.
+        let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
+        let lease = if begun { Lease::exclusive(&root)? } else { None };
+        if begun && lease.is_none() {
+            return Ok(Discarded::InUse);
+        }
+        let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
+        fs::rename(&path, trash).map_err(|e| failed("moving aside", e))?;
+        Ok(Discarded::Gone)
+    }
+
+    /// Removes what was moved aside.
+    pub fn empty_trash(&self) -> Result<(), StateError> {
+        let path = self.layout.trash();
+        let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
+        let trash = Dir::open(&path).map_err(failed)?;
+        for name in trash.names().map_err(failed)? {
+            remove::tree(&trash, &name).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+fn make(dir: &Path) -> Result<(), StateError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| StateError::Io { doing: "creating", path: dir.to_owned(), source })
+}
+
+/// Names in a directory; none where it is absent.
+fn names(dir: &Path) -> Result<Vec<String>, StateError> {
+    let failed = |source| StateError::Io { doing: "listing", path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // All names of ours are ASCII.
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,278 @@
+//! `larder build --confine`: what is out of reach, and that everything an image asks for still is not.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use larder::model::chain::ChainId;
+use larder::model::digest::Digest;
+use larder::testing::image::{self, Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use serde_json::json;
+
+use crate::harness::layers::{Member, Node, Packing, layer};
+use crate::harness::registry::{PASSWORD, Registry, USER};
+use crate::harness::served::{Running, Served, random};
+use crate::harness::tree::{Kind, Tolerance, differences, scan};
+use crate::harness::{Need, exits, isolated, larder, succeed};
+use crate::tls::Authority;
+
+const REGISTRY: Need = Need::Program("docker-registry");
+
+/// CHOWN DAC_OVERRIDE FOWNER FSETID MKNOD SETFCAP, and SYS_ADMIN.
+const KEPT: u64 = 0x8800_001b | 1 << 21;
+
+/// Revision 2 with CAP_NET_BIND_SERVICE permitted and effective (linux/capability.h, vfs_cap_data).
+const FILE_CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// What takes privileges, and links from one directory to another.
+fn demanding() -> Image {
+    let below = [
+        Member::directory("emptied/").owner(5, 6),
+        Member::file("emptied/a", "a"),
+        Member::file("gone", "gone"),
+        Member::directory("one/"),
+        Member::file("one/original", "linked"),
+    ];
+    let above = [
+        Member::whiteout("emptied/.wh..wh..opq"),
+        Member::whiteout(".wh.gone"),
+        Member::new("dev/null", Node::Character(1, 3)).mode(0o666),
+        Member::new("run/fifo", Node::Fifo),
+        Member::file("bin/ping", "ping").owner(1000, 1001).mode(0o4755),
+        Member::file("bin/web", "web").mode(0o755).xattr("security.capability", &FILE_CAPABILITY),
+        Member::directory("private/").owner(7, 7).mode(0o700),
+        Member::file("private/x", "x").owner(7, 7).mode(0o400),
+        Member::directory("two/"),
+        Member::file("two/first", "first"),
+        Member::hard_link("private/second", "two/first"),
+        Member::hard_link("two/of-below", "one/original"),
+    ];
+    Image::builder(Format::Oci)
+        .layers([image::busybox().unwrap(), layer(&below, Packing::Gzip), layer(&above, Packing::Zstd)])
+        .build()
+}
+
+fn build(volume: &Path, reference: &str) -> Command {
+    let mut larder = larder();
+    larder.args(["build", "--size", "256MiB", reference, "--volume"]).arg(volume);
+    larder
+}
+
+#[test]
+fn a_confined_build_is_the_same_as_another() {
+    isolated(&[REGISTRY, Need::Program("busybox")], || {
+        let registry = Registry::open();
+        let image = demanding();
+        let reference = registry.push(&image, "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let (confined, free) = (dir.path().join("confined"), dir.path().join("free"));
+        let result = dir.path().join("result");
+        let said = succeed(
+            build(&confined, &reference)
+                .args(["--confine", "--verify-after", "--nice", "7", "--output", "json", "--result-file"])
+                .arg(&result),
+        );
+        assert!(!said.contains("Landlock"), "{said}");
+        succeed(&mut build(&free, &reference));
+        succeed(larder().arg("verify").arg(&confined));
+        let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        for chain in ChainId::chain(&diff_ids) {
+            let of = |volume: &Path| scan(&volume.join("overlay").join(chain.hex()).join("diff"));
+            // A directory that no layer names has no time of its own.
+            let tolerance = Tolerance { directory_times: true, ..Tolerance::default() };
+            let mut free = of(&free);
+            // Nor has a whiteout.
+            free.values_mut().filter(|e| e.kind == Kind::Character(0)).for_each(|e| e.mtime = None);
+            let differ = differences(&free, &of(&confined), tolerance);
+            assert!(differ.is_empty(), "{differ:#?}");
+        }
+        let cache = fs::read_to_string(confined.join("cache.json")).unwrap();
+        assert!(!cache.contains("opaque_as_whiteouts"), "trusted attributes are written: {cache}");
+        let line: serde_json::Value = serde_json::from_slice(&fs::read(&result).unwrap()).unwrap();
+        assert_eq!(line["status"], "ok");
+    });
+}
+
+#[test]
+fn a_confined_build_speaks_tls_with_a_client_certificate() {
+    isolated(&[REGISTRY, Need::Program("openssl")], || {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path();
+        let authority = Authority::new(path);
+        authority.sign("server", "subjectAltName=IP:127.0.0.1");
+        authority.sign("client", "extendedKeyUsage=clientAuth");
+        let layer = Layer::from(LayerBuilder::new().file("etc/x", "x").gzip());
+        let image = Image::builder(Format::Oci).layer(layer).build();
+        let registry = Registry::with_tls(path, &image, "team/app", "1");
+        let (reference, host) = (registry.reference("team/app:1"), registry.host());
+        let at = |name: &str| path.join(name).display().to_string();
+        let (ca, certificate, key) = (at("ca.pem"), at("client.pem"), at("client.key"));
+        let certs = path.join("certs.d").join(&host);
+        fs::create_dir_all(&certs).unwrap();
+        let hosts = format!(
+            "server = \"https://{host}\"\nca = \"{ca}\"\nclient = [[\"{certificate}\", \"{key}\"]]\n"
+        );
+        fs::write(certs.join("hosts.toml"), hosts).unwrap();
+        for (name, config) in [
+            ("certs-d", format!("[registry]\ncerts_d = \"{}\"\n", path.join("certs.d").display())),
+            (
+                "entry",
+                format!(
+                    "[[registry.host]]\nname = \"{host}\"\nca = [\"{ca}\"]\nclient_cert = \"{certificate}\"\n\
+                     client_key = \"{key}\"\n"
+                ),
+            ),
+        ] {
+            let file = path.join(format!("{name}.toml"));
+            fs::write(&file, config).unwrap();
+            succeed(build(&path.join(name), &reference).arg("--confine").arg("--config").arg(&file));
+        }
+    });
+}
+
+#[test]
+fn a_confined_build_finds_names_and_asks_for_tokens() {
+    isolated(&[REGISTRY, Need::Program("openssl")], || {
+        let registry = Registry::with_tokens(Duration::from_secs(300));
+        let layer = Layer::from(LayerBuilder::new().file("etc/x", "x").gzip());
+        registry.push(&Image::builder(Format::Oci).layer(layer).build(), "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let host = registry.host().replace("127.0.0.1", "localhost");
+        let secret = dir.path().join("secrets/team/pull");
+        fs::create_dir_all(&secret).unwrap();
+        let auth = BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        fs::write(secret.join(".dockerconfigjson"), json!({"auths": {&host: {"auth": auth}}}).to_string())
+            .unwrap();
+        let mut build = build(&dir.path().join("volume"), &format!("{host}/team/app:1"));
+        build.arg("--secrets").arg(dir.path().join("secrets")).args(["--pull-secret", "team:pull"]);
+        // A docker config of this user's is out of reach, and not asked.
+        fs::write(dir.path().join("config.json"), r#"{"credsStore":"none"}"#).unwrap();
+        succeed(build.arg("--confine").env("DOCKER_CONFIG", dir.path()));
+        assert!(registry.tokens_issued() > 0);
+    });
+}
+
+/// A layer that takes seconds at the rate that [`slow`] asks for.
+fn large() -> Image {
+    let layer = Layer::from(LayerBuilder::new().file("large", random(1, 8 << 20)).gzip());
+    Image::builder(Format::Oci).layer(layer).build()
+}
+
+const SLOW: [&str; 4] = ["--confine", "--limit-rate", "256KiB/s", "--die-with-parent"];
+
+#[test]
+fn a_running_builder_has_few_rights() {
+    isolated(&[], || {
+        let served = Served::new([large()]);
+        let volume = served.volume();
+        let mut running = Running::start(served.build(&volume, 256 << 20).args(SLOW).args(["--nice", "9"]));
+        assert!(running.until(|| volume.join("overlay").is_dir()), "the build has ended");
+        let proc = Path::new("/proc").join(running.pid().to_string());
+        // Every thread, for each has its own.
+        let mut threads = 0;
+        for thread in fs::read_dir(proc.join("task")).unwrap() {
+            let thread = thread.unwrap().path();
+            let status = fs::read_to_string(thread.join("status")).unwrap();
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap().trim().to_owned()
+            };
+            assert_eq!(field("NoNewPrivs:"), "1");
+            for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+                let set = u64::from_str_radix(&field(set), 16).unwrap();
+                assert_eq!((set & !KEPT, set & 0x8800_001b), (0, 0x8800_001b), "{status}");
+            }
+            for set in ["CapInh:", "CapAmb:"] {
+                assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), 0, "{status}");
+            }
+            // proc_pid_stat(5): nice is the 19th field, the 17th after the name.
+            let stat = fs::read_to_string(thread.join("stat")).unwrap();
+            let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
+            assert_eq!(nice, "9", "{stat}");
+            threads += 1;
+        }
+        assert!(threads > 1, "the renderer and the runtime have threads");
+        let score: i32 = fs::read_to_string(proc.join("oom_score_adj")).unwrap().trim().parse().unwrap();
+        assert!(score >= 500, "{score}");
+    });
+}
+
+#[test]
+fn a_builder_ends_with_its_parent() {
+    isolated(&[], || {
+        let served = Served::new([large()]);
+        let volume = served.volume();
+        let build = served.build(&volume, 256 << 20);
+        // A shell between us and the builder; it tells the builder's process ID and waits.
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", "\"$@\" >/dev/null 2>&1 & echo $!; wait", "sh"]).arg(build.get_program());
+        shell.args(build.get_args()).args(SLOW).env("LARDER_REGISTRY__RETRIES", "1");
+        let mut child = shell.stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let mut parent = Running::of(child);
+        assert!(parent.until(|| volume.join("overlay").is_dir()), "the build has ended");
+        parent.kill();
+        let mut said = String::new();
+        out.read_to_string(&mut said).unwrap();
+        let stat = Path::new("/proc").join(said.trim()).join("stat");
+        // An orphan that has ended may stay as a zombie until its new parent looks.
+        let gone = || fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !gone() {
+            assert!(Instant::now() < deadline, "the builder outlives its parent");
+            sleep(Duration::from_millis(5));
+        }
+        assert!(!volume.join("cache.json").exists(), "it was killed, not done");
+    });
+}
+
+#[test]
+fn a_parent_that_is_gone_already_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = dir.path().join("volume");
+    let mut build = build(&volume, "localhost:1/a:1");
+    // Nobody's process ID is 2^32 - 1.
+    let said = exits(130, build.arg("--die-with-parent=4294967295"));
+    assert!(said.contains("has ended"), "{said}");
+    assert!(!volume.exists());
+}
+
+#[test]
+fn docker_configs_are_refused_when_confined() {
+    let said =
+        exits(64, larder().args(["build", "--confine", "--docker-config", "d", "--size", "1GiB", "a"]));
+    assert!(said.contains("--docker-config"), "{said}");
+    let help = succeed(larder().args(["build", "--help"]));
+    for flag in ["--confine", "--nice", "--die-with-parent", "Landlock"] {
+        assert!(help.contains(flag), "{flag}");
+    }
+}
+
+#[test]
+fn a_job_on_standard_input_is_built_confined() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let layer = Layer::from(LayerBuilder::new().file("etc/x", "x").gzip());
+        let image = Image::builder(Format::Oci).layer(layer).build();
+        let reference = registry.push(&image, "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let parent = format!("--die-with-parent={}", std::process::id());
+        let mut build = larder();
+        build.args(["build", "--job", "-", "--output", "json", "--confine", "--nice", "5", &parent]);
+        build.arg("--secrets").arg(dir.path()).arg("--volume").arg(dir.path().join("volume"));
+        let mut child = build.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let job = json!({"images": [reference], "size": "1GiB", "pull_secrets": ["team:none"]});
+        child.stdin.take().unwrap().write_all(job.to_string().as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let events = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{events}");
+        assert!(events.starts_with(r#"{"v":1,"#) && events.contains(r#""event":"started""#), "{events}");
+        succeed(larder().arg("verify").arg(dir.path().join("volume")));
+    });
+}
