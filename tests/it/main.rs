@@ -20,5 +20,6 @@ mod resume;
 mod reuse;
 mod runner;
 mod secrets;
+mod store;
 mod tamper;
 mod tls;
