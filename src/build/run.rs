@@ -74,6 +74,14 @@ impl Prepared {
             Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
         }
     }
+
+    /// Resolves the images of the order and applies the 3x rule; no layer byte moves.
+    pub async fn plan(self, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
+        let Prepared { order, client, events, .. } = self;
+        plan(&order, client, &events, &cancel)
+            .await
+            .map_err(|fails| fails.into_iter().map(Failure::from).collect())
+    }
 }
 
 async fn build(
@@ -146,13 +154,15 @@ async fn build(
     Ok(sealed)
 }
 
-/// Resolves the images of an order and applies the 3x rule; no layer byte moves.
-pub async fn plan(order: Order, config: Config, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
-    let (events, _) = super::events::channel();
-    let failures = |fails: Vec<Fail>| fails.into_iter().map(Failure::from).collect::<Vec<_>>();
-    let (registry, absent) = registry::client(&order, &config, &events).map_err(failures)?;
-    let resolved = resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await;
-    let images = resolved.map_err(|fails| failures(name_absent(fails, &absent)))?;
+async fn plan(
+    order: &Order,
+    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<PlanReport, Vec<Fail>> {
+    let (registry, absent) = client?;
+    let resolved = resolve(order, &registry, events, cancel, Arc::new(NothingKnown)).await;
+    let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let planned = images.iter().map(|image| PlannedImage {
         reference: image.reference.given().to_owned(),
         name: image.reference.to_string(),
