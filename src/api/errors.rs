@@ -224,9 +224,9 @@ impl From<Error> for Problem {
                 reason: Some(message),
                 ..Problem::new(Code::Unavailable, "the disk of the daemon's records is full")
             },
-            Error::Store(StoreError::Corrupt { .. } | StoreError::Foreign { .. } | StoreError::Failed { .. }) => {
-                Problem::internal(message)
-            }
+            Error::Store(
+                StoreError::Corrupt { .. } | StoreError::Foreign { .. } | StoreError::Failed { .. },
+            ) => Problem::internal(message),
         }
     }
 }
