@@ -18,6 +18,8 @@ mod oracle;
 mod privileges;
 mod resume;
 mod reuse;
+mod runner;
 mod secrets;
+mod store;
 mod tamper;
 mod tls;
