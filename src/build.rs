@@ -6,6 +6,7 @@
 //!           → manifests            a layer) → commit in chain order
 //! ```
 
+mod acquire;
 pub mod cancel;
 mod commit;
 pub mod events;
@@ -16,9 +17,11 @@ pub mod order;
 mod outcome;
 mod pipeline;
 pub mod progress;
+mod publish;
 mod registry;
 mod resolve;
 mod run;
+pub mod share;
 
 pub use run::{Prepared, plan, run};
 

@@ -8,7 +8,7 @@
 //! overlay-images/                images.lock, images.json, <config>/… ┘
 //! oci/                           an OCI image layout without layer blobs
 //! snapshots.metadata             "<chain ID> overlay/<chain ID>/diff" a line
-//! .larder/                       lock, job.json, journal, staging/
+//! .larder/                       lock, use, job.json, journal, staging/
 //! ```
 //!
 //! A layer is written in `.larder/staging`, then renamed into place, then named by a `committed` line of the journal;
@@ -68,6 +68,11 @@ struct State {
 }
 
 impl Volume {
+    /// The last part of its path.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
+    }
+
     /// The record of a committed layer.
     pub fn layer(&self, chain_id: &ChainId) -> Option<Layer> {
         self.state().committed.get(chain_id).cloned()

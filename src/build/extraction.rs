@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use super::cancel::Cancel;
 use super::failure::Fail;
 use super::layers::Change;
+use super::share::Copy;
 use crate::layer::decode::{ChunkSource, Decoder};
 use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
 use crate::layer::limits::Limits;
@@ -19,9 +20,10 @@ use crate::layer::overlay::attributes::Rights;
 use crate::layer::rebuild::Rebuilt;
 use crate::layer::space::{Full, Space};
 use crate::model::class::Class;
+use crate::model::digest::Digest;
 use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
-use crate::model::seal::Layer;
+use crate::model::seal::{Compression, Layer};
 use crate::registry::Registry;
 use crate::volume::budget::{Account, Exceeded};
 use crate::volume::staging::Staging;
@@ -169,15 +171,12 @@ pub(super) async fn reuse(
         layer: Some(from.blob.clone()),
         message,
     };
-    // What is decoded here is the tar itself.
-    let expected = Expected { blob: from.diff_id.clone(), size: from.size, diff_id: from.diff_id.clone() };
-    let chain_id = from.chain_id.clone();
+    let (chain_id, diff_id, size) = (from.chain_id.clone(), from.diff_id.clone(), from.size);
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let rebuilding = tokio::task::spawn_blocking(move || {
         let diff = sharing.volume.diff(&chain_id).map_err(RunError::Volume)?;
         let split = sharing.volume.tar_split(&chain_id).map_err(RunError::Volume)?;
-        let decoder = Decoder::uncompressed(Rebuilt::new(split, diff), expected.blob.algorithm());
-        run(&sharing, decoder, &expected, &counters)
+        rebuild(&sharing, Rebuilt::new(split, diff), diff_id, size, &counters)
     });
     let rebuilt =
         rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
@@ -186,6 +185,88 @@ pub(super) async fn reuse(
     let (media_type, digest, size) = (from.media_type, from.blob, from.compressed_size);
     let blob = Descriptor { media_type, digest, size, urls: Vec::new(), platform: None };
     Ok(Ready { staging, extracted, blob })
+}
+
+/// Extracts a change set that another volume has: as [`reuse`], but nothing that is said of it is believed.
+pub(super) async fn copy(
+    shared: &Arc<Shared>,
+    copy: Copy,
+    change: &Change,
+    blob: &Descriptor,
+    counters: &Arc<Counters>,
+) -> Result<Ready, Fail> {
+    let fail = |class: Class, message: String| Fail {
+        class,
+        images: Vec::new(),
+        layer: Some(blob.digest.clone()),
+        message,
+    };
+    let Copy { at, diff, split, lease } = copy;
+    let ratio = shared.limits.ratio;
+    if at.size > ratio.floor.max(blob.size.saturating_mul(ratio.max)) {
+        return Err(fail(Class::Corrupt, format!("a tar of {} bytes is said to be in it", at.size)));
+    }
+    // Bytes that nobody sees here cannot prove it.
+    if at.compression != implied(&blob.media_type) {
+        return Err(fail(Class::Corrupt, "its compression is not the one that the manifest says".into()));
+    }
+    let (sharing, counters, diff_id) = (Arc::clone(shared), Arc::clone(counters), change.diff_id.clone());
+    let rebuilding = tokio::task::spawn_blocking(move || {
+        let _lease = lease;
+        rebuild(&sharing, Rebuilt::new(split, diff), diff_id, at.size, &counters)
+    });
+    let rebuilt =
+        rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
+    if shared.cancel.reason().is_some() {
+        return Err(fail(Class::Cancelled, "interrupted".into()));
+    }
+    let (staging, mut extracted) = rebuilt.map_err(|e| fail(e.class(), e.describe()))?;
+    extracted.decoded.compression = at.compression;
+    Ok(Ready { staging, extracted, blob: blob.clone() })
+}
+
+/// The compression that a layer's media type ends in.
+fn implied(media_type: &str) -> Compression {
+    match media_type {
+        gzip if gzip.ends_with("gzip") => Compression::Gzip,
+        zstd if zstd.ends_with("zstd") => Compression::Zstd,
+        _ => Compression::None,
+    }
+}
+
+/// Extracts the tar of `size` bytes that `source` gives.
+fn rebuild(
+    shared: &Shared,
+    source: Rebuilt,
+    diff_id: Digest,
+    size: u64,
+    counters: &Counters,
+) -> Result<(Staging, Extracted), RunError> {
+    // What is decoded here is the tar itself.
+    let expected = Expected { blob: diff_id.clone(), size, diff_id };
+    let source = Bounded { source, left: size, cancel: &shared.cancel };
+    let decoder = Decoder::uncompressed(source, expected.blob.algorithm());
+    run(shared, decoder, &expected, counters)
+}
+
+/// A source that ends with an error when it gives more than it should, or the build stops.
+struct Bounded<'a, S> {
+    source: S,
+    left: u64,
+    cancel: &'a Cancel,
+}
+
+impl<S: ChunkSource> ChunkSource for Bounded<'_, S> {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        if self.cancel.reason().is_some() {
+            return Err(io::Error::other("interrupted"));
+        }
+        let chunk = self.source.next()?;
+        let len = chunk.as_ref().map_or(0, Bytes::len) as u64;
+        let longer = || io::Error::new(io::ErrorKind::InvalidData, "the tar is longer than it is said to be");
+        self.left = self.left.checked_sub(len).ok_or_else(longer)?;
+        Ok(chunk)
+    }
 }
 
 /// Extraction fails for reasons of the layer or of the volume.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
+use super::share::VolumeName;
 use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
@@ -36,10 +37,21 @@ pub struct Order {
     pub verify_after: bool,
     /// Most layers at once.
     pub concurrency: usize,
+    /// With whom layers are shared.
+    pub share: Option<Sharing>,
     /// When the build gives up.
     pub deadline: Option<DateTime<Utc>>,
     /// How registries are asked.
     pub registry: RegistryOrder,
+}
+
+/// A directory of volumes whose layers are reused ([`share`](super::share)).
+#[derive(Clone, Debug)]
+pub struct Sharing {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The volume of this build in it.
+    pub volume: VolumeName,
 }
 
 /// How registries are asked, and as whom.

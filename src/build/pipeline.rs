@@ -1,18 +1,21 @@
 //! The way of the layers: fetch and extract side by side, commit in chain order, sync now and then.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::acquire::{Acquire, Running};
 use super::commit;
 use super::events::Events;
-use super::extraction::{self, Counters, Ready, Shared};
+use super::extraction::{Ready, Shared};
 use super::failure::Fail;
 use super::layers::{Change, Layers, Link};
+use super::publish::Publish;
+use super::share::{Idle, Share};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::Event;
@@ -31,6 +34,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 pub(super) struct Pipeline {
     /// What the blocking side needs.
     pub(super) shared: Arc<Shared>,
+    /// Whose layers are reused, and who reuses ours.
+    pub(super) share: Option<Arc<Share>>,
     /// Where blobs come from.
     pub(super) registry: Registry,
     /// Where progress goes.
@@ -41,9 +46,6 @@ pub(super) struct Pipeline {
     pub(super) images: Vec<ImageReference>,
 }
 
-/// Layers that are being fetched.
-type Running = Arc<Mutex<HashMap<Digest, Arc<Counters>>>>;
-
 struct Progress {
     pending: Vec<Link>,
     ready: HashMap<Digest, Ready>,
@@ -51,21 +53,34 @@ struct Progress {
     failures: Vec<Fail>,
     last_sync: Instant,
     sync: Option<JoinHandle<Result<usize, crate::volume::Error>>>,
+    publish: Publish,
 }
 
 impl Pipeline {
     /// Brings all `layers` onto the volume, or says everything that stood in the way.
     pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
         let volume = &self.shared.volume;
+        let mut publish = Publish::new(self.share.clone());
+        // A builder that was killed may have committed what it told nobody.
+        for layer in layers.links.iter().filter_map(|link| volume.layer(&link.chain_id)) {
+            publish.layer(layer);
+        }
         let pending: Vec<Link> =
             layers.links.into_iter().filter(|link| !volume.has(&link.chain_id)).collect();
         let wanted: HashSet<Digest> = pending.iter().map(|link| link.diff_id.clone()).collect();
         let changes = layers.changes.into_iter().filter(|change| wanted.contains(&change.diff_id));
 
-        let running: Running = Running::default();
-        let slots = Arc::new(Semaphore::new(self.concurrency.max(1)));
+        let acquire = Acquire {
+            shared: Arc::clone(&self.shared),
+            share: self.share.clone(),
+            registry: self.registry.clone(),
+            events: self.events.clone(),
+            slots: Arc::new(Semaphore::new(self.concurrency.max(1))),
+            running: Running::default(),
+            idle: Idle::new(wanted.len()),
+        };
         let mut tasks = JoinSet::new();
-        let ticker = self.tick(Arc::clone(&running));
+        let ticker = self.tick(acquire.running.clone());
         let mut progress = Progress {
             pending,
             ready: HashMap::new(),
@@ -73,9 +88,10 @@ impl Pipeline {
             failures: Vec::new(),
             last_sync: Instant::now(),
             sync: None,
+            publish,
         };
         for change in changes {
-            self.start(&mut tasks, change, &slots, &running);
+            self.start(&mut tasks, change, &acquire);
         }
         while let Some(joined) = tasks.join_next().await {
             let (change, result) = match joined {
@@ -116,41 +132,11 @@ impl Pipeline {
         self.finish(progress).await
     }
 
-    fn start(
-        &self,
-        tasks: &mut JoinSet<(Change, Result<Ready, Fail>)>,
-        change: Change,
-        slots: &Arc<Semaphore>,
-        running: &Running,
-    ) {
-        let (shared, registry, events) =
-            (Arc::clone(&self.shared), self.registry.clone(), self.events.clone());
-        let (slots, running) = (Arc::clone(slots), Arc::clone(running));
+    fn start(&self, tasks: &mut JoinSet<(Change, Result<Ready, Fail>)>, change: Change, acquire: &Acquire) {
+        let acquire = acquire.clone();
         let images = self.references(&change.images);
         tasks.spawn(async move {
-            let cancelled = || Err(Fail::job(Class::Cancelled, "interrupted"));
-            let slot = tokio::select! {
-                slot = slots.acquire_owned() => slot,
-                () = shared.cancel.cancelled() => return (change, cancelled()),
-            };
-            let Ok(_slot) = slot else {
-                return (change, cancelled());
-            };
-            let Some((_, blob)) = change.sources.first() else {
-                return (change, Err(Fail::job(Class::Internal, "a layer without a source")));
-            };
-            let counters = Arc::new(Counters::default());
-            lock(&running).insert(blob.digest.clone(), Arc::clone(&counters));
-            events.emit(Event::LayerStarted {
-                blob: blob.digest.clone(),
-                compressed_size: blob.size,
-                images,
-            });
-            let result = match shared.volume.with_diff_id(&change.diff_id) {
-                Some(layer) => extraction::reuse(&shared, layer, &counters).await,
-                None => extraction::fetch(&shared, &registry, &change, &counters).await,
-            };
-            lock(&running).remove(&blob.digest);
+            let result = acquire.layer(&change, images).await;
             (change, result)
         });
     }
@@ -170,6 +156,7 @@ impl Pipeline {
             let keep = progress.pending.iter().any(|other| other.diff_id == link.diff_id);
             let event = Event::LayerCommitted {
                 blob: ready.blob.digest.clone(),
+                diff_id: Some(link.diff_id.clone()),
                 chain_id: link.chain_id.clone(),
                 size: ready.extracted.decoded.size,
                 entries: ready.extracted.applied.entries,
@@ -186,6 +173,9 @@ impl Pipeline {
                         progress.ready.insert(link.diff_id.clone(), rest);
                     }
                     self.events.emit(event);
+                    if let Some(layer) = volume.layer(&link.chain_id) {
+                        progress.publish.layer(layer);
+                    }
                     if let Err(fail) = self.sync_sometimes(progress).await {
                         failed.push((Vec::new(), fail));
                         return failed;
@@ -237,6 +227,7 @@ impl Pipeline {
         {
             progress.failures.push(fail);
         }
+        progress.publish.finish().await;
         if progress.failures.is_empty() && progress.pending.is_empty() {
             return Ok(());
         }
@@ -265,7 +256,7 @@ impl Pipeline {
             let mut interval = tokio::time::interval(PROGRESS_EVERY);
             loop {
                 interval.tick().await;
-                for (blob, counters) in lock(&running).iter() {
+                for (blob, counters) in running.lock().iter() {
                     events.emit(Event::LayerProgress {
                         blob: blob.clone(),
                         received: counters.received.load(Ordering::Relaxed),
@@ -275,8 +266,4 @@ impl Pipeline {
             }
         })
     }
-}
-
-fn lock(running: &Running) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Counters>>> {
-    running.lock().unwrap_or_else(PoisonError::into_inner)
 }

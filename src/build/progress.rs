@@ -64,8 +64,13 @@ mod tests {
     #[test]
     fn bytes_of_one_blob_count_once() {
         let blob = Digest::sha256(b"x");
-        let committed =
-            Event::LayerCommitted { blob: blob.clone(), chain_id: ChainId::base(&blob), size: 1, entries: 1 };
+        let committed = Event::LayerCommitted {
+            blob: blob.clone(),
+            diff_id: None,
+            chain_id: ChainId::base(&blob),
+            size: 1,
+            entries: 1,
+        };
         let mut progress = Progress::default();
         progress.observe(&Event::Planned {
             admission: Admission::new([100], ByteSize(300)),
@@ -73,7 +78,12 @@ mod tests {
             present: 0,
             fetch_bytes: 100,
         });
-        progress.observe(&Event::LayerStarted { blob: blob.clone(), compressed_size: 60, images: vec![] });
+        progress.observe(&Event::LayerStarted {
+            blob: blob.clone(),
+            compressed_size: 60,
+            images: vec![],
+            from: None,
+        });
         progress.observe(&Event::LayerProgress { blob: blob.clone(), received: 999, written: 0 });
         assert_eq!((progress.received(), progress.total()), (60, 100));
         progress.observe(&committed);

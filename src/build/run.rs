@@ -9,11 +9,12 @@ use super::events::Events;
 use super::extraction::Shared;
 use super::failure::Fail;
 use super::layers::{self, Layers};
-use super::order::Order;
+use super::order::{Order, Sharing};
 use super::outcome;
 use super::pipeline::Pipeline;
 use super::registry;
 use super::resolve::{self, Known, NothingKnown, ResolvedImage};
+use super::share::Share;
 use crate::config::Config;
 use crate::layer::overlay::attributes::Rights;
 use crate::model::chain::ChainId;
@@ -100,6 +101,16 @@ async fn build(
     admit(order, &volume, &images, &layers, events)?;
     keep_documents(&volume, &identity, &images).await?;
 
+    let share = match &order.share {
+        None => None,
+        Some(Sharing { dir, volume }) => {
+            let (dir, volume) = (dir.clone(), volume.clone());
+            let opened = blocking(move || {
+                Share::open(&dir, &volume).map_err(|e| Fail::job(Class::Internal, e.to_string()))
+            });
+            Some(Arc::new(opened.await?))
+        }
+    };
     let pipeline = Pipeline {
         shared: Arc::new(Shared {
             volume: Arc::clone(&volume),
@@ -108,6 +119,7 @@ async fn build(
             tar_split: order.tar_split,
             cancel: cancel.clone(),
         }),
+        share,
         registry,
         events: events.clone(),
         concurrency: order.concurrency,

@@ -4,6 +4,9 @@ mod build;
 mod details;
 mod janitor;
 mod recovery;
+#[cfg(all(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -32,6 +32,7 @@ Examples:
   larder build --volume ./cache --size 4GiB --platform linux/arm64 --limit-rate 20MiB/s nginx:1.27
   larder build --volume ./cache --size 4GiB --secrets ./secrets --pull-secret team-a:registry r.example.com/app:1
   larder build --job - --volume /cache --output json < job.json
+  larder build --share /caches --volume /caches/volumes/web --size 4GiB nginx:1.27
 
 Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
 kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
@@ -152,6 +153,10 @@ pub(super) struct OrderArgs {
     /// Build without the privileges a layer asks for; what cannot be kept is recorded, see inspect
     #[arg(long)]
     pub(super) rootless: bool,
+    /// Reuse layers of the volumes in DIR/volumes, where --volume must lie too; builds with the same DIR that run at the
+    /// same time fetch each layer once (plan ignores it)
+    #[arg(long, value_name = "DIR")]
+    pub(super) share: Option<PathBuf>,
     /// Verify the sealed volume from its own bytes before exiting (plan ignores it)
     #[arg(long)]
     pub(super) verify_after: bool,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::args::OrderArgs;
 use super::usage::UsageError;
-use crate::build::order::{Order, RegistryOrder};
+use crate::build::order::{Order, RegistryOrder, Sharing};
+use crate::build::share::VolumeName;
 use crate::config::Config;
 use crate::model::job::{Job, MAX_IMAGES};
 use crate::model::platform::Platform;
@@ -83,6 +84,10 @@ pub(super) fn order(
         Purpose::Build => (args.volume.ok_or(UsageError::NoVolume)?, size.ok_or(UsageError::NoSize)?),
         Purpose::Plan => (args.volume.unwrap_or_default(), size.unwrap_or_default()),
     };
+    let share = match (&args.share, purpose) {
+        (Some(dir), Purpose::Build) => Some(sharing(dir, &volume)?),
+        _ => None,
+    };
     let mut pull_secrets = args.pull_secrets;
     if pull_secrets.is_empty() {
         pull_secrets = of_job.map(|job| job.pull_secrets.clone()).unwrap_or_default();
@@ -105,6 +110,7 @@ pub(super) fn order(
         rootless: args.rootless,
         verify_after: args.verify_after,
         concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
+        share,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         registry: RegistryOrder {
             connections_per_host: args
@@ -117,6 +123,25 @@ pub(super) fn order(
             pull_secrets,
         },
     })
+}
+
+/// The volume must lie in `volumes/` of the directory, by whatever path it is named.
+fn sharing(dir: &Path, volume: &Path) -> Result<Sharing, UsageError> {
+    let refused = |reason: String| UsageError::Share { dir: dir.display().to_string(), reason };
+    let volumes = dir.join("volumes");
+    let volumes =
+        volumes.canonicalize().map_err(|e| refused(format!("looking for {}: {e}", volumes.display())))?;
+    let parent = match volume.parent() {
+        Some(parent) if parent == Path::new("") => Path::new("."),
+        Some(parent) => parent,
+        None => volume,
+    };
+    if !parent.canonicalize().is_ok_and(|parent| parent == volumes) {
+        return Err(refused(format!("--volume {} is not in {}", volume.display(), volumes.display())));
+    }
+    let name = volume.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let volume = VolumeName::try_from(name).map_err(|e| refused(e.to_owned()))?;
+    Ok(Sharing { dir: dir.to_owned(), volume })
 }
 
 #[cfg(test)]

@@ -40,6 +40,14 @@ pub(super) enum UsageError {
         /// The first one named.
         first: String,
     },
+    /// Layers cannot be shared.
+    #[error("--share {dir}: {reason}: give a directory with volumes/ in it, and a --volume directly in that")]
+    Share {
+        /// The directory.
+        dir: String,
+        /// Why.
+        reason: String,
+    },
     /// The job cannot be read.
     #[error("reading the job {path}: {source}")]
     ReadJob {

@@ -25,6 +25,8 @@ pub struct Caches {
     pub build_timeout_minutes: u32,
     /// How often a builder is started again after a failure that a later try may heal.
     pub build_retries: u32,
+    /// Seconds before it is started again; they double with each try, up to five minutes.
+    pub build_retry_pause_seconds: u64,
     /// Most memory of one builder, where the daemon may make control groups; 0 is no limit.
     pub build_memory: ByteSize,
     /// Share of the processor of one builder (cgroup v2 `cpu.weight`, 1 to 10000), where the daemon may make control groups.
@@ -44,6 +46,7 @@ impl Default for Caches {
             expired_grace_minutes: 60,
             build_timeout_minutes: 120,
             build_retries: 5,
+            build_retry_pause_seconds: 5,
             build_memory: ByteSize(1 << 30),
             build_cpu_weight: 100,
             build_nice: 5,
@@ -60,6 +63,7 @@ impl Caches {
         within(faults, "caches.expired_grace_minutes", self.expired_grace_minutes, 0..=525_600);
         within(faults, "caches.build_timeout_minutes", self.build_timeout_minutes, 1..=10_080);
         within(faults, "caches.build_retries", self.build_retries, 0..=100);
+        within(faults, "caches.build_retry_pause_seconds", self.build_retry_pause_seconds, 0..=3600);
         within(faults, "caches.build_cpu_weight", self.build_cpu_weight, 1..=10_000);
         within(faults, "caches.build_nice", self.build_nice, 0..=19);
         if self.build_memory.0 > 0 {

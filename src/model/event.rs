@@ -60,10 +60,10 @@ pub enum Event {
         layers: usize,
         /// Of these, already on it from an earlier run.
         present: usize,
-        /// Bytes to fetch.
+        /// Bytes to fetch; less where other volumes turn out to have a layer.
         fetch_bytes: u64,
     },
-    /// A layer's bytes begin to move.
+    /// A layer's bytes begin to move. Comes again where a copy turns out to be of no use and the layer is fetched.
     LayerStarted {
         /// Digest of the blob.
         blob: Digest,
@@ -71,6 +71,9 @@ pub enum Event {
         compressed_size: u64,
         /// References of the images that need it.
         images: Vec<String>,
+        /// Name of the volume that it is read from; absent when it is fetched.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        from: Option<String>,
     },
     /// How far a layer is; at most a few times a second for each.
     LayerProgress {
@@ -81,10 +84,24 @@ pub enum Event {
         /// Tar bytes written.
         written: u64,
     },
+    /// A layer was read from a volume instead of a registry, and verified; it is committed later.
+    LayerReused {
+        /// Digest of the blob.
+        blob: Digest,
+        /// Its diff ID.
+        diff_id: Digest,
+        /// Name of the volume that has it.
+        from: String,
+        /// Size of the tar, bytes.
+        size: u64,
+    },
     /// A layer is on the volume, verified.
     LayerCommitted {
         /// Digest of the blob.
         blob: Digest,
+        /// Its diff ID.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        diff_id: Option<Digest>,
         /// Chain ID it was committed under.
         chain_id: ChainId,
         /// Size of the tar, bytes.

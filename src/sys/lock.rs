@@ -67,10 +67,13 @@ impl LockedFile {
         Ok(bytes)
     }
 
-    /// Overwrites the first `bytes.len()` bytes with one pwrite(2), which a kill does not cut.
+    /// Makes `bytes` the content with one pwrite(2), which a kill does not cut where the old content is as long.
     pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let len = self.file.write_at(bytes, 0)?;
-        if len == bytes.len() { Ok(()) } else { Err(Errno::ENOSPC.into()) }
+        if len < bytes.len() {
+            return Err(Errno::ENOSPC.into());
+        }
+        self.file.set_len(bytes.len() as u64)
     }
 
     /// Removes the file `name` in `dir`, which is this one.

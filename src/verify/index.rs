@@ -154,7 +154,7 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         explained.insert(format!("overlay/{hex}/diff"));
         explained.insert(format!("overlay-layers/{}", layout::tar_split(&layer.chain_id)));
     }
-    for name in ["lock", "job.json", "journal"] {
+    for name in ["lock", "use", "job.json", "journal"] {
         explained.insert(format!(".larder/{name}"));
     }
     for (path, want) in &expected {

@@ -45,6 +45,8 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
     if let Some(sealed) = sealed(&root, identity, &shown)? {
         return Ok(Opened::Sealed(sealed));
     }
+    // Readers may not create it.
+    larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
     match job::read(&larder)? {
         Some(record) if record.identity != *identity => {
             return Err(other_job(&shown, record.identity.images.iter().map(String::as_str)));

@@ -17,6 +17,7 @@ mod memory;
 mod oracle;
 mod privileges;
 mod resume;
+mod reuse;
 mod secrets;
 mod tamper;
 mod tls;

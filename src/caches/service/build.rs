@@ -19,8 +19,6 @@ use crate::telemetry::metrics::BuildResult;
 
 /// Lines of a builder that wait to be taken up.
 const LINES: usize = 256;
-/// The pause before a second attempt; it doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Longest message of a record, bytes.
@@ -183,13 +181,15 @@ impl Service {
             Ended::NotStarted(why) => (Class::Internal, format!("the builder could not be started: {why}")),
         };
         tracing::warn!(cache = %id, tenant = %record.tenant, ?class, attempts, "attempt failed: {message}");
-        let retries = self.settings(|settings| settings.caches.build_retries);
+        let (retries, seconds) = self
+            .settings(|settings| (settings.caches.build_retries, settings.caches.build_retry_pause_seconds));
         let heals = matches!(class, Class::Transient | Class::Internal | Class::Busy);
         if !heals || attempts > retries {
             self.fail(id, generation, class, &message).await?;
             return Ok((None, BuildResult::Failed));
         }
-        let pause = FIRST_PAUSE.saturating_mul(1 << (attempts.clamp(1, 16) - 1)).min(LONGEST_PAUSE);
+        let first = Duration::from_secs(seconds);
+        let pause = first.saturating_mul(1 << (attempts.clamp(1, 16) - 1)).min(LONGEST_PAUSE);
         let now = self.now();
         let text = format!(
             "attempt {attempts} failed, the next is in {} s: {}",

@@ -53,7 +53,11 @@ impl Terminal {
         let bar = self.bars.insert_before(&total, bar);
         bar.set_prefix(blob.hex().chars().take(12).collect::<String>());
         bar.set_message(images.first().map(|image| escape(image)).unwrap_or_default());
-        self.layers.insert(blob.clone(), bar);
+        // A layer starts a second time where a copy was of no use.
+        if let Some(first) = self.layers.insert(blob.clone(), bar) {
+            first.finish_and_clear();
+            self.bars.remove(&first);
+        }
     }
 }
 
@@ -64,7 +68,7 @@ impl Renderer for Terminal {
             self.console.print(&format!("{text}\n"));
         }
         match &line.event {
-            Event::LayerStarted { blob, compressed_size, images } => {
+            Event::LayerStarted { blob, compressed_size, images, .. } => {
                 self.start(blob, *compressed_size, images);
             }
             Event::LayerProgress { blob, received, .. } => {
@@ -118,8 +122,20 @@ mod tests {
             terminal.layers.len()
         };
         let images = vec!["a\x1b".to_owned()];
-        assert_eq!(show(Event::LayerStarted { blob: blob.clone(), compressed_size: 9, images }), 1);
+        assert_eq!(
+            show(Event::LayerStarted {
+                blob: blob.clone(),
+                compressed_size: 9,
+                images: images.clone(),
+                from: Some("v".into())
+            }),
+            1
+        );
+        assert_eq!(
+            show(Event::LayerStarted { blob: blob.clone(), compressed_size: 9, images, from: None }),
+            1
+        );
         assert_eq!(show(Event::LayerProgress { blob: blob.clone(), received: 4, written: 9 }), 1);
-        assert_eq!(show(Event::LayerCommitted { blob, chain_id, size: 9, entries: 1 }), 0);
+        assert_eq!(show(Event::LayerCommitted { blob, diff_id: None, chain_id, size: 9, entries: 1 }), 0);
     }
 }

@@ -34,6 +34,9 @@ pub(super) fn line_of(event: &Event) -> Option<String> {
             admission.need,
             admission.have
         ),
+        Event::LayerReused { blob, from, size, .. } => {
+            format!("{blob}: reused from the volume {} ({})", escape(from), ByteSize(*size))
+        }
         Event::Retried { host, what, reason, wait_ms } => {
             format!("{}: {} again in {wait_ms} ms: {}", escape(host), escape(what), escape(reason))
         }

@@ -1,0 +1,457 @@
+//! The service over the real store and the real disk, with a clock that is set and a runner that does what it is told
+//! (real builders: tests/it).
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::Path;
+
+use futures_util::future::BoxFuture;
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::caches::hub::Told;
+use crate::caches::layout::Layout;
+use crate::caches::runner::{BuildOrder, Ended};
+use crate::caches::store::sqlite::SqliteStore;
+use crate::model::digest::Digest;
+use crate::model::event::{Failure, Line, Outcome, SealedImage, Status as BuildStatus};
+use crate::sys::Dir;
+use crate::testing::clock::FakeClock;
+use crate::volume::lease::Lease;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// What the runner does with the next build; without a word it seals.
+#[derive(Debug)]
+enum Act {
+    Fail(Class),
+    Die,
+    /// Fills the volume until it is stopped.
+    Hang,
+}
+
+/// Makes volumes as far as the service looks at them.
+#[derive(Debug, Default)]
+struct FakeRunner {
+    acts: Mutex<VecDeque<Act>>,
+    orders: Mutex<Vec<BuildOrder>>,
+}
+
+impl Runner for FakeRunner {
+    fn build<'a>(
+        &'a self,
+        order: BuildOrder,
+        _: mpsc::Sender<Line>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'a, Ended> {
+        Box::pin(async move {
+            let act = self.acts.lock().unwrap().pop_front();
+            self.orders.lock().unwrap().push(order.clone());
+            fs::create_dir_all(order.volume.join(".larder")).unwrap();
+            fs::write(order.volume.join(".larder/use"), "").unwrap();
+            match act {
+                None => {
+                    fs::write(order.volume.join("cache.json"), "{}").unwrap();
+                    Ended::Result(sealed(&order))
+                }
+                Some(Act::Fail(class)) => Ended::Result(failed(&order, class)),
+                Some(Act::Die) => Ended::Died("killed by signal 9".into()),
+                Some(Act::Hang) => {
+                    stop.cancelled().await;
+                    Ended::Stopped
+                }
+            }
+        })
+    }
+
+    fn plan<'a>(
+        &'a self,
+        _: TenantName,
+        _: Job,
+        _: Vec<String>,
+    ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
+        Box::pin(async { Ok(PlanReport::new(Vec::new(), crate::model::size::ByteSize(0))) })
+    }
+}
+
+fn outcome(status: BuildStatus) -> Outcome {
+    Outcome {
+        status,
+        exit_code: 0,
+        message: String::new(),
+        class: None,
+        failures: Vec::new(),
+        images: Vec::new(),
+        digest: None,
+        totals: None,
+        elapsed_ms: 1,
+        truncated: false,
+    }
+}
+
+fn sealed(order: &BuildOrder) -> Outcome {
+    let images = order.job.images.iter().map(|image| SealedImage {
+        reference: image.given().to_owned(),
+        manifest: Digest::sha256(image.given().as_bytes()),
+    });
+    let digest = Some(Digest::sha256(order.volume.as_os_str().as_encoded_bytes()));
+    Outcome { images: images.collect(), digest, ..outcome(BuildStatus::Ok) }
+}
+
+fn failed(order: &BuildOrder, class: Class) -> Outcome {
+    let images = order.job.images.iter().map(|image| image.given().to_owned()).collect();
+    let failure = Failure { class, images, layer: None, message: "it is so".into() };
+    Outcome { class: Some(class), failures: vec![failure], ..outcome(BuildStatus::Failed) }
+}
+
+/// A daemon without its doors.
+struct Host {
+    dir: TempDir,
+    clock: Arc<FakeClock>,
+    runner: Arc<FakeRunner>,
+    config: Config,
+    service: Service,
+}
+
+impl Host {
+    async fn new(text: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(FakeClock::default());
+        clock.pass(DAY);
+        let runner = Arc::new(FakeRunner::default());
+        let config = Config::parse(text, []).unwrap();
+        let service = start(dir.path(), &clock, &runner, &config).await;
+        Host { dir, clock, runner, config, service }
+    }
+
+    async fn restart(&mut self) {
+        self.service.stop().await;
+        // The lock of the state directory goes with the last handle.
+        let idle = Service(Arc::new(Inner {
+            store: Arc::clone(&self.service.0.store),
+            runner: Arc::clone(&self.service.0.runner),
+            volumes: Arc::clone(&self.service.0.volumes),
+            clock: Arc::clone(&self.service.0.clock),
+            metrics: Metrics::new(),
+            guard: Mutex::new(TimeGuard::new(&*self.clock, None)),
+            settings: RwLock::new(Settings::of(&self.config)),
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            sweep: Notify::new(),
+            live: Mutex::default(),
+            hub: Hub::default(),
+            admission: tokio::sync::Mutex::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }));
+        idle.recover().await.unwrap();
+        idle.0.tasks.spawn(idle.clone().schedule(1));
+        self.service = idle;
+    }
+
+    fn next(&self, act: Act) {
+        self.runner.acts.lock().unwrap().push_back(act);
+    }
+
+    fn started(&self) -> usize {
+        self.runner.orders.lock().unwrap().len()
+    }
+
+    /// Waits until the cache is what `wanted` asks for.
+    async fn until(&self, id: CacheId, wanted: impl Fn(&Record) -> bool) -> Record {
+        for _ in 0..2000 {
+            let record = self.service.get(&team(), id).await.unwrap();
+            if wanted(&record) {
+                return record;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{:?}", self.service.get(&team(), id).await);
+    }
+
+    /// Waits until the record is gone.
+    async fn gone(&self, id: CacheId) {
+        for _ in 0..2000 {
+            match self.service.get(&team(), id).await {
+                Err(Error::NotFound(_)) => return,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+        panic!("{:?}", self.service.get(&team(), id).await);
+    }
+
+    async fn available(&self, name: &str) -> Record {
+        let record = self.service.create(&team(), spec(name), None).await.unwrap();
+        assert_eq!(record.status, Status::Creating);
+        self.until(record.id, |record| record.status == Status::Available).await
+    }
+
+    fn volumes(&self) -> Vec<String> {
+        let volumes = self.dir.path().join("tenants/team/volumes");
+        let mut names: Vec<String> = fs::read_dir(volumes)
+            .map(|entries| entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
+            .unwrap_or_default();
+        names.sort();
+        names
+    }
+}
+
+async fn start(dir: &Path, clock: &Arc<FakeClock>, runner: &Arc<FakeRunner>, config: &Config) -> Service {
+    let volumes = Volumes::take(Layout::new(dir)).unwrap();
+    let store = SqliteStore::open(&volumes.layout().database(), volumes.any().unwrap()).unwrap();
+    let parts = Parts {
+        store: Arc::new(store),
+        runner: Arc::clone(runner) as Arc<dyn Runner>,
+        volumes,
+        clock: Arc::clone(clock) as Arc<dyn Clock>,
+        metrics: Metrics::new(),
+    };
+    Service::start(parts, config).await.unwrap()
+}
+
+fn team() -> TenantName {
+    "team".parse().unwrap()
+}
+
+fn spec(name: &str) -> Spec {
+    Spec {
+        name: name.parse().unwrap(),
+        images: vec!["nginx:1".parse().unwrap()],
+        size_gib: 20,
+        retention_days: 0,
+        cluster: "c".into(),
+        pull_secrets: Vec::new(),
+    }
+}
+
+const ROOM: &str = "[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 1\nqueue_length = 2\n";
+
+#[tokio::test]
+async fn from_order_to_content() {
+    let host = Host::new(ROOM).await;
+    let record = host.available("web").await;
+    let content = record.content.unwrap();
+    assert_eq!((content.generation, content.images.len()), (1, 1));
+    assert_eq!((record.message, record.work), (None, None));
+    assert_eq!(host.volumes(), [format!("{}.1", record.id)]);
+    let order = host.runner.orders.lock().unwrap()[0].clone();
+    assert_eq!(order.job.size.unwrap().0, 20 << 30);
+    assert_eq!(order.job.deadline.unwrap(), host.clock.now() + chrono::TimeDelta::minutes(120));
+    let found = host.service.find(&team(), &["nginx:1".parse().unwrap()]).await.unwrap();
+    assert_eq!(found.unwrap().record.id, record.id);
+}
+
+#[tokio::test]
+async fn nothing_of_one_tenant_is_there_for_another() {
+    let host = Host::new(ROOM).await;
+    let record = host.available("web").await;
+    let other: TenantName = "other".parse().unwrap();
+    let id = record.id;
+    assert!(matches!(host.service.get(&other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(host.service.delete(&other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(host.service.cancel(&other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(host.service.refresh(&other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(host.service.details(&other, id).await, Err(Error::NotFound(_))));
+    assert!(matches!(host.service.watch(&other, id, 0).await, Err(Error::NotFound(_))));
+    assert!(host.service.list(&other, None).await.unwrap().is_empty());
+    assert_eq!(host.service.find(&other, &["nginx:1".parse().unwrap()]).await.unwrap(), None);
+    host.service.create(&other, spec("web"), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failure_frees_the_volume_and_keeps_the_name_for_a_day() {
+    let host = Host::new(ROOM).await;
+    host.next(Act::Fail(Class::NotFound));
+    let record = host.service.create(&team(), spec("web"), None).await.unwrap();
+    let record = host.until(record.id, |record| record.status == Status::Failed).await;
+    assert_eq!(record.message.as_deref(), Some("nginx:1: it is so"));
+    assert_eq!(record.class, Some(Class::NotFound));
+    host.service.look_over().await.unwrap();
+    assert!(host.volumes().is_empty());
+    let taken = host.service.create(&team(), spec("web"), None).await.unwrap_err();
+    assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken:?}");
+    host.clock.pass(DAY - Duration::from_secs(1));
+    host.service.look_over().await.unwrap();
+    host.service.get(&team(), record.id).await.unwrap();
+    host.clock.pass(Duration::from_secs(1));
+    host.service.look_over().await.unwrap();
+    host.service.get(&team(), record.id).await.unwrap_err();
+    host.available("web").await;
+}
+
+#[tokio::test]
+async fn what_may_heal_is_tried_again() {
+    let host = Host::new(&format!("{ROOM}build_retries = 2\nbuild_retry_pause_seconds = 0\n")).await;
+    host.next(Act::Fail(Class::Transient));
+    host.next(Act::Die);
+    let record = host.service.create(&team(), spec("web"), None).await.unwrap();
+    host.until(record.id, |record| record.status == Status::Available).await;
+    assert_eq!(host.started(), 3);
+    for _ in 0..3 {
+        host.next(Act::Die);
+    }
+    let record = host.service.create(&team(), spec("bad"), None).await.unwrap();
+    let record = host.until(record.id, |record| record.status == Status::Failed).await;
+    assert_eq!(record.message.as_deref(), Some("killed by signal 9"));
+    assert_eq!(host.started(), 6);
+}
+
+#[tokio::test]
+async fn deletion_waits_for_whoever_uses_it() {
+    let host = Host::new(ROOM).await;
+    let record = host.available("web").await;
+    let volume = host.dir.path().join("tenants/team/volumes").join(format!("{}.1", record.id));
+    let lease = Lease::shared(&Dir::open(&volume).unwrap()).unwrap().unwrap();
+    assert_eq!(host.service.delete(&team(), record.id).await.unwrap().status, Status::Deleting);
+    let record = host.until(record.id, |record| record.message.is_some()).await;
+    assert!(record.message.unwrap().contains("in use") && record.status == Status::Deleting);
+    assert_eq!(host.service.delete(&team(), record.id).await.unwrap().status, Status::Deleting);
+    drop(lease);
+    host.service.look_over().await.unwrap();
+    host.gone(record.id).await;
+    assert!(host.volumes().is_empty());
+}
+
+#[tokio::test]
+async fn a_build_is_cancelled_or_deleted_under_way() {
+    let host = Host::new(ROOM).await;
+    host.next(Act::Hang);
+    let one = host.service.create(&team(), spec("one"), None).await.unwrap();
+    let two = host.service.create(&team(), spec("two"), None).await.unwrap();
+    host.until(one.id, |_| host.started() == 1).await;
+    let cancelled = host.service.cancel(&team(), one.id).await.unwrap();
+    assert_eq!((cancelled.status, cancelled.class), (Status::Failed, Some(Class::Cancelled)));
+    host.until(two.id, |record| record.status == Status::Available).await;
+    let again = host.service.cancel(&team(), two.id).await.unwrap_err();
+    assert!(matches!(again, Error::NotCancellable { status: Status::Available, .. }), "{again:?}");
+
+    host.next(Act::Hang);
+    let three = host.service.create(&team(), spec("three"), None).await.unwrap();
+    host.until(three.id, |_| host.started() == 3).await;
+    let mut watch = host.service.watch(&team(), three.id, 1).await.unwrap();
+    host.service.delete(&team(), three.id).await.unwrap();
+    host.gone(three.id).await;
+    let mut told = Vec::new();
+    while let Some(Told::Happened(happened)) = watch.next().await {
+        told.push(happened.message);
+    }
+    assert_eq!(told, ["attempt 1 began", "deletion was asked for"]);
+    assert_eq!(host.volumes().len(), 1);
+}
+
+#[tokio::test]
+async fn the_queue_has_an_end() {
+    let host = Host::new(ROOM).await;
+    host.next(Act::Hang);
+    let one = host.service.create(&team(), spec("one"), None).await.unwrap();
+    host.until(one.id, |_| host.started() == 1).await;
+    for name in ["two", "three"] {
+        host.service.create(&team(), spec(name), None).await.unwrap();
+    }
+    let full = host.service.create(&team(), spec("four"), None).await.unwrap_err();
+    assert!(matches!(full, Error::QueueFull { waiting: 2, .. }), "{full:?}");
+    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_refresh_takes_the_place_of_what_was_there() {
+    let host = Host::new(ROOM).await;
+    let before = host.available("web").await;
+    host.next(Act::Hang);
+    let record = host.service.refresh(&team(), before.id).await.unwrap();
+    assert_eq!((record.status, record.is_refreshing(), record.reserved_gib()), (Status::Available, true, 40));
+    let twice = host.service.refresh(&team(), before.id).await.unwrap_err();
+    assert!(matches!(twice, Error::NotRefreshable { busy: true, .. }), "{twice:?}");
+    host.until(before.id, |_| host.started() == 2).await;
+    let record = host.service.cancel(&team(), before.id).await.unwrap();
+    assert_eq!(record.message.as_deref(), Some("the refresh failed: cancelled by request"));
+    assert_eq!((record.status, &record.content), (Status::Available, &before.content));
+    host.until(before.id, |_| host.service.live().is_empty()).await;
+    host.service.look_over().await.unwrap();
+    assert_eq!(host.volumes(), [format!("{}.1", before.id)]);
+
+    host.service.refresh(&team(), before.id).await.unwrap();
+    let after = host.until(before.id, |record| !record.is_refreshing()).await;
+    assert_eq!((after.content.unwrap().generation, after.message), (3, None));
+    host.service.look_over().await.unwrap();
+    assert_eq!(host.volumes(), [format!("{}.3", before.id)]);
+}
+
+#[tokio::test]
+async fn a_refresh_needs_room_for_two() {
+    let host = Host::new("[caches]\ncapacity = \"59GiB\"\n").await;
+    let record = host.available("web").await;
+    host.service.create(&team(), Spec { size_gib: 20, ..spec("other") }, None).await.unwrap();
+    let full = host.service.refresh(&team(), record.id).await.unwrap_err();
+    assert!(
+        matches!(full, Error::NoRoomToRefresh { need_gib: 20, free_gib: 19, capacity_gib: 59 }),
+        "{full:?}"
+    );
+    let full = host.service.create(&team(), spec("third"), None).await.unwrap_err();
+    assert!(matches!(full, Error::Store(StoreError::Full { .. })), "{full:?}");
+}
+
+#[tokio::test]
+async fn retention_ends_in_two_steps_and_only_by_a_clock_that_is_believed() {
+    let host = Host::new(ROOM).await;
+    let record = host.service.create(&team(), Spec { retention_days: 2, ..spec("web") }, None).await.unwrap();
+    let id = record.id;
+    host.until(id, |record| record.status == Status::Available).await;
+    host.clock.set_forward(3 * DAY);
+    host.service.look_over().await.unwrap();
+    assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Available, "the clock jumped");
+    host.clock.set_back(3 * DAY);
+    host.service.look_over().await.unwrap();
+    host.clock.pass(2 * DAY - Duration::from_secs(1));
+    host.service.look_over().await.unwrap();
+    assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Available);
+    host.clock.pass(Duration::from_secs(1));
+    host.service.look_over().await.unwrap();
+    let expired = host.service.get(&team(), id).await.unwrap();
+    assert_eq!(expired.status, Status::Unavailable);
+    assert_eq!(expired.message.as_deref(), Some("expired after 2 days"));
+    assert_eq!(host.volumes().len(), 1, "whoever is about to use it still can");
+    host.clock.pass(Duration::from_secs(3600));
+    host.service.look_over().await.unwrap();
+    host.gone(id).await;
+    assert!(host.volumes().is_empty());
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_where_it_was() {
+    let mut host = Host::new(ROOM).await;
+    let kept = host.available("kept").await;
+    let lost = host.available("lost").await;
+    host.next(Act::Hang);
+    let begun = host.service.create(&team(), spec("begun"), None).await.unwrap();
+    host.until(begun.id, |_| host.started() == 3).await;
+    let volumes = host.dir.path().join("tenants/team/volumes");
+    fs::remove_file(volumes.join(format!("{}.1/cache.json", lost.id))).unwrap();
+    fs::create_dir(volumes.join(format!("{}.1", CacheId::random()))).unwrap();
+    fs::create_dir(volumes.join("lost+found")).unwrap();
+    fs::create_dir(host.dir.path().join("trash/x")).unwrap();
+
+    host.restart().await;
+    let resumed = host.until(begun.id, |record| record.status == Status::Available).await;
+    assert_eq!(resumed.content.unwrap().generation, 1, "the same volume goes on");
+    let lost = host.service.get(&team(), lost.id).await.unwrap();
+    assert_eq!(lost.status, Status::Unavailable);
+    assert!(lost.message.unwrap().contains("not there any more"));
+    assert_eq!(host.service.get(&team(), kept.id).await.unwrap(), kept);
+    let mut left = host.volumes();
+    left.retain(|name| name != "lost+found");
+    let mut wanted = [format!("{}.1", kept.id), format!("{}.1", begun.id)];
+    wanted.sort();
+    // A record keeps its volume, damaged or not, until somebody deletes it.
+    left.retain(|name| *name != format!("{}.1", lost.id));
+    assert_eq!(left, wanted);
+    assert!(!host.dir.path().join("trash/x").exists());
+}
+
+#[tokio::test]
+async fn a_second_daemon_is_told_so() {
+    let host = Host::new(ROOM).await;
+    let second = Volumes::take(Layout::new(host.dir.path())).unwrap_err();
+    assert!(matches!(second, StateError::InUse(_)), "{second}");
+}

@@ -1,0 +1,343 @@
+//! Layers that another volume has: reused instead of fetched, fetched once by builders that run at the same time, and
+//! fetched after all when the copy is of no use.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use larder::model::digest::Digest;
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use larder::testing::registry::{Fault, Registry};
+use larder::volume::lease::Lease;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::served::{Running, cache, random};
+use crate::harness::{exits, isolated, larder, succeed};
+
+const SIZE: u64 = 64 << 20;
+const SOON: Duration = Duration::from_secs(60);
+
+/// A directory of shared layers, and images `app-0:1` … in a registry.
+struct Shared {
+    dir: TempDir,
+    registry: Registry,
+    images: Vec<Image>,
+}
+
+impl Shared {
+    fn new(images: impl IntoIterator<Item = Image>) -> Self {
+        let mut registry = Registry::spawn();
+        let images: Vec<_> = images.into_iter().collect();
+        for (number, image) in images.iter().enumerate() {
+            image.push(&mut registry, &format!("app-{number}"), "1").unwrap();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("volumes")).unwrap();
+        Shared { dir, registry, images }
+    }
+
+    fn volume(&self, name: &str) -> PathBuf {
+        self.dir.path().join("volumes").join(name)
+    }
+
+    fn build(&self, name: &str, image: usize) -> Command {
+        let mut command = larder();
+        command.env("LARDER_REGISTRY__BACKOFF_MAX_SECONDS", "1").env("LARDER_REGISTRY__RETRIES", "1");
+        command.arg("build").arg("--share").arg(self.dir.path()).arg("--volume").arg(self.volume(name));
+        command.args(["--sizing", "warn", "--output", "json", "--size", &SIZE.to_string()]);
+        command.arg(format!("{}/app-{image}:1", self.registry.host()));
+        command
+    }
+
+    /// Builds to the end; the sealed volume verifies. Returns the events.
+    fn built(&self, name: &str, image: usize) -> Events {
+        let events = Events::parse(&succeed(&mut self.build(name, image)));
+        succeed(larder().arg("verify").arg(self.volume(name)));
+        events
+    }
+
+    fn entry(&self, layer: &Layer) -> PathBuf {
+        let name = layer.diff_id.to_string().replace(':', "-");
+        self.dir.path().join("layers").join(name)
+    }
+
+    /// What says of a layer where it is.
+    fn entry_json(&self, layer: &Layer) -> Value {
+        serde_json::from_slice(&fs::read(self.entry(layer)).unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Whole blobs that were served of an image, layer by layer.
+    fn times_served(&self, image: usize) -> Vec<f64> {
+        let layers = &self.images[image].layers;
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let times = |layer: &Layer| self.registry.served(&layer.digest) as f64 / layer.blob.len() as f64;
+        layers.iter().map(times).collect()
+    }
+}
+
+struct Events(Vec<Value>);
+
+impl Events {
+    fn parse(text: &str) -> Self {
+        Events(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    fn of(&self, kind: &str) -> Vec<&Value> {
+        self.0.iter().filter(|event| event["event"] == kind).collect()
+    }
+
+    /// Warnings that name a volume.
+    fn warned_of(&self, volume: &str) -> usize {
+        let named = format!("volume {volume}:");
+        self.of("warning").iter().filter(|w| w["message"].as_str().unwrap().contains(&named)).count()
+    }
+}
+
+fn layer(seed: u64) -> Layer {
+    let size = 60_000 + usize::try_from(seed).unwrap() * 10_000;
+    let builder = LayerBuilder::new().dir("d").file(format!("d/{seed}"), random(seed, size));
+    let builder = builder.file(format!("d/large-{seed}"), vec![b'z'; 3 << 20]);
+    // Content that a later member replaces is in the tar-split file only.
+    let builder = builder.file("again", random(seed, 9000)).file("again", random(seed + 1, 9000));
+    Layer::from(builder.symlink("d/link", format!("{seed}")).whiteout("d/none").gzip())
+}
+
+fn image(seeds: &[u64]) -> Image {
+    Image::builder(Format::Oci).layers(seeds.iter().map(|seed| layer(*seed))).build()
+}
+
+/// Builds that end, both well, within [`SOON`].
+fn both_end(mut first: Running, mut second: Running) {
+    assert_eq!(first.code_within(SOON), Some(0));
+    assert_eq!(second.code_within(SOON), Some(0));
+}
+
+#[test]
+fn only_what_is_new_is_fetched() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1, 2]), image(&[0, 1, 3])]);
+        let first = shared.built("a", 0);
+        assert_eq!(first.of("layer_reused").len(), 0);
+        shared.registry.forget();
+        let second = shared.built("b", 1);
+        assert_eq!(shared.times_served(1), [0.0, 0.0, 1.0]);
+        let reused = second.of("layer_reused");
+        assert_eq!(reused.len(), 2);
+        assert!(reused.iter().all(|event| event["from"] == "a" && event["size"].as_u64() > Some(3 << 20)));
+        let from = |event: &&&Value| event.get("from").is_some();
+        assert_eq!(second.of("layer_started").iter().filter(from).count(), 2);
+        assert!(second.of("layer_committed").iter().all(|event| event["diff_id"].is_string()));
+    });
+}
+
+#[test]
+fn a_reused_volume_is_the_fetched_one() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1, 2, 1])]);
+        shared.built("a", 0);
+        shared.built("b", 0);
+        assert_eq!(shared.times_served(0), [1.0; 4]);
+        let read = |name: &str| fs::read(shared.volume(name).join("cache.json")).unwrap();
+        assert_eq!(read("a"), read("b"));
+        // What is read is kept meanwhile, and free afterwards.
+        let root = larder::sys::Dir::open(&shared.volume("a")).unwrap();
+        assert!(Lease::exclusive(&root).unwrap().is_some());
+    });
+}
+
+#[test]
+fn builds_at_the_same_time_fetch_once() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1, 2, 3])]);
+        // Slow enough that each sees the other at work.
+        let start = |name: &str| Running::start(shared.build(name, 0).args(["--limit-rate", "100KiB/s"]));
+        both_end(start("a"), start("b"));
+        assert_eq!(shared.times_served(0), [1.0; 4]);
+        for name in ["a", "b"] {
+            succeed(larder().arg("verify").arg(shared.volume(name)));
+        }
+        assert_eq!(cache(&shared.volume("a")), cache(&shared.volume("b")));
+    });
+}
+
+/// A build that holds the lock of the last layer, whose blob stalls.
+fn holds(shared: &Shared, name: &str) -> Running {
+    let last = shared.images[0].layers.last().unwrap();
+    shared.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
+    let mut running = Running::start(&mut shared.build(name, 0));
+    assert!(running.until(|| {
+        let others = &shared.images[0].layers[..shared.images[0].layers.len() - 1];
+        let committed = |layer: &Layer| !shared.entry_json(layer)["layer"]["at"].is_null();
+        others.iter().all(committed) && shared.registry.served(&last.digest) >= 10_000
+    }));
+    running
+}
+
+#[test]
+fn a_killed_holder_is_succeeded() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1, 2])]);
+        let mut holder = holds(&shared, "a");
+        let mut waiter = Running::start(&mut shared.build("b", 0));
+        // What is committed already is reused from a volume that is not sealed.
+        assert!(
+            waiter.until(|| fs::read_dir(shared.volume("b").join("overlay")).is_ok_and(|n| n.count() == 3))
+        );
+        assert_eq!(shared.times_served(0)[..2], [1.0, 1.0]);
+        assert!(!waiter.has_ended(), "it waits for the holder");
+        holder.kill();
+        assert_eq!(waiter.code_within(SOON), Some(0));
+        succeed(larder().arg("verify").arg(shared.volume("b")));
+        shared.registry.forget();
+        shared.built("a", 0);
+        assert_eq!(shared.times_served(0), [0.0; 3], "the killed one takes the rest from its successor");
+    });
+}
+
+#[test]
+fn a_waiter_can_be_interrupted() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1])]);
+        let _holder = holds(&shared, "a");
+        let mut waiter = Running::start(&mut shared.build("b", 0));
+        assert!(
+            waiter.until(|| fs::read_dir(shared.volume("b").join("overlay")).is_ok_and(|n| n.count() == 2))
+        );
+        waiter.signal(nix::sys::signal::Signal::SIGINT);
+        assert_eq!(waiter.code_within(Duration::from_secs(10)), Some(130));
+    });
+}
+
+#[test]
+fn a_volume_that_is_gone_is_done_without() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1])]);
+        shared.built("a", 0);
+        fs::remove_dir_all(shared.volume("a")).unwrap();
+        let events = shared.built("b", 0);
+        assert_eq!(events.warned_of("a"), 2);
+        assert_eq!(shared.times_served(0), [2.0; 2]);
+
+        // One that is being removed is as good as gone.
+        let root = larder::sys::Dir::open(&shared.volume("b")).unwrap();
+        let leaving = Lease::exclusive(&root).unwrap().unwrap();
+        assert_eq!(shared.built("c", 0).warned_of("b"), 2);
+        drop(leaving);
+        assert_eq!(shared.times_served(0), [3.0; 2]);
+    });
+}
+
+#[test]
+fn a_volume_removed_while_it_is_read_is_done_without() {
+    isolated(&[], || {
+        let big = Layer::from(LayerBuilder::new().file("f", vec![b'x'; 48 << 20]).gzip());
+        let shared = Shared::new([Image::builder(Format::Oci).layers([big]).build()]);
+        shared.built("a", 0);
+        let output = shared.dir.path().join("events");
+        let events = fs::File::create(&output).unwrap();
+        let mut command = shared.build("b", 0);
+        let mut running = Running::of(command.stdout(events).stderr(Stdio::null()).spawn().unwrap());
+        // Without regard for the lease, and whenever that falls: before, amid or after the reading.
+        running.until(|| fs::read_to_string(&output).is_ok_and(|text| text.contains("layer_started")));
+        fs::remove_dir_all(shared.volume("a")).unwrap();
+        assert_eq!(running.code_within(SOON), Some(0));
+        succeed(larder().arg("verify").arg(shared.volume("b")));
+    });
+}
+
+#[test]
+fn a_corrupt_copy_is_found_and_fetched() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1])]);
+        shared.built("a", 0);
+        let chain = cache(&shared.volume("a")).content.images[0].chain.clone();
+        let file = shared.volume("a").join("overlay").join(chain[0].hex()).join("diff/d/0");
+        fs::File::options().write(true).open(file).unwrap().write_all_at(b"!", 50_000).unwrap();
+        let split = shared.volume("a").join(format!("overlay-layers/{}.tar-split.gz", chain[1].hex()));
+        fs::remove_file(split).unwrap();
+        shared.registry.forget();
+        let events = shared.built("b", 0);
+        assert_eq!(events.warned_of("a"), 2);
+        assert_eq!(events.of("layer_reused").len(), 0);
+        assert_eq!(shared.times_served(0), [1.0; 2]);
+        // The next one is told of the good copy.
+        assert_eq!(shared.built("c", 0).of("layer_reused").len(), 2);
+        exits(65, larder().arg("verify").arg(shared.volume("a")));
+    });
+}
+
+#[test]
+fn lies_cost_a_read_at_most() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1, 2, 3, 4]), image(&[9])]);
+        shared.built("a", 0);
+        let layers = &shared.images[0].layers;
+        let honest: Vec<Value> = layers.iter().map(|layer| shared.entry_json(layer)).collect();
+        let lie = |at: usize, change: &dyn Fn(&mut Value)| {
+            let mut entry = honest[at].clone();
+            change(&mut entry["layer"]["at"]);
+            fs::write(shared.entry(&layers[at]), entry.to_string()).unwrap();
+        };
+        lie(0, &|at| at["volume"] = "../../elsewhere".into());
+        lie(1, &|at| at["chain_id"] = honest[2]["layer"]["at"]["chain_id"].clone());
+        lie(2, &|at| at["size"] = u64::MAX.into());
+        lie(3, &|at| at["compression"] = "zstd".into());
+        lie(4, &|at| at["blob"] = Digest::sha256(b"other").to_string().into());
+        shared.registry.forget();
+        let events = shared.built("b", 0);
+        assert_eq!(events.warned_of("a"), 3);
+        assert_eq!(shared.times_served(0), [1.0; 5]);
+        let read = |name: &str| fs::read(shared.volume(name).join("cache.json")).unwrap();
+        assert_eq!(read("a"), read("b"));
+
+        // What is promised for ever by nobody is fetched after a while.
+        let promise = r#"{"v":1,"layer":{"ready":{"volume":"never"}}}"#;
+        fs::write(shared.entry(&shared.images[1].layers[0]), promise).unwrap();
+        shared.built("c", 1);
+        assert_eq!(shared.times_served(1), [1.0]);
+
+        // A link in the place of a file is not followed, and the layer is not shared.
+        let precious = shared.dir.path().join("precious");
+        fs::write(&precious, "mine").unwrap();
+        fs::remove_file(shared.entry(&layers[0])).unwrap();
+        std::os::unix::fs::symlink(&precious, shared.entry(&layers[0])).unwrap();
+        shared.built("d", 0);
+        assert_eq!(fs::read_to_string(precious).unwrap(), "mine");
+    });
+}
+
+#[test]
+fn crossed_orders_end() {
+    isolated(&[], || {
+        // The larger blob comes first, so each gets the layer that is above the one the other gets.
+        let shared = Shared::new([image(&[7, 8]), image(&[8, 7])]);
+        let start = |name: &str, image| {
+            Running::start(shared.build(name, image).args(["--limit-rate", "60KiB/s", "--concurrency", "1"]))
+        };
+        let mut first = start("a", 0);
+        let large = &shared.images[0].layers[1];
+        assert!(first.until(|| shared.registry.served(&large.digest) > 0));
+        both_end(first, start("b", 1));
+        let times = shared.times_served(0);
+        assert!(times.iter().sum::<f64>() > 2.0, "they waited for each other: {times:?}");
+        for name in ["a", "b"] {
+            succeed(larder().arg("verify").arg(shared.volume(name)));
+        }
+    });
+}
+
+#[test]
+fn a_volume_elsewhere_is_refused() {
+    let shared = Shared::new([image(&[0])]);
+    let mut command = larder();
+    command.args(["build", "--size", "1GiB", "a:1", "--share"]).arg(shared.dir.path());
+    let said = exits(64, command.arg("--volume").arg(shared.dir.path().join("elsewhere")));
+    assert!(said.contains("--share") && said.contains("is not in"), "{said}");
+    let mut command = larder();
+    command.args(["build", "--size", "1GiB", "a:1", "--share"]).arg(shared.dir.path());
+    exits(64, command.arg("--volume").arg(Path::new(&shared.volume(".hidden"))));
+}
