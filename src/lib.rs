@@ -12,6 +12,7 @@
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
 //! | [`verify`] | proves a sealed volume from its own bytes |
+//! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
@@ -20,10 +21,11 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {build, verify} → {registry, secrets, layer, volume} → {sys, model, config}`.
+//! Imports run one way: `main → cli → {api, build, verify} → {registry, secrets, layer, volume} → {sys, model, config}`.
 //! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify`, beside it, reads
 //! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
 
+pub mod api;
 pub mod build;
 pub mod caches;
 pub mod cli;

@@ -4,6 +4,7 @@ pub mod chain;
 pub mod class;
 pub mod credential;
 pub mod digest;
+pub mod escape;
 pub mod event;
 pub mod image_cache;
 pub mod job;

@@ -4,6 +4,7 @@
 //! outside a directory that was opened on purpose can be reached. Names are bytes: Linux knows no encoding.
 
 pub mod atomic;
+pub mod cgroup;
 pub mod clock;
 pub mod confine;
 pub mod dir;
@@ -11,6 +12,7 @@ pub mod lock;
 pub mod privilege;
 pub mod process;
 pub mod remove;
+pub mod signal;
 pub mod space;
 pub mod stat;
 pub mod walk;

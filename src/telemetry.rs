@@ -2,6 +2,7 @@
 
 mod console;
 pub mod metrics;
+pub mod notify;
 
 use std::str::FromStr;
 

@@ -23,7 +23,7 @@ use crate::model::digest::Digest;
 use crate::model::event::{Event, Failure, Outcome};
 use crate::model::manifest::Descriptor;
 use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
-use crate::model::pull_secret::PullSecretName;
+use crate::model::pull_secret::{PullSecretName, no_credential_in};
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
@@ -242,9 +242,9 @@ fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Vec<Fail> {
     if absent.is_empty() {
         return fails;
     }
-    let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
+    let words = no_credential_in(absent);
     for fail in fails.iter_mut().filter(|fail| matches!(fail.class, Class::Denied | Class::NotFound)) {
-        fail.message.push_str(&format!(" (no credential was found in the pull secret {})", names.join(", ")));
+        fail.message.push_str(&words);
     }
     fails
 }

@@ -20,7 +20,7 @@ mod patience;
 mod sweep;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use entry::VolumeName;
 pub use sweep::sweep;
@@ -37,6 +37,11 @@ use entry::{Entry, SIZE};
 
 const LAYERS: &[u8] = b"layers";
 const VOLUMES: &[u8] = b"volumes";
+
+/// Where builders say who has which layer of the shared directory `dir`.
+pub fn layers(dir: &Path) -> PathBuf {
+    dir.join("layers")
+}
 
 /// Layers cannot be shared.
 #[derive(Debug, thiserror::Error)]

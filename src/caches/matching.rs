@@ -98,6 +98,7 @@ mod tests {
             size: *bytes,
             elapsed_ms: 1,
             origin: Origin::Fetched,
+            from: None,
         });
         record.content = Some(Content {
             generation: 1,

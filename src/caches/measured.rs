@@ -1,7 +1,11 @@
 //! What a builder says, as metrics.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 
+use super::record::MAX_LAYERS;
+use crate::model::digest::Digest;
 use crate::model::event::{Event, Line};
 use crate::telemetry::metrics::{LayerOrigin, Metrics, Stage};
 
@@ -11,6 +15,8 @@ pub(super) struct Measured {
     started: Option<DateTime<Utc>>,
     planned: Option<DateTime<Utc>>,
     committed: Option<DateTime<Utc>>,
+    /// Layers under way: where each comes from, and the size of its blob.
+    layers: HashMap<Digest, (LayerOrigin, u64)>,
 }
 
 impl Measured {
@@ -27,8 +33,14 @@ impl Measured {
                 stage(Stage::Plan, self.started);
                 self.planned = Some(line.time);
             }
-            Event::LayerCommitted { size, .. } => {
-                metrics.layer(LayerOrigin::Fetched, 0, *size);
+            Event::LayerStarted { blob, compressed_size, from, .. } if self.layers.len() < MAX_LAYERS => {
+                let origin = if from.is_some() { LayerOrigin::Reused } else { LayerOrigin::Fetched };
+                self.layers.insert(blob.clone(), (origin, *compressed_size));
+            }
+            Event::LayerCommitted { blob, size, .. } => {
+                // One that was committed under another chain ID before moves no second byte.
+                let (origin, bytes) = self.layers.remove(blob).unwrap_or((LayerOrigin::Present, 0));
+                metrics.layer(origin, if origin == LayerOrigin::Fetched { bytes } else { 0 }, *size);
                 self.committed = Some(line.time);
             }
             Event::LayerPresent { .. } => metrics.layer(LayerOrigin::Present, 0, 0),

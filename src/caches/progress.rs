@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::layout;
 use super::record::{LayerHistory, MAX_LAYERS, Origin};
 use crate::model::digest::Digest;
 use crate::model::event::{Event, Line};
+use crate::model::image_cache::CacheId;
 use crate::model::job::MAX_IMAGES;
 use crate::model::seal;
 
@@ -55,6 +57,9 @@ pub struct LayerProgress {
     pub state: LayerState,
     /// Where it comes from.
     pub origin: Origin,
+    /// The cache whose volume it is read from, where it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from: Option<CacheId>,
     /// When it was begun.
     pub started_at: DateTime<Utc>,
     /// Until it was done, or until now; milliseconds.
@@ -86,10 +91,11 @@ impl Progress {
                 });
             }
             Event::Planned { fetch_bytes, .. } => self.fetch_bytes = Some(*fetch_bytes),
-            Event::LayerStarted { blob, compressed_size, images } => {
-                let layer = self.layer(blob, line.time);
-                if let Some(layer) = layer {
+            Event::LayerStarted { blob, compressed_size, images, from } => {
+                if let Some(layer) = self.layer(blob, line.time) {
                     (layer.compressed_size, layer.images) = (*compressed_size, images.clone());
+                    layer.from = from.as_deref().and_then(layout::parse_volume).map(|(id, _)| id);
+                    layer.origin = if from.is_some() { Origin::Reused } else { Origin::Fetched };
                 }
             }
             Event::LayerProgress { blob, received, written } => {
@@ -101,7 +107,9 @@ impl Progress {
             Event::LayerCommitted { blob, size, .. } => {
                 if let Some(layer) = self.layer(blob, line.time) {
                     layer.size = *size;
-                    layer.received = layer.compressed_size;
+                    if layer.origin == Origin::Fetched {
+                        layer.received = layer.compressed_size;
+                    }
                     layer.elapsed_ms = since(layer.started_at, line.time);
                     layer.state = LayerState::Committed;
                 }
@@ -132,7 +140,8 @@ impl Progress {
                     compressed_size: layer.compressed_size,
                     size: layer.size,
                     elapsed_ms: known.map_or(0, |known| known.elapsed_ms),
-                    origin: known.map_or(Origin::Present, |known| known.origin.clone()),
+                    origin: known.map_or(Origin::Present, |known| known.origin),
+                    from: known.and_then(|known| known.from),
                 });
                 layers.len() - 1
             });
@@ -162,6 +171,7 @@ impl Progress {
             written: 0,
             state: LayerState::Running,
             origin: Origin::Fetched,
+            from: None,
             started_at: now,
             elapsed_ms: 0,
         });
@@ -185,7 +195,10 @@ mod tests {
         let line = |ms: i64, event| Line { v: 1, time: start + chrono::TimeDelta::milliseconds(ms), event };
         let mut progress = Progress::default();
         let images = vec!["app:1".to_owned()];
-        progress.take(&line(0, Event::LayerStarted { blob: blob.clone(), compressed_size: 10, images }));
+        progress.take(&line(
+            0,
+            Event::LayerStarted { blob: blob.clone(), compressed_size: 10, images, from: None },
+        ));
         progress.take(&line(500, Event::LayerProgress { blob: blob.clone(), received: 4, written: 9 }));
         assert_eq!((progress.layers[0].received, progress.layers[0].elapsed_ms), (4, 500));
         assert_eq!(progress.layers[0].state, LayerState::Running);

@@ -1,14 +1,29 @@
-//! Which pull secrets a tenant may use.
+//! Pull secrets of a tenant on this host: which it may name, where they lie, and what is said of the others.
+//!
+//! A tenant must not learn which secrets exist. So a secret that is malformed, not the tenant's, unknown or unreadable is
+//! one that gives no credential, and the message of an image that fails for want of one names it in the same words.
 
-use crate::model::pull_secret::PullSecretName;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
 
-/// Parts the pull secrets of an order, as they were given, into those that the tenant may use and those that it may not or
-/// that are malformed. Which of the two is never told: the names of other tenants' secrets are not to be found out.
-///
-/// A pattern is `namespace:name`, `namespace:*` or `*`.
-pub fn split(patterns: &[String], given: &[String]) -> (Vec<PullSecretName>, Vec<String>) {
-    let (mut usable, mut unusable) = (Vec::new(), Vec::new());
-    for text in given {
+use crate::config::secrets::Secrets;
+use crate::model::class::Class;
+use crate::model::escape::escape_to;
+use crate::model::event::{Failure, Outcome};
+use crate::model::pull_secret::{PullSecretName, no_credential_in};
+use crate::secrets::directory::read_limited;
+use crate::secrets::dockerconfig::{parse_dockercfg, parse_dockerconfigjson};
+
+/// Longest text of a tenant that a message repeats, characters.
+const LONGEST_TEXT: usize = 300;
+
+/// Splits what a tenant named into secrets that it may use and texts that are of no use, both in the order given.
+/// `patterns` are `*`, `namespace:*` and `namespace:name` ([`crate::config::tenant::Tenant::pull_secrets`]).
+pub fn split(patterns: &[String], named: &[String]) -> (Vec<PullSecretName>, Vec<String>) {
+    let mut usable = Vec::new();
+    let mut unusable = Vec::new();
+    for text in named {
         match text.parse::<PullSecretName>() {
             Ok(name) if patterns.iter().any(|pattern| allows(pattern, &name)) => usable.push(name),
             _ => unusable.push(text.clone()),
@@ -20,9 +35,135 @@ pub fn split(patterns: &[String], given: &[String]) -> (Vec<PullSecretName>, Vec
 fn allows(pattern: &str, name: &PullSecretName) -> bool {
     match pattern.split_once(':') {
         None => pattern == "*",
-        Some((namespace, wanted)) => {
-            namespace == name.namespace() && (wanted == "*" || wanted == name.name())
+        Some((namespace, "*")) => namespace == name.namespace(),
+        Some((namespace, one)) => namespace == name.namespace() && one == name.name(),
+    }
+}
+
+/// The form of a secret's bytes: the name under which a directory of secrets has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `{"auths": {…}}`
+    DockerConfigJson,
+    /// The map itself.
+    DockerCfg,
+}
+
+impl Form {
+    /// Name of the file.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Form::DockerConfigJson => ".dockerconfigjson",
+            Form::DockerCfg => ".dockercfg",
         }
+    }
+}
+
+/// The bytes of a pull secret, well-formed. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Their form.
+    pub form: Form,
+    bytes: Vec<u8>,
+}
+
+impl Content {
+    /// The bytes, for the one place that hands them to a builder.
+    pub fn expose(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Content").field("form", &self.form).finish_non_exhaustive()
+    }
+}
+
+/// Where the secrets of a host lie.
+#[derive(Clone, Debug)]
+pub struct HostSecrets {
+    credentials: Option<PathBuf>,
+    dir: PathBuf,
+}
+
+impl HostSecrets {
+    /// The directory that systemd names in `$CREDENTIALS_DIRECTORY` (systemd.exec(5), Credentials), then the one that the
+    /// configuration names.
+    pub fn new(credentials: Option<PathBuf>, section: &Secrets) -> Self {
+        HostSecrets { credentials, dir: section.dir.clone() }
+    }
+
+    /// The secret from the first place that has it; nothing where that is malformed, and where there is none. Reads files.
+    pub fn find(&self, name: &PullSecretName) -> Option<Content> {
+        if let Some(credentials) = &self.credentials {
+            let file = format!("pull-secret.{}.{}", name.namespace(), name.name());
+            if let Ok(bytes) = read_limited(&credentials.join(file)) {
+                return well_formed(form_of(&bytes), bytes);
+            }
+        }
+        let dir = self.dir.join(name.namespace()).join(name.name());
+        let forms = [Form::DockerConfigJson, Form::DockerCfg];
+        forms
+            .into_iter()
+            .find_map(|form| Some((form, read_limited(&dir.join(form.file_name())).ok()?)))
+            .and_then(|(form, bytes)| well_formed(form, bytes))
+    }
+}
+
+/// A credential has no file name that says its form. A `.dockercfg` is a map by registry, and none is called `auths`.
+fn form_of(bytes: &[u8]) -> Form {
+    let map: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(bytes);
+    if map.is_ok_and(|map| !map.contains_key("auths")) { Form::DockerCfg } else { Form::DockerConfigJson }
+}
+
+fn well_formed(form: Form, bytes: Vec<u8>) -> Option<Content> {
+    let parsed = match form {
+        Form::DockerConfigJson => parse_dockerconfigjson(&bytes),
+        Form::DockerCfg => parse_dockercfg(&bytes),
+    };
+    parsed.is_ok().then_some(Content { form, bytes })
+}
+
+/// What is said of secrets that gave no credential.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unusable(BTreeSet<String>);
+
+impl Unusable {
+    /// Adds one, as it was given. Texts are sorted, because their order would tell how far each of them got.
+    pub fn add(&mut self, given: &str) {
+        self.0.insert(escape_to(given, LONGEST_TEXT));
+    }
+
+    /// Names the secrets in the failures that a credential might have prevented, as a builder does for secrets that it
+    /// does not find: an image is denied, or not to be found, for registries hide private repositories.
+    pub fn name_in(&self, failures: &mut [Failure]) {
+        for failure in failures {
+            self.name_in_message(failure.class, &mut failure.message);
+        }
+    }
+
+    /// The same for an outcome.
+    pub fn name_in_outcome(&self, outcome: &mut Outcome) {
+        if let Some(class) = outcome.class {
+            self.name_in_message(class, &mut outcome.message);
+        }
+        self.name_in(&mut outcome.failures);
+    }
+
+    fn name_in_message(&self, class: Class, message: &mut String) {
+        if !self.0.is_empty() && matches!(class, Class::Denied | Class::NotFound) {
+            let names: Vec<&String> = self.0.iter().collect();
+            message.push_str(&no_credential_in(&names));
+        }
+    }
+}
+
+impl<T: AsRef<str>> FromIterator<T> for Unusable {
+    fn from_iter<I: IntoIterator<Item = T>>(given: I) -> Self {
+        let mut unusable = Unusable::default();
+        given.into_iter().for_each(|given| unusable.add(given.as_ref()));
+        unusable
     }
 }
 
@@ -30,19 +171,83 @@ fn allows(pattern: &str, name: &PullSecretName) -> bool {
 mod tests {
     use super::*;
 
+    fn texts(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
     #[test]
-    fn patterns() {
-        let parts = |patterns: &[&str], given: &[&str]| {
-            let own = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-            let (usable, unusable) = split(&own(patterns), &own(given));
-            (usable.iter().map(ToString::to_string).collect::<Vec<_>>(), unusable)
+    fn only_what_is_allowed_is_usable() {
+        let named = texts(&["b:two", "a:one", "a:two", "nonsense", "a:one.more", "*", "a:*", ""]);
+        for (patterns, usable) in [
+            (&[][..], &[][..]),
+            (&["*"], &["b:two", "a:one", "a:two", "a:one.more"]),
+            (&["a:*"], &["a:one", "a:two", "a:one.more"]),
+            (&["a:one", "b:two"], &["b:two", "a:one"]),
+            (&["a", "*:two", "a:", ":*"], &[]),
+        ] {
+            let (good, bad) = split(&texts(patterns), &named);
+            let good: Vec<String> = good.iter().map(ToString::to_string).collect();
+            assert_eq!(good, usable, "{patterns:?}");
+            let rest: Vec<&String> = named.iter().filter(|text| !good.contains(text)).collect();
+            assert_eq!(bad.iter().collect::<Vec<_>>(), rest, "{patterns:?}");
+        }
+    }
+
+    #[test]
+    fn the_same_words_for_all() {
+        let failure = |class, message: &str| Failure {
+            class,
+            images: Vec::new(),
+            layer: None,
+            message: message.to_owned(),
         };
-        let given = ["team-a:one", "team-b:one", "team-a:two", "../x:y", ""];
-        let (usable, unusable) = parts(&["team-a:*"], &given);
-        assert_eq!(usable, ["team-a:one", "team-a:two"]);
-        assert_eq!(unusable, ["team-b:one", "../x:y", ""]);
-        assert_eq!(parts(&["team-a:two"], &given).0, ["team-a:two"]);
-        assert_eq!(parts(&["*"], &given).0.len(), 3);
-        assert!(parts(&[], &given).0.is_empty());
+        let unusable: Unusable = ["team:z", "a\x1b[2J", "team:z"].into_iter().collect();
+        let mut failures =
+            [failure(Class::Denied, "401"), failure(Class::NotFound, "404"), failure(Class::Corrupt, "sum")];
+        unusable.name_in(&mut failures);
+        let words = " (no credential was found in the pull secret a\\u{1b}[2J, team:z)";
+        let said: Vec<String> = failures.iter().map(|failure| failure.message.clone()).collect();
+        assert_eq!(said, [format!("401{words}"), format!("404{words}"), "sum".to_owned()]);
+        Unusable::default().name_in(&mut failures[2..]);
+        assert_eq!(failures[2].message, "sum");
+        let long: Unusable = ["x".repeat(9000)].into_iter().collect();
+        long.name_in(&mut failures[..1]);
+        assert!(failures[0].message.len() < 500);
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn credentials_come_before_the_directory() {
+        use std::fs;
+        let root = tempfile::tempdir().unwrap();
+        let (credentials, dir) = (root.path().join("credentials"), root.path().join("secrets"));
+        fs::create_dir(&credentials).unwrap();
+        let json = r#"{"auths":{"r.io":{"username":"u","password":"hidden"}}}"#;
+        let cfg = r#"{"r.io":{"username":"u","password":"hidden"}}"#;
+        let secret = |name: &str, file: &str, content: &str| {
+            fs::create_dir_all(dir.join("team").join(name)).unwrap();
+            fs::write(dir.join("team").join(name).join(file), content).unwrap();
+        };
+        secret("both", ".dockerconfigjson", "[");
+        fs::write(credentials.join("pull-secret.team.both"), cfg).unwrap();
+        secret("broken", ".dockerconfigjson", json);
+        fs::write(credentials.join("pull-secret.team.broken"), "[").unwrap();
+        secret("json", ".dockerconfigjson", json);
+        secret("cfg", ".dockercfg", cfg);
+        secret("bad", ".dockerconfigjson", "{\"auths\":1}");
+        secret("bad", ".dockercfg", cfg);
+
+        let secrets = HostSecrets::new(Some(credentials), &Secrets { dir });
+        let form =
+            |name: &str| secrets.find(&format!("team:{name}").parse().unwrap()).map(|found| found.form);
+        assert_eq!(form("both"), Some(Form::DockerCfg));
+        assert_eq!(form("json"), Some(Form::DockerConfigJson));
+        assert_eq!(form("cfg"), Some(Form::DockerCfg));
+        for none in ["broken", "bad", "missing"] {
+            assert_eq!(form(none), None, "{none}");
+        }
+        let found = secrets.find(&"team:json".parse().unwrap()).unwrap();
+        assert_eq!(found.expose(), json.as_bytes());
+        assert!(!format!("{found:?}").contains("hidden"));
     }
 }

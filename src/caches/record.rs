@@ -97,10 +97,13 @@ pub struct LayerHistory {
     pub elapsed_ms: u64,
     /// Where it came from.
     pub origin: Origin,
+    /// The cache whose volume it was read from, where it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from: Option<CacheId>,
 }
 
 /// Where a layer came from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
     /// Its registry.

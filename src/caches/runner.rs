@@ -1,5 +1,7 @@
 //! How a builder is started: as a child process of this host, or as a pod of a cluster.
 
+pub mod child;
+
 use std::fmt;
 use std::path::PathBuf;
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::layout::{self, Layout};
+use crate::build::share;
 use crate::model::image_cache::{CacheId, TenantName};
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, remove, space};
@@ -39,6 +40,9 @@ pub enum StateError {
     /// A volume cannot be looked at.
     #[error(transparent)]
     Volume(#[from] volume::Error),
+    /// What builders share cannot be put in order.
+    #[error(transparent)]
+    Share(#[from] share::Error),
 }
 
 /// A volume on disk.
@@ -139,13 +143,18 @@ impl Volumes {
         Ok(Discarded::Gone)
     }
 
-    /// Removes what was moved aside.
+    /// Removes what was moved aside, and what builders told each other of it.
     pub fn empty_trash(&self) -> Result<(), StateError> {
         let path = self.layout.trash();
         let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
         let trash = Dir::open(&path).map_err(failed)?;
         for name in trash.names().map_err(failed)? {
             remove::tree(&trash, &name).map_err(failed)?;
+        }
+        for tenant in names(&self.layout.tenants())? {
+            if let Ok(tenant) = tenant.parse::<TenantName>() {
+                share::sweep(&self.layout.tenant(&tenant))?;
+            }
         }
         Ok(())
     }

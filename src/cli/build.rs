@@ -48,6 +48,7 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let volume = order.volume.clone();
+    let share = order.share.as_ref().map(|share| share.dir.clone());
     let deadline = order.deadline;
     let (events, lines) = events::channel();
     let mut runtime = runtime::Builder::new_multi_thread();
@@ -56,7 +57,7 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let _confined = if confine {
         // The runtime counts processors by files that are out of reach afterwards.
         runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
-        match confine::enter(&volume, result.as_deref()) {
+        match confine::enter(&volume, share.as_deref(), result.as_deref()) {
             Ok(confined) => {
                 if !confined.landlock {
                     events.emit(Event::Warning { message: NO_LANDLOCK.to_owned() });

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::args::OrderArgs;
+use crate::build::share;
 use crate::model::class::Class;
 use crate::sys::confine::{Confined, Confinement};
 use crate::sys::process;
@@ -26,9 +27,9 @@ pub(super) enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The volume cannot be made.
-    #[error("creating the volume {path}: {source}")]
-    Volume {
+    /// A directory to be filled cannot be made.
+    #[error("creating {path}: {source}")]
+    Directory {
         /// Where.
         path: String,
         /// Why.
@@ -44,7 +45,7 @@ impl Error {
         match self {
             Error::Orphan => Class::Cancelled,
             Error::Process { .. } => Class::Internal,
-            Error::Volume { source, .. } => match source.kind() {
+            Error::Directory { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Class::Denied,
                 io::ErrorKind::StorageFull => Class::NoSpace,
                 _ => Class::Invalid,
@@ -75,16 +76,22 @@ pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// Confines the process to `volume`, and to `result`, which is written at the end.
-pub(super) fn enter(volume: &Path, result: Option<&Path>) -> Result<Confined, Error> {
+/// Confines the process to `volume`, to what builders in `share` write for each other and read of each other, and to
+/// `result`, which is written at the end.
+pub(super) fn enter(volume: &Path, share: Option<&Path>, result: Option<&Path>) -> Result<Confined, Error> {
+    let mut confinement = Confinement::default();
+    confinement.writable.push(volume.to_owned());
+    confinement.writable.extend(share.map(share::layers));
+    confinement.readable.extend(share.map(Path::to_owned));
     // A rule takes a descriptor, so what will be written has to be there.
-    match fs::create_dir(volume) {
-        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(Error::Volume { path: volume.display().to_string(), source });
+    for dir in &confinement.writable {
+        match fs::create_dir(dir) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::Directory { path: dir.display().to_string(), source });
+            }
+            _ => {}
         }
-        _ => {}
     }
-    let mut confinement = Confinement { writable: vec![volume.to_owned()], ..Confinement::default() };
     if let Some(path) = result {
         match OpenOptions::new().append(true).create(true).open(path) {
             Ok(_) => confinement.results.push(path.to_owned()),

@@ -1,7 +1,7 @@
 //! Exit codes after sysexits.h (`man 3head sysexits`), for people.
 
-use super::output::escape::escape;
 use crate::model::class::Class;
+use crate::model::escape::escape;
 use crate::telemetry::Console;
 
 /// The exit code of every usage error.

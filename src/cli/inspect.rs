@@ -5,10 +5,10 @@ use std::fmt::Write as _;
 
 use super::args::InspectArgs;
 use super::exit;
-use super::output::escape::escape;
 use super::output::stdout;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
+use crate::model::escape::escape;
 use crate::model::seal::{CacheManifest, Layer};
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;

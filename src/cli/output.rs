@@ -1,6 +1,5 @@
 //! What goes to standard output and standard error, for people and for machines.
 
-pub(super) mod escape;
 pub(super) mod json;
 pub(super) mod result_file;
 pub(super) mod stdout;

@@ -5,14 +5,14 @@ use std::fmt::Write as _;
 use tokio::runtime::Runtime;
 
 use super::args::{OrderArgs, Output};
-use super::output::escape::escape;
 use super::output::{stdout, summary};
 use super::{exit, merge, signals};
 use crate::build::cancel::Cancel;
 use crate::config::Config;
 use crate::model::class::Class;
+use crate::model::escape::escape;
 use crate::model::event::Failure;
-use crate::model::plan_report::PlanReport;
+use crate::model::plan_report::{PlanFailed, PlanReport, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
 use crate::telemetry::Console;
@@ -53,6 +53,11 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
                 class => class.exit_code(),
             };
             console.print(&summary::failed(&failures, "the plan failed", code));
+            if output == Output::Json
+                && let Ok(json) = serde_json::to_string_pretty(&PlanFailed { version: VERSION, failures })
+            {
+                stdout::print(console, &(json + "\n"));
+            }
             code
         }
     }

@@ -2,8 +2,8 @@
 
 use super::args::VerifyArgs;
 use super::exit;
-use super::output::escape::escape;
 use super::output::stdout;
+use crate::model::escape::escape;
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;
 

@@ -32,6 +32,9 @@ pub struct Api {
     pub body_timeout_seconds: u64,
     /// Requests per second of one tenant, and how many it may have saved up.
     pub requests_per_second: u32,
+    /// SHA-256, hexadecimal, of tokens that may read `/metrics` and nothing else. Metrics tell of all tenants together, so
+    /// no tenant may.
+    pub metrics_token_sha256: Vec<String>,
 }
 
 impl Default for Api {
@@ -46,6 +49,7 @@ impl Default for Api {
             header_timeout_seconds: 10,
             body_timeout_seconds: 30,
             requests_per_second: 50,
+            metrics_token_sha256: Vec::new(),
         }
     }
 }
@@ -69,6 +73,11 @@ impl Api {
         }
         if !self.socket.is_absolute() {
             fault("socket", "want an absolute path");
+        }
+        for (at, token) in self.metrics_token_sha256.iter().enumerate() {
+            if token.len() != 64 || !token.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                fault(&format!("metrics_token_sha256[{at}]"), "want 64 hexadecimal digits in lower case");
+            }
         }
     }
 }

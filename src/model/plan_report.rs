@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
+use super::event::Failure;
 use super::platform::Platform;
 use super::size::ByteSize;
 use super::sizing::Admission;
@@ -30,6 +31,15 @@ pub struct PlanReport {
     /// Whether the rule holds; none where no size was given.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fits: Option<bool>,
+}
+
+/// What a plan that failed says in the report's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanFailed {
+    /// Format version, [`VERSION`].
+    pub version: u32,
+    /// Why, the decisive failure among others.
+    pub failures: Vec<Failure>,
 }
 
 /// One image.

@@ -74,6 +74,13 @@ impl fmt::Display for PullSecretName {
     }
 }
 
+/// What is added to the message of an image that is denied or not to be found, when pull secrets gave no credential for
+/// it. Whoever says it says it in these words, so that unknown, forbidden and malformed secrets cannot be told apart.
+pub fn no_credential_in(secrets: &[impl fmt::Display]) -> String {
+    let secrets: Vec<String> = secrets.iter().map(ToString::to_string).collect();
+    format!(" (no credential was found in the pull secret {})", secrets.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

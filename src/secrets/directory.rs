@@ -34,7 +34,7 @@ fn read_secret(dir: &Path) -> Option<Entries> {
 }
 
 /// Reads at most one byte more than [`MAX_BYTES`], which the parser then refuses.
-pub(super) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
+pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

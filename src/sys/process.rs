@@ -4,7 +4,7 @@ use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{Group, getegid, geteuid};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setpriority_process};
 
 /// Modes of new inodes are exactly what is asked for from now on.
@@ -26,6 +26,14 @@ pub fn ids() -> (u32, u32) {
 /// A name of this boot (random(4), boot_id): another value means that the machine went down in between.
 pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// The number of a group that is named, or given as a number.
+pub fn group(name: &str) -> io::Result<Option<u32>> {
+    if let Ok(number) = name.parse() {
+        return Ok(Some(number));
+    }
+    Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
 }
 
 /// Has the kernel kill this process when its parent ends; false if the parent is gone already. `parent` is its process ID,

@@ -331,6 +331,19 @@ fn crossed_orders_end() {
 }
 
 #[test]
+fn a_confined_build_reuses_too() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1])]);
+        for (name, reused) in [("a", 0), ("b", 2)] {
+            let events = Events::parse(&succeed(shared.build(name, 0).arg("--confine")));
+            assert_eq!(events.of("layer_reused").len(), reused, "{:?}", events.of("warning"));
+            succeed(larder().arg("verify").arg(shared.volume(name)));
+        }
+        assert_eq!(shared.times_served(0), [1.0; 2]);
+    });
+}
+
+#[test]
 fn a_volume_elsewhere_is_refused() {
     let shared = Shared::new([image(&[0])]);
     let mut command = larder();

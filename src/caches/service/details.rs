@@ -7,6 +7,7 @@ use crate::caches::progress::{LayerState, Progress};
 use crate::caches::record::{Happened, Origin, Record};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::model::image_cache::CacheId;
 use crate::model::seal::Totals;
 
 /// The details of a cache: of its build while there is one, else of its content.
@@ -76,6 +77,9 @@ pub struct LayerDetails {
     pub state: LayerState,
     /// Where it came from.
     pub origin: Origin,
+    /// The cache whose volume it was read from, where it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from: Option<CacheId>,
     /// From the start of its fetch until it was done, or until now; milliseconds.
     pub elapsed_ms: u64,
 }
@@ -142,7 +146,8 @@ fn running(layer: &crate::caches::progress::LayerProgress) -> LayerDetails {
         size: layer.size,
         received: layer.received,
         state: layer.state,
-        origin: layer.origin.clone(),
+        origin: layer.origin,
+        from: layer.from,
         elapsed_ms: layer.elapsed_ms,
     }
 }
@@ -155,7 +160,8 @@ fn done(layer: &crate::caches::record::LayerHistory) -> LayerDetails {
         size: layer.size,
         received: if layer.origin == Origin::Fetched { layer.compressed_size } else { 0 },
         state: LayerState::Committed,
-        origin: layer.origin.clone(),
+        origin: layer.origin,
+        from: layer.from,
         elapsed_ms: layer.elapsed_ms,
     }
 }

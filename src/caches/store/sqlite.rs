@@ -3,11 +3,10 @@
 //! ```text
 //! larder.db        records, answers by idempotency key, the time that was noted last
 //! larder.db-wal    what was committed and not yet moved into it (sqlite.org/wal.html); belongs to every backup
-//! larder.db-shm    index of the former, made anew when it is missing
 //! larder.db.new    a database that is being made; only a whole one gets the name
 //! ```
 //!
-//! One connection writes and reads; callers wait for it in order, without a thread of their own. An answer is given after
+//! One connection writes and reads, and keeps other processes out; callers wait for it in order, without a thread of their own. An answer is given after
 //! the commit has been flushed (`synchronous=FULL`), so what was answered survives the loss of power as far as the disk
 //! keeps what it was told to flush.
 //!

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use super::escape::escape;
 use crate::cli::exit;
+use crate::model::escape::escape;
 use crate::model::event::{Failure, Outcome};
 use crate::model::size::ByteSize;
 

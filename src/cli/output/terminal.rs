@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::escape::escape;
 use super::{Renderer, text};
 use crate::build::progress::Progress;
 use crate::model::digest::Digest;
+use crate::model::escape::escape;
 use crate::model::event::{Event, Line};
 use crate::telemetry::Console;
 

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::Renderer;
-use super::escape::escape;
+use crate::model::escape::escape;
 use crate::model::event::{Event, Line};
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;

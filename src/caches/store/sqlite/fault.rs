@@ -37,8 +37,19 @@ impl Fault {
             Fault::Store(e) => e,
             Fault::Damaged(what) => damaged(path, what),
             Fault::Sql(e) if is_damage(&e) => damaged(path, e.to_string()),
-            Fault::Sql(e) => StoreError::Failed { doing, full: is_full(&e), reason: e.to_string() },
+            Fault::Sql(e) => StoreError::Failed { doing, full: is_full(&e), reason: reason(&e) },
         }
+    }
+}
+
+/// What SQLite says, where it can be understood: its text of an I/O error does not say which; that of the extended code does.
+fn reason(e: &rusqlite::Error) -> String {
+    match e.sqlite_error() {
+        Some(error) if error.code == ErrorCode::SystemIoFailure => error.to_string(),
+        Some(error) if error.code == ErrorCode::DatabaseBusy => {
+            "another process has the database open".into()
+        }
+        _ => e.to_string(),
     }
 }
 
@@ -56,11 +67,11 @@ fn is_damage(e: &rusqlite::Error) -> bool {
     value || matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Whether room is missing. A write that fails with ENOSPC is SQLITE_FULL; the growth of a -shm file is an I/O error of its
-/// own, and so is what some file systems tell only when the file is flushed (sqlite.org/rescode.html).
+/// Whether room is missing. A write that fails with ENOSPC is SQLITE_FULL; what some file systems tell only when the file is
+/// flushed, or with another errno, is an I/O error of its own (sqlite.org/rescode.html).
 fn is_full(e: &rusqlite::Error) -> bool {
     let Some(error) = e.sqlite_error() else { return false };
-    let io = [ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC];
+    let io = [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC];
     error.code == ErrorCode::DiskFull || io.contains(&error.extended_code)
 }
 
@@ -74,8 +85,8 @@ pub(super) fn damaged(path: &Path, what: impl Into<String>) -> StoreError {
 fn remedy(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     format!(
-        "stop the daemon and put back a backup of {name} (remove {name}-wal and {name}-shm first unless they belong to \
-         the backup); without a backup the image caches of this host are lost: move {name}, {name}-wal, {name}-shm and the \
-         directory tenants beside it out of the state directory, and order them again"
+        "stop the daemon and put back a backup of {name} (remove {name}-wal first unless it belongs to the backup); \
+         without a backup the image caches of this host are lost: move {name}, {name}-wal and the directory tenants beside \
+         it out of the state directory, and order them again"
     )
 }

@@ -1,5 +1,6 @@
 //! Files whose bytes changed: an error or the truth, and never a panic.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use super::{SqliteStore, directory, open};
 use crate::caches::record::Record;
-use crate::caches::store::{Created, Store, StoreError, Stored, suite};
+use crate::caches::store::{Admission, Created, Store, StoreError, Stored, suite};
 use crate::model::class::Class;
 
 /// Everything that a store can tell.
@@ -50,7 +51,7 @@ async fn tell(store: &SqliteStore) -> Result<Told, StoreError> {
         assert_eq!(store.get(stored.record.id).await?.as_ref(), Some(stored));
         assert!(store.list(Some(stored.record.tenant.clone())).await?.contains(stored));
     }
-    let none = crate::caches::store::Admission { max_per_tenant: 0, capacity_gib: 0 };
+    let none = Admission { max_per_tenant: 0, capacity_gib: 0 };
     let mut answers = Vec::new();
     for key in KEYS {
         match store.create(suite::record("a", "asked", 0), none, suite::key(key, 1)).await {
@@ -90,7 +91,7 @@ async fn a_byte_of_the_database() {
     let bytes = fs::read(&path).unwrap();
     let (mut refused, mut right) = (0, 0);
     let header = (0..100).flat_map(|at| MASKS.map(|mask| (at, mask)));
-    let rest = (100..bytes.len()).step_by(7).zip(MASKS.into_iter().cycle());
+    let rest = (100..bytes.len()).step_by(17).zip(MASKS.into_iter().cycle());
     for (at, mask) in header.chain(rest) {
         let mut changed = bytes.clone();
         changed[at] ^= mask;
@@ -144,7 +145,7 @@ async fn a_byte_of_the_log() {
     };
     assert_eq!(reopened(&log).await.as_ref(), history.last());
     assert_eq!(reopened(b"").await.as_ref(), history.first());
-    let mut moments = std::collections::HashSet::new();
+    let mut moments = HashSet::new();
     let mut known = |told: Option<Told>, what: &str| {
         let Some(told) = told else { return };
         let moment = history.iter().position(|then| *then == told);

@@ -1,4 +1,4 @@
-//! Text from outside, made safe for a terminal.
+//! Text from outside, made safe for a terminal, a log and a message.
 
 use std::fmt::Write as _;
 
@@ -6,10 +6,15 @@ use std::fmt::Write as _;
 const LONGEST: usize = 4096;
 
 /// `text` with control, direction and invisible characters as `\u{…}`, cut to a sane length.
-pub(in crate::cli) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
+pub fn escape(text: &str) -> String {
+    escape_to(text, LONGEST)
+}
+
+/// The same, cut after `longest` characters of `text`.
+pub fn escape_to(text: &str, longest: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(longest));
     for (at, c) in text.chars().enumerate() {
-        if at == LONGEST {
+        if at == longest {
             out.push('…');
             break;
         }

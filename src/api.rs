@@ -1,0 +1,129 @@
+//! HTTP: the vendor's image cache API, what goes beyond it, and the listeners for both.
+//!
+//! ```text
+//! listen ──► connection ──► observe ──► routes ──► caller ──► caches::service
+//! socket     limits, time    request     one map    tenant,
+//! TCP, TLS   outs, drain     id, log     of paths   rate, body
+//! ```
+//!
+//! | path | methods | who |
+//! |---|---|---|
+//! | `/v5/imagecaches` | GET POST | a tenant |
+//! | `/v5/imagecaches/{id}` | GET DELETE | a tenant |
+//! | `/larder/v1/caches/{id}` | GET | a tenant |
+//! | `/larder/v1/caches/{id}/events` | GET | a tenant |
+//! | `/larder/v1/caches/{id}/cancel`, `…/refresh` | POST | a tenant |
+//! | `/larder/v1/match` | GET | a tenant |
+//! | `/larder/v1/plan` | POST | a tenant |
+//! | `/metrics` | GET | the Unix socket, or a token of `api.metrics_token_sha256` |
+//! | `/healthz` `/readyz` `/openapi.json` | GET | anybody |
+//!
+//! Only this module knows status codes; [`errors`] has the one map.
+
+pub mod auth;
+mod body;
+mod caller;
+pub mod errors;
+mod health;
+mod limit;
+pub mod listen;
+mod observe;
+pub mod openapi;
+mod query;
+mod routes;
+mod sse;
+pub mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use chrono::{DateTime, Utc};
+use tokio_util::sync::CancellationToken;
+
+use crate::caches::service::Service;
+use crate::config::api::Api as Settings;
+use crate::model::image_cache::TenantName;
+use crate::sys::clock::Clock;
+use crate::telemetry::metrics::Metrics;
+use auth::SharedTenants;
+use caller::Stranger;
+use limit::{Limiter, Shares};
+use listen::Listeners;
+
+/// Streams of events that a tenant may hold open at once.
+const STREAMS_PER_TENANT: usize = 32;
+/// Failed authentications of one address that are answered at once, and how many more each second; the rest wait.
+const FAILURES_AT_ONCE: u32 = 32;
+const FAILURES_PER_SECOND: u32 = 4;
+
+/// What the API stands on.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The image caches.
+    pub service: Service,
+    /// Who may ask.
+    pub tenants: SharedTenants,
+    /// The time, for signed requests.
+    pub clock: Arc<dyn Clock>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// The HTTP API of a daemon.
+#[derive(Debug)]
+pub struct Api {
+    app: Arc<App>,
+    settings: Settings,
+}
+
+/// What every request can reach.
+#[derive(Debug)]
+pub(crate) struct App {
+    parts: Parts,
+    rates: Limiter<TenantName>,
+    failures: Limiter<Stranger>,
+    streams: Shares<TenantName>,
+    body_time: Duration,
+    /// Cancelled when the daemon stops: streams end, connections finish what they have.
+    stop: CancellationToken,
+}
+
+impl App {
+    fn now(&self) -> DateTime<Utc> {
+        self.parts.clock.now()
+    }
+}
+
+impl Api {
+    /// An API that listens to nobody yet.
+    pub fn new(parts: Parts, settings: Settings) -> Self {
+        let now = Instant::now();
+        let app = App {
+            parts,
+            rates: Limiter::new(settings.requests_per_second, settings.requests_per_second, now),
+            failures: Limiter::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE, now),
+            streams: Shares::new(STREAMS_PER_TENANT),
+            body_time: Duration::from_secs(settings.body_timeout_seconds),
+            stop: CancellationToken::new(),
+        };
+        Api { app: Arc::new(app), settings }
+    }
+
+    /// All routes, for a connection that says who its peer is ([`listen::Peer`]).
+    pub fn router(&self) -> Router {
+        routes::router(Arc::clone(&self.app))
+    }
+
+    /// Serves until `stop` is cancelled, then lets requests under way come to their end, for a bounded time.
+    pub async fn serve(self, listeners: Listeners, stop: CancellationToken) {
+        let router = self.router();
+        let streams = self.app.stop.clone();
+        let end_streams = async {
+            stop.cancelled().await;
+            // They would hold their connections open for as long as a build takes.
+            streams.cancel();
+        };
+        tokio::join!(listeners.serve(router, &self.settings, stop.clone()), end_streams);
+    }
+}

@@ -1,0 +1,309 @@
+//! Who asks: tokens, signed requests, and whoever may open the Unix socket.
+
+pub mod canonical;
+mod signature;
+mod token;
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::http::HeaderMap;
+use axum::http::{HeaderName, header};
+
+use super::errors::{Code, Problem};
+use crate::config::api::Api;
+use crate::config::tenant::{ADMIN, Tenant};
+use crate::model::class::Class;
+use crate::model::credential::Secret;
+use crate::model::image_cache::TenantName;
+
+pub(super) use signature::Claim as Signed;
+
+/// The scheme that a 401 names.
+pub(super) const SCHEME: &str = canonical::ALGORITHM;
+
+const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+/// How a secret is named that systemd loads (systemd.exec(5), LoadCredential).
+const CREDENTIAL: &str = "credential:";
+/// Longest secret key, bytes.
+const LONGEST_SECRET: u64 = 4096;
+
+/// Who may use the API, as the configuration says, secrets read.
+#[derive(Debug)]
+pub struct Tenants {
+    names: Vec<TenantName>,
+    /// Hashes of tokens, and whose each is: an index into `names`.
+    tokens: Vec<(token::Hash, usize)>,
+    keys: HashMap<String, (Secret, usize)>,
+    metrics: Vec<token::Hash>,
+    admin: TenantName,
+}
+
+/// A tenant cannot be taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum TenantError {
+    /// The configuration is not what was checked.
+    #[error("the configuration of tenant {0:?} is malformed")]
+    Malformed(String),
+    /// A secret cannot be read.
+    #[error("reading the secret of access key {key} of tenant {tenant} from {}: {source}", path.display())]
+    Secret {
+        /// Whose.
+        tenant: String,
+        /// The public part.
+        key: String,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A secret is loaded by systemd, and systemd loads none.
+    #[error(
+        "access key {key} of tenant {tenant} wants {named}, and there is no such credential: see LoadCredential= of systemd"
+    )]
+    Credential {
+        /// Whose.
+        tenant: String,
+        /// The public part.
+        key: String,
+        /// As configured.
+        named: String,
+    },
+}
+
+impl TenantError {
+    /// The class that decides exit code and retry.
+    pub fn class(&self) -> Class {
+        Class::Invalid
+    }
+}
+
+impl Tenants {
+    /// Takes up what the configuration says. `credentials` is the directory of what systemd loaded
+    /// (`CREDENTIALS_DIRECTORY`).
+    ///
+    /// # Errors
+    /// [`TenantError`] where a secret cannot be read.
+    pub fn load(api: &Api, tenants: &[Tenant], credentials: Option<&Path>) -> Result<Self, TenantError> {
+        let parse = |name: &str| name.parse().map_err(|_| TenantError::Malformed(name.to_owned()));
+        let mut all = Tenants {
+            names: Vec::new(),
+            tokens: Vec::new(),
+            keys: HashMap::new(),
+            metrics: api.metrics_token_sha256.iter().filter_map(|text| token::hash_of_hex(text)).collect(),
+            admin: parse(ADMIN)?,
+        };
+        for (at, tenant) in tenants.iter().enumerate() {
+            all.names.push(parse(&tenant.name)?);
+            for text in &tenant.token_sha256 {
+                let hash = token::hash_of_hex(text);
+                let hash = hash.ok_or_else(|| TenantError::Malformed(tenant.name.clone()))?;
+                all.tokens.push((hash, at));
+            }
+            for key in &tenant.access_keys {
+                let path = locate(&tenant.name, &key.id, &key.secret_file, credentials)?;
+                let secret = read_secret(&path).map_err(|source| TenantError::Secret {
+                    tenant: tenant.name.clone(),
+                    key: key.id.clone(),
+                    path,
+                    source,
+                })?;
+                all.keys.insert(key.id.clone(), (secret, at));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether anybody could use the API over TCP.
+    pub fn any_credential(&self) -> bool {
+        !self.tokens.is_empty() || !self.keys.is_empty()
+    }
+
+    pub(super) fn admin(&self) -> &TenantName {
+        &self.admin
+    }
+
+    /// Whose token it is.
+    pub(super) fn of_token(&self, token: &[u8]) -> Option<&TenantName> {
+        let at = token::find(token, self.tokens.iter().map(|(hash, _)| hash))?;
+        self.names.get(self.tokens.get(at)?.1)
+    }
+
+    /// Whether it is a token for metrics.
+    pub(super) fn is_for_metrics(&self, token: &[u8]) -> bool {
+        token::find(token, &self.metrics).is_some()
+    }
+
+    /// Secret and owner of an access key.
+    pub(super) fn of_key(&self, access: &str) -> Option<(&Secret, &TenantName)> {
+        let (secret, at) = self.keys.get(access)?;
+        Some((secret, self.names.get(*at)?))
+    }
+}
+
+fn locate(tenant: &str, key: &str, file: &Path, credentials: Option<&Path>) -> Result<PathBuf, TenantError> {
+    let Some(name) = file.to_str().and_then(|file| file.strip_prefix(CREDENTIAL)) else {
+        return Ok(file.to_owned());
+    };
+    let plain = matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+    let directory = credentials.filter(|_| plain);
+    let directory = directory.ok_or_else(|| TenantError::Credential {
+        tenant: tenant.to_owned(),
+        key: key.to_owned(),
+        named: format!("{CREDENTIAL}{name}"),
+    })?;
+    Ok(directory.join(name))
+}
+
+fn read_secret(path: &Path) -> std::io::Result<Secret> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(LONGEST_SECRET + 1).read_to_string(&mut text)?;
+    let secret = text.trim_end_matches(['\n', '\r']);
+    let fault = |what| Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
+    match secret.len() as u64 {
+        0 => fault("it is empty"),
+        length if length > LONGEST_SECRET => fault("it is longer than 4096 bytes"),
+        _ => Ok(Secret::new(secret)),
+    }
+}
+
+/// The tenants of now; replaced as a whole when the configuration is read again.
+#[derive(Clone, Debug)]
+pub struct SharedTenants(Arc<RwLock<Arc<Tenants>>>);
+
+impl SharedTenants {
+    /// Starts with `tenants`.
+    pub fn new(tenants: Tenants) -> Self {
+        SharedTenants(Arc::new(RwLock::new(Arc::new(tenants))))
+    }
+
+    /// Takes the place of the present ones. Requests under way end under those that they began with.
+    pub fn replace(&self, tenants: Tenants) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tenants);
+    }
+
+    /// Those of now.
+    pub fn current(&self) -> Arc<Tenants> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What a request says of who sends it.
+#[derive(Debug)]
+pub(super) enum Claim {
+    /// Nothing.
+    None,
+    /// A token.
+    Token(Secret),
+    /// A signature.
+    Signed(Signed),
+}
+
+impl Claim {
+    /// Reads the headers.
+    pub(super) fn of(headers: &HeaderMap, authority: Option<&str>) -> Result<Self, Problem> {
+        let one = |name: &HeaderName| {
+            let mut values = headers.get_all(name).iter();
+            let first = values.next();
+            if values.next().is_some() {
+                return Err(Problem::invalid(format!("header {name} stands twice, want it once")));
+            }
+            Ok(first)
+        };
+        let unreadable = |name: &HeaderName| {
+            Problem::new(Code::Unauthenticated, format!("header {name} is empty, too long or not text"))
+        };
+        match (one(&TOKEN)?, one(&header::AUTHORIZATION)?) {
+            (None, None) => Ok(Claim::None),
+            // Which of the two counts is not for the daemon to guess.
+            (Some(_), Some(_)) => {
+                Err(Problem::invalid("X-Auth-Token and Authorization are both given, want one of them"))
+            }
+            (Some(token), None) => {
+                let text =
+                    token.to_str().ok().filter(|text| !text.is_empty() && text.len() <= token::LONGEST);
+                Ok(Claim::Token(Secret::new(text.ok_or_else(|| unreadable(&TOKEN))?)))
+            }
+            (None, Some(authorization)) => {
+                let text = authorization.to_str().map_err(|_| unreadable(&header::AUTHORIZATION))?;
+                Signed::parse(text, headers, authority).map(Claim::Signed)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::config::tenant::AccessKey;
+    use crate::model::digest::hex;
+
+    fn tenant(name: &str, tokens: &[&str]) -> Tenant {
+        let token_sha256 = tokens.iter().map(|token| hex(&Sha256::digest(token))).collect();
+        Tenant { name: name.into(), token_sha256, ..Tenant::default() }
+    }
+
+    #[test]
+    fn tokens_lead_to_their_tenant() {
+        let api = Api { metrics_token_sha256: vec![hex(&Sha256::digest("m"))], ..Api::default() };
+        let tenants = [tenant("a", &["one", "two"]), tenant("b", &["three"]), tenant("c", &[])];
+        let tenants = Tenants::load(&api, &tenants, None).unwrap();
+        let of = |token: &str| tenants.of_token(token.as_bytes()).map(TenantName::as_str);
+        assert_eq!([of("one"), of("two"), of("three"), of("m")], [Some("a"), Some("a"), Some("b"), None]);
+        assert!(tenants.is_for_metrics(b"m") && !tenants.is_for_metrics(b"one"));
+        assert!(tenants.any_credential());
+        let nobody = Tenants::load(&api, &[tenant("c", &[])], None).unwrap();
+        assert!(!nobody.any_credential(), "metrics are no use of the API");
+    }
+
+    #[test]
+    fn secrets_are_read_and_not_shown() {
+        let dir = std::env::temp_dir().join(format!("larder-auth-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&dir).unwrap();
+        let file = dir.join("ak");
+        let load = |secret_file: PathBuf, credentials: Option<&Path>| {
+            let access_keys = vec![AccessKey { id: "AK".into(), secret_file }];
+            let tenant = Tenant { name: "a".into(), access_keys, ..Tenant::default() };
+            Tenants::load(&Api::default(), &[tenant], credentials)
+        };
+        assert!(load(file.clone(), None).is_err(), "absent");
+        for bad in [String::new(), "\n".into(), "x".repeat(5000)] {
+            std::fs::write(&file, bad).unwrap();
+            assert!(load(file.clone(), None).is_err());
+        }
+        std::fs::write(&file, "opensesame\n").unwrap();
+        for loaded in [load(file.clone(), None), load("credential:ak".into(), Some(&dir))] {
+            let loaded = loaded.unwrap();
+            assert_eq!(loaded.of_key("AK").unwrap().0.expose(), "opensesame");
+            assert!(!format!("{loaded:?}").contains("opensesame"));
+        }
+        for named in ["credential:ak", "credential:../ak", "credential:", "credential:a/b"] {
+            let credentials = (named != "credential:ak").then_some(dir.as_path());
+            assert!(
+                matches!(load(named.into(), credentials), Err(TenantError::Credential { .. })),
+                "{named}"
+            );
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn one_claim_at_a_time() {
+        let mut headers = HeaderMap::new();
+        assert!(matches!(Claim::of(&headers, None), Ok(Claim::None)));
+        headers.insert(TOKEN, "secret-token".parse().unwrap());
+        let claim = Claim::of(&headers, None).unwrap();
+        assert!(!format!("{claim:?}").contains("secret-token"));
+        headers.append(TOKEN, "other".parse().unwrap());
+        assert_eq!(Claim::of(&headers, None).unwrap_err().code(), Code::Invalid);
+        headers.insert(TOKEN, "one".parse().unwrap());
+        headers.insert(header::AUTHORIZATION, "Basic x".parse().unwrap());
+        assert_eq!(Claim::of(&headers, None).unwrap_err().code(), Code::Invalid);
+        headers.remove(TOKEN);
+        assert_eq!(Claim::of(&headers, None).unwrap_err().code(), Code::Unauthenticated);
+    }
+}

@@ -1,0 +1,153 @@
+//! Requests signed with an access key: what the header claims, and whether it is true.
+//!
+//! A request that is repeated within [`SKEW`] passes again. That is harmless: a create conflicts on its name, and a deletion
+//! is by an identity that is never given twice.
+
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, header};
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+
+use super::canonical::{ALGORITHM, Signable};
+use crate::api::errors::{Code, Problem};
+use crate::api::query::{self, Query};
+use crate::model::credential::Secret;
+use crate::model::digest::hex;
+
+/// How far the date of a request may be from now, either way.
+pub(super) const SKEW: TimeDelta = TimeDelta::minutes(15);
+
+/// The date of a signed request.
+pub(super) const DATE: HeaderName = HeaderName::from_static("x-sdk-date");
+/// The hash of the body, where the client states it.
+const CONTENT: HeaderName = HeaderName::from_static("x-sdk-content-sha256");
+/// Form of the date.
+const DATE_FORM: &str = "%Y%m%dT%H%M%SZ";
+/// Most signed headers.
+const MOST_HEADERS: usize = 64;
+/// The one answer for a key that nobody has and for a signature that is not right.
+const WRONG: &str = "the signature is not right for this request and access key";
+
+/// What `Authorization` claims, well-formed and with everything that it must cover.
+#[derive(Clone, Debug)]
+pub(in crate::api) struct Claim {
+    /// The access key.
+    pub(in crate::api) access: String,
+    date: String,
+    headers: Vec<(String, String)>,
+    signature: [u8; 32],
+    content: Option<String>,
+}
+
+fn refuse(message: impl Into<String>) -> Problem {
+    Problem::new(Code::Unauthenticated, message)
+}
+
+impl Claim {
+    /// Reads the claim. `authority` stands for `Host` where the protocol has none (HTTP/2).
+    pub(in crate::api) fn parse(
+        authorization: &str,
+        headers: &HeaderMap,
+        authority: Option<&str>,
+    ) -> Result<Self, Problem> {
+        let form = || {
+            refuse(format!(
+                "Authorization: want {ALGORITHM} Access=…, SignedHeaders=a;b, Signature=64 hexadecimal digits"
+            ))
+        };
+        let rest = authorization.strip_prefix(ALGORITHM).and_then(|rest| rest.strip_prefix(' '));
+        let mut parts = rest.ok_or_else(form)?.split(',').map(str::trim);
+        let mut part = |name: &str| {
+            let value = parts.next().and_then(|part| part.strip_prefix(name)?.strip_prefix('='));
+            value.filter(|value| !value.is_empty()).ok_or_else(form)
+        };
+        let (access, names, signature) = (part("Access")?, part("SignedHeaders")?, part("Signature")?);
+        if parts.next().is_some() || access.len() > 128 {
+            return Err(form());
+        }
+        let signature = super::token::hash_of_hex(signature).ok_or_else(form)?;
+        let names: Vec<&str> = names.split(';').collect();
+        if names.len() > MOST_HEADERS || !names.is_sorted_by(|a, b| a < b) {
+            return Err(refuse("Authorization: SignedHeaders want to be sorted, each once"));
+        }
+        for needed in [header::HOST, DATE] {
+            if !names.contains(&needed.as_str()) {
+                return Err(refuse(format!("Authorization: {needed} must be among SignedHeaders")));
+            }
+        }
+        let mut signed = Vec::with_capacity(names.len());
+        for name in names {
+            let value = match single(headers, name)? {
+                Some(value) => value,
+                None if name == header::HOST.as_str() => {
+                    authority.ok_or_else(|| refuse("Host: it is signed and absent"))?.to_owned()
+                }
+                None => return Err(refuse(format!("Authorization: header {name:?} is signed and absent"))),
+            };
+            signed.push((name.to_owned(), value));
+        }
+        let date = single(headers, DATE.as_str())?.unwrap_or_default();
+        let content = single(headers, CONTENT.as_str())?;
+        if content.as_deref() == Some("UNSIGNED-PAYLOAD") {
+            return Err(refuse("X-Sdk-Content-Sha256: UNSIGNED-PAYLOAD is not taken, sign the body"));
+        }
+        Ok(Claim { access: access.to_owned(), date, headers: signed, signature, content })
+    }
+
+    /// Checks that the request was made just now.
+    pub(in crate::api) fn check_date(&self, now: DateTime<Utc>) -> Result<(), Problem> {
+        let date = NaiveDateTime::parse_from_str(&self.date, DATE_FORM).ok();
+        // chrono takes forms that are not the one, a sign before the year among them.
+        let date = date.filter(|date| date.format(DATE_FORM).to_string() == self.date);
+        let date = date.ok_or_else(|| refuse("X-Sdk-Date: want a time in UTC like 20240101T000000Z"))?;
+        if (now - date.and_utc()).abs() > SKEW {
+            let now = now.format(DATE_FORM);
+            return Err(refuse(format!("X-Sdk-Date: more than 15 minutes from the time here, {now}")));
+        }
+        Ok(())
+    }
+
+    /// Checks the signature over the request and its body. Without a secret, for a key that nobody has, it goes the same way
+    /// to the same answer.
+    pub(in crate::api) fn verify(
+        &self,
+        parts: &Parts,
+        query: &Query,
+        body: [u8; 32],
+        secret: Option<&Secret>,
+    ) -> Result<(), Problem> {
+        let path = query::decode(parts.uri.path()).ok_or_else(|| refuse(WRONG))?;
+        let request = Signable {
+            method: parts.method.as_str(),
+            path: &path,
+            query: query.pairs(),
+            headers: &self.headers,
+            body,
+        };
+        let key = secret.map_or("a secret that nobody has", Secret::expose);
+        let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).map_err(|_| refuse(WRONG))?;
+        mac.update(request.string_to_sign(&self.date).as_bytes());
+        let right = mac.verify_slice(&self.signature).is_ok() && secret.is_some();
+        let stated = self.content.as_ref().is_none_or(|stated| stated.eq_ignore_ascii_case(&hex(&body)));
+        match (right, stated) {
+            (true, true) => Ok(()),
+            (true, false) => Err(refuse("X-Sdk-Content-Sha256: the body has another hash")),
+            (false, _) => Err(refuse(WRONG)),
+        }
+    }
+}
+
+/// The value of a header that may stand once.
+fn single(headers: &HeaderMap, name: &str) -> Result<Option<String>, Problem> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(refuse(format!("header {name:?} stands twice, and a signature covers one")));
+    }
+    let text = first.map(|value| std::str::from_utf8(value.as_bytes()).map(|value| value.trim().to_owned()));
+    text.transpose().map_err(|_| refuse(format!("header {name:?} is signed and not UTF-8")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! Tokens: `X-Auth-Token`, of which only the SHA-256 is kept.
+
+use sha2::{Digest as _, Sha256};
+use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+
+/// Longest token, bytes. The vendor's are a few thousand.
+pub(super) const LONGEST: usize = 16 << 10;
+
+/// SHA-256 of a token.
+pub(super) type Hash = [u8; 32];
+
+/// Hash of 64 hexadecimal digits in lower case.
+pub(super) fn hash_of_hex(text: &str) -> Option<Hash> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 {
+        return None;
+    }
+    let mut hash = [0; 32];
+    for (byte, pair) in hash.iter_mut().zip(digits.chunks(2)) {
+        let digit = |at: usize| char::from(pair[at]).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        *byte = digit(0)? << 4 | digit(1)?;
+    }
+    Some(hash)
+}
+
+/// Where in `hashes` the hash of `token` stands. Looks at all of them, at each in full, whatever it finds.
+pub(super) fn find<'a>(token: &[u8], hashes: impl IntoIterator<Item = &'a Hash>) -> Option<usize> {
+    let given: Hash = Sha256::digest(token).into();
+    let (mut found, mut at) = (Choice::from(0), 0u64);
+    for (place, hash) in (0u64..).zip(hashes) {
+        let same = hash.ct_eq(&given);
+        at.conditional_assign(&place, same);
+        found |= same;
+    }
+    bool::from(found).then(|| usize::try_from(at).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_found_by_their_hash() {
+        let hash = |token: &str| -> Hash { Sha256::digest(token).into() };
+        let hashes = [hash("a"), hash("b"), hash("c")];
+        assert_eq!(find(b"b", &hashes), Some(1));
+        assert_eq!(find(b"a", &hashes), Some(0));
+        assert_eq!(find(b"d", &hashes), None);
+        assert_eq!(find(b"", &hashes), None);
+        assert_eq!(find(b"a", &[]), None);
+    }
+
+    #[test]
+    fn hashes_as_they_are_configured() {
+        let text = crate::model::digest::hex(&Sha256::digest("a"));
+        assert_eq!(hash_of_hex(&text), Some(Sha256::digest("a").into()));
+        for bad in ["", "ab", &"g".repeat(64), &"é".repeat(32)] {
+            assert_eq!(hash_of_hex(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The body of a request, held back until somebody is known to have a right to send it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Body as _;
+use sha2::{Digest as _, Sha256};
+
+use super::errors::{Code, Problem};
+
+/// Longest body, bytes.
+pub(super) const MAX: usize = 1 << 20;
+/// What is read and thrown away of a longer one before it is refused: a client that is still sending when the connection
+/// closes may never see the answer.
+const DRAIN: usize = 4 << 20;
+/// How long a body that nobody read may take to come to its end.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// A body that has not been read. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(super) struct Pending(Arc<Mutex<Option<Body>>>);
+
+/// A body that has.
+#[derive(Clone, Debug)]
+pub(super) struct Received {
+    /// The bytes; empty where they were not to be kept.
+    pub(super) bytes: Bytes,
+    /// SHA-256 of them.
+    pub(super) sha256: [u8; 32],
+}
+
+/// Whether the bytes of a body are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// All of them.
+    Bytes,
+    /// Only what they hash to.
+    Hash,
+}
+
+impl Pending {
+    pub(super) fn new(body: Body) -> Self {
+        Pending(Arc::new(Mutex::new(Some(body))))
+    }
+
+    fn take(&self) -> Option<Body> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Reads the body to its end, [`MAX`] bytes at most, within `time` in all. A second call gets an empty body.
+    pub(super) async fn receive(&self, time: Duration, keep: Keep) -> Result<Received, Problem> {
+        let body = self.take().unwrap_or_default();
+        match tokio::time::timeout(time, read(body, keep)).await {
+            Ok(received) => received,
+            Err(_) => Err(Problem::invalid(format!("the body was not there within {} s", time.as_secs()))),
+        }
+    }
+
+    /// Reads what nobody wanted, so that the answer reaches a client that is still sending.
+    pub(super) async fn discard(&self) {
+        if let Some(body) = self.take()
+            && !body.is_end_stream()
+        {
+            // Whatever comes of it, the answer stands.
+            let _ = tokio::time::timeout(DRAIN_TIME, read(body, Keep::Hash)).await;
+        }
+    }
+}
+
+async fn read(mut body: Body, keep: Keep) -> Result<Received, Problem> {
+    let too_large = || Problem::new(Code::TooLarge, format!("the body is longer than {MAX} bytes"));
+    if body.size_hint().lower() > DRAIN as u64 {
+        return Err(too_large());
+    }
+    let mut bytes = BytesMut::new();
+    let mut hash = Sha256::new();
+    let mut length = 0usize;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Problem::invalid("the body broke off"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length = length.saturating_add(data.len());
+        if length > DRAIN {
+            return Err(too_large());
+        }
+        if length > MAX {
+            bytes.clear();
+            continue;
+        }
+        hash.update(&data);
+        if keep == Keep::Bytes {
+            bytes.extend_from_slice(&data);
+        }
+    }
+    if length > MAX {
+        return Err(too_large());
+    }
+    Ok(Received { bytes: bytes.freeze(), sha256: hash.finalize().into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+
+    fn chunks(count: usize, size: usize) -> Pending {
+        let chunk = Bytes::from(vec![b'x'; size]);
+        let stream = stream::iter((0..count).map(move |_| Ok::<_, std::io::Error>(chunk.clone())));
+        Pending::new(Body::from_stream(stream))
+    }
+
+    #[tokio::test]
+    async fn bounds_are_inclusive() {
+        let time = Duration::from_secs(60);
+        let whole = chunks(16, MAX / 16);
+        assert_eq!(whole.receive(time, Keep::Bytes).await.unwrap().bytes.len(), MAX);
+        assert!(whole.receive(time, Keep::Bytes).await.unwrap().bytes.is_empty(), "read once");
+        for over in [chunks(1, MAX + 1), chunks(64, DRAIN / 32)] {
+            assert_eq!(over.receive(time, Keep::Bytes).await.unwrap_err().code(), Code::TooLarge);
+        }
+        let hashed = Pending::new(Body::from("abc")).receive(time, Keep::Hash).await.unwrap();
+        assert!(hashed.bytes.is_empty());
+        assert_eq!(crate::model::digest::hex(&hashed.sha256)[..8], *"ba7816bf");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_come() {
+        let never = Pending::new(Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>()));
+        let problem = never.receive(Duration::from_millis(20), Keep::Bytes).await.unwrap_err();
+        assert_eq!(problem.code(), Code::Invalid);
+        let broken = stream::iter([Err::<Bytes, _>(std::io::Error::other("gone"))]);
+        let broken = Pending::new(Body::from_stream(broken));
+        assert!(broken.receive(Duration::from_secs(60), Keep::Bytes).await.is_err());
+    }
+}

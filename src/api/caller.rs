@@ -1,0 +1,279 @@
+//! The tenant behind a request. A route that needs one takes a [`Caller`]; without it, it has no tenant to ask the service for.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, MatchedPath, Request};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use sha2::{Digest as _, Sha256};
+
+use super::App;
+use super::auth::{Claim, Signed, Tenants};
+use super::body::{Keep, Pending, Received};
+use super::errors::{Code, Problem};
+use super::listen::Peer;
+use super::query::Query;
+use crate::caches::store::IdempotencyKey;
+use crate::model::image_cache::{CacheId, TenantName};
+
+/// What a failed authentication beyond the allowance waits for its answer. Nobody is turned away for it: behind one address
+/// there may be many tenants.
+const GUESSING: Duration = Duration::from_secs(1);
+/// Longest `Idempotency-Key`, bytes.
+const LONGEST_KEY: usize = 255;
+
+/// An authenticated request within its rate, body read.
+#[derive(Debug)]
+pub(super) struct Caller {
+    /// On whose behalf.
+    pub(super) tenant: TenantName,
+    /// The query.
+    pub(super) query: Query,
+    method: String,
+    path: String,
+    route: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// Whose failed authentications are counted together: an IPv4 address, or an IPv6 network of /64, which is what one
+/// customer of a network has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Stranger {
+    Socket,
+    V4([u8; 4]),
+    V6([u8; 8]),
+}
+
+impl Stranger {
+    fn of(peer: &Peer) -> Self {
+        let Peer::Tcp { address } = peer else { return Stranger::Socket };
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => Stranger::V4(ip.octets()),
+            IpAddr::V6(ip) => {
+                let [a, b, c, d, e, f, g, h, ..] = ip.octets();
+                Stranger::V6([a, b, c, d, e, f, g, h])
+            }
+        }
+    }
+}
+
+impl FromRequest<Arc<App>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
+        let (parts, _) = request.into_parts();
+        let missing = |what| Problem::internal(format!("a request came without its {what}"));
+        let peer = parts.extensions.get::<Peer>().ok_or_else(|| missing("peer"))?.clone();
+        let body = parts.extensions.get::<Pending>().ok_or_else(|| missing("body"))?.clone();
+        let query = Query::parse(parts.uri.query())?;
+        let tenants = app.parts.tenants.current();
+        let known = authenticate(app, &tenants, &peer, &parts, &query, &body).await;
+        let (tenant, received) = match known {
+            Ok(known) => known,
+            Err(problem) => return Err(failed(app, &peer, problem).await),
+        };
+        tracing::Span::current().record("tenant", tenant.as_str());
+        app.rates.take(&tenant, Instant::now()).map_err(|wait| {
+            Problem::new(Code::TooMany, "more requests than this tenant may send: slow down")
+                .retry_after(wait)
+        })?;
+        let received = match received {
+            Some(received) => received,
+            None => body.receive(app.body_time, Keep::Bytes).await?,
+        };
+        Ok(Caller {
+            tenant,
+            query,
+            method: parts.method.to_string(),
+            path: parts.uri.path().to_owned(),
+            route: parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned(),
+            headers: parts.headers,
+            body: received.bytes,
+        })
+    }
+}
+
+/// The tenant, and the body where it had to be read to know it.
+async fn authenticate(
+    app: &App,
+    tenants: &Tenants,
+    peer: &Peer,
+    parts: &Parts,
+    query: &Query,
+    body: &Pending,
+) -> Result<(TenantName, Option<Received>), Problem> {
+    let authority = parts.uri.authority().map(|authority| authority.as_str());
+    match Claim::of(&parts.headers, authority)? {
+        Claim::None => match peer {
+            Peer::Unix { admitted: true, .. } => Ok((tenants.admin().clone(), None)),
+            Peer::Unix { .. } => {
+                Err(Problem::new(Code::Forbidden, "this user may not use the socket without a credential"))
+            }
+            Peer::Tcp { .. } => Err(Problem::new(
+                Code::Unauthenticated,
+                "no credential: want X-Auth-Token, or Authorization with a signature",
+            )),
+        },
+        Claim::Token(token) => match tenants.of_token(token.expose().as_bytes()) {
+            Some(tenant) => Ok((tenant.clone(), None)),
+            None => Err(Problem::new(Code::Unauthenticated, "the token is not valid")),
+        },
+        Claim::Signed(signed) => {
+            let (tenant, received) = verify(app, tenants, &signed, parts, query, body).await?;
+            Ok((tenant, Some(received)))
+        }
+    }
+}
+
+/// A key that nobody has goes the whole way, so that neither answer nor time tells it from a wrong signature; but its body
+/// is not kept.
+async fn verify(
+    app: &App,
+    tenants: &Tenants,
+    signed: &Signed,
+    parts: &Parts,
+    query: &Query,
+    body: &Pending,
+) -> Result<(TenantName, Received), Problem> {
+    signed.check_date(app.now())?;
+    let known = tenants.of_key(&signed.access);
+    let keep = if known.is_some() { Keep::Bytes } else { Keep::Hash };
+    let received = body.receive(app.body_time, keep).await?;
+    let (secret, tenant) = known.unzip();
+    signed.verify(parts, query, received.sha256, secret)?;
+    let tenant = tenant.ok_or_else(|| Problem::internal("a signature was verified without a secret"))?;
+    Ok((tenant.clone(), received))
+}
+
+/// Counts a failed authentication, and slows down whoever has many.
+pub(super) async fn failed(app: &App, peer: &Peer, problem: Problem) -> Problem {
+    if problem.code() == Code::Unauthenticated {
+        app.parts.metrics.authentication_failure();
+        if app.failures.take(&Stranger::of(peer), Instant::now()).is_err() {
+            tokio::time::sleep(GUESSING).await;
+        }
+    }
+    problem
+}
+
+impl Caller {
+    /// The cache that the path names. What is no ID is as unknown as an ID that nobody has. The path is taken as it came: an
+    /// escape is part of no ID, so that the path that is routed and the one that is signed cannot mean two caches.
+    pub(super) fn cache(&self) -> Result<CacheId, Problem> {
+        let mut segments = self.route.split('/').zip(self.path.split('/'));
+        let named = segments.find(|(template, _)| *template == "{id}");
+        let id: CacheId = named.and_then(|(_, id)| id.parse().ok()).ok_or_else(Problem::no_such_cache)?;
+        tracing::Span::current().record("cache", tracing::field::display(id));
+        Ok(id)
+    }
+
+    /// The body, where it is said to be JSON. Parameters of the type are passed over.
+    pub(super) fn json(&self) -> Result<&[u8], Problem> {
+        let mut types = self.headers.get_all(header::CONTENT_TYPE).iter();
+        let given = types.next().and_then(|value| value.to_str().ok());
+        let essence = given.and_then(|value| value.split(';').next()).map(str::trim);
+        let json = essence.is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
+        if json && types.next().is_none() {
+            return Ok(&self.body);
+        }
+        Err(Problem::new(Code::MediaType, "Content-Type: want application/json"))
+    }
+
+    /// The `Idempotency-Key`, with the hash of what it came with.
+    pub(super) fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, Problem> {
+        let mut values = self.headers.get_all("idempotency-key").iter();
+        let Some(value) = values.next() else { return Ok(None) };
+        let key = value.to_str().unwrap_or_default();
+        let visible =
+            !key.is_empty() && key.len() <= LONGEST_KEY && key.bytes().all(|b| b.is_ascii_graphic());
+        if !visible || values.next().is_some() {
+            return Err(Problem::invalid(format!(
+                "Idempotency-Key: want it once, 1 to {LONGEST_KEY} visible ASCII characters"
+            )));
+        }
+        let mut request = Sha256::new();
+        for part in [self.method.as_bytes(), self.path.as_bytes(), &self.body] {
+            request.update((part.len() as u64).to_be_bytes());
+            request.update(part);
+        }
+        Ok(Some(IdempotencyKey { key: key.to_owned(), request: request.finalize().into() }))
+    }
+
+    /// The number of the last event that the client has (`Last-Event-ID`); 0 where it says none.
+    pub(super) fn last_event(&self) -> Result<u64, Problem> {
+        let Some(value) = self.headers.get("last-event-id") else { return Ok(0) };
+        let number = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+        let number = number.and_then(|text| text.parse().ok());
+        number.ok_or_else(|| Problem::invalid("Last-Event-ID: want the number of an event"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(headers: &[(&'static str, &str)], body: &'static str) -> Caller {
+        let headers = headers.iter().map(|(name, value)| {
+            (axum::http::HeaderName::from_static(name), axum::http::HeaderValue::from_str(value).unwrap())
+        });
+        Caller {
+            tenant: "a".parse().unwrap(),
+            query: Query::default(),
+            method: "POST".into(),
+            path: "/v5/imagecaches".into(),
+            route: "/v5/imagecaches".into(),
+            headers: headers.collect(),
+            body: Bytes::from_static(body.as_bytes()),
+        }
+    }
+
+    #[test]
+    fn media_types() {
+        for good in ["application/json", "Application/JSON;charset=UTF-8", "application/json ; a=b"] {
+            assert!(caller(&[("content-type", good)], "{}").json().is_ok(), "{good}");
+        }
+        for bad in ["text/plain", "application/jsonx", "", "application/bson"] {
+            assert_eq!(caller(&[("content-type", bad)], "{}").json().unwrap_err().code(), Code::MediaType);
+        }
+        assert!(caller(&[], "{}").json().is_err());
+        let twice = [("content-type", "application/json"), ("content-type", "text/plain")];
+        assert!(caller(&twice, "{}").json().is_err());
+    }
+
+    #[test]
+    fn idempotency_keys() {
+        let key = |value: &str, body| caller(&[("idempotency-key", value)], body).idempotency_key();
+        let first = key("k-1", "{}").unwrap().unwrap();
+        assert_eq!(key("k-1", "{}").unwrap().unwrap(), first);
+        assert_ne!(key("k-1", "{ }").unwrap().unwrap().request, first.request);
+        assert!(caller(&[], "").idempotency_key().unwrap().is_none());
+        assert!(key(&"k".repeat(255), "").is_ok());
+        for bad in ["", "a b", &"k".repeat(256)] {
+            assert!(key(bad, "").is_err(), "{bad}");
+        }
+        assert!(caller(&[("idempotency-key", "a"), ("idempotency-key", "a")], "").idempotency_key().is_err());
+    }
+
+    #[test]
+    fn the_last_event() {
+        let last = |value: &str| caller(&[("last-event-id", value)], "").last_event();
+        assert_eq!(last("17").unwrap(), 17);
+        assert_eq!(caller(&[], "").last_event().unwrap(), 0);
+        for bad in ["", "x", "+1", "-1", "99999999999999999999"] {
+            assert!(last(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_of_strangers() {
+        let of = |address: &str| Stranger::of(&Peer::Tcp { address: address.parse().unwrap() });
+        assert_eq!(of("[2001:db8::1]:1"), of("[2001:db8::ffff]:2"));
+        assert_ne!(of("[2001:db8::1]:1"), of("[2001:db8:0:1::1]:1"));
+        assert_eq!(of("[::ffff:10.0.0.1]:1"), of("10.0.0.1:9"));
+        assert_ne!(of("10.0.0.1:1"), of("10.0.0.2:1"));
+    }
+}

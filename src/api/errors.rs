@@ -1,0 +1,333 @@
+//! The one map from errors to status, code and log level, and the envelope that carries them.
+//!
+//! The vendor has two forms of an error, and its SDKs read one or the other: a body holds both.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tracing::Level;
+use utoipa::ToSchema;
+
+use crate::caches::error::Error;
+use crate::caches::store::StoreError;
+use crate::model::class::Class;
+
+/// Longest message of an answer, characters.
+const LONGEST: usize = 4096;
+
+/// What is told where the fault is ours: the reason is for the log.
+const OURS: &str = "the daemon failed; its log has the reason under this X-Request-Id";
+
+/// A stable code. Those that end in 001 are the vendor's for the status, those from 101 on are ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// A field, a header or the query is malformed or out of its limits.
+    Invalid,
+    /// `building_config.cluster` is not one of the configured clusters.
+    UnknownCluster,
+    /// A dry run: the images cannot be had.
+    Unresolvable,
+    /// The `Idempotency-Key` was used for another request.
+    KeyReused,
+    /// No credential, or one that is not valid.
+    Unauthenticated,
+    /// The credential is valid and does not allow this.
+    Forbidden,
+    /// The tenant has as many image caches as it may.
+    Quota,
+    /// The tenant has no such image cache.
+    NotFound,
+    /// The API has no such path.
+    NoRoute,
+    /// The path has no such method.
+    Method,
+    /// The tenant has an image cache of that name.
+    NameTaken,
+    /// The image cache is in a state in which this cannot be done.
+    State,
+    /// The body is longer than it may be.
+    TooLarge,
+    /// The body of a POST is not `application/json`.
+    MediaType,
+    /// Requests or streams of the tenant beyond its share.
+    TooMany,
+    /// The queue of builds is full.
+    QueueFull,
+    /// A fault of the daemon.
+    Internal,
+    /// The daemon starts, stops, or cannot reach what it needs.
+    Unavailable,
+    /// The image cache does not fit this host.
+    NoSpace,
+}
+
+impl Code {
+    /// All of them.
+    pub const ALL: [Code; 19] = [
+        Code::Invalid,
+        Code::UnknownCluster,
+        Code::Unresolvable,
+        Code::KeyReused,
+        Code::Unauthenticated,
+        Code::Forbidden,
+        Code::Quota,
+        Code::NotFound,
+        Code::NoRoute,
+        Code::Method,
+        Code::NameTaken,
+        Code::State,
+        Code::TooLarge,
+        Code::MediaType,
+        Code::TooMany,
+        Code::QueueFull,
+        Code::Internal,
+        Code::Unavailable,
+        Code::NoSpace,
+    ];
+
+    /// Status, text of the code, and how loud the log is.
+    fn row(self) -> (StatusCode, &'static str, Level) {
+        match self {
+            Code::Invalid => (StatusCode::BAD_REQUEST, "CCE.01400001", Level::INFO),
+            Code::UnknownCluster => (StatusCode::BAD_REQUEST, "CCE.01400101", Level::INFO),
+            Code::Unresolvable => (StatusCode::BAD_REQUEST, "CCE.01400102", Level::INFO),
+            Code::KeyReused => (StatusCode::BAD_REQUEST, "CCE.01400103", Level::INFO),
+            Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "CCE.01401001", Level::INFO),
+            Code::Forbidden => (StatusCode::FORBIDDEN, "CCE.01403001", Level::INFO),
+            Code::Quota => (StatusCode::FORBIDDEN, "CCE.01403101", Level::INFO),
+            Code::NotFound => (StatusCode::NOT_FOUND, "CCE.01404001", Level::INFO),
+            Code::NoRoute => (StatusCode::NOT_FOUND, "CCE.01404101", Level::INFO),
+            Code::Method => (StatusCode::METHOD_NOT_ALLOWED, "CCE.01405001", Level::INFO),
+            Code::NameTaken => (StatusCode::CONFLICT, "CCE.01409001", Level::INFO),
+            Code::State => (StatusCode::CONFLICT, "CCE.01409101", Level::INFO),
+            Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "CCE.01413001", Level::INFO),
+            Code::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "CCE.01415001", Level::INFO),
+            Code::TooMany => (StatusCode::TOO_MANY_REQUESTS, "CCE.01429001", Level::INFO),
+            Code::QueueFull => (StatusCode::TOO_MANY_REQUESTS, "CCE.01429101", Level::WARN),
+            Code::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "CCE.01500001", Level::ERROR),
+            Code::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "CCE.01503001", Level::WARN),
+            Code::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "CCE.01507001", Level::WARN),
+        }
+    }
+
+    /// The status of the answer.
+    pub fn status(self) -> StatusCode {
+        self.row().0
+    }
+
+    /// The text: `CCE.01` and the status and a number.
+    pub fn text(self) -> &'static str {
+        self.row().1
+    }
+
+    fn level(self) -> Level {
+        self.row().2
+    }
+}
+
+/// The body of an error: the vendor's envelope and its older form.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Envelope {
+    /// The stable code.
+    #[serde(rename = "errorCode")]
+    #[schema(example = "CCE.01400001")]
+    pub code: &'static str,
+    /// What is wrong, for people.
+    #[serde(rename = "errorMessage")]
+    pub message: String,
+    /// The same as `errorCode`.
+    #[serde(rename = "error_code")]
+    pub older_code: &'static str,
+    /// The same as `errorMessage`.
+    #[serde(rename = "error_msg")]
+    pub older_message: String,
+}
+
+/// A request is answered with an error.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    code: Code,
+    message: String,
+    reason: Option<String>,
+    retry_after: Option<Duration>,
+}
+
+/// What the log says of an error, as an extension of its answer.
+#[derive(Clone, Debug)]
+pub(super) struct Logged {
+    pub(super) level: Level,
+    pub(super) code: &'static str,
+    pub(super) reason: Option<String>,
+}
+
+impl Problem {
+    /// An error that the client may read in full.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Problem { code, message: message.into(), reason: None, retry_after: None }
+    }
+
+    /// A malformed request: what of it, and what is wanted.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Problem::new(Code::Invalid, message)
+    }
+
+    /// A fault of ours; `reason` goes to the log alone.
+    pub fn internal(reason: impl Into<String>) -> Self {
+        Problem { reason: Some(reason.into()), ..Problem::new(Code::Internal, OURS) }
+    }
+
+    /// No such image cache: one answer for an ID of another tenant, an unknown one and a malformed one.
+    pub fn no_such_cache() -> Self {
+        Problem::new(Code::NotFound, "there is no such image cache")
+    }
+
+    /// When the client may ask again; whole seconds, rounded up.
+    #[must_use]
+    pub fn retry_after(self, wait: Duration) -> Self {
+        Problem { retry_after: Some(wait), ..self }
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// What the client reads.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            Error::NotFound(_) | Error::Store(StoreError::Gone(_)) => Problem::no_such_cache(),
+            Error::Spec(_) => Problem::new(Code::Invalid, message),
+            Error::UnknownCluster(_) => Problem::new(Code::UnknownCluster, message),
+            Error::QueueFull { retry_after, .. } => {
+                Problem::new(Code::QueueFull, message).retry_after(retry_after)
+            }
+            Error::NotCancellable { .. } | Error::NotRefreshable { .. } => Problem::new(Code::State, message),
+            Error::NoRoomToRefresh { .. } => Problem::new(Code::NoSpace, message),
+            Error::Plan(_) => planned(error.class(), message),
+            Error::Stopping => Problem::new(Code::Unavailable, message).retry_after(Duration::from_secs(5)),
+            Error::Store(StoreError::NameTaken(_)) => Problem::new(Code::NameTaken, message),
+            Error::Store(StoreError::Quota { .. }) => Problem::new(Code::Quota, message),
+            Error::Store(StoreError::Full { .. }) => Problem::new(Code::NoSpace, message),
+            Error::Store(StoreError::KeyReused) => Problem::new(Code::KeyReused, message),
+            Error::Store(StoreError::Changed(_)) => Problem::new(Code::State, message),
+            Error::Store(StoreError::Failed { full: true, .. }) => Problem {
+                reason: Some(message),
+                ..Problem::new(Code::Unavailable, "the disk of the daemon's records is full")
+            },
+            Error::Store(
+                StoreError::Corrupt { .. } | StoreError::Foreign { .. } | StoreError::Failed { .. },
+            ) => Problem::internal(message),
+        }
+    }
+}
+
+/// A dry run asks registries: what they refuse is a fault of what was asked for, not of the daemon.
+fn planned(class: Class, message: String) -> Problem {
+    match class {
+        Class::Invalid | Class::NotFound | Class::Denied | Class::Corrupt | Class::Conflict => {
+            Problem::new(Code::Unresolvable, message)
+        }
+        Class::NoSpace => Problem::new(Code::NoSpace, message),
+        Class::Transient | Class::Cancelled => Problem::new(Code::Unavailable, message),
+        Class::Busy => Problem::new(Code::QueueFull, message).retry_after(Duration::from_secs(5)),
+        Class::Internal => Problem::internal(message),
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let message: String = self.message.chars().take(LONGEST).collect();
+        let code = self.code.text();
+        let body = Envelope { code, message: message.clone(), older_code: code, older_message: message };
+        let mut response = (self.code.status(), Json(body)).into_response();
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if self.code == Code::Unauthenticated {
+            // RFC 9110, 11.6.1: a 401 names a scheme.
+            let scheme = HeaderValue::from_static(super::auth::SCHEME);
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        let logged = Logged { level: self.code.level(), code, reason: self.reason };
+        response.extensions_mut().insert(logged);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::model::image_cache::{CacheId, Status};
+
+    #[test]
+    fn codes_are_one_each_and_tell_their_status() {
+        let texts: HashSet<&str> = Code::ALL.iter().map(|code| code.text()).collect();
+        assert_eq!(texts.len(), Code::ALL.len());
+        for code in Code::ALL {
+            assert_eq!(code.text()[6..9], code.status().as_u16().to_string(), "{code:?}");
+        }
+        let statuses: HashSet<u16> = Code::ALL.iter().map(|code| code.status().as_u16()).collect();
+        let wanted = [400, 401, 403, 404, 405, 409, 413, 415, 429, 500, 503, 507];
+        assert_eq!(statuses, HashSet::from(wanted));
+    }
+
+    #[tokio::test]
+    async fn both_forms_in_one_body() {
+        let problem = Problem::new(Code::QueueFull, "full").retry_after(Duration::from_millis(1500));
+        let response = problem.into_response();
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let wanted = serde_json::json!({
+            "errorCode": "CCE.01429101", "errorMessage": "full", "error_code": "CCE.01429101", "error_msg": "full",
+        });
+        assert_eq!(json, wanted);
+    }
+
+    #[test]
+    fn what_is_ours_is_not_told() {
+        let broken = StoreError::Corrupt {
+            path: "/var/lib/larder/larder.db".into(),
+            what: "page 3".into(),
+            remedy: "restore".into(),
+        };
+        let problem = Problem::from(Error::Store(broken));
+        assert_eq!((problem.code, problem.message.as_str()), (Code::Internal, OURS));
+        assert!(problem.reason.unwrap().contains("page 3"));
+        let full = StoreError::Failed { doing: "writing", reason: "/var/x".into(), full: true };
+        let problem = Problem::from(Error::Store(full));
+        assert_eq!(problem.code, Code::Unavailable);
+        assert!(!problem.message.contains("/var/x"));
+    }
+
+    #[test]
+    fn every_refusal_has_its_status() {
+        let id = CacheId::random();
+        let status = |error: Error| Problem::from(error).code.status().as_u16();
+        assert_eq!(status(Error::NotFound(id)), 404);
+        assert_eq!(status(Error::UnknownCluster("x".into())), 400);
+        assert_eq!(status(Error::Stopping), 503);
+        assert_eq!(status(Error::NotCancellable { id, status: Status::Available }), 409);
+        assert_eq!(status(Error::NoRoomToRefresh { need_gib: 2, free_gib: 1, capacity_gib: 3 }), 507);
+        assert_eq!(status(Error::Store(StoreError::Quota { have: 50, max: 50 })), 403);
+        assert_eq!(status(Error::Store(StoreError::NameTaken("a".parse().unwrap()))), 409);
+        assert_eq!(status(Error::Store(StoreError::Full { need_gib: 2, free_gib: 1, capacity_gib: 3 })), 507);
+        assert_eq!(status(Error::Store(StoreError::KeyReused)), 400);
+    }
+}

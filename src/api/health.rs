@@ -1,0 +1,61 @@
+//! Probes and metrics.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use super::App;
+use super::auth::Claim;
+use super::caller::failed;
+use super::errors::{Code, Problem};
+use super::listen::Peer;
+use super::wire::beyond::Health;
+
+/// The text format of Prometheus and OpenMetrics.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+const OK: Health = Health { status: "ok" };
+
+/// The process answers.
+#[utoipa::path(get, path = "/healthz", operation_id = "Alive", tag = "operation",
+    responses((status = 200, description = "It answers", body = Health)))]
+pub(super) async fn alive() -> Json<Health> {
+    Json(OK)
+}
+
+/// The daemon takes orders.
+#[utoipa::path(get, path = "/readyz", operation_id = "Ready", tag = "operation",
+    responses((status = 200, description = "It takes orders", body = Health)))]
+pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Health>, Problem> {
+    if app.parts.service.ready() && !app.stop.is_cancelled() {
+        return Ok(Json(OK));
+    }
+    Err(Problem::new(Code::Unavailable, "the daemon is not ready"))
+}
+
+/// Counts and sizes of all tenants together; so not for tenants, who would learn of each other.
+#[utoipa::path(get, path = "/metrics", operation_id = "Metrics", tag = "operation",
+    responses((status = 200, description = "OpenMetrics text", body = String,
+        content_type = "application/openmetrics-text")))]
+pub(super) async fn metrics(
+    State(app): State<Arc<App>>,
+    request: Request,
+) -> Result<impl IntoResponse, Problem> {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let peer = peer.ok_or_else(|| Problem::internal("a request came without its peer"))?;
+    let tenants = app.parts.tenants.current();
+    let wrong = || Problem::new(Code::Unauthenticated, "metrics: want a token of api.metrics_token_sha256");
+    let allowed = match Claim::of(request.headers(), None) {
+        Ok(Claim::None) if peer.is_admitted() => Ok(()),
+        Ok(Claim::Token(token)) if tenants.is_for_metrics(token.expose().as_bytes()) => Ok(()),
+        Ok(_) => Err(wrong()),
+        Err(problem) => Err(problem),
+    };
+    match allowed {
+        Ok(()) => Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.parts.service.measure().await?)),
+        Err(problem) => Err(failed(&app, &peer, problem).await),
+    }
+}

@@ -1,0 +1,88 @@
+//! What stands around every request: its ID, its line in the log, and the body that nobody read.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use futures_util::FutureExt as _;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Level};
+use uuid::Uuid;
+
+use super::App;
+use super::body::Pending;
+use super::errors::{Logged, Problem};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What a request for no route of ours is counted as.
+const UNMATCHED: &str = "unmatched";
+/// Routes that are asked for all the time and say nothing.
+const QUIET: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// Gives a request its ID, follows it to its answer, and logs it once.
+pub(super) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    // Made here: an ID that a client chose could be somebody else's.
+    let id = Uuid::new_v4().simple().to_string();
+    let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
+    let route = route.unwrap_or_else(|| UNMATCHED.to_owned());
+    let method = request.method().clone();
+    let body = Pending::new(std::mem::take(request.body_mut()));
+    request.extensions_mut().insert(body.clone());
+    let span = tracing::info_span!("request", request = %id, tenant = Empty, cache = Empty);
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone()).await;
+    let mut response =
+        answer.unwrap_or_else(|_| Problem::internal("the handler of the request panicked").into_response());
+    body.discard().await;
+    let elapsed = started.elapsed();
+    let status = response.status().as_u16();
+    app.parts.metrics.api(counted(&method), &route, status, elapsed);
+    let logged = response.extensions_mut().remove::<Logged>();
+    span.in_scope(|| log(method.as_str(), &route, status, elapsed, logged));
+    dress(&mut response, &id);
+    response
+}
+
+/// A method as a label: clients may make up their own.
+fn counted(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    }
+}
+
+fn dress(response: &mut Response<Body>, id: &str) {
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+}
+
+fn log(method: &str, route: &str, status: u16, elapsed: Duration, logged: Option<Logged>) {
+    let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let Some(Logged { level, code, reason }) = logged else {
+        if QUIET.contains(&route) {
+            tracing::debug!(method, route, status, elapsed_ms, "answered");
+        } else {
+            tracing::info!(method, route, status, elapsed_ms, "answered");
+        }
+        return;
+    };
+    let reason = reason.as_deref();
+    match level {
+        Level::ERROR => tracing::error!(method, route, status, elapsed_ms, code, reason, "failed"),
+        Level::WARN => tracing::warn!(method, route, status, elapsed_ms, code, reason, "refused"),
+        _ => tracing::info!(method, route, status, elapsed_ms, code, reason, "refused"),
+    }
+}

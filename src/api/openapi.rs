@@ -1,0 +1,111 @@
+//! The description of the API: `/openapi.json`.
+
+use std::sync::LazyLock;
+
+use axum::body::Bytes;
+use axum::http::header;
+use axum::response::IntoResponse;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
+
+use super::errors::Envelope;
+use super::wire::beyond::{Detailed, Health, Match, Matched, Planned};
+use super::wire::order::Order;
+use super::wire::{BuildingConfig, ImageCache, Many, One};
+use super::{health, routes, sse};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Larder",
+        description = "Image caches: the API of a managed Kubernetes service, and what goes beyond it under /larder/v1/."
+    ),
+    paths(
+        routes::create,
+        routes::list,
+        routes::show,
+        routes::remove,
+        routes::details,
+        sse::events,
+        routes::cancel,
+        routes::refresh,
+        routes::find,
+        routes::plan,
+        health::alive,
+        health::ready,
+        health::metrics,
+        document
+    ),
+    components(schemas(
+        Envelope, Order, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned, Health
+    )),
+    modifiers(&Errors)
+)]
+struct Document;
+
+/// Answers that any route for tenants may give, and why.
+const ERRORS: [(&str, &str); 12] = [
+    ("400", "A field, a header or the query is malformed or out of its limits"),
+    ("401", "No credential, or one that is not valid"),
+    ("403", "The quota is used up, or the credential does not allow this"),
+    ("404", "The tenant has no such image cache"),
+    ("405", "The path has no such method"),
+    ("409", "The name is taken, or the state of the image cache does not allow this"),
+    ("413", "The body is longer than 1 MiB"),
+    ("415", "The body is not application/json"),
+    ("429", "Too many requests or waiting builds: see Retry-After"),
+    ("500", "The daemon failed; its log has the reason under X-Request-Id"),
+    ("503", "The daemon starts, stops, or cannot reach what it needs"),
+    ("507", "The image cache does not fit this host"),
+];
+
+/// Those that need no credential.
+const OPEN: [&str; 3] = ["/healthz", "/readyz", "/openapi.json"];
+
+struct Errors;
+
+impl Modify for Errors {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let components = document.components.get_or_insert_default();
+        let header = |name| SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::new(name)));
+        components.add_security_scheme("token", header("X-Auth-Token"));
+        components.add_security_scheme("signature", header("Authorization"));
+        for (path, item) in &mut document.paths.paths {
+            let open = OPEN.contains(&path.as_str());
+            let operations = [&mut item.get, &mut item.post, &mut item.delete];
+            for operation in operations.into_iter().flatten() {
+                describe(operation, open);
+            }
+        }
+    }
+}
+
+fn describe(operation: &mut Operation, open: bool) {
+    for (status, why) in ERRORS {
+        if open && !["404", "405", "500", "503"].contains(&status) {
+            continue;
+        }
+        let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Envelope"))).build();
+        let response = ResponseBuilder::new().description(why).content("application/json", content).build();
+        operation.responses.responses.insert(status.to_owned(), response.into());
+    }
+    if !open {
+        let none: [String; 0] = [];
+        operation.security = Some(vec![
+            SecurityRequirement::new("token", none.clone()),
+            SecurityRequirement::new("signature", none),
+        ]);
+    }
+}
+
+static DOCUMENT: LazyLock<Bytes> =
+    LazyLock::new(|| serde_json::to_vec(&Document::openapi()).unwrap_or_default().into());
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", operation_id = "Describe", tag = "operation",
+    responses((status = 200, description = "OpenAPI 3.1", body = Object)))]
+pub(super) async fn document() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT.clone())
+}

@@ -1,0 +1,142 @@
+//! The routes, and what each asks of the service.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+
+use super::App;
+use super::caller::Caller;
+use super::errors::{Code, Problem};
+use super::wire::beyond::{Detailed, Matched, Planned};
+use super::wire::order::Order;
+use super::wire::{ImageCache, Many, One};
+use super::{health, observe, openapi, sse};
+use crate::model::image_cache::spec::MAX_IMAGES;
+use crate::model::reference::ImageReference;
+
+type Answer<T> = Result<Json<T>, Problem>;
+type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
+
+/// All of them, with what stands around each.
+pub(super) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v5/imagecaches", get(list).post(create))
+        .route("/v5/imagecaches/{id}", get(show).delete(remove))
+        .route("/larder/v1/caches/{id}", get(details))
+        .route("/larder/v1/caches/{id}/events", get(sse::events))
+        .route("/larder/v1/caches/{id}/cancel", post(cancel))
+        .route("/larder/v1/caches/{id}/refresh", post(refresh))
+        .route("/larder/v1/match", get(find))
+        .route("/larder/v1/plan", post(plan))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/openapi.json", get(openapi::document))
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
+        .with_state(app)
+}
+
+async fn no_route() -> Problem {
+    Problem::new(Code::NoRoute, "there is no such path in this API: see /openapi.json")
+}
+
+async fn no_method() -> Problem {
+    Problem::new(Code::Method, "this path has no such method: see Allow")
+}
+
+/// Orders an image cache. The answer does not wait for the build.
+#[utoipa::path(post, path = "/v5/imagecaches", operation_id = "CreateImageCache", tag = "vendor",
+    params(("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
+        description = "A repeated request with the same key gets the first answer")),
+    request_body = Order, responses((status = 201, description = "Ordered", body = One)))]
+pub(super) async fn create(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    let key = caller.idempotency_key()?;
+    let spec = Order::parse(caller.json()?)?.into_spec()?;
+    let record = app.parts.service.create(&caller.tenant, spec, key).await?;
+    Ok((StatusCode::CREATED, Json(record.into())))
+}
+
+/// Lists the image caches of the tenant.
+#[utoipa::path(get, path = "/v5/imagecaches", operation_id = "ListImageCaches", tag = "vendor",
+    params(("name" = Option<String>, Query, description = "Only the one of exactly this name")),
+    responses((status = 200, description = "Oldest first", body = Many)))]
+pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Answer<Many> {
+    let records = app.parts.service.list(&caller.tenant, caller.query.one("name")?).await?;
+    Ok(Json(Many { image_caches: records.into_iter().map(ImageCache::from).collect() }))
+}
+
+/// Shows an image cache.
+#[utoipa::path(get, path = "/v5/imagecaches/{id}", operation_id = "ShowImageCache", tag = "vendor",
+    params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "As it is now", body = One)))]
+pub(super) async fn show(State(app): State<Arc<App>>, caller: Caller) -> Answer<One> {
+    let record = app.parts.service.get(&caller.tenant, caller.cache()?).await?;
+    Ok(Json(record.into()))
+}
+
+/// Deletes an image cache. One that is in use is Deleting until it is released.
+#[utoipa::path(delete, path = "/v5/imagecaches/{id}", operation_id = "DeleteImageCache", tag = "vendor",
+    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "On its way out", body = One)))]
+pub(super) async fn remove(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    let record = app.parts.service.delete(&caller.tenant, caller.cache()?).await?;
+    Ok((StatusCode::ACCEPTED, Json(record.into())))
+}
+
+/// Tells everything that is known of an image cache.
+#[utoipa::path(get, path = "/larder/v1/caches/{id}", operation_id = "ShowDetails", tag = "larder",
+    params(("id" = uuid::Uuid, Path)),
+    responses((status = 200, description = "The vendor's object and the details", body = Detailed)))]
+pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answer<Detailed> {
+    let (record, details) = app.parts.service.details(&caller.tenant, caller.cache()?).await?;
+    Ok(Json(Detailed { image_cache: record.into(), details }))
+}
+
+/// Gives up the build of an image cache, or its refresh.
+#[utoipa::path(post, path = "/larder/v1/caches/{id}/cancel", operation_id = "CancelBuild", tag = "larder",
+    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Given up", body = One)))]
+pub(super) async fn cancel(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    let record = app.parts.service.cancel(&caller.tenant, caller.cache()?).await?;
+    Ok((StatusCode::ACCEPTED, Json(record.into())))
+}
+
+/// Resolves the tags of an image cache again and builds what they stand for now. What is there is served until then.
+#[utoipa::path(post, path = "/larder/v1/caches/{id}/refresh", operation_id = "RefreshImageCache", tag = "larder",
+    params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Begun", body = One)))]
+pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    let record = app.parts.service.refresh(&caller.tenant, caller.cache()?).await?;
+    Ok((StatusCode::ACCEPTED, Json(record.into())))
+}
+
+/// Finds the best Available cache for a workload: most of its images, then most bytes, then the newest.
+#[utoipa::path(get, path = "/larder/v1/match", operation_id = "MatchImages", tag = "larder",
+    params(("image" = Vec<String>, Query, min_items = 1, max_items = 20,
+        description = "An image of the workload, by digest where it has one; repeated for each")),
+    responses((status = 200, description = "The best, or null", body = Matched)))]
+pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<Matched> {
+    let given = caller.query.all("image").count();
+    if !(1..=MAX_IMAGES).contains(&given) {
+        return Err(Problem::invalid(format!("query: image is given {given} times, want 1 to {MAX_IMAGES}")));
+    }
+    let images = caller.query.all("image").map(|image| {
+        let parsed = image.parse::<ImageReference>();
+        parsed.map_err(|e| Problem::invalid(format!("query: image: {e}")))
+    });
+    let images: Vec<ImageReference> = images.collect::<Result<_, _>>()?;
+    Ok(Json(app.parts.service.find(&caller.tenant, &images).await?.into()))
+}
+
+/// Says what a create would fetch and whether it fits. Nothing is kept.
+#[utoipa::path(post, path = "/larder/v1/plan", operation_id = "PlanImageCache", tag = "larder",
+    request_body = Order, responses((status = 200, description = "The plan", body = Planned)))]
+pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<Planned> {
+    let spec = Order::parse(caller.json()?)?.into_spec()?;
+    let plan = app.parts.service.plan(&caller.tenant, spec).await?;
+    Ok(Json(Planned { plan }))
+}
+
+#[cfg(test)]
+mod tests;

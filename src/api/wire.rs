@@ -1,0 +1,125 @@
+//! The bodies of requests and answers: the vendor's types here, what goes beyond them in [`beyond`].
+
+pub mod beyond;
+pub mod order;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::caches::record::Record;
+use crate::model::image_cache::Status;
+
+/// An image cache as the vendor shows it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ImageCache {
+    /// Its name.
+    #[schema(example = "web-1")]
+    pub name: String,
+    /// Its identity.
+    #[schema(value_type = uuid::Uuid)]
+    pub id: String,
+    /// When it was ordered.
+    #[schema(example = "2024-11-25 06:32:34.923248 +0000 UTC")]
+    pub created_at: String,
+    /// The images, as given.
+    pub images: Vec<String>,
+    /// Size of the volume, GiB.
+    pub image_cache_size: u32,
+    /// Days until it expires; 0 is never.
+    pub retention_days: u32,
+    /// How it is built, as given.
+    pub building_config: BuildingConfig,
+    /// `Creating`, `Available`, `Failed`, `Unavailable` or `Deleting`.
+    #[schema(value_type = String, example = "Available")]
+    pub status: Status,
+    /// The reason of a failure or of an abnormal state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// Where and with which credentials it is built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BuildingConfig {
+    /// UID of the cluster.
+    #[schema(min_length = 1, max_length = 512)]
+    pub cluster: String,
+    /// Pull secrets, each `namespace:name`. With no valid one only public images can be pulled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false, nullable, max_items = 64)]
+    pub image_pull_secrets: Vec<String>,
+}
+
+/// The answer with one image cache.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct One {
+    /// The image cache.
+    pub image_cache: ImageCache,
+}
+
+/// The answer with several.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Many {
+    /// The image caches, oldest first.
+    pub image_caches: Vec<ImageCache>,
+}
+
+impl From<Record> for ImageCache {
+    fn from(record: Record) -> Self {
+        let spec = record.spec;
+        ImageCache {
+            name: spec.name.to_string(),
+            id: record.id.to_string(),
+            created_at: time(record.created_at),
+            images: spec.images.iter().map(|image| image.given().to_owned()).collect(),
+            image_cache_size: spec.size_gib,
+            retention_days: spec.retention_days,
+            building_config: BuildingConfig { cluster: spec.cluster, image_pull_secrets: spec.pull_secrets },
+            status: record.status,
+            message: record.message,
+        }
+    }
+}
+
+impl From<Record> for One {
+    fn from(record: Record) -> Self {
+        One { image_cache: record.into() }
+    }
+}
+
+/// A time as the vendor writes it: Go's `time.Time.String()` in UTC, with microseconds.
+fn time(time: DateTime<Utc>) -> String {
+    time.format("%Y-%m-%d %H:%M:%S%.6f +0000 UTC").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::image_cache::{CacheId, Spec};
+
+    #[test]
+    fn the_vendors_object() {
+        let spec = Spec {
+            name: "web".parse().unwrap(),
+            images: vec!["nginx".parse().unwrap()],
+            size_gib: 20,
+            retention_days: 7,
+            cluster: "c".into(),
+            pull_secrets: vec!["a:b".into()],
+        };
+        let at = DateTime::from_timestamp(1_732_516_354, 923_248_000).unwrap();
+        let id = CacheId::random();
+        let mut record = Record::new(id, "team".parse().unwrap(), spec, at);
+        let wanted = serde_json::json!({"image_cache": {
+            "name": "web", "id": id.to_string(), "created_at": "2024-11-25 06:32:34.923248 +0000 UTC",
+            "images": ["nginx"], "image_cache_size": 20, "retention_days": 7,
+            "building_config": {"cluster": "c", "image_pull_secrets": ["a:b"]}, "status": "Creating",
+        }});
+        assert_eq!(serde_json::to_value(One::from(record.clone())).unwrap(), wanted);
+        record.message = Some("why".into());
+        record.spec.pull_secrets.clear();
+        let json = serde_json::to_value(One::from(record)).unwrap();
+        assert_eq!(json["image_cache"]["message"], "why");
+        assert_eq!(json["image_cache"]["building_config"], serde_json::json!({"cluster": "c"}));
+    }
+}

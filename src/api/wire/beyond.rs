@@ -1,0 +1,64 @@
+//! Bodies of `/larder/v1/`.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::ImageCache;
+use crate::caches::matching::Found;
+use crate::caches::service::Details;
+use crate::model::plan_report::PlanReport;
+
+/// Everything that is known of an image cache.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Detailed {
+    /// The vendor's object.
+    pub image_cache: ImageCache,
+    /// Digests, and per image and layer: sizes, state, bytes, time, where it came from.
+    #[schema(value_type = Object)]
+    pub details: Details,
+}
+
+/// The best cache for a workload.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Matched {
+    /// Null where no Available cache holds any of the images.
+    #[serde(rename = "match")]
+    pub found: Option<Match>,
+}
+
+/// An image cache and how well it fits.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Match {
+    /// The image cache.
+    pub image_cache: ImageCache,
+    /// Distinct images of the workload that it holds.
+    pub images: usize,
+    /// Compressed bytes of these, a layer that several share counted once.
+    pub bytes: u64,
+}
+
+/// What a create would fetch, and whether it fits.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Planned {
+    /// The report of `larder plan`.
+    #[schema(value_type = Object)]
+    pub plan: PlanReport,
+}
+
+/// The answer of a probe.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`.
+    pub status: &'static str,
+}
+
+impl From<Option<Found>> for Matched {
+    fn from(found: Option<Found>) -> Self {
+        let found = found.map(|found| Match {
+            image_cache: found.record.into(),
+            images: found.images,
+            bytes: found.bytes,
+        });
+        Matched { found }
+    }
+}

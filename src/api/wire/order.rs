@@ -1,0 +1,254 @@
+//! The body of a create, read field by field, so that a fault names the field, what was given and what is wanted.
+//!
+//! Unknown fields are passed over; of a key that stands twice the last one counts; null is as good as absent where a field
+//! is optional; `20.0` is no integer.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::BuildingConfig;
+use crate::api::errors::Problem;
+use crate::model::image_cache::Spec;
+use crate::model::image_cache::spec::{
+    MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MIN_SIZE_GIB, SpecError,
+};
+use crate::model::reference::ImageReference;
+
+/// Longest part of a given value that a message repeats, characters.
+const SHOWN: usize = 64;
+
+/// An order for an image cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Order {
+    /// Unique in the tenant.
+    #[schema(
+        min_length = 1,
+        max_length = 128,
+        pattern = "^[a-z]([a-z0-9-]{0,126}[a-z0-9])?$",
+        example = "web-1"
+    )]
+    pub name: String,
+    /// References of images.
+    #[schema(min_items = 1, max_items = 20, example = json!(["nginx:1.27"]))]
+    pub images: Vec<String>,
+    /// Size of the volume, GiB; at least three times what its images come to.
+    #[schema(required = false, nullable, minimum = 20, maximum = 400, default = 20)]
+    pub image_cache_size: u32,
+    /// Days until it expires; 0 is never.
+    #[schema(required = false, nullable, minimum = 0, maximum = 10000, default = 0)]
+    pub retention_days: u32,
+    /// How it is built.
+    pub building_config: BuildingConfig,
+}
+
+impl Order {
+    /// Reads a body.
+    pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let json: Value = serde_json::from_slice(body).map_err(|e| {
+            let (line, column) = (e.line(), e.column());
+            Problem::invalid(format!("body: not JSON at line {line}, column {column}: want an object"))
+        })?;
+        let fields = object("body", Some(&json))?;
+        let building = object("building_config", fields.get("building_config"))?;
+        let integer = |name, default, range| integer(name, fields.get(name), default, range);
+        Ok(Order {
+            name: text("name", fields.get("name"))?,
+            images: list("images", fields.get("images"), MAX_IMAGES)?
+                .ok_or_else(|| wrong("images", fields.get("images"), "an array of image references"))?,
+            image_cache_size: integer("image_cache_size", MIN_SIZE_GIB, (MIN_SIZE_GIB, MAX_SIZE_GIB))?,
+            retention_days: integer("retention_days", 0, (0, MAX_RETENTION_DAYS))?,
+            building_config: BuildingConfig {
+                cluster: text("building_config.cluster", building.get("cluster"))?,
+                image_pull_secrets: list(
+                    "building_config.image_pull_secrets",
+                    building.get("image_pull_secrets"),
+                    MAX_PULL_SECRETS,
+                )?
+                .unwrap_or_default(),
+            },
+        })
+    }
+
+    /// The order with every field within its limits.
+    pub(in crate::api) fn into_spec(self) -> Result<Spec, Problem> {
+        let name = self.name.parse();
+        let name = name.map_err(|e| Problem::invalid(format!("name: {} given, {e}", quoted(&self.name))))?;
+        let images = self.images.iter().enumerate().map(|(at, image)| {
+            let parsed = image.parse::<ImageReference>();
+            parsed.map_err(|e| Problem::invalid(format!("images[{at}]: {e}")))
+        });
+        let spec = Spec {
+            name,
+            images: images.collect::<Result<_, _>>()?,
+            size_gib: self.image_cache_size,
+            retention_days: self.retention_days,
+            cluster: self.building_config.cluster,
+            pull_secrets: self.building_config.image_pull_secrets,
+        };
+        spec.check().map_err(|e| Problem::invalid(e.to_string()))?;
+        Ok(spec)
+    }
+}
+
+fn wrong(field: &str, given: Option<&Value>, wanted: &str) -> Problem {
+    match given {
+        None => Problem::invalid(format!("{field}: it is absent, want {wanted}")),
+        Some(given) => Problem::invalid(format!("{field}: {} given, want {wanted}", shown(given))),
+    }
+}
+
+/// A given value, cut and without characters that could do anything to a reader's screen.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(bool) => bool.to_string(),
+        Value::Number(number) => number.to_string().chars().take(SHOWN).collect(),
+        Value::String(text) => quoted(text),
+        Value::Array(_) => "an array".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let short: String = text.chars().take(SHOWN).collect();
+    if short.len() < text.len() { format!("{short:?}…") } else { format!("{short:?}") }
+}
+
+fn object<'a>(field: &str, given: Option<&'a Value>) -> Result<&'a Map<String, Value>, Problem> {
+    given.and_then(Value::as_object).ok_or_else(|| wrong(field, given, "an object"))
+}
+
+fn text(field: &str, given: Option<&Value>) -> Result<String, Problem> {
+    let text = given.and_then(Value::as_str).ok_or_else(|| wrong(field, given, "a string"))?;
+    Ok(text.to_owned())
+}
+
+fn integer(
+    field: &str,
+    given: Option<&Value>,
+    default: u32,
+    (least, most): (u32, u32),
+) -> Result<u32, Problem> {
+    let Some(value) = given.filter(|value| !value.is_null()) else { return Ok(default) };
+    let fits = value.as_u64().and_then(|number| u32::try_from(number).ok());
+    let fits = fits.filter(|number| (least..=most).contains(number));
+    fits.ok_or_else(|| wrong(field, given, &format!("an integer from {least} to {most}")))
+}
+
+/// An array of strings; none where it is absent.
+fn list(field: &str, given: Option<&Value>, most: usize) -> Result<Option<Vec<String>>, Problem> {
+    let Some(value) = given.filter(|value| !value.is_null()) else { return Ok(None) };
+    let items = value.as_array().ok_or_else(|| wrong(field, given, "an array of strings"))?;
+    if items.len() > most {
+        let fault = match field {
+            "images" => SpecError::Images(items.len()),
+            _ => SpecError::PullSecrets,
+        };
+        return Err(Problem::invalid(fault.to_string()));
+    }
+    let texts = items.iter().enumerate().map(|(at, item)| text(&format!("{field}[{at}]"), Some(item)));
+    texts.collect::<Result<_, _>>().map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn good() -> Value {
+        json!({"name": "web", "images": ["nginx:1"], "building_config": {"cluster": "c"}})
+    }
+
+    fn spec(body: &Value) -> Result<Spec, String> {
+        let order = Order::parse(body.to_string().as_bytes()).and_then(Order::into_spec);
+        order.map_err(|problem| problem.message().to_owned())
+    }
+
+    /// The message that a body with one other field gets.
+    fn fault(field: &str, value: Value) -> String {
+        let mut body = good();
+        match field.strip_prefix("building_config.") {
+            Some(inner) => body["building_config"][inner] = value,
+            None => body[field] = value,
+        }
+        let message = spec(&body).unwrap_err();
+        assert!(message.starts_with(field), "{message}");
+        message
+    }
+
+    #[test]
+    fn defaults_and_limits() {
+        let plain = spec(&good()).unwrap();
+        assert_eq!((plain.size_gib, plain.retention_days, plain.pull_secrets.len()), (20, 0, 0));
+        let mut body = good();
+        body["image_cache_size"] = json!(400);
+        body["retention_days"] = json!(10_000);
+        body["images"] = json!(vec!["nginx"; 20]);
+        body["building_config"]["image_pull_secrets"] = json!(["a:b", "not one", "x"]);
+        body["surprise"] = json!({"deep": [1, 2.5, null]});
+        let full = spec(&body).unwrap();
+        assert_eq!((full.size_gib, full.retention_days, full.images.len()), (400, 10_000, 20));
+        assert_eq!(full.pull_secrets, ["a:b", "not one", "x"]);
+        for optional in ["image_cache_size", "retention_days"] {
+            body[optional] = Value::Null;
+        }
+        body["building_config"]["image_pull_secrets"] = Value::Null;
+        assert_eq!(spec(&body).unwrap().size_gib, 20);
+    }
+
+    #[test]
+    fn faults_name_field_given_and_wanted() {
+        assert_eq!(fault("name", json!(5)), "name: 5 given, want a string");
+        assert_eq!(
+            fault("image_cache_size", json!("20")),
+            "image_cache_size: \"20\" given, want an integer from 20 to 400"
+        );
+        for size in [json!(19), json!(401), json!(20.0), json!(20.5), json!(true), json!(-1), json!(u64::MAX)]
+        {
+            fault("image_cache_size", size);
+        }
+        for days in [json!(-1), json!(10_001), json!("1"), json!([]), json!(0.0)] {
+            fault("retention_days", days);
+        }
+        for name in ["", "A", "1a", "a-", "a_b", "a\u{1b}[2J", &"a".repeat(129)] {
+            let message = fault("name", json!(name));
+            assert!(!message.contains('\u{1b}') && message.len() < 300, "{message}");
+        }
+        for images in
+            [json!([]), json!(null), json!("nginx"), json!(["UPPER"]), json!([5]), json!(vec!["a"; 21])]
+        {
+            fault("images", images);
+        }
+        assert!(fault("images", json!(["ok", "not ok"])).starts_with("images[1]: "));
+        for config in [json!(null), json!("c"), json!([])] {
+            fault("building_config", config);
+        }
+        for cluster in [json!(null), json!(""), json!(5), json!("c".repeat(513))] {
+            fault("building_config.cluster", cluster);
+        }
+        for secrets in [json!("a:b"), json!([5]), json!(vec!["a:b"; 65]), json!(["a".repeat(513)])] {
+            fault("building_config.image_pull_secrets", secrets);
+        }
+        let absent = spec(&json!({"images": ["a"], "building_config": {"cluster": "c"}})).unwrap_err();
+        assert_eq!(absent, "name: it is absent, want a string");
+    }
+
+    #[test]
+    fn what_is_no_object() {
+        for bad in ["", "{", "[]", "5", "null", "\"x\"", "{\"name\":}", "\u{feff}{}", "{} {}"] {
+            let message = Order::parse(bad.as_bytes()).unwrap_err().message().to_owned();
+            assert!(message.starts_with("body: "), "{bad}: {message}");
+        }
+        let deep = "[".repeat(100_000);
+        assert!(Order::parse(deep.as_bytes()).is_err());
+        assert!(Order::parse(b"{\"name\":\"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn the_last_of_two_counts() {
+        let body = br#"{"name":"a","name":"b","images":["x"],"building_config":{"cluster":"c"}}"#;
+        assert_eq!(Order::parse(body).unwrap().name, "b");
+    }
+}

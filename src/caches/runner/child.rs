@@ -1,0 +1,299 @@
+//! Builders as children of the daemon.
+//!
+//! ```text
+//!             stdin: the job            ┌──────────────┐  stdout: events (NDJSON), at most 1 MiB a line
+//! ChildRunner ────────────────────────► │ larder build │ ──────────────────────────────────────────► lines
+//!             work/<id>: secrets,config └──────────────┘  stderr: logged at debug, the end is kept
+//!                                         own control group, own process group, clean environment
+//! ```
+//!
+//! A child waits for its job, so it is in its control group before it does anything. It is asked to stop by SIGTERM and
+//! killed with its whole group when it does not, when it is overdue, and when it writes what a builder does not write.
+
+mod command;
+mod lines;
+mod process;
+mod talk;
+mod verdict;
+mod words;
+mod work;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use futures_util::future::BoxFuture;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::ChildStdout;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub use work::clear_work;
+
+use super::{BuildOrder, Ended, Runner};
+use crate::caches::pull_secrets::{HostSecrets, Unusable};
+use crate::config::Config;
+use crate::config::caches::Caches;
+use crate::config::log::Format;
+use crate::model::class::Class;
+use crate::model::event::{Failure, Line};
+use crate::model::image_cache::{CacheId, TenantName};
+use crate::model::job::Job;
+use crate::model::plan_report::{PlanFailed, PlanReport};
+use crate::sys::cgroup::{Cgroup, Cgroups, Limits};
+use process::{End, Kill, Process, Rules, Verdict};
+use words::Words;
+use work::Work;
+
+/// How long a builder may take to stop.
+pub const GRACE: Duration = Duration::from_secs(20);
+/// How long a plan may take, waiting for its turn included.
+const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
+/// Most plans at once: a tenant can ask for many, and each is a process.
+const PLANS: usize = 4;
+/// Most bytes of a plan.
+const MAX_PLAN: u64 = 16 << 20;
+/// Most processes and threads of a builder; it has some for each processor and for each layer in flight.
+const MAX_PIDS: u32 = 2048;
+
+/// What does not come from the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The `larder` that is started.
+    pub program: PathBuf,
+    /// Variables that it gets.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Directory of systemd's credentials, if there is one.
+    pub credentials: Option<PathBuf>,
+    /// Directory for what a running builder needs ([`crate::caches::layout::Layout::work`]).
+    pub work: PathBuf,
+    /// Log filter.
+    pub log_level: String,
+    /// Form of log lines.
+    pub log_format: Format,
+    /// How long a builder may take to stop; then it is killed.
+    pub grace: Duration,
+    /// Where control groups can be made.
+    pub cgroups: Arc<Cgroups>,
+}
+
+impl Settings {
+    /// Starts the very program that runs, with the environment of this process. `/proc/self/exe` stays right when an
+    /// update replaces the file.
+    pub fn of_this_process(work: PathBuf, log_level: String, log_format: Format) -> Self {
+        Settings {
+            program: PathBuf::from("/proc/self/exe"),
+            environment: command::environment(env::vars_os()),
+            credentials: env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from),
+            work,
+            log_level,
+            log_format,
+            grace: GRACE,
+            cgroups: Arc::new(Cgroups::of_this_process()),
+        }
+    }
+}
+
+/// The runner cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildRunnerError {
+    /// The configuration cannot be written for builders.
+    #[error("writing the configuration for builders: {0}")]
+    Config(#[from] toml::ser::Error),
+}
+
+impl ChildRunnerError {
+    /// The class that decides exit code and retry.
+    pub fn class(&self) -> Class {
+        Class::Internal
+    }
+}
+
+/// Starts builders on this host.
+#[derive(Debug)]
+pub struct ChildRunner {
+    settings: Settings,
+    caches: Caches,
+    secrets: HostSecrets,
+    /// What builders read of the configuration: the state in effect, not the file, which may be half edited, and without
+    /// the tenants.
+    config: String,
+    plans: Semaphore,
+}
+
+/// What was made ready for a child.
+struct Ready {
+    work: Work,
+    cgroup: Option<Cgroup>,
+    job: Vec<u8>,
+    unusable: Unusable,
+}
+
+impl ChildRunner {
+    /// A runner for the configuration in effect.
+    pub fn new(settings: Settings, config: &Config) -> Result<Self, ChildRunnerError> {
+        let of_builders =
+            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
+        let found = &settings.cgroups;
+        if found.limits() {
+            tracing::info!(cgroups = %found, "builders get control groups");
+        } else {
+            tracing::warn!(cgroups = %found, "builders run without limits on memory and processor");
+        }
+        Ok(ChildRunner {
+            secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
+            caches: config.caches.clone(),
+            config: toml::to_string(&of_builders)?,
+            plans: Semaphore::new(PLANS),
+            settings,
+        })
+    }
+
+    /// Makes directory, secrets and control group; off the threads of the runtime.
+    async fn ready(&self, name: String, mut job: Job, unusable: &[String]) -> Result<Ready, String> {
+        let mut unusable: Unusable = unusable.iter().collect();
+        let (secrets, config) = (self.secrets.clone(), self.config.clone());
+        let (parent, cgroups) = (self.settings.work.clone(), Arc::clone(&self.settings.cgroups));
+        let limits = Limits {
+            memory: self.caches.build_memory.0,
+            cpu_weight: self.caches.build_cpu_weight,
+            pids: MAX_PIDS,
+        };
+        let ready = move || {
+            let told = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
+            let work = Work::new(&parent, &name, &config).map_err(told("making its work directory"))?;
+            let usable = work.lay_secrets(&job.pull_secrets, &secrets, &mut unusable);
+            job.pull_secrets = usable.map_err(told("laying out its pull secrets"))?;
+            let job = serde_json::to_vec(&job).map_err(|e| format!("writing its job: {e}"))?;
+            let cgroup = cgroups.create(&name, &limits).map_err(told("making its control group"))?;
+            Ok(Ready { work, cgroup, job, unusable })
+        };
+        tokio::task::spawn_blocking(ready).await.map_err(|e| e.to_string())?
+    }
+
+    async fn run_build(
+        &self,
+        order: BuildOrder,
+        lines: mpsc::Sender<Line>,
+        stop: CancellationToken,
+    ) -> Ended {
+        if stop.is_cancelled() {
+            return Ended::Stopped;
+        }
+        let of = order.id.to_string();
+        let overdue = self.overdue(&order.job);
+        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets).await {
+            Ok(ready) => ready,
+            Err(why) => return Ended::NotStarted(why),
+        };
+        let command = command::build(&self.settings, &ready.work, &order.volume);
+        let (process, stdout) = match Process::start(command, ready.cgroup).await {
+            Ok(started) => started,
+            Err(why) => return Ended::NotStarted(why),
+        };
+        let (verdict, words) = (Verdict::default(), Words::default());
+        let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
+        let reading = talk::listen(stdout, &ready.unusable, &lines, &verdict);
+        let (end, heard) = process.supervise(&ready.job, rules, &verdict, &words, &of, reading).await;
+        let ended = match end {
+            Ok(end) => verdict::of(&end, heard, self.caches.build_memory.0, &words.last()),
+            Err(e) => Ended::Died(format!("waiting for it: {e}")),
+        };
+        if let Ended::Died(how) = &ended {
+            tracing::warn!(cache = of, tenant = %order.tenant, "builder died: {how}");
+        }
+        ended
+    }
+
+    /// When a builder is killed: well after its job's deadline, which it keeps itself.
+    fn overdue(&self, job: &Job) -> Instant {
+        let longest = Duration::from_secs(u64::from(self.caches.build_timeout_minutes) * 60);
+        let left =
+            job.deadline.map_or(longest, |deadline| (deadline - Utc::now()).to_std().unwrap_or_default());
+        Instant::now() + left.min(longest) + self.settings.grace
+    }
+
+    async fn run_plan(&self, job: Job, unusable_secrets: Vec<String>) -> Result<PlanReport, Vec<Failure>> {
+        let overdue = Instant::now() + PLAN_TIMEOUT;
+        let late = || failed(Class::Busy, "planning took more than a minute: try again later");
+        let Ok(Ok(_turn)) = timeout(PLAN_TIMEOUT, self.plans.acquire()).await else {
+            return Err(late());
+        };
+        let not_started =
+            |why: String| failed(Class::Internal, &format!("the plan could not be started: {why}"));
+        let of = format!("plan-{}", CacheId::random());
+        let ready = self.ready(of.clone(), job, &unusable_secrets).await.map_err(not_started)?;
+        let command = command::plan(&self.settings, &ready.work);
+        let (process, stdout) = Process::start(command, ready.cgroup).await.map_err(not_started)?;
+        let (verdict, words, stop) = (Verdict::default(), Words::default(), CancellationToken::new());
+        let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
+        let reading = document(stdout, &verdict);
+        let (end, heard) = process.supervise(&ready.job, rules, &verdict, &words, &of, reading).await;
+        let end = end.map_err(|e| failed(Class::Internal, &format!("waiting for the plan: {e}")))?;
+        if end.killed == Some(Kill::Overdue) {
+            return Err(late());
+        }
+        match answer(&end, &heard.unwrap_or_default()) {
+            Some(Ok(report)) => Ok(report),
+            Some(Err(mut failures)) => {
+                ready.unusable.name_in(&mut failures);
+                Err(failures)
+            }
+            None => {
+                let how = end.describe(self.caches.build_memory.0, &words.last());
+                tracing::warn!("plan died: {how}");
+                Err(failed(Class::Internal, &format!("planning gave no answer: {how}")))
+            }
+        }
+    }
+}
+
+/// All that a plan prints.
+async fn document(stdout: ChildStdout, verdict: &Verdict) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let read = stdout.take(MAX_PLAN + 1).read_to_end(&mut bytes).await;
+    if read.is_err() || bytes.len() as u64 > MAX_PLAN {
+        verdict.distrusted.cancel();
+    }
+    bytes
+}
+
+/// What a plan says, if it is one that ended by itself.
+fn answer(end: &End, bytes: &[u8]) -> Option<Result<PlanReport, Vec<Failure>>> {
+    if end.killed.is_some() || end.status.code().is_none() {
+        return None;
+    }
+    if let Ok(report) = serde_json::from_slice(bytes) {
+        return Some(Ok(report));
+    }
+    let failed: PlanFailed = serde_json::from_slice(bytes).ok()?;
+    (!failed.failures.is_empty()).then_some(Err(failed.failures))
+}
+
+fn failed(class: Class, message: &str) -> Vec<Failure> {
+    vec![Failure { class, images: Vec::new(), layer: None, message: message.to_owned() }]
+}
+
+impl Runner for ChildRunner {
+    fn build<'a>(
+        &'a self,
+        order: BuildOrder,
+        lines: mpsc::Sender<Line>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'a, Ended> {
+        Box::pin(self.run_build(order, lines, stop))
+    }
+
+    fn plan<'a>(
+        &'a self,
+        _: TenantName,
+        job: Job,
+        unusable_secrets: Vec<String>,
+    ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
+        Box::pin(self.run_plan(job, unusable_secrets))
+    }
+}

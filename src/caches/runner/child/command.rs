@@ -1,0 +1,88 @@
+//! How `larder` is called: arguments and environment of a child.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use super::Settings;
+use super::work::Work;
+use crate::config::log::Format;
+
+/// Variables that a child gets: where programs and certificates are, how hosts are reached, how times are told. What
+/// configures larder is in the file that it is given. Everything else stays with the daemon, above all
+/// `$CREDENTIALS_DIRECTORY`, `$NOTIFY_SOCKET`, `$LARDER_TOKEN`, and what leads to docker configs (`$HOME`,
+/// `$DOCKER_CONFIG`, `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR`): those of the daemon's user are no tenant's.
+const PASSED: [&str; 15] = [
+    "PATH",
+    "TZ",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+];
+
+/// The variables of `all` that a child gets.
+pub(super) fn environment(all: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
+    all.into_iter().filter(|(name, _)| PASSED.iter().any(|passed| name == passed)).collect()
+}
+
+/// `larder build`, with the job on standard input.
+pub(super) fn build(settings: &Settings, work: &Work, volume: &Path) -> Command {
+    let mut command = larder("build", settings, work);
+    command.arg("--volume").arg(volume);
+    command
+}
+
+/// `larder plan`, with the job on standard input.
+pub(super) fn plan(settings: &Settings, work: &Work) -> Command {
+    larder("plan", settings, work)
+}
+
+fn larder(verb: &str, settings: &Settings, work: &Work) -> Command {
+    let format = match settings.log_format {
+        Format::Text => "text",
+        Format::Json => "json",
+    };
+    let secrets = work.secrets();
+    let config = work.config();
+    let mut command = Command::new(&settings.program);
+    command
+        .arg0("larder")
+        .arg(verb)
+        .args([OsStr::new("--config"), config.as_os_str(), OsStr::new("--secrets"), secrets.as_os_str()])
+        .args(["--job", "-", "--output", "json", "--log-format", format, "--log-level"])
+        .arg(&settings.log_level)
+        .env_clear()
+        .envs(settings.environment.iter().map(|(name, value)| (name, value)))
+        // A signal to the daemon's group is not one to its children: they are asked to stop by the daemon alone.
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_the_daemons_own_is_passed() {
+        let given = ["PATH", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "LARDER_TOKEN", "HOME", "https_proxy"];
+        let given = given.map(|name| (OsString::from(name), OsString::from("x")));
+        let names: Vec<OsString> = environment(given).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["PATH", "https_proxy"]);
+    }
+}

@@ -1,0 +1,192 @@
+//! `larder serve`: the daemon, from its sockets to its last builder.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::exit;
+use crate::api::auth::{SharedTenants, TenantError, Tenants};
+use crate::api::listen::{ListenError, Listeners};
+use crate::api::{self, Api};
+use crate::caches::layout::Layout;
+use crate::caches::runner::child::{ChildRunner, ChildRunnerError, Settings};
+use crate::caches::service::{Parts, Service, StartError};
+use crate::caches::store::StoreError;
+use crate::caches::store::sqlite::SqliteStore;
+use crate::caches::volumes::{StateError, Volumes};
+use crate::config::{Config, ConfigError};
+use crate::model::class::Class;
+use crate::sys::clock::SystemClock;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Console, notify};
+
+/// How long a stop may take; within `TimeoutStopSec` of systemd/larder.service.
+const GRACE: Duration = Duration::from_secs(40);
+
+/// Reads the configuration again, as at the start.
+pub(super) type Reload = Box<dyn Fn() -> Result<Config, ConfigError>>;
+
+/// How the daemon was started, for the builders that it starts.
+#[derive(Debug)]
+pub(super) struct Logs {
+    /// Log filter.
+    pub(super) level: String,
+    /// Form of log lines.
+    pub(super) format: crate::config::log::Format,
+}
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, console: &Console) -> u8 {
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit::fail(console, Class::Internal, &format!("starting the threads of the daemon: {e}")),
+    };
+    let code = match runtime.block_on(serve(config, reload, logs)) {
+        Ok(code) => code,
+        Err(error) => exit::fail(console, error.class(), &error.to_string()),
+    };
+    // Whoever is still at work after the grace period is not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+/// The daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Tenants(#[from] TenantError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Runner(#[from] ChildRunnerError),
+    #[error("waiting for signals: {0}")]
+    Signals(#[from] std::io::Error),
+}
+
+impl From<StartError> for Error {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Store(e) => Error::Store(e),
+            StartError::State(e) => Error::State(e),
+        }
+    }
+}
+
+impl Error {
+    fn class(&self) -> Class {
+        match self {
+            Error::Tenants(e) => e.class(),
+            Error::Listen(e) => e.class(),
+            Error::State(e) => e.class(),
+            Error::Store(e) => e.class(),
+            Error::Runner(e) => e.class(),
+            Error::Signals(_) => Class::Internal,
+        }
+    }
+}
+
+/// The signals that a daemon obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error> {
+    let mut signals = Signals {
+        terminate: signal(SignalKind::terminate())?,
+        interrupt: signal(SignalKind::interrupt())?,
+        hang_up: signal(SignalKind::hangup())?,
+    };
+    // The state directory first: a second daemon must not take the socket of the one that has it.
+    let volumes = Volumes::take(Layout::new(&config.state.dir))?;
+    let tenants = SharedTenants::new(tenants(config)?);
+    let listeners = Listeners::bind(&config.api, tenants.current().any_credential())?;
+    let store = SqliteStore::open(&volumes.layout().database(), volumes.any()?)?;
+    let settings = Settings::of_this_process(volumes.layout().work(), logs.level, logs.format);
+    let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
+    let parts = Parts {
+        store: Arc::new(store),
+        runner: Arc::new(ChildRunner::new(settings, config)?),
+        volumes,
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+    };
+    let service = Service::start(parts, config).await?;
+    let tcp = listeners.tcp_address().map(tracing::field::display);
+    tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "answering requests");
+    let parts = api::Parts { service: service.clone(), tenants: tenants.clone(), clock, metrics };
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(Api::new(parts, config.api.clone()).serve(listeners, stop.clone()));
+    notify::ready();
+    let alive = tokio::spawn(stay_alive());
+
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
+            _ = signals.hang_up.recv() => {
+                notify::reloading();
+                take_up(reload, &service, &tenants);
+                notify::ready();
+            }
+        }
+    }
+    tracing::info!("stopping: builders leave volumes that the next start goes on with");
+    notify::stopping();
+    stop.cancel();
+    let stopping = async {
+        let _ = serving.await;
+        service.stop().await;
+    };
+    let code = tokio::select! {
+        () = stopping => 0,
+        () = tokio::time::sleep(GRACE) => {
+            tracing::error!("what is still at work after {} s is given up", GRACE.as_secs());
+            Class::Busy.exit_code()
+        }
+        _ = signals.terminate.recv() => exit::TERMINATED,
+        _ = signals.interrupt.recv() => Class::Cancelled.exit_code(),
+    };
+    alive.abort();
+    Ok(code)
+}
+
+fn tenants(config: &Config) -> Result<Tenants, TenantError> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    Tenants::load(&config.api, &config.tenant, credentials.as_deref())
+}
+
+/// Takes up a configuration that was read again; one that has a fault changes nothing.
+fn take_up(reload: &Reload, service: &Service, shared: &SharedTenants) {
+    let config = match reload() {
+        Ok(config) => config,
+        Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
+    };
+    match tenants(&config) {
+        Ok(tenants) => {
+            shared.replace(tenants);
+            service.reload(&config);
+            tracing::info!("the configuration was read again: tenants, clusters and caches are as it says");
+        }
+        Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+    }
+}
+
+/// Tells the service manager that the threads still turn.
+async fn stay_alive() {
+    let Some(every) = notify::watchdog() else { return };
+    let mut interval = tokio::time::interval(every);
+    loop {
+        interval.tick().await;
+        notify::alive();
+    }
+}

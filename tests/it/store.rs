@@ -1,0 +1,222 @@
+//! The database of records, killed in the middle of a write and with no room to write.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use larder::caches::store::sqlite::SqliteStore;
+use larder::caches::store::{Created, Store, StoreError, suite};
+use larder::model::class::Class;
+use larder::model::image_cache::CacheId;
+use tokio::runtime::Runtime;
+
+use crate::harness::filesystem::{FileSystem, Kind};
+use crate::harness::{Need, isolated};
+
+/// Names the database to [`writer`].
+const DATABASE: &str = "LARDER_TEST_DATABASE";
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the writer was told is done: the version of each record, none for one that was removed.
+type Acknowledged = BTreeMap<CacheId, Option<u64>>;
+
+/// The process that is killed: writes for ever and says what was answered.
+#[test]
+#[ignore = "the child of the tests that kill it"]
+fn writer() {
+    let Some(path) = env::var_os(DATABASE) else { return };
+    let path = PathBuf::from(path);
+    Runtime::new().unwrap().block_on(async {
+        let store = SqliteStore::open(&path, false).unwrap();
+        for turn in 0.. {
+            let mut record = suite::record("team", "web", turn);
+            record.spec.name = format!("web-{}", record.id).parse().unwrap();
+            let id = record.id;
+            let key = suite::key(&id.to_string(), 1);
+            let Created::New(stored) = store.create(record, suite::ROOM, key).await.unwrap() else {
+                panic!("not new")
+            };
+            say(&format!("{id} {}", stored.version));
+            let stored = store.replace(stored).await.unwrap();
+            say(&format!("{id} {}", stored.version));
+            if turn % 3 == 0 {
+                store.remove(id, stored.version).await.unwrap();
+                say(&format!("{id} gone"));
+            }
+        }
+    });
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // In one piece: a killed writer leaves no half line.
+    out.write_all(format!("answered {line}\n").as_bytes()).unwrap();
+    out.flush().unwrap();
+}
+
+/// Starts a writer, kills it (SIGKILL) once `when` says so of the answers it has heard of, and notes what was answered.
+fn killed(path: &Path, acknowledged: &mut Acknowledged, mut when: impl FnMut(usize) -> bool) {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "store::writer", "--ignored", "--nocapture"])
+        .env(DATABASE, path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap());
+    let (sender, answers) = std::sync::mpsc::channel();
+    let reader = thread::spawn(move || {
+        for line in output.lines() {
+            let line = line.unwrap();
+            if let Some(answer) = line.strip_prefix("answered ") {
+                let (id, version) = answer.split_once(' ').unwrap();
+                sender.send((id.parse::<CacheId>().unwrap(), version.parse().ok())).unwrap();
+            }
+        }
+    });
+    let start = Instant::now();
+    let mut heard = 0;
+    while !when(heard) {
+        assert!(start.elapsed() < DEADLINE, "the writer is stuck after {heard} answers");
+        if let Ok((id, version)) = answers.recv_timeout(Duration::from_micros(100)) {
+            acknowledged.insert(id, version);
+            heard += 1;
+        }
+    }
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), None, "the writer ended by itself: {status}");
+    reader.join().unwrap();
+    acknowledged.extend(answers);
+}
+
+/// The records are what was answered, but for at most one change that was under way.
+fn check(path: &Path, acknowledged: &mut Acknowledged) {
+    Runtime::new().unwrap().block_on(async {
+        let store = SqliteStore::open(path, !acknowledged.is_empty()).unwrap();
+        let found: Acknowledged =
+            store.list(None).await.unwrap().into_iter().map(|s| (s.record.id, Some(s.version))).collect();
+        let mut under_way = Vec::new();
+        for (id, version) in &found {
+            match acknowledged.get(id) {
+                Some(answered) if answered == version => {}
+                Some(Some(1)) if *version == Some(2) => under_way.push(*id),
+                None if *version == Some(1) => under_way.push(*id),
+                other => panic!("{id}: answered {other:?}, found {version:?}"),
+            }
+        }
+        for (id, answered) in acknowledged.iter() {
+            if answered.is_some() && !found.contains_key(id) {
+                assert_eq!(*answered, Some(2), "{id} is lost");
+                under_way.push(*id);
+            }
+            let key = suite::key(&id.to_string(), 1);
+            let again = store.create(suite::record("team", "again", 0), suite::ROOM, key).await.unwrap();
+            assert!(matches!(again, Created::Before(record) if record.id == *id));
+        }
+        assert!(under_way.len() <= 1, "{under_way:?}");
+        acknowledged.retain(|id, _| found.contains_key(id));
+        acknowledged.extend(found);
+    });
+}
+
+#[test]
+fn what_was_answered_outlives_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("larder.db");
+    let mut acknowledged = Acknowledged::new();
+    for round in 0..24 {
+        killed(&path, &mut acknowledged, |heard| heard > round * 2);
+        check(&path, &mut acknowledged);
+    }
+    assert!(acknowledged.len() > 24);
+}
+
+#[test]
+fn a_kill_while_the_database_is_made() {
+    for file in ["larder.db.new", "larder.db.new-journal", "larder.db", "larder.db-wal"] {
+        for _ in 0..4 {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("larder.db");
+            let mut acknowledged = Acknowledged::new();
+            killed(&path, &mut acknowledged, |heard| heard > 0 || dir.path().join(file).exists());
+            check(&path, &mut acknowledged);
+        }
+    }
+}
+
+#[test]
+fn a_full_tmpfs() {
+    isolated(&[], || full(&FileSystem::new(Kind::Tmpfs, 4 << 20)));
+}
+
+#[test]
+fn a_full_ext4() {
+    isolated(&[Need::Program("mkfs.ext4")], || full(&FileSystem::new(Kind::Ext4 { inodes: 64 }, 8 << 20)));
+}
+
+/// Without room a write fails as such and changes nothing; with room again the same store goes on.
+fn full(file_system: &FileSystem) {
+    let path = file_system.path().join("state/larder.db");
+    let filler = file_system.path().join("filler");
+    Runtime::new().unwrap().block_on(async {
+        fill(&filler);
+        assert_full(&SqliteStore::open(&path, false).unwrap_err());
+        fs::remove_file(&filler).unwrap();
+
+        let store = SqliteStore::open(&path, false).unwrap();
+        let mut written = vec![suite::create(&store, suite::record("team", "first", 0)).await];
+        for round in 1..=6 {
+            fill(&filler);
+            // So that it is another piece of a transaction that finds no room.
+            let taken = fs::metadata(&filler).unwrap().len();
+            File::options().write(true).open(&filler).unwrap().set_len(taken - round * 20_480).unwrap();
+            let refused = loop {
+                assert!(written.len() < 5000, "the file system never fills up");
+                let number = i64::try_from(written.len()).unwrap();
+                let record = suite::record("team", &format!("web-{number}"), number);
+                match store.create(record, suite::ROOM, suite::key(&number.to_string(), 1)).await {
+                    Ok(Created::New(stored)) => written.push(stored),
+                    Ok(Created::Before(record)) => panic!("{record:?}"),
+                    Err(e) => break e,
+                }
+            };
+            assert_full(&refused);
+            assert_eq!(store.list(None).await.unwrap(), written);
+            fs::remove_file(&filler).unwrap();
+            let record =
+                suite::record("team", &format!("after-{round}"), i64::try_from(written.len()).unwrap());
+            written.push(suite::create(&store, record).await);
+            assert_eq!(store.list(None).await.unwrap(), written);
+        }
+        // It stops while there is no room, and starts without any: what was answered is there, or it says why not.
+        fill(&filler);
+        drop(store);
+        fill(&filler);
+        match SqliteStore::open(&path, true) {
+            Ok(store) => assert_eq!(store.list(None).await.unwrap(), written),
+            Err(e) => assert_full(&e),
+        }
+        fs::remove_file(&filler).unwrap();
+        let store = SqliteStore::open(&path, true).unwrap();
+        assert_eq!(store.list(None).await.unwrap(), written);
+    });
+}
+
+fn assert_full(e: &StoreError) {
+    assert!(matches!(e, StoreError::Failed { full: true, .. }), "{e:?}");
+    assert_eq!(e.class(), Class::Transient);
+}
+
+/// Takes all the room there is, to the last byte that a file gets.
+fn fill(path: &Path) {
+    let mut file = File::options().create(true).append(true).open(path).unwrap();
+    for size in [1 << 16, 1 << 12, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+    // Some file systems tell only now.
+    let _ = file.sync_all();
+}
