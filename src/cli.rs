@@ -12,6 +12,7 @@ mod inspect;
 mod merge;
 mod output;
 mod plan;
+mod serve;
 mod signals;
 mod usage;
 mod verify;
@@ -43,7 +44,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(cli: Cli, console: &Console) -> u8 {
-    let config = match load_config(cli.global.config.as_deref()) {
+    let path = cli.global.config.clone();
+    let config = match load_config(path.as_deref()) {
         Ok(config) => config,
         Err(error) => {
             let class = error.class();
@@ -53,12 +55,17 @@ fn run(cli: Cli, console: &Console) -> u8 {
             return exit::fail(console, class, &error.to_string());
         }
     };
-    if let Err(error) = start_logs(&cli.global, &config, console) {
-        return exit::fail(console, error.class(), &error.to_string());
-    }
+    let logs = match start_logs(&cli.global, &config, console) {
+        Ok(logs) => logs,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
     match cli.command {
         Command::Build(args) => build::run(args, config, console),
         Command::Plan(args) => plan::run(args, config, console),
+        Command::Serve => {
+            let reload: serve::Reload = Box::new(move || load_config(path.as_deref()));
+            serve::run(&config, &reload, logs, console)
+        }
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
@@ -80,8 +87,8 @@ fn load_config(path: Option<&Path>) -> Result<Config, ConfigError> {
     Config::load(path, variables)
 }
 
-/// Flag over variable over file.
-fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<(), UsageError> {
+/// Starts them: flag over variable over file.
+fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<serve::Logs, UsageError> {
     let level = match (&global.log_level, std::env::var(telemetry::LEVEL_VARIABLE)) {
         (Some(level), _) => level.clone(),
         (None, Ok(level)) if !level.is_empty() => level.parse()?,
@@ -89,5 +96,5 @@ fn start_logs(global: &Global, config: &Config, console: &Console) -> Result<(),
     };
     let format = global.log_format.unwrap_or(config.log.format);
     telemetry::init(&level, format, console);
-    Ok(())
+    Ok(serve::Logs { level: level.to_string(), format })
 }

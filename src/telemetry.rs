@@ -4,6 +4,7 @@ mod console;
 pub mod metrics;
 pub mod notify;
 
+use std::fmt;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
@@ -26,6 +27,12 @@ pub struct Level(String);
 pub struct ParseLevelError {
     given: String,
     reason: String,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl From<crate::config::log::Level> for Level {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::{self, Layout};
 use crate::build::share;
+use crate::model::class::Class;
 use crate::model::image_cache::{CacheId, TenantName};
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, remove, space};
@@ -43,6 +44,22 @@ pub enum StateError {
     /// What builders share cannot be put in order.
     #[error(transparent)]
     Share(#[from] share::Error),
+}
+
+impl StateError {
+    /// The class that decides exit code and retry.
+    pub fn class(&self) -> Class {
+        match self {
+            StateError::InUse(_) => Class::Conflict,
+            StateError::Io { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Class::Denied,
+                io::ErrorKind::StorageFull => Class::NoSpace,
+                _ => Class::Internal,
+            },
+            StateError::Volume(e) => e.class(),
+            StateError::Share(_) => Class::Internal,
+        }
+    }
 }
 
 /// A volume on disk.

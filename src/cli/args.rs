@@ -71,6 +71,11 @@ pub(super) enum Command {
     /// Takes the flags of `build`. Needs neither volume nor size. Exits with 73 if a size was given that the 3x rule
     /// refuses and sizing is `enforce`.
     Plan(OrderArgs),
+    /// Run the daemon: image caches over HTTP, on a Unix socket and, when configured, TCP
+    ///
+    /// Reads the configuration's [state], [api], [caches], [secrets], [[tenant]] and [[cluster]]. SIGHUP reads it again; SIGTERM
+    /// stops, and unfinished builds go on with the next start. Exits with 73 if another daemon has the state directory.
+    Serve,
     /// Prove a sealed volume from its own bytes
     ///
     /// Reports the first difference by layer and path. Exits with 65 if there is one, with 64 for a volume built with

@@ -7,6 +7,9 @@ use crate::telemetry::Console;
 /// The exit code of every usage error.
 pub(super) const USAGE: u8 = 64;
 
+/// The exit code of a second SIGTERM, as a shell has it: 128 and the signal.
+pub(super) const TERMINATED: u8 = 143;
+
 /// What an exit code means and whether trying again helps.
 pub(super) fn meaning(code: u8) -> &'static str {
     match code {

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exit;
 use crate::api::auth::{SharedTenants, TenantError, Tenants};
+use crate::api::listen::tls::Tls;
 use crate::api::listen::{ListenError, Listeners};
 use crate::api::{self, Api};
 use crate::caches::layout::Layout;
@@ -43,7 +44,9 @@ pub(super) struct Logs {
 pub(super) fn run(config: &Config, reload: &Reload, logs: Logs, console: &Console) -> u8 {
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
-        Err(e) => return exit::fail(console, Class::Internal, &format!("starting the threads of the daemon: {e}")),
+        Err(e) => {
+            return exit::fail(console, Class::Internal, &format!("starting the threads of the daemon: {e}"));
+        }
     };
     let code = match runtime.block_on(serve(config, reload, logs)) {
         Ok(code) => code,
@@ -125,17 +128,21 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "answering requests");
     let parts = api::Parts { service: service.clone(), tenants: tenants.clone(), clock, metrics };
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(Api::new(parts, config.api.clone()).serve(listeners, stop.clone()));
+    let tls = listeners.tls();
+    let serving = Api::new(parts, config.api.clone()).serve(listeners, stop.clone());
+    tokio::pin!(serving);
     notify::ready();
     let alive = tokio::spawn(stay_alive());
 
     loop {
         tokio::select! {
+            // Only a stop ends it.
+            () = &mut serving => break,
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
             _ = signals.hang_up.recv() => {
                 notify::reloading();
-                take_up(reload, &service, &tenants);
+                take_up(reload, &service, &tenants, tls.as_ref());
                 notify::ready();
             }
         }
@@ -143,12 +150,9 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     tracing::info!("stopping: builders leave volumes that the next start goes on with");
     notify::stopping();
     stop.cancel();
-    let stopping = async {
-        let _ = serving.await;
-        service.stop().await;
-    };
+    let stopping = async { tokio::join!(&mut serving, service.stop()) };
     let code = tokio::select! {
-        () = stopping => 0,
+        _ = stopping => 0,
         () = tokio::time::sleep(GRACE) => {
             tracing::error!("what is still at work after {} s is given up", GRACE.as_secs());
             Class::Busy.exit_code()
@@ -166,19 +170,21 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
 }
 
 /// Takes up a configuration that was read again; one that has a fault changes nothing.
-fn take_up(reload: &Reload, service: &Service, shared: &SharedTenants) {
+fn take_up(reload: &Reload, service: &Service, shared: &SharedTenants, tls: Option<&Tls>) {
     let config = match reload() {
         Ok(config) => config,
         Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
     };
-    match tenants(&config) {
-        Ok(tenants) => {
-            shared.replace(tenants);
-            service.reload(&config);
-            tracing::info!("the configuration was read again: tenants, clusters and caches are as it says");
-        }
-        Err(error) => tracing::error!(%error, "the configuration stays as it was"),
+    let tenants = match tenants(&config) {
+        Ok(tenants) => tenants,
+        Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
+    };
+    if let Some(Err(error)) = tls.map(|tls| tls.reload(&config.api)) {
+        return tracing::error!(%error, "the configuration stays as it was");
     }
+    shared.replace(tenants);
+    service.reload(&config);
+    tracing::info!("the configuration was read again: certificate, tenants, clusters, caches are as it says");
 }
 
 /// Tells the service manager that the threads still turn.
