@@ -138,5 +138,5 @@ pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     Ok(Json(Planned { plan }))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
 mod tests;

@@ -63,7 +63,13 @@ impl Prepared {
     /// Carries the order out. Whatever happens is in the outcome.
     pub async fn run(self, cancel: Cancel) -> Outcome {
         let Prepared { order, config, events, client, started } = self;
-        match build(&order, &config, client, &events, &cancel).await {
+        let registry = client.as_ref().ok().map(|(registry, _)| registry.clone());
+        let built = build(&order, &config, client, &events, &cancel).await;
+        let answers = registry.map(|registry| registry.answers()).unwrap_or_default();
+        for ((host, code), requests) in answers {
+            events.emit(Event::RegistryAnswers { host, code, requests });
+        }
+        match built {
             Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
             Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
         }
