@@ -208,6 +208,8 @@ fn a_private_image_is_sealed_and_no_secret_shows() {
         let work = host.settings.work.join(order.id.to_string());
         let (ended, lines) = host.build(order, |_| {
             let pid = host.stalled();
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            assert!(status.contains("NoNewPrivs:\t1\n"), "it is not confined: {status}");
             for file in ["environ", "cmdline"] {
                 let text = fs::read(PathBuf::from(format!("/proc/{pid}")).join(file)).unwrap();
                 let text = String::from_utf8_lossy(&text).into_owned();
