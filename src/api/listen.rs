@@ -234,4 +234,5 @@ impl Door {
 }
 
 #[cfg(all(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

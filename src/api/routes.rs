@@ -139,4 +139,5 @@ pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<
 }
 
 #[cfg(all(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
