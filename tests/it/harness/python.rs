@@ -41,7 +41,7 @@ pub(crate) fn pytest(files: &[&str], stage: &Value, limit: Duration) -> String {
         "-p",
         "no:schemathesis",
         "-q",
-        "-rA",
+        "-s",
         "--tb=short",
     ]);
     command.arg("--rootdir").arg(&tests).args(files.iter().map(|file| tests.join(file)));

@@ -1,5 +1,7 @@
 """What a test stands on: the daemon that was started for it, and clients of the vendor's SDK and without it."""
 
+import contextlib
+import http.client
 import json
 import os
 import time
@@ -129,7 +131,7 @@ class Unlisted(Signer):
 class Stage:
     def __init__(self, path):
         with open(path, encoding="utf-8") as file:
-            self.__dict__.update(json.load(file, object_hook=lambda object: SimpleNamespace(**object)))
+            self.__dict__.update(vars(json.load(file, object_hook=lambda object: SimpleNamespace(**object))))
 
     def sdk(self, tenant, headers=None, secret_key=None, access_key=None):
         return Sdk(self.endpoint, access_key or tenant.access_key, secret_key or tenant.secret_key, headers)
@@ -147,6 +149,13 @@ class Stage:
             session.trust_env = False
             headers = {name: value for name, value in {**token, **content, **(headers or {})}.items() if value is not None}
             return session.request(method, self.endpoint + path, data=data, headers=headers, timeout=60, allow_redirects=False)
+
+    def verbatim(self, tenant, method, target):
+        """The status of a request whose target goes over the wire as it is: requests would mend its percent-encoding."""
+        connection = http.client.HTTPConnection(self.endpoint.removeprefix("http://"), timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, target, headers={"X-Auth-Token": tenant.token})
+            return connection.getresponse().status
 
     def sign(self, tenant, method, path, body=None, headers=None, query=(), unlisted=None, at=None, secret_key=None):
         """A request with the signature of a tenant."""
