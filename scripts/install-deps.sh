@@ -22,33 +22,64 @@ packages=(
     busybox-static python3-minimal
     # Tests: small loop-mounted file systems, private mount namespaces.
     e2fsprogs xfsprogs mount util-linux
+    # Tests: the vendor's SDK and the fuzzer of the API come from tests/requirements.txt into an environment of their own.
+    python3-venv
     # Benchmarks: the unpacker that skopeo is measured with, and peak memory.
     umoci time
 )
 
-missing=()
-for package in "${packages[@]}"; do
-    status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [[ $status == installed ]] || missing+=("$package")
-done
-if ((${#missing[@]} == 0)); then
-    exit 0
-fi
+# Packages of Debian: asks for root only when one is missing.
+install_packages() {
+    local missing=() package status
+    for package in "${packages[@]}"; do
+        status=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)
+        [[ $status == installed ]] || missing+=("$package")
+    done
+    if ((${#missing[@]} == 0)); then
+        return
+    fi
 
-echo "install-deps: missing: ${missing[*]}"
-if ((EUID != 0)); then
-    echo "install-deps: run this script as root, or install those packages by hand" >&2
-    exit 1
-fi
+    echo "install-deps: missing: ${missing[*]}"
+    if ((EUID != 0)); then
+        echo "install-deps: run this script as root, or install those packages by hand" >&2
+        exit 1
+    fi
 
-# The programs are wanted, not the services that some of these packages would start on a fresh machine.
-policy=/usr/sbin/policy-rc.d
-if [[ ! -e $policy ]]; then
-    trap 'rm -f "$policy"' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
-    chmod 755 "$policy"
-fi
+    # The programs are wanted, not the services that some of these packages would start on a fresh machine.
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
 
-export DEBIAN_FRONTEND=noninteractive
-apt-get update --quiet
-apt-get install --yes --quiet --no-install-recommends "${missing[@]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update --quiet
+    apt-get install --yes --quiet --no-install-recommends "${missing[@]}"
+}
+
+# Packages of Python, pinned by hash. The copy of the list beside them is written last: without it, or with another, the
+# environment is half made or out of date, and is made anew.
+install_python() {
+    local root python wanted
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    python=${LARDER_PYTHON_ENV:-$root/target/python}
+    wanted=$root/tests/requirements.txt
+    if cmp --silent "$wanted" "$python/requirements.txt" && "$python/bin/python" -c '' 2>/dev/null; then
+        return
+    fi
+
+    # --clear empties the directory, so it has to be one of ours.
+    if [[ -e $python && ! -e $python/pyvenv.cfg && -n $(ls -A "$python") ]]; then
+        echo "install-deps: $python is not a Python environment; LARDER_PYTHON_ENV wants a new or empty directory" >&2
+        exit 1
+    fi
+    echo "install-deps: making the Python environment $python"
+    python3 -m venv --clear "$python"
+    "$python/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: \
+        --requirement "$wanted"
+    cp "$wanted" "$python/requirements.txt"
+}
+
+install_packages
+install_python

@@ -1,9 +1,12 @@
 //! What the tests stand on: registries, consumers and file systems of this machine, each gone when it is dropped.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 pub(crate) mod cgroup;
 pub(crate) mod containerd;
+pub(crate) mod daemon;
 pub(crate) mod du;
 pub(crate) mod filesystem;
 pub(crate) mod http;
@@ -11,6 +14,7 @@ pub(crate) mod layers;
 pub(crate) mod need;
 pub(crate) mod overlay;
 pub(crate) mod podman;
+pub(crate) mod python;
 pub(crate) mod registry;
 pub(crate) mod served;
 pub(crate) mod skopeo;
@@ -37,6 +41,24 @@ pub(crate) fn exits(code: i32, command: &mut Command) -> String {
     let text = text(&output);
     assert_eq!(output.status.code(), Some(code), "{command:?}\n{text}");
     text
+}
+
+/// Runs a command that must end within `limit`, and answers how it did.
+pub(crate) fn run_within(command: &mut Command, limit: Duration) -> Output {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let deadline = Instant::now() + limit;
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            panic!(
+                "{command:?}: still running after {limit:?}\n{}",
+                text(&child.wait_with_output().unwrap())
+            );
+        }
+        sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().unwrap()
 }
 
 fn run(command: &mut Command) -> Output {

@@ -48,21 +48,30 @@ impl Client {
         content_type: &str,
         body: &[u8],
     ) -> io::Result<Response> {
-        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        let authorization =
-            self.authorization.as_ref().map_or(String::new(), |value| format!("Authorization: {value}\r\n"));
-        write!(
-            stream,
-            "{method} {path} HTTP/1.0\r\nHost: {}\r\n{authorization}Content-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
-            self.address,
-            body.len()
-        )?;
-        stream.write_all(body)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        parse(&answer).ok_or_else(|| io::Error::other(format!("{method} {path}: not an HTTP answer")))
+        let mut headers = vec![("Content-Type", content_type)];
+        headers.extend(self.authorization.as_deref().map(|value| ("Authorization", value)));
+        send(self.address, method, path, &headers, body)
     }
+}
+
+/// One request with these headers beside `Host` and `Content-Length`.
+pub(crate) fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Response> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let mut head =
+        format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {}\r\n", body.len());
+    head.extend(headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")));
+    write!(stream, "{head}\r\n")?;
+    stream.write_all(body)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    parse(&answer).ok_or_else(|| io::Error::other(format!("{method} {path}: not an HTTP answer")))
 }
 
 fn parse(answer: &[u8]) -> Option<Response> {

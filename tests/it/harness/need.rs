@@ -8,6 +8,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::Uid;
 
+use super::python;
+
 /// Something a test cannot do without.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Need {
@@ -17,6 +19,8 @@ pub(crate) enum Need {
     Root,
     /// A memory controller of cgroup v1.
     MemoryCgroup,
+    /// The packages of `tests/requirements.txt`.
+    Python,
 }
 
 impl Need {
@@ -42,6 +46,11 @@ impl Need {
                 .exists()
                 .then_some(())
                 .ok_or_else(|| "there is no memory controller of cgroup v1".into()),
+            Need::Python => {
+                python::environment().join("bin/python").exists().then_some(()).ok_or_else(|| {
+                    format!("{} is absent (scripts/install-deps.sh)", python::environment().display())
+                })
+            }
         }
     }
 }

@@ -1,0 +1,270 @@
+//! `larder serve` on loopback, with a configuration and a state directory of its own.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use larder::model::digest::Digest;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::http::{Response, send};
+use super::larder;
+use super::served::Running;
+
+/// How long a daemon may take until it takes orders, and until it has stopped.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What most tests want: room for many caches whatever the disk, clients that are not slowed down, failures that are soon over.
+pub(crate) const ROOMY: &str = "\
+caches.capacity = '20TiB'
+api.requests_per_second = 2000
+registry.retries = 1
+registry.backoff_max_seconds = 1
+registry.connect_timeout_seconds = 2
+";
+
+/// Who uses the daemon: a name, from which token and keys follow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tenant(pub(crate) &'static str);
+
+impl Tenant {
+    pub(crate) fn token(self) -> String {
+        format!("token-of-{}", self.0)
+    }
+
+    fn access_key(self) -> String {
+        format!("AK-{}", self.0)
+    }
+
+    fn secret_key(self) -> String {
+        format!("secret-key-of-{}", self.0)
+    }
+
+    /// What a client has to know.
+    pub(crate) fn credentials(self) -> Value {
+        json!({
+            "name": self.0, "token": self.token(),
+            "access_key": self.access_key(), "secret_key": self.secret_key(),
+        })
+    }
+
+    fn configured(self, dir: &Path) -> String {
+        let secret_file = dir.join(format!("{}.secret", self.0));
+        fs::write(&secret_file, self.secret_key()).unwrap();
+        let token = Digest::sha256(self.token().as_bytes());
+        let (name, hash, key) = (self.0, token.hex(), self.access_key());
+        format!(
+            "[[tenant]]\nname = '{name}'\ntoken_sha256 = ['{hash}']\n\
+             access_keys = [{{ id = '{key}', secret_file = '{}' }}]\npull_secrets = ['{name}:*']\n",
+            secret_file.display()
+        )
+    }
+}
+
+/// A daemon. Killed when it is dropped; its state goes with it.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    running: Option<Running>,
+    address: SocketAddr,
+    dir: TempDir,
+}
+
+impl Daemon {
+    /// Starts one for `tenants`, with `more` keys in dotted form, and waits until it takes orders.
+    pub(crate) fn start(tenants: &[Tenant], more: &str) -> Self {
+        // The port is free when it is asked for; another process may take it first, so a lost race is run again.
+        let mut failed = String::new();
+        for _ in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let address = free.local_addr().unwrap();
+            drop(free);
+            configure(dir.path(), Some(address), tenants, more);
+            let mut daemon = Daemon { running: None, address, dir };
+            match daemon.try_run() {
+                Ok(()) => return daemon,
+                Err(log) => failed = log,
+            }
+        }
+        panic!("larder serve does not start:\n{failed}");
+    }
+
+    /// Starts it again after a stop, on the same state and address.
+    pub(crate) fn restart(&mut self) {
+        assert!(self.running.is_none(), "it runs");
+        if let Err(log) = self.try_run() {
+            panic!("larder serve does not start again:\n{log}");
+        }
+    }
+
+    fn try_run(&mut self) -> Result<(), String> {
+        let log = fs::File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
+        let mut command = serve(self.dir.path());
+        let child =
+            command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let mut running = Running::of(child);
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline && !running.has_ended() {
+            if send(self.address, "GET", "/readyz", &[], &[]).is_ok_and(|answer| answer.status == 200) {
+                self.running = Some(running);
+                return Ok(());
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Err(self.log())
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub(crate) fn stop(&mut self) {
+        let mut running = self.running.take().unwrap();
+        running.signal(Signal::SIGTERM);
+        let code = running.code_within(PATIENCE);
+        assert_eq!(code, Some(0), "larder serve after SIGTERM\n{}", self.log());
+    }
+
+    /// Kills it: no handler of its own runs.
+    pub(crate) fn kill(&mut self) {
+        self.running.take().unwrap().kill();
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.running.as_ref().unwrap().signal(signal);
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The same as the vendor's SDK wants it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its configuration.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.path().join("larder.toml")
+    }
+
+    /// Its state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Its pull secrets.
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.dir.path().join("secrets")
+    }
+
+    /// Runs `test`, and shows the log where it fails.
+    pub(crate) fn explain<T>(&self, test: impl FnOnce() -> T) -> T {
+        match catch_unwind(AssertUnwindSafe(test)) {
+            Ok(answer) => answer,
+            Err(panic) => {
+                eprintln!("the log of the daemon:\n{}", self.log());
+                resume_unwind(panic);
+            }
+        }
+    }
+
+    /// Its log, and what its builders said there.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.running.as_ref().unwrap().pid().as_raw()
+    }
+
+    /// Processes that it started and that still run.
+    pub(crate) fn children(&self) -> Vec<i32> {
+        let parent = format!("PPid:\t{}", self.pid());
+        let pids =
+            fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let is_child = |pid: &i32| {
+            // One that has ended meanwhile is none.
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line == parent)
+        };
+        pids.filter(is_child).collect()
+    }
+
+    /// A line of its `/proc/PID/status`, KiB.
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap().trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    }
+
+    /// One request with the token of a tenant.
+    pub(crate) fn ask(&self, tenant: Tenant, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let token = tenant.token();
+        let headers = [("X-Auth-Token", token.as_str()), ("Content-Type", "application/json")];
+        let body = body.map_or(String::new(), Value::to_string);
+        let answer = send(self.address, method, path, &headers, body.as_bytes());
+        Answer(answer.unwrap_or_else(|error| panic!("{method} {path}: {error}\n{}", self.log())))
+    }
+
+    /// Orders a cache of `images` and answers its ID.
+    pub(crate) fn order(&self, tenant: Tenant, name: &str, images: &[String]) -> String {
+        let order = json!({"name": name, "images": images, "building_config": {"cluster": "here"}});
+        let answer = self.ask(tenant, "POST", "/v5/imagecaches", Some(&order)).expect(201);
+        answer["image_cache"]["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a cache has this status and answers it; another final status is a failure.
+    pub(crate) fn settle(&self, tenant: Tenant, id: &str, status: &str, limit: Duration) -> Value {
+        let deadline = Instant::now() + limit;
+        loop {
+            let cache = self.ask(tenant, "GET", &format!("/v5/imagecaches/{id}"), None).expect(200);
+            let now = cache["image_cache"]["status"].as_str().unwrap();
+            if now == status {
+                return cache["image_cache"].clone();
+            }
+            assert_eq!(now, "Creating", "{cache}\n{}", self.log());
+            assert!(Instant::now() < deadline, "not {status} within {limit:?}: {cache}\n{}", self.log());
+            sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// What the daemon answered.
+#[derive(Debug)]
+pub(crate) struct Answer(pub(crate) Response);
+
+impl Answer {
+    /// The body, of an answer with this status.
+    pub(crate) fn expect(&self, status: u16) -> Value {
+        let text = String::from_utf8_lossy(&self.0.body);
+        assert_eq!(self.0.status, status, "{text}");
+        serde_json::from_slice(&self.0.body).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+/// Writes `larder.toml` into `dir`.
+pub(crate) fn configure(dir: &Path, tcp: Option<SocketAddr>, tenants: &[Tenant], more: &str) {
+    let path = |name: &str| dir.join(name).display().to_string();
+    let tcp = tcp.map_or(String::new(), |address| format!("api.tcp = '{address}'\n"));
+    let tenants: String = tenants.iter().map(|tenant| tenant.configured(dir)).collect();
+    let text = format!(
+        "state.dir = '{}'\napi.socket = '{}'\nsecrets.dir = '{}'\n{tcp}{more}\n{tenants}",
+        path("state"),
+        path("larder.sock"),
+        path("secrets"),
+    );
+    fs::write(dir.join("larder.toml"), text).unwrap();
+}
+
+/// `larder serve` with the configuration in `dir`.
+pub(crate) fn serve(dir: &Path) -> Command {
+    let mut serve = larder();
+    serve.arg("serve").arg("--config").arg(dir.join("larder.toml"));
+    serve
+}

@@ -1,0 +1,75 @@
+//! Tests written in Python, for what exists only there: the vendor's SDK and the fuzzer of HTTP APIs.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The environment that `scripts/install-deps.sh` makes.
+pub(crate) fn environment() -> PathBuf {
+    match env::var_os("LARDER_PYTHON_ENV") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python"),
+    }
+}
+
+/// A program of the environment that works in `dir`, and leaves nothing elsewhere.
+pub(crate) fn program(name: &str, dir: &Path) -> Command {
+    let mut command = Command::new(environment().join("bin").join(name));
+    command.current_dir(dir).env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONUNBUFFERED", "1");
+    // The daemon is on loopback, whatever proxy this machine uses.
+    command.env("NO_PROXY", "*").env("no_proxy", "*");
+    command
+}
+
+/// Runs tests of `tests/it/sdk` against what `stage` says, within `limit`, and answers what they printed.
+pub(crate) fn pytest(files: &[&str], stage: &Value, limit: Duration) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stage.json");
+    fs::write(&path, stage.to_string()).unwrap();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/sdk");
+    let mut command = program("python", dir.path());
+    command.args([
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:schemathesis",
+        "-q",
+        "-s",
+        "--tb=short",
+    ]);
+    command.arg("--rootdir").arg(&tests).args(files.iter().map(|file| tests.join(file)));
+    succeed_within(command.env("LARDER_STAGE", path), dir.path(), limit)
+}
+
+/// Runs a command to its end and panics with what it printed unless it succeeded in time.
+pub(crate) fn succeed_within(command: &mut Command, dir: &Path, limit: Duration) -> String {
+    let log = dir.join("printed");
+    let file = fs::File::create(&log).unwrap();
+    command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}"));
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            break None;
+        }
+        sleep(Duration::from_millis(50));
+    };
+    let printed = String::from_utf8_lossy(&fs::read(&log).unwrap()).into_owned();
+    match status {
+        Some(status) => assert!(status.success(), "{command:?}: {status}\n{printed}"),
+        None => panic!("{command:?}: not done within {limit:?}\n{printed}"),
+    }
+    printed
+}

@@ -1,0 +1,122 @@
+//! The daemon as its tenants meet it: by the vendor's own SDK from PyPI, by plain HTTP, and by a fuzzer of its OpenAPI document.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use serde_json::{Value, json};
+
+use crate::harness::daemon::{Daemon, ROOMY, Tenant};
+use crate::harness::python::{program, pytest, succeed_within};
+use crate::harness::registry::Registry;
+use crate::harness::{Need, isolated};
+
+const NEEDS: &[Need] =
+    &[Need::Program("docker-registry"), Need::Program("htpasswd"), Need::Program("curl"), Need::Python];
+const A: Tenant = Tenant("team-a");
+const B: Tenant = Tenant("team-b");
+const CLUSTER: &str = "7b8f5e0c-1111-4a4a-9c9c-0123456789ab";
+const LIMIT: Duration = Duration::from_secs(600);
+
+fn small() -> Image {
+    let layer = Layer::from(LayerBuilder::new().file("etc/motd", "small").gzip());
+    Image::builder(Format::Oci).layer(layer).build()
+}
+
+/// The configuration of one cluster, and what else is asked for.
+fn one_cluster(more: &str) -> String {
+    format!("{ROOMY}{more}\n[[cluster]]\nuid = '{CLUSTER}'\n")
+}
+
+/// What the tests in Python have to know.
+fn stage(daemon: &Daemon, registry: &Registry, image: &str) -> Value {
+    json!({
+        "endpoint": daemon.endpoint(), "cluster": CLUSTER, "image": image, "registry": registry.host(),
+        "tenants": [A.credentials(), B.credentials()],
+    })
+}
+
+#[test]
+fn the_vendors_sdk() {
+    isolated(NEEDS, || {
+        let registry = Registry::open();
+        let image = registry.push(&small(), "team/small", "1");
+        let private = Registry::with_password();
+        let secret_image = private.push(&small(), "team/private", "1");
+        let daemon = Daemon::start(&[A, B], &one_cluster(""));
+        // Both tenants have a secret of the name; each may use its own.
+        for tenant in [A, B] {
+            let dir = daemon.secrets().join(tenant.0).join("registry");
+            fs::create_dir_all(&dir).unwrap();
+            fs::copy(private.docker_config().join("config.json"), dir.join(".dockerconfigjson")).unwrap();
+        }
+        let mut stage = stage(&daemon, &registry, &image);
+        stage["private"] = secret_image.into();
+        let files =
+            ["test_calls.py", "test_inputs.py", "test_signature.py", "test_tenants.py", "test_http.py"];
+        daemon.explain(|| pytest(&files, &stage, LIMIT));
+    });
+}
+
+#[test]
+fn a_quota_holds() {
+    isolated(NEEDS, || {
+        let registry = Registry::open();
+        let image = registry.push(&small(), "team/small", "1");
+        let daemon = Daemon::start(&[A, B], &one_cluster("caches.max_per_tenant = 3"));
+        let mut stage = stage(&daemon, &registry, &image);
+        stage["quota"] = 3.into();
+        daemon.explain(|| pytest(&["test_quota.py"], &stage, LIMIT));
+    });
+}
+
+#[test]
+fn fifty_image_caches_at_once() {
+    isolated(NEEDS, || {
+        let registry = Registry::open();
+        let image = registry.push(&small(), "team/small", "1");
+        let daemon = Daemon::start(&[A, B], &one_cluster(""));
+        let mut stage = stage(&daemon, &registry, &image);
+        stage["pid"] = daemon.pid().into();
+        stage["limit"] = 300.into();
+        let printed = daemon.explain(|| pytest(&["test_load.py"], &stage, LIMIT));
+        for line in printed.lines().filter(|line| line.contains(" in s: ") || line.contains(" in MiB: ")) {
+            eprintln!("{line}");
+        }
+    });
+}
+
+/// Every host is this registry, so that no reference that the fuzzer makes up leaves this machine.
+fn one_registry_for_all(dir: &Path, registry: &Registry) -> String {
+    let default = dir.join("_default");
+    fs::create_dir(&default).unwrap();
+    fs::write(default.join("hosts.toml"), format!("server = 'http://{}'\n", registry.host())).unwrap();
+    format!("registry.certs_d = '{}'\n", dir.display())
+}
+
+#[test]
+fn nothing_that_a_fuzzer_sends_is_a_fault_of_ours() {
+    isolated(NEEDS, || {
+        let registry = Registry::open();
+        let dir = tempfile::tempdir().unwrap();
+        let certs_d = one_registry_for_all(dir.path(), &registry);
+        let more = format!("caches.build_retries = 0\ncaches.failed_retention_hours = 0\n{certs_d}");
+        let daemon = Daemon::start(&[A], &format!("{ROOMY}{more}"));
+        let work = tempfile::tempdir().unwrap();
+        let mut fuzzer = program("schemathesis", work.path());
+        fuzzer.args([
+            "run",
+            "--checks",
+            "not_a_server_error,content_type_conformance,response_schema_conformance",
+        ]);
+        fuzzer.args(["--max-examples", "40", "--seed", "1", "--max-time", "90", "--request-timeout", "20"]);
+        fuzzer.args(["--continue-on-failure", "--generation-database", "none", "--warnings", "off"]);
+        fuzzer.args(["--header", &format!("X-Auth-Token:{}", A.token())]);
+        fuzzer.args(["--url", &daemon.endpoint(), &format!("{}/openapi.json", daemon.endpoint())]);
+        let limit = Duration::from_secs(240);
+        let printed = daemon.explain(|| succeed_within(&mut fuzzer, work.path(), limit));
+        assert!(daemon.children().len() < 100 && printed.contains("Seed: 1"), "{printed}");
+    });
+}
