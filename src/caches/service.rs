@@ -267,6 +267,7 @@ impl Service {
             record.generation += 1;
             record.work = Some(Work { generation: record.generation, attempts: 0, started_at: None });
             record.message = None;
+            record.class = None;
             record.note(now, "a refresh was asked for");
             true
         });

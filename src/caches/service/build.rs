@@ -286,13 +286,13 @@ impl Service {
 /// Ends the work on a record without a result: a new cache has failed, a refreshed one stays what it was.
 pub(super) fn give_up(record: &mut Record, now: DateTime<Utc>, class: Class, message: &str) {
     record.work = None;
+    record.class = Some(class);
     if record.content.is_some() {
         let message = format!("the refresh failed: {message}");
         record.message = Some(cut(&message, MAX_MESSAGE).to_owned());
         record.note(now, cut(&message, 512));
         return;
     }
-    record.class = Some(class);
     record.message = Some(cut(message, MAX_MESSAGE).to_owned());
     record.turn(Status::Failed, now, cut(message, 512));
 }
