@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole way in a minute: a real registry with real images, a build, and a container from the sealed volume with
-# the registry stopped. Everything happens in one temporary directory and is gone at the end. Needs root.
+# The whole way in a minute: a real registry with real images, an image cache ordered from the daemon, and a container
+# from its sealed volume with the registry and the daemon stopped. Everything happens in one temporary directory and is
+# gone at the end. Needs root.
 set -euo pipefail
 
 larder=${LARDER:-$(dirname "$0")/../target/release/larder}
@@ -17,7 +18,9 @@ fi
 
 dir=$(mktemp -d)
 registry=
+daemon=
 cleanup() {
+    stop_daemon
     stop_registry
     # podman leaves its own store mounted on itself.
     umount --quiet --lazy "$dir/root/overlay" "$dir/icv" 2>/dev/null || true
@@ -28,6 +31,13 @@ stop_registry() {
         kill "$registry" 2>/dev/null || true
         wait "$registry" 2>/dev/null || true
         registry=
+    fi
+}
+stop_daemon() {
+    if [[ -n $daemon ]]; then
+        kill "$daemon" 2>/dev/null || true
+        wait "$daemon" 2>/dev/null || true
+        daemon=
     fi
 }
 trap cleanup EXIT
@@ -72,15 +82,38 @@ for image in shell app; do
     echo "$host/demo/$image:1"
 done
 
-step "What would be pulled"
-show "$larder" plan --volume "$dir/cache" --size 1GiB "$host/demo/app:1" "$host/demo/shell:1"
+step "The daemon"
+cat >"$dir/larder.toml" <<TOML
+[state]
+dir = "$dir/state"
+[api]
+socket = "$dir/larder.sock"
+[caches]
+capacity = "20GiB"
+TOML
+"$larder" --config "$dir/larder.toml" --log-level warn serve &
+daemon=$!
+export LARDER_HOST=unix://$dir/larder.sock
+for _ in {1..100}; do
+    if [[ -S $dir/larder.sock ]]; then break; fi
+    if ! kill -0 "$daemon" 2>/dev/null; then exit 69; fi
+    sleep 0.1
+done
+echo "larder serve at $LARDER_HOST"
 
-step "The build: images in, a sealed volume out"
-show "$larder" build --volume "$dir/cache" --size 1GiB "$host/demo/app:1" "$host/demo/shell:1"
+step "What an image cache of both images would fetch"
+show "$larder" cache plan demo "$host/demo/app:1" "$host/demo/shell:1"
 
-step "What lies on the volume, and the proof from its own bytes"
-show "$larder" inspect "$dir/cache"
-show "$larder" verify "$dir/cache"
+step "The order: images in, a sealed volume out"
+show "$larder" cache create demo "$host/demo/app:1" "$host/demo/shell:1" --wait
+show "$larder" cache ls
+show "$larder" cache show demo
+
+step "The daemon stops. What lies on the volume, and the proof from its own bytes"
+stop_daemon
+volume=$(echo "$dir"/state/tenants/admin/volumes/*)
+show "$larder" inspect "$volume"
+show "$larder" verify "$volume"
 
 step "The registry stops"
 stop_registry
@@ -98,7 +131,7 @@ if [[ $(stat --file-system --format %T /sys/fs/cgroup) != cgroup2fs ]]; then
     mount -t cgroup2 none /sys/fs/cgroup
 fi
 mkdir "$dir/icv"
-mount --bind "$dir/cache" "$dir/icv"
+mount --bind "$volume" "$dir/icv"
 mount -o remount,bind,ro "$dir/icv"
 podman() {
     command podman --root "$dir/root" --runroot "$dir/run" --tmpdir "$dir/tmp" --storage-driver overlay \

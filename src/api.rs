@@ -124,6 +124,6 @@ impl Api {
             // They would hold their connections open for as long as a build takes.
             streams.cancel();
         };
-        tokio::join!(listeners.serve(router, &self.settings, stop.clone()), end_streams);
+        tokio::join!(listeners.serve(router, self.settings, stop.clone()), end_streams);
     }
 }

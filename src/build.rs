@@ -23,7 +23,7 @@ mod resolve;
 mod run;
 pub mod share;
 
-pub use run::{Prepared, plan, run};
+pub use run::{Prepared, run};
 
 #[cfg(all(test, feature = "testing"))]
 mod tests;

@@ -28,7 +28,7 @@ pub mod retry;
 mod token;
 pub mod transport;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -203,6 +203,11 @@ impl Registry {
         let memory = options.ranges.budget();
         let inner = Inner { options, transport, credentials, observer, sessions: Mutex::default(), memory };
         Ok(Registry { inner: Arc::new(inner) })
+    }
+
+    /// How often each host answered with each HTTP status so far.
+    pub fn answers(&self) -> BTreeMap<(String, u16), u64> {
+        self.inner.transport.answers()
     }
 
     /// Reads the certificates and keys for `registries` now, for a process that cannot later. What cannot be read is told

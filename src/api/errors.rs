@@ -286,6 +286,18 @@ mod tests {
         assert_eq!(statuses, HashSet::from(wanted));
     }
 
+    #[test]
+    fn the_readme_lists_them_all() {
+        let readme = include_str!("../../README.md");
+        let rows = readme.lines().filter(|line| line.contains("| CCE."));
+        let told: Vec<&str> = rows.collect();
+        assert_eq!(told.len(), Code::ALL.len());
+        for code in Code::ALL {
+            let row = format!("| {} | {} |", code.status().as_u16(), code.text());
+            assert!(told.iter().any(|line| line.starts_with(&row)), "{row}");
+        }
+    }
+
     #[tokio::test]
     async fn both_forms_in_one_body() {
         let problem = Problem::new(Code::QueueFull, "full").retry_after(Duration::from_millis(1500));

@@ -9,10 +9,12 @@ mod tcp;
 pub mod tls;
 mod unix;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -156,8 +158,8 @@ impl Listeners {
     }
 
     /// Accepts until `stop`, then waits for requests under way.
-    pub(super) async fn serve(self, router: Router, settings: &Api, stop: CancellationToken) {
-        let limits = Limits::of(settings);
+    pub(super) async fn serve(self, router: Router, settings: Api, stop: CancellationToken) {
+        let limits = Limits::of(&settings);
         let tracker = TaskTracker::new();
         let cut = CancellationToken::new();
         let own = (settings.max_connections / 8).max(1);
@@ -167,12 +169,14 @@ impl Listeners {
             tracker: tracker.clone(),
             connection: Connection { router: router.clone(), limits, stop: stop.clone(), cut: cut.clone() },
         };
-        let over_tcp = async {
+        let (over_unix, over_tcp) = (door(own), door(rest));
+        let over_unix = unix::accept(self.unix, self.group, over_unix);
+        let over_tcp = async move {
             if let Some((listener, tls)) = self.tcp {
-                tcp::accept(listener, tls, door(rest)).await;
+                tcp::accept(listener, tls, over_tcp).await;
             }
         };
-        tokio::join!(unix::accept(self.unix, self.group, door(own)), over_tcp);
+        tokio::join!(over_unix, over_tcp);
         tracker.close();
         if tokio::time::timeout(DRAIN, tracker.wait()).await.is_err() {
             tracing::warn!(connections = tracker.len(), "requests were cut: they did not end in time");
@@ -191,9 +195,11 @@ struct Door {
 
 impl Door {
     /// Accepts with `accept`, one connection for each place, and hands each to `serve`, until the daemon stops.
-    async fn open<S, A, F>(self, mut accept: A, serve: impl Fn(S, Connection) -> F)
-    where
-        A: AsyncFnMut() -> io::Result<S>,
+    async fn open<S, F>(
+        self,
+        mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>,
+        serve: impl Fn(S, Connection) -> F,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let stop = self.connection.stop.clone();
@@ -203,7 +209,7 @@ impl Door {
             let next = async {
                 // The semaphore is never closed.
                 let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
-                Some((place, accept().await))
+                Some((place, poll_fn(&mut accept).await))
             };
             let accepted = tokio::select! {
                 () = &mut stopped => return,
@@ -227,5 +233,6 @@ impl Door {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

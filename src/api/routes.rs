@@ -138,5 +138,6 @@ pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     Ok(Json(Planned { plan }))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "testing"))]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

@@ -63,10 +63,24 @@ impl Prepared {
     /// Carries the order out. Whatever happens is in the outcome.
     pub async fn run(self, cancel: Cancel) -> Outcome {
         let Prepared { order, config, events, client, started } = self;
-        match build(&order, &config, client, &events, &cancel).await {
+        let registry = client.as_ref().ok().map(|(registry, _)| registry.clone());
+        let built = build(&order, &config, client, &events, &cancel).await;
+        let answers = registry.map(|registry| registry.answers()).unwrap_or_default();
+        for ((host, code), requests) in answers {
+            events.emit(Event::RegistryAnswers { host, code, requests });
+        }
+        match built {
             Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
             Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
         }
+    }
+
+    /// Resolves the images of the order and applies the 3x rule; no layer byte moves.
+    pub async fn plan(self, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
+        let Prepared { order, client, events, .. } = self;
+        plan(&order, client, &events, &cancel)
+            .await
+            .map_err(|fails| fails.into_iter().map(Failure::from).collect())
     }
 }
 
@@ -140,13 +154,15 @@ async fn build(
     Ok(sealed)
 }
 
-/// Resolves the images of an order and applies the 3x rule; no layer byte moves.
-pub async fn plan(order: Order, config: Config, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
-    let (events, _) = super::events::channel();
-    let failures = |fails: Vec<Fail>| fails.into_iter().map(Failure::from).collect::<Vec<_>>();
-    let (registry, absent) = registry::client(&order, &config, &events).map_err(failures)?;
-    let resolved = resolve(&order, &registry, &events, &cancel, Arc::new(NothingKnown)).await;
-    let images = resolved.map_err(|fails| failures(name_absent(fails, &absent)))?;
+async fn plan(
+    order: &Order,
+    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<PlanReport, Vec<Fail>> {
+    let (registry, absent) = client?;
+    let resolved = resolve(order, &registry, events, cancel, Arc::new(NothingKnown)).await;
+    let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let planned = images.iter().map(|image| PlannedImage {
         reference: image.reference.given().to_owned(),
         name: image.reference.to_string(),

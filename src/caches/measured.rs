@@ -52,7 +52,14 @@ impl Measured {
                 }
                 stage(Stage::Seal, self.committed);
             }
-            Event::Retried { host, .. } => metrics.registry_retry(host),
+            Event::RegistryAnswers { host, code, requests } => {
+                metrics.registry_requests(host, *code, *requests);
+            }
+            Event::Retried { host, .. } => {
+                // A layer with a URL of its own is told by that.
+                let host = host.split_once("://").map_or(host.as_str(), |(_, rest)| rest);
+                metrics.registry_retry(host.split('/').next().unwrap_or_default());
+            }
             _ => {}
         }
     }

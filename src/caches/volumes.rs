@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use super::layout::{self, Layout};
+use super::runner::child::clear_work;
 use crate::build::share;
 use crate::model::class::Class;
 use crate::model::image_cache::{CacheId, TenantName};
@@ -92,6 +93,8 @@ impl Volumes {
         let root = Dir::open(layout.root()).map_err(|e| failed("opening", e))?;
         let lock = Lock::try_exclusive(&root, layout::LOCK.as_bytes()).map_err(|e| failed("locking", e))?;
         let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
+        // Secrets of builders whose daemon died.
+        clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
         Ok(Volumes { layout, _lock: lock })
     }
 

@@ -171,7 +171,7 @@ pub(super) struct OrderArgs {
     /// Give up at this time (RFC 3339, as in 2026-11-23T18:00:00Z) with exit 75; the volume stays resumable
     #[arg(long, value_name = "TIME")]
     pub(super) deadline: Option<DateTime<Utc>>,
-    /// Give up what the build does not need before anything of a registry is read (plan ignores it)
+    /// Give up what the build does not need before anything of a registry is read
     ///
     /// Layers are hostile input that is parsed as root. Confined, a fault in a parser reaches one volume and not the
     /// machine: no new privileges; only the capabilities that extraction needs; Landlock to the volume, the result file,
@@ -180,10 +180,10 @@ pub(super) struct OrderArgs {
     /// are programs. A kernel without Landlock (before Linux 5.19) is told as a warning.
     #[arg(long, conflicts_with = "docker_configs")]
     pub(super) confine: bool,
-    /// Lower the priority of the build, 0 to 19 as in nice(1) (plan ignores it)
+    /// Lower the priority of the build, 0 to 19 as in nice(1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19))]
     pub(super) nice: Option<u8>,
-    /// Be killed when the process that started this one ends (plan ignores it)
+    /// Be killed when the process that started this one ends
     ///
     /// For a supervisor: a build that nobody watches is not left behind. Linux ties it to the thread that started this
     /// process. With PID, the supervisor's, a supervisor that ended before the build began is noticed too.

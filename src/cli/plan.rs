@@ -1,13 +1,17 @@
 //! `larder plan`: what a build would fetch, and whether it fits.
 
 use std::fmt::Write as _;
+use std::num::NonZero;
+use std::thread;
 
-use tokio::runtime::Runtime;
+use tokio::runtime;
 
 use super::args::{OrderArgs, Output};
 use super::output::{stdout, summary};
-use super::{exit, merge, signals};
+use super::{confine, exit, merge, signals};
+use crate::build::Prepared;
 use crate::build::cancel::Cancel;
+use crate::build::events;
 use crate::config::Config;
 use crate::model::class::Class;
 use crate::model::escape::escape;
@@ -15,32 +19,51 @@ use crate::model::event::Failure;
 use crate::model::plan_report::{PlanFailed, PlanReport, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
+use crate::sys::confine::Confinement;
 use crate::telemetry::Console;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let output = args.output;
+    if let Err(e) = confine::settle(&args) {
+        return exit::fail(console, e.class(), &e.to_string());
+    }
+    let confine = args.confine;
     let order = merge::read_job(&args)
         .and_then(|job| merge::order(args, job.as_deref(), &config, merge::Purpose::Plan));
     let order = match order {
         Ok(order) => order,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let runtime = match Runtime::new() {
+    let (sizing, deadline) = (order.sizing, order.deadline);
+    let (events, _) = events::channel();
+    let prepared = Prepared::new(order, config, events);
+    let mut runtime = runtime::Builder::new_multi_thread();
+    runtime.enable_all();
+    let _confined = if confine {
+        // The runtime counts processors by files that are out of reach afterwards.
+        runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
+        match Confinement::default().enter() {
+            Ok(confined) => Some(confined),
+            Err(e) => return exit::fail(console, e.class(), &e.to_string()),
+        }
+    } else {
+        None
+    };
+    let runtime = match runtime.build() {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
     };
-    let sizing = order.sizing;
     let cancel = Cancel::new();
     let planned = runtime.block_on(Box::pin(async {
         if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
             let message = format!("listening for signals: {e}");
             return Err(vec![Failure { class: Class::Internal, images: Vec::new(), layer: None, message }]);
         }
-        if let Some(deadline) = order.deadline {
+        if let Some(deadline) = deadline {
             signals::arm(deadline, cancel.clone());
         }
-        crate::build::plan(order, config, cancel.clone()).await
+        prepared.plan(cancel.clone()).await
     }));
     runtime.shutdown_background();
     match planned {

@@ -116,6 +116,15 @@ pub enum Event {
         /// Its chain ID.
         chain_id: ChainId,
     },
+    /// What a host answered in all, told once at the end.
+    RegistryAnswers {
+        /// Host and port asked.
+        host: String,
+        /// HTTP status.
+        code: u16,
+        /// How often.
+        requests: u64,
+    },
     /// A request is tried again.
     Retried {
         /// Host asked.

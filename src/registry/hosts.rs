@@ -183,7 +183,7 @@ fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result
     Ok(Endpoint { base, tls: server.tls.clone(), headers, namespace: None, credentials_for })
 }
 
-fn authority(url: &Url) -> String {
+pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }

@@ -1,6 +1,6 @@
 //! One exchange on the wire: connections, time-outs, bounded bodies. Knows nothing of tokens, redirects or retries.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::address::{self, AddressRefused, CheckedResolver, Zone};
 use super::error::{Error, Fault, printable};
 use super::files::Files;
-use super::hosts::Tls;
+use super::hosts::{Tls, authority};
 use super::rate::Rate;
 
 /// Bodies of errors are read up to this size, bytes; what is left costs the connection.
@@ -82,6 +82,9 @@ struct Kind {
     direct: bool,
 }
 
+/// Most hosts and statuses that are counted.
+const MAX_ANSWERS: usize = 256;
+
 /// The connections of one job.
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -92,6 +95,7 @@ pub(crate) struct Transport {
     files: Files,
     clients: Mutex<HashMap<Kind, Client>>,
     permits: Mutex<HashMap<Origin, Arc<Semaphore>>>,
+    answers: Mutex<BTreeMap<(String, u16), u64>>,
 }
 
 impl Transport {
@@ -106,6 +110,20 @@ impl Transport {
             files: Files::default(),
             clients: Mutex::default(),
             permits: Mutex::default(),
+            answers: Mutex::default(),
+        }
+    }
+
+    /// How often each host answered with each status so far.
+    pub(crate) fn answers(&self) -> BTreeMap<(String, u16), u64> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn answered(&self, host: String, status: StatusCode) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A registry chooses where it redirects to, and could choose a new host each time.
+        if answers.len() < MAX_ANSWERS || answers.contains_key(&(host.clone(), status.as_u16())) {
+            *answers.entry((host, status.as_u16())).or_default() += 1;
         }
     }
 
@@ -127,6 +145,7 @@ impl Transport {
             direct: address::is_loopback_name(outgoing.url.host_str().unwrap_or_default()),
         });
         let client = client.map_err(|e| Fault::Invalid(e.to_string()))?;
+        let host = authority(&outgoing.url);
         let permit = self.permit(&outgoing.url).await?;
         let mut request = match outgoing.form {
             Some(form) => client.post(outgoing.url).body(form),
@@ -137,6 +156,7 @@ impl Transport {
         let patience = self.timeouts.connect + self.timeouts.read;
         let response = tokio::time::timeout(patience, request.send()).await;
         let response = response.map_err(|_| stalled(patience))?.map_err(network)?;
+        self.answered(host, response.status());
         Ok(Reply { response, read: self.timeouts.read, rate: self.rate.clone(), _permit: permit })
     }
 

@@ -34,7 +34,7 @@ use crate::harness::served::{Served, cache, random};
 use crate::harness::{Need, isolated, larder, succeed};
 
 const PASSWORD: &str = "swordfish-9c1";
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(30);
 
 fn image(layers: u64) -> Image {
     let layer =
@@ -56,6 +56,7 @@ impl Host {
         let mut settings = Settings::of_this_process(served.beside("work"), "debug".into(), Format::Text);
         settings.program = env!("CARGO_BIN_EXE_larder").into();
         settings.cgroups = Arc::new(Cgroups::none("not in this test"));
+        fs::create_dir_all(served.beside("share/volumes")).unwrap();
         let mut config = Config::default();
         config.secrets.dir = served.beside("secrets");
         (config.registry.retries, config.registry.backoff_max_seconds) = (2, 1);
@@ -102,9 +103,13 @@ impl Host {
             id: CacheId::random(),
             job: self.job(pull_secrets),
             unusable_secrets: unusable.iter().map(|text| (*text).to_owned()).collect(),
-            volume: self.served.volume(),
+            volume: self.volume(),
             share: self.served.beside("share"),
         }
+    }
+
+    fn volume(&self) -> PathBuf {
+        self.served.beside("share/volumes/one")
     }
 
     fn runner(&self) -> ChildRunner {
@@ -160,13 +165,13 @@ impl Host {
 
     /// Waits until the builder has committed all layers but the last, and answers its process.
     fn stalled(&self) -> Pid {
-        let journal = self.served.volume().join(".larder/journal");
+        let journal = self.volume().join(".larder/journal");
         let layers = self.served.images[0].layers.len();
         until(|| {
             let text = fs::read_to_string(&journal).unwrap_or_default();
             text.matches("\"committed\"").count() == layers - 1
         });
-        let process = || process_of(&self.served.volume());
+        let process = || process_of(&self.volume());
         until(|| process().is_some());
         process().unwrap()
     }
@@ -203,6 +208,8 @@ fn a_private_image_is_sealed_and_no_secret_shows() {
         let work = host.settings.work.join(order.id.to_string());
         let (ended, lines) = host.build(order, |_| {
             let pid = host.stalled();
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            assert!(status.contains("NoNewPrivs:\t1\n"), "it is not confined: {status}");
             for file in ["environ", "cmdline"] {
                 let text = fs::read(PathBuf::from(format!("/proc/{pid}")).join(file)).unwrap();
                 let text = String::from_utf8_lossy(&text).into_owned();
@@ -216,12 +223,12 @@ fn a_private_image_is_sealed_and_no_secret_shows() {
         });
         let Ended::Result(outcome) = ended else { panic!("{ended:?}") };
         assert_eq!(outcome.status, Status::Ok, "{outcome:?}");
-        assert_eq!(outcome.digest, Some(cache(&host.served.volume()).digest));
+        assert_eq!(outcome.digest, Some(cache(&host.volume()).digest));
         assert!(matches!(lines[0].event, Event::Started { .. }));
         assert!(matches!(&lines.last().unwrap().event, Event::Result(last) if last.digest == outcome.digest));
         let committed = lines.iter().filter(|line| matches!(line.event, Event::LayerCommitted { .. }));
         assert_eq!(committed.count(), 3);
-        succeed(larder().arg("verify").arg(host.served.volume()));
+        succeed(larder().arg("verify").arg(host.volume()));
         assert!(!lines.iter().any(|line| serde_json::to_string(line).unwrap().contains(PASSWORD)));
     });
 }

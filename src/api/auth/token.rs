@@ -12,7 +12,7 @@ pub(super) type Hash = [u8; 32];
 /// Hash of 64 hexadecimal digits in lower case.
 pub(super) fn hash_of_hex(text: &str) -> Option<Hash> {
     let digits = text.as_bytes();
-    if digits.len() != 64 {
+    if digits.len() != 64 || digits.iter().any(u8::is_ascii_uppercase) {
         return None;
     }
     let mut hash = [0; 32];
@@ -54,7 +54,7 @@ mod tests {
     fn hashes_as_they_are_configured() {
         let text = crate::model::digest::hex(&Sha256::digest("a"));
         assert_eq!(hash_of_hex(&text), Some(Sha256::digest("a").into()));
-        for bad in ["", "ab", &"g".repeat(64), &"é".repeat(32)] {
+        for bad in ["", "ab", &"g".repeat(64), &"A".repeat(64), &"é".repeat(32)] {
             assert_eq!(hash_of_hex(bad), None, "{bad}");
         }
     }

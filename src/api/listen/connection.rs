@@ -226,3 +226,6 @@ impl hyper::body::Body for Held {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,25 +18,27 @@ pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
 
 /// Serves who comes.
 pub(super) async fn accept(listener: TcpListener, tls: Option<Tls>, door: Door) {
-    let accept = async || listener.accept().await;
-    door.open(accept, |(stream, address), connection| {
-        let tls = tls.clone();
-        async move {
-            let peer = Peer::Tcp { address };
-            // Small answers are not to wait for a full packet.
-            let _ = stream.set_nodelay(true);
-            let Some(tls) = tls else { return connection.serve(stream, peer).await };
-            let handshake = tokio::time::timeout(connection.limits.header, tls.accept(stream));
-            let stream = tokio::select! {
-                stream = handshake => stream,
-                () = connection.stop.cancelled() => return,
-            };
-            match stream {
-                Ok(Ok(stream)) => connection.serve(stream, peer).await,
-                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                Err(_) => tracing::debug!("a TLS handshake took too long"),
+    door.open(
+        |context| listener.poll_accept(context),
+        |(stream, address), connection| {
+            let tls = tls.clone();
+            async move {
+                let peer = Peer::Tcp { address };
+                // Small answers are not to wait for a full packet.
+                let _ = stream.set_nodelay(true);
+                let Some(tls) = tls else { return connection.serve(stream, peer).await };
+                let handshake = tokio::time::timeout(connection.limits.header, tls.accept(stream));
+                let stream = tokio::select! {
+                    stream = handshake => stream,
+                    () = connection.stop.cancelled() => return,
+                };
+                match stream {
+                    Ok(Ok(stream)) => connection.serve(stream, peer).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
             }
-        }
-    })
+        },
+    )
     .await;
 }

@@ -1,1 +1,132 @@
+//! Doors on a real socket and a real port.
 
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+
+use axum::extract::Extension;
+use axum::routing::get;
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+
+struct Host {
+    dir: TempDir,
+    settings: Api,
+    address: SocketAddr,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+fn settings(dir: &TempDir, max_connections: usize) -> Api {
+    let socket = dir.path().join("larder.sock");
+    let tcp = Some("127.0.0.1:0".parse().unwrap());
+    Api { socket, tcp, max_connections, header_timeout_seconds: 300, ..Api::default() }
+}
+
+/// Answers with who the peer is.
+async fn host(max_connections: usize) -> Host {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir, max_connections);
+    let listeners = Listeners::bind(&settings, true).unwrap();
+    let address = listeners.tcp_address().unwrap();
+    let stop = CancellationToken::new();
+    let router =
+        Router::new().route("/", get(|Extension(peer): Extension<Peer>| async move { format!("{peer:?}") }));
+    let serving = {
+        let (settings, stop) = (settings.clone(), stop.clone());
+        tokio::spawn(async move { listeners.serve(router, settings, stop).await })
+    };
+    Host { dir, settings, address, stop, serving }
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("within 30 s")
+}
+
+async fn answer(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> String {
+    stream.write_all(REQUEST).await.unwrap();
+    let mut text = String::new();
+    soon(stream.read_to_string(&mut text)).await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn each_door_knows_its_peer() {
+    let host = host(8).await;
+    let told = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
+    assert!(told.starts_with("HTTP/1.1 200") && told.contains("admitted: true"), "{told}");
+    let told = answer(TcpStream::connect(host.address).await.unwrap()).await;
+    assert!(told.contains("Tcp { address: 127.0.0.1:"), "{told}");
+    let metadata = std::fs::metadata(&host.settings.socket).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o660);
+    let names: Vec<_> =
+        std::fs::read_dir(host.dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["larder.sock"], "nothing is left beside it");
+    host.stop.cancel();
+    soon(host.serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_over_tcp_leaves_the_socket_open() {
+    let host = host(2).await;
+    // The one place of TCP; a client that says nothing keeps it for 300 s.
+    let silent = TcpStream::connect(host.address).await.unwrap();
+    let mut waiting = TcpStream::connect(host.address).await.unwrap();
+    waiting.write_all(REQUEST).await.unwrap();
+    for _ in 0..3 {
+        let told = answer(UnixStream::connect(&host.settings.socket).await.unwrap()).await;
+        assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+    }
+    drop(silent);
+    let mut text = String::new();
+    soon(waiting.read_to_string(&mut text)).await.unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "who waits is served when somebody leaves: {text}");
+    host.stop.cancel();
+    soon(host.serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_a_dead_socket_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = Api { tcp: None, ..settings(&dir, 8) };
+    let alive = Listeners::bind(&settings, true).unwrap();
+    assert!(matches!(Listeners::bind(&settings, true), Err(ListenError::Occupied(_))));
+    drop(alive);
+    assert!(settings.socket.exists(), "a daemon that was killed leaves it");
+    // What a daemon that was killed while it bound leaves.
+    std::fs::create_dir(dir.path().join(".bind")).unwrap();
+    std::fs::write(dir.path().join(".bind/s"), "").unwrap();
+    drop(Listeners::bind(&settings, true).unwrap());
+    std::fs::remove_file(&settings.socket).unwrap();
+    std::fs::write(&settings.socket, "precious").unwrap();
+    assert!(matches!(Listeners::bind(&settings, true), Err(ListenError::NotASocket(_))));
+    assert_eq!(std::fs::read(&settings.socket).unwrap(), b"precious");
+    let absent = Api { socket: dir.path().join("absent/larder.sock"), ..settings };
+    assert!(matches!(Listeners::bind(&absent, true), Err(ListenError::Unix { .. })));
+}
+
+#[tokio::test]
+async fn the_group_of_the_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = std::fs::metadata(dir.path()).unwrap().gid();
+    let with = |group: &str| Api { tcp: None, socket_group: group.to_owned(), ..settings(&dir, 8) };
+    let numbered = with(&own.to_string());
+    drop(Listeners::bind(&numbered, true).unwrap());
+    assert_eq!(std::fs::metadata(&numbered.socket).unwrap().gid(), own);
+    assert!(matches!(Listeners::bind(&with("no-such-group-here"), true), Err(ListenError::Group(_))));
+}
+
+#[tokio::test]
+async fn tcp_that_must_not_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = settings(&dir, 8);
+    assert!(matches!(Listeners::bind(&settings, false), Err(ListenError::NoCredential)));
+    let open = Api { tcp: Some("0.0.0.0:0".parse().unwrap()), ..settings.clone() };
+    assert!(matches!(Listeners::bind(&open, true), Err(ListenError::Plain(_))));
+    assert!(Listeners::bind(&Api { tcp: None, ..settings }, false).is_ok(), "the socket needs no credential");
+}

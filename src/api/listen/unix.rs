@@ -73,17 +73,19 @@ fn check_place(path: &Path) -> Result<(), ListenError> {
 /// Serves who comes.
 pub(super) async fn accept(listener: UnixListener, group: bool, door: Door) {
     let (own, _) = process::ids();
-    let accept = async || listener.accept().await.map(|(stream, _)| stream);
-    door.open(accept, |stream: UnixStream, connection| async move {
-        let uid = match stream.peer_cred() {
-            Ok(credentials) => credentials.uid(),
-            Err(error) => {
-                tracing::warn!(%error, "the kernel does not say who is at the other end of the socket");
-                return;
-            }
-        };
-        let admitted = group || uid == 0 || uid == own;
-        connection.serve(stream, Peer::Unix { uid, admitted }).await;
-    })
+    door.open(
+        |context| listener.poll_accept(context),
+        |(stream, _): (UnixStream, _), connection| async move {
+            let uid = match stream.peer_cred() {
+                Ok(credentials) => credentials.uid(),
+                Err(error) => {
+                    tracing::warn!(%error, "the kernel does not say who is at the other end of the socket");
+                    return;
+                }
+            };
+            let admitted = group || uid == 0 || uid == own;
+            connection.serve(stream, Peer::Unix { uid, admitted }).await;
+        },
+    )
     .await;
 }

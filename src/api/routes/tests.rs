@@ -1,1 +1,493 @@
+//! The routes over the real service and store, with a builder that never ends.
 
+use std::sync::Mutex;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{Request, Response, header};
+use futures_util::future::BoxFuture;
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::api::auth::{SharedTenants, Tenants};
+use crate::api::listen::Peer;
+use crate::api::{Api, Parts};
+use crate::caches::layout::Layout;
+use crate::caches::runner::{BuildOrder, Ended, Runner};
+use crate::caches::service::Service;
+use crate::caches::store::sqlite::SqliteStore;
+use crate::caches::volumes::Volumes;
+use crate::config::Config;
+use crate::model::class::Class;
+use crate::model::digest::hex;
+use crate::model::event::{Failure, Line};
+use crate::model::image_cache::TenantName;
+use crate::model::job::Job;
+use crate::model::plan_report::PlanReport;
+use crate::model::size::ByteSize;
+use crate::telemetry::metrics::Metrics;
+use crate::testing::clock::FakeClock;
+
+/// Builds until it is stopped; plans what `refusal` does not refuse.
+#[derive(Debug, Default)]
+struct Endless {
+    refusal: Mutex<Option<Class>>,
+}
+
+impl Runner for Endless {
+    fn build<'a>(
+        &'a self,
+        _: BuildOrder,
+        _: mpsc::Sender<Line>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'a, Ended> {
+        Box::pin(async move {
+            stop.cancelled().await;
+            Ended::Stopped
+        })
+    }
+
+    fn plan<'a>(
+        &'a self,
+        _: TenantName,
+        _: Job,
+        _: Vec<String>,
+    ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
+        let refusal = *self.refusal.lock().unwrap();
+        let failure =
+            |class| Failure { class, images: Vec::new(), layer: None, message: "no such tag".into() };
+        Box::pin(async move {
+            refusal.map_or_else(
+                || Ok(PlanReport::new(Vec::new(), ByteSize(0))),
+                |class| Err(vec![failure(class)]),
+            )
+        })
+    }
+}
+
+struct Host {
+    router: Router,
+    service: Service,
+    runner: Arc<Endless>,
+    clock: Arc<FakeClock>,
+    _dir: TempDir,
+}
+
+const TOKENS: [(&str, &str); 2] = [("team-a", "token-a"), ("team-b", "token-b")];
+
+async fn host(more: &str) -> Host {
+    let dir = tempfile::tempdir().unwrap();
+    let secret = dir.path().join("ak");
+    std::fs::write(&secret, "sk\n").unwrap();
+    let hash = |text: &str| hex(&Sha256::digest(text));
+    let mut text = format!("{more}\n[caches]\ncapacity = \"100GiB\"\nmax_per_tenant = 3\n");
+    for (name, token) in TOKENS {
+        let key = format!("{{ id = \"AK-{name}\", secret_file = {secret:?} }}");
+        text += &format!(
+            "[[tenant]]\nname = \"{name}\"\ntoken_sha256 = [\"{}\"]\naccess_keys = [{key}]\n",
+            hash(token)
+        );
+    }
+    let mut config = Config::parse(&text, []).unwrap();
+    config.api.metrics_token_sha256 = vec![hash("scrape")];
+    let clock = Arc::new(FakeClock::default());
+    let runner = Arc::new(Endless::default());
+    let metrics = Metrics::new();
+    let volumes = Volumes::take(Layout::new(dir.path().join("state"))).unwrap();
+    let store = SqliteStore::open(&volumes.layout().database(), false).unwrap();
+    let parts = crate::caches::service::Parts {
+        store: Arc::new(store),
+        runner: Arc::clone(&runner) as Arc<dyn Runner>,
+        volumes,
+        clock: Arc::clone(&clock) as Arc<dyn crate::sys::clock::Clock>,
+        metrics: metrics.clone(),
+    };
+    let service = Service::start(parts, &config).await.unwrap();
+    let tenants = SharedTenants::new(Tenants::load(&config.api, &config.tenant, None).unwrap());
+    let clock_of_api = Arc::clone(&clock) as Arc<dyn crate::sys::clock::Clock>;
+    let parts = Parts { service: service.clone(), tenants, clock: clock_of_api, metrics };
+    let router = Api::new(parts, config.api.clone()).router();
+    Host { router, service, runner, clock, _dir: dir }
+}
+
+struct Answered {
+    status: u16,
+    headers: axum::http::HeaderMap,
+    json: Value,
+}
+
+impl Answered {
+    fn code(&self) -> &str {
+        self.json["errorCode"].as_str().unwrap_or_default()
+    }
+}
+
+impl Host {
+    async fn raw(&self, peer: Peer, mut request: Request<Body>) -> Response<Body> {
+        request.extensions_mut().insert(peer);
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    async fn send(&self, peer: Peer, request: Request<Body>) -> Answered {
+        let response = self.raw(peer, request).await;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let json = serde_json::from_slice(&body).unwrap_or(Value::Null);
+        let id = head.headers["x-request-id"].to_str().unwrap();
+        assert_eq!(id.len(), 32, "{id}");
+        if head.status.as_u16() >= 400 && !body.is_empty() {
+            assert_eq!(json["errorCode"], json["error_code"]);
+            assert_eq!(json["errorMessage"], json["error_msg"]);
+            assert!(json["errorCode"].is_string(), "{json}");
+        }
+        Answered { status: head.status.as_u16(), headers: head.headers, json }
+    }
+
+    async fn call(&self, token: &str, method: &str, uri: &str, body: Option<Value>) -> Answered {
+        let request = Request::builder().method(method).uri(uri).header("X-Auth-Token", token);
+        let request = match body {
+            Some(body) => request
+                .header(header::CONTENT_TYPE, "application/json;charset=UTF-8")
+                .body(Body::from(body.to_string())),
+            None => request.body(Body::empty()),
+        };
+        self.send(stranger(), request.unwrap()).await
+    }
+
+    async fn created(&self, token: &str, name: &str) -> String {
+        let answer = self.call(token, "POST", "/v5/imagecaches", Some(order(name))).await;
+        assert_eq!(answer.status, 201, "{}", answer.json);
+        answer.json["image_cache"]["id"].as_str().unwrap().to_owned()
+    }
+}
+
+fn stranger() -> Peer {
+    Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() }
+}
+
+fn operator(admitted: bool) -> Peer {
+    Peer::Unix { uid: 0, admitted }
+}
+
+fn order(name: &str) -> Value {
+    json!({"name": name, "images": ["nginx:1"], "building_config": {"cluster": "c"}})
+}
+
+fn plain(method: &str, uri: &str) -> Request<Body> {
+    Request::builder().method(method).uri(uri).body(Body::empty()).unwrap()
+}
+
+#[tokio::test]
+async fn the_vendors_four_calls() {
+    let host = host("").await;
+    let id = host.created("token-a", "web").await;
+    let listed = host.call("token-a", "GET", "/v5/imagecaches", None).await;
+    assert_eq!((listed.status, listed.json["image_caches"][0]["id"].as_str()), (200, Some(id.as_str())));
+    for (query, count) in [("?name=web", 1), ("?name=we", 0), ("?name=", 0), ("?other=x&name=web", 1)] {
+        let listed = host.call("token-a", "GET", &format!("/v5/imagecaches{query}"), None).await;
+        assert_eq!(listed.json["image_caches"].as_array().unwrap().len(), count, "{query}");
+    }
+    let twice = host.call("token-a", "GET", "/v5/imagecaches?name=web&name=web", None).await;
+    assert_eq!((twice.status, twice.code()), (400, "CCE.01400001"));
+    let shown = host.call("token-a", "GET", &format!("/v5/imagecaches/{id}"), None).await;
+    assert_eq!((shown.status, shown.json["image_cache"]["name"].as_str()), (200, Some("web")));
+    let deleted = host.call("token-a", "DELETE", &format!("/v5/imagecaches/{id}"), None).await;
+    assert_eq!((deleted.status, deleted.json["image_cache"]["status"].as_str()), (202, Some("Deleting")));
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn refusals_of_a_create() {
+    let host = host("").await;
+    host.created("token-a", "web").await;
+    let taken = host.call("token-a", "POST", "/v5/imagecaches", Some(order("web"))).await;
+    assert_eq!((taken.status, taken.code()), (409, "CCE.01409001"));
+    let mut large = order("large");
+    large["image_cache_size"] = json!(400);
+    let full = host.call("token-a", "POST", "/v5/imagecaches", Some(large)).await;
+    assert_eq!((full.status, full.code()), (507, "CCE.01507001"));
+    assert!(full.json["error_msg"].as_str().unwrap().contains("400 GiB"));
+    host.created("token-a", "two").await;
+    host.created("token-a", "three").await;
+    let quota = host.call("token-a", "POST", "/v5/imagecaches", Some(order("four"))).await;
+    assert_eq!((quota.status, quota.code()), (403, "CCE.01403101"));
+    let long = order(&"a".repeat(2 << 20));
+    let long = host.call("token-a", "POST", "/v5/imagecaches", Some(long)).await;
+    assert_eq!((long.status, long.code()), (413, "CCE.01413001"));
+    let typed = Request::post("/v5/imagecaches").header("X-Auth-Token", "token-a");
+    let typed = typed.header(header::CONTENT_TYPE, "text/plain").body(Body::from(order("x").to_string()));
+    assert_eq!(host.send(stranger(), typed.unwrap()).await.status, 415);
+    let get = Request::get("/v5/imagecaches").header("X-Auth-Token", "token-a");
+    let get = get.header(header::CONTENT_TYPE, "text/plain").body(Body::empty()).unwrap();
+    assert_eq!(host.send(stranger(), get).await.status, 200, "not looked at");
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_of_another_tenant() {
+    let host = host("").await;
+    let id = host.created("token-a", "web").await;
+    host.created("token-b", "web").await;
+    let unknown = uuid::Uuid::new_v4().to_string();
+    let escaped = id.replacen(&id[..1], &format!("%{:02x}", id.as_bytes()[0]), 1);
+    for (method, path) in [
+        ("GET", "/v5/imagecaches/ID"),
+        ("DELETE", "/v5/imagecaches/ID"),
+        ("GET", "/larder/v1/caches/ID"),
+        ("GET", "/larder/v1/caches/ID/events"),
+        ("POST", "/larder/v1/caches/ID/cancel"),
+        ("POST", "/larder/v1/caches/ID/refresh"),
+    ] {
+        let mut answers = Vec::new();
+        for id in [&unknown, &id, "nonsense", "a%2Fb%20c", "%ff", &id.to_uppercase(), &escaped] {
+            let answer = host.call("token-b", method, &path.replace("ID", id), None).await;
+            assert_eq!(answer.status, 404, "{method} {path} {id}");
+            answers.push(answer.json);
+        }
+        answers.dedup();
+        assert_eq!(answers.len(), 1, "told apart: {answers:?}");
+    }
+    let own = host.call("token-a", "GET", &format!("/v5/imagecaches/{escaped}"), None).await;
+    assert_eq!(own.status, 404, "one cache has one address");
+    let listed = host.call("token-b", "GET", "/v5/imagecaches", None).await;
+    assert_eq!(listed.json["image_caches"].as_array().unwrap().len(), 1);
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn who_may() {
+    let host = host("").await;
+    let status = async |peer: Peer, headers: &[(&str, &str)]| {
+        let mut request = Request::get("/v5/imagecaches");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        host.send(peer, request.body(Body::empty()).unwrap()).await.status
+    };
+    assert_eq!(status(stranger(), &[]).await, 401);
+    assert_eq!(status(stranger(), &[("x-auth-token", "nobody's")]).await, 401);
+    assert_eq!(status(stranger(), &[("x-auth-token", "scrape")]).await, 401, "for metrics alone");
+    assert_eq!(status(stranger(), &[("x-auth-token", "token-a")]).await, 200);
+    assert_eq!(status(stranger(), &[("x-auth-token", "token-a"), ("authorization", "x")]).await, 400);
+    assert_eq!(status(stranger(), &[("authorization", "Bearer token-a")]).await, 401);
+    assert_eq!(status(operator(true), &[]).await, 200);
+    assert_eq!(status(operator(false), &[]).await, 403);
+    assert_eq!(status(operator(true), &[("x-auth-token", "nobody's")]).await, 401, "what is given counts");
+    assert_eq!(status(operator(false), &[("x-auth-token", "token-a")]).await, 200);
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_signed_request_and_its_clock() {
+    use crate::sys::clock::Clock as _;
+    let host = host("").await;
+    let send = async |secret: &str, access: &str, body: &str| {
+        let date = host.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
+        let headers = [("host".to_owned(), "h:1".to_owned()), ("x-sdk-date".to_owned(), date.clone())];
+        let signed = crate::api::auth::canonical::Signable {
+            method: "POST",
+            path: "/v5/imagecaches",
+            query: &[],
+            headers: &headers,
+            body: Sha256::digest(order("signed").to_string()).into(),
+        };
+        use hmac::{KeyInit as _, Mac as _};
+        let mut mac = hmac::Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+        mac.update(signed.string_to_sign(&date).as_bytes());
+        let signature = hex(&mac.finalize().into_bytes());
+        let claim =
+            format!("SDK-HMAC-SHA256 Access={access}, SignedHeaders=host;x-sdk-date, Signature={signature}");
+        let request = Request::post("/v5/imagecaches").header("host", "h:1").header("x-sdk-date", &date);
+        let request = request.header("authorization", claim).header("content-type", "application/json");
+        host.send(stranger(), request.body(Body::from(body.to_owned())).unwrap()).await
+    };
+    let body = order("signed").to_string();
+    let wrong = send("another", "AK-team-a", &body).await;
+    let unknown = send("sk", "AK-nobody", &body).await;
+    assert_eq!((wrong.status, &wrong.json), (401, &unknown.json));
+    assert_eq!(wrong.headers[header::WWW_AUTHENTICATE], "SDK-HMAC-SHA256");
+    assert_eq!(send("sk", "AK-team-a", &order("tampered").to_string()).await.status, 401);
+    assert_eq!(send("sk", "AK-team-a", &body).await.status, 201);
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_repeated_create_gets_the_first_answer() {
+    let host = host("").await;
+    let send = async |name: &str, key: &str| {
+        let request =
+            Request::post("/v5/imagecaches").header("X-Auth-Token", "token-a").header("Idempotency-Key", key);
+        let request = request.header("content-type", "application/json");
+        host.send(stranger(), request.body(Body::from(order(name).to_string())).unwrap()).await
+    };
+    let first = send("web", "k").await;
+    let again = send("web", "k").await;
+    assert_eq!((first.status, again.status), (201, 201));
+    assert_eq!(first.json, again.json);
+    let other = send("other", "k").await;
+    assert_eq!((other.status, other.code()), (400, "CCE.01400103"));
+    assert_eq!(send("web", "not visible").await.status, 400);
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn paths_and_methods_that_are_not_there() {
+    let host = host("").await;
+    for path in ["/", "/v5", "/v5/imagecaches/", "//v5/imagecaches", "/v5//imagecaches", "/v5/%69magecaches"]
+    {
+        let answer = host.call("token-a", "GET", path, None).await;
+        assert_eq!((answer.status, answer.code()), (404, "CCE.01404101"), "{path}");
+    }
+    for (method, path, allow) in [
+        ("PUT", "/v5/imagecaches", ["GET", "POST"]),
+        ("OPTIONS", "/v5/imagecaches/x", ["GET", "DELETE"]),
+        ("POST", "/healthz", ["GET", "HEAD"]),
+    ] {
+        let answer = host.call("token-a", method, path, None).await;
+        assert_eq!((answer.status, answer.code()), (405, "CCE.01405001"), "{method} {path}");
+        let allowed = answer.headers[header::ALLOW].to_str().unwrap();
+        assert!(allow.iter().all(|method| allowed.contains(method)), "{allowed}");
+    }
+    let head = host.call("token-a", "HEAD", "/v5/imagecaches", None).await;
+    assert_eq!((head.status, head.json), (200, Value::Null));
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn more_than_the_share_is_refused() {
+    let host = host("[api]\nrequests_per_second = 1\n").await;
+    assert_eq!(host.call("token-a", "GET", "/v5/imagecaches", None).await.status, 200);
+    let mut refused = None;
+    for _ in 0..50 {
+        let answer = host.call("token-a", "GET", "/v5/imagecaches", None).await;
+        if answer.status == 429 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("fifty in a moment are more than one a second");
+    assert_eq!(
+        (refused.code(), refused.headers[header::RETRY_AFTER].to_str().unwrap()),
+        ("CCE.01429001", "1")
+    );
+    assert_eq!(host.call("token-b", "GET", "/v5/imagecaches", None).await.status, 200, "a share of its own");
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn beyond_the_vendor() {
+    let host = host("").await;
+    let id = host.created("token-a", "web").await;
+    let details = host.call("token-a", "GET", &format!("/larder/v1/caches/{id}"), None).await;
+    assert_eq!(details.json["image_cache"]["id"], id.as_str());
+    assert_eq!(details.json["details"]["events"][0]["sequence"], 1);
+    let refresh = host.call("token-a", "POST", &format!("/larder/v1/caches/{id}/refresh"), None).await;
+    assert_eq!((refresh.status, refresh.code()), (409, "CCE.01409101"));
+    let none = host.call("token-a", "GET", "/larder/v1/match?image=nginx%3A1", None).await;
+    assert_eq!((none.status, none.json), (200, json!({"match": null})));
+    for query in ["", "?image=UPPER", &format!("?{}", "image=a&".repeat(21))] {
+        assert_eq!(host.call("token-a", "GET", &format!("/larder/v1/match{query}"), None).await.status, 400);
+    }
+    let cancelled = host.call("token-a", "POST", &format!("/larder/v1/caches/{id}/cancel"), None).await;
+    assert_eq!((cancelled.status, cancelled.json["image_cache"]["status"].as_str()), (202, Some("Failed")));
+    let plan = host.call("token-a", "POST", "/larder/v1/plan", Some(order("x"))).await;
+    assert_eq!((plan.status, plan.json["plan"]["version"].as_u64()), (200, Some(1)));
+    for (class, status) in
+        [(Class::NotFound, 400), (Class::Denied, 400), (Class::Transient, 503), (Class::Internal, 500)]
+    {
+        *host.runner.refusal.lock().unwrap() = Some(class);
+        let plan = host.call("token-a", "POST", "/larder/v1/plan", Some(order("x"))).await;
+        assert_eq!(plan.status, status, "{class:?}");
+    }
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn events_until_it_is_settled() {
+    let host = host("").await;
+    let id = host.created("token-a", "web").await;
+    let follow = async |after: Option<&str>| {
+        let mut request =
+            Request::get(format!("/larder/v1/caches/{id}/events")).header("X-Auth-Token", "token-a");
+        if let Some(after) = after {
+            request = request.header("Last-Event-ID", after);
+        }
+        host.raw(stranger(), request.body(Body::empty()).unwrap()).await
+    };
+    let response = follow(None).await;
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let mut held = Vec::new();
+    loop {
+        let response = follow(None).await;
+        match response.status().as_u16() {
+            200 if held.len() < 100 => held.push(response),
+            status => break assert_eq!(status, 429, "streams are bounded"),
+        }
+    }
+    assert_eq!(host.call("token-b", "GET", "/v5/imagecaches", None).await.status, 200);
+    drop(held);
+    let resumed = follow(Some("1")).await;
+    assert_eq!(follow(Some("x")).await.status(), 400);
+    let cancelled = host.call("token-a", "POST", &format!("/larder/v1/caches/{id}/cancel"), None).await;
+    assert_eq!(cancelled.status, 202);
+    let whole = |response: Response<Body>| async {
+        let body = tokio::time::timeout(Duration::from_secs(30), response.into_body().collect()).await;
+        String::from_utf8(body.expect("the stream ends").unwrap().to_bytes().to_vec()).unwrap()
+    };
+    let told = whole(response).await;
+    assert!(told.contains("event: status\nid: 1\ndata: {\"sequence\":1,"), "{told}");
+    assert!(told.contains("\"status\":\"Failed\""), "{told}");
+    let resumed = whole(resumed).await;
+    assert!(!resumed.contains("\"sequence\":1,") && resumed.contains("Failed"), "{resumed}");
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn probes_and_metrics() {
+    let host = host("").await;
+    for path in ["/healthz", "/readyz", "/openapi.json"] {
+        assert_eq!(host.send(stranger(), plain("GET", path)).await.status, 200, "{path}");
+    }
+    assert_eq!(host.send(operator(true), plain("GET", "/metrics")).await.status, 200);
+    assert_eq!(host.send(operator(false), plain("GET", "/metrics")).await.status, 401);
+    assert_eq!(host.send(stranger(), plain("GET", "/metrics")).await.status, 401);
+    assert_eq!(
+        host.call("token-a", "GET", "/metrics", None).await.status,
+        401,
+        "tenants would learn of each other"
+    );
+    assert_eq!(host.call("scrape", "GET", "/metrics", None).await.status, 200);
+    host.service.stop().await;
+    let stopped = host.send(stranger(), plain("GET", "/readyz")).await;
+    assert_eq!((stopped.status, stopped.code()), (503, "CCE.01503001"));
+    let create = host.call("token-a", "POST", "/v5/imagecaches", Some(order("late"))).await;
+    assert_eq!(create.status, 503);
+}
+
+#[tokio::test]
+async fn every_route_is_described() {
+    let host = host("").await;
+    let document = host.send(stranger(), plain("GET", "/openapi.json")).await.json;
+    let source = include_str!("../routes.rs");
+    let routes: Vec<&str> =
+        source.lines().filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next()).collect();
+    assert_eq!(routes.len(), 12);
+    for route in routes {
+        assert!(document["paths"][route].is_object(), "{route}");
+    }
+    let create = &document["paths"]["/v5/imagecaches"]["post"];
+    let answers = create["responses"].as_object().unwrap();
+    for code in crate::api::errors::Code::ALL {
+        assert!(answers.contains_key(code.status().as_str()), "{code:?}");
+    }
+    assert_eq!(create["security"].as_array().unwrap().len(), 2);
+    let order = &document["components"]["schemas"]["Order"];
+    assert_eq!(order["required"], json!(["name", "images", "building_config"]));
+    host.service.stop().await;
+}

@@ -190,7 +190,8 @@ impl ChildRunner {
             Ok(ready) => ready,
             Err(why) => return Ended::NotStarted(why),
         };
-        let command = command::build(&self.settings, &ready.work, &order.volume);
+        let command =
+            command::build(&self.settings, &ready.work, self.caches.build_nice, &order.volume, &order.share);
         let (process, stdout) = match Process::start(command, ready.cgroup).await {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),
@@ -227,7 +228,7 @@ impl ChildRunner {
             |why: String| failed(Class::Internal, &format!("the plan could not be started: {why}"));
         let of = format!("plan-{}", CacheId::random());
         let ready = self.ready(of.clone(), job, &unusable_secrets).await.map_err(not_started)?;
-        let command = command::plan(&self.settings, &ready.work);
+        let command = command::plan(&self.settings, &ready.work, self.caches.build_nice);
         let (process, stdout) = Process::start(command, ready.cgroup).await.map_err(not_started)?;
         let (verdict, words, stop) = (Verdict::default(), Words::default(), CancellationToken::new());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };

@@ -37,19 +37,20 @@ pub(super) fn environment(all: impl IntoIterator<Item = (OsString, OsString)>) -
     all.into_iter().filter(|(name, _)| PASSED.iter().any(|passed| name == passed)).collect()
 }
 
-/// `larder build`, with the job on standard input.
-pub(super) fn build(settings: &Settings, work: &Work, volume: &Path) -> Command {
-    let mut command = larder("build", settings, work);
-    command.arg("--volume").arg(volume);
+/// `larder build`, with the job on standard input, sharing layers with the tenant's other volumes.
+pub(super) fn build(settings: &Settings, work: &Work, nice: u8, volume: &Path, share: &Path) -> Command {
+    let mut command = larder("build", settings, work, nice);
+    command.args([OsStr::new("--volume"), volume.as_os_str(), OsStr::new("--share"), share.as_os_str()]);
     command
 }
 
 /// `larder plan`, with the job on standard input.
-pub(super) fn plan(settings: &Settings, work: &Work) -> Command {
-    larder("plan", settings, work)
+pub(super) fn plan(settings: &Settings, work: &Work, nice: u8) -> Command {
+    larder("plan", settings, work, nice)
 }
 
-fn larder(verb: &str, settings: &Settings, work: &Work) -> Command {
+/// Both read what registries send: confined, standing back for others, and not left behind by a daemon that dies.
+fn larder(verb: &str, settings: &Settings, work: &Work, nice: u8) -> Command {
     let format = match settings.log_format {
         Format::Text => "text",
         Format::Json => "json",
@@ -63,6 +64,8 @@ fn larder(verb: &str, settings: &Settings, work: &Work) -> Command {
         .args([OsStr::new("--config"), config.as_os_str(), OsStr::new("--secrets"), secrets.as_os_str()])
         .args(["--job", "-", "--output", "json", "--log-format", format, "--log-level"])
         .arg(&settings.log_level)
+        .args(["--confine", "--nice", &nice.to_string()])
+        .arg(format!("--die-with-parent={}", std::process::id()))
         .env_clear()
         .envs(settings.environment.iter().map(|(name, value)| (name, value)))
         // A signal to the daemon's group is not one to its children: they are asked to stop by the daemon alone.

@@ -1,0 +1,156 @@
+//! Clients that take their time.
+
+use axum::routing::get;
+use futures_util::stream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(100);
+
+/// A server for one connection at a time, and what releases its handler.
+struct Server {
+    connection: Connection,
+    begun: Arc<Notify>,
+    release: Arc<Notify>,
+}
+
+impl Server {
+    fn new() -> Self {
+        let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let wait = {
+            let (begun, release) = (Arc::clone(&begun), Arc::clone(&release));
+            move || async move {
+                begun.notify_one();
+                release.notified().await;
+                "released"
+            }
+        };
+        let endless = || async {
+            Body::from_stream(stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(&[b'x'; 4096]))))
+        };
+        let router = Router::new()
+            .route("/", get(|| async { "ok" }))
+            .route("/wait", get(wait))
+            .route("/endless", get(endless));
+        let connection = Connection {
+            router,
+            limits: Limits { header: SHORT, idle: SHORT, stall: SHORT },
+            stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        };
+        Server { connection, begun, release }
+    }
+
+    fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
+        let (client, server) = tokio::io::duplex(16 << 10);
+        let peer = Peer::Unix { uid: 0, admitted: true };
+        (client, tokio::spawn(self.connection.clone().serve(server, peer)))
+    }
+
+    /// Waits as long as it takes until a silent connection is cut: longer than every limit of [`SHORT`].
+    async fn a_while(&self) {
+        let (_silent, serving) = self.connect();
+        soon(serving).await.unwrap();
+    }
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("within 30 s")
+}
+
+async fn until(client: &mut DuplexStream, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        text.push(soon(client.read_u8()).await.unwrap());
+    }
+    String::from_utf8(text).unwrap()
+}
+
+#[tokio::test]
+async fn whoever_sends_no_request_is_cut() {
+    let server = Server::new();
+    // The third is half of what opens an HTTP/2 connection (RFC 9113, 3.4), the fourth all of it.
+    let starts: [&[u8]; 5] =
+        [b"", b"GET / HTTP/1.1\r\nHost:", b"PRI * HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET"];
+    for start in starts {
+        let (mut client, serving) = server.connect();
+        client.write_all(start).await.unwrap();
+        soon(serving).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_drips_is_cut() {
+    let server = Server::new();
+    let (mut client, serving) = server.connect();
+    client.write_all(b"GET / HTTP/1.1\r\nX: ").await.unwrap();
+    let drip = async {
+        while client.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(SHORT / 10).await;
+        }
+    };
+    soon(async { tokio::join!(drip, serving).1.unwrap() }).await;
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_for_the_next_request_and_not_for_ever() {
+    let server = Server::new();
+    let (mut client, serving) = server.connect();
+    for _ in 0..2 {
+        client.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+        assert!(until(&mut client, "ok").await.starts_with("HTTP/1.1 200"));
+    }
+    soon(serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_long_is_waited_for() {
+    let server = Server::new();
+    let (mut client, serving) = server.connect();
+    client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    soon(server.begun.notified()).await;
+    server.a_while().await;
+    server.a_while().await;
+    server.release.notify_one();
+    until(&mut client, "released").await;
+    soon(serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_does_not_read_is_cut() {
+    let server = Server::new();
+    let (mut client, serving) = server.connect();
+    client.write_all(b"GET /endless HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    soon(serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_ends_what_is_idle_and_waits_for_what_is_not() {
+    let mut server = Server::new();
+    server.connection.limits = Limits { header: far(), idle: far(), stall: far() };
+    let (mut idle, idle_serving) = server.connect();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    until(&mut idle, "ok").await;
+    let (mut busy, busy_serving) = server.connect();
+    busy.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    soon(server.begun.notified()).await;
+    let (mut stuck, stuck_serving) = server.connect();
+    stuck.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    soon(server.begun.notified()).await;
+    server.connection.stop.cancel();
+    soon(idle_serving).await.unwrap();
+    server.release.notify_one();
+    let answer = until(&mut busy, "released").await;
+    assert!(answer.to_lowercase().contains("connection: close"), "{answer}");
+    soon(busy_serving).await.unwrap();
+    assert!(!stuck_serving.is_finished());
+    server.connection.cut.cancel();
+    soon(stuck_serving).await.unwrap();
+}
+
+fn far() -> Duration {
+    Duration::from_secs(300)
+}
