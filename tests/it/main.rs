@@ -8,6 +8,7 @@
 mod build;
 mod cap;
 mod cli;
+mod client;
 mod confine;
 mod consumers;
 mod daemon;
@@ -24,4 +25,5 @@ mod sdk;
 mod secrets;
 mod store;
 mod tamper;
+mod tenants;
 mod tls;

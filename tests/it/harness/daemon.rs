@@ -153,6 +153,11 @@ impl Daemon {
         self.dir.path().join("secrets")
     }
 
+    /// Its state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// Runs `test`, and shows the log where it fails.
     pub(crate) fn explain<T>(&self, test: impl FnOnce() -> T) -> T {
         match catch_unwind(AssertUnwindSafe(test)) {
