@@ -26,6 +26,8 @@ packages=(
     systemd strace
     # Tests: the vendor's SDK and the fuzzer of the API come from tests/requirements.txt into an environment of their own.
     python3-venv
+    # Tests: the API without an SDK.
+    curl
     # Benchmarks: the unpacker that skopeo is measured with, and peak memory.
     umoci time
 )

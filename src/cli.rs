@@ -5,6 +5,7 @@
 
 mod args;
 mod build;
+mod cache;
 mod config;
 mod confine;
 mod exit;
@@ -66,6 +67,7 @@ fn run(cli: Cli, console: &Console) -> u8 {
             let reload: serve::Reload = Box::new(move || load_config(path.as_deref()));
             serve::run(&config, &reload, logs, console)
         }
+        Command::Cache(args) => cache::run(args, console),
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),

@@ -15,13 +15,15 @@
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
+//! | [`client`] | the client of the daemon's API |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`] | logs, metrics, the service manager |
 //! | `testing` | feature `testing`: builders of layers and images, a registry that misbehaves on purpose |
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, build, verify} → {registry, secrets, layer, volume} → {sys, model, config}`.
+//! Imports run one way: `main → cli → {api, client} → caches → {build, verify} → {registry, secrets, layer, volume} →
+//! {sys, model, config}`.
 //! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify`, beside it, reads
 //! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
 
@@ -29,6 +31,7 @@ pub mod api;
 pub mod build;
 pub mod caches;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod layer;
 pub mod model;

@@ -1,6 +1,5 @@
 //! Who asks: tokens, signed requests, and whoever may open the Unix socket.
 
-pub mod canonical;
 mod signature;
 mod token;
 
@@ -18,11 +17,12 @@ use crate::config::tenant::{ADMIN, Tenant};
 use crate::model::class::Class;
 use crate::model::credential::Secret;
 use crate::model::image_cache::TenantName;
+use crate::model::signature as signing;
 
 pub(super) use signature::Claim as Signed;
 
 /// The scheme that a 401 names.
-pub(super) const SCHEME: &str = canonical::ALGORITHM;
+pub(super) const SCHEME: &str = signing::ALGORITHM;
 
 const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 /// How a secret is named that systemd loads (systemd.exec(5), LoadCredential).

@@ -298,6 +298,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_readme_lists_every_code() {
+        let readme = include_str!("../../README.md");
+        for code in Code::ALL {
+            let row = format!("| {} | {} |", code.status().as_u16(), code.text());
+            assert!(readme.contains(&row), "{row}");
+        }
+    }
+
     #[tokio::test]
     async fn both_forms_in_one_body() {
         let problem = Problem::new(Code::QueueFull, "full").retry_after(Duration::from_millis(1500));

@@ -2,7 +2,7 @@
 //!
 //! The socket has connections of its own, so that a flood over TCP cannot lock the operator out: an eighth of
 //! `api.max_connections`, TCP the rest. Who comes beyond that waits in the kernel's backlog until somebody leaves, and
-//! nobody stays for nothing: see [`connection`].
+//! nobody stays for nothing: src/api/listen/connection.rs has the clocks.
 
 mod connection;
 mod tcp;

@@ -60,9 +60,6 @@ pub struct Work {
     pub generation: u32,
     /// How often a builder was started for it.
     pub attempts: u32,
-    /// When the first of them was; the time that the build may take counts from there.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub started_at: Option<DateTime<Utc>>,
 }
 
 /// What a sealed volume holds.
@@ -140,7 +137,7 @@ impl Record {
             message: None,
             class: None,
             content: None,
-            work: Some(Work { generation: 1, attempts: 0, started_at: None }),
+            work: Some(Work { generation: 1, attempts: 0 }),
             generation: 1,
             events: VecDeque::new(),
             sequence: 0,

@@ -89,6 +89,8 @@ struct Inner {
 struct Live {
     cancel: CancellationToken,
     progress: Progress,
+    /// Whether another build was asked for before this one has ended.
+    again: bool,
 }
 
 /// What the configuration says; replaced as a whole when it is read again.
@@ -226,17 +228,18 @@ impl Service {
 
     /// Gives up the build of a cache, or its refresh.
     pub async fn cancel(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        let before = self.get(tenant, id).await?;
+        self.stored(tenant, id).await?;
         let now = self.now();
+        let mut given_up = false;
         let cancelled = self.change(id, |record| {
-            if record.work.is_none() || record.status == Status::Deleting {
-                return false;
+            given_up = record.work.is_some() && record.status != Status::Deleting;
+            if given_up {
+                build::give_up(record, now, Class::Cancelled, "cancelled by request");
             }
-            build::give_up(record, now, Class::Cancelled, "cancelled by request");
-            true
+            given_up
         });
         let record = cancelled.await?.ok_or(Error::NotFound(id))?;
-        if before.work.is_none() || before.status == Status::Deleting {
+        if !given_up {
             return Err(Error::NotCancellable { id, status: record.status });
         }
         self.queue().remove(tenant, id);
@@ -260,18 +263,21 @@ impl Service {
         }
         self.room_to_refresh(&before).await?;
         let now = self.now();
-        let begun = self.change(id, |record| {
-            if record.status != Status::Available || record.work.is_some() {
+        let mut begun = false;
+        let changed = self.change(id, |record| {
+            begun = record.status == Status::Available && record.work.is_none();
+            if !begun {
                 return false;
             }
             record.generation += 1;
-            record.work = Some(Work { generation: record.generation, attempts: 0, started_at: None });
+            record.work = Some(Work { generation: record.generation, attempts: 0 });
             record.message = None;
+            record.class = None;
             record.note(now, "a refresh was asked for");
             true
         });
-        let record = begun.await?.ok_or(Error::NotFound(id))?;
-        if !record.is_refreshing() {
+        let record = changed.await?.ok_or(Error::NotFound(id))?;
+        if !begun {
             return Err(refuse(&record));
         }
         self.enqueue(tenant, id);

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::layout::{self, Layout};
 use super::runner::child::clear_work;
@@ -18,6 +19,8 @@ use crate::volume::{self, lease::Lease};
 #[derive(Debug)]
 pub struct Volumes {
     layout: Layout,
+    /// Held while the trash is emptied: two at once would each trip over what the other has just removed.
+    emptying: Mutex<()>,
     _lock: Lock,
 }
 
@@ -95,7 +98,7 @@ impl Volumes {
         let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
         // Secrets of builders whose daemon died.
         clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
-        Ok(Volumes { layout, _lock: lock })
+        Ok(Volumes { layout, emptying: Mutex::default(), _lock: lock })
     }
 
     /// Names of everything.
@@ -165,6 +168,7 @@ impl Volumes {
 
     /// Removes what was moved aside, and what builders told each other of it.
     pub fn empty_trash(&self) -> Result<(), StateError> {
+        let _one_at_a_time = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.layout.trash();
         let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
         let trash = Dir::open(&path).map_err(failed)?;
@@ -200,4 +204,28 @@ fn names(dir: &Path) -> Result<Vec<String>, StateError> {
         }
     }
     Ok(names)
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trash_is_emptied_by_several_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::take(Layout::new(dir.path().join("state"))).unwrap();
+        let trash = volumes.layout().trash();
+        for file in (0..50).flat_map(|volume| (0..20).map(move |file| format!("{volume}/d/{file}"))) {
+            let path = trash.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(|| volumes.empty_trash())).collect();
+            for one in all {
+                one.join().unwrap().unwrap();
+            }
+        });
+        assert!(fs::read_dir(trash).unwrap().next().is_none());
+    }
 }

@@ -1,11 +1,14 @@
 //! What a user types.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::client::address::Address;
 use crate::config::log::Format;
+use crate::model::image_cache::CacheName;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
@@ -20,6 +23,8 @@ Examples:
   larder plan nginx:1.27
   larder verify ./cache
   larder inspect ./cache --json
+  larder serve
+  larder cache create web nginx:1.27 --wait
 
 Exit codes (sysexits.h):
   0 done   64 usage, no such image   65 corrupt or hostile content   69 registry fails for now
@@ -37,6 +42,20 @@ Examples:
 Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
 kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
 With --output json a reader that closes standard output ends the build like Ctrl-C does (exit 130).";
+
+const CACHE_EXAMPLES: &str = "\
+Examples:
+  larder cache create web nginx:1.27 redis:7 --size 20 --wait
+  larder cache ls
+  larder cache show web
+  larder cache events web --json
+  LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder cache match nginx:1.27
+
+Variables: LARDER_HOST says where the daemon is, LARDER_CA names extra authorities. LARDER_TOKEN, or LARDER_ACCESS_KEY
+with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither.
+
+Exit codes: those of `larder --help`. Waiting ends with 0 when the cache is Available, with the code of the failure when
+it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over.";
 
 /// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
 #[derive(Debug, Parser)]
@@ -73,9 +92,12 @@ pub(super) enum Command {
     Plan(OrderArgs),
     /// Run the daemon: image caches over HTTP, on a Unix socket and, when configured, TCP
     ///
-    /// Reads the configuration's [state], [api], [caches], [secrets], [[tenant]] and [[cluster]]. SIGHUP reads it again; SIGTERM
+    /// Reads all of the configuration (`larder config show`). SIGHUP reads it again; SIGTERM
     /// stops, and unfinished builds go on with the next start. Exits with 73 if another daemon has the state directory.
     Serve,
+    /// Use the daemon's image caches
+    #[command(after_help = CACHE_EXAMPLES)]
+    Cache(CacheArgs),
     /// Prove a sealed volume from its own bytes
     ///
     /// Reports the first difference by layer and path. Exits with 65 if there is one, with 64 for a volume built with
@@ -206,6 +228,132 @@ pub(super) struct InspectArgs {
     pub(super) json: bool,
 }
 
+/// `larder cache`: which daemon, and what of it.
+#[derive(Debug, Args)]
+pub(super) struct CacheArgs {
+    /// Where the daemon is: unix:///path, http://host:port or https://host:port
+    /// [default: $LARDER_HOST, then unix:///run/larder/larder.sock]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub(super) host: Option<Address>,
+    /// File with extra certificate authorities, PEM [default: $LARDER_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) ca: Option<PathBuf>,
+    /// Print the daemon's JSON instead
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub(super) command: CacheCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CacheCommand {
+    /// Order an image cache
+    Create {
+        #[command(flatten)]
+        order: CacheOrder,
+        /// Wait until it is Available, or why it is not
+        #[arg(long)]
+        wait: bool,
+    },
+    /// List image caches
+    Ls {
+        /// Only the one of this name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// Show an image cache with its images and layers
+    Show {
+        /// ID or name
+        cache: String,
+    },
+    /// Delete image caches
+    Rm {
+        /// IDs or names
+        #[arg(required = true, value_name = "CACHE")]
+        caches: Vec<String>,
+        /// Wait until they are gone
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Wait until image caches are Available
+    Wait {
+        /// IDs or names
+        #[arg(required = true, value_name = "CACHE")]
+        caches: Vec<String>,
+        /// Most time for each, as in 90s, 30m or 2h [default: no limit]
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        timeout: Option<Duration>,
+    },
+    /// Print what happens to an image cache until it is settled
+    Events {
+        /// ID or name
+        cache: String,
+    },
+    /// Resolve the tags again and replace the content when the new one is sealed
+    Refresh {
+        /// ID or name
+        cache: String,
+        /// Wait until it is
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Give up a build or a refresh
+    Cancel {
+        /// ID or name
+        cache: String,
+    },
+    /// Name the Available image cache that serves a workload best
+    Match {
+        /// The images of the workload
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<ImageReference>,
+    },
+    /// Say what a create would fetch and whether it fits; keeps nothing
+    Plan {
+        #[command(flatten)]
+        order: CacheOrder,
+    },
+}
+
+/// An order for the daemon.
+#[derive(Debug, Args)]
+pub(super) struct CacheOrder {
+    /// Name: 1 to 128 of a-z 0-9 -, a letter first
+    pub(super) name: CacheName,
+    /// Images, 1 to 20
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Size of the volume in GiB, 20 to 400
+    #[arg(long, default_value_t = 20, value_name = "GIB")]
+    pub(super) size: u32,
+    /// Days until it expires; 0 is never
+    #[arg(long, default_value_t = 0, value_name = "DAYS")]
+    pub(super) retention_days: u32,
+    /// UID of the cluster that builds it, as the daemon's configuration names it
+    #[arg(long, default_value = "local", value_name = "UID")]
+    pub(super) cluster: String,
+    /// Pull secret as namespace:name; repeatable
+    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
+    pub(super) pull_secrets: Vec<String>,
+    /// A text of yours that makes a repeated create give the first answer
+    #[arg(long, value_name = "TEXT")]
+    pub(super) idempotency_key: Option<String>,
+}
+
+/// `90s`, `30m`, `2h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let refuse = || "not a time: want a number and s, m or h, as in 30m".to_owned();
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        _ => return Err(refuse()),
+    };
+    let number: u32 = text[..text.len() - 1].parse().map_err(|_| refuse())?;
+    Ok(Duration::from_secs(u64::from(number) * unit))
+}
+
 /// Bytes per second: a size, with `/s` or without.
 fn rate(text: &str) -> Result<u64, String> {
     let size = text.strip_suffix("/s").unwrap_or(text);
@@ -250,6 +398,11 @@ mod tests {
             "larder verify",
             "larder inspect a b",
             "larder config",
+            "larder cache",
+            "larder cache create web",
+            "larder cache create Web nginx",
+            "larder cache wait a --timeout 3",
+            "larder cache ls --host ftp://x",
         ] {
             assert!(parse(bad).unwrap_err().use_stderr(), "{bad}");
         }

@@ -8,6 +8,7 @@
 mod build;
 mod cap;
 mod cli;
+mod client;
 mod confine;
 mod consumers;
 mod daemon;
@@ -25,5 +26,6 @@ mod sdk;
 mod secrets;
 mod store;
 mod tamper;
+mod tenants;
 mod tls;
 mod unit;

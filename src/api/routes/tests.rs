@@ -290,17 +290,14 @@ async fn a_signed_request_and_its_clock() {
     let send = async |secret: &str, access: &str, body: &str| {
         let date = host.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
         let headers = [("host".to_owned(), "h:1".to_owned()), ("x-sdk-date".to_owned(), date.clone())];
-        let signed = crate::api::auth::canonical::Signable {
+        let signed = crate::model::signature::Signable {
             method: "POST",
             path: "/v5/imagecaches",
             query: &[],
             headers: &headers,
             body: Sha256::digest(order("signed").to_string()).into(),
         };
-        use hmac::{KeyInit as _, Mac as _};
-        let mut mac = hmac::Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
-        mac.update(signed.string_to_sign(&date).as_bytes());
-        let signature = hex(&mac.finalize().into_bytes());
+        let signature = hex(&signed.sign(&date, &crate::model::credential::Secret::new(secret)));
         let claim =
             format!("SDK-HMAC-SHA256 Access={access}, SignedHeaders=host;x-sdk-date, Signature={signature}");
         let request = Request::post("/v5/imagecaches").header("host", "h:1").header("x-sdk-date", &date);

@@ -52,8 +52,16 @@ impl Service {
     /// One attempt at one cache.
     async fn build(self, tenant: TenantName, id: CacheId, slot: OwnedSemaphorePermit) {
         let cancel = self.0.stop.child_token();
-        // Known before the record says so: who deletes or cancels from now on reaches this attempt.
-        self.live().insert(id, Live { cancel: cancel.clone(), ..Live::default() });
+        {
+            let mut live = self.live();
+            if let Some(before) = live.get_mut(&id) {
+                // The one before was asked to stop and has not yet; two would fight over the cache.
+                before.again = true;
+                return;
+            }
+            // Known before the record says so: who deletes or cancels from now on reaches this attempt.
+            live.insert(id, Live { cancel: cancel.clone(), ..Live::default() });
+        }
         let pause = match self.attempt(&tenant, id, cancel).await {
             Ok(pause) => pause,
             Err(error) => {
@@ -61,9 +69,12 @@ impl Service {
                 Some(LONGEST_PAUSE)
             }
         };
-        self.live().remove(&id);
+        let again = self.live().remove(&id).is_some_and(|live| live.again);
         drop(slot);
         self.0.sweep.notify_one();
+        if again {
+            return self.enqueue(&tenant, id);
+        }
         let Some(pause) = pause else { return };
         tokio::select! {
             () = tokio::time::sleep(pause) => self.enqueue(&tenant, id),
@@ -84,7 +95,6 @@ impl Service {
             begun = record.status != Status::Deleting && record.work.is_some();
             let Some(work) = record.work.as_mut().filter(|_| begun) else { return false };
             work.attempts += 1;
-            work.started_at.get_or_insert(now);
             let attempt = work.attempts;
             record.note(now, format!("attempt {attempt} began"));
             true
@@ -92,12 +102,7 @@ impl Service {
         let Some(record) = record.await?.filter(|_| begun) else { return Ok(None) };
         let Some(work) = record.work.clone() else { return Ok(None) };
         let minutes = self.settings(|settings| settings.caches.build_timeout_minutes);
-        let deadline = work.started_at.unwrap_or(now) + TimeDelta::minutes(i64::from(minutes));
-        if now >= deadline {
-            let message = format!("it was not built within {minutes} minutes");
-            self.fail(id, work.generation, Class::Busy, &message).await?;
-            return Ok(None);
-        }
+        let deadline = now + TimeDelta::minutes(i64::from(minutes));
         let (usable, unusable_secrets) = self.secrets(tenant, &record.spec);
         let layout = self.0.volumes.layout();
         let order = BuildOrder {
@@ -286,13 +291,13 @@ impl Service {
 /// Ends the work on a record without a result: a new cache has failed, a refreshed one stays what it was.
 pub(super) fn give_up(record: &mut Record, now: DateTime<Utc>, class: Class, message: &str) {
     record.work = None;
+    record.class = Some(class);
     if record.content.is_some() {
         let message = format!("the refresh failed: {message}");
         record.message = Some(cut(&message, MAX_MESSAGE).to_owned());
         record.note(now, cut(&message, 512));
         return;
     }
-    record.class = Some(class);
     record.message = Some(cut(message, MAX_MESSAGE).to_owned());
     record.turn(Status::Failed, now, cut(message, 512));
 }

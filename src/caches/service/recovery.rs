@@ -39,6 +39,12 @@ impl Service {
                 Status::Deleting => deleting += 1,
                 _ if record.work.is_some() => {
                     resumed += 1;
+                    // A stop is no failed attempt.
+                    self.change(record.id, |record| {
+                        let attempts = record.work.as_mut().map(|work| std::mem::take(&mut work.attempts));
+                        attempts.is_some_and(|attempts| attempts > 0)
+                    })
+                    .await?;
                     self.enqueue(&record.tenant, record.id);
                 }
                 _ => {}

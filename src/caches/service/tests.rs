@@ -29,6 +29,8 @@ enum Act {
     Die,
     /// Fills the volume until it is stopped.
     Hang,
+    /// The same, and then takes its time.
+    Linger,
 }
 
 /// Makes volumes as far as the service looks at them.
@@ -36,6 +38,7 @@ enum Act {
 struct FakeRunner {
     acts: Mutex<VecDeque<Act>>,
     orders: Mutex<Vec<BuildOrder>>,
+    leave: Notify,
 }
 
 impl Runner for FakeRunner {
@@ -59,6 +62,11 @@ impl Runner for FakeRunner {
                 Some(Act::Die) => Ended::Died("killed by signal 9".into()),
                 Some(Act::Hang) => {
                     stop.cancelled().await;
+                    Ended::Stopped
+                }
+                Some(Act::Linger) => {
+                    stop.cancelled().await;
+                    self.leave.notified().await;
                     Ended::Stopped
                 }
             }
@@ -376,6 +384,25 @@ async fn a_refresh_takes_the_place_of_what_was_there() {
     assert_eq!((after.content.unwrap().generation, after.message), (3, None));
     host.service.look_over().await.unwrap();
     assert_eq!(host.volumes(), [format!("{}.3", before.id)]);
+}
+
+#[tokio::test]
+async fn a_refresh_waits_for_the_builder_before_it() {
+    let host = Host::new("[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 4\n").await;
+    let record = host.available("web").await;
+    host.next(Act::Linger);
+    host.service.refresh(&team(), record.id).await.unwrap();
+    host.until(record.id, |_| host.started() == 2).await;
+    host.service.cancel(&team(), record.id).await.unwrap();
+    host.service.refresh(&team(), record.id).await.unwrap();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert_eq!(host.started(), 2, "the one before has not ended");
+    }
+    host.runner.leave.notify_one();
+    let after = host.until(record.id, |record| !record.is_refreshing()).await;
+    assert_eq!((host.started(), after.content.unwrap().generation), (3, 3));
+    host.until(record.id, |_| host.service.live().is_empty()).await;
 }
 
 #[tokio::test]

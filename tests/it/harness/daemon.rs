@@ -145,11 +145,6 @@ impl Daemon {
         self.running.take().unwrap().kill();
     }
 
-    /// Sends it a signal.
-    pub(crate) fn signal(&self, signal: Signal) {
-        self.running.as_ref().unwrap().signal(signal);
-    }
-
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -165,14 +160,14 @@ impl Daemon {
         self.dir.path().join("larder.toml")
     }
 
-    /// Its state directory.
-    pub(crate) fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
-    }
-
     /// Its pull secrets.
     pub(crate) fn secrets(&self) -> PathBuf {
         self.dir.path().join("secrets")
+    }
+
+    /// Its state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
     }
 
     /// Runs `test`, and shows the log where it fails.
@@ -206,13 +201,6 @@ impl Daemon {
             status.lines().any(|line| line == parent)
         };
         pids.filter(is_child).collect()
-    }
-
-    /// A line of its `/proc/PID/status`, KiB.
-    pub(crate) fn memory(&self, field: &str) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        line.unwrap().trim().strip_suffix(" kB").unwrap().parse().unwrap()
     }
 
     /// One request with the token of a tenant.

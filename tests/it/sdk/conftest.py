@@ -31,6 +31,8 @@ def tidy(stage):
     yield
     for tenant in stage.tenants:
         client = stage.sdk(tenant)
+        # One that is on its way out already may be gone before it could be asked to go.
         for cache in client.list():
-            client.delete(cache.id)
+            if cache.status != "Deleting":
+                client.delete(cache.id)
         stages.until(60, lambda: client.list() == [])

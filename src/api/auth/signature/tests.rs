@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, Request};
 use serde::Deserialize;
-use sha2::Digest as _;
+use sha2::{Digest as _, Sha256};
 
 use super::*;
 
@@ -167,9 +167,7 @@ fn sign(parts: &mut Parts, names: &[&str], body: &[u8], secret: &str) {
         headers: &headers,
         body: Sha256::digest(body).into(),
     };
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
-    mac.update(request.string_to_sign("20240101T000000Z").as_bytes());
-    let signature = hex(&mac.finalize().into_bytes());
+    let signature = hex(&request.sign("20240101T000000Z", &Secret::new(secret)));
     let names = names.join(";");
     let value = format!("{ALGORITHM} Access=AK, SignedHeaders={names}, Signature={signature}");
     parts.headers.insert(header::AUTHORIZATION, value.parse().unwrap());

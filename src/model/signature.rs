@@ -1,4 +1,4 @@
-//! What the two ends of a signed request hash, as the vendor's SDKs write it (algorithm `SDK-HMAC-SHA256`).
+//! Signed requests, for the end that signs and the one that verifies, as the vendor's SDKs do it (`SDK-HMAC-SHA256`).
 //!
 //! ```text
 //! canonical request = method ⏎ path, percent-encoded, ending in / ⏎ sorted query ⏎ name:value ⏎ … ⏎ ⏎ signed names ⏎ sha256
@@ -8,12 +8,17 @@
 
 use std::fmt::Write as _;
 
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 
-use crate::model::digest::hex;
+use super::credential::Secret;
+use super::digest::hex;
 
 /// The name of the algorithm, first word of `Authorization` and first line of the string to sign.
 pub const ALGORITHM: &str = "SDK-HMAC-SHA256";
+
+/// Bytes of a block of SHA-256.
+const BLOCK: usize = 64;
 
 /// The parts of a request that a signature covers.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +73,29 @@ impl Signable<'_> {
     pub fn string_to_sign(&self, date: &str) -> String {
         format!("{ALGORITHM}\n{date}\n{}", hex(&Sha256::digest(self.canonical())))
     }
+
+    /// The signature, for `Authorization` in lower-case hexadecimal digits.
+    pub fn sign(&self, date: &str, secret: &Secret) -> [u8; 32] {
+        self.mac(date, secret).finalize().into_bytes().into()
+    }
+
+    /// Whether a signature is right, compared in constant time.
+    pub fn verify(&self, date: &str, secret: &Secret, signature: &[u8; 32]) -> bool {
+        self.mac(date, secret).verify_slice(signature).is_ok()
+    }
+
+    fn mac(&self, date: &str, secret: &Secret) -> Hmac<Sha256> {
+        let given = secret.expose().as_bytes();
+        // RFC 2104, 2: a key longer than a block counts by its hash, a shorter one is filled with zeros.
+        let mut key = [0; BLOCK];
+        match key.get_mut(..given.len()) {
+            Some(start) => start.copy_from_slice(given),
+            None => key[..32].copy_from_slice(&Sha256::digest(given)),
+        }
+        let mut mac = Hmac::<Sha256>::new(&key.into());
+        mac.update(self.string_to_sign(date).as_bytes());
+        mac
+    }
 }
 
 /// Percent-encodes everything but the unreserved characters of RFC 3986, 2.3.
@@ -101,6 +129,20 @@ mod tests {
         let wanted = "GET\n/v5/image%20caches/\na=~&name=web%201%2F%C3%A9\nhost:h:1\nx-sdk-date:20240101T000000Z\n\n\
                       host;x-sdk-date\ne3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(request.canonical(), wanted);
+        let vectors = [
+            (1, "5072ae3465ce135f71652a23b352b4b02d0352069d280f1b73edb87fbaeecf44"),
+            (64, "d7454f98e8ddc6681c282988fbaa22083c76ce78b7ecd25869bc24b3e68dc479"),
+            (65, "0561bdf51608caa8d54f4ce382c0c5cff2fbfaae2f11c603ee13fd3cae152651"),
+            (200, "b4609f2b458a8adabea0bbb41f18ad7287814a92d37b67d688c45459cc4b03d3"),
+        ];
+        // Checked against another implementation (hmac of Python), with keys on both sides of a block.
+        for (length, wanted) in vectors {
+            let secret = Secret::new("k".repeat(length));
+            let signature = request.sign("20240101T000000Z", &secret);
+            assert_eq!(hex(&signature), wanted, "{length}");
+            assert!(request.verify("20240101T000000Z", &secret, &signature));
+            assert!(!request.verify("20240101T000001Z", &secret, &signature));
+        }
         let root = Signable { path: "/", query: &[], ..request };
         assert!(root.canonical().starts_with("GET\n/\n\nhost"));
     }

@@ -1,0 +1,198 @@
+//! `larder cache`: the daemon's image caches, from the command line.
+
+mod follow;
+mod table;
+
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use super::args::{CacheArgs, CacheCommand, CacheOrder};
+use super::exit;
+use super::output::stdout;
+use crate::client::address::{self, Address};
+use crate::client::credentials::{Credentials, CredentialsError};
+use crate::client::{Client, Request};
+use crate::model::class::Class;
+use crate::model::image_cache::CacheId;
+use crate::telemetry::Console;
+use follow::Wanted;
+
+/// A command failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Client(#[from] crate::client::error::Error),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error("LARDER_HOST: {0}")]
+    Address(#[from] address::ParseAddressError),
+    #[error("there is no image cache {0:?}")]
+    NoSuchName(String),
+    #[error("image cache {name}: {message}")]
+    Ended { name: String, class: Class, message: String },
+    #[error("the daemon answered without {0}")]
+    Absent(&'static str),
+}
+
+impl Error {
+    fn class(&self) -> Class {
+        match self {
+            Error::Client(e) => e.class(),
+            Error::Credentials(_) | Error::Address(_) => Class::Invalid,
+            Error::NoSuchName(_) => Class::NotFound,
+            Error::Ended { class, .. } => *class,
+            Error::Absent(_) => Class::Internal,
+        }
+    }
+}
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
+    };
+    let done = runtime.block_on(Box::pin(carry_out(args, console)));
+    runtime.shutdown_background();
+    match done {
+        Ok(text) => stdout::print(console, &text),
+        Err(error) => exit::fail(console, error.class(), &error.to_string()),
+    }
+}
+
+/// What goes to standard output.
+async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> {
+    let client = connect(&args)?;
+    let show = |json: &Value, people: &dyn Fn(&Value) -> String| {
+        if args.json { table::json(json) } else { people(json) }
+    };
+    match &args.command {
+        CacheCommand::Create { order, wait } => {
+            let body = order.body();
+            let key = order.idempotency_key.as_deref();
+            let request = Request { body: Some(&body), key, ..Request::new(post(), "/v5/imagecaches") };
+            let mut answer = client.call(request).await?;
+            if *wait {
+                answer = follow::until(&client, &id_of(&answer)?, Wanted::Available, None, console).await?;
+            }
+            Ok(show(&answer, &table::one))
+        }
+        CacheCommand::Ls { name } => {
+            let query: Vec<(&str, &str)> = name.iter().map(|name| ("name", name.as_str())).collect();
+            let request = Request { query: &query, ..Request::new(get(), "/v5/imagecaches") };
+            Ok(show(&client.call(request).await?, &table::list))
+        }
+        CacheCommand::Show { cache } => {
+            let path = format!("/larder/v1/caches/{}", resolve(&client, cache).await?);
+            Ok(show(&client.call(Request::new(get(), &path)).await?, &table::details))
+        }
+        CacheCommand::Rm { caches, wait } => {
+            let mut out = Vec::new();
+            for cache in caches {
+                let id = resolve(&client, cache).await?;
+                let path = format!("/v5/imagecaches/{id}");
+                let mut answer = client.call(Request::new(reqwest::Method::DELETE, &path)).await?;
+                if *wait {
+                    answer = follow::until(&client, &id, Wanted::Gone, None, console).await?;
+                }
+                out.push(show(&answer, &table::one));
+            }
+            Ok(out.concat())
+        }
+        CacheCommand::Wait { caches, timeout } => {
+            let mut out = Vec::new();
+            for cache in caches {
+                let id = resolve(&client, cache).await?;
+                let answer = follow::until(&client, &id, Wanted::Available, *timeout, console).await?;
+                out.push(show(&answer, &table::one));
+            }
+            Ok(out.concat())
+        }
+        CacheCommand::Events { cache } => {
+            let id = resolve(&client, cache).await?;
+            follow::print(&client, &id, args.json, console).await?;
+            Ok(String::new())
+        }
+        CacheCommand::Refresh { cache, wait } => {
+            let id = resolve(&client, cache).await?;
+            let path = format!("/larder/v1/caches/{id}/refresh");
+            let mut answer = client.call(Request::new(post(), &path)).await?;
+            if *wait {
+                answer = follow::until(&client, &id, Wanted::Available, None, console).await?;
+            }
+            Ok(show(&answer, &table::one))
+        }
+        CacheCommand::Cancel { cache } => {
+            let path = format!("/larder/v1/caches/{}/cancel", resolve(&client, cache).await?);
+            Ok(show(&client.call(Request::new(post(), &path)).await?, &table::one))
+        }
+        CacheCommand::Match { images } => {
+            let query: Vec<(&str, &str)> = images.iter().map(|image| ("image", image.given())).collect();
+            let request = Request { query: &query, ..Request::new(get(), "/larder/v1/match") };
+            let answer = client.call(request).await?;
+            if answer["match"].is_null() {
+                return Err(Error::Ended {
+                    name: "for these images".into(),
+                    class: Class::NotFound,
+                    message: "no Available one holds any of them".into(),
+                });
+            }
+            Ok(show(&answer, &table::matched))
+        }
+        CacheCommand::Plan { order } => {
+            let body = order.body();
+            let request = Request { body: Some(&body), ..Request::new(post(), "/larder/v1/plan") };
+            Ok(show(&client.call(request).await?, &table::plan))
+        }
+    }
+}
+
+fn get() -> reqwest::Method {
+    reqwest::Method::GET
+}
+
+fn post() -> reqwest::Method {
+    reqwest::Method::POST
+}
+
+/// Flag over variable over the socket of this host.
+fn connect(args: &CacheArgs) -> Result<Client, Error> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let address: Address = match (&args.host, variable("LARDER_HOST")) {
+        (Some(address), _) => address.clone(),
+        (None, Some(text)) => text.parse()?,
+        (None, None) => address::DEFAULT.parse()?,
+    };
+    let ca = args.ca.clone().or_else(|| variable("LARDER_CA").map(Into::into));
+    Ok(Client::new(address, Credentials::of(variable)?, ca.as_deref())?)
+}
+
+impl CacheOrder {
+    fn body(&self) -> Value {
+        let images: Vec<&str> = self.images.iter().map(|image| image.given()).collect();
+        json!({
+            "name": self.name,
+            "images": images,
+            "image_cache_size": self.size,
+            "retention_days": self.retention_days,
+            "building_config": {"cluster": self.cluster, "image_pull_secrets": self.pull_secrets},
+        })
+    }
+}
+
+/// The ID of a cache that is given by ID or by name.
+async fn resolve(client: &Client, cache: &str) -> Result<String, Error> {
+    if cache.parse::<CacheId>().is_ok() {
+        return Ok(cache.to_owned());
+    }
+    let query = [("name", cache)];
+    let answer = client.call(Request { query: &query, ..Request::new(get(), "/v5/imagecaches") }).await?;
+    let first = answer["image_caches"].as_array().and_then(|caches| caches.first());
+    let id = first.and_then(|cache| cache["id"].as_str()).and_then(|id| id.parse::<CacheId>().ok());
+    id.map(|id| id.to_string()).ok_or_else(|| Error::NoSuchName(cache.to_owned()))
+}
+
+fn id_of(answer: &Value) -> Result<String, Error> {
+    let id = answer["image_cache"]["id"].as_str().and_then(|id| id.parse::<CacheId>().ok());
+    Ok(id.ok_or(Error::Absent("the ID of an image cache"))?.to_string())
+}

@@ -1,0 +1,166 @@
+//! Waiting for an image cache, and seeing what happens to it.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+
+use super::{Error, get};
+use crate::cli::output::Renderer;
+use crate::cli::output::stdout;
+use crate::cli::output::terminal::Terminal;
+use crate::cli::output::text::Text;
+use crate::client::events::Told;
+use crate::client::{Client, Request};
+use crate::model::class::Class;
+use crate::model::escape::escape;
+use crate::model::event::Event;
+use crate::telemetry::Console;
+
+/// Between two looks at a cache of which the stream ended early.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Built, or refreshed.
+    Available,
+    /// Deleted.
+    Gone,
+}
+
+/// Waits until the cache is what is wanted, or cannot become it any more. Gives the daemon's last answer.
+pub(super) async fn until(
+    client: &Client,
+    id: &str,
+    wanted: Wanted,
+    limit: Option<Duration>,
+    console: &Console,
+) -> Result<Value, Error> {
+    let mut renderer: Box<dyn Renderer> = if console.is_terminal() {
+        Box::new(Terminal::new(console.clone()))
+    } else {
+        Box::new(Text(console.clone()))
+    };
+    let waiting = wait(client, id, wanted, &mut *renderer);
+    let Some(limit) = limit else { return waiting.await };
+    timeout(limit, waiting).await.unwrap_or_else(|_| {
+        let message = "it is not done within the time given; the daemon goes on".to_owned();
+        Err(Error::Ended { name: id.to_owned(), class: Class::Busy, message })
+    })
+}
+
+async fn wait(
+    client: &Client,
+    id: &str,
+    wanted: Wanted,
+    renderer: &mut dyn Renderer,
+) -> Result<Value, Error> {
+    let path = format!("/larder/v1/caches/{id}");
+    let mut last = json!({"image_cache": {"id": id}});
+    let mut sequence = 0;
+    loop {
+        let answer = match client.call(Request::new(get(), &path)).await {
+            Err(error) if error.is_not_found() && wanted == Wanted::Gone => return Ok(last),
+            other => other?,
+        };
+        last = json!({"image_cache": answer["image_cache"]});
+        if let Some(end) = ended(&answer, wanted) {
+            return end.map(|()| last);
+        }
+        // What was told already is not told again; what the builder says has no number.
+        if let Ok(mut events) = client.follow(id, sequence).await {
+            while let Some(told) = events.next().await {
+                match told {
+                    Told::Status { sequence: number, .. } => sequence = number,
+                    // The result of one attempt is not the end; the daemon says what is.
+                    Told::Build(line) if matches!(line.event, Event::Result(_)) => {}
+                    Told::Build(line) => {
+                        // A terminal that is gone does not end the waiting.
+                        let _ = renderer.show(&line);
+                    }
+                }
+            }
+            let answer = client.call(Request::new(get(), &path)).await;
+            if answer.is_ok_and(|answer| ended(&answer, wanted).is_some()) {
+                continue;
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Whether there is nothing more to wait for.
+fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
+    let (cache, details) = (&answer["image_cache"], &answer["details"]);
+    let text = |value: &Value| escape(value.as_str().unwrap_or_default());
+    let fail = |class: Class| {
+        let message = match cache["message"].as_str() {
+            Some(message) => escape(message),
+            None => format!("it is {}", text(&cache["status"])),
+        };
+        Some(Err(Error::Ended { name: text(&cache["name"]), class, message }))
+    };
+    let class = || serde_json::from_value(details["class"].clone()).unwrap_or(Class::Internal);
+    match (cache["status"].as_str().unwrap_or_default(), wanted) {
+        (_, Wanted::Gone) | ("Creating", _) => None,
+        ("Available", _) if details["refreshing"] == true => None,
+        // The content is what it was, and the refresh that was waited for failed.
+        ("Available", _) if !details["class"].is_null() => fail(class()),
+        ("Available", _) => Some(Ok(())),
+        ("Failed", _) => fail(class()),
+        ("Deleting", _) => fail(Class::NotFound),
+        _ => fail(Class::Conflict),
+    }
+}
+
+/// Prints what happens to a cache until it is settled.
+pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Console) -> Result<(), Error> {
+    let mut events = client.follow(id, 0).await?;
+    let mut text = Text(console.clone());
+    while let Some(told) = events.next().await {
+        match told {
+            Told::Status { json, .. } if as_json => {
+                stdout::print(console, &format!("{json}\n"));
+            }
+            Told::Status { json, .. } => {
+                let status: Value = serde_json::from_str(&json).unwrap_or_default();
+                let field = |name: &str| escape(status[name].as_str().unwrap_or_default());
+                let line = format!("{}  {:<11}  {}\n", field("time"), field("status"), field("message"));
+                stdout::print(console, &line);
+            }
+            Told::Build(line) if as_json => {
+                if let Ok(json) = serde_json::to_string(&line) {
+                    stdout::print(console, &format!("{json}\n"));
+                }
+            }
+            Told::Build(line) => {
+                let _ = text.show(&line);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends() {
+        let of = |status: &str, details: Value, wanted: Wanted| {
+            let answer = json!({"image_cache": {"name": "web", "status": status}, "details": details});
+            ended(&answer, wanted).map(|end| end.map_err(|error| error.class()))
+        };
+        let plain = || json!({"refreshing": false});
+        assert_eq!(of("Creating", plain(), Wanted::Available), None);
+        assert_eq!(of("Available", plain(), Wanted::Available), Some(Ok(())));
+        assert_eq!(of("Available", json!({"refreshing": true}), Wanted::Available), None);
+        let failed = json!({"refreshing": false, "class": "not_found"});
+        assert_eq!(of("Available", failed.clone(), Wanted::Available), Some(Err(Class::NotFound)));
+        assert_eq!(of("Failed", failed, Wanted::Available), Some(Err(Class::NotFound)));
+        assert_eq!(of("Deleting", plain(), Wanted::Available), Some(Err(Class::NotFound)));
+        assert_eq!(of("Unavailable", plain(), Wanted::Available), Some(Err(Class::Conflict)));
+        assert_eq!(of("Deleting", plain(), Wanted::Gone), None);
+    }
+}

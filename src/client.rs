@@ -1,0 +1,174 @@
+//! A client of the daemon's HTTP API, over its Unix socket or TCP.
+
+pub mod address;
+pub mod credentials;
+pub mod error;
+pub mod events;
+
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::Utc;
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Method, Response, Url};
+use serde_json::Value;
+
+use address::Address;
+use credentials::Credentials;
+use error::{Error, Refusal};
+use events::Events;
+
+/// Most bytes of an answer.
+const MAX_ANSWER: usize = 32 << 20;
+/// Until a connection stands.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Until an answer is there; a plan asks registries.
+const ANSWER: Duration = Duration::from_secs(90);
+/// Silence on a stream of events after which it is taken for dead; the daemon says every 15 seconds that it lives.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// A client of one daemon.
+#[derive(Debug)]
+pub struct Client {
+    address: Address,
+    credentials: Credentials,
+    http: reqwest::Client,
+}
+
+/// A request to the daemon.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Its method.
+    pub method: Method,
+    /// Path, of characters that need no encoding.
+    pub path: &'a str,
+    /// Parameters of the query.
+    pub query: &'a [(&'a str, &'a str)],
+    /// Body, for a POST.
+    pub body: Option<&'a Value>,
+    /// `Idempotency-Key`.
+    pub key: Option<&'a str>,
+}
+
+impl<'a> Request<'a> {
+    /// A request without parameters and body.
+    pub fn new(method: Method, path: &'a str) -> Self {
+        Request { method, path, query: &[], body: None, key: None }
+    }
+}
+
+impl Client {
+    /// A client of the daemon at `address`. `ca` is a file of extra authorities, PEM.
+    pub fn new(address: Address, credentials: Credentials, ca: Option<&Path>) -> Result<Self, Error> {
+        // Fails only where the process has a provider already, which then serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let setup = |reason: String| Error::Setup { reason };
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE);
+        builder = match &address {
+            Address::Unix(path) => builder.no_proxy().tls_certs_only([]).unix_socket(path.clone()),
+            Address::Http(url) if url.scheme() == "http" => builder.tls_certs_only([]),
+            Address::Http(_) => builder,
+        };
+        if let Some(path) = ca {
+            let pem = std::fs::read(path).map_err(|e| setup(format!("reading {}: {e}", path.display())))?;
+            let parsed = reqwest::Certificate::from_pem_bundle(&pem);
+            let authorities =
+                parsed.map_err(|_| setup(format!("{} holds no certificate in PEM", path.display())))?;
+            builder = builder.tls_certs_merge(authorities);
+        }
+        let http = builder.build().map_err(|e| setup(e.to_string()))?;
+        Ok(Client { address, credentials, http })
+    }
+
+    /// Sends a request and gives the JSON of its answer.
+    ///
+    /// # Errors
+    /// [`Error`], also for every status that is no success.
+    pub async fn call(&self, request: Request<'_>) -> Result<Value, Error> {
+        let answer = tokio::time::timeout(ANSWER, async {
+            let response = self.send(request, None).await?;
+            self.body(response).await
+        });
+        let body = answer.await.map_err(|_| self.unreachable("no answer in time".to_owned()))??;
+        serde_json::from_slice(&body).map_err(|e| self.malformed(e.to_string()))
+    }
+
+    /// Follows an image cache from the event after number `after` on.
+    pub async fn follow(&self, id: &str, after: u64) -> Result<Events, Error> {
+        let path = format!("/larder/v1/caches/{id}/events");
+        let response = self.send(Request::new(Method::GET, &path), Some(after)).await?;
+        Ok(Events::new(response))
+    }
+
+    async fn send(&self, request: Request<'_>, after: Option<u64>) -> Result<Response, Error> {
+        let mut url = self.address.base();
+        url.set_path(request.path);
+        if !request.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(request.query);
+        }
+        let body = request.body.map(Value::to_string);
+        let mut builder = self.http.request(request.method.clone(), url.clone());
+        for (name, value) in self.credentials.headers(&request, &url, body.as_deref(), Utc::now()) {
+            builder = builder.header(name, value);
+        }
+        if let Some(key) = request.key {
+            builder = builder.header("Idempotency-Key", key);
+        }
+        if let Some(after) = after.filter(|after| *after > 0) {
+            builder = builder.header("Last-Event-ID", after);
+        }
+        if let Some(body) = body {
+            builder = builder.header(CONTENT_TYPE, "application/json").body(body);
+        }
+        let response = builder.send().await.map_err(|e| self.unreachable(chain(&e)))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status().as_u16();
+        let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+        let (request_id, retry_after) = (header("x-request-id"), header("retry-after"));
+        let body = self.body(response).await.unwrap_or_default();
+        Err(Error::Refused(Refusal::of(status, &body, request_id, retry_after)))
+    }
+
+    async fn body(&self, mut response: Response) -> Result<Vec<u8>, Error> {
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| self.unreachable(chain(&e)))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > MAX_ANSWER {
+                return Err(self.malformed(format!("it is longer than {MAX_ANSWER} bytes")));
+            }
+        }
+        Ok(body)
+    }
+
+    fn unreachable(&self, reason: String) -> Error {
+        Error::Unreachable { address: self.address.to_string(), reason }
+    }
+
+    fn malformed(&self, reason: String) -> Error {
+        Error::Malformed { address: self.address.to_string(), reason }
+    }
+}
+
+/// What `Host` is for a URL: the port only where it is not the scheme's own.
+fn host(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// An error with its causes; reqwest tells the last one only through them.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,217 @@
+//! What tenants of one daemon share and what they do not, and what becomes of a cache over its life.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use larder::testing::registry::{Fault, Registry};
+use serde_json::{Value, json};
+
+use crate::harness::daemon::{Daemon, ROOMY, Tenant};
+use crate::harness::registry::{self, PASSWORD};
+use crate::harness::served::random;
+use crate::harness::{Need, isolated, larder, succeed};
+
+const A: Tenant = Tenant("team-a");
+const B: Tenant = Tenant("team-b");
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn layer(seed: u64) -> Layer {
+    Layer::from(LayerBuilder::new().file(format!("f{seed}"), random(seed, 1 << 20)).gzip())
+}
+
+fn image(seeds: &[u64]) -> Image {
+    Image::builder(Format::Oci).layers(seeds.iter().map(|seed| layer(*seed))).build()
+}
+
+fn details(daemon: &Daemon, tenant: Tenant, id: &str) -> Value {
+    daemon.ask(tenant, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200)["details"].clone()
+}
+
+/// Waits until `ready`.
+fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what}\n{}", daemon.log());
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1, 2]);
+        image.push(&mut registry, "team/app", "1").unwrap();
+        let blobs: u64 = image.layers.iter().map(|layer| layer.blob.len() as u64).sum();
+        let images = [format!("{}/team/app:1", registry.host())];
+        let daemon = Daemon::start(&[A, B], ROOMY);
+        let served = || -> u64 { image.layers.iter().map(|layer| registry.served(&layer.digest)).sum() };
+
+        let first = daemon.order(A, "first", &images);
+        daemon.settle(A, &first, "Available", LIMIT);
+        assert_eq!(served(), blobs);
+        let second = daemon.order(A, "second", &images);
+        daemon.settle(A, &second, "Available", LIMIT);
+        assert_eq!(served(), blobs, "fetched again");
+        let layers = details(&daemon, A, &second)["layers"].clone();
+        for layer in layers.as_array().unwrap() {
+            assert_eq!((&layer["origin"], &layer["from"]), (&json!("reused"), &json!(first)), "{layer}");
+        }
+        let digests = [&first, &second].map(|id| details(&daemon, A, id)["digest"].clone());
+        assert_eq!(digests[0], digests[1], "what was reused is what was fetched");
+
+        let third = daemon.order(B, "first", &images);
+        daemon.settle(B, &third, "Available", LIMIT);
+        assert_eq!(served(), 2 * blobs, "another tenant fetches for itself");
+
+        // The source may go; what was made of it stays whole.
+        daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{first}"), None).expect(202);
+        let gone = || daemon.ask(A, "GET", &format!("/v5/imagecaches/{first}"), None).0.status == 404;
+        until(&daemon, "the first cache goes", gone);
+        let volume = daemon.state().join("tenants/team-a/volumes").join(format!("{second}.1"));
+        succeed(larder().arg("verify").arg(volume));
+    });
+}
+
+#[test]
+fn pull_secrets_of_no_use_are_told_in_the_same_words() {
+    isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
+        let registry = registry::Registry::with_password();
+        let images = [registry.push(&image(&[1]), "team/private", "1")];
+        let daemon = Daemon::start(&[A, B], &format!("{ROOMY}log.level = 'trace'"));
+        for tenant in [A, B] {
+            let dir = daemon.secrets().join(tenant.0).join("registry");
+            fs::create_dir_all(&dir).unwrap();
+            fs::copy(registry.docker_config().join("config.json"), dir.join(".dockerconfigjson")).unwrap();
+        }
+        let order = |name: &str, secret: &str| {
+            let order = json!({
+                "name": name, "images": images,
+                "building_config": {"cluster": "here", "image_pull_secrets": [secret]},
+            });
+            let answer = daemon.ask(A, "POST", "/v5/imagecaches", Some(&order)).expect(201);
+            answer["image_cache"]["id"].as_str().unwrap().to_owned()
+        };
+        let mut told = Vec::new();
+        for (name, secret) in
+            [("unknown", "team-a:nothing"), ("forbidden", "team-b:registry"), ("malformed", "no secret")]
+        {
+            let failed = daemon.settle(A, &order(name, secret), "Failed", LIMIT);
+            let message = failed["message"].as_str().unwrap();
+            assert!(message.contains(secret) && message.contains(&images[0]), "{message}");
+            told.push(message.replace(secret, "SECRET"));
+        }
+        assert!(told.iter().all(|message| *message == told[0]), "{told:?}");
+
+        let good = order("good", "team-a:registry");
+        daemon.settle(A, &good, "Available", LIMIT);
+        let log = daemon.log();
+        for secret in [PASSWORD.to_owned(), A.token(), registry::basic()] {
+            assert!(!log.contains(&secret), "a secret is in the log");
+        }
+        assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log was to hold everything");
+    });
+}
+
+#[test]
+fn a_stop_leaves_what_the_next_start_goes_on_with() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1, 2]);
+        image.push(&mut registry, "team/app", "1").unwrap();
+        let [quick, slow] = [&image.layers[0], &image.layers[1]];
+        let half = slow.blob.len() as u64 / 2;
+        registry.fault(Fault::StallAt { digest: slow.digest.clone(), offsets: vec![half] });
+        let mut daemon = Daemon::start(&[A], ROOMY);
+        let id = daemon.order(A, "web", &[format!("{}/team/app:1", registry.host())]);
+        until(&daemon, "the first layer is committed, the second stalls", || {
+            let layers = details(&daemon, A, &id)["layers"].clone();
+            layers.as_array().unwrap().iter().any(|layer| layer["state"] == "committed")
+        });
+        let asked = Instant::now();
+        daemon.stop();
+        assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+        registry.heal();
+        daemon.restart();
+        daemon.settle(A, &id, "Available", LIMIT);
+        assert_eq!(
+            registry.served(&quick.digest),
+            quick.blob.len() as u64,
+            "a committed layer was fetched again"
+        );
+        assert!(fs::read_dir(daemon.state().join("work")).unwrap().next().is_none());
+        let volume = daemon.state().join("tenants/team-a/volumes").join(format!("{id}.1"));
+        succeed(larder().arg("verify").arg(volume));
+    });
+}
+
+#[test]
+fn a_refresh_fetches_what_changed_and_keeps_the_id() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let (before, after) = (image(&[1, 2]), image(&[1, 3]));
+        before.push(&mut registry, "team/app", "1").unwrap();
+        let daemon = Daemon::start(&[A], ROOMY);
+        let reference = format!("{}/team/app:1", registry.host());
+        let id = daemon.order(A, "web", std::slice::from_ref(&reference));
+        daemon.settle(A, &id, "Available", LIMIT);
+        after.push(&mut registry, "team/app", "1").unwrap();
+        registry.forget();
+        let path = format!("/larder/v1/caches/{id}/refresh");
+        let answer = daemon.ask(A, "POST", &path, None).expect(202);
+        assert_eq!(
+            (&answer["image_cache"]["status"], &answer["image_cache"]["id"]),
+            (&json!("Available"), &json!(id))
+        );
+        until(&daemon, "the refresh ends", || details(&daemon, A, &id)["refreshing"] == false);
+        assert_eq!(registry.served(&before.layers[0].digest), 0, "a layer that did not change");
+        assert_eq!(registry.served(&after.layers[1].digest), after.layers[1].blob.len() as u64);
+        let now = details(&daemon, A, &id);
+        assert_eq!(now["images"][0]["manifest"], json!(after.manifest.digest.to_string()), "{now}");
+        let volumes = || -> Vec<_> {
+            let entries = fs::read_dir(daemon.state().join("tenants/team-a/volumes")).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        until(&daemon, "the old volume goes", || volumes() == [format!("{id}.2")]);
+
+        // A refresh that fails leaves what is there.
+        registry.fault(Fault::Status {
+            path: "/manifests/".into(),
+            status: 404,
+            times: 99,
+            retry_after: None,
+        });
+        daemon.ask(A, "POST", &path, None).expect(202);
+        until(&daemon, "the refresh fails", || details(&daemon, A, &id)["refreshing"] == false);
+        let cache =
+            daemon.ask(A, "GET", &format!("/v5/imagecaches/{id}"), None).expect(200)["image_cache"].clone();
+        assert_eq!(cache["status"], "Available");
+        assert!(cache["message"].as_str().unwrap().contains(&reference), "{cache}");
+        assert_eq!(details(&daemon, A, &id)["digest"], now["digest"]);
+    });
+}
+
+#[test]
+fn what_does_not_fit_and_who_asks_too_often() {
+    isolated(&[], || {
+        let registry = Registry::spawn();
+        let images = [format!("{}/team/app:1", registry.host())];
+        registry.fault(Fault::Status { path: "/v2/".into(), status: 503, times: 999, retry_after: None });
+        let more = "caches.capacity = '39GiB'\napi.requests_per_second = 3\n";
+        let daemon = Daemon::start(&[A, B], more);
+        daemon.order(A, "first", &images);
+        let order = json!({"name": "second", "images": images, "building_config": {"cluster": "here"}});
+        let full = daemon.ask(A, "POST", "/v5/imagecaches", Some(&order));
+        let said = full.expect(507)["errorMessage"].as_str().unwrap().to_owned();
+        assert!(said.contains("20 GiB") && said.contains("19 GiB"), "{said}");
+
+        let slow_down = (0..20).map(|_| daemon.ask(A, "GET", "/v5/imagecaches", None));
+        let refused = slow_down.into_iter().find(|answer| answer.0.status == 429).unwrap();
+        assert!(refused.0.header("Retry-After").is_some());
+        assert_eq!(refused.expect(429)["errorCode"], "CCE.01429001");
+        daemon.ask(B, "GET", "/v5/imagecaches", None).expect(200);
+    });
+}
