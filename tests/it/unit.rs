@@ -107,7 +107,7 @@ fn its_capabilities_are_enough() {
 
         let id = daemon.order(A, "web", &served.references());
         daemon.settle(A, &id, "Available", LIMIT);
-        let bound = Layout::new(&daemon.state()).volume(&A.0.parse().unwrap(), &id.parse().unwrap(), 1);
+        let bound = Layout::new(daemon.state()).volume(&A.0.parse().unwrap(), &id.parse().unwrap(), 1);
         succeed(larder().arg("verify").arg(&bound));
         // One that may do everything writes the same.
         succeed(&mut served.build(&served.volume(), 256 << 20));

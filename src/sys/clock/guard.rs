@@ -85,6 +85,11 @@ impl TimeGuard {
         if reason != self.told {
             match reason {
                 Some(reason) => tracing::warn!("nothing expires for up to an hour: {reason}"),
+                None if self.told == Some(Reason::Unsynchronised) && !self.synchronised => {
+                    tracing::warn!(
+                        "expiry goes on, though the kernel never said that its clock is synchronised"
+                    );
+                }
                 None => tracing::info!("expiry goes on"),
             }
             self.told = reason;

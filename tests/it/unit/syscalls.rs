@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::{A, LIMIT, UNIT, wait};
 use crate::confine::demanding;
@@ -89,7 +90,7 @@ fn every_call_that_is_made_is_allowed() {
         // Fetched, then reused; read again, planned, and let go.
         let first = cached("first");
         cached("second");
-        daemon.signal(Signal::SIGHUP);
+        kill(Pid::from_raw(daemon.pid()), Signal::SIGHUP).unwrap();
         let plan = serde_json::json!({
             "name": "third", "images": served.references(), "building_config": {"cluster": "here"},
         });

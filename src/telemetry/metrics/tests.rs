@@ -1,0 +1,134 @@
+//! The metrics against their document, the rules of their names, and their bounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+/// One of each.
+fn all() -> String {
+    let metrics = Metrics::new();
+    // A family is told from its first member on.
+    metrics.build(BuildResult::Stopped, Duration::ZERO);
+    metrics.stage(Stage::Plan, Duration::ZERO);
+    metrics.layer(LayerOrigin::Fetched, 1, 1);
+    metrics.caches(|_| 0);
+    metrics.registry_requests("r.example.com", 200, 1);
+    metrics.registry_retry("r.example.com");
+    metrics.api("GET", "/healthz", 200, Duration::ZERO);
+    metrics.encode()
+}
+
+/// Names as they are scraped, with their kinds.
+fn kinds(text: &str) -> BTreeMap<String, String> {
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let scraped = types.map(|(name, kind)| {
+        let name = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        (name, kind.to_owned())
+    });
+    scraped.collect()
+}
+
+/// The labels of a metric, `le` of histograms aside.
+fn labels(text: &str, name: &str) -> BTreeSet<String> {
+    let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.split_once('{'));
+    let samples = samples.filter(|(suffix, _)| matches!(*suffix, "" | "_bucket" | "_sum" | "_count"));
+    let pairs = samples.flat_map(|(_, rest)| rest.split_once('}').unwrap().0.split(','));
+    let names = pairs.map(|pair| pair.split_once('=').unwrap().0.to_owned());
+    names.filter(|label| label != "le").collect()
+}
+
+#[test]
+fn the_document_says_the_same() {
+    let text = all();
+    let told = kinds(&text).into_iter().map(|(name, kind)| (labels(&text, &name), name, kind));
+    let told: BTreeSet<_> = told.map(|(labels, name, kind)| (name, kind, labels)).collect();
+    let document = include_str!("../../../docs/metrics.md");
+    let rows = document.lines().filter(|line| line.starts_with("| `"));
+    let documented: BTreeSet<_> = rows
+        .map(|row| {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            let quoted = cells[3].split('`').skip(1).step_by(2).map(str::to_owned).collect();
+            (cells[1].trim_matches('`').to_owned(), cells[2].to_owned(), quoted)
+        })
+        .collect();
+    assert_eq!(told, documented);
+}
+
+/// <https://prometheus.io/docs/practices/naming/>, and the suffixes that OpenMetrics keeps for itself.
+#[test]
+fn names_follow_the_rules() {
+    let text = all();
+    for (name, kind) in kinds(&text) {
+        let family = name.strip_suffix("_total").unwrap_or(&name);
+        let words: Vec<&str> = family.split('_').collect();
+        assert_eq!(words[0], "larder", "{name}");
+        let plain = |word: &&str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase());
+        assert!(words.iter().all(plain), "{name}");
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+        assert!(
+            !["total", "count", "sum", "bucket", "created", "info"].contains(words.last().unwrap()),
+            "{name}"
+        );
+        // Base units, and at the end.
+        let units = ["seconds", "bytes"];
+        let unit = units.into_iter().find(|unit| words.contains(unit));
+        assert!(unit.is_none_or(|unit| words.last() == Some(&unit)), "{name}");
+        assert_eq!(text.lines().any(|line| line.starts_with(&format!("# UNIT {family} "))), unit.is_some());
+        assert!(kind != "histogram" || unit.is_some(), "{name}");
+        let help = text.lines().find_map(|line| line.strip_prefix(&format!("# HELP {family} ")));
+        assert!(help.is_some_and(|help| help.len() > 10), "{name}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[test]
+fn codes_of_registries_are_bounded() {
+    let metrics = Metrics::new();
+    (0..=u16::MAX).for_each(|code| metrics.registry_requests("r.example.com", code, 1));
+    let text = metrics.encode();
+    let rows = text.lines().filter(|line| line.starts_with("larder_registry_requests_total{"));
+    assert!(rows.count() < 80, "{text}");
+    assert!(text.contains("code=\"429\"} 1\n") && text.contains("code=\"other\"}"), "{text}");
+}
+
+#[test]
+fn a_host_writes_no_line_of_its_own() {
+    let metrics = Metrics::new();
+    metrics.registry_retry("h\"} 1\nlarder_builds_total 9");
+    assert!(!metrics.encode().lines().any(|line| line.starts_with("larder_builds_total 9")));
+}
+
+#[test]
+fn hosts_are_bounded() {
+    let metrics = Metrics::new();
+    for number in 0..MAX_HOSTS * 2 {
+        metrics.registry_retry(&format!("r{number}.example.com"));
+    }
+    metrics.registry_retry("r0.example.com");
+    let text = metrics.encode();
+    let rows = text.lines().filter(|line| line.starts_with("larder_registry_retries_total{"));
+    assert_eq!(rows.count(), MAX_HOSTS + 1);
+    assert!(text.contains(&format!("host=\"other\"}} {MAX_HOSTS}\n")));
+    assert!(text.contains("host=\"r0.example.com\"} 2\n"));
+}
+
+#[test]
+fn what_is_counted_is_told() {
+    let metrics = Metrics::new();
+    metrics.build(BuildResult::Sealed, Duration::from_secs(2));
+    metrics.layer(LayerOrigin::Reused, 0, 30);
+    metrics.caches(|status| usize::from(status == Status::Available));
+    metrics.api("GET", "/v5/imagecaches", 200, Duration::from_millis(3));
+    let text = metrics.encode();
+    for line in [
+        "larder_builds_total{result=\"sealed\"} 1",
+        "larder_build_duration_seconds_sum 2.0",
+        "larder_written_bytes_total 30",
+        "larder_layers_total{origin=\"reused\"} 1",
+        "larder_caches{status=\"available\"} 1",
+        "larder_caches{status=\"failed\"} 0",
+        "larder_api_requests_total{method=\"GET\",route=\"/v5/imagecaches\",code=\"200\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}
