@@ -22,6 +22,8 @@ packages=(
     busybox-static python3-minimal
     # Tests: small loop-mounted file systems, private mount namespaces.
     e2fsprogs xfsprogs mount util-linux
+    # Tests: the systemd unit, and the daemon under what the unit allows. The programs alone; nothing is booted.
+    systemd strace
     # Tests: the vendor's SDK and the fuzzer of the API come from tests/requirements.txt into an environment of their own.
     python3-venv
     # Tests: the API without an SDK.

@@ -5,7 +5,9 @@ use std::io;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Group, getegid, geteuid};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setpriority_process};
+use rustix::process::{
+    Pid, Signal, getppid, getpriority_process, set_parent_process_death_signal, setpriority_process,
+};
 
 /// Modes of new inodes are exactly what is asked for from now on.
 pub fn clear_umask() {
@@ -52,8 +54,11 @@ pub fn die_with_parent(parent: Option<u32>) -> io::Result<bool> {
 }
 
 /// Lowers the priority to `nice` (0 to 19, nice(1)) for the calling thread and those it makes from now on: on Linux it
-/// belongs to the thread (setpriority(2)).
+/// belongs to the thread (setpriority(2)). One that is lower already stays: to raise it takes a capability.
 pub fn be_nice(nice: u8) -> io::Result<()> {
+    if getpriority_process(None)? >= i32::from(nice) {
+        return Ok(());
+    }
     Ok(setpriority_process(None, i32::from(nice))?)
 }
 

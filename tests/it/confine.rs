@@ -31,7 +31,7 @@ const KEPT: u64 = 0x8800_001b | 1 << 21;
 const FILE_CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// What takes privileges, and links from one directory to another.
-fn demanding() -> Image {
+pub(crate) fn demanding() -> Image {
     let below = [
         Member::directory("emptied/").owner(5, 6),
         Member::file("emptied/a", "a"),

@@ -1,5 +1,6 @@
 //! `larder serve` on loopback, with a configuration and a state directory of its own.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -71,6 +72,8 @@ impl Tenant {
 #[derive(Debug)]
 pub(crate) struct Daemon {
     running: Option<Running>,
+    /// What starts it, in front of its own command line.
+    starter: Vec<String>,
     address: SocketAddr,
     dir: TempDir,
 }
@@ -78,6 +81,11 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts one for `tenants`, with `more` keys in dotted form, and waits until it takes orders.
     pub(crate) fn start(tenants: &[Tenant], more: &str) -> Self {
+        Daemon::start_by(&[], tenants, more)
+    }
+
+    /// The same by another program that becomes the daemon.
+    pub(crate) fn start_by(starter: &[String], tenants: &[Tenant], more: &str) -> Self {
         // The port is free when it is asked for; another process may take it first, so a lost race is run again.
         let mut failed = String::new();
         for _ in 0..3 {
@@ -86,7 +94,7 @@ impl Daemon {
             let address = free.local_addr().unwrap();
             drop(free);
             configure(dir.path(), Some(address), tenants, more);
-            let mut daemon = Daemon { running: None, address, dir };
+            let mut daemon = Daemon { running: None, starter: starter.to_vec(), address, dir };
             match daemon.try_run() {
                 Ok(()) => return daemon,
                 Err(log) => failed = log,
@@ -105,7 +113,11 @@ impl Daemon {
 
     fn try_run(&mut self) -> Result<(), String> {
         let log = fs::File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
-        let mut command = serve(self.dir.path());
+        let serve = serve(self.dir.path());
+        let mut words =
+            self.starter.iter().map(OsStr::new).chain([serve.get_program()]).chain(serve.get_args());
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         let child =
             command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let mut running = Running::of(child);
