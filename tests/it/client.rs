@@ -14,7 +14,7 @@ const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 const A: Tenant = Tenant("team-a");
 
 fn image(content: &str) -> Image {
-    let layer = Layer::from(LayerBuilder::new().file("etc/motd", content.to_owned()).gzip());
+    let layer = Layer::from(LayerBuilder::new().file("etc/motd", content).gzip());
     Image::builder(Format::Oci).layer(layer).build()
 }
 
