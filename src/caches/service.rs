@@ -188,7 +188,8 @@ impl Service {
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
         match self.0.store.create(record, admission, key).await? {
             Created::New(Stored { record, .. }) => {
-                tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, "ordered");
+                let images = &record.spec.images;
+                tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
                 self.enqueue(tenant, record.id);
                 Ok(record)
             }

@@ -24,6 +24,7 @@ mod reuse;
 mod runner;
 mod sdk;
 mod secrets;
+mod serve;
 mod store;
 mod tamper;
 mod tenants;
