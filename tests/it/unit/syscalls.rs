@@ -5,8 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use super::{A, LIMIT, UNIT, wait};
 use crate::confine::demanding;
@@ -90,7 +89,7 @@ fn every_call_that_is_made_is_allowed() {
         // Fetched, then reused; read again, planned, and let go.
         let first = cached("first");
         cached("second");
-        kill(Pid::from_raw(daemon.pid()), Signal::SIGHUP).unwrap();
+        daemon.signal(Signal::SIGHUP);
         let plan = serde_json::json!({
             "name": "third", "images": served.references(), "building_config": {"cluster": "here"},
         });
