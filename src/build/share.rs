@@ -10,7 +10,7 @@
 //!   from there; else he keeps the lock and fetches.
 //! - Once extracted, the layer is `ready` and the lock is free: nobody waits for a parent with a lock in his hand. Once
 //!   committed, it is `at` a volume.
-//! - Who sees `ready` waits for `at`, but only for a while in which he has nothing else to do ([`Patience`]): two builders
+//! - Who sees `ready` waits for `at`, but only for a while in which he has nothing else to do (`patience`): two builders
 //!   that have each the parent of the other's layer both end.
 //! - Nothing is believed: a layer is proven by its diff ID as it is read, and whatever is wrong with a copy makes it be
 //!   fetched. A lock dies with its holder.

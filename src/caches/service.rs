@@ -122,7 +122,7 @@ impl Settings {
 impl Service {
     /// Takes up the records, settles what a crash left, and goes to work. Needs a runtime of tokio.
     pub async fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
-        let last = parts.store.last_time().await?;
+        let last = parts.store.noted().await?;
         let service = Service(Arc::new(Inner {
             store: parts.store,
             runner: parts.runner,

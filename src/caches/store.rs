@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use super::record::Record;
 use crate::model::class::Class;
 use crate::model::image_cache::{CacheId, CacheName, TenantName};
+use crate::sys::clock::guard::Noted;
 
 /// Most idempotency keys that are kept for one tenant; a new one pushes out the oldest, so that a tenant that creates and
 /// removes without end cannot fill the disk with answers.
@@ -83,11 +84,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Forgets idempotency keys whose record was created before `time`.
     fn forget_keys(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// The time that was noted last, for a clock that steps back between two runs.
-    fn last_time(&self) -> BoxFuture<'_, Result<Option<DateTime<Utc>>, StoreError>>;
+    /// The clocks as they were noted last, for what becomes of them between two runs.
+    fn noted(&self) -> BoxFuture<'_, Result<Option<Noted>, StoreError>>;
 
-    /// Notes the time, in place of what was noted before: a clock that was wrong once is not believed for ever.
-    fn note_time(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>>;
+    /// Notes the clocks, in place of what was noted before: a clock that was wrong once is not believed for ever.
+    fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>>;
 }
 
 /// A store cannot do what it was asked.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use nix::time::{ClockId, clock_gettime};
+use uuid::Uuid;
 
 /// Where the time comes from; tests bring their own.
 pub trait Clock: fmt::Debug + Send + Sync {
@@ -16,6 +17,9 @@ pub trait Clock: fmt::Debug + Send + Sync {
 
     /// Time since the machine started, sleep included (`CLOCK_BOOTTIME`); it never jumps.
     fn since_boot(&self) -> Duration;
+
+    /// A name of this boot; [`since_boot`](Clock::since_boot) of another one is another count.
+    fn boot(&self) -> String;
 
     /// Whether the kernel holds the wall clock for synchronised (adjtimex(2): not `STA_UNSYNC`).
     fn is_synchronised(&self) -> bool;
@@ -33,6 +37,11 @@ impl Clock for SystemClock {
     fn since_boot(&self) -> Duration {
         // Fails only for a clock that the kernel does not have; this one came with Linux 2.6.39.
         clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+    }
+
+    fn boot(&self) -> String {
+        // Without /proc every start is taken for another boot, which is the careful way.
+        super::process::boot_id().unwrap_or_else(|_| Uuid::new_v4().to_string())
     }
 
     fn is_synchronised(&self) -> bool {

@@ -16,12 +16,13 @@ struct State {
     now: DateTime<Utc>,
     since_boot: Duration,
     synchronised: bool,
+    boots: u32,
 }
 
 impl Default for FakeClock {
     fn default() -> Self {
         let now = DateTime::from_timestamp(1_780_000_000, 0).unwrap_or_default();
-        FakeClock(Mutex::new(State { now, since_boot: Duration::ZERO, synchronised: true }))
+        FakeClock(Mutex::new(State { now, since_boot: Duration::ZERO, synchronised: true, boots: 1 }))
     }
 }
 
@@ -41,6 +42,13 @@ impl FakeClock {
     /// Sets the wall clock back.
     pub fn set_back(&self, by: Duration) {
         self.state().now -= delta(by);
+    }
+
+    /// Starts the machine anew; the wall clock stays where it is.
+    pub fn reboot(&self) {
+        let mut state = self.state();
+        state.since_boot = Duration::ZERO;
+        state.boots += 1;
     }
 
     /// What the kernel says of its clock.
@@ -64,6 +72,10 @@ impl Clock for FakeClock {
 
     fn since_boot(&self) -> Duration {
         self.state().since_boot
+    }
+
+    fn boot(&self) -> String {
+        format!("boot {}", self.state().boots)
     }
 
     fn is_synchronised(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Time and order: retention, failed records, deletions, volumes that nobody needs.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -10,7 +11,7 @@ use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Discarded, OnDisk};
 use crate::model::image_cache::{CacheId, Status};
-use crate::sys::clock::guard::Expiry;
+use crate::sys::clock::guard::{Expiry, TimeGuard};
 
 /// How often the house is looked over when nothing asks for it.
 const EVERY: Duration = Duration::from_secs(15);
@@ -35,9 +36,11 @@ impl Service {
     /// One look over the house.
     pub(super) async fn look_over(&self) -> Result<(), StoreError> {
         let now = self.now();
-        self.0.store.note_time(now).await?;
+        let expire = self.may_expire();
+        let noted = self.guard().note();
+        self.0.store.note(noted).await?;
         self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await?;
-        if self.may_expire() {
+        if expire {
             for record in self.records().await?.into_values() {
                 self.age(&record, now).await?;
             }
@@ -45,10 +48,13 @@ impl Service {
         self.sweep().await
     }
 
+    fn guard(&self) -> MutexGuard<'_, TimeGuard> {
+        self.0.guard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether the clock can be believed.
     fn may_expire(&self) -> bool {
-        let mut guard = self.0.guard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let held = guard.check(&*self.0.clock) != Expiry::Allowed;
+        let held = self.guard().check(&*self.0.clock) != Expiry::Allowed;
         self.0.metrics.expiry_held(held);
         !held
     }

@@ -1,7 +1,7 @@
 //! The store of one host: an SQLite database beside the volumes.
 //!
 //! ```text
-//! larder.db        records, answers by idempotency key, the time that was noted last
+//! larder.db        records, answers by idempotency key, the clocks as they were noted last
 //! larder.db-wal    what was committed and not yet moved into it (sqlite.org/wal.html); belongs to every backup
 //! larder.db.new    a database that is being made; only a whole one gets the name
 //! ```
@@ -35,6 +35,7 @@ use self::fault::Fault;
 use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
 use crate::caches::record::Record;
 use crate::model::image_cache::{CacheId, TenantName};
+use crate::sys::clock::guard::Noted;
 
 /// Records in an SQLite database. The file is held open until the last handle is gone.
 #[derive(Clone)]
@@ -151,12 +152,12 @@ impl Store for SqliteStore {
         Box::pin(self.write(move |db| rows::forget_before(db, time)))
     }
 
-    fn last_time(&self) -> BoxFuture<'_, Result<Option<DateTime<Utc>>, StoreError>> {
-        Box::pin(self.run("reading", |db| rows::time(db)))
+    fn noted(&self) -> BoxFuture<'_, Result<Option<Noted>, StoreError>> {
+        Box::pin(self.run("reading", |db| rows::noted(db)))
     }
 
-    fn note_time(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write(move |db| rows::set_time(db, time)))
+    fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.write(move |db| rows::note(db, &noted)))
     }
 }
 

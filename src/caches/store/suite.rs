@@ -11,6 +11,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
 use crate::caches::record::Record;
 use crate::model::image_cache::{CacheId, Spec, Status};
+use crate::sys::clock::guard::Noted;
 
 /// Gives a store in which nothing is.
 pub type Fresh<'a> = &'a (dyn Fn() -> Arc<dyn Store> + Sync);
@@ -220,12 +221,17 @@ pub async fn keys_are_bounded(store: &dyn Store) {
     assert!(matches!(made("a", 0, 2).await.unwrap(), Created::New(_)));
 }
 
-/// The time that was noted last, also where it is an earlier one.
+/// Clocks that show `time`.
+pub fn noted(time: DateTime<Utc>) -> Noted {
+    Noted { time, boot: "boot".into(), since_boot_ms: 1, held_until_ms: Some(2) }
+}
+
+/// What was noted last, also where its time is an earlier one.
 pub async fn time(store: &dyn Store) {
-    assert_eq!(store.last_time().await.unwrap(), None);
+    assert_eq!(store.noted().await.unwrap(), None);
     for time in [at(10) + TimeDelta::nanoseconds(123_456_789), at(20), at(5), at(-5)] {
-        store.note_time(time).await.unwrap();
-        assert_eq!(store.last_time().await.unwrap(), Some(time));
+        store.note(noted(time)).await.unwrap();
+        assert_eq!(store.noted().await.unwrap(), Some(noted(time)));
     }
 }
 

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use super::Clock;
 
@@ -45,6 +46,8 @@ pub enum Reason {
 pub struct TimeGuard {
     /// The last look: wall and time since boot.
     last: (DateTime<Utc>, Duration),
+    /// This boot.
+    boot: String,
     /// Until when since boot nothing expires, and why.
     held: Option<(Duration, Reason)>,
     /// Whether the kernel was heard to be synchronised in this boot.
@@ -53,16 +56,50 @@ pub struct TimeGuard {
     told: Option<Reason>,
 }
 
+/// What outlives a run: the clocks as they were looked at last, and until when nothing expires.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Noted {
+    /// Wall-clock time.
+    pub time: DateTime<Utc>,
+    /// The boot that the next two count from.
+    pub boot: String,
+    /// Time since then, milliseconds.
+    pub since_boot_ms: u64,
+    /// Time since then at which a hold ends, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held_until_ms: Option<u64>,
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl TimeGuard {
-    /// Begins to watch. `stored` is the latest time that an earlier run noted.
-    pub fn new(clock: &dyn Clock, stored: Option<DateTime<Utc>>) -> Self {
-        let (now, since_boot) = (clock.now(), clock.since_boot());
-        let earlier = stored.is_some_and(|stored| now < stored);
-        TimeGuard {
-            last: (now, since_boot),
-            held: earlier.then_some((since_boot + HOLD, Reason::Earlier)),
-            synchronised: false,
-            told: None,
+    /// Begins to watch. `noted` is what an earlier run noted last: a hold of this boot goes on, and a step between the two
+    /// runs is one.
+    pub fn new(clock: &dyn Clock, noted: Option<Noted>) -> Self {
+        let (now, since_boot, boot) = (clock.now(), clock.since_boot(), clock.boot());
+        let mut guard =
+            TimeGuard { last: (now, since_boot), boot, held: None, synchronised: false, told: None };
+        let Some(noted) = noted else { return guard };
+        if noted.boot == guard.boot {
+            guard.last = (noted.time, Duration::from_millis(noted.since_boot_ms));
+            guard.held = noted.held_until_ms.map(|until| (Duration::from_millis(until), Reason::Stepped));
+        }
+        if now < noted.time {
+            guard.held = Some((since_boot + HOLD, Reason::Earlier));
+        }
+        guard
+    }
+
+    /// What the next run has to know.
+    pub fn note(&self) -> Noted {
+        let (time, since_boot) = self.last;
+        Noted {
+            time,
+            boot: self.boot.clone(),
+            since_boot_ms: milliseconds(since_boot),
+            held_until_ms: self.held.map(|(until, _)| milliseconds(until)),
         }
     }
 
@@ -113,10 +150,41 @@ mod tests {
         clock
     }
 
+    fn noted(clock: &FakeClock) -> Noted {
+        TimeGuard::new(clock, None).note()
+    }
+
+    #[test]
+    fn a_hold_outlives_a_run() {
+        let clock = clock();
+        let mut guard = TimeGuard::new(&clock, None);
+        clock.set_forward(DAY);
+        assert_eq!(guard.check(&clock), Expiry::Held(Reason::Stepped));
+        clock.pass(30 * MINUTE);
+        guard.check(&clock);
+        let mut next = TimeGuard::new(&clock, Some(guard.note()));
+        assert_eq!(next.check(&clock), Expiry::Held(Reason::Stepped));
+        clock.pass(30 * MINUTE);
+        assert_eq!(next.check(&clock), Expiry::Allowed);
+    }
+
+    #[test]
+    fn a_step_between_two_runs_is_one() {
+        let clock = clock();
+        let before = noted(&clock);
+        clock.pass(DAY);
+        assert_eq!(TimeGuard::new(&clock, Some(before.clone())).check(&clock), Expiry::Allowed);
+        clock.set_forward(DAY);
+        assert_eq!(TimeGuard::new(&clock, Some(before.clone())).check(&clock), Expiry::Held(Reason::Stepped));
+        // After another boot nobody knows how long the machine was down.
+        clock.reboot();
+        assert_eq!(TimeGuard::new(&clock, Some(before)).check(&clock), Expiry::Allowed);
+    }
+
     #[test]
     fn time_that_passes_is_no_step() {
         let clock = clock();
-        let mut guard = TimeGuard::new(&clock, Some(clock.now()));
+        let mut guard = TimeGuard::new(&clock, Some(noted(&clock)));
         for _ in 0..5 {
             clock.pass(10 * DAY);
             assert_eq!(guard.check(&clock), Expiry::Allowed);
@@ -146,7 +214,8 @@ mod tests {
     #[test]
     fn a_start_before_the_last_time_holds() {
         let clock = clock();
-        let mut guard = TimeGuard::new(&clock, Some(clock.now() + chrono::TimeDelta::seconds(1)));
+        let later = Noted { time: clock.now() + chrono::TimeDelta::seconds(1), ..noted(&clock) };
+        let mut guard = TimeGuard::new(&clock, Some(later));
         assert_eq!(guard.check(&clock), Expiry::Held(Reason::Earlier));
         clock.pass(60 * MINUTE);
         assert_eq!(guard.check(&clock), Expiry::Allowed);

@@ -1,6 +1,6 @@
 //! Rows and what they mean. Each is proven as it is read.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OptionalExtension as _, Row, params, params_from_iter};
 
 use super::checksum;
@@ -8,6 +8,7 @@ use super::fault::Fault;
 use crate::caches::record::Record;
 use crate::caches::store::{IdempotencyKey, StoreError, Stored};
 use crate::model::image_cache::{CacheId, CacheName, TenantName};
+use crate::sys::clock::guard::Noted;
 
 const CACHE: &str = "SELECT id, tenant, name, status, reserved_gib, version, checksum, record FROM cache";
 const ANSWER: &str = "SELECT tenant, key, used_at, request, checksum, record FROM answer";
@@ -128,8 +129,8 @@ pub(super) fn forget_before(db: &Connection, time: DateTime<Utc>) -> Result<(), 
     Ok(())
 }
 
-/// The time that was noted last.
-pub(super) fn time(db: &Connection) -> Result<Option<DateTime<Utc>>, Fault> {
+/// The clocks as they were noted last.
+pub(super) fn noted(db: &Connection) -> Result<Option<Noted>, Fault> {
     let row = db
         .query_row("SELECT noted, checksum FROM clock", [], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?))
@@ -139,14 +140,14 @@ pub(super) fn time(db: &Connection) -> Result<Option<DateTime<Utc>>, Fault> {
     if checksum != checksum::of("clock", &[noted.as_bytes()]) {
         return Err(Fault::Damaged("the time that was noted last is not what was written".into()));
     }
-    let time = DateTime::parse_from_rfc3339(&noted)
-        .map_err(|e| Fault::Damaged(format!("the time that was noted last: {e}")))?;
-    Ok(Some(time.to_utc()))
+    let noted = serde_json::from_str(&noted);
+    Ok(Some(noted.map_err(|e| Fault::Damaged(format!("the time that was noted last: {e}")))?))
 }
 
-/// Notes the time.
-pub(super) fn set_time(db: &Connection, time: DateTime<Utc>) -> Result<(), Fault> {
-    let noted = time.to_rfc3339_opts(SecondsFormat::Nanos, true);
+/// Notes the clocks.
+pub(super) fn note(db: &Connection, noted: &Noted) -> Result<(), Fault> {
+    let noted = serde_json::to_string(noted)
+        .map_err(|e| Fault::Damaged(format!("the time to be noted cannot be written: {e}")))?;
     let checksum = checksum::of("clock", &[noted.as_bytes()]);
     db.execute(
         "INSERT OR REPLACE INTO clock (id, noted, checksum) VALUES (1, ?1, ?2)",
@@ -167,7 +168,7 @@ pub(super) fn prove_all(db: &Connection) -> Result<(), Fault> {
     while let Some(row) = rows.next()? {
         answered(row)?;
     }
-    time(db).map(drop)
+    noted(db).map(drop)
 }
 
 fn stored(row: &Row<'_>) -> Result<Stored, Fault> {

@@ -59,13 +59,13 @@ async fn records_outlive_the_process_that_wrote_them() {
     store.create(keyed.clone(), suite::ROOM, suite::key("k", 1)).await.unwrap();
     let kept = store.replace(kept).await.unwrap();
     store.remove(gone.record.id, gone.version).await.unwrap();
-    store.note_time(suite::at(7)).await.unwrap();
+    store.note(suite::noted(suite::at(7))).await.unwrap();
     drop(store);
 
     let store = SqliteStore::open(&path, true).unwrap();
     let team = Some("a".parse().unwrap());
     assert_eq!(store.list(team).await.unwrap(), [kept]);
-    assert_eq!(store.last_time().await.unwrap(), Some(suite::at(7)));
+    assert_eq!(store.noted().await.unwrap(), Some(suite::noted(suite::at(7))));
     let again = store.create(suite::record("b", "web", 1), suite::ROOM, suite::key("k", 1)).await;
     assert_eq!(again.unwrap(), Created::Before(Box::new(keyed)));
 }
@@ -213,7 +213,7 @@ async fn a_row_that_was_changed_is_told_by_its_name() {
     let store = open(&path).unwrap();
     let stored = suite::create(&store, suite::record("a", "web", 0)).await;
     store.create(suite::record("b", "web", 0), suite::ROOM, suite::key("secret-key", 1)).await.unwrap();
-    store.note_time(suite::at(0)).await.unwrap();
+    store.note(suite::noted(suite::at(0))).await.unwrap();
     let whole = store.list(None).await.unwrap();
     let id = stored.record.id.to_string();
     let of_cache = [
@@ -255,7 +255,7 @@ async fn look_at_all(
     id: crate::model::image_cache::CacheId,
 ) -> Result<Option<Stored>, StoreError> {
     store.list(None).await?;
-    store.last_time().await?;
+    store.noted().await?;
     let proven = super::rows::prove_all(&*store.connection.lock().await);
     proven.map_err(|fault| fault.into_error(&store.path, "reading"))?;
     store.get(id).await

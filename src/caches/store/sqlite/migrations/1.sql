@@ -26,7 +26,7 @@ CREATE TABLE answer (
 
 CREATE INDEX answer_by_time ON answer (tenant, used_at);
 
--- The time that was noted last (RFC 3339), in one row.
+-- The clocks as they were noted last (JSON), in one row.
 CREATE TABLE clock (
     id INTEGER NOT NULL PRIMARY KEY CHECK (id = 1),
     noted TEXT NOT NULL,

@@ -4,19 +4,18 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use chrono::{DateTime, Utc};
-
 use super::{SqliteStore, directory, open};
 use crate::caches::record::Record;
 use crate::caches::store::{Admission, Created, Store, StoreError, Stored, suite};
 use crate::model::class::Class;
+use crate::sys::clock::guard::Noted;
 
 /// Everything that a store can tell.
 #[derive(Clone, Debug, PartialEq)]
 struct Told {
     records: Vec<Stored>,
     answers: Vec<Record>,
-    time: Option<DateTime<Utc>>,
+    noted: Option<Noted>,
 }
 
 const KEYS: [&str; 3] = ["first", "second", "third"];
@@ -39,7 +38,7 @@ async fn fill(store: &SqliteStore) -> Vec<Told> {
             store.remove(other.record.id, other.version).await.unwrap();
             history.push(tell(store).await.unwrap());
         }
-        store.note_time(suite::at(second)).await.unwrap();
+        store.note(suite::noted(suite::at(second))).await.unwrap();
         history.push(tell(store).await.unwrap());
     }
     history
@@ -61,7 +60,7 @@ async fn tell(store: &SqliteStore) -> Result<Told, StoreError> {
             Err(e) => return Err(e),
         }
     }
-    Ok(Told { records, answers, time: store.last_time().await? })
+    Ok(Told { records, answers, noted: store.noted().await? })
 }
 
 /// What the files at `path` tell; nothing where they are refused as they should be.
