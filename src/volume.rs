@@ -16,6 +16,7 @@
 //! trusted; after another boot only synced ones are. Everything else is swept when the volume is opened.
 
 pub mod budget;
+pub mod disk;
 pub mod error;
 pub mod job;
 mod journal;

@@ -215,13 +215,13 @@ pub(super) struct OrderArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
     /// Print cache.json instead
     #[arg(long)]
