@@ -15,5 +15,6 @@ pub mod pull_secret;
 pub mod reference;
 pub mod seal;
 pub mod signature;
+pub mod shortage;
 pub mod size;
 pub mod sizing;

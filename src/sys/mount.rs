@@ -107,6 +107,13 @@ pub fn private_namespace() -> io::Result<()> {
     Ok(nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?)
 }
 
+/// Whether something is mounted at `dir` itself (statx(2), Linux 5.8).
+pub fn is_mount_point(dir: &Dir) -> io::Result<bool> {
+    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
+    let facts = statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+    Ok(facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
 /// Unmounts what is mounted at `path`; `EBUSY` while anybody uses it. All that was written is on the device then.
 pub fn unmount(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW)?)

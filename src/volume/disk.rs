@@ -14,15 +14,32 @@
 
 mod enter;
 mod error;
+mod fill;
 mod image;
 mod superblock;
+mod take;
+mod tools;
 
-pub use enter::{Entered, enter};
+pub use enter::{Attached, Entered, enter};
 pub use error::Error;
+pub use fill::Mounted;
 pub use image::{DiskImage, Format};
 pub use superblock::Superblock;
+pub use take::{Disk, Left, Request, Taken, take, take_device};
+
+use uuid::Uuid;
 
 /// The disk.
 pub const IMAGE: &[u8] = b"disk.img";
 /// What it is.
 pub const DESCRIPTION: &[u8] = b"image.json";
+
+/// Block of a disk's file system, bytes; its size is a multiple of it.
+const BLOCK: u64 = 4096;
+
+/// Label and UUID of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Name {
+    label: String,
+    uuid: Uuid,
+}

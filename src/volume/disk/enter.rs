@@ -12,7 +12,7 @@ use crate::model::digest::Digest;
 use crate::sys::dir::stat_fd;
 use crate::sys::lock::Lock;
 use crate::sys::loop_device::{self, Access, LoopDevice};
-use crate::sys::mount::{Ext4, Mount};
+use crate::sys::mount::{Ext4, Mount, unmount};
 use crate::sys::process;
 use crate::sys::Dir;
 use crate::volume::layout;
@@ -37,13 +37,34 @@ impl Entered {
         &self.path
     }
 
-    /// The mounted disk, to attach it somewhere. It is left mounted nowhere where the volume is no disk.
-    pub(super) fn take_mount(&mut self) -> Option<Mount> {
-        self.mount.take()
+    /// Attaches the disk over the directory `over` of this mount namespace, for the processes in it, until the answer is
+    /// dropped.
+    pub fn attach(mut self, over: &Path) -> Result<Attached, Error> {
+        let shown = over.display().to_string();
+        let below = Dir::open(over).context("opening", &shown)?;
+        if let Some(mount) = self.mount.take() {
+            mount.attach(&below).context("mounting over", &shown)?;
+        }
+        let over = over.canonicalize().context("opening", &shown)?;
+        Ok(Attached { over, _entered: self })
     }
 
     fn plain(path: &Path) -> Self {
         Entered { path: path.to_owned(), mount: None, _device: None, _lock: None, _lease: None }
+    }
+}
+
+/// A sealed disk that is mounted over a directory.
+#[derive(Debug)]
+pub struct Attached {
+    over: PathBuf,
+    _entered: Entered,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // What is still in use goes with the namespace.
+        let _ = unmount(&self.over);
     }
 }
 

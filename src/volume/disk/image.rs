@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::model::digest::Digest;
 
 /// The version of the format that this build reads and writes.
-pub const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Most bytes that the file may have.
 pub(super) const MAX: u64 = 64 << 10;
