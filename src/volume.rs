@@ -96,7 +96,8 @@ impl Volume {
         let state = self.state();
         let mut layers: Vec<Layer> = state.committed.values().cloned().collect();
         let depth = |layer: &Layer| {
-            std::iter::successors(layer.parent.as_ref(), |id| state.committed.get(id)?.parent.as_ref()).count()
+            std::iter::successors(layer.parent.as_ref(), |id| state.committed.get(id)?.parent.as_ref())
+                .count()
         };
         layers.sort_by_cached_key(|layer| (depth(layer), layer.chain_id.to_string()));
         layers

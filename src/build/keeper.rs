@@ -58,7 +58,8 @@ impl Keeper {
         // An answer that was not read would be the next question's.
         let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let asked = say(stream.get_mut(), &Request::Mount(volume.clone()));
-        let reply: Reply = asked.and_then(|()| hear(&mut stream)).map_err(|e| format!("asking the keeper: {e}"))?;
+        let reply: Reply =
+            asked.and_then(|()| hear(&mut stream)).map_err(|e| format!("asking the keeper: {e}"))?;
         reply.refused.map_or(Ok(()), Err)
     }
 }

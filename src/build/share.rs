@@ -32,8 +32,8 @@ use super::keeper::Keeper;
 use crate::model::digest::Digest;
 use crate::sys::Dir;
 use crate::sys::lock::LockedFile;
-use crate::volume::{disk, layout};
 use crate::volume::lease::Lease;
+use crate::volume::{disk, layout};
 use entry::{Entry, SIZE};
 
 const LAYERS: &[u8] = b"layers";
@@ -163,7 +163,8 @@ impl Share {
             let path = at.volume.to_string();
             move |source| Error::Io { doing, path, source }
         };
-        let mut root = self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
+        let mut root =
+            self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
         if root.try_stat(disk::IMAGE).map_err(io("examining the volume"))?.is_some() {
             let keeper = self.keeper.as_ref().ok_or(Error::Disk)?;
             keeper.mount(&at.volume).map_err(Error::Refused)?;

@@ -70,7 +70,8 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         rootless: false,
     };
     let (size, cap, trust) = (ByteSize(options.size), Cap::Counted, Trust::ThisBoot);
-    let Opened::Filling(volume) = volume::open(dir, &Opening { identity: &identity, size, cap, trust })? else {
+    let Opened::Filling(volume) = volume::open(dir, &Opening { identity: &identity, size, cap, trust })?
+    else {
         panic!("a new volume is sealed");
     };
     let shared = Arc::new(Shared {

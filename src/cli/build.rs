@@ -1,9 +1,9 @@
 //! `larder build`: one job in, one sealed volume out.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::num::NonZero;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -11,15 +11,15 @@ use chrono::{DateTime, Utc};
 use tokio::runtime::{self, Runtime};
 
 use super::args::{OrderArgs, Output};
+use super::keeper::{self, Role};
 use super::output::json::Json;
 use super::output::terminal::Terminal;
 use super::output::text::Text;
 use super::output::{Renderer, result_file, stdout, summary};
-use super::keeper::{self, Role};
 use super::{confine, exit, merge, signals};
-use crate::build::{Prepared, sweep};
 use crate::build::cancel::{Cancel, Reason};
 use crate::build::events::{self, Events, Lines};
+use crate::build::{Prepared, sweep};
 use crate::config::Config;
 use crate::model::class::Class;
 use crate::model::event::{Event, Failure, Outcome, Status};

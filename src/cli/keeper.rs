@@ -216,9 +216,8 @@ impl Keeping {
         let (path, size, sparse) = (&*self.order.volume, self.order.size.0, self.wishes.sparse);
         let request = Request { path, job: &job, size, sparse };
         match self.order.volume_kind {
-            VolumeKind::Block => {
-                disk::take_device(&request, self.wishes.format_device).map(|disk| Taken::Filling(Box::new(disk)))
-            }
+            VolumeKind::Block => disk::take_device(&request, self.wishes.format_device)
+                .map(|disk| Taken::Filling(Box::new(disk))),
             _ => disk::take(&request),
         }
     }

@@ -115,10 +115,12 @@ impl Error {
     #[must_use]
     pub fn explained(self, space: &dyn Space) -> Self {
         match self {
-            Error::Io { doing, path, source } => match out_of_room(&source).then(|| space.exhausted()).flatten() {
-                Some(full) => Error::Full { path, full },
-                None => Error::Io { doing, path, source },
-            },
+            Error::Io { doing, path, source } => {
+                match out_of_room(&source).then(|| space.exhausted()).flatten() {
+                    Some(full) => Error::Full { path, full },
+                    None => Error::Io { doing, path, source },
+                }
+            }
             other => other,
         }
     }

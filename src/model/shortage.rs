@@ -39,7 +39,10 @@ impl fmt::Display for Shortage {
         match unit {
             Unit::Bytes => {
                 let (need, have, cap) = (ByteSize(need), ByteSize(have), ByteSize(cap));
-                write!(f, "it needs {need} more, {have} of the volume's {cap} are left: ask for a larger --size")
+                write!(
+                    f,
+                    "it needs {need} more, {have} of the volume's {cap} are left: ask for a larger --size"
+                )
             }
             Unit::Inodes => write!(
                 f,

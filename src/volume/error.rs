@@ -134,7 +134,11 @@ impl Error {
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Foreign { .. } | Error::IsDisk { .. } | Error::NotMounted { .. } | Error::OtherJob { .. } | Error::NotSealed { .. } => Class::Conflict,
+            Error::Foreign { .. }
+            | Error::IsDisk { .. }
+            | Error::NotMounted { .. }
+            | Error::OtherJob { .. }
+            | Error::NotSealed { .. } => Class::Conflict,
             Error::Locked { .. } => Class::Busy,
             Error::Seal { .. } => Class::Corrupt,
             Error::Full { .. } | Error::TooSmall { .. } => Class::NoSpace,

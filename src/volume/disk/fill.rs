@@ -15,6 +15,9 @@ use crate::sys::mount::{self, Ext4, Mount};
 use crate::sys::{Dir, atomic, space};
 use crate::volume::{layout, seal};
 
+/// Most times that a disk is shrunk; the third pass finds nothing mostly.
+const SHRINKING_PASSES: u32 = 5;
+
 /// A disk that is mounted, in a mount namespace of its own, at [`path`](Mounted::path).
 #[derive(Debug)]
 pub struct Mounted {
@@ -50,7 +53,8 @@ impl Disk {
     /// A write to the disk was lost since it was mounted, or is lost now.
     pub fn unmount(&self, mounted: Mounted) -> Result<(), Error> {
         let shown = self.shown();
-        let lost = |doing, source| Error::WritesLost { doing, path: shown.clone(), source, hint: self.hint() };
+        let lost =
+            |doing, source| Error::WritesLost { doing, path: shown.clone(), source, hint: self.hint() };
         let Mounted { at, root, device } = mounted;
         let synced = root.sync_file_system();
         drop(root);
@@ -122,19 +126,31 @@ impl Disk {
     /// Checks it whole, before and after it is shrunk.
     fn prove(&self, shrink: bool) -> Result<(), Error> {
         let file = self.image.file();
-        let clean = |found: tools::Found| match found {
+        let clean = |found: tools::Found| {
+            match found {
             tools::Found::Clean => Ok(()),
             _ => Err(Error::Tampered {
                 path: self.shown(),
                 fault: "e2fsck finds faults in a file system that was unmounted in order; check the machine's disk".into(),
             }),
+        }
         };
         if !shrink {
             return clean(tools::examine(file)?);
         }
-        // Only a check that may write lets resize2fs believe it.
-        clean(tools::repair(file)?)?;
-        tools::resize(file, None)?;
+        // One pass leaves what the next can spare, mostly for groups that are gone by then.
+        let mut before = u64::MAX;
+        for _ in 0..SHRINKING_PASSES {
+            // Only a check that may write lets resize2fs believe it.
+            clean(tools::repair(file)?)?;
+            tools::resize(file, None)?;
+            let found = Superblock::read(file).context("reading", &self.shown())?;
+            let size = found.map_or(0, |found| found.size);
+            if size >= before {
+                break;
+            }
+            before = size;
+        }
         clean(tools::examine(file)?)
     }
 

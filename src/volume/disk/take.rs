@@ -19,6 +19,9 @@ use crate::volume::layout;
 /// How long the kernel may take to let go of a disk whose builder was killed: it writes out what that had in memory.
 const LETTING_GO: Duration = Duration::from_secs(60);
 
+/// Least size of a disk, bytes; less has no room for an ext4 of this kind.
+const SMALLEST: u64 = 4 << 20;
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
@@ -105,6 +108,7 @@ impl Disk {
 pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let path = request.path;
     let shown = path.display().to_string();
+    check_size(request)?;
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(e).context("creating the volume", &shown);
@@ -135,7 +139,8 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let name = tools::name_of(&name, request.job);
     let size = request.size / BLOCK * BLOCK;
     let there = below.try_stat(IMAGE).context("examining", &shown)?.is_some();
-    let image = if there { open(&below, &at)? } else { create(&below, &larder, &at, size, request.sparse, &name)? };
+    let image =
+        if there { open(&below, &at)? } else { create(&below, &larder, &at, size, request.sparse, &name)? };
     let mut disk = Disk {
         at,
         below,
@@ -158,6 +163,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
 pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> {
     let path = request.path;
     let shown = path.display().to_string();
+    check_size(request)?;
     let other = |fault: String| Error::Other { path: shown.clone(), fault };
     if !fs::metadata(path).context("examining", &shown)?.file_type().is_block_device() {
         return Err(other("is no block device".into()));
@@ -165,7 +171,10 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
     // A device that is mounted, or part of something, has a holder, beside which the kernel lets nobody in.
     match exclusive(path) {
         Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
-            return Err(Error::InUse { path: shown, device: "a mounted file system, or part of another device".into() });
+            return Err(Error::InUse {
+                path: shown,
+                device: "a mounted file system, or part of another device".into(),
+            });
         }
         other => drop(other.context("opening", &shown)?),
     }
@@ -186,7 +195,9 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
     let mut disk = Disk { at, below, place, image, name, size, sparse: false, left: Left::New, _lock: None };
     let found = Superblock::read(disk.image.file()).context("reading", &shown)?;
     match found {
-        Some(found) if !formats && found.uuid == disk.name.uuid && found.label == disk.name.label => disk.resume()?,
+        Some(found) if !formats && found.uuid == disk.name.uuid && found.label == disk.name.label => {
+            disk.resume()?
+        }
         Some(found) if !formats => {
             return Err(other(format!(
                 "holds the ext4 {} ({:?}): give another device, or --format-device to lose what is on it",
@@ -201,6 +212,13 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
         _ => disk.format()?,
     }
     Ok(disk)
+}
+
+fn check_size(request: &Request<'_>) -> Result<(), Error> {
+    match request.size {
+        SMALLEST.. => Ok(()),
+        size => Err(Error::Size { size }),
+    }
 }
 
 fn exclusive(path: &Path) -> io::Result<File> {
@@ -303,17 +321,12 @@ fn open(below: &Dir, at: &Path) -> Result<Lock, Error> {
 }
 
 /// Makes a disk in `.larder`, where nobody takes it for one, and puts it in its place when it is formatted.
-fn create(
-    below: &Dir,
-    larder: &Dir,
-    at: &Path,
-    size: u64,
-    sparse: bool,
-    name: &Name,
-) -> Result<Lock, Error> {
+fn create(below: &Dir, larder: &Dir, at: &Path, size: u64, sparse: bool, name: &Name) -> Result<Lock, Error> {
     let shown = at.join("disk.img").display().to_string();
     match larder.unlink(IMAGE) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context("removing", ".larder/disk.img"),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).context("removing", ".larder/disk.img");
+        }
         _ => {}
     }
     let have = space::free(below).context("asking for free space at", &shown)?;
@@ -370,8 +383,12 @@ impl Disk {
         let other = |fault: String| Error::Other { path: shown.clone(), fault };
         let file = self.image.file();
         let found = Superblock::read(file).context("reading", &shown)?;
-        let Some(found) = found.filter(|found| found.uuid == self.name.uuid && found.label == self.name.label) else {
-            return Err(other("is no disk of Larder's, or one of another job: give another directory, or remove it".into()));
+        let Some(found) =
+            found.filter(|found| found.uuid == self.name.uuid && found.label == self.name.label)
+        else {
+            return Err(other(
+                "is no disk of Larder's, or one of another job: give another directory, or remove it".into(),
+            ));
         };
         if found.size > self.size && self.place == Place::Image {
             return Err(other(format!(

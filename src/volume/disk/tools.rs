@@ -41,8 +41,10 @@ pub(super) fn format(disk: &File, size: u64, name: &Name) -> Result<(), Error> {
     let seed = name.uuid.to_string();
     let extended = format!("lazy_itable_init=1,nodiscard,root_owner=0:0,hash_seed={seed}");
     let (block, blocks) = (BLOCK.to_string(), (size / BLOCK).to_string());
-    let arguments = ["-q", "-F", "-t", "ext4", "-O", FEATURES, "-b", &block, "-I", "256", "-i", BYTES_PER_INODE];
-    let more = ["-m", "0", "-e", "remount-ro", "-L", &name.label, "-U", &seed, "-E", &extended, TARGET, &blocks];
+    let arguments =
+        ["-q", "-F", "-t", "ext4", "-O", FEATURES, "-b", &block, "-I", "256", "-i", BYTES_PER_INODE];
+    let more =
+        ["-m", "0", "-e", "remount-ro", "-L", &name.label, "-U", &seed, "-E", &extended, TARGET, &blocks];
     let (code, said) = run("mkfs.ext4", disk, &[&arguments[..], &more[..]].concat())?;
     if code == Some(0) { Ok(()) } else { Err(failed("mkfs.ext4", code, &said)) }
 }
