@@ -181,6 +181,7 @@ fn verdict(result: Option<Outcome>, fault: Option<String>, status: io::Result<Ex
         (Some(fault), _) => died(&format!("was ended: {fault}")),
         (None, Some(outcome)) if code == Some(i32::from(outcome.exit_code)) => outcome,
         (None, Some(_)) => died("gave a result and did not end as that says"),
+        (None, None) if code.is_none() => died("was killed, by somebody or because memory ran out"),
         (None, None) => died("gave no result"),
     }
 }
