@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Error, get};
 use crate::cli::output::Renderer;
@@ -19,6 +19,9 @@ use crate::telemetry::Console;
 
 /// Between two looks at a cache of which the stream ended early.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the daemon may be away, as for a restart, while somebody waits.
+const AWAY: Duration = Duration::from_secs(60);
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +61,13 @@ async fn wait(
 ) -> Result<Value, Error> {
     let path = format!("/larder/v1/caches/{id}");
     let mut last = json!({"image_cache": {"id": id}});
-    let mut sequence = 0;
+    let (mut sequence, mut answered) = (0, false);
     loop {
-        let answer = match client.call(Request::new(get(), &path)).await {
+        let answer = match look(client, &path, answered).await {
             Err(error) if error.is_not_found() && wanted == Wanted::Gone => return Ok(last),
             other => other?,
         };
+        answered = true;
         last = json!({"image_cache": answer["image_cache"]});
         if let Some(end) = ended(&answer, wanted) {
             return end.map(|()| last);
@@ -90,6 +94,22 @@ async fn wait(
     }
 }
 
+/// Asks for all that is known of a cache; again and again while a daemon that `answered` before is away.
+async fn look(client: &Client, path: &str, answered: bool) -> Result<Value, crate::client::error::Error> {
+    let deadline = Instant::now() + AWAY;
+    loop {
+        match client.call(Request::new(get(), path)).await {
+            Err(error) if answered && passes(&error) && Instant::now() < deadline => sleep(PAUSE).await,
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether it may be otherwise in a moment.
+fn passes(error: &crate::client::error::Error) -> bool {
+    matches!(error.class(), Class::Transient | Class::Busy)
+}
+
 /// Whether there is nothing more to wait for.
 fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
     let (cache, details) = (&answer["image_cache"], &answer["details"]);
@@ -114,32 +134,70 @@ fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
     }
 }
 
-/// Prints what happens to a cache until it is settled.
+/// Prints what happens to a cache until it is settled. A stream that is cut, because the daemon stops or this reader is slow,
+/// is taken up where it ended; what the builder said meanwhile is lost.
 pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Console) -> Result<(), Error> {
-    let mut events = client.follow(id, 0).await?;
+    let path = format!("/larder/v1/caches/{id}");
     let mut text = Text(console.clone());
-    while let Some(told) = events.next().await {
-        match told {
-            Told::Status { json, .. } if as_json => {
-                stdout::print(console, &format!("{json}\n"));
-            }
-            Told::Status { json, .. } => {
-                let status: Value = serde_json::from_str(&json).unwrap_or_default();
-                let field = |name: &str| escape(status[name].as_str().unwrap_or_default());
-                let line = format!("{}  {:<11}  {}\n", field("time"), field("status"), field("message"));
-                stdout::print(console, &line);
-            }
-            Told::Build(line) if as_json => {
-                if let Ok(json) = serde_json::to_string(&line) {
-                    stdout::print(console, &format!("{json}\n"));
+    let (mut sequence, mut answered) = (0, false);
+    loop {
+        match client.follow(id, sequence).await {
+            Ok(mut events) => {
+                while let Some(told) = events.next().await {
+                    if let Told::Status { sequence: number, .. } = &told {
+                        sequence = *number;
+                    }
+                    print_one(told, as_json, &mut text, console);
                 }
             }
-            Told::Build(line) => {
-                let _ = text.show(&line);
+            Err(error) if answered && passes(&error) => {}
+            Err(error) if answered && error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        answered = true;
+        let answer = match look(client, &path, answered).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        if settled(&answer) && last_event(&answer) <= sequence {
+            return Ok(());
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn print_one(told: Told, as_json: bool, text: &mut Text, console: &Console) {
+    match told {
+        Told::Status { json, .. } if as_json => {
+            stdout::print(console, &format!("{json}\n"));
+        }
+        Told::Status { json, .. } => {
+            let status: Value = serde_json::from_str(&json).unwrap_or_default();
+            let field = |name: &str| escape(status[name].as_str().unwrap_or_default());
+            let line = format!("{}  {:<11}  {}\n", field("time"), field("status"), field("message"));
+            stdout::print(console, &line);
+        }
+        Told::Build(line) if as_json => {
+            if let Ok(json) = serde_json::to_string(&line) {
+                stdout::print(console, &format!("{json}\n"));
             }
         }
+        Told::Build(line) => {
+            let _ = text.show(&line);
+        }
     }
-    Ok(())
+}
+
+/// Whether nothing more happens until somebody asks, or time passes.
+fn settled(answer: &Value) -> bool {
+    let at_work = answer["details"]["refreshing"] == true;
+    !at_work && !matches!(answer["image_cache"]["status"].as_str(), Some("Creating" | "Deleting"))
+}
+
+/// The number of the last event.
+fn last_event(answer: &Value) -> u64 {
+    let events = answer["details"]["events"].as_array();
+    events.and_then(|events| events.last()?["sequence"].as_u64()).unwrap_or_default()
 }
 
 #[cfg(test)]
