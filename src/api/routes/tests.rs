@@ -1,7 +1,7 @@
 //! The routes over the real service and store, with a builder that never ends.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::http::{Request, Response, header};
@@ -38,6 +38,7 @@ use crate::testing::clock::FakeClock;
 #[derive(Debug, Default)]
 struct Endless {
     hangs: AtomicBool,
+    hanging: AtomicUsize,
     refusal: Mutex<Option<Class>>,
 }
 
@@ -61,6 +62,7 @@ impl Runner for Endless {
         _: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
         if self.hangs.load(Ordering::Relaxed) {
+            self.hanging.fetch_add(1, Ordering::Relaxed);
             return Box::pin(std::future::pending());
         }
         let refusal = *self.refusal.lock().unwrap();
@@ -435,14 +437,27 @@ async fn a_plan_is_refused_what_a_create_is_refused() {
 async fn nobody_has_all_plans() {
     let host = host("").await;
     host.runner.hangs.store(true, Ordering::Relaxed);
-    let plan = |token| Box::pin(host.call(token, "POST", "/larder/v1/plan", Some(order("x"))));
-    let (first, _, rest) = futures_util::future::select_all((0..3).map(|_| plan("token-a"))).await;
-    assert_eq!((first.status, first.code()), (429, "CCE.01429001"));
-    assert!(first.headers.contains_key(header::RETRY_AFTER));
+    let plan = async |token| host.call(token, "POST", "/larder/v1/plan", Some(order("x"))).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let mut request = Request::post("/larder/v1/plan")
+            .header("X-Auth-Token", "token-a")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(order("x").to_string()))
+            .unwrap();
+        request.extensions_mut().insert(stranger());
+        waiting.spawn(host.router.clone().oneshot(request));
+    }
+    let refused = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key(header::RETRY_AFTER));
+    while host.runner.hanging.load(Ordering::Relaxed) < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     host.runner.hangs.store(false, Ordering::Relaxed);
     assert_eq!(plan("token-b").await.status, 200, "a share of its own");
-    assert_eq!(plan("token-a").await.status, 429);
-    drop(rest);
+    assert_eq!(plan("token-a").await.code(), "CCE.01429001");
+    waiting.shutdown().await;
     assert_eq!(plan("token-a").await.status, 200, "who hangs up gives it back");
     host.service.stop().await;
 }
