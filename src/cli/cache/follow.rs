@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use chrono::Utc;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Error, get};
+use crate::caches::progress::LayerState;
+use crate::caches::record::Origin;
+use crate::caches::service::LayerDetails;
 use crate::cli::output::Renderer;
 use crate::cli::output::stdout;
 use crate::cli::output::terminal::Terminal;
@@ -14,7 +18,7 @@ use crate::client::events::Told;
 use crate::client::{Client, Request};
 use crate::model::class::Class;
 use crate::model::escape::escape;
-use crate::model::event::Event;
+use crate::model::event::{Event, Line, VERSION};
 use crate::telemetry::Console;
 
 /// Between two looks at a cache of which the stream ended early.
@@ -67,6 +71,9 @@ async fn wait(
             Err(error) if error.is_not_found() && wanted == Wanted::Gone => return Ok(last),
             other => other?,
         };
+        if !answered {
+            join(&answer["details"], renderer);
+        }
         answered = true;
         last = json!({"image_cache": answer["image_cache"]});
         if let Some(end) = ended(&answer, wanted) {
@@ -77,8 +84,6 @@ async fn wait(
             while let Some(told) = events.next().await {
                 match told {
                     Told::Status { sequence: number, .. } => sequence = number,
-                    // The result of one attempt is not the end; the daemon says what is.
-                    Told::Build(line) if matches!(line.event, Event::Result(_)) => {}
                     Told::Build(line) => {
                         // A terminal that is gone does not end the waiting.
                         let _ = renderer.show(&line);
@@ -108,6 +113,28 @@ async fn look(client: &Client, path: &str, answered: bool) -> Result<Value, crat
 /// Whether it may be otherwise in a moment.
 fn passes(error: &crate::client::error::Error) -> bool {
     matches!(error.class(), Class::Transient | Class::Busy)
+}
+
+/// Shows the layers under way of a build that began before anybody looked.
+fn join(details: &Value, renderer: &mut dyn Renderer) {
+    let Some(mut rest) = details["fetch_bytes"].as_u64() else { return };
+    let layers = details["layers"].as_array().into_iter().flatten();
+    let layers: Vec<LayerDetails> =
+        layers.filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
+    for layer in layers.iter().filter(|layer| layer.origin == Origin::Fetched) {
+        if layer.state == LayerState::Committed {
+            rest = rest.saturating_sub(layer.compressed_size);
+        }
+    }
+    renderer.join(rest);
+    for layer in layers.into_iter().filter(|layer| layer.state == LayerState::Running) {
+        let LayerDetails { blob, compressed_size, images, from, received, .. } = layer;
+        let from = from.map(|id| id.to_string());
+        let started = Event::LayerStarted { blob: blob.clone(), compressed_size, images, from };
+        for event in [started, Event::LayerProgress { blob, received, written: 0 }] {
+            let _ = renderer.show(&Line { v: VERSION, time: Utc::now(), event });
+        }
+    }
 }
 
 /// Whether there is nothing more to wait for.
