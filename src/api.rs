@@ -88,6 +88,7 @@ pub(crate) struct App {
     streams: Shares<TenantName>,
     plans: Shares<TenantName>,
     body_time: Duration,
+    room: body::Room,
     /// Cancelled when the daemon stops: streams end, connections finish what they have.
     stop: CancellationToken,
 }
@@ -109,6 +110,7 @@ impl Api {
             streams: Shares::new(STREAMS_PER_TENANT),
             plans: Shares::new(PLANS_PER_TENANT),
             body_time: Duration::from_secs(settings.body_timeout_seconds),
+            room: body::Room::default(),
             stop: CancellationToken::new(),
         };
         Api { app: Arc::new(app), settings }
