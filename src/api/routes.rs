@@ -1,6 +1,7 @@
 //! The routes, and what each asks of the service.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -19,6 +20,9 @@ use crate::model::reference::ImageReference;
 
 type Answer<T> = Result<Json<T>, Problem>;
 type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
+
+/// When to ask again for a plan while others of the tenant are made.
+const PLAN_PAUSE: Duration = Duration::from_secs(2);
 
 /// All of them, with what stands around each.
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -143,6 +147,10 @@ pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     request_body = Order, responses((status = 200, description = "The plan", body = Planned)))]
 pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<Planned> {
     let spec = Order::parse(caller.json()?)?.into_spec()?;
+    let _share = app.plans.take(&caller.tenant).ok_or_else(|| {
+        Problem::new(Code::TooMany, "this tenant asks for as many plans at once as it may")
+            .retry_after(PLAN_PAUSE)
+    })?;
     let plan = app.parts.service.plan(&caller.tenant, spec).await?;
     Ok(Json(Planned { plan }))
 }

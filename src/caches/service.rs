@@ -80,7 +80,7 @@ struct Inner {
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
     hub: Hub,
-    /// Held while room for a volume is looked for and taken.
+    /// Held while room for a volume, and a place in the queue, are looked for and taken.
     admission: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -179,16 +179,20 @@ impl Service {
         key: Option<IdempotencyKey>,
     ) -> Result<Record, Error> {
         self.check(&spec)?;
-        let (max_per_tenant, queue_length) =
-            self.settings(|settings| (settings.caches.max_per_tenant, settings.caches.queue_length));
-        let waiting = self.queue().len();
-        if waiting >= queue_length {
-            return Err(Error::QueueFull { waiting, retry_after: RETRY_AFTER });
-        }
         let _one_at_a_time = self.0.admission.lock().await;
+        let full = self.check_queue();
+        // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
+        let max_per_tenant = match full {
+            Ok(()) => self.settings(|settings| settings.caches.max_per_tenant),
+            Err(_) => 0,
+        };
         let admission = Admission { max_per_tenant, capacity_gib: self.capacity_gib()? };
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
-        match self.0.store.create(record, admission, key).await? {
+        let created = match (self.0.store.create(record, admission, key).await, full) {
+            (Err(StoreError::Quota { .. }), Err(full)) => return Err(full),
+            (created, _) => created?,
+        };
+        match created {
             Created::New(Stored { record, .. }) => {
                 let images = &record.spec.images;
                 tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
@@ -264,6 +268,7 @@ impl Service {
         if before.status != Status::Available || before.is_refreshing() {
             return Err(refuse(&before));
         }
+        self.check_queue()?;
         self.room_to_refresh(&before).await?;
         let now = self.now();
         let mut begun = false;
@@ -309,9 +314,11 @@ impl Service {
         Ok(matching::best(self.list(tenant, None).await?, images))
     }
 
-    /// Says what a create would fetch and whether it fits; nothing is kept.
+    /// Says what a create would fetch and whether it fits; nothing is kept. What a create would be refused for now is told
+    /// before registries are asked.
     pub async fn plan(&self, tenant: &TenantName, spec: Spec) -> Result<PlanReport, Error> {
         self.check(&spec)?;
+        self.would_admit(tenant, &spec).await?;
         let (usable, unusable) = self.secrets(tenant, &spec);
         let job = self.job(&spec, usable, None);
         self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
@@ -353,6 +360,12 @@ impl Service {
         if known { Ok(()) } else { Err(Error::UnknownCluster(spec.cluster.clone())) }
     }
 
+    /// Whether one more build may wait. Who asks holds [`Inner::admission`], so that no two take the same place.
+    fn check_queue(&self) -> Result<(), Error> {
+        let most = self.settings(|settings| settings.caches.queue_length);
+        if self.queue().len() < most { Ok(()) } else { Err(Error::QueueFull { retry_after: RETRY_AFTER }) }
+    }
+
     /// A refresh holds two volumes until the new one is in its place.
     async fn room_to_refresh(&self, record: &Record) -> Result<(), Error> {
         let need_gib = u64::from(record.spec.size_gib);
@@ -363,6 +376,26 @@ impl Service {
             return Ok(());
         }
         Err(Error::NoRoomToRefresh { need_gib, free_gib, capacity_gib })
+    }
+
+    /// What the store would say to a create, in its order ([`Store::create`]).
+    async fn would_admit(&self, tenant: &TenantName, spec: &Spec) -> Result<(), Error> {
+        let records = self.records().await?;
+        let own = records.values().filter(|record| record.tenant == *tenant);
+        if own.clone().any(|record| record.spec.name == spec.name) {
+            return Err(StoreError::NameTaken(spec.name.clone()).into());
+        }
+        let (have, max) = (own.count(), self.settings(|settings| settings.caches.max_per_tenant));
+        if have >= max {
+            return Err(StoreError::Quota { have, max }.into());
+        }
+        let (need_gib, capacity_gib) = (u64::from(spec.size_gib), self.capacity_gib()?);
+        let reserved: u64 = records.values().map(Record::reserved_gib).sum();
+        let free_gib = capacity_gib.saturating_sub(reserved);
+        if need_gib > free_gib {
+            return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
+        }
+        Ok(())
     }
 
     /// Pull secrets of an order that its tenant may use, and the others.

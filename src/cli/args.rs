@@ -52,10 +52,12 @@ Examples:
   LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder cache match nginx:1.27
 
 Variables: LARDER_HOST says where the daemon is, LARDER_CA names extra authorities. LARDER_TOKEN, or LARDER_ACCESS_KEY
-with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither.
+with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither. No configuration file is read unless
+--config names one.
 
 Exit codes: those of `larder --help`. Waiting ends with 0 when the cache is Available, with the code of the failure when
-it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over.";
+it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over. Waiting and
+events go on over a restart of the daemon that takes less than a minute.";
 
 /// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
 #[derive(Debug, Parser)]

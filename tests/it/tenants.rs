@@ -4,7 +4,7 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::testing::image::{Format, Image, Layer};
+use larder::testing::image::{Format, Image, Layer, push_index};
 use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::{Fault, Registry};
 use serde_json::{Value, json};
@@ -73,6 +73,33 @@ fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
         until(&daemon, "the first cache goes", gone);
         let volume = daemon.state().join("tenants/team-a/volumes").join(format!("{second}.1"));
         succeed(larder().arg("verify").arg(volume));
+    });
+}
+
+#[test]
+fn a_workload_is_matched_by_tag_and_by_digest() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1]);
+        let index = push_index(&mut registry, Format::Oci, &[&image], "team/app", "1").unwrap();
+        let name = format!("{}/team/app", registry.host());
+        let daemon = Daemon::start(&[A, B], ROOMY);
+        let id = daemon.order(A, "web", &[format!("{name}:1")]);
+        daemon.settle(A, &id, "Available", LIMIT);
+        let of = |tenant: Tenant, image: &str| {
+            let path = format!("/larder/v1/match?image={}", image.replace('@', "%40"));
+            daemon.ask(tenant, "GET", &path, None).expect(200)["match"]["image_cache"]["id"].clone()
+        };
+        let digests = [&index.digest, &image.manifest.digest];
+        for image in
+            [format!("{name}:1"), format!("{name}@{}", digests[0]), format!("{name}:2@{}", digests[1])]
+        {
+            assert_eq!(of(A, &image), json!(id), "{image}");
+            assert_eq!(of(B, &image), Value::Null, "{image}");
+        }
+        for other in [format!("{name}:2"), format!("{name}@{}", image.layers[0].digest)] {
+            assert_eq!(of(A, &other), Value::Null, "{other}");
+        }
     });
 }
 

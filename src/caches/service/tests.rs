@@ -102,6 +102,7 @@ fn outcome(status: BuildStatus) -> Outcome {
 fn sealed(order: &BuildOrder) -> Outcome {
     let images = order.job.images.iter().map(|image| SealedImage {
         reference: image.given().to_owned(),
+        index: None,
         manifest: Digest::sha256(image.given().as_bytes()),
     });
     let digest = Some(Digest::sha256(order.volume.as_os_str().as_encoded_bytes()));
@@ -371,12 +372,34 @@ async fn the_queue_has_an_end() {
     host.next(Act::Hang);
     let one = host.service.create(&team(), spec("one"), None).await.unwrap();
     host.until(one.id, |_| host.started() == 1).await;
+    let key = || Some(IdempotencyKey { key: "k".into(), request: [7; 32] });
+    let two = host.service.create(&team(), spec("two"), key()).await.unwrap();
+    // All at once: there is one place, and one gets it.
+    let names = ["three", "four", "five", "six", "seven"];
+    let tenant = team();
+    let creates = names.map(|name| host.service.create(&tenant, spec(name), None));
+    let refused: Vec<Error> =
+        futures_util::future::join_all(creates).await.into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused.len(), names.len() - 1);
+    assert!(refused.iter().all(|error| matches!(error, Error::QueueFull { .. })), "{refused:?}");
+    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 3);
+    let again = host.service.create(&team(), spec("two"), key()).await.unwrap();
+    assert_eq!(again.id, two.id, "a repeated create takes no place");
+}
+
+#[tokio::test]
+async fn a_refresh_waits_in_the_same_queue() {
+    let host = Host::new(ROOM).await;
+    let ready = host.available("ready").await;
+    host.next(Act::Hang);
+    let one = host.service.create(&team(), spec("one"), None).await.unwrap();
+    host.until(one.id, |_| host.started() == 2).await;
     for name in ["two", "three"] {
         host.service.create(&team(), spec(name), None).await.unwrap();
     }
-    let full = host.service.create(&team(), spec("four"), None).await.unwrap_err();
-    assert!(matches!(full, Error::QueueFull { waiting: 2, .. }), "{full:?}");
-    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 3);
+    let full = host.service.refresh(&team(), ready.id).await.unwrap_err();
+    assert!(matches!(full, Error::QueueFull { .. }), "{full:?}");
+    assert!(!host.service.get(&team(), ready.id).await.unwrap().is_refreshing());
 }
 
 #[tokio::test]
