@@ -37,6 +37,8 @@ impl Hub {
     /// Starts to listen. What happened until the record is read is then told from the record.
     pub(super) fn subscribe(&self, id: CacheId) -> Listening {
         let mut senders = self.senders();
+        // Each holds its backlog. Of a cache that is settled, or was never there, nobody else would take it away.
+        senders.retain(|_, sender| sender.receiver_count() > 0);
         let sender = senders.entry(id).or_insert_with(|| broadcast::channel(BACKLOG).0);
         Listening(sender.subscribe())
     }
@@ -172,6 +174,19 @@ mod tests {
             [2, 3],
             "settled: from the record"
         );
+    }
+
+    #[test]
+    fn nothing_is_kept_for_watchers_that_left() {
+        let hub = Hub::default();
+        let record = record();
+        let watching = hub.subscribe(record.id).from(&record, 0);
+        for _ in 0..100 {
+            drop(hub.subscribe(CacheId::random()));
+        }
+        assert!(hub.senders().len() <= 2);
+        assert!(hub.senders().contains_key(&record.id));
+        drop(watching);
     }
 
     #[tokio::test]

@@ -134,8 +134,14 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     notify::ready();
     let alive = tokio::spawn(stay_alive());
 
+    let mut failed = false;
     loop {
         tokio::select! {
+            // Said in the log; the service manager starts it again.
+            () = service.broken() => {
+                failed = true;
+                break;
+            }
             // Only a stop ends it.
             () = &mut serving => break,
             _ = signals.terminate.recv() => break,
@@ -152,7 +158,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     stop.cancel();
     let stopping = async { tokio::join!(&mut serving, service.stop()) };
     let code = tokio::select! {
-        _ = stopping => 0,
+        _ = stopping => if failed { Class::Internal.exit_code() } else { 0 },
         () = tokio::time::sleep(GRACE) => {
             tracing::error!("what is still at work after {} s is given up", GRACE.as_secs());
             Class::Busy.exit_code()
