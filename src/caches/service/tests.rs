@@ -1,6 +1,8 @@
 //! The service over the real store and the real disk, with a clock that is set and a runner that does what it is told
 //! (real builders: tests/it).
 
+mod races;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
@@ -31,6 +33,9 @@ enum Act {
     Hang,
     /// The same, and then takes its time.
     Linger,
+    /// Fills the volume until it is stopped, and fails at that very moment.
+    FailWhenAsked,
+    Panic,
 }
 
 /// Makes volumes as far as the service looks at them.
@@ -64,6 +69,11 @@ impl Runner for FakeRunner {
                     stop.cancelled().await;
                     Ended::Stopped
                 }
+                Some(Act::FailWhenAsked) => {
+                    stop.cancelled().await;
+                    Ended::Result(failed(&order, Class::Transient))
+                }
+                Some(Act::Panic) => panic!("on purpose"),
                 Some(Act::Linger) => {
                     stop.cancelled().await;
                     self.leave.notified().await;
