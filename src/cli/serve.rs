@@ -200,7 +200,9 @@ fn take_up(
     }
     shared.replace(tenants);
     service.reload(&config);
-    tracing::info!("the configuration was read again; state, log, listeners and the number of builders stay as they were");
+    tracing::info!(
+        "the configuration was read again; state, log, listeners and the number of builders stay as they were"
+    );
 }
 
 /// Tells the service manager that the threads still turn.

@@ -38,14 +38,19 @@ impl Service {
         let now = self.now();
         let expire = self.may_expire();
         let noted = self.guard().note();
-        self.0.store.note(noted).await?;
-        self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await?;
-        if expire {
-            for record in self.records().await?.into_values() {
-                self.age(&record, now).await?;
-            }
+        let noted = self.0.store.note(noted).await;
+        let forgotten = self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await;
+        let aged = if expire { self.age_all(now).await } else { Ok(()) };
+        // Whatever else fails: on a disk that is full this is what makes room.
+        let swept = self.sweep().await;
+        noted.and(forgotten).and(aged).and(swept)
+    }
+
+    async fn age_all(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        for record in self.records().await?.into_values() {
+            self.age(&record, now).await?;
         }
-        self.sweep().await
+        Ok(())
     }
 
     fn guard(&self) -> MutexGuard<'_, TimeGuard> {

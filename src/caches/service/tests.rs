@@ -352,15 +352,36 @@ async fn a_build_is_cancelled_or_deleted_under_way() {
 #[tokio::test]
 async fn the_queue_has_an_end() {
     let host = Host::new(ROOM).await;
+    let there = host.available("there").await;
     host.next(Act::Hang);
     let one = host.service.create(&team(), spec("one"), None).await.unwrap();
-    host.until(one.id, |_| host.started() == 1).await;
+    host.until(one.id, |_| host.started() == 2).await;
     for name in ["two", "three"] {
         host.service.create(&team(), spec(name), None).await.unwrap();
     }
     let full = host.service.create(&team(), spec("four"), None).await.unwrap_err();
     assert!(matches!(full, Error::QueueFull { waiting: 2, .. }), "{full:?}");
-    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 3);
+    let full = host.service.refresh(&team(), there.id).await.unwrap_err();
+    assert!(matches!(full, Error::QueueFull { waiting: 2, .. }), "{full:?}");
+    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn tenants_take_turns_at_the_builders() {
+    let host = Host::new("[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 1\n").await;
+    let other: TenantName = "other".parse().unwrap();
+    host.next(Act::Hang);
+    let first = host.service.create(&team(), spec("first"), None).await.unwrap();
+    host.until(first.id, |_| host.started() == 1).await;
+    let mut ids = vec![first.id];
+    for name in ["second", "third"] {
+        ids.push(host.service.create(&team(), spec(name), None).await.unwrap().id);
+    }
+    ids.insert(2, host.service.create(&other, spec("late"), None).await.unwrap().id);
+    host.service.cancel(&team(), first.id).await.unwrap();
+    host.until(ids[3], |record| record.status == Status::Available).await;
+    let started: Vec<_> = host.runner.orders.lock().unwrap().iter().map(|order| order.id).collect();
+    assert_eq!(started, ids);
 }
 
 #[tokio::test]

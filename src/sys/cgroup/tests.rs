@@ -111,7 +111,8 @@ fn groups_of_earlier_daemons_are_swept() {
     fs::write(dir.join("cgroup.controllers"), "memory\n").unwrap();
     // The second had our number, as in a container; the third is ours.
     let pid = std::process::id();
-    let names = ["larder-4000000.7-x".to_owned(), format!("larder-{pid}.7-x"), own_name("x"), "other".to_owned()];
+    let names =
+        ["larder-4000000.7-x".to_owned(), format!("larder-{pid}.7-x"), own_name("x"), "other".to_owned()];
     names.iter().for_each(|name| fs::create_dir(dir.join(name)).unwrap());
     let (mountinfo, own) = unified(dir, "/");
     Cgroups::find(&mountinfo, &own);

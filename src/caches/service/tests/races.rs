@@ -90,7 +90,11 @@ async fn retention_that_ends_during_a_refresh() {
     assert_eq!((&expired.work, expired.reserved_gib()), (&None, 20));
     host.until(id, |_| host.service.live().is_empty()).await;
     host.service.look_over().await.unwrap();
-    assert_eq!(host.volumes(), [format!("{id}.1")], "what was begun goes, what was there stays for its grace");
+    assert_eq!(
+        host.volumes(),
+        [format!("{id}.1")],
+        "what was begun goes, what was there stays for its grace"
+    );
     host.clock.pass(Duration::from_secs(3600));
     host.service.look_over().await.unwrap();
     host.gone(id).await;
