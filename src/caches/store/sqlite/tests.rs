@@ -83,7 +83,7 @@ async fn files_are_the_owners_alone() {
         names.push(entry.file_name().into_string().unwrap());
     }
     names.sort();
-    assert_eq!(names, ["larder.db", "larder.db-wal"]);
+    assert_eq!(names, ["larder.db", "larder.db-reserve", "larder.db-wal"]);
     drop(store);
     fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
     drop(open(&path).unwrap());
