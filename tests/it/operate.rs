@@ -155,7 +155,9 @@ fn a_full_queue_says_when_to_come_again() {
         let images = [format!("{}/team/app:1", registry.host())];
         let daemon = Daemon::start(
             &[A, B],
-            &format!("{ROOMY}caches.max_concurrent_builds = 1\ncaches.queue_length = 2\n"),
+            &format!(
+                "{ROOMY}registry.stall_timeout_seconds = 1\ncaches.max_concurrent_builds = 1\ncaches.queue_length = 2\n"
+            ),
         );
         daemon.order(A, "first", &images);
         until(&daemon, "the first is under way", || registry.served(&blob) > 0);
