@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock                                        held for the life of the daemon
-//! larder.db                                   records (SQLite, with its -wal and -shm)
+//! larder.db                                   records (SQLite, with its -wal, and -reserve)
 //! tenants/<tenant>/volumes/<id>.<generation>  volumes; what a builder of the tenant may read
 //! tenants/<tenant>/layers/                    which volume has which layer (build::share)
 //! attached/                                   which volumes are attached where (caches::attachments)

@@ -5,6 +5,7 @@ mod details;
 mod janitor;
 mod recovery;
 mod snapshots;
+mod tasks;
 #[cfg(all(test, feature = "testing"))]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
@@ -80,10 +81,13 @@ struct Inner {
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
     hub: Hub,
-    /// Held while room for a volume, and a place in the queue, are looked for and taken.
+    /// Held while room for a volume, and a place in the queue, are looked for and taken, and while a build is given up:
+    /// whoever orders the next one meanwhile must not lose it.
     admission: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Cancelled when one of the two loops has ended, which only a stop may bring about.
+    broken: CancellationToken,
 }
 
 /// A build under way.
@@ -141,11 +145,12 @@ impl Service {
             admission: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            broken: CancellationToken::new(),
         }));
         service.recover().await?;
         let builds = config.caches.max_concurrent_builds;
-        service.0.tasks.spawn(service.clone().schedule(builds));
-        service.0.tasks.spawn(service.clone().keep_house());
+        service.supervise("the queue of builds", service.clone().schedule(builds));
+        service.supervise("expiry and deletion", service.clone().keep_house());
         Ok(service)
     }
 
@@ -173,6 +178,16 @@ impl Service {
 
     /// Orders an image cache. The record is as it was first answered where the key was used before.
     pub async fn create(
+        &self,
+        tenant: &TenantName,
+        spec: Spec,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.create_now(&tenant, spec, key).await }).await
+    }
+
+    async fn create_now(
         &self,
         tenant: &TenantName,
         spec: Spec,
@@ -216,6 +231,11 @@ impl Service {
 
     /// Lets a cache go. It is Deleting until its build has stopped and nobody uses its volume any more.
     pub async fn delete(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.delete_now(&tenant, id).await }).await
+    }
+
+    async fn delete_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         self.stored(tenant, id).await?;
         let now = self.now();
         let deleted = self.change(id, |record| {
@@ -235,6 +255,12 @@ impl Service {
 
     /// Gives up the build of a cache, or its refresh.
     pub async fn cancel(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.cancel_now(&tenant, id).await }).await
+    }
+
+    async fn cancel_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let _one_at_a_time = self.0.admission.lock().await;
         self.stored(tenant, id).await?;
         let now = self.now();
         let mut given_up = false;
@@ -258,6 +284,14 @@ impl Service {
     /// Resolves the tags of a cache again and builds what they stand for now beside the present volume, which is served
     /// until the new one takes its place.
     pub async fn refresh(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.refresh_now(&tenant, id).await }).await
+    }
+
+    async fn refresh_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        if !self.ready() {
+            return Err(Error::Stopping);
+        }
         let _one_at_a_time = self.0.admission.lock().await;
         let before = self.get(tenant, id).await?;
         let refuse = |record: &Record| Error::NotRefreshable {
@@ -305,6 +339,7 @@ impl Service {
     /// Follows a cache from the event after number `after` on.
     pub async fn watch(&self, tenant: &TenantName, id: CacheId, after: u64) -> Result<Watch, Error> {
         let listening = self.0.hub.subscribe(id);
+        // Read after listening, so that nothing falls between.
         let record = self.get(tenant, id).await?;
         Ok(listening.from(&record, after))
     }

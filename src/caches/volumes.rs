@@ -4,7 +4,8 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, TryLockError};
 
 use super::attachments::{AttachmentError, Attachments};
 use super::layout::{self, Layout};
@@ -23,6 +24,8 @@ pub struct Volumes {
     layout: Layout,
     /// Held while the trash is emptied: two at once would each trip over what the other has just removed.
     emptying: Mutex<()>,
+    /// Whether somebody wants it emptied; whoever holds the lock looks once more.
+    to_empty: AtomicBool,
     _lock: Lock,
 }
 
@@ -112,7 +115,7 @@ impl Volumes {
         let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
         // Secrets of builders whose daemon died.
         clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
-        Ok(Volumes { layout, emptying: Mutex::default(), _lock: lock })
+        Ok(Volumes { layout, emptying: Mutex::default(), to_empty: AtomicBool::default(), _lock: lock })
     }
 
     /// Names of everything.
@@ -217,9 +220,28 @@ impl Volumes {
         Ok(mounts.use_of(&path).map(|used| used.to_string()))
     }
 
-    /// Removes what was moved aside, and what builders told each other of it.
+    /// Whether something was moved aside that is still there.
+    pub fn has_trash(&self) -> Result<bool, StateError> {
+        Ok(!names(&self.layout.trash())?.is_empty())
+    }
+
+    /// Removes what was moved aside, and what builders told each other of it. Where another thread is at it, that one sees to
+    /// it and this one returns at once: a large volume takes minutes, and threads that wait are not there for others.
     pub fn empty_trash(&self) -> Result<(), StateError> {
-        let _one_at_a_time = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        self.to_empty.store(true, Ordering::SeqCst);
+        while self.to_empty.load(Ordering::SeqCst) {
+            let _one_at_a_time = match self.emptying.try_lock() {
+                Ok(lock) => lock,
+                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+                Err(TryLockError::WouldBlock) => return Ok(()),
+            };
+            self.to_empty.store(false, Ordering::SeqCst);
+            self.empty_trash_now()?;
+        }
+        Ok(())
+    }
+
+    fn empty_trash_now(&self) -> Result<(), StateError> {
         let path = self.layout.trash();
         let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
         let trash = Dir::open(&path).map_err(failed)?;

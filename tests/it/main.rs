@@ -18,6 +18,7 @@ mod harness;
 mod limits;
 mod memory;
 mod notify;
+mod operate;
 mod oracle;
 mod privileges;
 mod resume;

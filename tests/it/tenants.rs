@@ -135,11 +135,58 @@ fn pull_secrets_of_no_use_are_told_in_the_same_words() {
 
         let good = order("good", "team-a:registry");
         daemon.settle(A, &good, "Available", LIMIT);
+        // What lies on the host is no credential: whoever cannot read the manifest gets nothing of it.
+        for (tenant, name) in [(A, "without"), (B, "without")] {
+            let id = daemon.order(tenant, name, &images);
+            let failed = daemon.settle(tenant, &id, "Failed", LIMIT);
+            assert!(failed["message"].as_str().unwrap().contains(&images[0]), "{failed}");
+        }
         let log = daemon.log();
         for secret in [PASSWORD.to_owned(), A.token(), registry::basic()] {
             assert!(!log.contains(&secret), "a secret is in the log");
         }
         assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log was to hold everything");
+    });
+}
+
+#[test]
+fn a_pull_secret_that_the_service_manager_loads() {
+    isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
+        let registry = registry::Registry::with_password();
+        let images = [registry.push(&image(&[1]), "team/private", "1")];
+        let credentials = tempfile::tempdir().unwrap();
+        let secret = credentials.path().join("pull-secret.team-a.registry");
+        fs::copy(registry.docker_config().join("config.json"), secret).unwrap();
+        let starter = ["env".to_owned(), format!("CREDENTIALS_DIRECTORY={}", credentials.path().display())];
+        let daemon = Daemon::start_by(&starter, &[A, B], ROOMY);
+        for (tenant, status) in [(A, "Available"), (B, "Failed")] {
+            let order = json!({
+                "name": "web", "images": images,
+                "building_config": {"cluster": "here", "image_pull_secrets": ["team-a:registry"]},
+            });
+            let answer = daemon.ask(tenant, "POST", "/v5/imagecaches", Some(&order)).expect(201);
+            daemon.settle(tenant, answer["image_cache"]["id"].as_str().unwrap(), status, LIMIT);
+        }
+    });
+}
+
+#[test]
+fn caches_that_are_built_at_once_fetch_once() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1, 2, 3]);
+        image.push(&mut registry, "team/app", "1").unwrap();
+        let images = [format!("{}/team/app:1", registry.host())];
+        let daemon = Daemon::start(&[A], &format!("{ROOMY}caches.max_concurrent_builds = 6\n"));
+        let ids: Vec<_> = (0..6).map(|number| daemon.order(A, &format!("web-{number}"), &images)).collect();
+        for id in &ids {
+            daemon.settle(A, id, "Available", LIMIT);
+        }
+        for layer in &image.layers {
+            assert_eq!(registry.served(&layer.digest), layer.blob.len() as u64, "fetched more than once");
+        }
+        let digest = |id| details(&daemon, A, id)["digest"].clone();
+        assert!(ids.iter().all(|id| digest(id) == digest(&ids[0])));
     });
 }
 

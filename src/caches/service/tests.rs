@@ -1,6 +1,8 @@
 //! The service over the real store and the real disk, with a clock that is set and a runner that does what it is told
 //! (real builders: tests/it).
 
+mod races;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
@@ -32,6 +34,9 @@ enum Act {
     Hang,
     /// The same, and then takes its time.
     Linger,
+    /// Fills the volume until it is stopped, and fails at that very moment.
+    FailWhenAsked,
+    Panic,
 }
 
 /// Makes volumes as far as the service looks at them.
@@ -65,6 +70,11 @@ impl Runner for FakeRunner {
                     stop.cancelled().await;
                     Ended::Stopped
                 }
+                Some(Act::FailWhenAsked) => {
+                    stop.cancelled().await;
+                    Ended::Result(failed(&order, Class::Transient))
+                }
+                Some(Act::Panic) => panic!("on purpose"),
                 Some(Act::Linger) => {
                     stop.cancelled().await;
                     self.leave.notified().await;
@@ -151,29 +161,20 @@ impl Host {
         Host { dir, clock, runner, config, service }
     }
 
-    async fn restart(&mut self) {
-        self.service.stop().await;
-        // The lock of the state directory goes with the last handle.
-        let idle = Service(Arc::new(Inner {
-            store: Arc::clone(&self.service.0.store),
-            runner: Arc::clone(&self.service.0.runner),
-            volumes: Arc::clone(&self.service.0.volumes),
-            clock: Arc::clone(&self.service.0.clock),
-            metrics: Metrics::new(),
-            guard: Mutex::new(TimeGuard::new(&*self.clock, None)),
-            settings: RwLock::new(Settings::of(&self.config)),
-            queue: Mutex::default(),
-            wake: Notify::new(),
-            sweep: Notify::new(),
-            live: Mutex::default(),
-            hub: Hub::default(),
-            admission: tokio::sync::Mutex::default(),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-        }));
-        idle.recover().await.unwrap();
-        idle.0.tasks.spawn(idle.clone().schedule(1));
-        self.service = idle;
+    /// Another daemon on the same state.
+    async fn restart(self) -> Self {
+        let Host { dir, clock, runner, config, service } = self;
+        service.stop().await;
+        drop(service);
+        // The lock of the state directory goes with the last handle; whoever empties the trash has one.
+        for _ in 0..2000 {
+            if Volumes::take(Layout::new(dir.path())).is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let service = start(dir.path(), &clock, &runner, &config).await;
+        Host { dir, clock, runner, config, service }
     }
 
     fn next(&self, act: Act) {
@@ -369,9 +370,10 @@ async fn a_build_is_cancelled_or_deleted_under_way() {
 #[tokio::test]
 async fn the_queue_has_an_end() {
     let host = Host::new(ROOM).await;
+    let ready = host.available("ready").await;
     host.next(Act::Hang);
     let one = host.service.create(&team(), spec("one"), None).await.unwrap();
-    host.until(one.id, |_| host.started() == 1).await;
+    host.until(one.id, |_| host.started() == 2).await;
     let key = || Some(IdempotencyKey { key: "k".into(), request: [7; 32] });
     let two = host.service.create(&team(), spec("two"), key()).await.unwrap();
     // All at once: there is one place, and one gets it.
@@ -382,24 +384,30 @@ async fn the_queue_has_an_end() {
         futures_util::future::join_all(creates).await.into_iter().filter_map(Result::err).collect();
     assert_eq!(refused.len(), names.len() - 1);
     assert!(refused.iter().all(|error| matches!(error, Error::QueueFull { .. })), "{refused:?}");
-    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 3);
+    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 4);
     let again = host.service.create(&team(), spec("two"), key()).await.unwrap();
     assert_eq!(again.id, two.id, "a repeated create takes no place");
-}
-
-#[tokio::test]
-async fn a_refresh_waits_in_the_same_queue() {
-    let host = Host::new(ROOM).await;
-    let ready = host.available("ready").await;
-    host.next(Act::Hang);
-    let one = host.service.create(&team(), spec("one"), None).await.unwrap();
-    host.until(one.id, |_| host.started() == 2).await;
-    for name in ["two", "three"] {
-        host.service.create(&team(), spec(name), None).await.unwrap();
-    }
     let full = host.service.refresh(&team(), ready.id).await.unwrap_err();
     assert!(matches!(full, Error::QueueFull { .. }), "{full:?}");
     assert!(!host.service.get(&team(), ready.id).await.unwrap().is_refreshing());
+}
+
+#[tokio::test]
+async fn tenants_take_turns_at_the_builders() {
+    let host = Host::new("[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 1\n").await;
+    let other: TenantName = "other".parse().unwrap();
+    host.next(Act::Hang);
+    let first = host.service.create(&team(), spec("first"), None).await.unwrap();
+    host.until(first.id, |_| host.started() == 1).await;
+    let mut ids = vec![first.id];
+    for name in ["second", "third"] {
+        ids.push(host.service.create(&team(), spec(name), None).await.unwrap().id);
+    }
+    ids.insert(2, host.service.create(&other, spec("late"), None).await.unwrap().id);
+    host.service.cancel(&team(), first.id).await.unwrap();
+    host.until(ids[3], |record| record.status == Status::Available).await;
+    let started: Vec<_> = host.runner.orders.lock().unwrap().iter().map(|order| order.id).collect();
+    assert_eq!(started, ids);
 }
 
 #[tokio::test]
@@ -519,7 +527,7 @@ async fn generations_stay_while_they_are_used() {
 
 #[tokio::test]
 async fn a_restart_goes_on_where_it_was() {
-    let mut host = Host::new(ROOM).await;
+    let host = Host::new(ROOM).await;
     let kept = host.available("kept").await;
     let lost = host.available("lost").await;
     host.next(Act::Hang);
@@ -531,7 +539,7 @@ async fn a_restart_goes_on_where_it_was() {
     fs::create_dir(volumes.join("lost+found")).unwrap();
     fs::create_dir(host.dir.path().join("trash/x")).unwrap();
 
-    host.restart().await;
+    let host = host.restart().await;
     let resumed = host.until(begun.id, |record| record.status == Status::Available).await;
     assert_eq!(resumed.content.unwrap().generation, 1, "the same volume goes on");
     let lost = host.service.get(&team(), lost.id).await.unwrap();
@@ -545,7 +553,8 @@ async fn a_restart_goes_on_where_it_was() {
     // A record keeps its volume, damaged or not, until somebody deletes it.
     left.retain(|name| *name != format!("{}.1", lost.id));
     assert_eq!(left, wanted);
-    assert!(!host.dir.path().join("trash/x").exists());
+    let trash = host.dir.path().join("trash");
+    host.until(kept.id, |_| fs::read_dir(&trash).unwrap().next().is_none()).await;
 }
 
 #[tokio::test]
