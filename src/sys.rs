@@ -9,6 +9,7 @@ pub mod clock;
 pub mod confine;
 pub mod dir;
 pub mod lock;
+pub mod mounts;
 pub mod privilege;
 pub mod process;
 pub mod remove;

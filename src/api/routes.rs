@@ -11,7 +11,7 @@ use axum::{Json, Router, middleware};
 use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
-use super::wire::beyond::{Detailed, Matched, Planned};
+use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use super::wire::order::Order;
 use super::wire::{ImageCache, Many, One};
 use super::{health, observe, openapi, sse};
@@ -33,6 +33,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/larder/v1/caches/{id}/events", get(sse::events))
         .route("/larder/v1/caches/{id}/cancel", post(cancel))
         .route("/larder/v1/caches/{id}/refresh", post(refresh))
+        .route("/larder/v1/caches/{id}/snapshots", get(snapshots))
         .route("/larder/v1/match", get(find))
         .route("/larder/v1/plan", post(plan))
         .route("/healthz", get(health::alive))
@@ -113,6 +114,14 @@ pub(super) async fn cancel(State(app): State<Arc<App>>, caller: Caller) -> Accep
 pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
     let record = app.parts.service.refresh(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
+}
+
+/// Lists the sealed volumes of an image cache: the one that is served, and older ones that somebody still uses.
+#[utoipa::path(get, path = "/larder/v1/caches/{id}/snapshots", operation_id = "ListSnapshots", tag = "larder",
+    params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "Oldest first", body = Snapshots)))]
+pub(super) async fn snapshots(State(app): State<Arc<App>>, caller: Caller) -> Answer<Snapshots> {
+    let snapshots = app.parts.service.snapshots(&caller.tenant, caller.cache()?).await?;
+    Ok(Json(Snapshots { snapshots }))
 }
 
 /// Finds the best Available cache for a workload: most of its images, then most bytes, then the newest.

@@ -4,6 +4,7 @@ mod build;
 mod details;
 mod janitor;
 mod recovery;
+mod snapshots;
 mod tasks;
 #[cfg(all(test, feature = "testing"))]
 #[expect(clippy::unwrap_used, reason = "tests")]
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use details::{Details, ImageDetails, LayerDetails};
+pub use snapshots::{Kind, Snapshot};
 
 use super::error::Error;
 use super::hub::{Hub, Watch};

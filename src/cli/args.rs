@@ -300,6 +300,11 @@ pub(super) enum CacheCommand {
         #[arg(long)]
         wait: bool,
     },
+    /// List the sealed volumes of an image cache: what is served, and what a refresh replaced and somebody still uses
+    Snapshots {
+        /// ID or name
+        cache: String,
+    },
     /// Give up a build or a refresh
     Cancel {
         /// ID or name

@@ -126,6 +126,10 @@ async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> 
             }
             Ok(show(&answer, &table::one))
         }
+        CacheCommand::Snapshots { cache } => {
+            let path = format!("/larder/v1/caches/{}/snapshots", resolve(&client, cache).await?);
+            Ok(show(&client.call(Request::new(get(), &path)).await?, &table::snapshots))
+        }
         CacheCommand::Cancel { cache } => {
             let path = format!("/larder/v1/caches/{}/cancel", resolve(&client, cache).await?);
             Ok(show(&client.call(Request::new(post(), &path)).await?, &table::one))

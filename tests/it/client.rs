@@ -69,6 +69,22 @@ fn an_operator_over_the_socket() {
         run(&["refresh", "web", "--wait"]);
         assert_ne!(json(&run(&["show", "web", "--json"]))["details"]["digest"], before);
 
+        // What a refresh replaced stays while somebody has it mounted, and a deletion waits for it.
+        let snapshots = |state: &str| {
+            let told = json(&run(&["snapshots", "web", "--json"]));
+            let found = told["snapshots"].as_array().unwrap().clone();
+            found.into_iter().filter(|snapshot| snapshot[state] == true).collect::<Vec<_>>()
+        };
+        let [served] = &snapshots("served")[..] else { panic!("one is served") };
+        assert_eq!((&served["generation"], &served["in_use"]), (&2.into(), &false.into()));
+        let mount = tempfile::tempdir().unwrap();
+        let path = served["path"].as_str().unwrap();
+        succeed(Command::new("mount").args(["--bind", path]).arg(mount.path()));
+        run(&["refresh", "web", "--wait"]);
+        let [used] = &snapshots("in_use")[..] else { panic!("one is in use") };
+        assert_eq!((&used["path"], &used["served"]), (&path.into(), &false.into()));
+        assert!(run(&["snapshots", "web"]).contains("in use"));
+        succeed(Command::new("umount").arg(mount.path()));
         // What a create would be refused for, a plan is.
         let planned = daemon.explain(|| exits(73, &mut cache(&socket, &["plan", "web", &reference])));
         assert!(planned.contains("taken"), "{planned}");

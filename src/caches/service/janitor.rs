@@ -181,7 +181,8 @@ impl Service {
                     tracing::warn!(%tenant, cache = %id, generation, "a volume without a record was discarded");
                 }
                 Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
-                Ok(Discarded::InUse) => {
+                Ok(Discarded::InUse(used)) => {
+                    tracing::debug!(%tenant, cache = %id, generation, "the volume stays: {used}");
                     in_use.insert(id);
                 }
                 Err(error) => {

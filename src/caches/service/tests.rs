@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::caches::attachments::Attachments;
 use crate::caches::hub::Told;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
@@ -60,7 +61,7 @@ impl Runner for FakeRunner {
             fs::write(order.volume.join(".larder/use"), "").unwrap();
             match act {
                 None => {
-                    fs::write(order.volume.join("cache.json"), "{}").unwrap();
+                    fs::write(order.volume.join("cache.json"), seal(&order)).unwrap();
                     Ended::Result(sealed(&order))
                 }
                 Some(Act::Fail(class)) => Ended::Result(failed(&order, class)),
@@ -116,6 +117,22 @@ fn sealed(order: &BuildOrder) -> Outcome {
     });
     let digest = Some(Digest::sha256(order.volume.as_os_str().as_encoded_bytes()));
     Outcome { images: images.collect(), digest, ..outcome(BuildStatus::Ok) }
+}
+
+/// A seal of nothing that can be read.
+fn seal(order: &BuildOrder) -> Vec<u8> {
+    let content = crate::model::seal::Content {
+        version: crate::model::seal::VERSION,
+        larder: "test".into(),
+        job: Digest::sha256(b"job"),
+        layer_format: Default::default(),
+        tar_split: true,
+        size: order.job.size.unwrap(),
+        images: Vec::new(),
+        layers: Vec::new(),
+        totals: Default::default(),
+    };
+    serde_json::to_vec(&crate::model::seal::CacheManifest::new(content).unwrap()).unwrap()
 }
 
 fn failed(order: &BuildOrder, class: Class) -> Outcome {
@@ -195,6 +212,18 @@ impl Host {
         let record = self.service.create(&team(), spec(name), None).await.unwrap();
         assert_eq!(record.status, Status::Creating);
         self.until(record.id, |record| record.status == Status::Available).await
+    }
+
+    /// Looks over the house until these volumes are left: a builder that has told its end is at work for a moment more.
+    async fn left(&self, wanted: &[String]) {
+        for _ in 0..2000 {
+            self.service.look_over().await.unwrap();
+            if self.volumes() == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(self.volumes(), wanted);
     }
 
     fn volumes(&self) -> Vec<String> {
@@ -277,8 +306,7 @@ async fn a_failure_frees_the_volume_and_keeps_the_name_for_a_day() {
     let record = host.until(record.id, |record| record.status == Status::Failed).await;
     assert_eq!(record.message.as_deref(), Some("nginx:1: it is so"));
     assert_eq!(record.class, Some(Class::NotFound));
-    host.service.look_over().await.unwrap();
-    assert!(host.volumes().is_empty());
+    host.left(&[]).await;
     let taken = host.service.create(&team(), spec("web"), None).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken:?}");
     host.clock.pass(DAY - Duration::from_secs(1));
@@ -407,14 +435,12 @@ async fn a_refresh_takes_the_place_of_what_was_there() {
     assert_eq!(record.message.as_deref(), Some("the refresh failed: cancelled by request"));
     assert_eq!((record.status, &record.content), (Status::Available, &before.content));
     host.until(before.id, |_| host.service.live().is_empty()).await;
-    host.service.look_over().await.unwrap();
-    assert_eq!(host.volumes(), [format!("{}.1", before.id)]);
+    host.left(&[format!("{}.1", before.id)]).await;
 
     host.service.refresh(&team(), before.id).await.unwrap();
     let after = host.until(before.id, |record| !record.is_refreshing()).await;
     assert_eq!((after.content.unwrap().generation, after.message), (3, None));
-    host.service.look_over().await.unwrap();
-    assert_eq!(host.volumes(), [format!("{}.3", before.id)]);
+    host.left(&[format!("{}.3", before.id)]).await;
 }
 
 #[tokio::test]
@@ -471,6 +497,38 @@ async fn retention_ends_in_two_steps_and_only_by_a_clock_that_is_believed() {
     assert_eq!(expired.message.as_deref(), Some("expired after 2 days"));
     assert_eq!(host.volumes().len(), 1, "whoever is about to use it still can");
     host.clock.pass(Duration::from_secs(3600));
+    host.service.look_over().await.unwrap();
+    host.gone(id).await;
+    assert!(host.volumes().is_empty());
+}
+
+#[tokio::test]
+async fn generations_stay_while_they_are_used() {
+    let host = Host::new(ROOM).await;
+    let id = host.available("web").await.id;
+    let state = fs::canonicalize(host.dir.path()).unwrap();
+    let first = state.join(format!("tenants/team/volumes/{id}.1"));
+    let attachments = Attachments::new(state.join("attached"));
+    let (at, there) = (Path::new("/icv"), Path::new("/mnt/icv"));
+    attachments.note(&first, at, host.clock.now()).unwrap();
+    host.service.refresh(&team(), id).await.unwrap();
+    host.until(id, |record| record.content.as_ref().is_some_and(|content| content.generation == 2)).await;
+    host.service.look_over().await.unwrap();
+
+    let told = host.service.snapshots(&team(), id).await.unwrap();
+    let told: Vec<_> = told.iter().map(|s| (s.generation, s.served, s.in_use, s.path.is_some())).collect();
+    assert_eq!(told, [(1, false, true, false), (2, true, false, false)]);
+    let stranger = host.service.snapshots(&"other".parse().unwrap(), id).await.unwrap_err();
+    assert!(matches!(stranger, Error::NotFound(_)));
+
+    // A deletion waits for every generation.
+    attachments.note(&first, there, host.clock.now()).unwrap();
+    attachments.forget(at).unwrap();
+    host.service.delete(&team(), id).await.unwrap();
+    host.service.look_over().await.unwrap();
+    assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Deleting);
+    assert_eq!(host.volumes(), [format!("{id}.1")]);
+    attachments.forget(there).unwrap();
     host.service.look_over().await.unwrap();
     host.gone(id).await;
     assert!(host.volumes().is_empty());
