@@ -10,6 +10,7 @@ mod config;
 mod confine;
 mod exit;
 mod inspect;
+mod keeper;
 mod merge;
 mod output;
 mod plan;
@@ -32,7 +33,8 @@ use usage::UsageError;
 
 /// Runs the program with the arguments `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let argv: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,
         Err(error) => {
             // A closed output is no reason to fail differently.
@@ -41,10 +43,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let console = Console::default();
-    ExitCode::from(run(cli, &console))
+    ExitCode::from(run(cli, argv, &console))
 }
 
-fn run(cli: Cli, console: &Console) -> u8 {
+fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     let path = cli.global.config.clone();
     // A client has nothing to do with the daemon's file, which it may not even be allowed to read.
     let default = (!matches!(cli.command, Command::Cache(_))).then_some(Path::new(CONFIG_FILE));
@@ -63,7 +65,11 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     match cli.command {
-        Command::Build(args) => build::run(args, config, console),
+        Command::Build(args) => {
+            let Global { kept, kept_volume, .. } = cli.global;
+            let call = build::Call { argv, kept, kept_volume };
+            build::run(args, call, config, console)
+        }
         Command::Plan(args) => plan::run(args, config, console),
         Command::Serve => {
             let reload: serve::Reload = Box::new(move || load_config(path.as_deref(), default));

@@ -30,6 +30,22 @@ pub(super) fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     }
 }
 
+/// The outcome of a volume that can be filled further.
+pub(super) fn swept(elapsed: Duration) -> Outcome {
+    Outcome {
+        status: Status::Ok,
+        exit_code: 0,
+        message: "swept".to_owned(),
+        class: None,
+        failures: Vec::new(),
+        images: Vec::new(),
+        digest: None,
+        totals: None,
+        elapsed_ms: milliseconds(elapsed),
+        truncated: false,
+    }
+}
+
 /// The outcome of a build that failed: the failure that a retry cannot heal decides and comes first.
 pub(super) fn failed(mut fails: Vec<Fail>, cancel: &Cancel, elapsed: Duration) -> Outcome {
     // An interruption explains itself once; a deadline is one too, with its own class.
