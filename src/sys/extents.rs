@@ -1,14 +1,12 @@
-//! Where the bytes of a file lie on its disk (FIEMAP; Linux, filesystems/fiemap.rst), and asking for them beforehand.
+//! Where the bytes of a file lie on its disk (FIEMAP; Linux, filesystems/fiemap.rst).
 
 mod kernel;
 
 use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use rustix::fs::Advice;
 
 /// A range of a file that lies in one piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +52,6 @@ impl From<&kernel::Raw> for Extent {
         let placed = raw.flags & (kernel::UNKNOWN | kernel::ENCODED | kernel::NOT_ALIGNED) == 0;
         Extent { logical: raw.logical, physical: placed.then_some(raw.physical), length: raw.length }
     }
-}
-
-/// Asks the kernel to read a range into the page cache without waiting for it (posix_fadvise(2), `WILLNEED`).
-pub fn will_need(file: &File, offset: u64, length: NonZeroU64) -> io::Result<()> {
-    Ok(rustix::fs::fadvise(file, offset, Some(length), Advice::WillNeed)?)
 }
 
 #[cfg(all(test, feature = "testing"))]
