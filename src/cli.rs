@@ -14,6 +14,7 @@ mod keeper;
 mod merge;
 mod output;
 mod plan;
+mod prefetch;
 mod serve;
 mod signals;
 mod usage;
@@ -78,6 +79,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Cache(args) => cache::run(args, console),
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
+        Command::Prefetch(args) => prefetch::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
     }

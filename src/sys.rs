@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod confine;
 pub mod dir;
+pub mod extents;
 pub mod lock;
 pub mod loop_device;
 pub mod mount;

@@ -25,6 +25,7 @@ Examples:
   larder plan nginx:1.27
   larder verify ./cache
   larder inspect ./cache --json
+  larder prefetch ./cache --image nginx:1.27
   larder serve
   larder cache create web nginx:1.27 --wait
 
@@ -118,6 +119,13 @@ pub(super) enum Command {
     ///
     /// Exits with 73 for a volume that is not sealed.
     Inspect(InspectArgs),
+    /// Read what containers of a sealed volume need first, many requests at once
+    ///
+    /// For a disk that answers each first read late: one restored from a snapshot, or behind a network. Reads what
+    /// prefetch.list on the volume names: passwd and group, the program of the image's entrypoint and command, its
+    /// interpreters, and the libraries that it loads. Nothing is kept but what the kernel caches. Exits with 73 for a volume
+    /// that is not sealed, with 64 for one without a list, and with 65 if the list and the volume do not agree.
+    Prefetch(PrefetchArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -253,6 +261,21 @@ pub(super) struct InspectArgs {
     /// Print cache.json instead
     #[arg(long)]
     pub(super) json: bool,
+    /// Say, too, in how many pieces the layers lie on the disk; opens every file. With --json, as the member `placement`
+    #[arg(long)]
+    pub(super) extents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PrefetchArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+    /// Image as in its build; repeatable [default: all images of the volume]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Every file of the images' layers, after those on the list
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 /// `larder cache`: which daemon, and what of it.
@@ -429,6 +452,8 @@ mod tests {
             "larder build --log-level larder=loud a",
             "larder verify",
             "larder inspect a b",
+            "larder prefetch",
+            "larder prefetch a --image @",
             "larder config",
             "larder cache",
             "larder cache create web",
