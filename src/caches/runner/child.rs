@@ -39,14 +39,15 @@ pub use work::clear_work;
 use super::{BuildOrder, Ended, Runner};
 use crate::caches::pull_secrets::{HostSecrets, Unusable};
 use crate::config::Config;
-use crate::config::caches::Caches;
+use crate::config::caches::{Caches, Holder};
 use crate::config::log::Format;
 use crate::model::class::Class;
 use crate::model::event::{Failure, Line};
 use crate::model::image_cache::{CacheId, TenantName};
-use crate::model::job::Job;
+use crate::model::job::{Job, VolumeKind};
 use crate::model::plan_report::{PlanFailed, PlanReport};
 use crate::sys::cgroup::{Cgroup, Cgroups, Limits};
+use crate::volume::disk;
 use process::{End, Kill, Process, Rules, Verdict};
 use words::Words;
 use work::Work;
@@ -106,12 +107,18 @@ pub enum ChildRunnerError {
     /// The configuration cannot be written for builders.
     #[error("writing the configuration for builders: {0}")]
     Config(#[from] toml::ser::Error),
+    /// Disks are asked for and cannot be made.
+    #[error("caches.volume_kind = \"disk\": {0}: mend that, or set \"auto\" or \"directory\"")]
+    NoDisks(String),
 }
 
 impl ChildRunnerError {
     /// The class that decides exit code and retry.
     pub fn class(&self) -> Class {
-        Class::Internal
+        match self {
+            ChildRunnerError::Config(_) => Class::Internal,
+            ChildRunnerError::NoDisks(_) => Class::Invalid,
+        }
     }
 }
 
@@ -127,6 +134,8 @@ pub struct ChildRunner {
 #[derive(Debug)]
 struct InEffect {
     caches: Caches,
+    /// What holds a new volume; one that was begun stays what it is.
+    kind: VolumeKind,
     secrets: HostSecrets,
     /// What builders read of the configuration: the state in effect, not the file, which may be half edited, and without
     /// the tenants.
@@ -139,9 +148,22 @@ impl InEffect {
             Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
         Ok(InEffect {
             secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
+            kind: kind(config.caches.volume_kind)?,
             caches: config.caches.clone(),
             config: toml::to_string(&of_builders)?,
         })
+    }
+}
+
+fn kind(holder: Holder) -> Result<VolumeKind, ChildRunnerError> {
+    match (holder, disk::obstacle()) {
+        (Holder::Directory, _) => Ok(VolumeKind::Directory),
+        (_, None) => Ok(VolumeKind::Disk),
+        (Holder::Disk, Some(why)) => Err(ChildRunnerError::NoDisks(why)),
+        (Holder::Auto, Some(why)) => {
+            tracing::info!("caches are directories, for disks cannot be made here: {why}");
+            Ok(VolumeKind::Directory)
+        }
     }
 }
 
@@ -218,13 +240,14 @@ impl ChildRunner {
         }
         let of = order.id.to_string();
         let with = self.in_effect();
-        let (memory, nice) = (with.caches.build_memory.0, with.caches.build_nice);
+        let (memory, caches) = (with.caches.build_memory.0, with.caches.clone());
+        let kind = disk::begun(&order.volume).unwrap_or(with.kind);
         let overdue = self.overdue(&order.job, &with.caches);
         let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets, with).await {
             Ok(ready) => ready,
             Err(why) => return Ended::NotStarted(why),
         };
-        let command = command::build(&self.settings, &ready.work, nice, &order.volume, &order.share);
+        let command = command::build(&self.settings, &ready.work, &caches, kind, &order.volume, &order.share);
         let (process, stdout) = match Process::start(command, ready.cgroup).await {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),

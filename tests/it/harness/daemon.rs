@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What most tests want: room for many caches whatever the disk, clients that are not slowed down, failures that are soon over.
 pub(crate) const ROOMY: &str = "\
 caches.capacity = '20TiB'
+caches.volume_kind = 'directory'
 api.requests_per_second = 2000
 registry.retries = 1
 registry.backoff_max_seconds = 1
