@@ -10,7 +10,7 @@ use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::{Fault, Registry};
 use serde_json::Value;
 
-use crate::harness::daemon::{Daemon, Tenant};
+use crate::harness::daemon::{Daemon, Tenant, on_disks};
 use crate::harness::podman::Podman;
 use crate::harness::registry as docker;
 use crate::harness::served::random;
@@ -19,14 +19,6 @@ use crate::served::{TOOLS, let_go, loops, occupied, with_disks};
 
 const TEAM: Tenant = Tenant("team");
 const SOON: Duration = Duration::from_secs(60);
-const DISKS: &str = "\
-caches.capacity = '20TiB'
-caches.sparse = true
-caches.expired_grace_minutes = 0
-api.requests_per_second = 2000
-registry.retries = 1
-registry.backoff_max_seconds = 1
-";
 
 fn image(seed: u64) -> Image {
     let shared = Layer::from(LayerBuilder::new().file("shared", random(1, 3 << 20)).gzip());
@@ -60,7 +52,7 @@ fn from_order_to_deletion() {
         let mut registry = Registry::spawn();
         image(2).push(&mut registry, "app", "1").unwrap();
         let reference = format!("{}/app:1", registry.host());
-        let mut daemon = Daemon::start(&[TEAM], DISKS);
+        let mut daemon = Daemon::start(&[TEAM], &on_disks());
         let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
         daemon.settle(TEAM, &id, "Available", SOON);
         let first = disk(&daemon, &id, 1);
@@ -114,7 +106,7 @@ fn a_daemon_that_is_killed_goes_on_with_the_disk() {
         let app = image(4);
         app.push(&mut registry, "app", "1").unwrap();
         let reference = format!("{}/app:1", registry.host());
-        let mut daemon = Daemon::start(&[TEAM], DISKS);
+        let mut daemon = Daemon::start(&[TEAM], &on_disks());
         registry.fault(Fault::StallAt { digest: app.layers[1].digest.clone(), offsets: vec![1000] });
         let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
         let started = std::time::Instant::now();
@@ -142,7 +134,7 @@ fn a_container_starts_from_the_disk_of_a_daemon() {
         let registry = docker::Registry::open();
         let shell = Image::builder(Format::Oci).layer(busybox().unwrap()).build();
         let reference = registry.push(&shell, "team/shell", "1");
-        let daemon = Daemon::start(&[TEAM], DISKS);
+        let daemon = Daemon::start(&[TEAM], &on_disks());
         let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
         daemon.settle(TEAM, &id, "Available", SOON);
         let at = tempfile::tempdir().unwrap();

@@ -31,6 +31,11 @@ registry.backoff_max_seconds = 1
 registry.connect_timeout_seconds = 2
 ";
 
+/// The same with caches on disks that take space as they are filled.
+pub(crate) fn on_disks() -> String {
+    ROOMY.replace("volume_kind = 'directory'", "volume_kind = 'disk'") + "caches.sparse = true\n"
+}
+
 /// Who uses the daemon: a name, from which token and keys follow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tenant(pub(crate) &'static str);
