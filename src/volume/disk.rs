@@ -16,6 +16,7 @@ mod enter;
 mod error;
 mod fill;
 mod image;
+mod possible;
 mod superblock;
 mod take;
 mod tools;
@@ -24,6 +25,7 @@ pub use enter::{Attached, Entered, enter};
 pub use error::Error;
 pub use fill::Mounted;
 pub use image::{DiskImage, Format};
+pub use possible::{begun, obstacle};
 pub use superblock::Superblock;
 pub use take::{Disk, Left, Request, Taken, take, take_device};
 

@@ -65,9 +65,14 @@ impl Staging {
     /// Removes that content, once the tar-split file has taken it.
     pub fn clear_replaced(&self) -> Result<(), Error> {
         let replaced = self.replaced()?;
-        if self.account.budget().spares_deletions() && !replaced.names().context("listing", "replaced")?.is_empty() {
+        if self.account.budget().spares_deletions()
+            && !replaced.names().context("listing", "replaced")?.is_empty()
+        {
             let aside = format!("{}.replaced", self.name);
-            return self.dir.rename_new(REPLACED, &self.parent, aside.as_bytes()).context("moving aside", "replaced");
+            return self
+                .dir
+                .rename_new(REPLACED, &self.parent, aside.as_bytes())
+                .context("moving aside", "replaced");
         }
         let mut freed = 0;
         for name in replaced.names().context("listing", "replaced")? {

@@ -15,6 +15,7 @@ use it::harness;
 
 mod block;
 mod crash;
+mod daemon;
 mod disk;
 mod full;
 mod host;
