@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Volumes of kind directory and disk, and what the choices about a disk are worth: the same two images from a registry on
-# loopback, on one file system of the machine.
+# loopback.
 #
-#   many   60,000 small files (made here) in 3 layers
-#   few    four large files (the largest libraries of this machine, or random bytes) in 4 layers
+#   many   60,000 small files in 3 layers
+#   few    four large files (libraries of this machine, or random bytes) in 4 layers
 #
 # `directory` and `disk` are the builds that a user runs, each timed to its end, when its volume is durable. The others are a
 # disk made by hand, mounted, filled as a directory, unmounted and flushed: each differs from the first in one choice. The
 # variants take turns. Every run gets a directory of its own, and nothing is removed before the end: a file system is slow
 # to fill where much was just deleted. Prints all walls. Needs root.
-# Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), LARDER and TMPDIR are taken from the environment.
+# Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), HOST, LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
 
 larder=$(realpath "${LARDER:-$(dirname "$0")/../target/release/larder}")
@@ -30,7 +30,8 @@ dir=$(mktemp -d)
 registry=
 cleanup() {
     [[ -z $registry ]] || kill "$registry" 2>/dev/null || true
-    umount --quiet --recursive --lazy "$dir"/*/m 2>/dev/null || true
+    umount --quiet --lazy "$dir"/host/*/m "$dir/host" 2>/dev/null || true
+    [[ ! -e $dir/host.img ]] || losetup --associated "$dir/host.img" | cut -d: -f1 | xargs --no-run-if-empty losetup --detach || true
     rm -rf "$dir"
 }
 trap cleanup EXIT
@@ -48,50 +49,61 @@ docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
 registry=$!
 
 declare -A bytes
-push() { # image, a directory for each layer
-    local image=$1 layer total=0
-    shift
-    umoci new --image "$dir/layout:$image"
-    for layer; do
-        tar --create --file "$dir/layer.tar" --numeric-owner --sort name --dereference --directory "$layer" .
-        total=$((total + $(stat --format %s "$dir/layer.tar")))
-        umoci raw add-layer --image "$dir/layout:$image" "$dir/layer.tar"
-        rm "$dir/layer.tar"
-    done
-    skopeo copy --quiet --insecure-policy --dest-tls-verify=false "oci:$dir/layout:$image" "docker://127.0.0.1:$port/bench/$image:1"
-    bytes[$image]=$total
+add_layer() { # image; the layer is in layer.tar
+    bytes[$1]=$((${bytes[$1]:-0} + $(stat --format %s "$dir/layer.tar")))
+    umoci raw add-layer --image "$dir/layout:$1" "$dir/layer.tar"
+    rm "$dir/layer.tar"
 }
 umoci init --layout "$dir/layout"
-mkdir "$dir/files"
-python3 - "$dir/files" <<'PYTHON'
-import os, random, sys
-random.seed(1)
+umoci new --image "$dir/layout:many"
+bytes[many]=0
+for number in 0 1 2; do
+    # Straight into a tar: what is never there need not be removed.
+    python3 - "$number" >"$dir/layer.tar" <<'PYTHON'
+import io, random, sys, tarfile
+layer = int(sys.argv[1])
+random.seed(layer)
 words = [bytes(random.choice(b"etaoinshrdlu") for _ in range(random.randrange(2, 10))) for _ in range(4000)]
 text = b" ".join(random.choice(words) for _ in range(400000))
-for layer in range(3):
+with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
     for number in range(20000):
-        path = f"{sys.argv[1]}/{layer}/app/{number // 100:03}"
-        os.makedirs(path, exist_ok=True)
         length = int(random.expovariate(1 / 7000))
         start = random.randrange(len(text) - length - 1)
-        with open(f"{path}/file-{number}.js", "wb") as file:
-            file.write(text[start:start + length])
+        member = tarfile.TarInfo(f"app/{layer}/{number // 100:03}/file-{number}.js")
+        member.size = length
+        tar.addfile(member, io.BytesIO(text[start:start + length]))
 PYTHON
-push many "$dir"/files/{0,1,2}
-mapfile -t largest < <(find /usr/lib ~/.rustup -name '*.so*' -type f -size +60M -printf '%s %p\n' 2>/dev/null | sort -rn -u -k1,1 | head -4 | cut -d' ' -f2-)
-for ((number = 0; number < 4; number++)); do
-    mkdir "$dir/files/large-$number"
-    if [[ -n ${largest[number]:-} ]]; then
-        ln -s "${largest[number]}" "$dir/files/large-$number/large-$number"
-    else
-        head -c 160M /dev/urandom >"$dir/files/large-$number/large-$number"
-    fi
+    add_layer many
 done
-push few "$dir"/files/large-{0,1,2,3}
-rm -rf "$dir/layout" "$dir/files"
+mapfile -t largest < <(find /usr/lib ~/.rustup -name '*.so*' -type f -size +60M -printf '%s %p\n' 2>/dev/null | sort -rn -u -k1,1 | head -4 | cut -d' ' -f2-)
+umoci new --image "$dir/layout:few"
+for ((number = 0; number < 4; number++)); do
+    mkdir "$dir/large"
+    if [[ -n ${largest[number]:-} ]]; then
+        ln -s "${largest[number]}" "$dir/large/large-$number"
+    else
+        head -c 160M /dev/urandom >"$dir/large/large-$number"
+    fi
+    tar --create --file "$dir/layer.tar" --dereference --directory "$dir/large" .
+    rm -r "$dir/large"
+    add_layer few
+done
+for image in many few; do
+    skopeo copy --quiet --insecure-policy --dest-tls-verify=false "oci:$dir/layout:$image" "docker://127.0.0.1:$port/bench/$image:1"
+done
+rm -rf "$dir/layout"
+
+# The machine's disk: where TMPDIR is, or with HOST=SIZE an ext4 as it comes, on which nothing was ever removed. On that one a
+# disk lies one loop device deeper than a directory does.
+mkdir "$dir/host"
+if [[ -n ${HOST:-} ]]; then
+    truncate --size "$HOST" "$dir/host.img"
+    mkfs.ext4 -q -E nodiscard "$dir/host.img"
+    mount -o noatime,noinit_itable "$(losetup --find --show --sector-size 4096 --direct-io=on "$dir/host.img")" "$dir/host"
+fi
 sync
 printf 'many: %d MB, few: %d MB of tar; %d cores, %s, a disk of %s on %s\n\n' $((bytes[many] / 1000000)) \
-    $((bytes[few] / 1000000)) "$(nproc)" "$(uname --kernel-release)" "$size" "$(stat --file-system --format %T "$dir")"
+    $((bytes[few] / 1000000)) "$(nproc)" "$(uname --kernel-release)" "$size" "${HOST:-the disk of $dir}"
 
 build() { # kind, volume, image
     "$larder" build --sizing warn --volume-kind "$1" --volume "$2" --size "${size}iB" "127.0.0.1:$port/bench/$3:1" >"$dir/log" 2>&1
@@ -126,7 +138,7 @@ by_hand() { # variant, run's directory, image
 }
 measure() { # variant, image
     local run
-    run=$(mktemp -d "$dir/run.XXXX")
+    run=$(mktemp -d "$dir/host/run.XXXX")
     if [[ $1 == written ]]; then
         # Written before the clock starts: what it costs to have no unwritten extents.
         dd if=/dev/zero of="$run/zeros" bs=1M count=$((${size%G} * 1024)) status=none conv=fsync

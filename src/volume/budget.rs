@@ -14,6 +14,9 @@ use crate::sys::space::{self, FileSystem};
 /// One new name can cost a directory a leaf block, two index blocks and a converted root.
 const GROWTH_BLOCKS: u64 = 4;
 
+/// Blocks that may be left where the kernel refuses one.
+const CLOSE_BLOCKS: u64 = 64;
+
 /// A share of the cap kept back for blocks that a file system adds on its own account when it writes back, as index
 /// blocks of a fragmented file.
 const SLACK_SHARE: u64 = 512;
@@ -77,8 +80,9 @@ impl Budget {
             return Some(Shortage { unit: Unit::Inodes, need: 1, have: 0, cap: facts.inodes });
         }
         let need = need.max(self.file_system.block);
-        // Room for the index of a file runs out a little before the last block is used.
-        let close = facts.free < need + GROWTH_BLOCKS * self.file_system.block;
+        // A write is refused a little before the last block is used: others have room set aside for what they have not
+        // written yet, and for the indexes of their files, and give some of it back meanwhile.
+        let close = facts.free < need + (self.cap / SLACK_SHARE).max(CLOSE_BLOCKS * self.file_system.block);
         close.then(|| Shortage::bytes(need, facts.free, self.cap))
     }
 

@@ -162,6 +162,11 @@ impl Child {
                 self.process.wait().await
             }
         };
+        // Asked before it could listen, it ends as by any other signal.
+        let ended_by_request = matches!(&status, Ok(status) if signal::ended_by_request(*status));
+        if asked && result.is_none() && ended_by_request {
+            return Said::failed(Class::Cancelled, "interrupted");
+        }
         said.outcome = verdict(result, fault, status);
         said
     }
