@@ -20,6 +20,7 @@ mod memory;
 mod notify;
 mod operate;
 mod oracle;
+mod prefetch;
 mod privileges;
 mod resume;
 mod reuse;
