@@ -22,7 +22,7 @@ pub enum Format {
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskImage {
-    /// Format version, [`VERSION`].
+    /// Format version.
     pub version: u32,
     /// File system.
     pub format: Format,
