@@ -268,7 +268,10 @@ pub(super) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PrefetchArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
+    ///
+    /// A disk that is not mounted is mounted for as long as it takes: that draws its blocks from a snapshot that is restored
+    /// as it is read, and leaves nothing in memory. What is to be in memory has to be mounted before.
     pub(super) volume: PathBuf,
     /// Image as in its build; repeatable [default: all images of the volume]
     #[arg(long = "image", value_name = "IMAGE")]
