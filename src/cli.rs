@@ -9,6 +9,7 @@ mod cache;
 mod config;
 mod confine;
 mod exit;
+mod export;
 mod inspect;
 mod merge;
 mod output;
@@ -70,6 +71,7 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Command::Cache(args) => cache::run(args, console),
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
+        Command::Export(args) => export::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
     }

@@ -12,6 +12,7 @@
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
 //! | [`verify`] | proves a sealed volume from its own bytes |
+//! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
@@ -22,10 +23,10 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client} → caches → {build, verify} → {registry, secrets, layer, volume} →
-//! {sys, model, config}`.
-//! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify`, beside it, reads
-//! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
+//! Imports run one way: `main → cli → {api, client} → caches → {build, verify, snapshot} → {registry, secrets, layer,
+//! volume} → {sys, model, config}`.
+//! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify` and `snapshot`,
+//! beside it, read volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
 
 pub mod api;
 pub mod build;
@@ -37,6 +38,7 @@ pub mod layer;
 pub mod model;
 pub mod registry;
 pub mod secrets;
+pub mod snapshot;
 pub mod sys;
 pub mod telemetry;
 #[cfg(feature = "testing")]

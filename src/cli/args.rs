@@ -12,8 +12,10 @@ use crate::model::image_cache::CacheName;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
+use crate::model::seal::Compression;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
+use crate::snapshot;
 use crate::telemetry::Level;
 
 const EXAMPLES: &str = "\
@@ -23,6 +25,7 @@ Examples:
   larder plan nginx:1.27
   larder verify ./cache
   larder inspect ./cache --json
+  larder export ./cache images.tar --format oci-archive
   larder serve
   larder cache create web nginx:1.27 --wait
 
@@ -42,6 +45,16 @@ Examples:
 Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
 kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
 With --output json a reader that closes standard output ends the build like Ctrl-C does (exit 130).";
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  larder export ./cache images.tar --format oci-archive
+  larder export ./cache - --format docker-archive --image nginx:1.27 | ssh node podman load
+  larder export ./cache ./layout --format oci-layout --compression zstd
+
+podman load, skopeo copy and ctr images import take all three archives, docker load the docker-archive. gzip is what every
+tool reads; zstd is smaller and much faster, for containerd 1.5, podman and skopeo, and docker 23 or newer; none is fastest,
+and for networks that compress.";
 
 const CACHE_EXAMPLES: &str = "\
 Examples:
@@ -107,6 +120,12 @@ pub(super) enum Command {
     ///
     /// Exits with 73 for a volume that is not sealed.
     Inspect(InspectArgs),
+    /// Write a sealed volume as an archive of its images, or as the image of its disk
+    ///
+    /// Layers are rebuilt bit for bit and proven; image IDs hold. The same volume gives the same bytes. OUT is there when it
+    /// is whole, and not before. Exits with 65 if a layer is not what it was, and with 73 if OUT exists.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -217,6 +236,29 @@ pub(super) struct OrderArgs {
 pub(super) struct VerifyArgs {
     /// Directory of the volume
     pub(super) volume: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+    /// Where to: a file, a directory for oci-layout, - for standard output
+    pub(super) out: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) format: snapshot::Format,
+    /// Compression of layers in oci-layout and oci-archive [default: gzip]
+    #[arg(long, value_enum, value_name = "COMPRESSION")]
+    pub(super) compression: Option<Compression>,
+    /// Only this image; repeatable [default: all]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Form of the summary; it goes to standard error if OUT is -
+    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    pub(super) output: Output,
 }
 
 #[derive(Debug, Args)]
