@@ -151,7 +151,10 @@ fn archive(
     monitor.expect(cache.bytes(&images));
     let exported = match request.format {
         Format::DockerArchive => docker::write(&cache, &images, target, monitor)?,
-        _ => oci::write(&cache, &images, request.compression, target, monitor)?,
+        format => {
+            let with_docker_list = format == Format::OciArchive;
+            oci::write(&cache, &images, request.compression, with_docker_list, target, monitor)?
+        }
     };
     let size = target.finish()?;
     Ok(Report { images: exported, size, sha256: None })

@@ -1,4 +1,7 @@
 //! An OCI image layout (OCI image spec, image-layout.md) of some images.
+//!
+//! In an archive lies docker's list of images too, which names the same blobs, as in what docker and ctr write: podman
+//! takes an archive of several images by that list alone, and docker before 25 knows no other.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::cache::{Cache, Documents};
 use super::compress::{self, Written};
 use super::target::{Place, Target};
-use super::{Error, Exported, Monitor, layer, names};
+use super::{Error, Exported, Monitor, docker, layer, names};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Digest};
 use crate::model::seal::{Compression, Image};
@@ -21,6 +24,7 @@ pub(super) fn write(
     cache: &Cache,
     images: &[&Image],
     compression: Compression,
+    with_docker_list: bool,
     target: &mut dyn Target,
     monitor: &Monitor,
 ) -> Result<Vec<Exported>, Error> {
@@ -29,7 +33,7 @@ pub(super) fn write(
     target.directory("blobs/sha256")?;
     let mut writer =
         Writer { cache, compression, target, monitor, layers: HashMap::new(), there: HashSet::new() };
-    let mut entries = Vec::new();
+    let (mut entries, mut docker_list) = (Vec::new(), docker::List::default());
     let mut exported = Vec::new();
     let mut given: HashSet<String> = HashSet::new();
     for image in images {
@@ -46,12 +50,16 @@ pub(super) fn write(
             let (repository, _) = name.rsplit_once(':').unwrap_or((&name, ""));
             name = format!("{repository}@{digest}");
         }
+        docker_list.add(image, path(&config), layers.iter().map(|layer| path(&layer.digest)))?;
         entries.push(entry(image, &name, &digest, bytes.len()));
         let reference = image.reference.clone();
         exported.push(Exported { reference, name: Some(name), manifest: Some(digest), config });
     }
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
     target.file("index.json", &to_json("index.json", &index)?)?;
+    if with_docker_list {
+        target.file(docker::LIST, &docker_list.to_json()?)?;
+    }
     Ok(exported)
 }
 
