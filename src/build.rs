@@ -22,6 +22,7 @@ mod registry;
 mod resolve;
 mod run;
 pub mod share;
+mod source;
 
 pub use run::{Prepared, run};
 

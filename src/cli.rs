@@ -51,8 +51,10 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Ok(config) => config,
         Err(error) => {
             let class = error.class();
-            if let Command::Build(args) = &cli.command {
-                build::leave_usage_error(args, class, &error.to_string());
+            match cli.command {
+                Command::Build(args) => build::leave_usage_error(&args, class, &error.to_string()),
+                Command::Import(args) => build::leave_usage_error(&args.into(), class, &error.to_string()),
+                _ => {}
             }
             return exit::fail(console, class, &error.to_string());
         }
@@ -72,6 +74,7 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Export(args) => export::run(args, console),
+        Command::Import(args) => build::run(args.into(), config, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
     }

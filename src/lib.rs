@@ -9,6 +9,7 @@
 //! | [`config`] | `larder.toml`, one section per file; unknown keys refused, all faults told at once |
 //! | [`registry`] | async: hosts and mirrors, authentication, retry, blobs that resume |
 //! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |
+//! | [`archive`] | OCI layouts and archives of images, read instead of a registry |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
 //! | [`verify`] | proves a sealed volume from its own bytes |
@@ -23,12 +24,13 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client} → caches → {build, verify, snapshot} → {registry, secrets, layer,
-//! volume} → {sys, model, config}`.
-//! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify` and `snapshot`,
+//! Imports run one way: `main → cli → {api, client} → caches → {build, verify, snapshot} → {registry, secrets, archive,
+//! volume} → layer → {sys, model, config}`.
+//! `registry`, `secrets`, `volume` and `archive` do not know each other, and only `archive` knows `layer`, whose tar reader it uses; `build` joins them, and `verify` and `snapshot`,
 //! beside it, read volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
 
 pub mod api;
+pub mod archive;
 pub mod build;
 pub mod caches;
 pub mod cli;

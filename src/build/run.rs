@@ -15,6 +15,7 @@ use super::pipeline::Pipeline;
 use super::registry;
 use super::resolve::{self, Known, NothingKnown, ResolvedImage};
 use super::share::Share;
+use super::source::{Opened, Ready, Source};
 use crate::config::Config;
 use crate::layer::overlay::attributes::Rights;
 use crate::model::chain::ChainId;
@@ -28,12 +29,11 @@ use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
-use crate::registry::Registry;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
 use crate::volume::store::Documents;
-use crate::volume::{self, Opened, Volume};
+use crate::volume::{self, Volume};
 
 /// Carries out an order. Whatever happens is in the outcome.
 pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
@@ -46,8 +46,7 @@ pub struct Prepared {
     order: Order,
     config: Config,
     events: Events,
-    /// A fault is told when the client is needed: a sealed volume needs none.
-    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    source: Opened,
     started: Instant,
 }
 
@@ -56,15 +55,16 @@ impl Prepared {
     pub fn new(order: Order, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
-        let client = registry::client(&order, &config, &events);
-        Prepared { order, config, events, client, started }
+        let source = Opened::archive(&order)
+            .unwrap_or_else(|| Opened::Registry(registry::client(&order, &config, &events)));
+        Prepared { order, config, events, source, started }
     }
 
     /// Carries the order out. Whatever happens is in the outcome.
     pub async fn run(self, cancel: Cancel) -> Outcome {
-        let Prepared { order, config, events, client, started } = self;
-        let registry = client.as_ref().ok().map(|(registry, _)| registry.clone());
-        let built = build(&order, &config, client, &events, &cancel).await;
+        let Prepared { order, config, events, source, started } = self;
+        let registry = source.registry();
+        let built = build(order, &config, source, &events, &cancel).await;
         let answers = registry.map(|registry| registry.answers()).unwrap_or_default();
         for ((host, code), requests) in answers {
             events.emit(Event::RegistryAnswers { host, code, requests });
@@ -77,17 +77,17 @@ impl Prepared {
 
     /// Resolves the images of the order and applies the 3x rule; no layer byte moves.
     pub async fn plan(self, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
-        let Prepared { order, client, events, .. } = self;
-        plan(&order, client, &events, &cancel)
+        let Prepared { order, source, events, .. } = self;
+        plan(order, source, &events, &cancel)
             .await
             .map_err(|fails| fails.into_iter().map(Failure::from).collect())
     }
 }
 
 async fn build(
-    order: &Order,
+    mut order: Order,
     config: &Config,
-    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    source: Opened,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<CacheManifest, Vec<Fail>> {
@@ -96,20 +96,23 @@ async fn build(
     // A soft limit that stays low only means fewer layers at once before the kernel says so.
     let _ = process::raise_open_files();
 
+    let source = settle(source, &mut order, cancel).await?;
+    let order = &order;
     let identity = identity(order);
     let volume = match open(order, &identity).await? {
-        Opened::Sealed(sealed) => {
+        volume::Opened::Sealed(sealed) => {
+            source.check_sealed(order, &sealed)?;
             if order.verify_after {
                 verify(order).await?;
             }
             events.emit(Event::Sealed { digest: sealed.digest.clone() });
             return Ok(*sealed);
         }
-        Opened::Filling(volume) => Arc::new(*volume),
+        volume::Opened::Filling(volume) => Arc::new(*volume),
     };
-    let (registry, absent) = client?;
+    let (source, absent) = source.source()?;
     let known = Arc::new(OnVolume::of(&volume)?);
-    let resolved = resolve(order, &registry, events, cancel, known).await;
+    let resolved = resolve(order, &source, events, cancel, known).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let layers = Layers::of(&images);
     admit(order, &volume, &images, &layers, events)?;
@@ -134,7 +137,7 @@ async fn build(
             cancel: cancel.clone(),
         }),
         share,
-        registry,
+        source,
         events: events.clone(),
         concurrency: order.concurrency,
         images: order.images.clone(),
@@ -155,13 +158,15 @@ async fn build(
 }
 
 async fn plan(
-    order: &Order,
-    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    mut order: Order,
+    source: Opened,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<PlanReport, Vec<Fail>> {
-    let (registry, absent) = client?;
-    let resolved = resolve(order, &registry, events, cancel, Arc::new(NothingKnown)).await;
+    // Where nobody gave a size, the plan says what is needed.
+    let size = order.size;
+    let (source, absent) = settle(source, &mut order, cancel).await?.source()?;
+    let resolved = resolve(&order, &source, events, cancel, Arc::new(NothingKnown)).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let planned = images.iter().map(|image| PlannedImage {
         reference: image.reference.given().to_owned(),
@@ -173,7 +178,7 @@ async fn plan(
         compressed_size: 0,
         layers: image.manifest.layers.iter().map(planned_layer).collect(),
     });
-    Ok(PlanReport::new(planned.collect(), order.size))
+    Ok(PlanReport::new(planned.collect(), size))
 }
 
 fn planned_layer(layer: &Descriptor) -> PlannedLayer {
@@ -212,19 +217,27 @@ fn identity(order: &Order) -> Identity {
     }
 }
 
-async fn open(order: &Order, identity: &Identity) -> Result<Opened, Vec<Fail>> {
+/// Readies the source, unless somebody asks to stop.
+async fn settle(source: Opened, order: &mut Order, cancel: &Cancel) -> Result<Ready, Vec<Fail>> {
+    tokio::select! {
+        ready = source.settle(order) => ready,
+        () = cancel.cancelled() => Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
+    }
+}
+
+async fn open(order: &Order, identity: &Identity) -> Result<volume::Opened, Vec<Fail>> {
     let (path, identity, size) = (order.volume.clone(), identity.clone(), order.size);
     blocking(move || Ok(volume::open(&path, &identity, size)?)).await
 }
 
 async fn resolve(
     order: &Order,
-    registry: &Registry,
+    source: &Source,
     events: &Events,
     cancel: &Cancel,
     known: Arc<dyn Known>,
 ) -> Result<Vec<ResolvedImage>, Vec<Fail>> {
-    let resolving = resolve::resolve_all(registry, &order.images, &order.platform, known);
+    let resolving = resolve::resolve_all(source, &order.images, &order.platform, known);
     let results = tokio::select! {
         results = resolving => results,
         () = cancel.cancelled() => return Err(vec![Fail::job(Class::Cancelled, "interrupted")]),

@@ -18,6 +18,7 @@ use super::{confine, exit, merge, signals};
 use crate::build::Prepared;
 use crate::build::cancel::{Cancel, Reason};
 use crate::build::events::{self, Events, Lines};
+use crate::build::order::SourceOrder;
 use crate::config::Config;
 use crate::model::class::Class;
 use crate::model::event::{Event, Failure, Outcome, Status};
@@ -49,6 +50,10 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     };
     let volume = order.volume.clone();
     let share = order.share.as_ref().map(|share| share.dir.clone());
+    let layout = match &order.source {
+        SourceOrder::Archive { path, .. } if path.is_dir() => Some(path.clone()),
+        _ => None,
+    };
     let deadline = order.deadline;
     let (events, lines) = events::channel();
     let mut runtime = runtime::Builder::new_multi_thread();
@@ -57,7 +62,7 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let _confined = if confine {
         // The runtime counts processors by files that are out of reach afterwards.
         runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
-        match confine::enter(&volume, share.as_deref(), result.as_deref()) {
+        match confine::enter(&volume, share.as_deref(), layout.as_deref(), result.as_deref()) {
             Ok(confined) => {
                 if !confined.landlock {
                     events.emit(Event::Warning { message: NO_LANDLOCK.to_owned() });

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::OrderArgs;
 use super::usage::UsageError;
-use crate::build::order::{Order, RegistryOrder, Sharing};
+use crate::build::order::{Order, RegistryOrder, Sharing, SourceOrder};
 use crate::build::share::VolumeName;
 use crate::config::Config;
 use crate::model::job::{Job, MAX_IMAGES};
@@ -70,18 +70,27 @@ pub(super) fn order(
         Some(job) => job.images.clone(),
         None => args.images,
     };
+    let of_job = job.as_ref();
+    let source = args.source.or_else(|| of_job.and_then(|job| job.source.clone()).map(SourceOrder::from));
+    let source = source.unwrap_or_default();
     match images.len() {
+        0 if source != SourceOrder::Registries => {}
         0 => return Err(UsageError::NoImages),
         given if given > MAX_IMAGES => return Err(UsageError::TooManyImages { given }),
         _ => {}
     }
-    let of_job = job.as_ref();
     let size = args.size.or(of_job.and_then(|job| job.size));
     if size == Some(ByteSize(0)) {
         return Err(UsageError::ZeroSize);
     }
     let (volume, size) = match purpose {
-        Purpose::Build => (args.volume.ok_or(UsageError::NoVolume)?, size.ok_or(UsageError::NoSize)?),
+        Purpose::Build => {
+            let size = match source {
+                SourceOrder::Registries => size.ok_or(UsageError::NoSize)?,
+                SourceOrder::Archive { .. } => size.unwrap_or_default(),
+            };
+            (args.volume.ok_or(UsageError::NoVolume)?, size)
+        }
         Purpose::Plan => (args.volume.unwrap_or_default(), size.unwrap_or_default()),
     };
     let share = match (&args.share, purpose) {
@@ -112,6 +121,7 @@ pub(super) fn order(
         concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
         share,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
+        source,
         registry: RegistryOrder {
             connections_per_host: args
                 .connections_per_host

@@ -208,18 +208,3 @@ impl Drop for Directory {
         }
     }
 }
-
-/// A file without a name in the directory for temporary files.
-pub(super) fn scratch() -> Result<File, Error> {
-    let path = std::env::temp_dir();
-    let doing = "creating a file without a name in";
-    let dir = Dir::open(&path).context(doing, path.display())?;
-    if let Some(file) = unnamed::create(&dir, 0o600).context(doing, path.display())? {
-        return Ok(file);
-    }
-    let name = format!("larder-{}-{}", std::process::id(), uuid::Uuid::new_v4());
-    let options = || File::options().read(true).write(true).create_new(true).open(path.join(&name));
-    let file = options().context(doing, path.display())?;
-    dir.unlink(name.as_bytes()).context(doing, path.display())?;
-    Ok(file)
-}

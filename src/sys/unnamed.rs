@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use nix::errno::Errno;
 use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag};
@@ -21,6 +22,21 @@ pub fn create(dir: &Dir, mode: u32) -> io::Result<Option<File>> {
         Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => Ok(None),
         Err(e) => Err(e.into()),
     }
+}
+
+/// A new file in the directory for temporary files, for this process alone.
+pub fn temporary() -> io::Result<File> {
+    let path = std::env::temp_dir();
+    let dir = Dir::open(&path)?;
+    if let Some(file) = create(&dir, 0o600)? {
+        return Ok(file);
+    }
+    let name = format!("larder-{}-{}", std::process::id(), uuid::Uuid::new_v4());
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    let file = options.open(path.join(&name))?;
+    dir.unlink(name.as_bytes())?;
+    Ok(file)
 }
 
 /// Gives the file the name `name` in `dir`, where it was made. The name must not exist.

@@ -5,9 +5,10 @@ use std::io::{self, Seek as _, Write};
 use std::os::unix::fs::FileExt as _;
 
 use super::{Fill, Place, Target};
+use crate::snapshot::Error;
 use crate::snapshot::error::Context;
 use crate::snapshot::tar::{BLOCK, END, Kind, header, padding};
-use crate::snapshot::{Error, output};
+use crate::sys::unnamed;
 
 /// A tar that is being written.
 pub(in crate::snapshot) struct Tar {
@@ -96,7 +97,7 @@ impl Target for Tar {
                 self.pad(place.size)
             }
             Sink::Stream(stream) => {
-                let mut kept = output::scratch()?;
+                let mut kept = unnamed::temporary().context("creating", "a temporary file")?;
                 let place = fill(&mut kept)?;
                 kept.rewind().context("reading", "a layer kept aside")?;
                 let header = header(&place.path, Kind::File, place.size);
