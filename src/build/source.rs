@@ -34,7 +34,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Registry(#[from] registry::Error),
     #[error(transparent)]
-    Archive(#[from] archive::Error),
+    Archive(#[from] Box<archive::Error>),
     /// A document is not as long as its descriptor says.
     #[error("{digest} has {have} bytes, its descriptor says {want}")]
     Size { digest: Digest, have: u64, want: u64 },
@@ -66,7 +66,7 @@ pub(super) struct Manifest {
 /// A layer, to be read.
 #[derive(Debug)]
 pub(super) enum Blob {
-    Stream(BlobStream),
+    Stream(Box<BlobStream>),
     File(archive::Blob),
 }
 
@@ -89,7 +89,7 @@ impl Source {
         let (digest, media_type, size) = match by {
             ManifestReference::Digest(digest) => (digest.clone(), None, None),
             ManifestReference::Tag(_) => {
-                let entry = archive.find(image, platform)?;
+                let entry = archive.find(image, platform).map_err(Box::new)?;
                 (entry.digest.clone(), Some(entry.media_type.clone()), Some(entry.size))
             }
         };
@@ -121,9 +121,9 @@ impl Source {
     /// A layer's blob, of the size that its descriptor says. Its digest is the reader's to check.
     pub(super) fn blob(&self, image: &ImageReference, descriptor: &Descriptor) -> Result<Blob, Error> {
         match self {
-            Source::Registry(registry) => Ok(Blob::Stream(registry.blob(image, descriptor))),
+            Source::Registry(registry) => Ok(Blob::Stream(Box::new(registry.blob(image, descriptor)))),
             Source::Archive(archive, _) => {
-                let blob = archive.blob(&descriptor.digest)?;
+                let blob = archive.blob(&descriptor.digest).map_err(Box::new)?;
                 let (have, want) = (blob.size(), descriptor.size);
                 if have == want {
                     return Ok(Blob::File(blob));
@@ -137,7 +137,8 @@ impl Source {
 async fn document(archive: &Arc<Archive>, digest: Digest, limit: u64) -> Result<Vec<u8>, Error> {
     let archive = Arc::clone(archive);
     let read = tokio::task::spawn_blocking(move || archive.document(&digest, limit));
-    Ok(read.await.map_err(|e| Error::Ended(e.to_string()))??)
+    let read = read.await.map_err(|e| Error::Ended(e.to_string()))?;
+    Ok(read.map_err(Box::new)?)
 }
 
 /// A source of which all files were opened, and nothing of a stranger's was read.
