@@ -36,6 +36,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         share: None,
         deadline: None,
         source: SourceOrder::Registries,
+        keeper: None,
         registry: RegistryOrder {
             connections_per_host: 6,
             limit_rate: None,

@@ -12,9 +12,10 @@ mod commit;
 pub mod events;
 mod extraction;
 mod failure;
+pub mod keeper;
 mod layers;
 pub mod order;
-mod outcome;
+pub mod outcome;
 mod pipeline;
 pub mod progress;
 mod publish;
@@ -23,8 +24,10 @@ mod resolve;
 mod run;
 pub mod share;
 mod source;
+mod sweep;
 
 pub use run::{Prepared, run};
+pub use sweep::sweep;
 
 #[cfg(all(test, feature = "testing"))]
 mod tests;

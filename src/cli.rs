@@ -10,7 +10,9 @@ mod config;
 mod confine;
 mod exit;
 mod export;
+mod import;
 mod inspect;
+mod keeper;
 mod merge;
 mod output;
 mod plan;
@@ -33,7 +35,8 @@ use usage::UsageError;
 
 /// Runs the program with the arguments `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let argv: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,
         Err(error) => {
             // A closed output is no reason to fail differently.
@@ -42,10 +45,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let console = Console::default();
-    ExitCode::from(run(cli, &console))
+    ExitCode::from(run(cli, argv, &console))
 }
 
-fn run(cli: Cli, console: &Console) -> u8 {
+fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     let path = cli.global.config.clone();
     let config = match load_config(path.as_deref()) {
         Ok(config) => config,
@@ -63,8 +66,10 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Ok(logs) => logs,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
+    let Global { kept, kept_volume, .. } = cli.global;
+    let call = build::Call { argv, kept, kept_volume };
     match cli.command {
-        Command::Build(args) => build::run(args, config, console),
+        Command::Build(args) => build::run(args, call, config, console),
         Command::Plan(args) => plan::run(args, config, console),
         Command::Serve => {
             let reload: serve::Reload = Box::new(move || load_config(path.as_deref()));
@@ -74,7 +79,7 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Export(args) => export::run(args, console),
-        Command::Import(args) => build::run(args.into(), config, console),
+        Command::Import(args) => import::run(args, call, config, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
     }

@@ -25,6 +25,7 @@ mod names;
 mod oci;
 mod output;
 mod raw;
+mod restore;
 mod tar;
 mod target;
 
@@ -35,10 +36,12 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 pub use monitor::Monitor;
+pub use restore::{is_image, restore};
 
 use crate::model::digest::Digest;
 use crate::model::reference::ImageReference;
 use crate::model::seal::Compression;
+use crate::volume::disk;
 use cache::Cache;
 use output::{Directory, Unfinished};
 use target::{Layout, Tar, Target};
@@ -146,7 +149,8 @@ fn archive(
     target: &mut dyn Target,
     monitor: &Monitor,
 ) -> Result<Report, Error> {
-    let cache = Cache::open(volume)?;
+    let entered = disk::enter(volume)?;
+    let cache = Cache::open(entered.path())?;
     let images = cache.choose(&request.images)?;
     monitor.expect(cache.bytes(&images));
     let exported = match request.format {

@@ -9,6 +9,8 @@ pub mod clock;
 pub mod confine;
 pub mod dir;
 pub mod lock;
+pub mod loop_device;
+pub mod mount;
 pub mod privilege;
 pub mod process;
 pub mod remove;

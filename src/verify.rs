@@ -17,6 +17,7 @@ use std::path::Path;
 pub use error::{Error, Fault};
 
 use crate::model::digest::Digest;
+use crate::model::seal::Layer;
 use crate::sys::Dir;
 use crate::volume;
 
@@ -35,6 +36,13 @@ pub struct Report {
     pub digest: Digest,
 }
 
+/// Verifies `layers`, parents before children, of a volume at `path` that is not sealed yet. Nothing is said of what else is
+/// on it.
+pub fn layers(path: &Path, layers: &[Layer]) -> Result<(), Error> {
+    let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
+    layers.iter().try_for_each(|layer| layer::verify(&root, layers, layer))
+}
+
 /// Verifies the volume at `path`.
 pub fn verify(path: &Path) -> Result<Report, Error> {
     let sealed = volume::seal::read(path)?;
@@ -46,7 +54,7 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
     let documents = index::documents(&root, content)?;
     index::check(&root, &sealed, &documents)?;
     for layer in &content.layers {
-        layer::verify(&root, content, layer)?;
+        layer::verify(&root, &content.layers, layer)?;
     }
     Ok(Report {
         images: content.images.len(),

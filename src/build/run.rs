@@ -15,13 +15,14 @@ use super::pipeline::Pipeline;
 use super::registry;
 use super::resolve::{self, Known, NothingKnown, ResolvedImage};
 use super::share::Share;
-use super::source::{Opened, Ready, Source};
+use super::source::{self, Ready, Source};
 use crate::config::Config;
 use crate::layer::overlay::attributes::Rights;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::{Event, Failure, Outcome};
+use crate::model::job::VolumeKind;
 use crate::model::manifest::Descriptor;
 use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use crate::model::pull_secret::{PullSecretName, no_credential_in};
@@ -33,7 +34,7 @@ use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
 use crate::volume::store::Documents;
-use crate::volume::{self, Volume};
+use crate::volume::{self, Cap, Opened, Opening, Trust, Volume};
 
 /// Carries out an order. Whatever happens is in the outcome.
 pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
@@ -46,7 +47,7 @@ pub struct Prepared {
     order: Order,
     config: Config,
     events: Events,
-    source: Opened,
+    source: source::Opened,
     started: Instant,
 }
 
@@ -55,8 +56,8 @@ impl Prepared {
     pub fn new(order: Order, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
-        let source = Opened::archive(&order)
-            .unwrap_or_else(|| Opened::Registry(registry::client(&order, &config, &events)));
+        let source = source::Opened::archive(&order)
+            .unwrap_or_else(|| source::Opened::Registry(registry::client(&order, &config, &events)));
         Prepared { order, config, events, source, started }
     }
 
@@ -87,7 +88,7 @@ impl Prepared {
 async fn build(
     mut order: Order,
     config: &Config,
-    source: Opened,
+    source: source::Opened,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<CacheManifest, Vec<Fail>> {
@@ -98,9 +99,10 @@ async fn build(
 
     let source = settle(source, &mut order, cancel).await?;
     let order = &order;
-    let identity = identity(order);
-    let volume = match open(order, &identity).await? {
-        volume::Opened::Sealed(sealed) => {
+    let identity = order.identity();
+    let opening = order.clone();
+    let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
+        Opened::Sealed(sealed) => {
             source.check_sealed(order, &sealed)?;
             if order.verify_after {
                 verify(order).await?;
@@ -108,7 +110,7 @@ async fn build(
             events.emit(Event::Sealed { digest: sealed.digest.clone() });
             return Ok(*sealed);
         }
-        volume::Opened::Filling(volume) => Arc::new(*volume),
+        Opened::Filling(volume) => Arc::new(*volume),
     };
     let (source, absent) = source.source()?;
     let known = Arc::new(OnVolume::of(&volume)?);
@@ -121,9 +123,9 @@ async fn build(
     let share = match &order.share {
         None => None,
         Some(Sharing { dir, volume }) => {
-            let (dir, volume) = (dir.clone(), volume.clone());
+            let (dir, volume, keeper) = (dir.clone(), volume.clone(), order.keeper.clone());
             let opened = blocking(move || {
-                Share::open(&dir, &volume).map_err(|e| Fail::job(Class::Internal, e.to_string()))
+                Share::open(&dir, &volume, keeper).map_err(|e| Fail::job(Class::Internal, e.to_string()))
             });
             Some(Arc::new(opened.await?))
         }
@@ -159,7 +161,7 @@ async fn build(
 
 async fn plan(
     mut order: Order,
-    source: Opened,
+    source: source::Opened,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<PlanReport, Vec<Fail>> {
@@ -207,27 +209,26 @@ fn rights(rootless: bool) -> Result<Rights, Vec<Fail>> {
     Ok(Rights { ids: process::ids(), trusted: capabilities.has(Capability::SysAdmin), rootless })
 }
 
-fn identity(order: &Order) -> Identity {
-    Identity {
-        images: order.images.iter().map(ToString::to_string).collect(),
-        platform: order.platform.clone(),
-        layer_format: order.layer_format,
-        tar_split: order.tar_split,
-        rootless: order.rootless,
-    }
-}
-
 /// Readies the source, unless somebody asks to stop.
-async fn settle(source: Opened, order: &mut Order, cancel: &Cancel) -> Result<Ready, Vec<Fail>> {
+async fn settle(source: source::Opened, order: &mut Order, cancel: &Cancel) -> Result<Ready, Vec<Fail>> {
     tokio::select! {
         ready = source.settle(order) => ready,
         () = cancel.cancelled() => Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
     }
 }
 
-async fn open(order: &Order, identity: &Identity) -> Result<volume::Opened, Vec<Fail>> {
-    let (path, identity, size) = (order.volume.clone(), identity.clone(), order.size);
-    blocking(move || Ok(volume::open(&path, &identity, size)?)).await
+/// Opens the volume of an order.
+pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
+    let cap = match order.volume_kind {
+        VolumeKind::Directory => Cap::Counted,
+        VolumeKind::Mounted => volume::mounted::cap(&order.volume, order.size)?,
+        VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => Cap::Kernel,
+        VolumeKind::Disk | VolumeKind::Block => {
+            return Err(Fail::job(Class::Invalid, "a disk is mounted by nobody but `larder build`"));
+        }
+    };
+    let opening = Opening { identity: &order.identity(), size: order.size, cap, trust };
+    Ok(volume::open(&order.volume, &opening)?)
 }
 
 async fn resolve(
@@ -477,7 +478,7 @@ async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
 }
 
 /// Runs `work` where it may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
 ) -> Result<T, Vec<Fail>> {
     match tokio::task::spawn_blocking(work).await {

@@ -6,11 +6,13 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::keeper::Role;
 use crate::archive;
 use crate::build::order::SourceOrder;
 use crate::client::address::Address;
 use crate::config::log::Format;
 use crate::model::image_cache::CacheName;
+use crate::model::job::VolumeKind;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
@@ -43,6 +45,7 @@ Examples:
   larder build --volume ./cache --size 4GiB --platform linux/arm64 --limit-rate 20MiB/s nginx:1.27
   larder build --volume ./cache --size 4GiB --secrets ./secrets --pull-secret team-a:registry r.example.com/app:1
   larder build --job - --volume /cache --output json < job.json
+  larder build --volume-kind disk --shrink --volume ./cache --size 20GiB nginx:1.27
   larder build --share /caches --volume /caches/volumes/web --size 4GiB nginx:1.27
 
 Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
@@ -66,7 +69,10 @@ Examples:
   larder import ./layout --volume ./cache --image registry.example.com/app:1 --size 4GiB
 
 Archives are OCI layouts, tars of them, and what docker save writes, also compressed as a whole by gzip or zstd. Such a
-one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies.";
+one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies. The image of a
+disk, as `export --format raw` writes it, becomes a volume of kind disk: it is compared with the .sha256 beside it, if there
+is one, and proven whole, as `larder verify` does, before it counts as sealed; other flags than --volume and --output are
+not for it.";
 
 const CACHE_EXAMPLES: &str = "\
 Examples:
@@ -103,6 +109,12 @@ pub(super) struct Global {
     /// Form of the log lines on standard error [default: the configuration's]
     #[arg(long, global = true, value_enum, value_name = "FORMAT")]
     pub(super) log_format: Option<Format>,
+    /// What this process does for the keeper of a disk that started it
+    #[arg(long, global = true, hide = true, value_enum)]
+    pub(super) kept: Option<Role>,
+    /// Where the keeper has mounted a device
+    #[arg(long, global = true, hide = true, requires = "kept")]
+    pub(super) kept_volume: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -178,9 +190,25 @@ pub(super) struct OrderArgs {
     /// Build job as JSON instead of images; - for standard input
     #[arg(long, value_name = "FILE")]
     pub(super) job: Option<PathBuf>,
-    /// Directory of the volume: empty, or left by an earlier run of the same job (required by build)
+    /// Directory of the volume: empty, or left by an earlier run of the same job; with kind block the device (required by
+    /// build)
     #[arg(long, value_name = "DIR")]
     pub(super) volume: Option<PathBuf>,
+    /// What holds the volume [default: directory]
+    ///
+    /// The kernel holds the cap of all kinds but directory. Kinds disk and block need root, loop devices (disk) and e2fsprogs;
+    /// what fills them is confined as by --confine unless --docker-config is given.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) volume_kind: Option<VolumeKind>,
+    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
+    #[arg(long)]
+    pub(super) sparse: bool,
+    /// Kind disk: cut the sealed disk to the smallest size that holds its content
+    #[arg(long)]
+    pub(super) shrink: bool,
+    /// Kind block: format the device whatever it holds; all of that is lost
+    #[arg(long)]
+    pub(super) format_device: bool,
     /// Most bytes the volume may occupy at any instant, as in 20GiB (required by build, here or in the job)
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
@@ -263,6 +291,20 @@ pub(super) struct ImportArgs {
     /// Directory of the volume: empty, or left by an earlier import of the same images
     #[arg(long, value_name = "DIR")]
     pub(super) volume: PathBuf,
+    /// What holds the volume [default: directory]
+    ///
+    /// For disk and block name size and images: what makes the disk does not look into the archive.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) volume_kind: Option<VolumeKind>,
+    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
+    #[arg(long)]
+    pub(super) sparse: bool,
+    /// Kind disk: cut the sealed disk to the smallest size that holds its content
+    #[arg(long)]
+    pub(super) shrink: bool,
+    /// Kind block: format the device whatever it holds; all of that is lost
+    #[arg(long)]
+    pub(super) format_device: bool,
     /// Most bytes the volume may occupy at any instant, as in 20GiB [default: ten times the compressed images]
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
@@ -309,6 +351,10 @@ impl From<ImportArgs> for OrderArgs {
         OrderArgs {
             images: args.images,
             volume: Some(args.volume),
+            volume_kind: args.volume_kind,
+            sparse: args.sparse,
+            shrink: args.shrink,
+            format_device: args.format_device,
             size: args.size,
             sizing: args.sizing,
             platform: args.platform,
@@ -329,7 +375,7 @@ impl From<ImportArgs> for OrderArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
 }
 
@@ -358,7 +404,7 @@ pub(super) struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
     /// Print cache.json instead
     #[arg(long)]

@@ -12,13 +12,18 @@ use crate::model::escape::escape;
 use crate::model::seal::{CacheManifest, Layer};
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;
+use crate::volume::disk;
 
 /// Most paths listed of one kind; `--json` has them all.
 const LISTED: usize = 10;
 
 /// Runs the command and answers its exit code. A volume that is not sealed is a conflict, exit code 73.
 pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
-    let sealed = match crate::volume::seal::read(&args.volume) {
+    let entered = match disk::enter(&args.volume) {
+        Ok(entered) => entered,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let sealed = match crate::volume::seal::read(entered.path()) {
         Ok(sealed) => sealed,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };

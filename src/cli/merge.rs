@@ -93,6 +93,19 @@ pub(super) fn order(
         }
         Purpose::Plan => (args.volume.unwrap_or_default(), size.unwrap_or_default()),
     };
+    let volume_kind = args.volume_kind.or(of_job.and_then(|job| job.volume_kind)).unwrap_or_default();
+    if let (SourceOrder::Archive { path, .. }, true, Purpose::Build) =
+        (&source, volume_kind.is_disk(), purpose)
+    {
+        let want = [
+            (size == ByteSize(0), "--size"),
+            (images.is_empty(), "an --image for each"),
+            (path == Path::new("-"), "the archive as a file"),
+        ];
+        if let Some((_, want)) = want.into_iter().find(|(wanted, _)| *wanted) {
+            return Err(UsageError::DiskFromArchive(want));
+        }
+    }
     let share = match (&args.share, purpose) {
         (Some(dir), Purpose::Build) => Some(sharing(dir, &volume)?),
         _ => None,
@@ -113,13 +126,14 @@ pub(super) fn order(
             .platform
             .or_else(|| of_job.and_then(|job| job.platform.clone()))
             .unwrap_or_else(Platform::host),
-        volume_kind: of_job.and_then(|job| job.volume_kind).unwrap_or_default(),
+        volume_kind,
         layer_format: of_job.and_then(|job| job.layer_format).unwrap_or_default(),
         tar_split: !args.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
         rootless: args.rootless,
         verify_after: args.verify_after,
         concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
         share,
+        keeper: None,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         source,
         registry: RegistryOrder {

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 
 use crate::model::class::Class;
 use crate::model::digest::Digest;
-use crate::volume;
+use crate::volume::{self, disk};
 
 /// An export failed.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,29 @@ pub enum Error {
     /// The volume cannot be read or is not sealed.
     #[error(transparent)]
     Volume(#[from] volume::Error),
+    /// The disk cannot be read, or not be made.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
+    /// An image is not the one that was exported.
+    #[error("{path} has sha256 {found}, the file beside it says {want}: it was changed, or not copied whole")]
+    Sum {
+        /// The image.
+        path: String,
+        /// The sum beside it.
+        want: Digest,
+        /// Its own.
+        found: Digest,
+    },
+    /// The volume on an image is not what it says.
+    #[error("{path} is not imported: {why}")]
+    Unproven {
+        /// The image.
+        path: String,
+        /// Class of the fault.
+        class: Class,
+        /// What is wrong.
+        why: String,
+    },
     /// There is nothing to rebuild layers from.
     #[error(
         "{path} was built with --no-tar-split: without tar-split files its layers cannot be exported; build it again without that flag"
@@ -122,12 +145,13 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Volume(error) => error.class(),
+            Error::Disk(error) => error.class(),
             Error::NoTarSplit { .. } | Error::LayoutToStream | Error::NoDisk { .. } | Error::WholeDisk => {
                 Class::Invalid
             }
             Error::Leaving { .. } | Error::InUse { .. } | Error::Busy { .. } => Class::Busy,
-            Error::Contradiction { .. } => Class::Corrupt,
-            Error::Layer { class, .. } => *class,
+            Error::Contradiction { .. } | Error::Sum { .. } => Class::Corrupt,
+            Error::Layer { class, .. } | Error::Unproven { class, .. } => *class,
             Error::NoImage { .. } => Class::NotFound,
             Error::Exists { .. } | Error::Irreplaceable { .. } => Class::Conflict,
             Error::Interrupted => Class::Cancelled,

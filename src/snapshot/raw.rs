@@ -16,10 +16,8 @@ use crate::model::digest::{Algorithm, Digest, Hasher};
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, space};
 use crate::volume;
+use crate::volume::disk::IMAGE;
 use crate::volume::lease::Lease;
-
-/// The image file in the directory of a disk volume.
-const IMAGE: &[u8] = b"disk.img";
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
@@ -65,10 +63,10 @@ pub(super) fn export(
     let sum = Unfinished::begin(&beside(out), request.force)?;
     let file = unfinished.file()?;
     let report = if space::reflink(&disk.image, &file).context("sharing the blocks of", "disk.img")? {
-        read(&disk, monitor, &mut |_, _| Ok(()))?
+        read(&disk.image, monitor, &mut |_, _| Ok(()))?
     } else {
         file.set_len(disk.size()?).context("writing", "the image")?;
-        read(&disk, monitor, &mut |at, bytes| file.write_all_at(bytes, at))?
+        read(&disk.image, monitor, &mut |at, bytes| file.write_all_at(bytes, at))?
     };
     if let Some(sha256) = &report.sha256 {
         sum.file()?.write_all(&line(sha256, out)).context("writing", "the sum beside the image")?;
@@ -96,26 +94,26 @@ pub(super) fn export_to(
         end += bytes.len() as u64;
         Ok(())
     };
-    let report = read(&disk, monitor, &mut put)?;
+    let report = read(&disk.image, monitor, &mut put)?;
     // A hole at the end.
     put(report.size, &[]).and_then(|()| out.flush()).context("writing", "the image")?;
     Ok(report)
 }
 
 /// Reads the whole disk for its sum; `take` gets what is not a hole, and where it lies.
-fn read(
-    disk: &Disk,
+pub(super) fn read(
+    image: &File,
     monitor: &Monitor,
     take: &mut dyn FnMut(u64, &[u8]) -> std::io::Result<()>,
 ) -> Result<Report, Error> {
-    let size = disk.size()?;
+    let size = image.metadata().context("examining", "the image")?.len();
     monitor.expect(size);
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; CHUNK];
     let zeros = vec![0; CHUNK];
     let mut at = 0;
     while at < size {
-        let data = space::next_data(&disk.image, at).context("looking for data in", "disk.img")?;
+        let data = space::next_data(image, at).context("looking for data in", "the image")?;
         let data = data.map_or(size..size, |data| data.start.min(size)..data.end.min(size));
         while at < data.start {
             let len = chunk(data.start - at);
@@ -125,7 +123,7 @@ fn read(
         }
         while at < data.end {
             let len = chunk(data.end - at);
-            disk.image.read_exact_at(&mut buffer[..len], at).context("reading", "disk.img")?;
+            image.read_exact_at(&mut buffer[..len], at).context("reading", "the image")?;
             hasher.update(&buffer[..len]);
             take(at, &buffer[..len]).context("writing", "the image")?;
             at += len as u64;
@@ -139,7 +137,8 @@ fn chunk(left: u64) -> usize {
     usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)
 }
 
-fn beside(out: &Path) -> PathBuf {
+/// The file of sums beside an image.
+pub(super) fn beside(out: &Path) -> PathBuf {
     let mut name = out.as_os_str().to_owned();
     name.push(".sha256");
     name.into()

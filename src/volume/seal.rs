@@ -12,7 +12,7 @@ use crate::model::seal::{CacheManifest, Content};
 use crate::sys::{Dir, atomic, remove};
 
 /// Most bytes that `cache.json` may have.
-const MAX: u64 = 256 << 20;
+pub(super) const MAX: u64 = 256 << 20;
 
 /// Reads and checks the seal of the volume at `path`.
 pub fn read(path: &Path) -> Result<CacheManifest, Error> {

@@ -4,6 +4,7 @@ mod atomic;
 mod consumers;
 mod hostile;
 mod import;
+mod raw;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -32,6 +32,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use lines::next_line;
+pub use talk::event;
 pub use work::clear_work;
 
 use super::{BuildOrder, Ended, Runner};

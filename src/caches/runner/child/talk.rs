@@ -65,7 +65,10 @@ async fn hear(
 }
 
 /// The event of a line; nothing where it is one that this version does not know.
-fn event(text: &[u8]) -> Result<Option<Line>, String> {
+///
+/// # Errors
+/// It is no event.
+pub fn event(text: &[u8]) -> Result<Option<Line>, String> {
     #[derive(Deserialize)]
     struct Unknown {
         v: u32,
