@@ -6,6 +6,7 @@
 //! | `oci-archive` | the same as one tar |
 //! | `docker-archive` | what `docker save` writes |
 //! | `raw` | the image file of a disk volume, holes and all |
+//! | `erofs` | one read-only EROFS image of the whole volume |
 //!
 //! Layers are rebuilt from their trees and tar-split files, bit for bit: a layer whose tar has not the diff ID that the
 //! image's config names fails the export. Image IDs hold, because configs are carried unchanged; manifests are made anew
@@ -18,6 +19,7 @@
 mod cache;
 mod compress;
 mod docker;
+mod erofs;
 pub mod error;
 mod layer;
 mod monitor;
@@ -58,6 +60,8 @@ pub enum Format {
     DockerArchive,
     /// The image file of a disk volume
     Raw,
+    /// One read-only EROFS image of any volume
+    Erofs,
 }
 
 /// What to export, and how.
@@ -107,6 +111,7 @@ pub struct Exported {
 pub fn export(volume: &Path, out: &Path, request: &Request, monitor: &Monitor) -> Result<Report, Error> {
     match request.format {
         Format::Raw => raw::export(volume, out, request, monitor),
+        Format::Erofs => erofs::export(volume, out, request, monitor),
         Format::OciLayout => {
             let directory = Directory::begin(out, request.force)?;
             let mut layout = Layout::new(directory.dir()?);
@@ -136,7 +141,7 @@ pub fn export_to(
 ) -> Result<Report, Error> {
     match request.format {
         Format::Raw => raw::export_to(volume, out, monitor),
-        Format::OciLayout => Err(Error::LayoutToStream),
+        Format::OciLayout | Format::Erofs => Err(Error::ToStream),
         Format::OciArchive | Format::DockerArchive => {
             archive(volume, request, &mut Tar::of_stream(out), monitor)
         }

@@ -225,8 +225,7 @@ mod tests {
 
     #[test]
     fn the_error_of_the_producer_is_told() {
-        let written =
-            encode_by(2, Compression::Zstd, &mut Vec::new(), |_| Err(Error::LayoutToStream)).unwrap_err();
-        assert!(matches!(written, Error::LayoutToStream));
+        let written = encode_by(2, Compression::Zstd, &mut Vec::new(), |_| Err(Error::ToStream)).unwrap_err();
+        assert!(matches!(written, Error::ToStream));
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use crate::layer::erofs;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::volume::{self, disk};
@@ -17,6 +18,14 @@ pub enum Error {
     /// The disk cannot be read, or not be made.
     #[error(transparent)]
     Disk(#[from] disk::Error),
+    /// The volume cannot be written as EROFS.
+    #[error("writing {path:?} to the image: {source}")]
+    Erofs {
+        /// Path on the volume.
+        path: String,
+        /// Why.
+        source: erofs::Error,
+    },
     /// An image is not the one that was exported.
     #[error("{path} has sha256 {found}, the file beside it says {want}: it was changed, or not copied whole")]
     Sum {
@@ -75,21 +84,21 @@ pub enum Error {
         /// References of the volume.
         have: String,
     },
-    /// A directory cannot go to a stream.
+    /// A directory, or an image whose first block is written last, cannot go to a stream.
     #[error(
         "oci-layout is a directory and cannot go to standard output: give a path, or --format oci-archive"
     )]
-    LayoutToStream,
+    ToStream,
     /// The volume is no disk.
     #[error(
-        "{path} is a directory volume, which has no image file: export it as oci-archive, or build it with --volume-kind disk"
+        "{path} is a directory volume, which has no image file: export it as erofs or oci-archive, or build it with --volume-kind disk"
     )]
     NoDisk {
         /// The volume.
         path: String,
     },
     /// Single images cannot be taken out of an image of the disk.
-    #[error("--image selects images of an archive; a raw image holds the whole disk: leave it out")]
+    #[error("--image selects images of an archive; an image of a disk holds all of it: leave it out")]
     WholeDisk,
     /// The disk is being filled.
     #[error("{path} is in use by a builder: wait until it is done")]
@@ -146,7 +155,8 @@ impl Error {
         match self {
             Error::Volume(error) => error.class(),
             Error::Disk(error) => error.class(),
-            Error::NoTarSplit { .. } | Error::LayoutToStream | Error::NoDisk { .. } | Error::WholeDisk => {
+            Error::Erofs { source, .. } => source.class(),
+            Error::NoTarSplit { .. } | Error::ToStream | Error::NoDisk { .. } | Error::WholeDisk => {
                 Class::Invalid
             }
             Error::Leaving { .. } | Error::InUse { .. } | Error::Busy { .. } => Class::Busy,

@@ -91,6 +91,11 @@ impl Unfinished {
         self.file.try_clone().context("opening", self.destination.shown())
     }
 
+    /// The directory that it will be in.
+    pub(super) fn parent(&self) -> Result<Dir, Error> {
+        self.destination.parent.try_clone().context("opening", self.destination.shown())
+    }
+
     /// Flushes the file and puts it in its place.
     pub(super) fn finish(mut self) -> Result<(), Error> {
         let shown = self.destination.shown();

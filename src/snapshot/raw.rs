@@ -145,7 +145,7 @@ pub(super) fn beside(out: &Path) -> PathBuf {
 }
 
 /// A line of sha256sum(1), which escapes names with a line break or a backslash.
-fn line(sha256: &Digest, out: &Path) -> Vec<u8> {
+pub(super) fn line(sha256: &Digest, out: &Path) -> Vec<u8> {
     let name = out.file_name().unwrap_or_default().as_bytes();
     let odd = name.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));
     let mut line = if odd { b"\\".to_vec() } else { Vec::new() };

@@ -24,9 +24,9 @@ pub struct FileSystem {
 }
 
 impl FileSystem {
-    /// Asks the file system that holds `dir`.
-    pub fn of(dir: &Dir) -> io::Result<Self> {
-        let facts = statfs::fstatfs(dir)?;
+    /// Asks the file system that holds an open inode.
+    pub fn of(fd: impl AsFd) -> io::Result<Self> {
+        let facts = statfs::fstatfs(fd)?;
         let block = u64::try_from(facts.block_size()).unwrap_or(4096).clamp(512, 1 << 20);
         Ok(FileSystem { block, is_xfs: facts.filesystem_type() == statfs::XFS_SUPER_MAGIC })
     }
@@ -92,6 +92,20 @@ pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
     match fallocate(file, FallocateFlags::empty(), 0, len) {
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
         other => Ok(other.map(|()| true)?),
+    }
+}
+
+/// Gives the blocks of a part of a file back without changing its size (fallocate(2), `FALLOC_FL_PUNCH_HOLE`); false where
+/// the file system cannot.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return Err(Errno::EFBIG.into());
+    };
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match fallocate(file, flags, offset, len) {
+        Ok(()) => Ok(true),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 

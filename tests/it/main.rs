@@ -12,6 +12,7 @@ mod client;
 mod confine;
 mod consumers;
 mod daemon;
+mod erofs;
 mod export;
 mod faults;
 mod harness;
