@@ -33,10 +33,10 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         rootless: false,
         verify_after: false,
         concurrency: 4,
+        keeper: None,
         share: None,
         deadline: None,
         source: SourceOrder::Registries,
-        keeper: None,
         registry: RegistryOrder {
             connections_per_host: 6,
             limit_rate: None,

@@ -12,6 +12,7 @@
 //! | [`archive`] | OCI layouts and archives of images, read instead of a registry |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
+//! | [`prefetch`] | what containers read first when they start: `prefetch.list`, and reading it |
 //! | [`verify`] | proves a sealed volume from its own bytes |
 //! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
@@ -24,10 +25,11 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client} → caches → {build, verify, snapshot} → {registry, secrets, archive,
-//! volume} → layer → {sys, model, config}`.
-//! `registry`, `secrets`, `volume` and `archive` do not know each other, and only `archive` knows `layer`, whose tar reader it uses; `build` joins them, and `verify` and `snapshot`,
-//! beside it, read volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
+//! Imports run one way: `main → cli → {api, client} → caches → {build, snapshot} → verify → prefetch →
+//! {registry, secrets, archive, volume} → layer → {sys, model, config}`.
+//! `registry`, `secrets`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
+//! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`. `telemetry` may be imported by
+//! all, `testing` only by tests and benches.
 
 pub mod api;
 pub mod archive;
@@ -38,6 +40,7 @@ pub mod client;
 pub mod config;
 pub mod layer;
 pub mod model;
+pub mod prefetch;
 pub mod registry;
 pub mod secrets;
 pub mod snapshot;

@@ -3,7 +3,7 @@
 //! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must have the diff
 //! ID that the image's config names. The members of that tar are planned again, in memory and by code of its own
 //! (`tree`), and every inode on disk must be what the plan says (`compare`). Index files are computed again
-//! (`index`). A name that nothing explains is a difference like any other. The first difference is reported.
+//! (`index`), `prefetch.list` from the layers once they are proven. A name that nothing explains is a difference like any other. The first difference is reported.
 
 mod compare;
 mod error;
@@ -56,6 +56,7 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
     for layer in &content.layers {
         layer::verify(&root, &content.layers, layer)?;
     }
+    index::check_prefetch(&root, content, &documents)?;
     Ok(Report {
         images: content.images.len(),
         layers: content.layers.len(),

@@ -8,6 +8,7 @@
 //! overlay-images/                images.lock, images.json, <config>/… ┘
 //! oci/                           an OCI image layout without layer blobs
 //! snapshots.metadata             "<chain ID> overlay/<chain ID>/diff" a line
+//! prefetch.list                  what containers read first when they start
 //! .larder/                       lock, use, job.json, journal, staging/
 //! ```
 //!
@@ -71,6 +72,11 @@ struct State {
 }
 
 impl Volume {
+    /// Its directory.
+    pub fn root(&self) -> &Dir {
+        &self.root
+    }
+
     /// The last part of its path.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()

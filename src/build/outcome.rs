@@ -11,10 +11,11 @@ use crate::model::seal::CacheManifest;
 /// The outcome of a sealed volume.
 pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     let content = &manifest.content;
-    let images = content
-        .images
-        .iter()
-        .map(|image| SealedImage { reference: image.reference.clone(), manifest: image.manifest.clone() });
+    let images = content.images.iter().map(|image| SealedImage {
+        reference: image.reference.clone(),
+        index: image.index.clone(),
+        manifest: image.manifest.clone(),
+    });
     Outcome {
         status: Status::Ok,
         exit_code: 0,

@@ -30,6 +30,7 @@ use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
+use crate::prefetch;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
@@ -431,7 +432,9 @@ async fn seal(
             layers: committed,
         };
         let documents: Vec<Documents> = images.into_iter().map(documents).collect();
-        Ok(volume.seal(content, &documents)?)
+        let prefetch = prefetch::list(volume.root(), &content, &documents)
+            .map_err(|e| Fail::job(e.class(), e.to_string()))?;
+        Ok(volume.seal(content, &documents, &prefetch)?)
     })
     .await
 }

@@ -131,7 +131,8 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         },
         layers,
     };
-    Ok(shared.volume.seal(content, &documents)?)
+    let prefetch = crate::prefetch::list(shared.volume.root(), &content, &documents).unwrap();
+    Ok(shared.volume.seal(content, &documents, &prefetch)?)
 }
 
 pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<Ready, Fail> {

@@ -31,6 +31,7 @@ Examples:
   larder inspect ./cache --json
   larder export ./cache images.tar --format oci-archive
   larder import images.tar --volume ./cache
+  larder prefetch ./cache --image nginx:1.27
   larder serve
   larder cache create web nginx:1.27 --wait
 
@@ -83,10 +84,12 @@ Examples:
   LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder cache match nginx:1.27
 
 Variables: LARDER_HOST says where the daemon is, LARDER_CA names extra authorities. LARDER_TOKEN, or LARDER_ACCESS_KEY
-with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither.
+with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither. No configuration file is read unless
+--config names one.
 
 Exit codes: those of `larder --help`. Waiting ends with 0 when the cache is Available, with the code of the failure when
-it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over.";
+it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over. Waiting and
+events go on over a restart of the daemon that takes less than a minute.";
 
 /// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
 #[derive(Debug, Parser)]
@@ -156,6 +159,13 @@ pub(super) enum Command {
     /// is resumed by the same command. No registry is asked.
     #[command(after_help = IMPORT_EXAMPLES)]
     Import(ImportArgs),
+    /// Read what containers of a sealed volume need first, many requests at once
+    ///
+    /// For a disk that answers each first read late: one restored from a snapshot, or behind a network. Reads what
+    /// prefetch.list on the volume names: passwd and group, the program of the image's entrypoint and command, its
+    /// interpreters, and the libraries that it loads. Nothing is kept but what the kernel caches. Exits with 73 for a volume
+    /// that is not sealed, with 64 for one without a list, and with 65 if the list and the volume do not agree.
+    Prefetch(PrefetchArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -409,6 +419,21 @@ pub(super) struct InspectArgs {
     /// Print cache.json instead
     #[arg(long)]
     pub(super) json: bool,
+    /// Say, too, in how many pieces the layers lie on the disk; opens every file. With --json, as the member `placement`
+    #[arg(long)]
+    pub(super) extents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PrefetchArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+    /// Image as in its build; repeatable [default: all images of the volume]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Every file of the images' layers, after those on the list
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 /// `larder cache`: which daemon, and what of it.
@@ -480,6 +505,11 @@ pub(super) enum CacheCommand {
         /// Wait until it is
         #[arg(long)]
         wait: bool,
+    },
+    /// List the sealed volumes of an image cache: what is served, and what a refresh replaced and somebody still uses
+    Snapshots {
+        /// ID or name
+        cache: String,
     },
     /// Give up a build or a refresh
     Cancel {
@@ -580,6 +610,8 @@ mod tests {
             "larder build --log-level larder=loud a",
             "larder verify",
             "larder inspect a b",
+            "larder prefetch",
+            "larder prefetch a --image @",
             "larder config",
             "larder cache",
             "larder cache create web",

@@ -23,6 +23,15 @@ pub enum Access {
     ReadWrite,
 }
 
+/// Whether devices can be had here.
+pub fn available() -> io::Result<()> {
+    control().map(drop)
+}
+
+fn control() -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open("/dev/loop-control")
+}
+
 /// An attached device. The kernel detaches it when nobody has it open or mounted any more.
 #[derive(Debug)]
 pub struct LoopDevice {
@@ -35,7 +44,7 @@ impl LoopDevice {
     /// Attaches the file `backing`, in blocks of 4096 bytes. It goes past the page cache where the file system of `backing`
     /// can do that.
     pub fn attach(backing: &File, access: Access) -> io::Result<Self> {
-        let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+        let control = control()?;
         for _ in 0..TRIES {
             let path = PathBuf::from(format!("/dev/loop{}", ioctl::free(&control)?));
             let device = OpenOptions::new().read(true).write(access == Access::ReadWrite).open(&path)?;

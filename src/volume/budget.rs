@@ -3,8 +3,8 @@
 //! but the kernel.
 
 use std::io::ErrorKind;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::error::{Context, Error};
 use crate::model::shortage::{Shortage, Unit};
@@ -27,18 +27,27 @@ pub struct Budget {
     file_system: FileSystem,
     /// A directory of the file system, where that is the cap.
     held: Option<Dir>,
+    /// What ran out first. Layers that fail after that look when the room of the first is free again.
+    first: OnceLock<Shortage>,
 }
 
 impl Budget {
     /// An account of `cap` bytes of which `used` are occupied already.
     pub fn new(cap: u64, used: u64, file_system: FileSystem) -> Self {
         let limit = cap - cap / SLACK_SHARE;
-        Budget { cap, limit, used: AtomicU64::new(used), file_system, held: None }
+        Budget { cap, limit, used: AtomicU64::new(used), file_system, held: None, first: OnceLock::new() }
     }
 
     /// The same for a cap that the file system of `root` is.
     pub fn held_by_kernel(cap: u64, used: u64, file_system: FileSystem, root: Dir) -> Self {
-        Budget { cap, limit: u64::MAX, used: AtomicU64::new(used), file_system, held: Some(root) }
+        Budget {
+            cap,
+            limit: u64::MAX,
+            used: AtomicU64::new(used),
+            file_system,
+            held: Some(root),
+            first: OnceLock::new(),
+        }
     }
 
     /// Whether the kernel holds the cap.
@@ -48,6 +57,13 @@ impl Budget {
 
     /// What the file system lacks to take `need` bytes, or one inode, more. Nothing where it has them, or is not the cap.
     pub fn exhausted(&self, need: u64) -> Option<Shortage> {
+        let now = self.exhausted_now(need).inspect(|now| {
+            self.first.get_or_init(|| *now);
+        });
+        now.or_else(|| self.first.get().copied())
+    }
+
+    fn exhausted_now(&self, need: u64) -> Option<Shortage> {
         let facts = space::usage(self.held.as_ref()?).ok()?;
         if facts.free_inodes == 0 && facts.inodes > 0 {
             return Some(Shortage { unit: Unit::Inodes, need: 1, have: 0, cap: facts.inodes });

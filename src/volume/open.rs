@@ -57,11 +57,11 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
         _ => {}
     }
     let root = Dir::open(path).context("opening the volume", &shown)?;
-    if let Some(sealed) = sealed(&root, identity, &shown)? {
-        return Ok(Opened::Sealed(sealed));
-    }
     if root.try_stat(disk::IMAGE).context("examining", &shown)?.is_some() {
         return Err(Error::IsDisk { path: shown });
+    }
+    if let Some(sealed) = sealed(&root, identity, &shown)? {
+        return Ok(Opened::Sealed(sealed));
     }
     refuse_foreign(&root, &shown)?;
     let larder = root.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;

@@ -81,6 +81,12 @@ pub enum Error {
         /// Bytes there.
         have: u64,
     },
+    /// No disk is so small.
+    #[error("--size asks for {}: a disk has at least 4 MiB", ByteSize(*size))]
+    Size {
+        /// Bytes asked for.
+        size: u64,
+    },
     /// A program of e2fsprogs is not there.
     #[error(
         "{program} is not there: a volume of kind disk or block needs e2fsprogs (1.45 or newer) on the PATH"
@@ -140,7 +146,7 @@ impl Error {
             Error::Tampered { .. } => Class::Corrupt,
             Error::Locked { .. } | Error::InUse { .. } => Class::Busy,
             Error::HostFull { .. } | Error::TooSmall { .. } => Class::NoSpace,
-            Error::NoProgram { .. } => Class::Invalid,
+            Error::NoProgram { .. } | Error::Size { .. } => Class::Invalid,
             Error::Program { .. } => Class::Internal,
             Error::Mount { source, .. } => class_of(&source.source),
             Error::WritesLost { source, .. } | Error::Io { source, .. } => class_of(source),

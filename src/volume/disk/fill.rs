@@ -15,6 +15,9 @@ use crate::sys::mount::{self, Ext4, Mount};
 use crate::sys::{Dir, atomic, space};
 use crate::volume::{layout, seal};
 
+/// Most times that a disk is shrunk; the third pass finds nothing mostly.
+const SHRINKING_PASSES: u32 = 5;
+
 /// A disk that is mounted, in a mount namespace of its own, at [`path`](Mounted::path).
 #[derive(Debug)]
 pub struct Mounted {
@@ -135,9 +138,19 @@ impl Disk {
         if !shrink {
             return clean(tools::examine(file)?);
         }
-        // Only a check that may write lets resize2fs believe it.
-        clean(tools::repair(file)?)?;
-        tools::resize(file, None)?;
+        // One pass leaves what the next can spare, mostly for groups that are gone by then.
+        let mut before = u64::MAX;
+        for _ in 0..SHRINKING_PASSES {
+            // Only a check that may write lets resize2fs believe it.
+            clean(tools::repair(file)?)?;
+            tools::resize(file, None)?;
+            let found = Superblock::read(file).context("reading", &self.shown())?;
+            let size = found.map_or(0, |found| found.size);
+            if size >= before {
+                break;
+            }
+            before = size;
+        }
         clean(tools::examine(file)?)
     }
 

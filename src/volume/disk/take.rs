@@ -19,6 +19,9 @@ use crate::volume::layout;
 /// How long the kernel may take to let go of a disk whose builder was killed: it writes out what that had in memory.
 const LETTING_GO: Duration = Duration::from_secs(60);
 
+/// Least size of a disk, bytes; less has no room for an ext4 of this kind.
+const SMALLEST: u64 = 4 << 20;
+
 /// What is asked for.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
@@ -105,6 +108,7 @@ impl Disk {
 pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let path = request.path;
     let shown = path.display().to_string();
+    check_size(request)?;
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             return Err(e).context("creating the volume", &shown);
@@ -159,6 +163,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
 pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> {
     let path = request.path;
     let shown = path.display().to_string();
+    check_size(request)?;
     let other = |fault: String| Error::Other { path: shown.clone(), fault };
     if !fs::metadata(path).context("examining", &shown)?.file_type().is_block_device() {
         return Err(other("is no block device".into()));
@@ -207,6 +212,13 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
         _ => disk.format()?,
     }
     Ok(disk)
+}
+
+fn check_size(request: &Request<'_>) -> Result<(), Error> {
+    match request.size {
+        SMALLEST.. => Ok(()),
+        size => Err(Error::Size { size }),
+    }
 }
 
 fn exclusive(path: &Path) -> io::Result<File> {

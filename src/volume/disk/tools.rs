@@ -17,6 +17,9 @@ const TARGET: &str = "/proc/self/fd/0";
 /// Where they are, whatever the PATH of the caller.
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Those that making, checking and shrinking a disk takes.
+pub(super) const PROGRAMS: [&str; 3] = ["mkfs.ext4", "e2fsck", "resize2fs"];
+
 /// Features of a disk (ext4(5)), whatever the machine's mke2fs.conf says. No journal: a disk that was not unmounted in
 /// order is checked, and nothing on it is believed that was not synced. All of them are in every kernel since Linux 3.18.
 const FEATURES: &str = "none,64bit,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,\
@@ -34,6 +37,20 @@ pub(super) enum Found {
     Changed,
     /// Faults that cannot be repaired.
     Broken,
+}
+
+/// Whether a program is where [`run`] looks for it.
+pub(super) fn is_installed(program: &str) -> bool {
+    std::env::split_paths(&search_path()).any(|dir| dir.join(program).is_file())
+}
+
+fn search_path() -> OsString {
+    let mut path = OsString::from(PATH);
+    if let Some(more) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(more);
+    }
+    path
 }
 
 /// Makes an ext4 of `size` bytes.
@@ -83,16 +100,11 @@ pub(super) fn resize(disk: &File, size: Option<u64>) -> Result<(), Error> {
 /// Runs a program and answers its exit code and what it said.
 fn run(program: &'static str, disk: &File, arguments: &[&str]) -> Result<(Option<i32>, String), Error> {
     let disk = disk.try_clone().context("handing the disk to", program)?;
-    let mut path = OsString::from(PATH);
-    if let Some(more) = std::env::var_os("PATH") {
-        path.push(":");
-        path.push(more);
-    }
     let started = std::time::Instant::now();
     let output = Command::new(program)
         .args(arguments)
         .env_clear()
-        .env("PATH", path)
+        .env("PATH", search_path())
         .env("LC_ALL", "C")
         // The machine's own settings are not ours.
         .env("MKE2FS_CONFIG", "/dev/null")
