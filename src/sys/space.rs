@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -100,6 +101,16 @@ pub fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
         seek(from, SeekFrom::Start(start))?;
         seek(to, SeekFrom::Start(start))?;
         io::copy(&mut io::Read::take(&mut from, at - start), &mut to)?;
+    }
+}
+
+/// The next stretch of a file from `at` on that is no hole (lseek(2), `SEEK_DATA`); none where only a hole follows.
+pub fn next_data(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
+    use rustix::fs::{SeekFrom, seek};
+    match seek(file, SeekFrom::Data(at)) {
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Ok(start) => Ok(Some(start..seek(file, SeekFrom::Hole(start))?)),
+        Err(e) => Err(e.into()),
     }
 }
 
