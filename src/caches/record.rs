@@ -187,8 +187,12 @@ impl Record {
     /// Whether a volume is the one that is served or the one that is filled.
     pub fn needs_volume(&self, generation: u32) -> bool {
         let serves = self.content.as_ref().is_some_and(|content| content.generation == generation);
-        let fills = self.work.as_ref().is_some_and(|work| work.generation == generation);
-        !matches!(self.status, Status::Deleting | Status::Failed) && (serves || fills)
+        !matches!(self.status, Status::Deleting | Status::Failed) && (serves || self.fills(generation))
+    }
+
+    /// Whether a volume is the one that is filled.
+    pub fn fills(&self, generation: u32) -> bool {
+        self.work.as_ref().is_some_and(|work| work.generation == generation)
     }
 
     /// When its retention ends; none is never.

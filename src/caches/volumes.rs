@@ -4,14 +4,17 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, TryLockError};
 
+use super::attachments::{AttachmentError, Attachments};
 use super::layout::{self, Layout};
 use super::runner::child::clear_work;
 use crate::build::share;
 use crate::model::class::Class;
 use crate::model::image_cache::{CacheId, TenantName};
 use crate::sys::lock::Lock;
+use crate::sys::mounts::Mounts;
 use crate::sys::{Dir, remove, space};
 use crate::volume::{self, lease::Lease};
 
@@ -21,6 +24,8 @@ pub struct Volumes {
     layout: Layout,
     /// Held while the trash is emptied: two at once would each trip over what the other has just removed.
     emptying: Mutex<()>,
+    /// Whether somebody wants it emptied; whoever holds the lock looks once more.
+    to_empty: AtomicBool,
     _lock: Lock,
 }
 
@@ -45,6 +50,9 @@ pub enum StateError {
     /// A volume cannot be looked at.
     #[error(transparent)]
     Volume(#[from] volume::Error),
+    /// Who has volumes attached cannot be told.
+    #[error(transparent)]
+    Attachments(#[from] AttachmentError),
     /// What builders share cannot be put in order.
     #[error(transparent)]
     Share(#[from] share::Error),
@@ -61,6 +69,7 @@ impl StateError {
                 _ => Class::Internal,
             },
             StateError::Volume(e) => e.class(),
+            StateError::Attachments(e) => e.class(),
             StateError::Share(_) => Class::Internal,
         }
     }
@@ -78,12 +87,20 @@ pub struct OnDisk {
 }
 
 /// What became of a volume that nobody needs any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discarded {
     /// It is gone, or was not there.
     Gone,
-    /// Somebody reads it; it stays for now.
-    InUse,
+    /// Somebody uses it, in the way told; it stays for now.
+    InUse(String),
+}
+
+/// Whether a volume may be removed.
+enum Claim {
+    Absent,
+    Used(String),
+    /// It may, while this is held.
+    Free(Option<Lease>),
 }
 
 impl Volumes {
@@ -98,7 +115,7 @@ impl Volumes {
         let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
         // Secrets of builders whose daemon died.
         clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
-        Ok(Volumes { layout, emptying: Mutex::default(), _lock: lock })
+        Ok(Volumes { layout, emptying: Mutex::default(), to_empty: AtomicBool::default(), _lock: lock })
     }
 
     /// Names of everything.
@@ -146,29 +163,85 @@ impl Volumes {
         fs::symlink_metadata(path.join("cache.json")).is_ok_and(|facts| facts.is_file())
     }
 
-    /// Takes a volume out of use: moved aside at once, removed by [`empty_trash`](Volumes::empty_trash). One that somebody
-    /// holds a lease on stays.
+    /// Takes a volume out of use: moved aside at once, removed by [`empty_trash`](Volumes::empty_trash). One that is leased,
+    /// attached, mounted or below a loop device stays.
     pub fn discard(&self, volume: &OnDisk) -> Result<Discarded, StateError> {
         let path = self.layout.volume(&volume.tenant, &volume.id, volume.generation);
-        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
-        let root = match Dir::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Discarded::Gone),
+        match self.claim(&path)? {
+            Claim::Absent => Ok(Discarded::Gone),
+            Claim::Used(how) => Ok(Discarded::InUse(how)),
+            Claim::Free(_lease) => {
+                let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
+                let failed = |source| StateError::Io { doing: "moving aside", path: path.clone(), source };
+                fs::rename(&path, trash).map_err(failed)?;
+                Ok(Discarded::Gone)
+            }
+        }
+    }
+
+    /// How a volume is used, if it is.
+    pub fn user_of(&self, volume: &OnDisk) -> Result<Option<String>, StateError> {
+        let path = self.layout.volume(&volume.tenant, &volume.id, volume.generation);
+        Ok(match self.claim(&path)? {
+            Claim::Used(how) => Some(how),
+            Claim::Absent | Claim::Free(_) => None,
+        })
+    }
+
+    /// The right to remove the volume at `path`, where nobody uses it.
+    fn claim(&self, path: &Path) -> Result<Claim, StateError> {
+        let failed = |doing, source| StateError::Io { doing, path: path.to_owned(), source };
+        let root = match Dir::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Claim::Absent),
             other => other.map_err(|e| failed("opening", e))?,
         };
         // A builder that died early left nothing to hold.
         let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
         let lease = if begun { Lease::exclusive(&root)? } else { None };
         if begun && lease.is_none() {
-            return Ok(Discarded::InUse);
+            return Ok(Claim::Used("it is being read".to_owned()));
         }
-        let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
-        fs::rename(&path, trash).map_err(|e| failed("moving aside", e))?;
-        Ok(Discarded::Gone)
+        // Under the lease: who attaches takes one, and writes a record before anything is mounted.
+        Ok(match self.use_of(path)? {
+            Some(how) => Claim::Used(how),
+            None => Claim::Free(lease),
+        })
     }
 
-    /// Removes what was moved aside, and what builders told each other of it.
+    /// How the volume at `path` is attached or mounted, if it is.
+    fn use_of(&self, path: &Path) -> Result<Option<String>, StateError> {
+        let failed = |doing, source| StateError::Io { doing, path: path.to_owned(), source };
+        let path = fs::canonicalize(path).map_err(|e| failed("resolving", e))?;
+        let attached = Attachments::new(self.layout.attached()).list()?;
+        if let Some(record) = attached.iter().find(|record| record.volume == path) {
+            return Ok(Some(format!("it is attached at {}", record.at.display())));
+        }
+        let mounts = Mounts::read().map_err(|e| failed("looking for mounts of", e))?;
+        Ok(mounts.use_of(&path).map(|used| used.to_string()))
+    }
+
+    /// Whether something was moved aside that is still there.
+    pub fn has_trash(&self) -> Result<bool, StateError> {
+        Ok(!names(&self.layout.trash())?.is_empty())
+    }
+
+    /// Removes what was moved aside, and what builders told each other of it. Where another thread is at it, that one sees to
+    /// it and this one returns at once: a large volume takes minutes, and threads that wait are not there for others.
     pub fn empty_trash(&self) -> Result<(), StateError> {
-        let _one_at_a_time = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        self.to_empty.store(true, Ordering::SeqCst);
+        while self.to_empty.load(Ordering::SeqCst) {
+            let _one_at_a_time = match self.emptying.try_lock() {
+                Ok(lock) => lock,
+                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+                Err(TryLockError::WouldBlock) => return Ok(()),
+            };
+            self.to_empty.store(false, Ordering::SeqCst);
+            self.empty_trash_now()?;
+        }
+        Ok(())
+    }
+
+    fn empty_trash_now(&self) -> Result<(), StateError> {
         let path = self.layout.trash();
         let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
         let trash = Dir::open(&path).map_err(failed)?;

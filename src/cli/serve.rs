@@ -115,10 +115,11 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let listeners = Listeners::bind(&config.api, tenants.current().any_credential())?;
     let store = SqliteStore::open(&volumes.layout().database(), volumes.any()?)?;
     let settings = Settings::of_this_process(volumes.layout().work(), logs.level, logs.format);
+    let runner = Arc::new(ChildRunner::new(settings, config)?);
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
     let parts = Parts {
         store: Arc::new(store),
-        runner: Arc::new(ChildRunner::new(settings, config)?),
+        runner: runner.clone(),
         volumes,
         clock: clock.clone(),
         metrics: metrics.clone(),
@@ -134,15 +135,21 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     notify::ready();
     let alive = tokio::spawn(stay_alive());
 
+    let mut failed = false;
     loop {
         tokio::select! {
+            // Said in the log; the service manager starts it again.
+            () = service.broken() => {
+                failed = true;
+                break;
+            }
             // Only a stop ends it.
             () = &mut serving => break,
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
             _ = signals.hang_up.recv() => {
                 notify::reloading();
-                take_up(reload, &service, &tenants, tls.as_ref());
+                take_up(reload, &service, &runner, &tenants, tls.as_ref());
                 notify::ready();
             }
         }
@@ -152,7 +159,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     stop.cancel();
     let stopping = async { tokio::join!(&mut serving, service.stop()) };
     let code = tokio::select! {
-        _ = stopping => 0,
+        _ = stopping => if failed { Class::Internal.exit_code() } else { 0 },
         () = tokio::time::sleep(GRACE) => {
             tracing::error!("what is still at work after {} s is given up", GRACE.as_secs());
             Class::Busy.exit_code()
@@ -170,7 +177,13 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
 }
 
 /// Takes up a configuration that was read again; one that has a fault changes nothing.
-fn take_up(reload: &Reload, service: &Service, shared: &SharedTenants, tls: Option<&Tls>) {
+fn take_up(
+    reload: &Reload,
+    service: &Service,
+    runner: &ChildRunner,
+    shared: &SharedTenants,
+    tls: Option<&Tls>,
+) {
     let config = match reload() {
         Ok(config) => config,
         Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
@@ -182,9 +195,14 @@ fn take_up(reload: &Reload, service: &Service, shared: &SharedTenants, tls: Opti
     if let Some(Err(error)) = tls.map(|tls| tls.reload(&config.api)) {
         return tracing::error!(%error, "the configuration stays as it was");
     }
+    if let Err(error) = runner.reload(&config) {
+        return tracing::error!(%error, "the configuration stays as it was");
+    }
     shared.replace(tenants);
     service.reload(&config);
-    tracing::info!("the configuration was read again: certificate, tenants, clusters, caches are as it says");
+    tracing::info!(
+        "the configuration was read again; state, log, listeners and the number of builders stay as they were"
+    );
 }
 
 /// Tells the service manager that the threads still turn.

@@ -89,6 +89,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same error, but where the file system had no room left, as what `space` says is lacking.
+    #[must_use]
+    pub fn explained(self, space: &dyn Space) -> Self {
+        match self {
+            Error::Sink(e) => Error::Sink(e.explained(space)),
+            Error::TarSplit(e) => match super::error::out_of_room(&e).then(|| space.exhausted()).flatten() {
+                Some(full) => Error::Sink(SinkError::Full { path: "tar-split".into(), full }),
+                None => Error::TarSplit(e),
+            },
+            other => other,
+        }
+    }
+
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 
-use super::space::{Full, Space};
+use super::space::Space;
+use crate::model::shortage::Shortage;
 use crate::sys::space::{FileSystem, preallocate};
 
 /// Unit in which room for a growing file is asked for: no file system that we know counts in larger blocks.
@@ -58,4 +59,4 @@ impl Write for Reserved<'_> {
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct NoRoom(Full);
+struct NoRoom(Shortage);

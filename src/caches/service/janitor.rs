@@ -1,7 +1,7 @@
 //! Time and order: retention, failed records, deletions, volumes that nobody needs.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -38,14 +38,19 @@ impl Service {
         let now = self.now();
         let expire = self.may_expire();
         let noted = self.guard().note();
-        self.0.store.note(noted).await?;
-        self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await?;
-        if expire {
-            for record in self.records().await?.into_values() {
-                self.age(&record, now).await?;
-            }
+        let noted = self.0.store.note(noted).await;
+        let forgotten = self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await;
+        let aged = if expire { self.age_all(now).await } else { Ok(()) };
+        // Whatever else fails: on a disk that is full this is what makes room.
+        let swept = self.sweep().await;
+        noted.and(forgotten).and(aged).and(swept)
+    }
+
+    async fn age_all(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        for record in self.records().await?.into_values() {
+            self.age(&record, now).await?;
         }
-        self.sweep().await
+        Ok(())
     }
 
     fn guard(&self) -> MutexGuard<'_, TimeGuard> {
@@ -114,7 +119,7 @@ impl Service {
     /// Discards every volume that no record needs, and removes the records of deleted caches that have none left.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // Volumes before records: a volume that is made after its record was read is not in the list.
-        let volumes = self.on_disk(|volumes| volumes.list()).await?;
+        let (volumes, left) = self.on_disk(|volumes| Ok((volumes.list()?, volumes.has_trash()?))).await?;
         // Builders before records too: one that has ended has written down how.
         let building: HashSet<CacheId> = self.live().keys().copied().collect();
         let records = self.records().await?;
@@ -125,7 +130,11 @@ impl Service {
             !needed && !building.contains(&volume.id)
         });
         let unneeded: Vec<OnDisk> = unneeded.collect();
+        let trash = left || !unneeded.is_empty();
         let in_use = self.discard(unneeded, &records).await?;
+        if trash {
+            self.empty_trash();
+        }
         for record in records.values() {
             let id = record.id;
             if record.status != Status::Deleting || building.contains(&id) {
@@ -140,6 +149,17 @@ impl Service {
         Ok(())
     }
 
+    /// Removes discarded volumes. That takes its time, and nobody waits for it: neither who deletes, nor a start, nor a stop,
+    /// after which the next start goes on.
+    fn empty_trash(&self) {
+        let volumes = Arc::clone(&self.0.volumes);
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = volumes.empty_trash() {
+                tracing::error!(%error, "discarded volumes stay until the next look");
+            }
+        });
+    }
+
     /// Gives the caches of which a volume is still in use.
     async fn discard(
         &self,
@@ -148,7 +168,6 @@ impl Service {
     ) -> Result<HashSet<CacheId>, StoreError> {
         let orphans: Vec<CacheId> =
             volumes.iter().map(|volume| volume.id).filter(|id| !records.contains_key(id)).collect();
-        let found = !volumes.is_empty();
         let results = self
             .on_disk(move |disk| {
                 Ok(volumes.into_iter().map(|volume| (disk.discard(&volume), volume)).collect::<Vec<_>>())
@@ -162,7 +181,8 @@ impl Service {
                     tracing::warn!(%tenant, cache = %id, generation, "a volume without a record was discarded");
                 }
                 Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
-                Ok(Discarded::InUse) => {
+                Ok(Discarded::InUse(used)) => {
+                    tracing::debug!(%tenant, cache = %id, generation, "the volume stays: {used}");
                     in_use.insert(id);
                 }
                 Err(error) => {
@@ -170,15 +190,6 @@ impl Service {
                     in_use.insert(id);
                 }
             }
-        }
-        if found {
-            // Removing takes its time, and who deletes must not wait for it.
-            let service = self.clone();
-            self.0.tasks.spawn(async move {
-                if let Err(error) = service.on_disk(|volumes| volumes.empty_trash()).await {
-                    tracing::error!(%error, "discarded volumes stay until the next look");
-                }
-            });
         }
         Ok(in_use)
     }

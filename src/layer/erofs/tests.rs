@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tempfile::TempDir;
 
 use super::super::metadata::Metadata;
-use super::super::space::{Full, Space, Uncounted};
+use super::super::space::{Space, Uncounted};
 use super::super::tar::Region;
 use super::{Error, InodeId, Label, Options, Special, Summary, Writer};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::model::shortage::Shortage;
 use crate::sys::{Dir, Timestamp};
 
 fn start<'a>(dir: &TempDir, space: &'a dyn Space, options: Options) -> Writer<'a> {
@@ -113,10 +114,10 @@ impl Account {
 }
 
 impl Space for Account {
-    fn reserve(&self, bytes: u64) -> Result<(), Full> {
+    fn reserve(&self, bytes: u64) -> Result<(), Shortage> {
         let (need, have) = (bytes, self.cap - self.used());
         if need > have {
-            return Err(Full { need, have, cap: self.cap });
+            return Err(Shortage::bytes(need, have, self.cap));
         }
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(used, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
 
 /// A line cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LineError {
+pub enum LineError {
     /// It does not end within the limit.
     #[error("it wrote a line of more than {limit} bytes")]
     TooLong {
@@ -20,7 +20,7 @@ pub(super) enum LineError {
 
 /// The next line without its end, at most `limit` bytes; nothing at the end of the stream. A line that the stream ends in
 /// counts.
-pub(super) async fn next_line(
+pub async fn next_line(
     from: &mut (impl AsyncBufRead + Unpin),
     limit: usize,
 ) -> Result<Option<Vec<u8>>, LineError> {
