@@ -2,8 +2,11 @@
 //!
 //! Images lie in /dev/shm, so the figures are those of the processor and of copying; they are removed outside of the time.
 
+#![expect(clippy::print_stderr, reason = "a figure that criterion has no form for")]
+
 use std::fs::{self, File};
 use std::hint::black_box;
+use std::io::{BufWriter, Read as _, Write as _};
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -110,5 +113,32 @@ fn benches(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(images, benches);
+/// What setting the tails of many small files aside costs by itself: written to a file in order, and read back.
+fn tails(criterion: &mut Criterion) {
+    let full = !std::env::args().any(|arg| arg == "--test");
+    let files = if full { 60_000 } else { 200 };
+    let tail = vec![b'x'; 1000];
+    let mut group = criterion.benchmark_group("erofs");
+    group.throughput(Throughput::Bytes(files * tail.len() as u64));
+    group.sample_size(15).measurement_time(Duration::from_secs(6)).warm_up_time(Duration::from_secs(1));
+    group.bench_function("tails alone", |bencher| {
+        let run = |dir: TempDir| {
+            let path = dir.path().join("tails");
+            let file = File::create_new(&path).expect("the directory is empty");
+            let mut out = BufWriter::with_capacity(256 << 10, file);
+            (0..files).for_each(|_| out.write_all(&tail).expect("/dev/shm has room"));
+            out.flush().expect("/dev/shm has room");
+            let mut buffer = vec![0; 256 << 10];
+            let mut file = File::open(path).expect("written a moment ago");
+            while file.read(&mut buffer).expect("written a moment ago") > 0 {
+                black_box(&buffer);
+            }
+            dir
+        };
+        bencher.iter_batched(fresh, run, BatchSize::PerIteration);
+    });
+    group.finish();
+}
+
+criterion_group!(images, benches, tails);
 criterion_main!(images);

@@ -15,9 +15,10 @@
 //!
 //! # Why tails are set aside
 //! A tail must lie directly behind its inode. Writing inodes between the contents as files come would spare each tail one
-//! copy, and would scatter the metadata over the whole image, fix the form of an inode before it is known (number of links,
-//! attributes that later links change, compact or not) and leave dead inodes for what is replaced. The copy costs 3 % of
-//! the time of a layer of small files; reading a scattered tree from a cold disk costs a seek for each directory.
+//! copy. It would also scatter the metadata over the whole image, where reading a tree from a cold disk costs a seek for
+//! each directory, fix the form of an inode before it is known (links, attributes that later links change, compact or not)
+//! and leave dead inodes for what is replaced. The copy takes 0.4 us for a tail of 1,000 bytes, of the 1.3 us that such a
+//! file takes in all; making one on a file system takes 20 us.
 //!
 //! # Order and determinism
 //! Inodes lie in the order of their making, whatever their names; the same calls give the same bytes. Nothing of the
@@ -33,6 +34,7 @@
 //! | `xattrs` | attributes, each distinct one once |
 //! | `pack` | inodes into blocks |
 //! | `listing` | directories into blocks |
+//! | `tree` | an image of a directory tree |
 //! | `finish` | where everything lies, and writing it |
 
 mod blocks;
@@ -49,6 +51,7 @@ mod spill;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests;
+mod tree;
 mod writer;
 mod xattrs;
 
@@ -57,4 +60,5 @@ pub use self::error::Error;
 pub use self::finish::Summary;
 pub use self::inode::InodeId;
 pub use self::options::{Label, Options};
+pub use self::tree::{TreeError, Watch};
 pub use self::writer::{Special, Writer};

@@ -4,7 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::layer::erofs;
+use crate::layer::erofs::TreeError;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::volume::{self, disk};
@@ -19,13 +19,8 @@ pub enum Error {
     #[error(transparent)]
     Disk(#[from] disk::Error),
     /// The volume cannot be written as EROFS.
-    #[error("writing {path:?} to the image: {source}")]
-    Erofs {
-        /// Path on the volume.
-        path: String,
-        /// Why.
-        source: erofs::Error,
-    },
+    #[error("writing the volume as EROFS: {0}")]
+    Erofs(TreeError),
     /// An image is not the one that was exported.
     #[error("{path} has sha256 {found}, the file beside it says {want}: it was changed, or not copied whole")]
     Sum {
@@ -155,7 +150,7 @@ impl Error {
         match self {
             Error::Volume(error) => error.class(),
             Error::Disk(error) => error.class(),
-            Error::Erofs { source, .. } => source.class(),
+            Error::Erofs(error) => error.class(),
             Error::NoTarSplit { .. } | Error::ToStream | Error::NoDisk { .. } | Error::WholeDisk => {
                 Class::Invalid
             }

@@ -68,23 +68,6 @@ impl Dir {
         Ok(File::from(fcntl::openat(&self.0, name, flags, Mode::from_bits_truncate(mode))?))
     }
 
-    /// A file of this directory's file system that has no name and goes with its last descriptor, open for reading and
-    /// writing (open(2), `O_TMPFILE`).
-    ///
-    /// Where the file system has no such files it is created as `name`, which must not exist, and unlinked.
-    pub fn unnamed_file(&self, name: &[u8]) -> io::Result<File> {
-        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
-        let mode = Mode::from_bits_truncate(0o600);
-        match fcntl::openat(&self.0, ".", flags | OFlag::O_TMPFILE, mode) {
-            Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::ENOENT | Errno::EINVAL) => {}
-            other => return Ok(File::from(other?)),
-        }
-        let flags = flags | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
-        let file = File::from(fcntl::openat(&self.0, name, flags, mode)?);
-        self.unlink(name)?;
-        Ok(file)
-    }
-
     /// Opens the regular file `name` for reading. Never follows a link, and never blocks on or touches a device.
     pub fn open_file(&self, name: &[u8]) -> io::Result<File> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;

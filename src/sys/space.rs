@@ -86,15 +86,6 @@ pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Makes an empty file `len` bytes large and keeps all of them for it (fallocate(2)); false where the file system cannot.
-pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
-    let len = i64::try_from(len).map_err(|_| Errno::EFBIG)?;
-    match fallocate(file, FallocateFlags::empty(), 0, len) {
-        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
-        other => Ok(other.map(|()| true)?),
-    }
-}
-
 /// Gives the blocks of a part of a file back without changing its size (fallocate(2), `FALLOC_FL_PUNCH_HOLE`); false where
 /// the file system cannot.
 pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
@@ -106,6 +97,15 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
         Err(e) => Err(e.into()),
+    }
+}
+
+/// Makes an empty file `len` bytes large and keeps all of them for it (fallocate(2)); false where the file system cannot.
+pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
+    let len = i64::try_from(len).map_err(|_| Errno::EFBIG)?;
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
+        other => Ok(other.map(|()| true)?),
     }
 }
 

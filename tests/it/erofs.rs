@@ -5,11 +5,12 @@ mod model;
 mod random;
 
 use std::fs::{self, File};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use larder::layer::erofs::{InodeId, Label, Options, Summary, Writer};
+use larder::layer::erofs::{InodeId, Label, Options, Summary, TreeError, Watch, Writer};
 use larder::layer::metadata::Metadata;
 use larder::layer::space::Uncounted;
 use larder::layer::tar::Region;
@@ -31,7 +32,11 @@ fn plain() -> Metadata {
 }
 
 fn writer(dir: &TempDir) -> Writer<'static> {
-    let image = File::create_new(dir.path().join("image")).unwrap();
+    named_writer(dir, "image")
+}
+
+fn named_writer(dir: &TempDir, name: &str) -> Writer<'static> {
+    let image = File::create_new(dir.path().join(name)).unwrap();
     let options =
         Options { uuid: *b"0123456789abcdef", label: Label::new("test").unwrap(), ..Options::default() };
     Writer::new(image, &Dir::open(dir.path()).unwrap(), &Uncounted, options).unwrap()
@@ -48,8 +53,33 @@ fn check(dir: &TempDir, model: Model<'_>) -> Summary {
     mounted(&image, |root| {
         let lines = differences(&expected, &scan(root));
         assert!(lines.is_empty(), "{}", lines.join("\n"));
+        copy(dir, root, "copy");
     });
+    // The image of the mounted tree shows the same, and so does the image of that, byte by byte.
+    mounted(&dir.path().join("copy"), |root| {
+        let lines = differences(&expected, &scan(root));
+        assert!(lines.is_empty(), "{}", lines.join("\n"));
+        copy(dir, root, "again");
+    });
+    let [copy, again] = ["copy", "again"].map(|name| fs::read(dir.path().join(name)).unwrap());
+    assert!(copy == again, "{} bytes are not {}", copy.len(), again.len());
     summary
+}
+
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn advance(&mut self, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// Writes the image of the tree at `root`.
+fn copy(dir: &TempDir, root: &Path, name: &str) {
+    let mut writer = named_writer(dir, name);
+    writer.tree(Dir::open(root).unwrap(), &mut Unwatched).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(fsck(&dir.path().join(name)), "");
 }
 
 /// What fsck.erofs finds wrong. Its exit code alone is no witness: that of 1.5 is 0 for a bad checksum.
@@ -71,7 +101,7 @@ fn mounted(image: &Path, look: impl FnOnce(&Path)) {
 #[test]
 fn trees_of_all_kinds() {
     isolated(&[FSCK], || {
-        let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(48);
+        let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
         let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
         let steps = prop::collection::vec(random::step(), 1..60);
         let result = runner.run(&steps, |steps| {
@@ -205,5 +235,68 @@ fn a_damaged_superblock_is_refused() {
             image.write_all_at(&byte, at).unwrap();
         }
         assert_eq!(fsck(&path), "");
+    });
+}
+
+/// Leaves names out, and stops after some bytes.
+struct Picky {
+    left: u64,
+}
+
+impl Watch for Picky {
+    fn leaves_out(&self, path: &[u8]) -> bool {
+        path == b"d/out" || path == b"directory-out"
+    }
+
+    fn advance(&mut self, bytes: u64) -> ControlFlow<()> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                ControlFlow::Continue(())
+            }
+            None => ControlFlow::Break(()),
+        }
+    }
+}
+
+#[test]
+fn the_image_of_a_directory() {
+    isolated(&[FSCK], || {
+        let dir = tempfile::tempdir().unwrap();
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        fs::create_dir_all(at("d/out")).unwrap();
+        fs::create_dir_all(at("directory-out/below")).unwrap();
+        fs::write(at("directory-out/below/file"), "left out").unwrap();
+        fs::write(at("d/file"), "content").unwrap();
+        fs::hard_link(at("d/file"), at("a second name")).unwrap();
+        // One of its names is not in the image.
+        fs::hard_link(at("d/file"), at("directory-out/third")).unwrap();
+        let holes = File::create(at("holes")).unwrap();
+        holes.set_len(8 << 30).unwrap();
+        holes.write_all_at(b"in the middle", 4 << 30).unwrap();
+        rustix::fs::lsetxattr(at("d"), "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+            .unwrap();
+
+        let summary = {
+            let mut writer = writer(&dir);
+            writer.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 1 << 20 }).unwrap();
+            writer.finish().unwrap()
+        };
+        assert!(summary.size < 1 << 20, "{summary:?}");
+        mounted(&dir.path().join("image"), |root| {
+            let found = scan(root);
+            let names: Vec<String> = found.keys().map(|path| path.escape_ascii().to_string()).collect();
+            assert_eq!(names, ["", "a second name", "d", "d/file", "holes"]);
+            assert_eq!(found[&b"d/file"[..]].first_name, b"a second name");
+            assert_eq!(found[&b"d/file"[..]].links, 2);
+            assert_eq!(found[&b"d"[..]].xattrs[&b"trusted.overlay.opaque"[..]], b"y");
+            let mut original = scan(top.path());
+            assert_eq!(found[&b"holes"[..]], original.remove(&b"holes"[..]).unwrap());
+        });
+
+        let mut stopped = named_writer(&dir, "stopped");
+        let result = stopped.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 10 });
+        assert!(matches!(result, Err(TreeError::Stopped)));
     });
 }

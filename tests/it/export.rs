@@ -2,6 +2,7 @@
 
 mod atomic;
 mod consumers;
+mod erofs;
 mod hostile;
 mod import;
 mod raw;
@@ -128,6 +129,7 @@ fn what_cannot_be_is_refused_with_a_remedy() {
         let out = served.beside("out");
         let said = exits(64, &mut export(&volume, Path::new("-"), "oci-layout", ""));
         assert!(said.contains("oci-archive"), "{said}");
+        exits(64, &mut export(&volume, Path::new("-"), "erofs", ""));
         let said = exits(64, &mut export(&volume, &out, "raw", ""));
         assert!(said.contains("--volume-kind disk"), "{said}");
         exits(64, &mut export(&volume, &out, "docker-archive", "gzip"));

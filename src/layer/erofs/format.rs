@@ -99,7 +99,7 @@ pub(super) fn entry_type(file_type: FileType) -> u8 {
 
 /// A device number as inodes have it, 12 bits of major and 20 of minor number; nothing where it needs more.
 pub(super) fn device_number(major: u32, minor: u32) -> Option<u32> {
-    (major < 1 << 12 && minor < 1 << 20).then(|| (minor & 0xff) | major << 8 | (minor & !0xff) << 12)
+    (major < 1 << 12 && minor < 1 << 20).then_some((minor & 0xff) | major << 8 | (minor & !0xff) << 12)
 }
 
 /// What the superblock says.

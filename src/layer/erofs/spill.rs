@@ -1,13 +1,14 @@
 //! Bytes that wait for the end: an unnamed file beside the image, written once and read once, mostly in the same order.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt as _;
 
 use super::super::reserved::{BLOCK, Reserved};
 use super::super::space::Space;
 use super::error::{Context, Error};
-use crate::sys::Dir;
 use crate::sys::space::punch_hole;
+use crate::sys::{Dir, unnamed};
 
 /// Bytes handed to or taken from the kernel at once.
 const BUFFER: usize = 256 << 10;
@@ -19,6 +20,7 @@ const STEP: u64 = 8 << 20;
 #[derive(Debug)]
 pub(super) struct Spill<'a> {
     out: BufWriter<Lent<'a>>,
+    reader: File,
     len: u64,
     /// What was read last.
     window: Vec<u8>,
@@ -38,10 +40,10 @@ struct Lent<'a> {
 
 impl<'a> Spill<'a> {
     pub(super) fn new(dir: &Dir, name: &[u8], space: &'a dyn Space) -> Result<Self, Error> {
-        let file = dir.unnamed_file(name).context("creating a file beside the image")?;
+        let (file, reader) = create(dir, name).context("creating a file beside the image")?;
         let file = Reserved::new(file, space).context("examining the file system of the image")?;
         let out = BufWriter::with_capacity(BUFFER, Lent { file, space, released: 0 });
-        Ok(Spill { out, len: 0, window: Vec::new(), window_at: 0, can_release: true })
+        Ok(Spill { out, reader, len: 0, window: Vec::new(), window_at: 0, can_release: true })
     }
 
     /// Bytes in it.
@@ -84,7 +86,7 @@ impl<'a> Spill<'a> {
     fn pull(&mut self, at: u64, to: &mut [u8]) -> Result<(), Error> {
         const DOING: &str = "reading a file beside the image";
         self.out.flush().context(DOING)?;
-        self.out.get_ref().file.file().read_exact_at(to, at).context(DOING)
+        self.reader.read_exact_at(to, at).context(DOING)
     }
 
     /// Gives back the room of what lies before `at`, which is never read again.
@@ -102,6 +104,18 @@ impl<'a> Spill<'a> {
         }
         Ok(())
     }
+}
+
+/// A file without a name, to write to and to read from.
+fn create(dir: &Dir, name: &[u8]) -> io::Result<(File, File)> {
+    if let Some(file) = unnamed::create(dir, 0o600)? {
+        let reader = file.try_clone()?;
+        return Ok((file, reader));
+    }
+    let file = dir.create_file(name, 0o600)?;
+    let reader = dir.open_file(name);
+    dir.unlink(name)?;
+    Ok((file, reader?))
 }
 
 impl Write for Lent<'_> {
