@@ -17,6 +17,8 @@ pub(super) const MAX: u64 = 64 << 10;
 pub enum Format {
     /// ext4 without a journal: mount it `ro,noload`.
     Ext4,
+    /// EROFS: read-only by nature.
+    Erofs,
 }
 
 /// The whole file.
