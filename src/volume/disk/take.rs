@@ -423,6 +423,6 @@ impl Disk {
                 reserve(file, self.size, have, &shown)?;
             }
         }
-        tools::resize(file, Some(self.size))
+        tools::resize(file, self.size)
     }
 }
