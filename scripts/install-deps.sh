@@ -22,6 +22,8 @@ packages=(
     busybox-static python3-minimal
     # Larder itself: makes, checks and resizes disks (volumes of kind disk and block).
     e2fsprogs
+    # Tests, benchmarks: fsck.erofs, a second opinion on EROFS images, and mkfs.erofs to be measured with.
+    erofs-utils
     # Tests: small loop-mounted file systems, private mount namespaces.
     xfsprogs mount util-linux
     # Tests: the systemd unit, and the daemon under what the unit allows. The programs alone; nothing is booted.

@@ -192,6 +192,11 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
         assert_eq!((&facts["size"], &facts["shrunk"]), (&size.into(), &true.into()));
         succeed(larder().arg("verify").arg(&volume));
         succeed(Command::new("e2fsck").arg("-fn").arg(&disk));
+        for path in [&volume, &disk] {
+            assert!(succeed(larder().arg("prefetch").arg("--all").arg(path)).contains(" files, "));
+            assert!(succeed(larder().args(["inspect", "--extents"]).arg(path)).contains("extents"));
+            let_go(&volume);
+        }
         // It is sealed for the same job, whatever its size.
         succeed(build(&served, &volume, 1 << 30).arg("--shrink"));
     });
