@@ -18,7 +18,8 @@ const SIZE: u64 = 512 * MIB;
 
 /// Many small files, and a large one behind them that does not compress.
 fn image() -> Image {
-    let new = (0..FILES).fold(LayerBuilder::new(), |b, n| b.file(format!("d/{}/{n}", n % 100), format!("{n}")));
+    let new =
+        (0..FILES).fold(LayerBuilder::new(), |b, n| b.file(format!("d/{}/{n}", n % 100), format!("{n}")));
     Image::builder(Format::Oci).layer(Layer::from(new.file("last", random(5, 1 << 20)).gzip())).build()
 }
 
