@@ -293,7 +293,7 @@ pub(super) struct OrderArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// The archive: a file, a directory, - for standard input
+    /// The archive or the image of a disk (raw, erofs): a file, a directory, - for standard input
     pub(super) input: PathBuf,
     /// What it is [default: found out]
     #[arg(long, value_enum, value_name = "FORMAT")]
