@@ -6,8 +6,8 @@
 #   few    four large files (libraries of this machine, or random bytes) in 4 layers
 #
 # `directory` and `disk` are the builds that a user runs, each timed to its end, when its volume is durable; what fills a disk
-# is confined, as `directory-confined` is. The others are a disk made by hand, mounted, filled as a directory, unmounted and flushed: each differs from the first in one choice. The
-# variants take turns. Every run gets a directory of its own, and nothing is removed before the end: a file system is slow
+# is confined, as `directory-confined` is. The others are a disk made by hand, mounted, filled as a directory, unmounted and
+# flushed: each differs from the first in one choice. The variants take turns. Every run gets a directory of its own, and nothing is removed before the end: a file system is slow
 # to fill where much was just deleted. Prints all walls. Needs root.
 # Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), HOST, LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
