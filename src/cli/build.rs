@@ -73,7 +73,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         }
     };
     let result = if call.kept.is_some() { None } else { merge::result_file(&args, job.as_deref()) };
-    let (confine, wishes) = (args.confine, keeper::Wishes::of(&args));
+    let (confine, wishes) = (args.confine, args.disk);
     let mut order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
         Ok(order) => order,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),

@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::error::Context;
-use super::raw::{self, beside};
+use super::raw;
+use super::summed::beside;
 use super::{Error, Monitor};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
