@@ -124,7 +124,12 @@ impl Client {
     }
 
     /// A request without its body, of which `hash` is the SHA-256.
-    fn begin(&self, http: &reqwest::Client, request: &Request<'_>, hash: [u8; 32]) -> reqwest::RequestBuilder {
+    fn begin(
+        &self,
+        http: &reqwest::Client,
+        request: &Request<'_>,
+        hash: [u8; 32],
+    ) -> reqwest::RequestBuilder {
         let mut url = self.address.base();
         url.set_path(request.path);
         if !request.query.is_empty() {
@@ -201,7 +206,8 @@ fn http(address: &Address, ca: Option<&Path>, silence: Option<Duration>) -> Resu
     if let Some(path) = ca {
         let pem = std::fs::read(path).map_err(|e| setup(format!("reading {}: {e}", path.display())))?;
         let parsed = reqwest::Certificate::from_pem_bundle(&pem);
-        let authorities = parsed.map_err(|_| setup(format!("{} holds no certificate in PEM", path.display())))?;
+        let authorities =
+            parsed.map_err(|_| setup(format!("{} holds no certificate in PEM", path.display())))?;
         builder = builder.tls_certs_merge(authorities);
     }
     builder.build().map_err(|e| setup(e.to_string()))

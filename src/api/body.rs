@@ -76,7 +76,11 @@ impl Pending {
 
     /// How long it is, bytes, where the head says so.
     pub(super) fn length(&self) -> Option<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(|body| body.size_hint().exact())
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .and_then(|body| body.size_hint().exact())
     }
 
     /// Reads the body to its end, [`MAX`] bytes at most, within `time` in all. A second call gets an empty body.

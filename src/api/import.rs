@@ -123,7 +123,8 @@ impl Sender {
         {
             return Ok(());
         }
-        let want = "Content-Type: want application/octet-stream or application/x-tar, and no Content-Encoding";
+        let want =
+            "Content-Type: want application/octet-stream or application/x-tar, and no Content-Encoding";
         Err(Problem::new(Code::MediaType, want))
     }
 
@@ -173,13 +174,14 @@ impl Sender {
         request.finalize().into()
     }
 
-    /// Throws away what is still sent, for a while. Who waits to be told to go on has sent nothing.
+    /// Throws away what is still sent, for a while. Who waits to be told to go on has sent nothing, and is not told.
     async fn drain(&self) {
+        let Some(mut body) = self.body.take() else { return };
         if self.headers.contains_key(header::EXPECT) {
             return;
         }
-        let Some(mut body) = self.body.take() else { return };
-        let to_its_end = async { while !body.is_end_stream() && matches!(body.frame().await, Some(Ok(_))) {} };
+        let to_its_end =
+            async { while !body.is_end_stream() && matches!(body.frame().await, Some(Ok(_))) {} };
         // Whatever comes of it, the answer stands.
         let _ = timeout(DRAIN_TIME, to_its_end).await;
     }

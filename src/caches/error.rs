@@ -57,10 +57,14 @@ pub enum Error {
         capacity_gib: u64,
     },
     /// There is nothing to resolve again.
-    #[error("image cache {0} was made of an archive: to replace it import another, under another name, and delete this one")]
+    #[error(
+        "image cache {0} was made of an archive: to replace it import another, under another name, and delete this one"
+    )]
     Imported(CacheId),
     /// An archive is larger than the cache that it is for.
-    #[error("the archive is larger than image_cache_size, {gib} GiB: want three times what its images come to")]
+    #[error(
+        "the archive is larger than image_cache_size, {gib} GiB: want three times what its images come to"
+    )]
     ArchiveTooLarge {
         /// Size of the cache.
         gib: u32,
@@ -89,7 +93,9 @@ impl Error {
             Error::Spec(_) | Error::UnknownCluster(_) => Class::Invalid,
             Error::NotFound(_) => Class::NotFound,
             Error::QueueFull { .. } => Class::Busy,
-            Error::NotCancellable { .. } | Error::NotRefreshable { .. } | Error::Imported(_) => Class::Conflict,
+            Error::NotCancellable { .. } | Error::NotRefreshable { .. } | Error::Imported(_) => {
+                Class::Conflict
+            }
             Error::NoRoomToRefresh { .. } | Error::NoRoomForArchive | Error::ArchiveTooLarge { .. } => {
                 Class::NoSpace
             }

@@ -78,7 +78,9 @@ impl Client {
         match writing.await {
             Ok(Some(error)) => return Err(error),
             Ok(None) => {}
-            Err(e) => return Err(Error::Body { class: Class::Internal, message: format!("sending ended: {e}") }),
+            Err(e) => {
+                return Err(Error::Body { class: Class::Internal, message: format!("sending ended: {e}") });
+            }
         }
         serde_json::from_slice(&answer?).map_err(|e| self.malformed(e.to_string()))
     }

@@ -138,7 +138,8 @@ impl Service {
         if trash {
             self.empty_trash();
         }
-        let done = |id: &CacheId| !promised.contains(id) && records.get(id).is_none_or(|r| !r.needs_archive());
+        let done =
+            |id: &CacheId| !promised.contains(id) && records.get(id).is_none_or(|r| !r.needs_archive());
         let done: Vec<CacheId> = archives.into_iter().filter(done).collect();
         if !done.is_empty() {
             self.on_disk(move |disk| done.iter().try_for_each(|id| disk.remove_archive(id))).await?;

@@ -45,7 +45,8 @@ pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console)
     let opened = opened.await.map_err(|e| failed(Class::Internal, format!("opening ended: {e}")))?;
     let (source, sha256) = opened?;
     let (size, days) = (args.size.to_string(), args.retention_days.to_string());
-    let mut query = vec![("name", args.name.as_str()), ("image_cache_size", &size), ("retention_days", &days)];
+    let mut query =
+        vec![("name", args.name.as_str()), ("image_cache_size", &size), ("retention_days", &days)];
     query.push(("cluster", &args.cluster));
     query.extend(source.images.iter().map(|image| ("image", image.given())));
     let key = args.idempotency_key.as_deref();
