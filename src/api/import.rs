@@ -30,7 +30,7 @@ use crate::model::image_cache::TenantName;
 /// When to ask again while other imports of the tenant are sent.
 const PAUSE: Duration = Duration::from_secs(10);
 /// How long what is still sent after a refusal is thrown away, so that the sender sees why.
-const DRAIN_TIME: Duration = Duration::from_secs(2);
+const LINGER: Duration = Duration::from_secs(10);
 /// Types of a body that is taken for a tar.
 const TYPES: [&str; 2] = ["application/octet-stream", "application/x-tar"];
 
@@ -53,7 +53,15 @@ impl FromRequest<Arc<App>> for Sender {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
         let (mut parts, _) = request.into_parts();
         let query = Query::parse(parts.uri.query())?;
-        let known = caller::know(app, &parts, &query, Bodied::Stated).await?;
+        let known = match caller::know(app, &parts, &query, Bodied::Stated).await {
+            Ok(known) => known,
+            Err(problem) => {
+                if let Some(body) = parts.extensions.get::<Pending>() {
+                    linger(body, &parts.headers);
+                }
+                return Err(problem);
+            }
+        };
         let stated = auth::stated(&parts.headers)?;
         parts.headers.remove(auth::TOKEN);
         parts.headers.remove(header::AUTHORIZATION);
@@ -88,7 +96,7 @@ pub(super) async fn import(
 ) -> Result<(StatusCode, Json<One>), Problem> {
     let answer = sender.import(&app).await;
     if answer.is_err() {
-        sender.drain().await;
+        linger(&sender.body, &sender.headers);
     }
     answer
 }
@@ -173,16 +181,16 @@ impl Sender {
         }
         request.finalize().into()
     }
+}
 
-    /// Throws away what is still sent, for a while. Who waits to be told to go on has sent nothing, and is not told.
-    async fn drain(&self) {
-        let Some(mut body) = self.body.take() else { return };
-        if self.headers.contains_key(header::EXPECT) {
-            return;
-        }
+/// Throws away what is still sent while the refusal is on its way: who cannot write any more may not read either. Who waits to be
+/// told to go on has sent nothing, and is not told.
+fn linger(body: &Pending, headers: &HeaderMap) {
+    let Some(mut body) = body.take().filter(|_| !headers.contains_key(header::EXPECT)) else { return };
+    tokio::spawn(async move {
         let to_its_end =
             async { while !body.is_end_stream() && matches!(body.frame().await, Some(Ok(_))) {} };
-        // Whatever comes of it, the answer stands.
-        let _ = timeout(DRAIN_TIME, to_its_end).await;
-    }
+        // The answer stands whatever comes of it.
+        let _ = timeout(LINGER, to_its_end).await;
+    });
 }

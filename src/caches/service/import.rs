@@ -27,7 +27,7 @@ pub struct Receiving {
     tenant: TenantName,
     spec: Spec,
     /// Most bytes: an archive that is larger than its cache cannot be a third of it.
-    most: u64,
+    pub(super) most: u64,
     spool: Option<Spool>,
     buffer: Vec<u8>,
     bytes: u64,
