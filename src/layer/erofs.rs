@@ -35,6 +35,7 @@
 //! | `pack` | inodes into blocks |
 //! | `listing` | directories into blocks |
 //! | `tree` | an image of a directory tree |
+//! | `read` | reader of images, ours or an enemy's |
 //! | `finish` | where everything lies, and writing it |
 
 mod blocks;
@@ -47,6 +48,7 @@ mod inode;
 mod listing;
 mod options;
 mod pack;
+pub mod read;
 mod spill;
 #[cfg(test)]
 #[cfg(feature = "testing")]

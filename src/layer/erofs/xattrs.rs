@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::blocks::Blocks;
 use super::error::Error;
-use super::format::{MAX_SHARED, NAME_MAX, Put, XATTR_HEAD, XATTR_UNIT};
+use super::format::{MAX_SHARED, NAME_MAX, Put, XATTR_HEAD, XATTR_UNIT, split_name};
 use super::spill::Spill;
 use crate::sys::Dir;
 
@@ -209,10 +209,10 @@ impl<'a> Xattrs<'a> {
 
 /// An attribute as it lies in the image.
 fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
-    let (index, rest) = prefix(name).ok_or_else(|| Error::XattrName { name: name.to_vec() })?;
     if name.len() > NAME_MAX || value.len() > usize::from(u16::MAX) {
         return Err(Error::XattrTooLong { name: name.to_vec() });
     }
+    let (index, rest) = split_name(name).ok_or_else(|| Error::XattrName { name: name.to_vec() })?;
     let mut entry = vec![0; (HEAD + rest.len() + value.len()).next_multiple_of(XATTR_UNIT)];
     let mut put = Put(&mut entry);
     put.u8(0, rest.len().to_le_bytes()[0]);
@@ -221,19 +221,4 @@ fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
     put.bytes(HEAD, rest);
     put.bytes(HEAD + rest.len(), value);
     Ok(entry)
-}
-
-/// The number of a name's namespace, and the rest of the name.
-fn prefix(name: &[u8]) -> Option<(u8, &[u8])> {
-    match name {
-        b"system.posix_acl_access" => return Some((2, b"")),
-        b"system.posix_acl_default" => return Some((3, b"")),
-        _ if name.contains(&0) => return None,
-        _ => {}
-    }
-    let namespaces: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
-    namespaces.into_iter().find_map(|(index, prefix)| {
-        let rest = name.strip_prefix(prefix)?;
-        (!rest.is_empty()).then_some((index, rest))
-    })
 }
