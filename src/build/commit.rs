@@ -7,6 +7,7 @@ use super::failure::Fail;
 use super::layers::Link;
 use crate::layer::overlay::lower::Lower;
 use crate::layer::overlay::{copy, settle};
+use crate::layer::stored::StoredDir;
 use crate::model::class::Class;
 use crate::model::seal::Layer;
 use crate::sys::Dir;
@@ -67,7 +68,7 @@ fn lower(volume: &Volume, link: &Link) -> Result<Lower, Fail> {
         trees.push(volume.diff(&chain_id)?);
         next = volume.parent(&chain_id);
     }
-    Ok(Lower::new(trees))
+    Ok(Lower::new(trees.into_iter().map(StoredDir::Directory)))
 }
 
 /// A second staging directory with the same files, before either is settled.

@@ -19,6 +19,7 @@ use crate::layer::overlay::apply::Target;
 use crate::layer::overlay::attributes::Rights;
 use crate::layer::rebuild::Rebuilt;
 use crate::layer::space::Space;
+use crate::layer::stored::StoredDir;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::manifest::Descriptor;
@@ -181,7 +182,7 @@ pub(super) async fn reuse(
     let rebuilding = tokio::task::spawn_blocking(move || {
         let diff = sharing.volume.diff(&chain_id).map_err(RunError::Volume)?;
         let split = sharing.volume.tar_split(&chain_id).map_err(RunError::Volume)?;
-        rebuild(&sharing, Rebuilt::new(split, diff), diff_id, size, &counters)
+        rebuild(&sharing, Rebuilt::new(split, StoredDir::Directory(diff)), diff_id, size, &counters)
     });
     let rebuilt =
         rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
@@ -218,7 +219,7 @@ pub(super) async fn copy(
     let (sharing, counters, diff_id) = (Arc::clone(shared), Arc::clone(counters), change.diff_id.clone());
     let rebuilding = tokio::task::spawn_blocking(move || {
         let _lease = lease;
-        rebuild(&sharing, Rebuilt::new(split, diff), diff_id, at.size, &counters)
+        rebuild(&sharing, Rebuilt::new(split, StoredDir::Directory(diff)), diff_id, at.size, &counters)
     });
     let rebuilt =
         rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;

@@ -4,11 +4,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 
+use super::apply::Failure;
 use super::decode::{ChunkSource, Decoded, Decoder};
 use super::error::Error as SinkError;
 use super::limits::Limits;
 use super::overlay::Applied;
-use super::overlay::apply::{self, Failure, Target};
+use super::overlay::apply::{self, Target};
 use super::overlay::replaced::Replaced;
 use super::reserved::{BLOCK, Reserved};
 use super::space::Space;

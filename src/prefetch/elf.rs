@@ -3,7 +3,6 @@
 //! The file is an enemy's. It is read by ranges, never whole and never more than [`MAX_RANGE`] at once; what cannot be
 //! read has no libraries.
 
-use std::fs::File;
 use std::ops::Range;
 
 use object::Endianness;
@@ -13,6 +12,8 @@ use object::elf::{
 };
 use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _};
 use object::read::{ReadCache, ReadRef, StringTable};
+
+use crate::layer::stored::StoredFile;
 
 /// First bytes of the file.
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
@@ -50,7 +51,7 @@ pub(super) struct Object {
 }
 
 /// Reads what is in the file, if it is one.
-pub(super) fn read(file: File) -> Option<Object> {
+pub(super) fn read(file: StoredFile) -> Option<Object> {
     let cache = ReadCache::new(file);
     let data = Ranges(&cache);
     let ident = data.read_bytes_at(0, 5).ok()?;
@@ -97,7 +98,7 @@ fn parse<Elf: FileHeader<Endian = Endianness>>(data: Ranges<'_>) -> Option<Objec
 
 /// A file of which no large range is read at once.
 #[derive(Clone, Copy)]
-struct Ranges<'a>(&'a ReadCache<File>);
+struct Ranges<'a>(&'a ReadCache<StoredFile>);
 
 impl<'a> ReadRef<'a> for Ranges<'a> {
     fn len(self) -> Result<u64, ()> {
@@ -115,6 +116,7 @@ impl<'a> ReadRef<'a> for Ranges<'a> {
 
 #[cfg(all(test, feature = "testing"))]
 mod tests {
+    use std::fs::File;
     use std::io::Write as _;
 
     use proptest::prelude::*;
@@ -124,13 +126,13 @@ mod tests {
     fn of(bytes: &[u8]) -> Option<Object> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        read(file)
+        read(StoredFile::File(file))
     }
 
     #[test]
     fn this_very_program() {
         let program = std::env::current_exe().unwrap();
-        let object = read(File::open(&program).unwrap()).unwrap();
+        let object = read(StoredFile::File(File::open(&program).unwrap())).unwrap();
         // Whatever the C library, a program of Rust's standard targets has it by name, or has no loader at all.
         assert_eq!(object.interpreter.is_some(), object.needed.iter().any(|name| name.starts_with(b"libc.")));
         assert_eq!(object.machine.wide, cfg!(target_pointer_width = "64"));

@@ -5,7 +5,6 @@
 //! passed over by root too.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::rc::Rc;
 
@@ -13,6 +12,7 @@ use nix::errno::Errno;
 
 use crate::layer::overlay::lower::{self, Lower, Part, Shown};
 use crate::layer::path;
+use crate::layer::stored::{StoredDir, StoredFile};
 use crate::sys::{Dir, FileType, Stat};
 
 /// Longest path that the kernel takes (`PATH_MAX` without its NUL), bytes.
@@ -45,7 +45,7 @@ pub(super) struct Found {
 impl View {
     /// The view of `diff` directories, topmost first.
     pub(super) fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
-        View { lower: Lower::new(layers), steps: MAX_STEPS }
+        View { lower: Lower::new(layers.into_iter().map(StoredDir::Directory)), steps: MAX_STEPS }
     }
 
     /// The regular file that `path` means in a process whose working directory is `from`.
@@ -146,7 +146,7 @@ impl Found {
     }
 
     /// Opens it for reading.
-    pub(super) fn open(&self) -> io::Result<Option<File>> {
+    pub(super) fn open(&self) -> io::Result<Option<StoredFile>> {
         if self.stat.mode & 0o400 == 0 {
             return Ok(None);
         }
