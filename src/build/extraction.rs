@@ -13,9 +13,9 @@ use super::failure::Fail;
 use super::layers::Change;
 use super::share::Copy;
 use crate::layer::decode::{ChunkSource, Decoder};
-use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
+use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, Target, extract};
 use crate::layer::limits::Limits;
-use crate::layer::overlay::apply::Target;
+use crate::layer::overlay;
 use crate::layer::overlay::attributes::Rights;
 use crate::layer::rebuild::Rebuilt;
 use crate::layer::space::Space;
@@ -307,7 +307,7 @@ pub(super) fn run<S: ChunkSource>(
 ) -> Result<(Staging, Extracted), RunError> {
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     let replaced = staging.replaced().map_err(RunError::Volume)?;
-    let target = Target {
+    let target = overlay::apply::Target {
         diff: staging.diff().map_err(RunError::Volume)?,
         replaced: &replaced,
         space: &**staging.account(),
@@ -316,7 +316,7 @@ pub(super) fn run<S: ChunkSource>(
         keep_replaced: shared.tar_split,
     };
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
-    let extracted = extract(decoder, target, split, &shared.limits, expected);
+    let extracted = extract(decoder, Target::Overlay(target), split, &shared.limits, expected);
     let extracted = extracted.map_err(|e| RunError::Layer(e.explained(&**staging.account())))?;
     staging.clear_replaced().map_err(RunError::Volume)?;
     Ok((staging, extracted))

@@ -38,6 +38,8 @@
 //! | `read` | reader of images, ours or an enemy's |
 //! | `finish` | where everything lies, and writing it |
 
+mod acl;
+pub mod apply;
 mod blocks;
 mod body;
 mod chunks;
@@ -49,6 +51,7 @@ mod listing;
 mod options;
 mod pack;
 pub mod read;
+mod saved;
 mod spill;
 #[cfg(test)]
 #[cfg(feature = "testing")]

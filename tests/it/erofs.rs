@@ -4,6 +4,7 @@ mod found;
 mod model;
 mod random;
 mod reader;
+mod sink;
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use larder::layer::erofs::{InodeId, Label, Options, Summary, TreeError, Watch, W
 use larder::layer::metadata::Metadata;
 use larder::layer::space::Uncounted;
 use larder::layer::tar::Region;
-use larder::sys::Dir;
+use larder::sys::{Dir, process};
 use nix::mount::{MntFlags, umount2};
 use nix::unistd::{Whence, lseek};
 use proptest::prelude::*;
@@ -358,4 +359,20 @@ fn crc(block: &[u8]) -> [u8; 4] {
         }
     }
     crc.to_le_bytes()
+}
+
+#[test]
+fn both_forms_of_a_layer_agree() {
+    isolated(&[FSCK], || {
+        let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+        // Of this thread alone, whose file system context is its own.
+        process::clear_umask();
+        let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+        let tars = (prop::collection::vec(sink::piece(), 1..25), any::<u64>());
+        let result = runner.run(&tars, |(pieces, flip)| {
+            sink::check(&sink::tar(&pieces), flip);
+            Ok(())
+        });
+        result.unwrap();
+    });
 }

@@ -139,6 +139,22 @@ pub(super) fn namespace(number: u8, rest: &[u8]) -> Option<&'static [u8]> {
     (is_prefix != rest.is_empty() && !rest.contains(&0)).then_some(prefix)
 }
 
+/// Length of an attribute without name and value, bytes.
+pub(super) const XATTR_ENTRY: usize = 4;
+
+/// Lengths of name and value by the head of an attribute.
+pub(super) fn entry_lengths(entry: &[u8]) -> (usize, usize) {
+    (entry[0].into(), Get(entry).u16(2).into())
+}
+
+/// Name and value of an attribute, which may be padded.
+pub(super) fn decode_entry(entry: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (name, value) = entry_lengths(entry);
+    let rest = entry.get(XATTR_ENTRY..XATTR_ENTRY + name)?;
+    let value = entry.get(XATTR_ENTRY + name..XATTR_ENTRY + name + value)?;
+    Some(([namespace(entry[1], rest)?, rest].concat(), value.to_vec()))
+}
+
 /// What the superblock says.
 #[derive(Debug)]
 pub(super) struct Superblock<'a> {

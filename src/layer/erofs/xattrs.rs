@@ -10,15 +10,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::blocks::Blocks;
 use super::error::Error;
-use super::format::{MAX_SHARED, NAME_MAX, Put, XATTR_HEAD, XATTR_UNIT, split_name};
+use super::format::{
+    MAX_SHARED, NAME_MAX, Put, XATTR_ENTRY, XATTR_HEAD, XATTR_UNIT, decode_entry, split_name,
+};
 use super::spill::Spill;
 use crate::sys::Dir;
 
 /// Attributes longer than this are shared even where one inode has them: inodes stay small.
 const LARGE: u32 = 1024;
-
-/// Length of an attribute without name and value, bytes.
-const HEAD: usize = 4;
 
 /// Memory that one distinct attribute takes, bytes.
 const PAIR: usize = 96;
@@ -114,6 +113,19 @@ impl<'a> Xattrs<'a> {
         self.pairs.push(Pair { at, len, uses: 0, shared: None });
         self.by_digest.insert(digest, id);
         Ok(id)
+    }
+
+    /// The attributes of a set, sorted by name.
+    pub(super) fn get(&mut self, set: SetId) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+        let set = Arc::clone(&self.sets[set.0 as usize]);
+        let mut attributes = Vec::with_capacity(set.len());
+        for id in set.iter() {
+            let Pair { at, len, .. } = self.pairs[*id as usize];
+            let mut entry = Vec::new();
+            self.spill.read(at, len as usize, &mut entry)?;
+            attributes.push(decode_entry(&entry).ok_or(Error::Fault("an attribute cannot be read back"))?);
+        }
+        Ok(attributes)
     }
 
     /// An inode that is written has this set.
@@ -213,12 +225,12 @@ fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
         return Err(Error::XattrTooLong { name: name.to_vec() });
     }
     let (index, rest) = split_name(name).ok_or_else(|| Error::XattrName { name: name.to_vec() })?;
-    let mut entry = vec![0; (HEAD + rest.len() + value.len()).next_multiple_of(XATTR_UNIT)];
+    let mut entry = vec![0; (XATTR_ENTRY + rest.len() + value.len()).next_multiple_of(XATTR_UNIT)];
     let mut put = Put(&mut entry);
     put.u8(0, rest.len().to_le_bytes()[0]);
     put.u8(1, index);
     put.low_u16(2, value.len() as u64);
-    put.bytes(HEAD, rest);
-    put.bytes(HEAD + rest.len(), value);
+    put.bytes(XATTR_ENTRY, rest);
+    put.bytes(XATTR_ENTRY + rest.len(), value);
     Ok(entry)
 }

@@ -143,6 +143,10 @@ impl Writer<'_> {
                 Some(Errno::EPERM) if name.starts_with(b"user.") => {
                     self.lose(path, format!("xattr {}", escape(name)))
                 }
+                // Only directories have one.
+                Some(Errno::EACCES) if name == b"system.posix_acl_default" => {
+                    return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
+                }
                 _ if self.may_lose(&error) => self.lose(path, format!("xattr {}", escape(name))),
                 Some(Errno::EINVAL | Errno::ERANGE | Errno::E2BIG) => {
                     return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));

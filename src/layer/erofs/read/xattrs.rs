@@ -2,12 +2,9 @@
 
 use std::io;
 
-use super::super::format::{Get, XATTR_HEAD, XATTR_UNIT, namespace};
+use super::super::format::{Get, XATTR_ENTRY, XATTR_HEAD, XATTR_UNIT, decode_entry, entry_lengths};
 use super::inode::Inode;
 use super::{Image, corrupt};
-
-/// Length of an attribute without name and value, bytes.
-const HEAD: usize = 4;
 
 type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
@@ -32,10 +29,10 @@ pub(super) fn read(image: &Image, inode: &Inode) -> io::Result<Attributes> {
     let mut rest = &body[inline..];
     while !rest.is_empty() {
         // A head lies within four bytes, and all is a multiple of them.
-        let (name, value) = lengths(rest);
-        let taken = (HEAD + name + value).next_multiple_of(XATTR_UNIT);
+        let (name, value) = entry_lengths(rest);
+        let taken = (XATTR_ENTRY + name + value).next_multiple_of(XATTR_UNIT);
         let (entry, after) = rest.split_at_checked(taken).ok_or_else(fault)?;
-        attributes.push(decode(entry, name, value)?);
+        attributes.push(decode_entry(entry).ok_or_else(fault)?);
         rest = after;
     }
     attributes.sort();
@@ -46,21 +43,10 @@ pub(super) fn read(image: &Image, inode: &Inode) -> io::Result<Attributes> {
 }
 
 fn shared(image: &Image, at: u64) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let mut head = [0; HEAD];
+    let mut head = [0; XATTR_ENTRY];
     image.cache.read(at, &mut head)?;
-    let (name, value) = lengths(&head);
-    let mut entry = vec![0; HEAD + name + value];
+    let (name, value) = entry_lengths(&head);
+    let mut entry = vec![0; XATTR_ENTRY + name + value];
     image.cache.read(at, &mut entry)?;
-    decode(&entry, name, value)
-}
-
-/// Lengths of name and value.
-fn lengths(entry: &[u8]) -> (usize, usize) {
-    (entry[0].into(), Get(entry).u16(2).into())
-}
-
-fn decode(entry: &[u8], name: usize, value: usize) -> io::Result<(Vec<u8>, Vec<u8>)> {
-    let (rest, value) = (&entry[HEAD..HEAD + name], &entry[HEAD + name..HEAD + name + value]);
-    let prefix = namespace(entry[1], rest).ok_or_else(|| corrupt("the name of an attribute"))?;
-    Ok(([prefix, rest].concat(), value.to_vec()))
+    decode_entry(&entry).ok_or_else(|| corrupt("a shared attribute"))
 }
