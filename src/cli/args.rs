@@ -1,22 +1,27 @@
 //! What a user types.
 
+mod cache;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::keeper::Role;
-use crate::client::address::Address;
+use crate::archive;
+use crate::build::order::SourceOrder;
 use crate::config::log::Format;
-use crate::model::image_cache::CacheName;
 use crate::model::job::VolumeKind;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
+use crate::model::seal::Compression;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
+use crate::snapshot;
 use crate::telemetry::Level;
+
+pub(super) use cache::{CacheArgs, CacheCommand, CacheOrder};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +30,8 @@ Examples:
   larder plan nginx:1.27
   larder verify ./cache
   larder inspect ./cache --json
+  larder export ./cache images.tar --format oci-archive
+  larder import images.tar --volume ./cache
   larder prefetch ./cache --image nginx:1.27
   larder serve
   larder cache create web nginx:1.27 --wait
@@ -47,21 +54,27 @@ Flags override the job, the job overrides the configuration. Sizes take KiB MiB 
 kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
 With --output json a reader that closes standard output ends the build like Ctrl-C does (exit 130).";
 
-const CACHE_EXAMPLES: &str = "\
+const EXPORT_EXAMPLES: &str = "\
 Examples:
-  larder cache create web nginx:1.27 redis:7 --size 20 --wait
-  larder cache ls
-  larder cache show web
-  larder cache events web --json
-  LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder cache match nginx:1.27
+  larder export ./cache images.tar --format oci-archive
+  larder export ./cache - --format docker-archive --image nginx:1.27 | ssh node podman load
+  larder export ./cache ./layout --format oci-layout --compression zstd
 
-Variables: LARDER_HOST says where the daemon is, LARDER_CA names extra authorities. LARDER_TOKEN, or LARDER_ACCESS_KEY
-with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither. No configuration file is read unless
---config names one.
+podman load, skopeo copy and ctr images import take all three archives, docker load the docker-archive. gzip is what every
+tool reads; zstd is smaller and much faster, for containerd 1.5, podman and skopeo, and docker 23 or newer; none is fastest,
+and for networks that compress.";
 
-Exit codes: those of `larder --help`. Waiting ends with 0 when the cache is Available, with the code of the failure when
-it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over. Waiting and
-events go on over a restart of the daemon that takes less than a minute.";
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  larder import images.tar --volume ./cache
+  docker save app:1 | larder import - --volume ./cache
+  larder import ./layout --volume ./cache --image registry.example.com/app:1 --size 4GiB
+
+Archives are OCI layouts, tars of them, and what docker save writes, also compressed as a whole by gzip or zstd. Such a
+one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies. The image of a
+disk, as `export --format raw` writes it, becomes a volume of kind disk: it is compared with the .sha256 beside it, if there
+is one, and proven whole, as `larder verify` does, before it counts as sealed; other flags than --volume and --output are
+not for it.";
 
 /// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
 #[derive(Debug, Parser)]
@@ -108,7 +121,7 @@ pub(super) enum Command {
     /// stops, and unfinished builds go on with the next start. Exits with 73 if another daemon has the state directory.
     Serve,
     /// Use the daemon's image caches
-    #[command(after_help = CACHE_EXAMPLES)]
+    #[command(after_help = cache::EXAMPLES)]
     Cache(CacheArgs),
     /// Prove a sealed volume from its own bytes
     ///
@@ -119,6 +132,18 @@ pub(super) enum Command {
     ///
     /// Exits with 73 for a volume that is not sealed.
     Inspect(InspectArgs),
+    /// Write a sealed volume as an archive of its images, or as the image of its disk
+    ///
+    /// Layers are rebuilt bit for bit and proven; image IDs hold. The same volume gives the same bytes. OUT is there when it
+    /// is whole, and not before. Exits with 65 if a layer is not what it was, and with 73 if OUT exists.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
+    /// Fill a volume from an archive instead of registries, and seal it
+    ///
+    /// The same rules hold as for `build`: three times the size of the images, the cap, every digest; an interrupted import
+    /// is resumed by the same command. No registry is asked.
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
     /// Read what containers of a sealed volume need first, many requests at once
     ///
     /// For a disk that answers each first read late: one restored from a snapshot, or behind a network. Reads what
@@ -152,6 +177,20 @@ pub(super) enum Output {
     Json,
 }
 
+/// How a disk is made and sealed.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(super) struct DiskArgs {
+    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
+    #[arg(long)]
+    pub(super) sparse: bool,
+    /// Kind disk: cut the sealed disk to the smallest size that holds its content
+    #[arg(long)]
+    pub(super) shrink: bool,
+    /// Kind block: format the device whatever it holds; all of that is lost
+    #[arg(long)]
+    pub(super) format_device: bool,
+}
+
 #[derive(Debug, Default, Args)]
 pub(super) struct OrderArgs {
     /// Images, as in nginx:1.27 or registry.example.com/team/app@sha256:…
@@ -170,15 +209,8 @@ pub(super) struct OrderArgs {
     /// what fills them is confined as by --confine unless --docker-config is given.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) volume_kind: Option<VolumeKind>,
-    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
-    #[arg(long)]
-    pub(super) sparse: bool,
-    /// Kind disk: cut the sealed disk to the smallest size that holds its content
-    #[arg(long)]
-    pub(super) shrink: bool,
-    /// Kind block: format the device whatever it holds; all of that is lost
-    #[arg(long)]
-    pub(super) format_device: bool,
+    #[command(flatten)]
+    pub(super) disk: DiskArgs,
     /// Most bytes the volume may occupy at any instant, as in 20GiB (required by build, here or in the job)
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
@@ -246,12 +278,121 @@ pub(super) struct OrderArgs {
     /// process. With PID, the supervisor's, a supervisor that ended before the build began is noticed too.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true)]
     pub(super) die_with_parent: Option<Option<u32>>,
+    /// Where images come from; only `import` says so.
+    #[arg(skip)]
+    pub(super) source: Option<SourceOrder>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// The archive or the image of a disk (raw, erofs): a file, a directory, - for standard input
+    pub(super) input: PathBuf,
+    /// What it is [default: found out]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) format: Option<archive::Format>,
+    /// Directory of the volume: empty, or left by an earlier import of the same images
+    #[arg(long, value_name = "DIR")]
+    pub(super) volume: PathBuf,
+    /// What holds the volume [default: directory]
+    ///
+    /// For disk and block name size and images: what makes the disk does not look into the archive.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) volume_kind: Option<VolumeKind>,
+    #[command(flatten)]
+    pub(super) disk: DiskArgs,
+    /// Most bytes the volume may occupy at any instant, as in 20GiB [default: ten times the compressed images]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) size: Option<ByteSize>,
+    /// Only this image; repeatable. Also what to call an image that has no name [default: all images]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// What to do if the volume is smaller than three times the compressed images [default: enforce]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(super) sizing: Option<Sizing>,
+    /// Platform as os/architecture[/variant] [default: this host's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub(super) platform: Option<Platform>,
+    /// Most layers at once [default: the configuration's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) concurrency: Option<u16>,
+    /// Form of standard output, as of build
+    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    pub(super) output: Output,
+    /// Write no tar-split files: quicker, but verify and export then refuse the volume
+    #[arg(long)]
+    pub(super) no_tar_split: bool,
+    /// Import without the privileges a layer asks for; what cannot be kept is recorded, see inspect
+    #[arg(long)]
+    pub(super) rootless: bool,
+    /// Reuse layers of the volumes in DIR/volumes, where --volume must lie too
+    #[arg(long, value_name = "DIR")]
+    pub(super) share: Option<PathBuf>,
+    /// Verify the sealed volume from its own bytes before exiting
+    #[arg(long)]
+    pub(super) verify_after: bool,
+    /// Write the result to this file as one JSON line under 4 KiB, on success and failure
+    #[arg(long, value_name = "FILE")]
+    pub(super) result_file: Option<PathBuf>,
+    /// Give up at this time (RFC 3339) with exit 75; the volume stays resumable
+    #[arg(long, value_name = "TIME")]
+    pub(super) deadline: Option<DateTime<Utc>>,
+    /// Give up what the import does not need before anything of the archive is read, as build does
+    #[arg(long)]
+    pub(super) confine: bool,
+}
+
+impl From<ImportArgs> for OrderArgs {
+    fn from(args: ImportArgs) -> Self {
+        OrderArgs {
+            images: args.images,
+            volume: Some(args.volume),
+            volume_kind: args.volume_kind,
+            disk: args.disk,
+            size: args.size,
+            sizing: args.sizing,
+            platform: args.platform,
+            concurrency: args.concurrency,
+            output: args.output,
+            no_tar_split: args.no_tar_split,
+            rootless: args.rootless,
+            share: args.share,
+            verify_after: args.verify_after,
+            result_file: args.result_file,
+            deadline: args.deadline,
+            confine: args.confine,
+            source: Some(SourceOrder::Archive { path: args.input, format: args.format }),
+            ..OrderArgs::default()
+        }
+    }
 }
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+    /// Where to: a file, a directory for oci-layout, - for standard output
+    pub(super) out: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) format: snapshot::Format,
+    /// Compression of layers in oci-layout and oci-archive [default: gzip]
+    #[arg(long, value_enum, value_name = "COMPRESSION")]
+    pub(super) compression: Option<Compression>,
+    /// Only this image; repeatable [default: all]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Form of the summary; it goes to standard error if OUT is -
+    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    pub(super) output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -268,7 +409,10 @@ pub(super) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PrefetchArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
+    ///
+    /// A disk that is not mounted is mounted for as long as it takes: that draws its blocks from a snapshot that is restored
+    /// as it is read, and leaves nothing in memory. What is to be in memory has to be mounted before.
     pub(super) volume: PathBuf,
     /// Image as in its build; repeatable [default: all images of the volume]
     #[arg(long = "image", value_name = "IMAGE")]
@@ -276,137 +420,6 @@ pub(super) struct PrefetchArgs {
     /// Every file of the images' layers, after those on the list
     #[arg(long)]
     pub(super) all: bool,
-}
-
-/// `larder cache`: which daemon, and what of it.
-#[derive(Debug, Args)]
-pub(super) struct CacheArgs {
-    /// Where the daemon is: unix:///path, http://host:port or https://host:port
-    /// [default: $LARDER_HOST, then unix:///run/larder/larder.sock]
-    #[arg(long, global = true, value_name = "ADDRESS")]
-    pub(super) host: Option<Address>,
-    /// File with extra certificate authorities, PEM [default: $LARDER_CA]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub(super) ca: Option<PathBuf>,
-    /// Print the daemon's JSON instead
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-    /// What to do
-    #[command(subcommand)]
-    pub(super) command: CacheCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum CacheCommand {
-    /// Order an image cache
-    Create {
-        #[command(flatten)]
-        order: CacheOrder,
-        /// Wait until it is Available, or why it is not
-        #[arg(long)]
-        wait: bool,
-    },
-    /// List image caches
-    Ls {
-        /// Only the one of this name
-        #[arg(long, value_name = "NAME")]
-        name: Option<String>,
-    },
-    /// Show an image cache with its images and layers
-    Show {
-        /// ID or name
-        cache: String,
-    },
-    /// Delete image caches
-    Rm {
-        /// IDs or names
-        #[arg(required = true, value_name = "CACHE")]
-        caches: Vec<String>,
-        /// Wait until they are gone
-        #[arg(long)]
-        wait: bool,
-    },
-    /// Wait until image caches are Available
-    Wait {
-        /// IDs or names
-        #[arg(required = true, value_name = "CACHE")]
-        caches: Vec<String>,
-        /// Most time for each, as in 90s, 30m or 2h [default: no limit]
-        #[arg(long, value_name = "TIME", value_parser = duration)]
-        timeout: Option<Duration>,
-    },
-    /// Print what happens to an image cache until it is settled
-    Events {
-        /// ID or name
-        cache: String,
-    },
-    /// Resolve the tags again and replace the content when the new one is sealed
-    Refresh {
-        /// ID or name
-        cache: String,
-        /// Wait until it is
-        #[arg(long)]
-        wait: bool,
-    },
-    /// List the sealed volumes of an image cache: what is served, and what a refresh replaced and somebody still uses
-    Snapshots {
-        /// ID or name
-        cache: String,
-    },
-    /// Give up a build or a refresh
-    Cancel {
-        /// ID or name
-        cache: String,
-    },
-    /// Name the Available image cache that serves a workload best
-    Match {
-        /// The images of the workload
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<ImageReference>,
-    },
-    /// Say what a create would fetch and whether it fits; keeps nothing
-    Plan {
-        #[command(flatten)]
-        order: CacheOrder,
-    },
-}
-
-/// An order for the daemon.
-#[derive(Debug, Args)]
-pub(super) struct CacheOrder {
-    /// Name: 1 to 128 of a-z 0-9 -, a letter first
-    pub(super) name: CacheName,
-    /// Images, 1 to 20
-    #[arg(required = true, value_name = "IMAGE")]
-    pub(super) images: Vec<ImageReference>,
-    /// Size of the volume in GiB, 20 to 400
-    #[arg(long, default_value_t = 20, value_name = "GIB")]
-    pub(super) size: u32,
-    /// Days until it expires; 0 is never
-    #[arg(long, default_value_t = 0, value_name = "DAYS")]
-    pub(super) retention_days: u32,
-    /// UID of the cluster that builds it, as the daemon's configuration names it
-    #[arg(long, default_value = "local", value_name = "UID")]
-    pub(super) cluster: String,
-    /// Pull secret as namespace:name; repeatable
-    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
-    pub(super) pull_secrets: Vec<String>,
-    /// A text of yours that makes a repeated create give the first answer
-    #[arg(long, value_name = "TEXT")]
-    pub(super) idempotency_key: Option<String>,
-}
-
-/// `90s`, `30m`, `2h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let refuse = || "not a time: want a number and s, m or h, as in 30m".to_owned();
-    let unit = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        _ => return Err(refuse()),
-    };
-    let number: u32 = text[..text.len() - 1].parse().map_err(|_| refuse())?;
-    Ok(Duration::from_secs(u64::from(number) * unit))
 }
 
 /// Bytes per second: a size, with `/s` or without.

@@ -73,7 +73,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         }
     };
     let result = if call.kept.is_some() { None } else { merge::result_file(&args, job.as_deref()) };
-    let (confine, wishes) = (args.confine, keeper::Wishes::of(&args));
+    let (confine, wishes) = (args.confine, args.disk);
     let mut order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
         Ok(order) => order,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
@@ -104,6 +104,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         return end(&outcome, result.as_deref(), output, &volume, console);
     }
     let share = order.share.as_ref().map(|share| share.dir.clone());
+    let layout = order.source.directory();
     let deadline = order.deadline;
     let (events, lines) = events::channel();
     let mut runtime = runtime::Builder::new_multi_thread();
@@ -115,7 +116,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
     let _confined = if confine {
         // The runtime counts processors by files that are out of reach afterwards.
         runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
-        match confine::enter(&volume, share.as_deref(), result.as_deref()) {
+        match confine::enter(&volume, share.as_deref(), layout.as_deref(), result.as_deref()) {
             Ok(confined) => {
                 if !confined.landlock {
                     events.emit(Event::Warning { message: NO_LANDLOCK.to_owned() });
@@ -147,7 +148,13 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
 }
 
 /// Tells how it ended, and answers the exit code.
-fn end(outcome: &Outcome, result: Option<&Path>, output: Output, volume: &Path, console: &Console) -> u8 {
+pub(super) fn end(
+    outcome: &Outcome,
+    result: Option<&Path>,
+    output: Output,
+    volume: &Path,
+    console: &Console,
+) -> u8 {
     if let Some(path) = result {
         result_file::write(path, outcome);
     }
@@ -161,7 +168,8 @@ fn end(outcome: &Outcome, result: Option<&Path>, output: Output, volume: &Path, 
     }
 }
 
-fn carry_out<F: Future<Output = Outcome>>(
+/// Does `work` while its events are shown and signals are heard.
+pub(super) fn carry_out<F: Future<Output = Outcome>>(
     runtime: &Runtime,
     work: impl FnOnce(Cancel) -> F,
     deadline: Option<DateTime<Utc>>,

@@ -114,7 +114,8 @@ impl<'a> ReadRef<'a> for Ranges<'a> {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use std::fs::File;
     use std::io::Write as _;

@@ -14,6 +14,7 @@ use crate::caches::volumes::{OnDisk, StateError, Volumes};
 use crate::config::tenant::ADMIN;
 use crate::model::digest::Digest;
 use crate::model::image_cache::{CacheId, TenantName};
+use crate::model::job::VolumeKind;
 
 /// A sealed volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,14 +23,14 @@ pub struct Snapshot {
     pub generation: u32,
     /// Whether it is the one that is served.
     pub served: bool,
-    /// Whether somebody reads it, has it attached or mounted, or a loop device stands on it.
+    /// Whether somebody has it attached or mounted, or a loop device stands on it.
     pub in_use: bool,
     /// Digest of what its `cache.json` says.
     pub digest: Digest,
     /// When it was sealed.
     pub sealed_at: DateTime<Utc>,
     /// `disk`: an ext4 image, `disk.img`; `directory`: a tree on a file system of the host.
-    pub kind: Kind,
+    pub kind: VolumeKind,
     /// Size of the layers on it, bytes, as their tars have it.
     pub size: u64,
     /// Size of the disk image, bytes.
@@ -41,16 +42,6 @@ pub struct Snapshot {
     /// Where it is on the host. For the tenant `admin` only.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub path: Option<PathBuf>,
-}
-
-/// What holds a volume on this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A directory.
-    Directory,
-    /// A disk image.
-    Disk,
 }
 
 impl Service {
@@ -84,7 +75,7 @@ impl Service {
 
 /// A volume, if it is sealed and its seal can be read.
 fn look(volumes: &Volumes, volume: &OnDisk, tell_path: bool) -> Result<Option<Snapshot>, StateError> {
-    let path = volumes.layout().volume(&volume.tenant, &volume.id, volume.generation);
+    let path = volumes.path(volume);
     // It may go while it is looked at.
     let Ok(facts) = fs::symlink_metadata(path.join("cache.json")) else { return Ok(None) };
     let sealed = match crate::volume::seal::read(&path) {
@@ -98,10 +89,10 @@ fn look(volumes: &Volumes, volume: &OnDisk, tell_path: bool) -> Result<Option<Sn
     Ok(Some(Snapshot {
         generation: volume.generation,
         served: false,
-        in_use: volumes.user_of(volume)?.is_some(),
+        in_use: volumes.use_of(volume)?.is_some(),
         digest: sealed.digest,
         sealed_at: facts.modified().map(DateTime::from).unwrap_or_default(),
-        kind: if image.is_some() { Kind::Disk } else { Kind::Directory },
+        kind: if image.is_some() { VolumeKind::Disk } else { VolumeKind::Directory },
         size: sealed.content.totals.size,
         image_size: image.as_ref().map(fs::Metadata::len),
         image_allocated: image.as_ref().map(|image| image.blocks() * 512),

@@ -139,17 +139,23 @@ impl Disk {
             return clean(tools::examine(file)?);
         }
         // One pass leaves what the next can spare, mostly for groups that are gone by then.
-        let mut before = u64::MAX;
-        for _ in 0..SHRINKING_PASSES {
+        for pass in 0..SHRINKING_PASSES {
             // Only a check that may write lets resize2fs believe it.
             clean(tools::repair(file)?)?;
-            tools::resize(file, None)?;
             let found = Superblock::read(file).context("reading", &self.shown())?;
-            let size = found.map_or(0, |found| found.size);
-            if size >= before {
+            let least = tools::least(file)?;
+            if found.is_none_or(|found| found.size <= least) {
                 break;
             }
-            before = size;
+            match tools::resize(file, least) {
+                // resize2fs believes more of a disk that it has shrunk already than there is, and gives up: then it is as small as
+                // it gets.
+                Err(Error::Program { .. }) if pass > 0 => {
+                    clean(tools::repair(file)?)?;
+                    break;
+                }
+                done => done?,
+            }
         }
         clean(tools::examine(file)?)
     }
