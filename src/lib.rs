@@ -12,6 +12,7 @@
 //! | [`archive`] | OCI layouts and archives of images, read instead of a registry |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
+//! | [`trees`] | the layers of a volume, opened in whichever form they have |
 //! | [`prefetch`] | what containers read first when they start: `prefetch.list`, and reading it |
 //! | [`verify`] | proves a sealed volume from its own bytes |
 //! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk |
@@ -48,5 +49,6 @@ pub mod sys;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod trees;
 pub mod verify;
 pub mod volume;

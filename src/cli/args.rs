@@ -11,7 +11,7 @@ use super::keeper::Role;
 use crate::archive;
 use crate::build::order::SourceOrder;
 use crate::config::log::Format;
-use crate::model::job::VolumeKind;
+use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
@@ -241,6 +241,12 @@ pub(super) struct OrderArgs {
     /// Form of standard output; json also silences the progress on standard error
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
+    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
+    ///
+    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
+    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(super) layer_format: Option<LayerFormat>,
     /// Write no tar-split files: quicker, but verify and export then refuse the volume
     #[arg(long)]
     pub(super) no_tar_split: bool,
@@ -318,6 +324,12 @@ pub(super) struct ImportArgs {
     /// Form of standard output, as of build
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
+    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
+    ///
+    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
+    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(super) layer_format: Option<LayerFormat>,
     /// Write no tar-split files: quicker, but verify and export then refuse the volume
     #[arg(long)]
     pub(super) no_tar_split: bool,
@@ -353,6 +365,7 @@ impl From<ImportArgs> for OrderArgs {
             platform: args.platform,
             concurrency: args.concurrency,
             output: args.output,
+            layer_format: args.layer_format,
             no_tar_split: args.no_tar_split,
             rootless: args.rootless,
             share: args.share,

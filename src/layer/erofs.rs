@@ -37,6 +37,8 @@
 //! | `tree` | an image of a directory tree |
 //! | `read` | reader of images, ours or an enemy's |
 //! | `finish` | where everything lies, and writing it |
+//! | `apply` | a layer from its tar; `fitting` what the kernel would have taken of it, `acl` of its ACLs |
+//! | `fixup` | what of a layer depends on those below it |
 
 mod acl;
 pub mod apply;
@@ -45,6 +47,8 @@ mod body;
 mod chunks;
 mod error;
 mod finish;
+mod fitting;
+pub mod fixup;
 mod format;
 mod inode;
 mod listing;

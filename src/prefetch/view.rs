@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use crate::layer::overlay::lower::{self, Lower, Part, Shown};
 use crate::layer::path;
 use crate::layer::stored::{StoredDir, StoredFile};
-use crate::sys::{Dir, FileType, Stat};
+use crate::sys::{FileType, Stat};
 
 /// Longest path that the kernel takes (`PATH_MAX` without its NUL), bytes.
 const PATH_MAX: usize = 4095;
@@ -43,9 +43,9 @@ pub(super) struct Found {
 }
 
 impl View {
-    /// The view of `diff` directories, topmost first.
-    pub(super) fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
-        View { lower: Lower::new(layers.into_iter().map(StoredDir::Directory)), steps: MAX_STEPS }
+    /// The view of the trees of layers, topmost first.
+    pub(super) fn new(trees: impl IntoIterator<Item = StoredDir>) -> Self {
+        View { lower: Lower::new(trees), steps: MAX_STEPS }
     }
 
     /// The regular file that `path` means in a process whose working directory is `from`.
@@ -135,7 +135,7 @@ impl View {
 }
 
 impl Found {
-    /// Which layer holds it, counted from the topmost.
+    /// Which tree holds it, counted from the topmost.
     pub(super) fn layer(&self) -> usize {
         self.dir.layer
     }
@@ -195,9 +195,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::sys::Dir;
 
     fn view(layers: &[&Path]) -> View {
-        View::new(layers.iter().map(|path| Dir::open(path).unwrap()))
+        View::new(layers.iter().map(|path| StoredDir::Directory(Dir::open(path).unwrap())))
     }
 
     fn found(view: &mut View, path: &str, from: &str) -> Option<(usize, String)> {

@@ -90,7 +90,7 @@ fn copy(dir: &TempDir, root: &Path, name: &str) {
 }
 
 /// What fsck.erofs finds wrong. Its exit code alone is no witness: that of 1.5 is 0 for a bad checksum.
-fn fsck(image: &Path) -> String {
+pub(crate) fn fsck(image: &Path) -> String {
     let output = Command::new("fsck.erofs").arg(image).output().unwrap();
     let [out, errors] =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
@@ -107,7 +107,7 @@ fn mounted(image: &Path, look: impl FnOnce(&Path)) {
 
 #[test]
 fn trees_of_all_kinds() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
         let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
         let steps = prop::collection::vec(random::step(), 1..60);
@@ -124,7 +124,7 @@ fn trees_of_all_kinds() {
 
 #[test]
 fn names_in_the_order_of_their_bytes() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         let mut model = Model::new(writer(&dir));
         let bytes = (1..=255u8).filter(|byte| *byte != b'/');
@@ -151,7 +151,7 @@ fn data(file: &File) -> Vec<(i64, i64)> {
 #[test]
 fn holes_stay_holes() {
     const TIB: u64 = 1 << 40;
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = writer(&dir);
         let mut make = |name: &[u8], size, map: &[(u64, u64)]| {
@@ -199,7 +199,7 @@ fn holes_stay_holes() {
 fn a_file_of_more_than_four_gibibytes() {
     const PIECE: usize = 1 << 20;
     let piece = |n: u64| n.to_le_bytes().repeat(PIECE / 8);
-    isolated(&[FSCK], move || {
+    isolated(&[FSCK, Need::Erofs], move || {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = writer(&dir);
         let mut body = writer.file(InodeId::ROOT, b"large", &plain()).unwrap();
@@ -226,7 +226,7 @@ fn a_file_of_more_than_four_gibibytes() {
 
 #[test]
 fn a_damaged_superblock_is_refused() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         Model::new(writer(&dir)).finish().1.finish().unwrap();
         let path = dir.path().join("image");
@@ -268,7 +268,7 @@ impl Watch for Picky {
 
 #[test]
 fn the_image_of_a_directory() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         let top = tempfile::tempdir().unwrap();
         let at = |name: &str| top.path().join(name);
@@ -363,7 +363,7 @@ fn crc(block: &[u8]) -> [u8; 4] {
 
 #[test]
 fn both_forms_of_a_layer_agree() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
         // Of this thread alone, whose file system context is its own.
         process::clear_umask();

@@ -16,9 +16,8 @@ use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::places::{Cache, Found, Place};
-use super::acl::{self, Verdict};
 use super::error::Error as ImageError;
-use super::format::split_name;
+use super::fitting::{fitting, relinked};
 use super::inode::InodeId;
 use super::writer::{Special, Writer};
 use super::{Body, Options, Summary};
@@ -185,7 +184,7 @@ impl Sink for Layer<'_> {
     ) -> Result<(), Failure> {
         self.make_room(spot)?;
         self.links.remove(&spot.at);
-        let metadata = self.fitting(&spot.at, FileType::Regular, metadata)?;
+        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
         let body = writer.file(spot.place.id, &spot.name, &metadata);
         let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
@@ -204,7 +203,7 @@ impl Sink for Layer<'_> {
     ) -> Result<(), Failure> {
         self.make_room(spot)?;
         self.links.insert(&spot.at);
-        let metadata = self.fitting(&spot.at, FileType::Regular, metadata)?;
+        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
         let body = writer.sparse(spot.place.id, &spot.name, &metadata, size, map);
         let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
@@ -235,7 +234,7 @@ impl Sink for Layer<'_> {
     fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
         let Spot { place, name, at } = spot;
         self.make_room(spot)?;
-        let metadata = self.fitting(at, FileType::Symlink, metadata)?;
+        let metadata = fitting(at, FileType::Symlink, metadata, &mut self.lost)?;
         self.writer.symlink(place.id, name, &metadata, target).map_err(|e| explain(at, e))?;
         Ok(())
     }
@@ -254,7 +253,7 @@ impl Sink for Layer<'_> {
             _ => Special::Fifo,
         };
         self.make_room(spot)?;
-        let metadata = self.fitting(at, file_type, metadata)?;
+        let metadata = fitting(at, file_type, metadata, &mut self.lost)?;
         self.writer.special(place.id, name, &metadata, special).map_err(|e| explain(at, e))?;
         Ok(())
     }
@@ -401,7 +400,7 @@ impl Layer<'_> {
                 continue;
             }
             let Some(id) = self.find(at) else { continue };
-            let mut metadata = self.fitting(at, FileType::Directory, described)?.into_owned();
+            let mut metadata = fitting(at, FileType::Directory, described, &mut self.lost)?.into_owned();
             if directory.hides_lower() {
                 metadata.xattrs.push((OPAQUE_XATTR.to_vec(), b"y".to_vec()));
             }
@@ -417,58 +416,11 @@ impl Layer<'_> {
         self.writer.describe(id, &plain).map_err(|e| explain(at, e))
     }
 
-    /// Describes an inode that has a description, by what a link to it says: as a runtime would, who changes owner and mode
-    /// of the file that is there and adds attributes to those that it has.
+    /// Describes an inode that has a description, by what a link to it says.
     fn describe_again(&mut self, at: &[u8], id: InodeId, link: &Metadata) -> Result<(), Error> {
         let present = self.writer.metadata(id).map_err(|e| explain(at, e))?;
-        let file_type = self.writer.file_type(id);
-        let fitting = self.fitting(at, file_type, link)?;
-        let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = present.xattrs.into_iter().collect();
-        // Another owner costs a file its capabilities (chown(2)).
-        if (present.uid, present.gid) != (link.uid, link.gid) {
-            xattrs.remove(&b"security.capability"[..]);
-        }
-        if let Some(acl) = xattrs.get_mut(&b"system.posix_acl_access"[..]) {
-            *acl = acl::with_mode(acl, link.mode);
-        }
-        // One that was given and is not kept says no more than a mode, and takes the other's place.
-        if link.xattrs.iter().any(|(name, _)| name == b"system.posix_acl_access") {
-            xattrs.remove(&b"system.posix_acl_access"[..]);
-        }
-        xattrs.extend(fitting.xattrs.iter().cloned());
-        let metadata = Metadata { xattrs: xattrs.into_iter().collect(), ..fitting.into_owned() };
+        let metadata = relinked(at, self.writer.file_type(id), present, link, &mut self.lost)?;
         self.writer.describe(id, &metadata).map_err(|e| explain(at, e))
-    }
-
-    /// Metadata as the kernel would have taken them for an inode of this type: what it would not have taken is noted, what
-    /// is malformed refused.
-    fn fitting<'m>(
-        &mut self,
-        at: &[u8],
-        file_type: FileType,
-        metadata: &'m Metadata,
-    ) -> Result<std::borrow::Cow<'m, Metadata>, Error> {
-        use std::borrow::Cow;
-        if metadata.xattrs.is_empty() {
-            return Ok(Cow::Borrowed(metadata));
-        }
-        let mut fitting = Metadata { xattrs: Vec::with_capacity(metadata.xattrs.len()), ..metadata.clone() };
-        for (name, value) in &metadata.xattrs {
-            match judge(file_type, name, value, fitting.mode) {
-                Judged::Kept(mode) => {
-                    fitting.mode = mode;
-                    fitting.xattrs.push((name.clone(), value.clone()));
-                }
-                Judged::Mode(mode) => fitting.mode = mode,
-                Judged::Lost => {
-                    self.lost.push(Lost { path: escape(at), what: format!("xattr {}", escape(name)) });
-                }
-                Judged::Malformed => {
-                    return Err(Error::hostile(at, Fault::AttributeMalformed(escape(name))));
-                }
-            }
-        }
-        Ok(Cow::Owned(fitting))
     }
 
     fn remember(&mut self, at: &[u8], bytes: usize) -> Result<(), Error> {
@@ -488,53 +440,6 @@ fn fill<'w, 'a, B: BufRead, R: Record>(
         written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
     }
     Ok(body)
-}
-
-/// What becomes of an attribute.
-enum Judged {
-    /// It is kept, with this mode.
-    Kept(u32),
-    /// It is this mode and nothing more.
-    Mode(u32),
-    /// No runtime on Linux could show it.
-    Lost,
-    Malformed,
-}
-
-/// What setxattr(2) would say of an attribute of an inode of this type.
-fn judge(file_type: FileType, name: &[u8], value: &[u8], mode: u32) -> Judged {
-    let has_user = matches!(file_type, FileType::Regular | FileType::Directory);
-    match name {
-        _ if name.starts_with(b"user.") && !has_user => Judged::Lost,
-        b"user." | b"trusted." | b"security." => Judged::Malformed,
-        b"system.posix_acl_access" | b"system.posix_acl_default" if file_type == FileType::Symlink => {
-            Judged::Lost
-        }
-        b"system.posix_acl_default" if file_type != FileType::Directory => Judged::Malformed,
-        b"system.posix_acl_default" => match acl::judge(value, mode) {
-            Verdict::Kept(_) => Judged::Kept(mode),
-            // Here even three entries are no mode of anything.
-            Verdict::Mode(_) if value.len() > 4 => Judged::Kept(mode),
-            Verdict::Mode(_) => Judged::Mode(mode),
-            Verdict::Unknown => Judged::Lost,
-            Verdict::Malformed => Judged::Malformed,
-        },
-        b"system.posix_acl_access" => match acl::judge(value, mode) {
-            Verdict::Kept(mode) => Judged::Kept(mode),
-            Verdict::Mode(mode) => Judged::Mode(mode),
-            Verdict::Unknown => Judged::Lost,
-            Verdict::Malformed => Judged::Malformed,
-        },
-        b"security.capability" if !is_capability(value) => Judged::Malformed,
-        _ if split_name(name).is_none() => Judged::Lost,
-        _ => Judged::Kept(mode),
-    }
-}
-
-/// File capabilities of version 2 or 3 (Linux, include/uapi/linux/capability.h).
-fn is_capability(value: &[u8]) -> bool {
-    let version = value.first_chunk().map(|head| u32::from_le_bytes(*head) & 0xff00_0000);
-    matches!((version, value.len()), (Some(0x0200_0000), 20) | (Some(0x0300_0000), 24))
 }
 
 /// An error of the writer as one of the member at `at`.
