@@ -151,6 +151,16 @@ pub(super) enum Command {
     /// interpreters, and the libraries that it loads. Nothing is kept but what the kernel caches. Exits with 73 for a volume
     /// that is not sealed, with 64 for one without a list, and with 65 if the list and the volume do not agree.
     Prefetch(PrefetchArgs),
+    /// Mount an image of a sealed volume read-only, whichever form its layers have
+    ///
+    /// An overlay of the layers, without devices and setuid bits. EROFS images are mounted from their files, or by loop
+    /// devices on kernels before Linux 6.12. The volume may be a disk. Takes root, and writes nothing to the volume. The
+    /// kernel reads what lies there: `verify` first what comes from elsewhere.
+    Mount(MountArgs),
+    /// Unmount what `mount` mounted
+    ///
+    /// Exits with 73 where that is nothing of ours, and with 75 while somebody uses it.
+    Umount(UmountArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -418,6 +428,22 @@ pub(super) struct InspectArgs {
     /// Say, too, in how many pieces the layers lie on the disk; opens every file. With --json, as the member `placement`
     #[arg(long)]
     pub(super) extents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MountArgs {
+    /// Directory of the volume, image file or block device
+    pub(super) volume: PathBuf,
+    /// Image as in its build
+    pub(super) image: ImageReference,
+    /// Directory over which it is mounted
+    pub(super) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UmountArgs {
+    /// Directory that `mount` was given
+    pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
