@@ -13,9 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use larder::layer::decode::{ChunkSource, Decoder};
-use larder::layer::extract::{Expected, TarSplitTarget, extract};
+use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
 use larder::layer::limits::Limits;
-use larder::layer::overlay::apply::Target;
+use larder::layer::overlay;
 use larder::layer::overlay::attributes::Rights;
 use larder::layer::space::Space;
 use larder::model::digest::{Algorithm, Digest};
@@ -123,7 +123,7 @@ fn apply(sample: &Sample, root: &Path, tar_split: bool) {
     let dir = Dir::open(root).expect("made a moment ago");
     let replaced = dir.open_dir(b"replaced").expect("made a moment ago");
     let written = AtomicU64::new(0);
-    let target = Target {
+    let target = overlay::apply::Target {
         diff: dir.open_dir(b"diff").expect("made a moment ago"),
         replaced: &replaced,
         space: &Endless,
@@ -133,7 +133,7 @@ fn apply(sample: &Sample, root: &Path, tar_split: bool) {
     };
     let split = tar_split.then_some(TarSplitTarget { dir: &dir, name: b"tar-split.gz" });
     let decoder = Decoder::uncompressed(Chunks(sample.tar.clone()), Algorithm::Sha256);
-    let extracted = extract(decoder, target, split, &Limits::default(), &sample.expected);
+    let extracted = extract(decoder, Target::Overlay(target), split, &Limits::default(), &sample.expected);
     black_box(extracted.expect("the sample is whole"));
 }
 

@@ -29,6 +29,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         platform: Platform::host(),
         volume_kind: VolumeKind::Directory,
         layer_format: LayerFormat::Overlay,
+        layer_format_given: false,
         tar_split,
         rootless: false,
         verify_after: false,

@@ -14,6 +14,7 @@ mod import;
 mod inspect;
 mod keeper;
 mod merge;
+mod mount;
 mod output;
 mod plan;
 mod prefetch;
@@ -83,6 +84,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Export(args) => export::run(args, console),
         Command::Import(args) => import::run(args, call, config, console),
+        Command::Mount(args) => mount::mount(&args, console),
+        Command::Umount(args) => mount::unmount(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),

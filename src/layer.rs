@@ -4,6 +4,7 @@
 //! afterwards ([`overlay::settle`]), so layers of one image can be applied side by side. The result is the tree in
 //! overlayfs form: whiteouts are character devices 0:0, opaque directories carry `trusted.overlay.opaque`.
 
+pub mod apply;
 pub mod decode;
 pub mod erofs;
 pub mod error;
@@ -15,6 +16,7 @@ pub mod path;
 pub mod rebuild;
 mod reserved;
 pub mod space;
+pub mod stored;
 pub mod tar;
 pub mod tar_split;
 

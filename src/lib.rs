@@ -12,7 +12,9 @@
 //! | [`archive`] | OCI layouts and archives of images, read instead of a registry |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
+//! | [`trees`] | the layers of a volume, opened in whichever form they have |
 //! | [`prefetch`] | what containers read first when they start: `prefetch.list`, and reading it |
+//! | [`rootfs`] | an image of a sealed volume, mounted as one read-only tree |
 //! | [`verify`] | proves a sealed volume from its own bytes |
 //! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
@@ -25,10 +27,10 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client} → caches → {build, snapshot} → verify → prefetch →
-//! {registry, secrets, archive, volume} → layer → {sys, model, config}`.
+//! Imports run one way: `main → cli → {api, client} → caches → {build, snapshot, rootfs} → verify →
+//! prefetch → trees → {registry, secrets, archive, volume} → layer → {sys, model, config}`.
 //! `registry`, `secrets`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
-//! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`. `telemetry` may be imported by
+//! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`, by way of `trees`. `telemetry` may be imported by
 //! all, `testing` only by tests and benches.
 
 pub mod api;
@@ -42,11 +44,13 @@ pub mod layer;
 pub mod model;
 pub mod prefetch;
 pub mod registry;
+pub mod rootfs;
 pub mod secrets;
 pub mod snapshot;
 pub mod sys;
 pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod trees;
 pub mod verify;
 pub mod volume;

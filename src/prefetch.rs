@@ -33,10 +33,12 @@ pub use read::Totals;
 
 use crate::layer::path::{join, split};
 use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
 use crate::model::manifest::Process;
 use crate::model::reference::ImageReference;
 use crate::model::seal::{Content, Image};
 use crate::sys::Dir;
+use crate::trees;
 use crate::volume::store::Documents;
 use crate::volume::{layout, seal};
 use list::{Entry, Section};
@@ -59,7 +61,7 @@ pub fn list(root: &Dir, content: &Content, documents: &[Documents]) -> Result<Ve
     for (image, documents) in content.images.iter().zip(documents) {
         let files = match known.get(&image.manifest) {
             Some(files) => files.clone(),
-            None => files(root, image, &Process::parse(&documents.config))
+            None => files(root, content, image, &Process::parse(&documents.config))
                 .map_err(|source| Error::Looking { image: image.name.clone(), source })?,
         };
         known.insert(&image.manifest, files.clone());
@@ -69,14 +71,18 @@ pub fn list(root: &Dir, content: &Content, documents: &[Documents]) -> Result<Ve
     Ok(list::render(&sections))
 }
 
-fn files(root: &Dir, image: &Image, process: &Process) -> io::Result<Vec<Entry>> {
+fn files(root: &Dir, content: &Content, image: &Image, process: &Process) -> io::Result<Vec<Entry>> {
     if image.chain.len() > MAX_LAYERS {
         return Ok(Vec::new());
     }
-    let layers: Vec<&str> = image.chain.iter().rev().map(|chain_id| chain_id.hex()).collect();
-    let open = |layer: &&str| root.open_beneath(&diff(layer));
-    let view = View::new(layers.iter().map(open).collect::<io::Result<Vec<_>>>()?);
-    start::files(view, &layers, process)
+    let mut trees = Vec::new();
+    for chain_id in image.chain.iter().rev() {
+        let layer = content.layers.iter().find(|layer| layer.chain_id == *chain_id);
+        trees.extend(layer.map(|layer| layout::parts(content.layer_format, layer).trees).unwrap_or_default());
+    }
+    let open = |path: &String| trees::tree(root, content.layer_format, path).map_err(|e| e.source);
+    let view = View::new(trees.iter().map(open).collect::<io::Result<Vec<_>>>()?);
+    start::files(view, &trees, process)
 }
 
 /// What to read of a volume.
@@ -95,21 +101,61 @@ pub fn read(path: &Path, wanted: &Wanted) -> Result<Totals, Error> {
     let shown = path.display().to_string();
     let root = Dir::open(path).map_err(|e| Error::reading(shown.as_bytes(), e))?;
     let images = choose(&content, &wanted.images)?;
-    let listed = listed(&root, &shown, &images, wanted.all)?;
-    read::look_up(&root, &lookups(&images, &listed));
+    let trees: Vec<Vec<String>> = images.iter().map(|image| trees_of(&content, image)).collect();
+    let listed = listed(&root, &shown, &images, &trees, wanted.all)?;
+    match content.layer_format {
+        LayerFormat::Overlay => of_directories(&root, &trees, listed, wanted.all),
+        LayerFormat::Erofs => of_images(&root, &trees, listed, wanted.all),
+    }
+}
+
+fn of_directories(
+    root: &Dir,
+    trees: &[Vec<String>],
+    listed: Vec<Vec<Entry>>,
+    all: bool,
+) -> Result<Totals, Error> {
+    read::look_up(root, &lookups(trees, &listed));
     let mut seen: HashSet<Vec<u8>> = HashSet::new();
-    let paths = listed.into_iter().flatten().map(|entry| join(&diff(&entry.layer), &entry.path));
+    let paths = listed.into_iter().flatten().map(|entry| join(entry.tree.as_bytes(), &entry.path));
     let mut paths: Vec<Vec<u8>> = paths.filter(|path| seen.insert(path.clone())).collect();
-    if wanted.all {
-        let mut layers: Vec<&str> = images.iter().flat_map(|image| &image.chain).map(|id| id.hex()).collect();
-        layers.sort_unstable();
-        layers.dedup();
-        let found = read::side_by_side(&layers, |layer| {
-            every_file(&root, layer).map_err(|e| Error::reading(&diff(layer), e))
+    if all {
+        let found = read::side_by_side(&distinct(trees), |tree| {
+            every_file(root, tree.as_bytes()).map_err(|e| Error::reading(tree.as_bytes(), e))
         })?;
         paths.extend(found.into_iter().flatten().filter(|path| !seen.contains(path)));
     }
-    read::read(&root, &paths).map_err(|(path, source)| Error::reading(&path, source))
+    read::read(root, &paths).map_err(|(path, source)| Error::reading(&path, source))
+}
+
+/// What lies in images is read through them, so that their metadata are in the cache as well; all of it is the images
+/// themselves.
+fn of_images(root: &Dir, trees: &[Vec<String>], listed: Vec<Vec<Entry>>, all: bool) -> Result<Totals, Error> {
+    let mut seen: HashSet<Entry> = HashSet::new();
+    let entries: Vec<Entry> =
+        listed.into_iter().flatten().filter(|entry| seen.insert(entry.clone())).collect();
+    let totals = read::read_in_images(root, &entries);
+    let mut totals = totals.map_err(|(path, source)| Error::reading(&path, source))?;
+    if all {
+        let paths: Vec<Vec<u8>> = distinct(trees).into_iter().map(String::into_bytes).collect();
+        let whole = read::read(root, &paths).map_err(|(path, source)| Error::reading(&path, source))?;
+        totals.files += whole.files;
+        totals.bytes += whole.bytes;
+    }
+    Ok(totals)
+}
+
+/// The trees of an image's layers.
+fn trees_of(content: &Content, image: &Image) -> Vec<String> {
+    let layers = content.layers.iter().filter(|layer| image.chain.contains(&layer.chain_id));
+    layers.flat_map(|layer| layout::parts(content.layer_format, layer).trees).collect()
+}
+
+fn distinct(trees: &[Vec<String>]) -> Vec<String> {
+    let mut trees: Vec<String> = trees.iter().flatten().cloned().collect();
+    trees.sort_unstable();
+    trees.dedup();
+    trees
 }
 
 /// What a file of an image says of libraries, by its bytes: for fuzzing, which wants no file.
@@ -150,7 +196,13 @@ fn choose<'a>(content: &'a Content, wanted: &[ImageReference]) -> Result<Vec<&'a
 }
 
 /// What the list names of each of `images`. Where all is read anyhow there need be no list.
-fn listed(root: &Dir, volume: &str, images: &[&Image], all: bool) -> Result<Vec<Vec<Entry>>, Error> {
+fn listed(
+    root: &Dir,
+    volume: &str,
+    images: &[&Image],
+    trees: &[Vec<String>],
+    all: bool,
+) -> Result<Vec<Vec<Entry>>, Error> {
     let bytes = match root.read_file(layout::PREFETCH.as_bytes(), MAX_LIST) {
         Err(e) if e.kind() == io::ErrorKind::NotFound && all => return Ok(Vec::new()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -162,49 +214,42 @@ fn listed(root: &Dir, volume: &str, images: &[&Image], all: bool) -> Result<Vec<
         Err(_) if all => return Ok(Vec::new()),
         other => other?,
     };
-    let of_image = |image: &&Image| {
-        let has = |layer: &str| image.chain.iter().any(|chain_id| chain_id.hex() == layer);
+    let of_image = |(image, trees): (&&Image, &Vec<String>)| {
         let section = sections.iter().find(|section| section.manifest == image.manifest);
         let files = section.map(|section| section.files.clone());
-        let files = files.filter(|files| files.iter().all(|entry| has(&entry.layer)));
+        let files = files.filter(|files| files.iter().all(|entry| trees.contains(&entry.tree)));
         files.ok_or_else(|| Error::Disagrees { image: image.name.clone() })
     };
-    images.iter().map(of_image).collect()
+    images.iter().zip(trees).map(of_image).collect()
 }
 
 /// Names that overlayfs looks up on the way to the listed files: a directory in every layer that may have a part of it. On a
 /// cold disk that is a quarter of a start's reads.
-fn lookups(images: &[&Image], listed: &[Vec<Entry>]) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let of_image = |(image, files): (&&Image, &Vec<Entry>)| {
+fn lookups(trees: &[Vec<String>], listed: &[Vec<Entry>]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let of_image = |(trees, files): (&Vec<String>, &Vec<Entry>)| {
         let names: HashSet<_> = files.iter().map(|entry| split(&entry.path)).collect();
-        let in_layer = |layer: &str| {
-            let top = diff(layer);
-            names.iter().map(move |(dir, name)| (join(&top, dir), name.to_vec())).collect::<Vec<_>>()
+        let in_tree = |tree: &String| {
+            let dir = |(dir, name): &(&[u8], &[u8])| (join(tree.as_bytes(), dir), name.to_vec());
+            names.iter().map(dir).collect::<Vec<_>>()
         };
-        image.chain.iter().flat_map(|chain_id| in_layer(chain_id.hex())).collect::<Vec<_>>()
+        trees.iter().flat_map(in_tree).collect::<Vec<_>>()
     };
-    let mut names: Vec<_> = images.iter().zip(listed).flat_map(of_image).take(MAX_LOOKUPS).collect();
+    let mut names: Vec<_> = trees.iter().zip(listed).flat_map(of_image).take(MAX_LOOKUPS).collect();
     names.sort_unstable();
     names.dedup();
     names
 }
 
-/// Paths of all files of a layer from the root of the volume, in the order of their inodes, which on most file systems is
-/// that on the disk.
-fn every_file(root: &Dir, layer: &str) -> io::Result<Vec<Vec<u8>>> {
-    let top = diff(layer);
+/// Paths of all files of the tree at `top` from the root of the volume, in the order of their inodes, which on most file
+/// systems is that on the disk.
+fn every_file(root: &Dir, top: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
-    files::each(root.open_beneath(&top)?, |_, _, path, stat| {
+    files::each(root.open_beneath(top)?, |_, _, path, stat| {
         if stat.size > 0 {
-            found.push((stat.identity.1, join(&top, &path)));
+            found.push((stat.identity.1, join(top, &path)));
         }
         Ok(())
     })?;
     found.sort_unstable();
     Ok(found.into_iter().map(|(_, path)| path).collect())
-}
-
-/// The tree of a layer, from the root of the volume.
-fn diff(layer: &str) -> Vec<u8> {
-    format!("overlay/{layer}/diff").into_bytes()
 }

@@ -6,6 +6,9 @@
 //! overlay/l/<link>               -> ../<chain ID>/diff                │ additional image store
 //! overlay-layers/                layers.lock, layers.json, <chain ID>.tar-split.gz
 //! overlay-images/                images.lock, images.json, <config>/… ┘
+//! erofs/<algorithm>/<2>/<diff ID>.erofs            the image of a change set      ┐ instead of those three
+//! erofs/chain/<chain ID>.erofs                     what is laid over it           │ where layers are
+//! erofs/tar-split/<diff ID>.gz                                                    ┘ EROFS images
 //! oci/                           an OCI image layout without layer blobs
 //! snapshots.metadata             "<chain ID> overlay/<chain ID>/diff" a line
 //! prefetch.list                  what containers read first when they start
@@ -25,6 +28,7 @@ pub mod layout;
 pub mod lease;
 pub mod mounted;
 mod open;
+mod place;
 pub mod seal;
 pub mod staging;
 pub mod store;
@@ -41,12 +45,14 @@ pub use open::{Cap, Opened, Opening, open};
 
 use crate::model::chain::ChainId;
 use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
 use crate::model::seal::Layer;
 use crate::sys::lock::Lock;
 use crate::sys::space;
 use crate::sys::{Dir, xattr};
 use error::Context;
 use journal::Journal;
+use place::Place;
 use staging::Staging;
 
 /// An open volume that is being filled. Whoever holds it is the only one.
@@ -55,9 +61,7 @@ pub struct Volume {
     path: PathBuf,
     root: Dir,
     larder: Dir,
-    overlay: Dir,
-    links: Dir,
-    layers: Dir,
+    place: Place,
     budget: Arc<Budget>,
     state: Mutex<State>,
     _lock: Lock,
@@ -120,17 +124,14 @@ impl Volume {
         Ok(self.budget.cap().saturating_sub(self.budget.used()).saturating_sub(free))
     }
 
-    /// The tree of a committed layer.
-    pub fn diff(&self, chain_id: &ChainId) -> Result<Dir, Error> {
-        let doing = "opening the layer";
-        let layer = self.overlay.open_dir(chain_id.hex().as_bytes()).context(doing, chain_id.hex())?;
-        layer.open_dir(layout::DIFF).context(doing, chain_id.hex())
+    /// Form of its layers.
+    pub fn format(&self) -> LayerFormat {
+        self.place.format()
     }
 
-    /// The tar-split file of a committed layer.
-    pub fn tar_split(&self, chain_id: &ChainId) -> Result<File, Error> {
-        let name = layout::tar_split(chain_id);
-        self.layers.open_file(name.as_bytes()).context("opening", &name)
+    /// The image of a change set, where a committed layer is one.
+    pub fn image(&self, diff_id: &Digest) -> Result<Option<File>, Error> {
+        self.place.image(diff_id)
     }
 
     /// A committed layer of this diff ID, under whatever parents, whose tar can be rebuilt.
@@ -151,35 +152,18 @@ impl Volume {
             state.staged
         };
         let parent = self.larder.ensure_dir(layout::STAGING, 0o700).context("opening", "staging")?;
-        Staging::new(parent, &number.to_string(), Arc::clone(&self.budget))
+        Staging::new(parent, &number.to_string(), Arc::clone(&self.budget), self.format())
     }
 
     /// Puts a finished layer in its place and says so in the journal. Its parent must be committed.
     pub fn commit(&self, staging: Staging, layer: Layer) -> Result<(), Error> {
         let chain_id = layer.chain_id.clone();
-        let hex = chain_id.hex().to_owned();
         let mut state = self.state();
         let lower = match &layer.parent {
             Some(parent) => Some(self.lower_line(&state, parent)?),
             None => None,
         };
-        let link = chain_id.link();
-        staging.write(layout::LINK, link.as_bytes())?;
-        if let Some(lower) = &lower {
-            staging.write(layout::LOWER, lower.as_bytes())?;
-        }
-        self.budget.growing(&[&self.overlay, &self.links, &self.layers], &hex, || {
-            if layer.tar_split_size.is_some() {
-                let name = layout::tar_split(&chain_id);
-                staging
-                    .dir()
-                    .rename(layout::TAR_SPLIT, &self.layers, name.as_bytes())
-                    .context("placing", &name)?;
-            }
-            let target = format!("../{hex}/diff");
-            self.links.symlink(target.as_bytes(), link.as_bytes()).context("linking", &hex)?;
-            staging.place(&self.overlay, hex.as_bytes())
-        })?;
+        self.place.put(staging, &layer, lower.as_deref(), &self.budget)?;
         state.journal.committed(&layer, &self.budget)?;
         state.unsynced.push(chain_id.clone());
         state.committed.insert(chain_id, layer);

@@ -167,7 +167,8 @@ impl Acquire {
             layer: Some(blob.digest.clone()),
             message,
         };
-        let Some(copy) = self.blocking(move |share| share.copy(at)).await else { return Ok(None) };
+        let diff_id = change.diff_id.clone();
+        let Some(copy) = self.blocking(move |share| share.copy(at, &diff_id)).await else { return Ok(None) };
         let copy = copy.map_err(|e| fail(e.to_string()))?;
         let counters = self.start(blob.digest.clone(), blob.size, images.to_vec(), Some(from.clone()));
         let ready = extraction::copy(&self.shared, copy, change, blob, &counters).await;

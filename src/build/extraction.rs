@@ -1,6 +1,7 @@
 //! One layer on its way: an async side that moves chunks from the registry, a blocking side that extracts them, and a small
 //! bounded channel between, so that a slow disk stops the socket.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,22 +12,29 @@ use tokio::sync::mpsc;
 use super::cancel::Cancel;
 use super::failure::Fail;
 use super::layers::Change;
-use super::share::Copy;
+use super::share::{Copy, Lies};
 use super::source::{Blob, Source};
 use crate::archive;
 use crate::layer::decode::{ChunkSource, Decoder};
-use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
+use crate::layer::erofs;
+use crate::layer::erofs::apply::Image;
+use crate::layer::erofs::read::ImageNode;
+use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, Target, extract};
 use crate::layer::limits::Limits;
-use crate::layer::overlay::apply::Target;
+use crate::layer::overlay;
 use crate::layer::overlay::attributes::Rights;
 use crate::layer::rebuild::Rebuilt;
 use crate::layer::space::Space;
+use crate::layer::stored::StoredDir;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
 use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
 use crate::model::seal::{Compression, Layer};
 use crate::model::shortage::Shortage;
+use crate::sys::Dir;
+use crate::trees;
 use crate::volume::budget::Account;
 use crate::volume::staging::Staging;
 use crate::volume::{Volume, layout};
@@ -223,12 +231,22 @@ pub(super) async fn reuse(
         layer: Some(from.blob.clone()),
         message,
     };
-    let (chain_id, diff_id, size) = (from.chain_id.clone(), from.diff_id.clone(), from.size);
+    let (layer, diff_id, size) = (from.clone(), from.diff_id.clone(), from.size);
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let rebuilding = tokio::task::spawn_blocking(move || {
-        let diff = sharing.volume.diff(&chain_id).map_err(RunError::Volume)?;
-        let split = sharing.volume.tar_split(&chain_id).map_err(RunError::Volume)?;
-        rebuild(&sharing, Rebuilt::new(split, diff), diff_id, size, &counters)
+        let volume = &sharing.volume;
+        let tar = trees::tar(volume.root(), volume.format(), &layer).map_err(RunError::Tree)?;
+        match volume.format() {
+            LayerFormat::Overlay => rebuild(&sharing, tar, diff_id, size, &counters),
+            LayerFormat::Erofs => {
+                let image = volume.image(&diff_id).map_err(RunError::Volume)?;
+                let image = image.ok_or(RunError::Gone)?;
+                let staging = volume.stage().map_err(RunError::Volume)?;
+                let mut extracted = prove(&sharing, tar, diff_id, size, image, &staging, &counters)?;
+                extracted.tar_split_size = layer.tar_split_size;
+                Ok((staging, extracted))
+            }
+        }
     });
     let rebuilt =
         rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
@@ -253,7 +271,7 @@ pub(super) async fn copy(
         layer: Some(blob.digest.clone()),
         message,
     };
-    let Copy { at, diff, split, lease } = copy;
+    let Copy { at, lies, lease } = copy;
     let ratio = shared.limits.ratio;
     if at.size > ratio.floor.max(blob.size.saturating_mul(ratio.max)) {
         return Err(fail(Class::Corrupt, format!("a tar of {} bytes is said to be in it", at.size)));
@@ -265,7 +283,19 @@ pub(super) async fn copy(
     let (sharing, counters, diff_id) = (Arc::clone(shared), Arc::clone(counters), change.diff_id.clone());
     let rebuilding = tokio::task::spawn_blocking(move || {
         let _lease = lease;
-        rebuild(&sharing, Rebuilt::new(split, diff), diff_id, at.size, &counters)
+        match lies {
+            Lies::Directory { diff, split } => {
+                let tar = Rebuilt::new(split, StoredDir::Directory(diff));
+                rebuild(&sharing, tar, diff_id, at.size, &counters)
+            }
+            Lies::Image { image, split } if sharing.volume.format() == LayerFormat::Erofs => {
+                take(&sharing, &image, &split, diff_id, at.size, &counters)
+            }
+            Lies::Image { image, split } => {
+                let tar = image_tar(open(&image)?, open(&split)?)?;
+                rebuild(&sharing, tar, diff_id, at.size, &counters)
+            }
+        }
     });
     let rebuilt =
         rebuilding.await.map_err(|e| fail(Class::Internal, format!("rebuilding the layer: {e}")))?;
@@ -301,6 +331,61 @@ fn rebuild(
     run(shared, decoder, &expected, counters)
 }
 
+/// Takes the image of another volume as it is, once it is proven to be what its tar gives.
+fn take(
+    shared: &Shared,
+    image: &(Dir, String),
+    split: &(Dir, String),
+    diff_id: Digest,
+    size: u64,
+    counters: &Counters,
+) -> Result<(Staging, Extracted), RunError> {
+    let staging = shared.volume.stage().map_err(RunError::Volume)?;
+    staging.take(&image.0, image.1.as_bytes(), layout::IMAGE).map_err(RunError::Volume)?;
+    staging.take(&split.0, split.1.as_bytes(), layout::TAR_SPLIT).map_err(RunError::Volume)?;
+    let own = |name| staging.image(name).map_err(RunError::Volume)?.ok_or(RunError::Gone);
+    let split = own(layout::TAR_SPLIT)?;
+    let split_size = split.metadata().map_err(RunError::reading)?.len();
+    let tar = image_tar(own(layout::IMAGE)?, split)?;
+    let mut extracted = prove(shared, tar, diff_id, size, own(layout::IMAGE)?, &staging, counters)?;
+    extracted.tar_split_size = Some(split_size);
+    Ok((staging, extracted))
+}
+
+/// Reads the tar of an image that is there already, and compares the image with what would have been written.
+fn prove(
+    shared: &Shared,
+    tar: Rebuilt,
+    diff_id: Digest,
+    size: u64,
+    image: File,
+    staging: &Staging,
+    counters: &Counters,
+) -> Result<Extracted, RunError> {
+    let expected = Expected { blob: diff_id.clone(), size, diff_id };
+    let source = Bounded { source: tar, left: size, cancel: &shared.cancel };
+    let decoder = Decoder::uncompressed(source, expected.blob.algorithm());
+    let target = erofs::apply::Target {
+        image: Image::Present(image),
+        dir: staging.dir(),
+        space: &**staging.account(),
+        options: erofs::Options::of(&expected.diff_id),
+        written: &counters.written,
+        keep_replaced: false,
+    };
+    let extracted = extract(decoder, Target::Erofs(target), None, &shared.limits, &expected);
+    extracted.map_err(|e| RunError::Layer(e.explained(&**staging.account())))
+}
+
+fn open((dir, name): &(Dir, String)) -> Result<File, RunError> {
+    dir.open_file(name.as_bytes()).map_err(RunError::reading)
+}
+
+fn image_tar(image: File, split: File) -> Result<Rebuilt, RunError> {
+    let root = ImageNode::root(image).map_err(RunError::reading)?;
+    Ok(Rebuilt::new(split, StoredDir::Image(root)))
+}
+
 /// A source that ends with an error when it gives more than it should, or the build stops.
 struct Bounded<'a, S> {
     source: S,
@@ -326,6 +411,10 @@ impl<S: ChunkSource> ChunkSource for Bounded<'_, S> {
 pub(super) enum RunError {
     Layer(extract::Error),
     Volume(crate::volume::Error),
+    Tree(trees::Error),
+    Reading(io::Error),
+    /// A layer of this volume that is not there any more.
+    Gone,
 }
 
 impl RunError {
@@ -333,6 +422,10 @@ impl RunError {
         match self {
             RunError::Layer(e) => e.class(),
             RunError::Volume(e) => e.class(),
+            RunError::Tree(e) => e.class(),
+            RunError::Reading(e) if e.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
+            RunError::Reading(e) => crate::layer::error::io_class(e),
+            RunError::Gone => Class::Internal,
         }
     }
 
@@ -340,7 +433,14 @@ impl RunError {
         match self {
             RunError::Layer(e) => format!("extracting the layer: {e}"),
             RunError::Volume(e) => e.to_string(),
+            RunError::Tree(e) => e.to_string(),
+            RunError::Reading(e) => format!("reading the image of the layer: {e}"),
+            RunError::Gone => "the image of the layer has gone".into(),
         }
+    }
+
+    fn reading(source: io::Error) -> Self {
+        RunError::Reading(source)
     }
 }
 
@@ -352,19 +452,28 @@ pub(super) fn run<S: ChunkSource>(
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
-    let replaced = staging.replaced().map_err(RunError::Volume)?;
-    let target = Target {
-        diff: staging.diff().map_err(RunError::Volume)?,
-        replaced: &replaced,
-        space: &**staging.account(),
-        rights: shared.rights,
-        written: &counters.written,
-        keep_replaced: shared.tar_split,
-    };
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
-    let extracted = extract(decoder, target, split, &shared.limits, expected);
-    let extracted = extracted.map_err(|e| RunError::Layer(e.explained(&**staging.account())))?;
-    staging.clear_replaced().map_err(RunError::Volume)?;
+    let space: &dyn Space = &**staging.account();
+    let (written, keep_replaced) = (&counters.written, shared.tar_split);
+    let extracted = match shared.volume.format() {
+        LayerFormat::Overlay => {
+            let replaced = staging.replaced().map_err(RunError::Volume)?;
+            let diff = staging.diff().map_err(RunError::Volume)?;
+            let (replaced, rights) = (&replaced, shared.rights);
+            let target = overlay::apply::Target { diff, replaced, space, rights, written, keep_replaced };
+            extract(decoder, Target::Overlay(target), split, &shared.limits, expected)
+        }
+        LayerFormat::Erofs => {
+            let image = Image::New(staging.create_image(layout::IMAGE).map_err(RunError::Volume)?);
+            let (dir, options) = (staging.dir(), erofs::Options::of(&expected.diff_id));
+            let target = erofs::apply::Target { image, dir, space, options, written, keep_replaced };
+            extract(decoder, Target::Erofs(target), split, &shared.limits, expected)
+        }
+    };
+    let extracted = extracted.map_err(|e| RunError::Layer(e.explained(space)))?;
+    if shared.volume.format() == LayerFormat::Overlay {
+        staging.clear_replaced().map_err(RunError::Volume)?;
+    }
     Ok((staging, extracted))
 }
 

@@ -32,6 +32,8 @@ pub struct Order {
     pub volume_kind: VolumeKind,
     /// Form in which layers lie on it.
     pub layer_format: LayerFormat,
+    /// Whether somebody asked for that form; else a volume that was begun in another one keeps it.
+    pub layer_format_given: bool,
     /// Whether tar-split files are written.
     pub tar_split: bool,
     /// Whether what an unprivileged process cannot keep is recorded instead of refused.

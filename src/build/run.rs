@@ -22,7 +22,7 @@ use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::{Event, Failure, Outcome};
-use crate::model::job::VolumeKind;
+use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::manifest::Descriptor;
 use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use crate::model::pull_secret::{PullSecretName, no_credential_in};
@@ -93,7 +93,12 @@ async fn build(
     events: &Events,
     cancel: &Cancel,
 ) -> Result<CacheManifest, Vec<Fail>> {
-    let rights = rights(order.rootless)?;
+    if !order.layer_format_given
+        && let Some(format) = volume::job::format_at(&order.volume)
+    {
+        order.layer_format = format;
+    }
+    let rights = rights(&order)?;
     process::clear_umask();
     // A soft limit that stays low only means fewer layers at once before the kernel says so.
     let _ = process::raise_open_files();
@@ -194,15 +199,17 @@ fn planned_layer(layer: &Descriptor) -> PlannedLayer {
 }
 
 /// What the process may do; every capability that is missing is named at once.
-fn rights(rootless: bool) -> Result<Rights, Vec<Fail>> {
+fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
+    let rootless = order.rootless;
     let capabilities = Capabilities::effective().map_err(|e| {
         vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
     })?;
     let missing = capabilities.missing();
-    if !missing.is_empty() && !rootless {
+    // Images are files of this process's own.
+    if !missing.is_empty() && !rootless && order.layer_format == LayerFormat::Overlay {
         let list: Vec<String> = missing.iter().map(|c| format!("{c} (to {})", c.purpose())).collect();
         let message = format!(
-            "this process lacks {}: run as root, grant them, or give --rootless to record what cannot be kept",
+            "this process lacks {}: run as root, grant them, give --layer-format erofs, which needs none, or --rootless to record what cannot be kept",
             list.join(", ")
         );
         return Err(vec![Fail::job(Class::Denied, message)]);

@@ -106,12 +106,29 @@ pub(super) struct Hold(LockedFile);
 pub(super) struct Copy {
     /// What was said of it.
     pub(super) at: At,
-    /// Its tree.
-    pub(super) diff: Dir,
-    /// Its tar-split file.
-    pub(super) split: File,
+    /// Where it lies.
+    pub(super) lies: Lies,
     /// Keeps the volume.
     pub(super) lease: Lease,
+}
+
+/// Where the copy of a layer lies.
+#[derive(Debug)]
+pub(super) enum Lies {
+    /// As a directory.
+    Directory {
+        /// Its tree.
+        diff: Dir,
+        /// Its tar-split file.
+        split: File,
+    },
+    /// As an image.
+    Image {
+        /// Where the image is, and its name.
+        image: (Dir, String),
+        /// Where its tar-split file is, and its name.
+        split: (Dir, String),
+    },
 }
 
 impl Share {
@@ -157,8 +174,8 @@ impl Share {
         })
     }
 
-    /// Opens the copy of a layer that a file named.
-    pub(super) fn copy(&self, at: At) -> Result<Copy, Error> {
+    /// Opens the copy of the layer `diff_id` that a file named.
+    pub(super) fn copy(&self, at: At, diff_id: &Digest) -> Result<Copy, Error> {
         let io = |doing: &'static str| {
             let path = at.volume.to_string();
             move |source| Error::Io { doing, path, source }
@@ -171,13 +188,30 @@ impl Share {
             root = self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
         }
         let lease = Lease::shared(&root)?.ok_or(Error::Leaving)?;
-        let overlay = root.open_dir(layout::OVERLAY).map_err(io("opening overlay/ of"))?;
-        let layer = overlay.open_dir(at.chain_id.hex().as_bytes()).map_err(io("opening the layer of"))?;
-        let diff = layer.open_dir(layout::DIFF).map_err(io("opening the tree of the layer of"))?;
-        let splits = root.open_dir(layout::LAYERS).map_err(io("opening overlay-layers/ of"))?;
-        let split = splits.open_file(layout::tar_split(&at.chain_id).as_bytes());
-        let split = split.map_err(io("opening the tar-split file of the layer of"))?;
-        Ok(Copy { at, diff, split, lease })
+        let lies = match root.try_stat(layout::EROFS).map_err(io("examining the volume"))? {
+            None => {
+                let overlay = root.open_dir(layout::OVERLAY).map_err(io("opening overlay/ of"))?;
+                let layer =
+                    overlay.open_dir(at.chain_id.hex().as_bytes()).map_err(io("opening the layer of"))?;
+                let diff = layer.open_dir(layout::DIFF).map_err(io("opening the tree of the layer of"))?;
+                let splits = root.open_dir(layout::LAYERS).map_err(io("opening overlay-layers/ of"))?;
+                let split = splits.open_file(layout::tar_split(&at.chain_id).as_bytes());
+                Lies::Directory {
+                    diff,
+                    split: split.map_err(io("opening the tar-split file of the layer of"))?,
+                }
+            }
+            Some(_) => {
+                let ([algorithm, prefix], name) = layout::image(diff_id);
+                let erofs = root.open_dir(layout::EROFS).map_err(io("opening erofs/ of"))?;
+                let images =
+                    erofs.open_dir(algorithm.as_bytes()).and_then(|dir| dir.open_dir(prefix.as_bytes()));
+                let images = images.map_err(io("opening the image of the layer of"))?;
+                let splits = erofs.open_dir(layout::SPLITS).map_err(io("opening erofs/tar-split/ of"))?;
+                Lies::Image { image: (images, name), split: (splits, layout::image_split(diff_id)) }
+            }
+        };
+        Ok(Copy { at, lies, lease })
     }
 
     /// Says that the layer that was fetched under `hold` will be on this volume, and lets others in.

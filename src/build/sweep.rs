@@ -39,7 +39,7 @@ fn swept(order: &Order, trust: Trust) -> Result<(), Fail> {
                     let message = "what an earlier run left cannot be proven without tar-split files";
                     return Err(Fail::job(Class::Corrupt, message));
                 }
-                verify::layers(&order.volume, &layers).map_err(failed)?;
+                verify::layers(&order.volume, volume.format(), &layers).map_err(failed)?;
             }
             volume.sync()?;
             Ok(())

@@ -11,7 +11,7 @@ use super::keeper::Role;
 use crate::archive;
 use crate::build::order::SourceOrder;
 use crate::config::log::Format;
-use crate::model::job::VolumeKind;
+use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
@@ -152,6 +152,16 @@ pub(super) enum Command {
     /// interpreters, and the libraries that it loads. Nothing is kept but what the kernel caches. Exits with 73 for a volume
     /// that is not sealed, with 64 for one without a list, and with 65 if the list and the volume do not agree.
     Prefetch(PrefetchArgs),
+    /// Mount an image of a sealed volume read-only, whichever form its layers have
+    ///
+    /// An overlay of the layers, without devices and setuid bits. EROFS images are mounted from their files, or by loop
+    /// devices on kernels before Linux 6.12. The volume may be a disk. Takes root, and writes nothing to the volume. The
+    /// kernel reads what lies there: `verify` first what comes from elsewhere.
+    Mount(MountArgs),
+    /// Unmount what `mount` mounted
+    ///
+    /// Exits with 73 where that is nothing of ours, and with 75 while somebody uses it.
+    Umount(UmountArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -242,6 +252,12 @@ pub(super) struct OrderArgs {
     /// Form of standard output; json also silences the progress on standard error
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
+    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
+    ///
+    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
+    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(super) layer_format: Option<LayerFormat>,
     /// Write no tar-split files: quicker, but verify and export then refuse the volume
     #[arg(long)]
     pub(super) no_tar_split: bool,
@@ -319,6 +335,12 @@ pub(super) struct ImportArgs {
     /// Form of standard output, as of build
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
+    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
+    ///
+    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
+    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(super) layer_format: Option<LayerFormat>,
     /// Write no tar-split files: quicker, but verify and export then refuse the volume
     #[arg(long)]
     pub(super) no_tar_split: bool,
@@ -354,6 +376,7 @@ impl From<ImportArgs> for OrderArgs {
             platform: args.platform,
             concurrency: args.concurrency,
             output: args.output,
+            layer_format: args.layer_format,
             no_tar_split: args.no_tar_split,
             rootless: args.rootless,
             share: args.share,
@@ -406,6 +429,22 @@ pub(super) struct InspectArgs {
     /// Say, too, in how many pieces the layers lie on the disk; opens every file. With --json, as the member `placement`
     #[arg(long)]
     pub(super) extents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MountArgs {
+    /// Directory of the volume, image file or block device
+    pub(super) volume: PathBuf,
+    /// Image as in its build
+    pub(super) image: ImageReference,
+    /// Directory over which it is mounted
+    pub(super) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct UmountArgs {
+    /// Directory that `mount` was given
+    pub(super) dir: PathBuf,
 }
 
 #[derive(Debug, Args)]

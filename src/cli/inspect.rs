@@ -13,7 +13,8 @@ use super::output::stdout;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::escape::escape;
-use crate::model::seal::{CacheManifest, Layer};
+use crate::model::job::LayerFormat;
+use crate::model::seal::{CacheManifest, Layer, LayerImage};
 use crate::model::size::ByteSize;
 use crate::prefetch;
 use crate::prefetch::placement::{self, Placement};
@@ -107,6 +108,14 @@ fn text(sealed: &CacheManifest, placement: Option<&Placements>) -> String {
         content.size
     );
     let tar_split = if content.tar_split { "kept" } else { "none: verify and export refuse" };
+    let _ = writeln!(
+        out,
+        "layers are {}",
+        match content.layer_format {
+            LayerFormat::Overlay => "directories",
+            LayerFormat::Erofs => "EROFS images",
+        }
+    );
     let _ = writeln!(out, "sealed by larder {}, tar-split {tar_split}", escape(&content.larder));
     let _ = writeln!(out, "cache.json {}", sealed.digest);
     if let Some(placement) = placement {
@@ -119,8 +128,17 @@ fn text(sealed: &CacheManifest, placement: Option<&Placements>) -> String {
         let _ = writeln!(out, "  manifest  {}", image.manifest);
         let _ = writeln!(out, "  config    {}", image.config);
         let _ = writeln!(out, "  platform  {}", escape(&image.platform.to_string()));
+        let mut differs = 0;
         for chain_id in &image.chain {
             let _ = writeln!(out, "  layer     {chain_id}");
+            let layer = content.layers.iter().find(|layer| layer.chain_id == *chain_id);
+            differs += usize::from(layer.is_some_and(has_fixup));
+        }
+        if differs > 0 {
+            let _ = writeln!(
+                out,
+                "  by diff ID it would differ: in {differs} of its layers something depends on those below"
+            );
         }
     }
     out.push('\n');
@@ -155,11 +173,20 @@ fn write_layer(out: &mut String, layer: &Layer, users: usize) {
     let _ = writeln!(out, "  {size} from {compressed}, {} entries{shared}", layer.entries);
     let _ = writeln!(out, "  diff ID   {}", layer.diff_id);
     let _ = writeln!(out, "  blob      {}", layer.blob);
+    if let Some(LayerImage { size, fixup_size }) = layer.image {
+        let over = fixup_size.map(|size| format!(", and {} laid over it", ByteSize(size)));
+        let _ = writeln!(out, "  image     {}{}", ByteSize(size), over.unwrap_or_default());
+    }
     let settled = &layer.settled;
     write_paths(out, "inherited", settled.inherited.iter().cloned());
     write_paths(out, "opaque as whiteouts", settled.opaque_as_whiteouts.iter().cloned());
     write_paths(out, "copied up", settled.copied_up.iter().cloned());
     write_paths(out, "lost", layer.lost.iter().map(|lost| format!("{}: {}", lost.path, lost.what)));
+}
+
+/// Whether a consumer that takes the image of the diff ID alone misses something.
+fn has_fixup(layer: &Layer) -> bool {
+    layer.image.as_ref().is_some_and(|image| image.fixup_size.is_some())
 }
 
 fn write_paths(out: &mut String, what: &str, paths: impl ExactSizeIterator<Item = String>) {

@@ -127,7 +127,11 @@ pub(super) fn order(
             .or_else(|| of_job.and_then(|job| job.platform.clone()))
             .unwrap_or_else(Platform::host),
         volume_kind,
-        layer_format: of_job.and_then(|job| job.layer_format).unwrap_or_default(),
+        layer_format_given: args.layer_format.or(of_job.and_then(|job| job.layer_format)).is_some(),
+        layer_format: args
+            .layer_format
+            .or(of_job.and_then(|job| job.layer_format))
+            .unwrap_or(config.build.layer_format),
         tar_split: !args.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
         rootless: args.rootless,
         verify_after: args.verify_after,

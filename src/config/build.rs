@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, within};
+use crate::model::job::LayerFormat;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
 
@@ -14,6 +15,8 @@ pub struct Build {
     pub concurrency: usize,
     /// What happens when the volume is smaller than the 3x rule asks.
     pub sizing: Sizing,
+    /// Form in which layers lie on a volume.
+    pub layer_format: LayerFormat,
     /// Most bytes of ranges that wait in memory for their turn, all layers together.
     pub memory_budget: ByteSize,
     /// Most members of one layer.
@@ -31,6 +34,7 @@ impl Default for Build {
         Build {
             concurrency: 4,
             sizing: Sizing::Enforce,
+            layer_format: LayerFormat::Overlay,
             memory_budget: ByteSize(32 << 20),
             max_entries: 10_000_000,
             max_logical_size: ByteSize(1 << 40),

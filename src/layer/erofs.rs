@@ -35,18 +35,27 @@
 //! | `pack` | inodes into blocks |
 //! | `listing` | directories into blocks |
 //! | `tree` | an image of a directory tree |
+//! | `read` | reader of images, ours or an enemy's |
 //! | `finish` | where everything lies, and writing it |
+//! | `apply` | a layer from its tar; `fitting` what the kernel would have taken of it, `acl` of its ACLs |
+//! | `fixup` | what of a layer depends on those below it |
 
+mod acl;
+pub mod apply;
 mod blocks;
 mod body;
 mod chunks;
 mod error;
 mod finish;
+mod fitting;
+pub mod fixup;
 mod format;
 mod inode;
 mod listing;
 mod options;
 mod pack;
+pub mod read;
+mod saved;
 mod spill;
 #[cfg(test)]
 #[cfg(feature = "testing")]

@@ -95,6 +95,9 @@ pub enum Fault {
         /// The limit, bytes.
         limit: u64,
     },
+    /// Something that the form of the layer cannot hold.
+    #[error("{0}")]
+    Unstorable(String),
     /// An attribute that Linux cannot store.
     #[error("it has an attribute whose name or value is longer than Linux stores (255 bytes, 64 KiB)")]
     AttributeTooLong,

@@ -1,18 +1,18 @@
 //! One layer from compressed chunks to a tree: decode, read, apply, and the tar-split file beside it. Blocking.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter};
+use std::io::{self, BufRead, BufReader, BufWriter, Read};
 
+use super::apply::Failure;
 use super::decode::{ChunkSource, Decoded, Decoder};
+use super::erofs;
 use super::error::Error as SinkError;
 use super::limits::Limits;
 use super::overlay::Applied;
-use super::overlay::apply::{self, Failure, Target};
-use super::overlay::replaced::Replaced;
+use super::overlay::{self, replaced::Replaced};
 use super::reserved::{BLOCK, Reserved};
 use super::space::Space;
-use super::tar::Reader;
+use super::tar::{Reader, Record};
 use super::tar_split::{self, TarSplit, TarSplitReader};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
@@ -27,6 +27,15 @@ pub struct Expected {
     pub size: u64,
     /// Digest of the tar.
     pub diff_id: Digest,
+}
+
+/// Where a layer goes, and in which form.
+#[derive(Debug)]
+pub enum Target<'a> {
+    /// A directory tree in overlayfs form.
+    Overlay(overlay::apply::Target<'a>),
+    /// An image.
+    Erofs(erofs::apply::Target<'a>),
 }
 
 /// Where the tar-split file goes.
@@ -47,6 +56,8 @@ pub struct Extracted {
     pub decoded: Decoded,
     /// Size of the tar-split file, bytes, where one is kept.
     pub tar_split_size: Option<u64>,
+    /// Size of the image, bytes, where the layer is one.
+    pub image_size: Option<u64>,
 }
 
 /// A layer cannot be extracted.
@@ -131,32 +142,95 @@ pub fn extract<S: ChunkSource>(
     limits: &Limits,
     expected: &Expected,
 ) -> Result<Extracted, Error> {
-    let (space, replaced_dir) = (target.space, target.replaced);
-    let (applied, decoder, tar_split_size) = match split {
+    let space = target.space();
+    let (applied, rest, decoder, tar_split_size) = match split {
         None => {
             let mut reader = Reader::new(decoder, (), *limits);
-            let (applied, _) = apply::apply(&mut reader, target)?;
+            let (applied, rest) = target.fill(&mut reader)?;
             let (decoder, ()) = reader.finish().map_err(Error::Tar)?;
-            (applied, decoder, None)
+            (applied, rest, decoder, None)
         }
         Some(split) => {
             let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
             let file = Reserved::new(file, space).map_err(Error::TarSplit)?;
             let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, file));
             let mut reader = Reader::new(decoder, writer, *limits);
-            let (applied, replaced) = apply::apply(&mut reader, target)?;
+            let (applied, mut rest) = target.fill(&mut reader)?;
             let (decoder, writer) = reader.finish().map_err(Error::Tar)?;
             let file = writer.finish().map_err(Error::TarSplit)?;
             let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written();
-            if !replaced.is_empty() {
-                size = take_replaced(&split, &replaced, replaced_dir, space).map_err(Error::TarSplit)?;
+            if rest.has_replaced() {
+                size = rest.take_replaced(&split, space).map_err(Error::TarSplit)?;
             }
-            (applied, decoder, Some(size))
+            (applied, rest, decoder, Some(size))
         }
     };
     let decoded = decoder.finish().map_err(Error::Decode)?;
     check(&decoded, expected)?;
-    Ok(Extracted { applied, decoded, tar_split_size })
+    Ok(Extracted { applied, decoded, tar_split_size, image_size: rest.finish()? })
+}
+
+impl<'a> Target<'a> {
+    fn space(&self) -> &'a dyn Space {
+        match self {
+            Target::Overlay(target) => target.space,
+            Target::Erofs(target) => target.space,
+        }
+    }
+
+    /// Writes every member.
+    fn fill<B: BufRead, R: Record>(self, reader: &mut Reader<B, R>) -> Result<(Applied, Rest<'a>), Failure> {
+        match self {
+            Target::Overlay(target) => {
+                let parked = target.replaced;
+                let (applied, replaced) = overlay::apply::apply(reader, target)?;
+                Ok((applied, Rest::Overlay(replaced, parked)))
+            }
+            Target::Erofs(target) => {
+                let (applied, filled) = erofs::apply::apply(reader, target)?;
+                Ok((applied, Rest::Erofs(filled)))
+            }
+        }
+    }
+}
+
+/// What is left to do when all members are written.
+enum Rest<'a> {
+    Overlay(Vec<Replaced>, &'a Dir),
+    Erofs(erofs::apply::Filled<'a>),
+}
+
+impl Rest<'_> {
+    fn has_replaced(&self) -> bool {
+        match self {
+            Rest::Overlay(replaced, _) => !replaced.is_empty(),
+            Rest::Erofs(filled) => filled.has_replaced(),
+        }
+    }
+
+    fn take_replaced(&mut self, split: &TarSplitTarget<'_>, space: &dyn Space) -> io::Result<u64> {
+        match self {
+            Rest::Overlay(replaced, parked) => {
+                let names = std::mem::take(replaced).into_iter().map(|Replaced { path, name }| (path, name));
+                take_replaced(split, names, |name| parked.open_file(name.as_bytes()), space)
+            }
+            Rest::Erofs(filled) => {
+                let inodes = filled.take_replaced();
+                take_replaced(split, inodes, |id| filled.content(id).map_err(io::Error::other), space)
+            }
+        }
+    }
+
+    /// Completes the layer; answers the size of an image.
+    fn finish(self) -> Result<Option<u64>, Error> {
+        match self {
+            Rest::Overlay(..) => Ok(None),
+            Rest::Erofs(filled) => {
+                let summary = filled.finish().map_err(|e| erofs::apply::explain(b"", e))?;
+                Ok(Some(summary.size))
+            }
+        }
+    }
 }
 
 fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
@@ -175,10 +249,11 @@ fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
 }
 
 /// Writes the tar-split file again with the content that later members replaced: the tree does not hold it any more.
-fn take_replaced(
+/// `replaced` names each by its path, in order.
+fn take_replaced<K, T: Read>(
     split: &TarSplitTarget<'_>,
-    replaced: &[Replaced],
-    dir: &Dir,
+    replaced: impl IntoIterator<Item = (Vec<u8>, K)>,
+    mut open: impl FnMut(K) -> io::Result<T>,
     space: &dyn Space,
 ) -> io::Result<u64> {
     let temporary = [split.name, b".new"].concat();
@@ -186,13 +261,12 @@ fn take_replaced(
     let old_size = old.metadata()?.len();
     let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, space)?;
     // The nth time that a path was replaced is the nth time that the file names it.
-    let mut by_path: HashMap<&[u8], VecDeque<&str>> = HashMap::new();
-    for replaced in replaced {
-        by_path.entry(&replaced.path).or_default().push_back(&replaced.name);
+    let mut by_path: HashMap<Vec<u8>, VecDeque<K>> = HashMap::new();
+    for (path, key) in replaced {
+        by_path.entry(path).or_default().push_back(key);
     }
-    let find = |path: &[u8]| -> io::Result<Option<File>> {
-        let parked = by_path.get_mut(path).and_then(VecDeque::pop_front);
-        parked.map(|name| dir.open_file(name.as_bytes())).transpose()
+    let find = |path: &[u8]| -> io::Result<Option<T>> {
+        by_path.get_mut(path).and_then(VecDeque::pop_front).map(&mut open).transpose()
     };
     let records = TarSplitReader::new(BufReader::new(old));
     let writer = tar_split::rewrite(records, BufWriter::with_capacity(1 << 16, new), find)?;

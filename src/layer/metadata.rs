@@ -1,5 +1,7 @@
 //! What an inode of a layer has beside its content.
 
+use super::error::{Error, Fault};
+use super::path::escape;
 use crate::sys::Timestamp;
 
 /// Mode of a directory that neither the tar nor a lower layer describes; it belongs to root and has time 0, so that
@@ -31,4 +33,25 @@ impl Metadata {
     pub fn implied() -> Self {
         Metadata { mode: IMPLIED_MODE, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() }
     }
+}
+
+/// Attributes that speak to overlayfs, and would change what lower layers show.
+const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// A label of the host's policy, not of the image; podman leaves it out as well.
+const SELINUX: &[u8] = b"security.selinux";
+
+/// Refuses attributes that are hostile or that Linux cannot store, and drops those that belong to the host.
+pub fn screen(path: &[u8], xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Error> {
+    for (name, value) in xattrs.iter() {
+        if OVERLAY.iter().any(|prefix| name.starts_with(prefix)) {
+            return Err(Error::hostile(path, Fault::OverlayAttribute(escape(name))));
+        }
+        if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > 65536 {
+            return Err(Error::hostile(path, Fault::AttributeTooLong));
+        }
+    }
+    xattrs.retain(|(name, _)| name != SELINUX);
+    xattrs.sort();
+    Ok(())
 }

@@ -9,18 +9,18 @@ use std::rc::Rc;
 
 use super::decode::ChunkSource;
 use super::path::{self, escape};
+use super::stored::{StoredDir, StoredFile};
 use super::tar;
 use super::tar_split::{Assembler, TarSplitReader};
-use crate::sys::Dir;
 
 /// How much is read at once, bytes.
 const CHUNK: usize = 1 << 17;
 
-type Open = Box<dyn FnMut(&[u8]) -> io::Result<File>>;
+type Open = Box<dyn FnMut(&[u8]) -> io::Result<StoredFile>>;
 
 /// A tar that is being rebuilt.
 pub struct Rebuilt {
-    assembler: Assembler<BufReader<File>, Open, File>,
+    assembler: Assembler<BufReader<File>, Open, StoredFile>,
     read: FilesRead,
     given: Offset,
 }
@@ -73,7 +73,7 @@ impl tar::Record for Offset {
 
 impl Rebuilt {
     /// Rebuilds from the open tar-split file and the layer's tree. Neither is trusted.
-    pub fn new(split: File, diff: Dir) -> Self {
+    pub fn new(split: File, diff: StoredDir) -> Self {
         let read = FilesRead::default();
         let given = Offset::default();
         let (noted, offset) = (read.clone(), given.clone());
@@ -111,7 +111,7 @@ impl ChunkSource for Rebuilt {
 }
 
 /// Opens a regular file below `diff`, following no link.
-fn open_named(diff: &Dir, name: &[u8]) -> io::Result<File> {
+fn open_named(diff: &StoredDir, name: &[u8]) -> io::Result<StoredFile> {
     let clean = path::clean(name).map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, fault))?;
     let (parent, name) = path::split(&clean);
     let mut dir = diff.try_clone()?;

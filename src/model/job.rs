@@ -118,6 +118,18 @@ pub enum LayerFormat {
     /// A directory per layer in overlayfs form.
     #[default]
     Overlay,
+    /// An EROFS image per layer; takes no privilege.
+    Erofs,
+}
+
+impl LayerFormat {
+    /// The word for it in jobs and on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            LayerFormat::Overlay => "overlay",
+            LayerFormat::Erofs => "erofs",
+        }
+    }
 }
 
 /// A job cannot be carried out as written.

@@ -89,12 +89,26 @@ pub struct Layer {
     /// Size of its tar-split file, bytes; none where none is kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tar_split_size: Option<u64>,
+    /// The image that it is; none in a layer that is a directory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image: Option<LayerImage>,
     /// What commit settled because it depends on the parents.
     #[serde(default)]
     pub settled: Settled,
     /// What an unprivileged build could not keep; only with `--rootless`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub lost: Vec<Lost>,
+}
+
+/// The EROFS image of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerImage {
+    /// Size of the image by diff ID, bytes.
+    pub size: u64,
+    /// Size of the image that is laid over it on top of these parents, bytes; none where nothing depends on them. Who mounts
+    /// layers by their diff IDs alone misses what it holds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fixup_size: Option<u64>,
 }
 
 /// How a blob was compressed.
@@ -109,8 +123,8 @@ pub enum Compression {
     Zstd,
 }
 
-/// What commit settled. Paths are relative to the layer's `diff/`, the root is `.`, bytes outside printable ASCII are
-/// `\xNN`.
+/// What commit settled. Paths are relative to the top of the layer, the root is `.`, bytes outside printable ASCII are
+/// `\xNN`. Of a layer that is an image it is what the second image holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
     /// Directories that the tar implies but does not contain and that took their metadata from a lower layer.

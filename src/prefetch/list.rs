@@ -4,11 +4,13 @@
 //! larder-prefetch 1
 //! image sha256:<manifest> <name>
 //! file <bytes> overlay/<chain ID>/diff/<path>
+//! file <bytes> erofs/sha256/<2>/<diff ID>.erofs/<path in the image>
+//! file <bytes> erofs/chain/<chain ID>.erofs/<path in the image>
 //! ```
 //!
 //! An `image` line is followed by its files, those that are read first before others. A file is named by the layer that
 //! holds it, from the root of the volume and without a symbolic link on the way, so that it can be read where nothing is
-//! merged. Names and paths are the last word of a line and hold bytes outside printable ASCII, and the backslash, as
+//! merged, or mounted. Names and paths are the last word of a line and hold bytes outside printable ASCII, and the backslash, as
 //! `\xNN`; a line never holds another line break. Images are in the order of `cache.json`. A reader of version 1 refuses
 //! another version, and there are no other lines.
 
@@ -31,9 +33,9 @@ pub struct Section {
 /// A regular file of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// Hexadecimal chain ID of the layer, 64 digits.
-    pub layer: String,
-    /// Clean path in the layer.
+    /// The tree of a layer that holds it ([`layout::parts`](crate::volume::layout::parts)).
+    pub tree: String,
+    /// Clean path in the tree.
     pub path: Vec<u8>,
     /// Size, bytes.
     pub size: u64,
@@ -52,14 +54,14 @@ pub fn render(sections: &[Section]) -> Vec<u8> {
     let mut text = format!("{HEADER}\n");
     for section in sections {
         text.push_str(&format!("image {} {}\n", section.manifest, escape(&section.name)));
-        for Entry { layer, path, size } in &section.files {
-            text.push_str(&format!("file {size} overlay/{layer}/diff/{}\n", escape(path)));
+        for Entry { tree, path, size } in &section.files {
+            text.push_str(&format!("file {size} {tree}/{}\n", escape(path)));
         }
     }
     text.into_bytes()
 }
 
-/// Reads a list that anybody may have written: chain IDs are digits, paths are clean and lead nowhere but down.
+/// Reads a list that anybody may have written: trees are named by digits, paths are clean and lead nowhere but down.
 pub fn parse(list: &[u8]) -> Result<Vec<Section>, Malformed> {
     let mut sections: Vec<Section> = Vec::new();
     let body = list.strip_suffix(b"\n").unwrap_or(list);
@@ -95,14 +97,36 @@ fn words(line: &[u8]) -> Option<(&str, &str, &[u8])> {
 }
 
 fn entry(size: &str, name: &[u8]) -> Option<Entry> {
-    let (layer, rest) = name.strip_prefix(b"overlay/")?.split_at_checked(64)?;
-    let path = unescape(rest.strip_prefix(b"/diff/")?)?;
-    let is_hex = layer.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let (tree, rest) = split_tree(name)?;
+    let path = unescape(rest)?;
     let is_clean = path::clean(&path).is_ok_and(|clean| clean == path && !clean.is_empty());
     // Only as it is written: no sign, no leading zero.
     let bytes: u64 = size.parse().ok().filter(|bytes: &u64| bytes.to_string() == size)?;
-    let layer = String::from_utf8(layer.to_vec()).ok()?;
-    (is_hex && is_clean).then_some(Entry { layer, path, size: bytes })
+    let tree = String::from_utf8(tree.to_vec()).ok()?;
+    is_clean.then_some(Entry { tree, path, size: bytes })
+}
+
+/// The path of a tree, and what follows it.
+fn split_tree(name: &[u8]) -> Option<(&[u8], &[u8])> {
+    let is_hex = |digits: &[u8]| digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    let mut words = name.split(|b| *b == b'/');
+    let (first, second, third) = (words.next()?, words.next()?, words.next()?);
+    let image = |file: &[u8], digits: usize| {
+        let hex = file.strip_suffix(b".erofs").filter(|hex| hex.len() == digits && is_hex(hex));
+        hex.map(<[u8]>::to_vec)
+    };
+    let words = match (first, second) {
+        (b"overlay", chain) if chain.len() == 64 && is_hex(chain) && third == b"diff" => 3,
+        (b"erofs", b"chain") => image(third, 64).map(|_| 3)?,
+        (b"erofs", b"sha256" | b"sha512") => {
+            let digits = if second == b"sha256" { 64 } else { 128 };
+            let hex = image(words.next()?, digits)?;
+            (hex[..2] == *third).then_some(4)?
+        }
+        _ => return None,
+    };
+    let end = name.iter().enumerate().filter(|(_, b)| **b == b'/').nth(words - 1)?.0;
+    Some((&name[..end], &name[end + 1..]))
 }
 
 #[cfg(test)]
@@ -110,8 +134,16 @@ mod tests {
     use super::*;
 
     fn sections() -> Vec<Section> {
-        let entry = |path: &[u8]| Entry { layer: "ab".repeat(32), path: path.to_vec(), size: 7 };
-        let files = vec![entry(b"bin/sh"), entry(b"a b/\nfile 1 overlay"), entry(b"\xff\\")];
+        let hex = "ab".repeat(32);
+        let trees = [
+            format!("overlay/{hex}/diff"),
+            format!("erofs/chain/{hex}.erofs"),
+            format!("erofs/sha256/ab/{hex}.erofs"),
+            format!("erofs/sha512/ab/{hex}{hex}.erofs"),
+        ];
+        let paths: [&[u8]; 4] = [b"bin/sh", b"a b/\nfile 1 overlay", b"\xff\\", b"diff/x"];
+        let entry = |(tree, path): (String, &[u8])| Entry { tree, path: path.to_vec(), size: 7 };
+        let files = trees.into_iter().zip(paths).map(entry).collect::<Vec<_>>();
         let section = |n: u8, files| Section {
             manifest: Digest::sha256(&[n]),
             name: b"docker.io/library/nginx:1.27".to_vec(),
@@ -123,7 +155,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let text = render(&sections());
-        assert_eq!(text.iter().filter(|b| **b == b'\n').count(), 6);
+        assert_eq!(text.iter().filter(|b| **b == b'\n').count(), 7);
         assert_eq!(parse(&text), Ok(sections()));
         assert_eq!(parse(&render(&[])), Ok(Vec::new()));
     }
@@ -152,6 +184,12 @@ mod tests {
             file("a").replace("file 1", "link 1"),
             file("a").replace(&layer, &layer.to_uppercase()),
             file("a").replace(&layer, &format!("../{}", &layer[3..])),
+            file("a").replace("/diff/", "/"),
+            file("a").replace("/diff/", ".erofs/"),
+            file("a").replace(&format!("overlay/{layer}/diff"), &format!("erofs/chain/{layer}")),
+            file("a").replace(&format!("overlay/{layer}/diff"), &format!("erofs/sha256/aa/{layer}.erofs")),
+            file("a").replace(&format!("overlay/{layer}/diff"), &format!("erofs/sha512/ab/{layer}.erofs")),
+            file("a").replace(&format!("overlay/{layer}/diff"), &format!("erofs/../ab/{layer}.erofs")),
             file("a").replace(&image, ""),
             file("a").replace("prefetch 1", "prefetch 2"),
             file("a").replace("sha256:", "md5:"),

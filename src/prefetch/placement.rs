@@ -1,6 +1,7 @@
 //! How the layers of a volume lie on its disk.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 
 use serde::Serialize;
@@ -8,9 +9,12 @@ use serde::Serialize;
 use super::error::Error;
 use super::files;
 use crate::model::chain::ChainId;
+use crate::model::job::LayerFormat;
 use crate::model::seal::Content;
 use crate::sys::Dir;
 use crate::sys::extents;
+use crate::trees;
+use crate::volume::layout;
 
 const GIB: u64 = 1 << 30;
 
@@ -48,29 +52,15 @@ impl Placement {
     }
 
     fn of(diff: Dir) -> io::Result<Self> {
-        let mut placement = Placement::default();
-        let mut all: Vec<(u64, u64)> = Vec::new();
-        files::each(diff, |dir, name, _, _| {
-            let file = dir.open_file(name)?;
-            let extents = extents::of(&file, usize::MAX)?;
-            match extents.filter(|extents| extents.iter().all(|extent| extent.physical.is_some())) {
-                None => placement.unknown += 1,
-                Some(extents) if extents.is_empty() => {}
-                Some(extents) => {
-                    let ranges = extents.iter().filter_map(|extent| Some((extent.physical?, extent.length)));
-                    let ranges: Vec<(u64, u64)> = ranges.collect();
-                    placement.files += 1;
-                    placement.extents += ranges.len() as u64;
-                    placement.bytes += ranges.iter().map(|(_, length)| length).sum::<u64>();
-                    placement.fragmented += u64::from(pieces(&ranges) > 1);
-                    all.extend(ranges);
-                }
-            }
-            Ok(())
-        })?;
-        all.sort_unstable();
-        placement.pieces = pieces(&all);
-        Ok(placement)
+        let mut measuring = Measuring::default();
+        files::each(diff, |dir, name, _, _| measuring.file(&dir.open_file(name)?))?;
+        Ok(measuring.finish())
+    }
+
+    fn of_files(files: impl IntoIterator<Item = File>) -> io::Result<Self> {
+        let mut measuring = Measuring::default();
+        files.into_iter().try_for_each(|file| measuring.file(&file))?;
+        Ok(measuring.finish())
     }
 
     fn add(&mut self, other: &Placement) {
@@ -83,6 +73,39 @@ impl Placement {
     }
 }
 
+#[derive(Default)]
+struct Measuring {
+    placement: Placement,
+    all: Vec<(u64, u64)>,
+}
+
+impl Measuring {
+    fn file(&mut self, file: &File) -> io::Result<()> {
+        let Measuring { placement, all } = self;
+        let extents = extents::of(file, usize::MAX)?;
+        match extents.filter(|extents| extents.iter().all(|extent| extent.physical.is_some())) {
+            None => placement.unknown += 1,
+            Some(extents) if extents.is_empty() => {}
+            Some(extents) => {
+                let ranges = extents.iter().filter_map(|extent| Some((extent.physical?, extent.length)));
+                let ranges: Vec<(u64, u64)> = ranges.collect();
+                placement.files += 1;
+                placement.extents += ranges.len() as u64;
+                placement.bytes += ranges.iter().map(|(_, length)| length).sum::<u64>();
+                placement.fragmented += u64::from(pieces(&ranges) > 1);
+                all.extend(ranges);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Placement {
+        self.all.sort_unstable();
+        self.placement.pieces = pieces(&self.all);
+        self.placement
+    }
+}
+
 /// Ranges that do not begin where the one before them ends, in the order given.
 fn pieces(ranges: &[(u64, u64)]) -> u64 {
     let mut end = None;
@@ -90,13 +113,20 @@ fn pieces(ranges: &[(u64, u64)]) -> u64 {
         as u64
 }
 
-/// The placement of every layer, and their sum.
+/// The placement of every layer, and their sum. A change set that is one image under several parents counts for each.
 pub fn of(root: &Dir, content: &Content) -> Result<(BTreeMap<ChainId, Placement>, Placement), Error> {
     let mut layers = BTreeMap::new();
     let mut total = Placement::default();
     for layer in &content.layers {
-        let path = format!("overlay/{}/diff", layer.chain_id.hex());
-        let placement = root.open_beneath(path.as_bytes()).and_then(Placement::of);
+        let paths = layout::parts(content.layer_format, layer).trees;
+        let path = paths.last().cloned().unwrap_or_default();
+        let placement = match content.layer_format {
+            LayerFormat::Overlay => root.open_beneath(path.as_bytes()).and_then(Placement::of),
+            LayerFormat::Erofs => {
+                let files = paths.iter().map(|path| trees::file(root, path).map_err(|e| e.source));
+                files.collect::<io::Result<Vec<File>>>().and_then(Placement::of_files)
+            }
+        };
         let placement = placement.map_err(|e| Error::reading(path.as_bytes(), e))?;
         total.add(&placement);
         layers.insert(layer.chain_id.clone(), placement);

@@ -4,15 +4,20 @@
 //! which reads directories and inodes, and then their ranges are read by as many, in the order in which they lie on the
 //! disk. posix_fadvise(2) with WILLNEED was no quicker where each read took 10 ms, and asked for some ranges twice.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::list::Entry;
 use crate::layer::path;
+use crate::layer::stored::StoredDir;
+use crate::model::job::LayerFormat;
 use crate::sys::extents::{self, Extent};
 use crate::sys::{Dir, dir};
+use crate::trees;
 
 /// Requests under way at once. Where each takes 10 ms, 64 are a little quicker than 32, and 128 no more.
 const DEPTH: usize = 64;
@@ -56,6 +61,43 @@ pub(super) fn read(root: &Dir, paths: &[Vec<u8>]) -> Result<Totals, Failed> {
         totals.bytes += read.iter().sum::<u64>();
     }
     Ok(totals)
+}
+
+/// Reads files that lie in images of the volume at `root`.
+pub(super) fn read_in_images(root: &Dir, entries: &[Entry]) -> Result<Totals, Failed> {
+    let mut names: Vec<&str> = entries.iter().map(|entry| entry.tree.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let opened = side_by_side(&names, |name| {
+        let tree = trees::tree(root, LayerFormat::Erofs, name);
+        tree.map(|tree| (*name, tree)).map_err(|e| (name.as_bytes().to_vec(), e.source))
+    })?;
+    let images: HashMap<&str, StoredDir> = opened.into_iter().collect();
+    let read = side_by_side(entries, |Entry { tree, path, .. }| {
+        let read = images.get(tree.as_str()).ok_or_else(|| io::ErrorKind::NotFound.into());
+        read.and_then(|image| whole(image, path)).map_err(|e| (path::join(tree.as_bytes(), path), e))
+    })?;
+    Ok(Totals { files: entries.len() as u64, bytes: read.iter().sum() })
+}
+
+/// Reads all data of a file in an image, and says how much that is.
+fn whole(image: &StoredDir, file: &[u8]) -> io::Result<u64> {
+    let (parent, name) = path::split(file);
+    let mut dir = image.try_clone()?;
+    for component in path::components(parent) {
+        dir = dir.open_dir(component)?;
+    }
+    let mut file = dir.open_file(name)?;
+    let mut buffer = vec![0; usize::try_from(CHUNK).unwrap_or_default()];
+    let mut read = 0;
+    for region in file.regions()? {
+        file.seek(SeekFrom::Start(region.offset))?;
+        let mut left = (&mut file).take(region.length);
+        while let n @ 1.. = left.read(&mut buffer)? {
+            read += n as u64;
+        }
+    }
+    Ok(read)
 }
 
 /// Looks names up in directories of the volume, each by the path of its directory, and tells nothing: what is looked up is

@@ -33,15 +33,15 @@ const AFTER: [&[u8]; 2] = [b"/etc/nsswitch.conf", b"/etc/localtime"];
 pub(super) struct Start<'a> {
     view: View,
     process: &'a Process,
-    /// Hexadecimal chain IDs, topmost first.
-    layers: &'a [&'a str],
+    /// Paths of the trees, topmost first.
+    trees: &'a [String],
     seen: HashSet<(usize, Vec<u8>)>,
     files: Vec<Entry>,
 }
 
-/// The files of a start in the order in which they are read. `view` is of `layers`, topmost first.
-pub(super) fn files(view: View, layers: &[&str], process: &Process) -> io::Result<Vec<Entry>> {
-    let mut start = Start { view, process, layers, seen: HashSet::new(), files: Vec::new() };
+/// The files of a start in the order in which they are read. `view` is of `trees`, topmost first.
+pub(super) fn files(view: View, trees: &[String], process: &Process) -> io::Result<Vec<Entry>> {
+    let mut start = Start { view, process, trees, seen: HashSet::new(), files: Vec::new() };
     start.each(&BEFORE)?;
     start.command()?;
     start.each(&AFTER)?;
@@ -57,8 +57,8 @@ impl Start<'_> {
     /// Puts a file on the list, once.
     pub(super) fn list(&mut self, found: &Found) {
         if self.files.len() < MAX_FILES && self.seen.insert((found.layer(), found.path.clone())) {
-            let layer = self.layers[found.layer()].to_owned();
-            self.files.push(Entry { layer, path: found.path.clone(), size: found.stat.size });
+            let tree = self.trees[found.layer()].clone();
+            self.files.push(Entry { tree, path: found.path.clone(), size: found.stat.size });
         }
     }
 

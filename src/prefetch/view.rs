@@ -5,7 +5,6 @@
 //! passed over by root too.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
 use std::rc::Rc;
 
@@ -13,7 +12,8 @@ use nix::errno::Errno;
 
 use crate::layer::overlay::lower::{self, Lower, Part, Shown};
 use crate::layer::path;
-use crate::sys::{Dir, FileType, Stat};
+use crate::layer::stored::{StoredDir, StoredFile};
+use crate::sys::{FileType, Stat};
 
 /// Longest path that the kernel takes (`PATH_MAX` without its NUL), bytes.
 const PATH_MAX: usize = 4095;
@@ -43,9 +43,9 @@ pub(super) struct Found {
 }
 
 impl View {
-    /// The view of `diff` directories, topmost first.
-    pub(super) fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
-        View { lower: Lower::new(layers), steps: MAX_STEPS }
+    /// The view of the trees of layers, topmost first.
+    pub(super) fn new(trees: impl IntoIterator<Item = StoredDir>) -> Self {
+        View { lower: Lower::new(trees), steps: MAX_STEPS }
     }
 
     /// The regular file that `path` means in a process whose working directory is `from`.
@@ -135,7 +135,7 @@ impl View {
 }
 
 impl Found {
-    /// Which layer holds it, counted from the topmost.
+    /// Which tree holds it, counted from the topmost.
     pub(super) fn layer(&self) -> usize {
         self.dir.layer
     }
@@ -146,7 +146,7 @@ impl Found {
     }
 
     /// Opens it for reading.
-    pub(super) fn open(&self) -> io::Result<Option<File>> {
+    pub(super) fn open(&self) -> io::Result<Option<StoredFile>> {
         if self.stat.mode & 0o400 == 0 {
             return Ok(None);
         }
@@ -195,9 +195,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::sys::Dir;
 
     fn view(layers: &[&Path]) -> View {
-        View::new(layers.iter().map(|path| Dir::open(path).unwrap()))
+        View::new(layers.iter().map(|path| StoredDir::Directory(Dir::open(path).unwrap())))
     }
 
     fn found(view: &mut View, path: &str, from: &str) -> Option<(usize, String)> {

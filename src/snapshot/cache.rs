@@ -13,6 +13,7 @@ use crate::model::manifest::{Document, ImageConfig, Manifest};
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Image, Layer};
 use crate::sys::Dir;
+use crate::trees;
 use crate::volume::lease::Lease;
 use crate::volume::{self, layout, store};
 
@@ -129,12 +130,10 @@ impl Cache {
 
     /// The tar of a layer. What it gives is not proven yet.
     pub(super) fn tar(&self, layer: &Layer) -> Result<Rebuilt, Error> {
-        let diff = format!("overlay/{}/diff", layer.chain_id.hex());
-        let split = layout::tar_split(&layer.chain_id);
-        let tree = self.root.open_beneath(diff.as_bytes()).map_err(|e| missing(e, "opening", diff))?;
-        let file = self.root.open_beneath(layout::LAYERS).and_then(|dir| dir.open_file(split.as_bytes()));
-        let file = file.map_err(|e| missing(e, "opening", format!("overlay-layers/{split}")))?;
-        Ok(Rebuilt::new(file, tree))
+        trees::tar(&self.root, self.sealed.content.layer_format, layer).map_err(|e| match e.source.kind() {
+            io::ErrorKind::InvalidData => Error::Contradiction { what: e.to_string() },
+            _ => missing(e.source, "opening", e.path),
+        })
     }
 }
 

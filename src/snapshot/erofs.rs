@@ -51,7 +51,7 @@ fn write(root: Dir, seal: &Digest, image: &File, dir: &Dir, monitor: &Monitor) -
     let failed = |source: erofs::Error| Error::Erofs(TreeError::Entry { path: ".".into(), source });
     let image = image.try_clone().context("opening", "the image")?;
     let label = Label::new("larder").map_err(failed)?;
-    let options = Options { uuid: uuid(seal), label, ..Options::default() };
+    let options = Options { label, ..Options::of(seal) };
     let mut writer = Writer::new(image, dir, &Uncounted, options).map_err(failed)?;
     writer.tree(root, &mut Watched(monitor)).map_err(|error| match error {
         TreeError::Stopped => Error::Interrupted,
@@ -74,11 +74,4 @@ impl Watch for Watched<'_> {
             Err(_) => ControlFlow::Break(()),
         }
     }
-}
-
-/// The first half of the seal as a UUID of one's own making (RFC 9562, version 8).
-fn uuid(seal: &Digest) -> [u8; 16] {
-    let half: String = seal.hex().chars().take(32).collect();
-    let bits = u128::from_str_radix(&half, 16).unwrap_or_default();
-    uuid::Builder::from_custom_bytes(bits.to_be_bytes()).into_uuid().into_bytes()
 }

@@ -3,14 +3,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
 use super::dir::Dir;
@@ -57,6 +59,21 @@ impl Mount {
     /// Mounts the EROFS on `device`, nowhere.
     pub fn erofs(device: &Path) -> Result<Self, MountError> {
         Mount::new("erofs", device, &["ro"], true)
+    }
+
+    /// Mounts the EROFS that the file at `path` is, nowhere; nothing where this kernel wants a device (before Linux 6.12, or
+    /// without `CONFIG_EROFS_FS_BACKED_BY_FILE`).
+    pub fn erofs_file(path: &Path) -> Result<Option<Self>, MountError> {
+        match Mount::erofs(path) {
+            Err(e) if e.source.raw_os_error() == Some(Errno::ENOTBLK as i32) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// The file system that is mounted at `path`, once more and nowhere.
+    pub fn clone_of(path: &Path) -> io::Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        Ok(Mount(open_tree(CWD, path, flags)?))
     }
 
     fn new(file_system: &str, device: &Path, flags: &[&str], read_only: bool) -> Result<Self, MountError> {
@@ -114,6 +131,42 @@ pub fn private_namespace() -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     Ok(nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?)
+}
+
+/// Makes `dir` the working directory of this thread, which has one of its own since [`private_namespace`].
+pub fn work_in(dir: &Path) -> io::Result<()> {
+    Ok(nix::unistd::chdir(dir)?)
+}
+
+/// Mounts an empty file system in memory over `dir`, for nobody but this user.
+pub fn memory(dir: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    Ok(nix::mount::mount(Some("larder"), dir, Some("tmpfs"), flags, Some("mode=0700"))?)
+}
+
+/// Mounts an overlay of directories, topmost first, read-only at `dir`: `lower` as in mount(8), less than a page.
+pub fn overlay(lower: &str, dir: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    let options = format!("lowerdir={lower}");
+    Ok(nix::mount::mount(Some(OVERLAY_SOURCE), dir, Some("overlay"), flags, Some(options.as_str()))?)
+}
+
+/// What our overlays call themselves.
+const OVERLAY_SOURCE: &str = "larder";
+
+/// Whether what is mounted at `path`, which is absolute and without symbolic links, is an overlay of ours; nothing where
+/// nothing is mounted there.
+pub fn is_our_overlay(path: &Path) -> io::Result<Option<bool>> {
+    let text = std::fs::read("/proc/self/mountinfo")?;
+    let found = text.split(|b| *b == b'\n').rev().find_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        let point = fields.nth(4)?;
+        let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+        let (kind, source) = (rest.next()?, rest.next()?);
+        (super::mounts::unescaped(point) == path.as_os_str().as_bytes())
+            .then_some(kind == b"overlay" && source == OVERLAY_SOURCE.as_bytes())
+    });
+    Ok(found)
 }
 
 /// Whether something is mounted at `dir` itself (statx(2), Linux 5.8).

@@ -127,7 +127,7 @@ fn lower(options: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
-fn unescaped(field: &[u8]) -> Vec<u8> {
+pub(super) fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let [first, tail @ ..] = rest {

@@ -189,15 +189,14 @@ impl Comparison<'_> {
         self.is_type(at, original.file_type, stat)?;
         let same = match original.file_type {
             FileType::Regular => {
-                let open =
-                    |dir: &Dir, name: &[u8]| dir.open_file(name).map_err(|e| self.io("opening", at, e));
-                let (a, b) = (open(dir, name)?, open(&lower, original_name)?);
+                let failed = |e| self.io("opening", at, e);
+                let a = dir.open_file(name).map_err(failed)?;
+                let b = lower.open_file(original_name).map_err(failed)?;
                 stat.size == original.size && same_bytes(a, b).map_err(|e| self.io("reading", at, e))?
             }
             FileType::Symlink => {
-                let read =
-                    |dir: &Dir, name: &[u8]| dir.read_link(name).map_err(|e| self.io("reading", at, e));
-                read(dir, name)? == read(&lower, original_name)?
+                let failed = |e| self.io("reading", at, e);
+                dir.read_link(name).map_err(failed)? == lower.read_link(original_name).map_err(failed)?
             }
             _ => stat.device == original.device,
         };

@@ -136,6 +136,9 @@ pub enum Fault {
     /// An index file that does not follow from the content.
     #[error("it does not follow from cache.json")]
     Index,
+    /// An image that is damaged, or not what its layer gives.
+    #[error("{0}")]
+    Image(String),
     /// A list that does not follow from the layers.
     #[error(
         "it is not what this larder finds in the images: the file was changed, or another version wrote it"

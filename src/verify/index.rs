@@ -7,6 +7,7 @@ use super::error::{Error, Fault};
 use crate::layer::path::{self, escape, shown};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Digest, Hasher};
+use crate::model::job::LayerFormat;
 use crate::model::manifest::{Document, ImageConfig};
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals};
@@ -138,22 +139,17 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         .map_err(|e| Error::volume("cache.json", Fault::Statement(e.to_string())))?
         .into_iter()
         .collect();
-    expected.insert("overlay-layers/layers.lock".into(), Vec::new());
-    expected.insert("overlay-images/images.lock".into(), Vec::new());
     let mut links: BTreeMap<String, String> = BTreeMap::new();
     let mut explained: BTreeSet<String> = BTreeSet::from(["cache.json".to_owned()]);
-    let by_chain: BTreeMap<&ChainId, &Layer> =
-        content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
+    let mut empty: BTreeSet<String> = BTreeSet::new();
     for layer in &content.layers {
-        let hex = layer.chain_id.hex();
-        let link = layer.chain_id.link();
-        links.insert(format!("overlay/l/{link}"), format!("../{hex}/diff"));
-        expected.insert(format!("overlay/{hex}/link"), link.into_bytes());
-        if layer.parent.is_some() {
-            expected.insert(format!("overlay/{hex}/lower"), lower(layer, &by_chain).into_bytes());
-        }
-        explained.insert(format!("overlay/{hex}/diff"));
-        explained.insert(format!("overlay-layers/{}", layout::tar_split(&layer.chain_id)));
+        let parts = layout::parts(content.layer_format, layer);
+        explained.extend(parts.trees);
+        explained.insert(parts.tar_split);
+    }
+    match content.layer_format {
+        LayerFormat::Overlay => image_store(content, &mut expected, &mut links),
+        LayerFormat::Erofs => empty.extend(["erofs/chain".to_owned(), "erofs/tar-split".to_owned()]),
     }
     explained.insert(layout::PREFETCH.to_owned());
     for name in ["lock", "use", "job.json", "journal"] {
@@ -165,11 +161,34 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         }
     }
     explained.extend(expected.into_keys());
-    let mut names = Names { directories: parents(explained.iter().chain(links.keys())), links, explained };
+    let mut directories = parents(explained.iter().chain(links.keys()).chain(&empty));
+    directories.extend(empty);
+    let mut names = Names { directories, links, explained };
     walk(root.try_clone().map_err(|e| Error::io("opening", ".", e))?, &mut names)?;
     match names.links.keys().next() {
         Some(missing) => Err(Error::volume(missing, Fault::Missing)),
         None => Ok(()),
+    }
+}
+
+/// What a store of containers/storage has beside its index files.
+fn image_store(
+    content: &Content,
+    expected: &mut BTreeMap<String, Vec<u8>>,
+    links: &mut BTreeMap<String, String>,
+) {
+    expected.insert("overlay-layers/layers.lock".into(), Vec::new());
+    expected.insert("overlay-images/images.lock".into(), Vec::new());
+    let by_chain: BTreeMap<&ChainId, &Layer> =
+        content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
+    for layer in &content.layers {
+        let hex = layer.chain_id.hex();
+        let link = layer.chain_id.link();
+        links.insert(format!("overlay/l/{link}"), format!("../{hex}/diff"));
+        expected.insert(format!("overlay/{hex}/link"), link.into_bytes());
+        if layer.parent.is_some() {
+            expected.insert(format!("overlay/{hex}/lower"), lower(layer, &by_chain).into_bytes());
+        }
     }
 }
 

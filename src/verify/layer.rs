@@ -8,11 +8,12 @@ use super::settle::settle;
 use super::tree::{Content, InodeKind, Tree};
 use crate::layer::decode::Decoder;
 use crate::layer::limits::Limits;
+use crate::layer::metadata::screen;
 use crate::layer::overlay::Metadata;
-use crate::layer::overlay::attributes::screen;
 use crate::layer::overlay::lower::Lower;
 use crate::layer::path;
 use crate::layer::rebuild::{FilesRead, Offset, Rebuilt};
+use crate::layer::stored::StoredDir;
 use crate::layer::tar::{Kind, Member, Reader};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Hasher};
@@ -65,7 +66,7 @@ fn lower(root: &Dir, layers: &[Layer], layer: &Layer) -> Result<Lower, Error> {
         trees.push(open_diff(root, id)?);
         next = parents.get(id).copied().flatten();
     }
-    Ok(Lower::new(trees))
+    Ok(Lower::new(trees.into_iter().map(StoredDir::Directory)))
 }
 
 /// Rebuilds the tar, checks its digest, and plans its members.
@@ -82,7 +83,7 @@ fn plan(root: &Dir, layer: &Layer, diff: &Dir) -> Result<Tree, Error> {
         return Err(Error::volume(format!("overlay-layers/{name}"), Fault::Size { want, found: size }));
     }
     let diff = diff.try_clone().map_err(|e| Error::io("opening", "diff", e))?;
-    let rebuilt = Rebuilt::new(split, diff);
+    let rebuilt = Rebuilt::new(split, StoredDir::Directory(diff));
     let read = rebuilt.files_read();
     // The builder's limits were its own; what is on the volume is there, and is read in time linear to it.
     let limits = Limits { max_entries: u64::MAX, max_logical_bytes: u64::MAX, ..Limits::default() };

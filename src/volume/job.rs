@@ -1,6 +1,8 @@
 //! Which job a volume belongs to, and what its references were resolved to: a tag that moves between two runs of one job
 //! must not mix two images on one volume.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::{Context, Error};
@@ -70,6 +72,12 @@ pub(super) fn read(larder: &Dir) -> Result<Option<Record>, Error> {
 pub(super) fn write(larder: &Dir, record: &Record) -> Result<(), Error> {
     let bytes = serde_json::to_vec(record).map_err(|source| Error::Json { what: "job.json", source })?;
     atomic::write(larder, layout::JOB, &bytes, 0o600).context("writing", "job.json")
+}
+
+/// The form of the layers of the volume at `path`; nothing where none was begun there, or it cannot be told.
+pub fn format_at(path: &Path) -> Option<LayerFormat> {
+    let larder = Dir::open(path).ok()?.open_dir(layout::LARDER).ok()?;
+    Some(read(&larder).ok()??.identity.layer_format)
 }
 
 impl Volume {

@@ -190,6 +190,7 @@ mod tests {
             size: 1,
             entries: 1,
             tar_split_size: Some(1),
+            image: None,
             settled: Settled::default(),
             lost: Vec::new(),
         }

@@ -1,6 +1,9 @@
 //! Names on a volume (see the module's drawing).
 
 use crate::model::chain::ChainId;
+use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
+use crate::model::seal::Layer;
 
 /// Our own directory.
 pub const LARDER: &[u8] = b".larder";
@@ -38,10 +41,66 @@ pub const LINK: &[u8] = b"link";
 pub const LOWER: &[u8] = b"lower";
 /// The tar-split file while its layer is staged.
 pub const TAR_SPLIT: &[u8] = b"tar-split.gz";
+/// Images of layers.
+pub const EROFS: &[u8] = b"erofs";
+/// Images by chain ID, in [`EROFS`].
+pub const CHAIN: &[u8] = b"chain";
+/// Tar-split files of images, in [`EROFS`].
+pub const SPLITS: &[u8] = b"tar-split";
+/// The image of a layer while it is staged.
+pub const IMAGE: &[u8] = b"layer.erofs";
+/// The image to be laid over it while it is staged.
+pub const FIXUP: &[u8] = b"fixup.erofs";
 /// What mkfs leaves in an empty file system.
 pub const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// Name of a layer's tar-split file in [`LAYERS`].
 pub fn tar_split(chain_id: &ChainId) -> String {
     format!("{}.tar-split.gz", chain_id.hex())
+}
+
+/// Name of a change set's tar-split file in [`SPLITS`].
+pub fn image_split(diff_id: &Digest) -> String {
+    format!("{}.gz", diff_id.hex())
+}
+
+/// Where the image of a change set lies in [`EROFS`]: the directories, and its name. A layer content cache of containerd
+/// is of this form.
+pub fn image(diff_id: &Digest) -> ([String; 2], String) {
+    let hex = diff_id.hex();
+    ([diff_id.algorithm().name().to_owned(), hex[..2].to_owned()], format!("{hex}.erofs"))
+}
+
+/// Name of the image, in [`CHAIN`], that is laid over that of a change set on top of certain parents.
+pub fn fixup(chain_id: &ChainId) -> String {
+    format!("{}.erofs", chain_id.hex())
+}
+
+/// Paths of what a layer consists of, from the root of the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parts {
+    /// Its trees, topmost first: directories or images. The last holds what its tar does.
+    pub trees: Vec<String>,
+    /// Its tar-split file.
+    pub tar_split: String,
+}
+
+/// Where a layer lies.
+pub fn parts(format: LayerFormat, layer: &Layer) -> Parts {
+    match format {
+        LayerFormat::Overlay => Parts {
+            trees: vec![format!("overlay/{}/diff", layer.chain_id.hex())],
+            tar_split: format!("overlay-layers/{}", tar_split(&layer.chain_id)),
+        },
+        LayerFormat::Erofs => {
+            let ([algorithm, prefix], name) = image(&layer.diff_id);
+            let has_fixup = layer.image.as_ref().is_some_and(|image| image.fixup_size.is_some());
+            let fixup = has_fixup.then(|| format!("erofs/chain/{}", fixup(&layer.chain_id)));
+            let image = format!("erofs/{algorithm}/{prefix}/{name}");
+            Parts {
+                trees: fixup.into_iter().chain([image]).collect(),
+                tar_split: format!("erofs/tar-split/{}", image_split(&layer.diff_id)),
+            }
+        }
+    }
 }

@@ -1,14 +1,16 @@
 //! Taking a volume: whose is it, is anybody else at it, and what of it can be trusted.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use super::error::{Context, Error};
 use super::job::{self, Identity, Record};
 use super::journal::{Journal, Trust};
+use super::place::Place;
 use super::{Budget, State, Volume, disk, layout, seal};
-use crate::model::seal::CacheManifest;
+use crate::model::chain::ChainId;
+use crate::model::seal::{CacheManifest, Layer};
 use crate::model::size::ByteSize;
 use crate::sys::lock::Lock;
 use crate::sys::space::{self, FileSystem};
@@ -80,21 +82,12 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
         Some(_) => {}
         None => job::write(&larder, &Record { identity: identity.clone(), resolved: Vec::new() })?,
     }
-    let directory = |parent: &Dir, name: &[u8]| {
-        parent.ensure_dir(name, 0o755).context("creating", &String::from_utf8_lossy(name))
-    };
-    let overlay = directory(&root, layout::OVERLAY)?;
-    let links = directory(&overlay, layout::LINKS)?;
-    let layers = directory(&root, layout::LAYERS)?;
-    let images = directory(&root, layout::IMAGES)?;
-    // Consumers of a read-only mount fail without them, so they are there before anything else is.
-    layers.append_file(b"layers.lock", 0o644).context("creating", "layers.lock")?;
-    images.append_file(b"images.lock", 0o644).context("creating", "images.lock")?;
+    let place = Place::open(&root, identity.layer_format)?;
 
     // First of all: on a full disk the journal has no room before.
     remove::tree(&larder, layout::STAGING).context("removing", "staging")?;
     let (journal, trusted) = Journal::open(&larder, opening.trust)?;
-    let mut committed = std::collections::HashMap::new();
+    let mut committed: HashMap<ChainId, Layer> = HashMap::new();
     let mut unsynced = Vec::new();
     for layer in trusted.layers {
         if !trusted.synced.contains(&layer.chain_id) {
@@ -102,7 +95,7 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
         }
         committed.insert(layer.chain_id.clone(), layer);
     }
-    sweep(&overlay, &links, &layers, &committed.keys().cloned().collect())?;
+    place.sweep(committed.values())?;
 
     let file_system = FileSystem::of(&root).context("examining the file system of", &shown)?;
     let used = space::occupied(&root).context("measuring", &shown)?;
@@ -116,17 +109,7 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     });
     let state = Mutex::new(State { journal, committed, unsynced, staged: 0 });
     let path = path.to_owned();
-    Ok(Opened::Filling(Box::new(Volume {
-        path,
-        root,
-        larder,
-        overlay,
-        links,
-        layers,
-        budget,
-        state,
-        _lock: lock,
-    })))
+    Ok(Opened::Filling(Box::new(Volume { path, root, larder, place, budget, state, _lock: lock })))
 }
 
 /// The seal, where there is one; it must be this job's.
@@ -159,29 +142,4 @@ fn refuse_foreign(root: &Dir, path: &str) -> Result<(), Error> {
         }
         None => Ok(()),
     }
-}
-
-/// Removes what no line of the journal vouches for.
-fn sweep(
-    overlay: &Dir,
-    links: &Dir,
-    layers: &Dir,
-    kept: &HashSet<crate::model::chain::ChainId>,
-) -> Result<(), Error> {
-    let directories: HashSet<&[u8]> =
-        kept.iter().map(|id| id.hex().as_bytes()).chain([layout::LINKS]).collect();
-    let short: HashSet<Vec<u8>> = kept.iter().map(|id| id.link().into_bytes()).collect();
-    let splits: HashSet<Vec<u8>> = kept.iter().map(|id| layout::tar_split(id).into_bytes()).collect();
-    keep(overlay, |name| directories.contains(name))?;
-    keep(links, |name| short.contains(name))?;
-    keep(layers, |name| name == b"layers.lock" || splits.contains(name))
-}
-
-fn keep(dir: &Dir, wanted: impl Fn(&[u8]) -> bool) -> Result<(), Error> {
-    for name in dir.names().context("listing", "a directory of the volume")? {
-        if !wanted(&name) {
-            remove::tree(dir, &name).context("removing", &String::from_utf8_lossy(&name))?;
-        }
-    }
-    Ok(())
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::budget::{Account, Budget};
 use super::error::{Context, Error};
 use super::{isolate, layout};
-use crate::sys::{Dir, remove};
+use crate::model::job::LayerFormat;
+use crate::sys::{Dir, FileType, remove, space};
 
 /// Directory of content that a later member of the tar replaced.
 const REPLACED: &[u8] = b"replaced";
@@ -24,7 +25,12 @@ pub struct Staging {
 }
 
 impl Staging {
-    pub(super) fn new(parent: Dir, name: &str, budget: Arc<Budget>) -> Result<Self, Error> {
+    pub(super) fn new(
+        parent: Dir,
+        name: &str,
+        budget: Arc<Budget>,
+        format: LayerFormat,
+    ) -> Result<Self, Error> {
         let account = Arc::new(Account::new(budget));
         let block = account.block();
         // The directory itself, its parent's entry and diff/.
@@ -37,6 +43,9 @@ impl Staging {
         // Readable by all once it is in place, like the rest of the store; until then nobody gets through .larder.
         isolate(&staging.dir).context("preparing staging directory", name)?;
         crate::sys::dir::set_mode(&staging.dir, 0o755).context("preparing staging directory", name)?;
+        if format == LayerFormat::Erofs {
+            return Ok(staging);
+        }
         staging
             .dir
             .make_dir(layout::DIFF, 0o700)
@@ -97,6 +106,43 @@ impl Staging {
         self.dir.create_file(name, 0o644).context("creating", &String::from_utf8_lossy(name))
     }
 
+    /// A new file, to be read as well.
+    pub fn create_image(&self, name: &[u8]) -> Result<File, Error> {
+        // For others to read, like the rest of a volume.
+        let created = self.create(name).and_then(|_| {
+            self.dir.open_file_to_write(name).context("opening", &String::from_utf8_lossy(name))
+        });
+        created.map_err(|e| self.account.budget().explained(e))
+    }
+
+    /// A file that was written here, if there is one.
+    pub fn image(&self, name: &[u8]) -> Result<Option<File>, Error> {
+        match self.dir.open_file(name) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            other => other.context("opening", &String::from_utf8_lossy(name)).map(Some),
+        }
+    }
+
+    /// Gives a file of another volume a name here: the same inode where both are on one file system, else a copy, which
+    /// shares its blocks where the file system can do that. Room is taken for all of it, as `du` counts.
+    pub fn take(&self, from: &Dir, name: &[u8], here: &[u8]) -> Result<(), Error> {
+        let what = String::from_utf8_lossy(name);
+        let stat = from.stat(name).context("examining", &what)?;
+        let block = self.account.block();
+        let room = stat.size.max(stat.allocated).div_ceil(block) * block;
+        self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
+        // Another file system, a confined process, an owner or a count of links that forbids it.
+        if stat.file_type == FileType::Regular && from.link(name, &self.dir, here).is_ok() {
+            return Ok(());
+        }
+        let copied = from.open_file(name).context("opening", &what).and_then(|from| {
+            let to = self.create(here)?;
+            let shared = space::reflink(&from, &to).context("copying", &what)?;
+            if shared { Ok(()) } else { space::copy_data(&from, &to).context("copying", &what) }
+        });
+        copied.map_err(|e| self.account.budget().explained(e))
+    }
+
     /// Writes a small file beside the tree.
     pub(super) fn write(&self, name: &[u8], bytes: &[u8]) -> Result<(), Error> {
         let what = String::from_utf8_lossy(name);
@@ -110,6 +156,22 @@ impl Staging {
     /// Moves the directory to its place; from then on its bytes belong to the volume.
     pub(super) fn place(mut self, to: &Dir, name: &[u8]) -> Result<(), Error> {
         self.parent.rename_new(self.name.as_bytes(), to, name).context("placing the layer", &self.name)?;
+        self.placed = true;
+        self.account.keep();
+        Ok(())
+    }
+}
+
+impl Staging {
+    /// What was of use has been moved away, and belongs to the volume; the rest goes.
+    pub(super) fn emptied(mut self) -> Result<(), Error> {
+        let left = space::occupied(&self.dir).context("measuring the staging directory", &self.name)?;
+        if !self.account.budget().spares_deletions() {
+            remove::tree(&self.parent, self.name.as_bytes())
+                .context("removing the staging directory", &self.name)?;
+            // Its parent's entry stays reserved.
+            self.account.release(left);
+        }
         self.placed = true;
         self.account.keep();
         Ok(())

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::model::chain::ChainId;
 use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
 use crate::model::reference::ImageReference;
 use crate::model::seal::{Compression, Content, Image};
 
@@ -35,11 +36,13 @@ const EPOCH: &str = "1970-01-01T00:00:00Z";
 
 /// All index files of a volume but `cache.json`, in a fixed order. `documents` belong to `content.images`, one each.
 pub fn files(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde_json::Error> {
-    let mut files = vec![
-        ("overlay-layers/layers.json".to_owned(), layers(content, documents)?),
-        ("snapshots.metadata".to_owned(), snapshots(content)),
-    ];
-    files.extend(images(content, documents)?);
+    let mut files = Vec::new();
+    // Stores and snapshotters look for directories.
+    if content.layer_format == LayerFormat::Overlay {
+        files.push(("overlay-layers/layers.json".to_owned(), layers(content, documents)?));
+        files.push(("snapshots.metadata".to_owned(), snapshots(content)));
+        files.extend(images(content, documents)?);
+    }
     files.extend(oci(content, documents)?);
     Ok(files)
 }

@@ -3,20 +3,25 @@
 mod found;
 mod model;
 mod random;
+mod reader;
+mod sink;
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::Command;
 
+use larder::layer::erofs::read::ImageNode;
 use larder::layer::erofs::{InodeId, Label, Options, Summary, TreeError, Watch, Writer};
 use larder::layer::metadata::Metadata;
 use larder::layer::space::Uncounted;
 use larder::layer::tar::Region;
-use larder::sys::Dir;
+use larder::sys::{Dir, process};
 use nix::unistd::{Whence, lseek};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
@@ -50,6 +55,8 @@ fn check(dir: &TempDir, model: Model<'_>) -> Summary {
     assert_eq!(fs::metadata(&image).unwrap().len(), summary.size);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something is left beside the image");
     assert_eq!(fsck(&image), "");
+    let lines = differences(&expected, &reader::scan(File::open(&image).unwrap(), usize::MAX).unwrap());
+    assert!(lines.is_empty(), "our own reader: {}", lines.join("\n"));
     mounted(&image, |root| {
         let lines = differences(&expected, &scan(root));
         assert!(lines.is_empty(), "{}", lines.join("\n"));
@@ -83,7 +90,7 @@ fn copy(dir: &TempDir, root: &Path, name: &str) {
 }
 
 /// What fsck.erofs finds wrong. Its exit code alone is no witness: that of 1.5 is 0 for a bad checksum.
-fn fsck(image: &Path) -> String {
+pub(crate) fn fsck(image: &Path) -> String {
     let output = Command::new("fsck.erofs").arg(image).output().unwrap();
     let [out, errors] =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
@@ -100,7 +107,7 @@ fn mounted(image: &Path, look: impl FnOnce(&Path)) {
 
 #[test]
 fn trees_of_all_kinds() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
         let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
         let steps = prop::collection::vec(random::step(), 1..60);
@@ -117,7 +124,7 @@ fn trees_of_all_kinds() {
 
 #[test]
 fn names_in_the_order_of_their_bytes() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         let mut model = Model::new(writer(&dir));
         let bytes = (1..=255u8).filter(|byte| *byte != b'/');
@@ -144,7 +151,7 @@ fn data(file: &File) -> Vec<(i64, i64)> {
 #[test]
 fn holes_stay_holes() {
     const TIB: u64 = 1 << 40;
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = writer(&dir);
         let mut make = |name: &[u8], size, map: &[(u64, u64)]| {
@@ -192,7 +199,7 @@ fn holes_stay_holes() {
 fn a_file_of_more_than_four_gibibytes() {
     const PIECE: usize = 1 << 20;
     let piece = |n: u64| n.to_le_bytes().repeat(PIECE / 8);
-    isolated(&[FSCK], move || {
+    isolated(&[FSCK, Need::Erofs], move || {
         let dir = tempfile::tempdir().unwrap();
         let mut writer = writer(&dir);
         let mut body = writer.file(InodeId::ROOT, b"large", &plain()).unwrap();
@@ -219,7 +226,7 @@ fn a_file_of_more_than_four_gibibytes() {
 
 #[test]
 fn a_damaged_superblock_is_refused() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         Model::new(writer(&dir)).finish().1.finish().unwrap();
         let path = dir.path().join("image");
@@ -261,7 +268,7 @@ impl Watch for Picky {
 
 #[test]
 fn the_image_of_a_directory() {
-    isolated(&[FSCK], || {
+    isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
         let top = tempfile::tempdir().unwrap();
         let at = |name: &str| top.path().join(name);
@@ -298,5 +305,74 @@ fn the_image_of_a_directory() {
         let mut stopped = named_writer(&dir, "stopped");
         let result = stopped.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 10 });
         assert!(matches!(result, Err(TreeError::Stopped)));
+    });
+}
+
+#[test]
+fn a_damaged_image_ends_the_reading_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = Model::new(writer(&dir));
+    let mut runner = TestRunner::deterministic();
+    let steps = prop::collection::vec(random::step(), 40..60);
+    let steps = steps.new_tree(&mut runner).unwrap().current();
+    steps.iter().for_each(|step| random::apply(step, &mut model));
+    model.finish().1.finish().unwrap();
+    let bytes = fs::read(dir.path().join("image")).unwrap();
+    let metadata = ImageNode::root(File::open(dir.path().join("image")).unwrap());
+    assert!(metadata.is_ok());
+    let damaged =
+        File::options().read(true).write(true).create_new(true).open(dir.path().join("damaged")).unwrap();
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(600);
+    let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+    let blocks = bytes.len() / 4096;
+    // Most of the metadata lies in the last third.
+    let place = prop_oneof![(0..blocks), (blocks * 2 / 3..blocks)];
+    let damage = prop::collection::vec((place, 0..4096usize, any::<u8>()), 1..20);
+    let (refused, read) = (Cell::new(0), Cell::new(0));
+    let result = runner.run(&damage, |damage| {
+        let mut bytes = bytes.clone();
+        for (block, offset, byte) in damage {
+            bytes[block * 4096 + offset] = byte;
+        }
+        // The checksum would hide the root.
+        let sum = crc(&bytes[1024..4096]);
+        bytes[1028..1032].copy_from_slice(&sum);
+        damaged.write_all_at(&bytes, 0).unwrap();
+        match reader::scan(damaged.try_clone().unwrap(), 5000) {
+            Ok(_) => read.set(read.get() + 1),
+            Err(_) => refused.set(refused.get() + 1),
+        }
+        Ok(())
+    });
+    result.unwrap();
+    assert!(refused.get() > 0 && read.get() > 0, "{refused:?} {read:?}");
+}
+
+/// The checksum of a superblock, by a table of its own making.
+fn crc(block: &[u8]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for (at, byte) in block.iter().enumerate() {
+        // The checksum itself counts as zeros.
+        crc ^= if (4..8).contains(&at) { 0 } else { u32::from(*byte) };
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    crc.to_le_bytes()
+}
+
+#[test]
+fn both_forms_of_a_layer_agree() {
+    isolated(&[FSCK, Need::Erofs], || {
+        let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);
+        // Of this thread alone, whose file system context is its own.
+        process::clear_umask();
+        let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+        let tars = (prop::collection::vec(sink::piece(), 1..25), any::<u64>());
+        let result = runner.run(&tars, |(pieces, flip)| {
+            sink::check(&sink::tar(&pieces), flip);
+            Ok(())
+        });
+        result.unwrap();
     });
 }

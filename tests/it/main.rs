@@ -17,6 +17,7 @@ mod events;
 mod export;
 mod faults;
 mod harness;
+mod images;
 mod imports;
 mod limits;
 mod memory;

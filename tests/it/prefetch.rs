@@ -129,8 +129,8 @@ fn opens_what_is_listed(sealed: &Sealed, number: usize, image: &Image, command: 
         opened.iter().filter(|path| !listed.contains_key(*path)).map(String::as_str).collect();
     assert_eq!(unlisted, later, "{command:?} opened {opened:?}, listed {:?}", listed.keys());
     for (path, entry) in opened.iter().filter_map(|path| Some((path, listed.get(path)?))) {
-        assert_eq!(entry.layer, sealed.shows(number, path), "{path}");
-        let file = sealed.volume().join("overlay").join(&entry.layer).join("diff").join(path);
+        assert_eq!(entry.tree, format!("overlay/{}/diff", sealed.shows(number, path)), "{path}");
+        let file = sealed.volume().join(&entry.tree).join(path);
         assert_eq!(entry.size, fs::metadata(file).unwrap().len(), "{path}");
     }
     let program = command[0].trim_start_matches('/');
@@ -172,7 +172,7 @@ fn what_is_listed_is_read_into_the_cache() {
         let files = |entries: &[Entry]| -> Vec<_> {
             let path = |entry: &Entry| {
                 let path = String::from_utf8(entry.path.clone()).unwrap();
-                sealed.volume().join("overlay").join(&entry.layer).join("diff").join(path)
+                sealed.volume().join(&entry.tree).join(path)
             };
             entries.iter().map(path).collect()
         };

@@ -2,7 +2,7 @@
 //! fetched after all when the copy is of no use.
 
 use std::fs;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -146,6 +146,64 @@ fn a_reused_volume_is_the_fetched_one() {
         // What is read is kept meanwhile, and free afterwards.
         let root = larder::sys::Dir::open(&shared.volume("a")).unwrap();
         assert!(Lease::exclusive(&root).unwrap().is_some());
+    });
+}
+
+/// Inode number and links of the image of a layer.
+fn image_of(volume: &Path, layer: &Layer) -> (u64, u64) {
+    let hex = layer.diff_id.hex();
+    let facts = fs::metadata(volume.join(format!("erofs/sha256/{}/{hex}.erofs", &hex[..2]))).unwrap();
+    (facts.ino(), facts.nlink())
+}
+
+#[test]
+fn images_are_shared_by_one_link_each() {
+    isolated(&[], || {
+        let shared = Shared::new([image(&[0, 1, 2]), image(&[3, 1, 2]), image(&[0, 2])]);
+        let build = |name: &str, number: usize, form: &str| {
+            let mut command = shared.build(name, number);
+            let events = Events::parse(&succeed(command.args(["--layer-format", form])));
+            succeed(larder().arg("verify").arg(shared.volume(name)));
+            events
+        };
+        build("a", 0, "erofs");
+        shared.registry.forget();
+        let events = build("b", 1, "erofs");
+        assert_eq!(shared.times_served(1), [1.0, 0.0, 0.0]);
+        assert_eq!(events.of("layer_reused").len(), 2);
+        for layer in &shared.images[1].layers[1..] {
+            let (a, b) = (image_of(&shared.volume("a"), layer), image_of(&shared.volume("b"), layer));
+            assert_eq!((a, a.1), (b, 2), "one inode with two names");
+        }
+        // Deleting one is no matter to the other.
+        fs::remove_dir_all(shared.volume("a")).unwrap();
+        succeed(larder().arg("verify").arg(shared.volume("b")));
+        // From images to directories, and back.
+        shared.registry.forget();
+        build("c", 1, "overlay");
+        assert_eq!(shared.times_served(1), [0.0; 3]);
+        fs::remove_dir_all(shared.volume("b")).unwrap();
+        build("d", 1, "erofs");
+        assert_eq!(shared.times_served(1), [0.0; 3]);
+        // A copy that was changed is not taken.
+        let layer = &shared.images[2].layers[1];
+        let hex = layer.diff_id.hex();
+        fs::remove_dir_all(shared.volume("c")).unwrap();
+        fs::remove_dir_all(shared.dir.path().join("layers")).unwrap();
+        let name = format!("erofs/sha256/{}/{hex}.erofs", &hex[..2]);
+        succeed(&mut Command::new("rm").arg("-r").arg(shared.volume("d")));
+        build("e", 1, "erofs");
+        fs::File::options()
+            .write(true)
+            .open(shared.volume("e").join(&name))
+            .unwrap()
+            .write_all_at(b"!", 1030)
+            .unwrap();
+        shared.registry.forget();
+        let events = build("f", 2, "erofs");
+        assert_eq!(events.warned_of("e"), 1);
+        assert_eq!(shared.times_served(2), [1.0, 1.0]);
+        assert_eq!(image_of(&shared.volume("f"), layer).1, 1);
     });
 }
 

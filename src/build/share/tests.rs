@@ -34,6 +34,7 @@ fn layer(diff_id: &Digest) -> Layer {
         size: 1,
         entries: 1,
         tar_split_size: Some(1),
+        image: None,
         settled: Settled::default(),
         lost: Vec::new(),
     }
@@ -58,7 +59,7 @@ fn one_fetches_and_the_other_takes_turns() {
     let Turn::At(at) = b.look(&id, &[], true).unwrap() else { panic!("it was told") };
     assert_eq!((at.volume.as_str(), at.size), ("a", 1));
     assert!(matches!(b.look(&id, &[name("a")], true).unwrap(), Turn::Fetch(_)), "refused before");
-    assert!(b.copy(at).is_err(), "there is nothing in the volume");
+    assert!(b.copy(at, &id).is_err(), "there is nothing in the volume");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The image as a row of blocks, written from its start to its end.
 
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::FileExt as _;
 
 use super::super::reserved::Reserved;
@@ -17,11 +17,20 @@ const DOING: &str = "writing the image";
 /// The image.
 #[derive(Debug)]
 pub(super) struct Blocks<'a> {
-    out: BufWriter<Reserved<'a>>,
+    output: Output<'a>,
     /// The begun block, which is not written yet.
     partial: Vec<u8>,
     /// Number of the block that comes next.
     next: u32,
+}
+
+/// What becomes of blocks.
+#[derive(Debug)]
+enum Output<'a> {
+    /// They are written.
+    New(BufWriter<Reserved<'a>>),
+    /// They are compared with those that are there.
+    Present(File),
 }
 
 impl<'a> Blocks<'a> {
@@ -29,9 +38,15 @@ impl<'a> Blocks<'a> {
     pub(super) fn new(file: File, space: &'a dyn Space) -> Result<Self, Error> {
         let out = Reserved::new(file, space).context("examining the file system of the image")?;
         let out = BufWriter::with_capacity(BUFFER, out);
-        let mut blocks = Blocks { out, partial: Vec::with_capacity(BLOCK), next: 0 };
+        let mut blocks = Blocks { output: Output::New(out), partial: Vec::with_capacity(BLOCK), next: 0 };
         blocks.whole(&[0; BLOCK])?;
         Ok(blocks)
+    }
+
+    /// Compares with a file instead of writing one.
+    pub(super) fn compare(file: File) -> Self {
+        // The first block is compared last.
+        Blocks { output: Output::Present(file), partial: Vec::with_capacity(BLOCK), next: 1 }
     }
 
     /// Number of the block that comes next.
@@ -104,15 +119,57 @@ impl<'a> Blocks<'a> {
         if next > MAX_BLOCKS {
             return Err(Error::TooLarge);
         }
+        let at = u64::from(self.next) * BLOCK as u64;
         self.next = u32::try_from(next).map_err(|_| Error::TooLarge)?;
-        self.out.write_all(blocks).context(DOING)
+        match &mut self.output {
+            Output::New(out) => out.write_all(blocks).context(DOING),
+            Output::Present(file) => compare(file, at, blocks),
+        }
     }
 
-    /// Writes the first block, and hands out the file.
-    pub(super) fn finish(mut self, first: &[u8; BLOCK]) -> Result<(), Error> {
-        self.out.flush().context(DOING)?;
-        self.out.get_ref().file().write_all_at(first, 0).context(DOING)
+    /// The file, with everything in it that was pushed in whole blocks.
+    pub(super) fn file(&mut self) -> Result<&File, Error> {
+        match &mut self.output {
+            Output::New(out) => {
+                out.flush().context(DOING)?;
+                Ok(out.get_ref().file())
+            }
+            Output::Present(file) => Ok(file),
+        }
     }
+
+    /// Writes the first block. Nothing may follow it.
+    pub(super) fn finish(mut self, first: &[u8; BLOCK]) -> Result<(), Error> {
+        let len = u64::from(self.next) * BLOCK as u64;
+        self.file()?;
+        match &self.output {
+            Output::New(out) => out.get_ref().file().write_all_at(first, 0).context(DOING),
+            Output::Present(file) => {
+                compare(file, 0, first)?;
+                match file.metadata().context("examining the image")?.len() {
+                    found if found == len => Ok(()),
+                    found => Err(Error::Differs { at: found.min(len) }),
+                }
+            }
+        }
+    }
+}
+
+/// Compares bytes with those of a file at `at`.
+fn compare(file: &File, at: u64, bytes: &[u8]) -> Result<(), Error> {
+    let mut buffer = [0; 4 * BLOCK];
+    for (number, piece) in bytes.chunks(buffer.len()).enumerate() {
+        let at = at + (number * buffer.len()) as u64;
+        let found = &mut buffer[..piece.len()];
+        match file.read_exact_at(found, at) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Err(Error::Differs { at }),
+            other => other.context("reading the image")?,
+        }
+        if let Some(differs) = found.iter().zip(piece).position(|(a, b)| a != b) {
+            return Err(Error::Differs { at: at + differs as u64 });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

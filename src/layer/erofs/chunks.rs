@@ -54,7 +54,7 @@ pub(super) struct Plan {
 impl Plan {
     /// Where a run begins and ends in a file of `size` bytes.
     pub(super) fn span(&self, run: Run, size: u64) -> (u64, u64) {
-        let shift = self.bits + BLOCK_BITS;
+        let shift = shift(self.bits);
         (run.first << shift, end_of(run, shift).min(size))
     }
 }
@@ -65,9 +65,14 @@ fn end_of(run: Run, shift: u8) -> u64 {
     end.checked_shl(shift.into()).filter(|bytes| bytes >> shift == end).unwrap_or(u64::MAX)
 }
 
+/// Size of a chunk of 2^`bits` blocks, as a power of two of bytes.
+pub(super) fn shift(bits: u8) -> u8 {
+    bits + BLOCK_BITS
+}
+
 /// How many chunks of 2^`bits` blocks `size` bytes are.
 pub(super) fn count(size: u64, bits: u8) -> u64 {
-    size.div_ceil(1 << (bits + BLOCK_BITS))
+    size.div_ceil(1 << shift(bits))
 }
 
 /// Chooses how a file of `size` bytes is stored whose data lies in `regions`; nothing where its holes are not worth it.
@@ -87,7 +92,7 @@ pub(super) fn plan(size: u64, regions: &[Region]) -> Result<Option<Plan>, Error>
     let costs = (0..=MAX_BITS).map(|bits| (cost(size, regions, bits), bits));
     match costs.min() {
         Some((cost, bits)) if cost < whole => {
-            let runs = runs(regions, bits + BLOCK_BITS).collect();
+            let runs = runs(regions, shift(bits)).collect();
             Ok(Some(Plan { bits, runs }))
         }
         _ => Ok(None),
@@ -96,7 +101,7 @@ pub(super) fn plan(size: u64, regions: &[Region]) -> Result<Option<Plan>, Error>
 
 /// Bytes that a file takes with chunks of 2^`bits` blocks.
 fn cost(size: u64, regions: &[Region], bits: u8) -> u128 {
-    let shift = bits + BLOCK_BITS;
+    let shift = shift(bits);
     let end = size.next_multiple_of(BLOCK as u64);
     let stored =
         runs(regions, shift).map(|run| u128::from(end_of(run, shift).min(end) - (run.first << shift)));

@@ -84,6 +84,12 @@ pub enum Error {
     /// Not a label.
     #[error("the label is longer than {} bytes or holds a NUL byte", super::options::Label::MAX)]
     Label,
+    /// An image that is compared, and is not what would have been written.
+    #[error("the image differs at byte {at} from what its layer gives")]
+    Differs {
+        /// Where it differs first, as far as it was compared.
+        at: u64,
+    },
     /// A fault of ours.
     #[error("fault in the writer of EROFS images: {0}")]
     Fault(&'static str),

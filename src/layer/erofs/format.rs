@@ -12,7 +12,7 @@ pub(super) const BLOCK: usize = 4096;
 pub(super) const SLOT: usize = 32;
 
 /// Where the superblock lies in the first block, bytes.
-const SUPERBLOCK: usize = 1024;
+pub(super) const SUPERBLOCK: usize = 1024;
 
 /// Length of the superblock, bytes.
 const SUPERBLOCK_LEN: usize = 128;
@@ -84,22 +84,75 @@ pub(super) fn file_type(mode: u16) -> FileType {
     }
 }
 
+/// Types as directories have them, from 1 on.
+const ENTRY_TYPES: [FileType; 7] = [
+    FileType::Regular,
+    FileType::Directory,
+    FileType::CharDevice,
+    FileType::BlockDevice,
+    FileType::Fifo,
+    FileType::Socket,
+    FileType::Symlink,
+];
+
 /// Type of an inode as directories have it.
 pub(super) fn entry_type(file_type: FileType) -> u8 {
-    match file_type {
-        FileType::Regular => 1,
-        FileType::Directory => 2,
-        FileType::CharDevice => 3,
-        FileType::BlockDevice => 4,
-        FileType::Fifo => 5,
-        FileType::Socket => 6,
-        FileType::Symlink => 7,
-    }
+    (1..).zip(ENTRY_TYPES).find(|(_, known)| *known == file_type).map_or(0, |(number, _)| number)
+}
+
+/// Type of an inode by what directories have of it.
+pub(super) fn type_of_entry(number: u8) -> Option<FileType> {
+    (1..).zip(ENTRY_TYPES).find(|(known, _)| *known == number).map(|(_, file_type)| file_type)
 }
 
 /// A device number as inodes have it, 12 bits of major and 20 of minor number; nothing where it needs more.
 pub(super) fn device_number(major: u32, minor: u32) -> Option<u32> {
     (major < 1 << 12 && minor < 1 << 20).then_some((minor & 0xff) | major << 8 | (minor & !0xff) << 12)
+}
+
+/// Major and minor number of a device.
+pub(super) fn device_of(number: u32) -> (u32, u32) {
+    (number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00)
+}
+
+/// Prefixes of attributes' names, by their numbers; these two are whole names.
+const NAMESPACES: [(u8, &[u8]); 5] = [
+    (1, b"user."),
+    (2, b"system.posix_acl_access"),
+    (3, b"system.posix_acl_default"),
+    (4, b"trusted."),
+    (6, b"security."),
+];
+
+/// The number of a name's namespace, and the rest of the name.
+pub(super) fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
+    let split = |(number, prefix): (u8, &[u8])| Some((number, name.strip_prefix(prefix)?));
+    let (number, rest) = NAMESPACES.into_iter().find_map(split)?;
+    let fits = namespace(number, rest).is_some() && name.len() <= NAME_MAX;
+    fits.then_some((number, rest))
+}
+
+/// The prefix that a namespace stands for, where `rest` can follow it.
+pub(super) fn namespace(number: u8, rest: &[u8]) -> Option<&'static [u8]> {
+    let (_, prefix) = NAMESPACES.into_iter().find(|(known, _)| *known == number)?;
+    let is_prefix = prefix.ends_with(b".");
+    (is_prefix != rest.is_empty() && !rest.contains(&0)).then_some(prefix)
+}
+
+/// Length of an attribute without name and value, bytes.
+pub(super) const XATTR_ENTRY: usize = 4;
+
+/// Lengths of name and value by the head of an attribute.
+pub(super) fn entry_lengths(entry: &[u8]) -> (usize, usize) {
+    (entry[0].into(), Get(entry).u16(2).into())
+}
+
+/// Name and value of an attribute, which may be padded.
+pub(super) fn decode_entry(entry: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (name, value) = entry_lengths(entry);
+    let rest = entry.get(XATTR_ENTRY..XATTR_ENTRY + name)?;
+    let value = entry.get(XATTR_ENTRY + name..XATTR_ENTRY + name + value)?;
+    Some(([namespace(entry[1], rest)?, rest].concat(), value.to_vec()))
 }
 
 /// What the superblock says.
@@ -135,10 +188,48 @@ impl Superblock<'_> {
         put.bytes(48, self.uuid);
         put.bytes(64, self.label.bytes());
         put.u32(80, if self.chunked { CHUNKED } else { 0 });
-        // The kernel's CRC is not inverted at the end as the usual CRC-32C is.
-        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &block[SUPERBLOCK..]);
-        Put(&mut block[SUPERBLOCK..]).bytes(4, &(!crc).to_le_bytes()[..4]);
+        let sum = checksum(&block[SUPERBLOCK..]);
+        Put(&mut block[SUPERBLOCK..]).u32(4, sum);
     }
+}
+
+/// What a reader needs to know of a superblock.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) root: u16,
+    pub(super) blocks: u32,
+    /// Block of node number 0.
+    pub(super) metadata: u32,
+    pub(super) shared: u32,
+    pub(super) epoch: Timestamp,
+}
+
+/// Reads the superblock in the first block; nothing where it is none of ours.
+pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<Facts> {
+    let get = Get(&block[SUPERBLOCK..]);
+    let mut checked = block[SUPERBLOCK..].to_vec();
+    checked[4..8].fill(0);
+    let known = get.u32(0) == MAGIC
+        && get.u32(4) == checksum(&checked)
+        && get.u32(8) == SUPERBLOCK_CHECKSUM | MTIME
+        && usize::from(get.0[12]) == BLOCK.trailing_zeros() as usize
+        && get.0[13] == 0
+        && get.u32(80) & !CHUNKED == 0;
+    let epoch = Timestamp { sec: i64::from_le_bytes(get.u64(24).to_le_bytes()), nsec: get.u32(32) };
+    known.then(|| Facts {
+        root: get.u16(14),
+        blocks: get.u32(36),
+        metadata: get.u32(40),
+        shared: get.u32(44),
+        epoch,
+    })
+}
+
+/// The kernel's CRC-32C, which is not inverted at the end as the usual one is.
+fn checksum(bytes: &[u8]) -> u32 {
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes);
+    let [a, b, c, d, ..] = (!crc).to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
 }
 
 /// How the content of an inode is found.
@@ -244,5 +335,28 @@ impl Put<'_> {
 
     pub(super) fn u64(&mut self, at: usize, value: u64) {
         self.bytes(at, &value.to_le_bytes());
+    }
+}
+
+/// Reads numbers at offsets, which the caller knows to be there.
+pub(super) struct Get<'a>(pub(super) &'a [u8]);
+
+impl Get<'_> {
+    fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.0[at..at + N]);
+        bytes
+    }
+
+    pub(super) fn u16(&self, at: usize) -> u16 {
+        u16::from_le_bytes(self.bytes(at))
+    }
+
+    pub(super) fn u32(&self, at: usize) -> u32 {
+        u32::from_le_bytes(self.bytes(at))
+    }
+
+    pub(super) fn u64(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.bytes(at))
     }
 }

@@ -1,6 +1,7 @@
 //! What an image is called, and what writing it may take.
 
 use super::error::Error;
+use crate::model::digest::Digest;
 
 /// What the writer is told about an image.
 #[derive(Clone, Debug)]
@@ -11,6 +12,16 @@ pub struct Options {
     pub label: Label,
     /// Bytes of memory that entries may take until the end. Default 1 GiB, some six million entries.
     pub max_memory: usize,
+}
+
+impl Options {
+    /// Of the image of what has the digest `of`: the first half of that as a UUID of one's own making (RFC 9562, version 8).
+    pub fn of(of: &Digest) -> Self {
+        let half: String = of.hex().chars().take(32).collect();
+        let bits = u128::from_str_radix(&half, 16).unwrap_or_default();
+        let uuid = uuid::Builder::from_custom_bytes(bits.to_be_bytes()).into_uuid().into_bytes();
+        Options { uuid, ..Options::default() }
+    }
 }
 
 impl Default for Options {

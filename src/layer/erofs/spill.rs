@@ -83,6 +83,12 @@ impl<'a> Spill<'a> {
         Ok(())
     }
 
+    /// The file, with everything in it that was appended.
+    pub(super) fn file(&mut self) -> Result<&File, Error> {
+        self.out.flush().context("writing a file beside the image")?;
+        Ok(&self.reader)
+    }
+
     fn pull(&mut self, at: u64, to: &mut [u8]) -> Result<(), Error> {
         const DOING: &str = "reading a file beside the image";
         self.out.flush().context(DOING)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Read as _;
 
 use super::super::metadata::Metadata;
 use super::super::space::Space;
@@ -9,10 +10,11 @@ use super::super::tar::Region;
 use super::blocks::Blocks;
 use super::body::{Body, MAX_TAIL};
 use super::chunks;
-use super::error::Error;
+use super::error::{Context, Error};
 use super::format::{NAME_MAX, device_number};
 use super::inode::{Content, Directory, Inode, InodeId, Place};
 use super::options::Options;
+use super::saved::Saved;
 use super::spill::Spill;
 use super::xattrs::Xattrs;
 use crate::sys::{Dir, FileType};
@@ -56,9 +58,23 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// [`Error::Io`].
     pub fn new(image: File, dir: &Dir, space: &'a dyn Space, options: Options) -> Result<Self, Error> {
+        Writer::on(Blocks::new(image, space)?, dir, space, options)
+    }
+
+    /// As [`new`](Writer::new), but nothing is written: every call compares what it would write with what is in `image`,
+    /// and fails with [`Error::Differs`] where that is something else. When [`finish`](Writer::finish) succeeds the two
+    /// are the same, byte by byte.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn compare(image: File, dir: &Dir, space: &'a dyn Space, options: Options) -> Result<Self, Error> {
+        Writer::on(Blocks::compare(image), dir, space, options)
+    }
+
+    fn on(blocks: Blocks<'a>, dir: &Dir, space: &'a dyn Space, options: Options) -> Result<Self, Error> {
         let mut writer = Writer {
             options,
-            blocks: Blocks::new(image, space)?,
+            blocks,
             spill: Spill::new(dir, b"erofs-tails", space)?,
             xattrs: Xattrs::new(dir, space)?,
             inodes: Vec::new(),
@@ -85,6 +101,16 @@ impl<'a> Writer<'a> {
         let Inode { size, content, links, .. } = *inode;
         *inode = Inode { size, content, links, ..described };
         Ok(())
+    }
+
+    /// How an inode is described.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn metadata(&mut self, id: InodeId) -> Result<Metadata, Error> {
+        let Inode { mtime, uid, gid, xattrs, mode, .. } = self.inodes[id.index()];
+        let mode = u32::from(mode) & 0o7777;
+        Ok(Metadata { mode, uid, gid, mtime, xattrs: self.xattrs.get(xattrs)? })
     }
 
     /// Makes a directory.
@@ -247,6 +273,43 @@ impl<'a> Writer<'a> {
         inode.file_type() == FileType::CharDevice && matches!(inode.content, Content::Device(0))
     }
 
+    /// The text of a symbolic link. The image must be open for reading.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::LinkText`] where it is none.
+    pub fn target(&mut self, id: InodeId) -> Result<Vec<u8>, Error> {
+        if self.file_type(id) != FileType::Symlink {
+            return Err(Error::LinkText);
+        }
+        let mut target = Vec::new();
+        self.saved(id)?.read_to_end(&mut target).context("reading a symbolic link back")?;
+        Ok(target)
+    }
+
+    /// The content of a file or symbolic link without holes, as it lies in the image and beside it, even where it has no
+    /// name any more. The image must be open for reading.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Content`] where it has holes or no content.
+    pub(super) fn saved(&mut self, id: InodeId) -> Result<Saved, Error> {
+        let Inode { size, content, .. } = self.inodes[id.index()];
+        let Content::Blocks { first, tail, tail_at } = content else { return Err(Error::Content) };
+        let image = self.blocks.file()?.try_clone().context("opening the image")?;
+        let spill = self.spill.file()?.try_clone().context("opening a file beside the image")?;
+        Ok(Saved { image, spill, first, whole: size - u64::from(tail), size, tail_at, at: 0 })
+    }
+
+    /// The entries of a directory.
+    pub fn entries(&self, directory: InodeId) -> Vec<(Vec<u8>, InodeId)> {
+        let entries = self.directory_of(directory).ok().map(|index| &self.directories[index].entries);
+        entries.into_iter().flatten().map(|(name, id)| (name.to_vec(), *id)).collect()
+    }
+
+    /// Bytes in a file.
+    pub fn size(&self, id: InodeId) -> u64 {
+        self.inodes[id.index()].size
+    }
+
     /// Where the rest of what was pushed since `first` goes: behind its inode, or into a block of its own.
     pub(super) fn settle_tail(&mut self, first: u32) -> Result<Content, Error> {
         let tail = self.blocks.tail();
@@ -315,7 +378,11 @@ impl<'a> Writer<'a> {
         Ok(inode)
     }
 
-    fn remember(&mut self, bytes: usize) -> Result<(), Error> {
+    /// Counts memory that is kept for an image until its end.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(super) fn remember(&mut self, bytes: usize) -> Result<(), Error> {
         self.remembered = self.remembered.saturating_add(bytes);
         if self.remembered > self.options.max_memory {
             return Err(Error::Memory { limit: self.options.max_memory as u64 });

@@ -10,15 +10,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::blocks::Blocks;
 use super::error::Error;
-use super::format::{MAX_SHARED, NAME_MAX, Put, XATTR_HEAD, XATTR_UNIT};
+use super::format::{
+    MAX_SHARED, NAME_MAX, Put, XATTR_ENTRY, XATTR_HEAD, XATTR_UNIT, decode_entry, split_name,
+};
 use super::spill::Spill;
 use crate::sys::Dir;
 
 /// Attributes longer than this are shared even where one inode has them: inodes stay small.
 const LARGE: u32 = 1024;
-
-/// Length of an attribute without name and value, bytes.
-const HEAD: usize = 4;
 
 /// Memory that one distinct attribute takes, bytes.
 const PAIR: usize = 96;
@@ -116,6 +115,19 @@ impl<'a> Xattrs<'a> {
         Ok(id)
     }
 
+    /// The attributes of a set, sorted by name.
+    pub(super) fn get(&mut self, set: SetId) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+        let set = Arc::clone(&self.sets[set.0 as usize]);
+        let mut attributes = Vec::with_capacity(set.len());
+        for id in set.iter() {
+            let Pair { at, len, .. } = self.pairs[*id as usize];
+            let mut entry = Vec::new();
+            self.spill.read(at, len as usize, &mut entry)?;
+            attributes.push(decode_entry(&entry).ok_or(Error::Fault("an attribute cannot be read back"))?);
+        }
+        Ok(attributes)
+    }
+
     /// An inode that is written has this set.
     pub(super) fn count(&mut self, set: SetId) {
         for pair in self.sets[set.0 as usize].iter() {
@@ -209,31 +221,16 @@ impl<'a> Xattrs<'a> {
 
 /// An attribute as it lies in the image.
 fn encode(name: &[u8], value: &[u8]) -> Result<Vec<u8>, Error> {
-    let (index, rest) = prefix(name).ok_or_else(|| Error::XattrName { name: name.to_vec() })?;
     if name.len() > NAME_MAX || value.len() > usize::from(u16::MAX) {
         return Err(Error::XattrTooLong { name: name.to_vec() });
     }
-    let mut entry = vec![0; (HEAD + rest.len() + value.len()).next_multiple_of(XATTR_UNIT)];
+    let (index, rest) = split_name(name).ok_or_else(|| Error::XattrName { name: name.to_vec() })?;
+    let mut entry = vec![0; (XATTR_ENTRY + rest.len() + value.len()).next_multiple_of(XATTR_UNIT)];
     let mut put = Put(&mut entry);
     put.u8(0, rest.len().to_le_bytes()[0]);
     put.u8(1, index);
     put.low_u16(2, value.len() as u64);
-    put.bytes(HEAD, rest);
-    put.bytes(HEAD + rest.len(), value);
+    put.bytes(XATTR_ENTRY, rest);
+    put.bytes(XATTR_ENTRY + rest.len(), value);
     Ok(entry)
-}
-
-/// The number of a name's namespace, and the rest of the name.
-fn prefix(name: &[u8]) -> Option<(u8, &[u8])> {
-    match name {
-        b"system.posix_acl_access" => return Some((2, b"")),
-        b"system.posix_acl_default" => return Some((3, b"")),
-        _ if name.contains(&0) => return None,
-        _ => {}
-    }
-    let namespaces: [(u8, &[u8]); 3] = [(1, b"user."), (4, b"trusted."), (6, b"security.")];
-    namespaces.into_iter().find_map(|(index, prefix)| {
-        let rest = name.strip_prefix(prefix)?;
-        (!rest.is_empty()).then_some((index, rest))
-    })
 }

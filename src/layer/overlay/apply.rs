@@ -11,17 +11,18 @@ use std::io::{self, BufRead, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::super::apply::{Failure, Sink, members};
 use super::super::error::{Context, Error, Fault};
-use super::super::path::{self, Meaning, escape};
+use super::super::path::{self, escape};
 use super::super::space::Space;
-use super::super::tar::{Kind, Member, Reader, Record};
-use super::attributes::{self, Rights, Writer};
+use super::super::tar::{Reader, Record, Region};
+use super::attributes::{Rights, Writer};
 use super::replaced::{Links, Parking, Replaced};
 use super::tree::{Found, Place, Tree, is_taken};
 use super::{Applied, Directory, LowerLink, Metadata};
 use crate::model::seal::Lost;
 use crate::sys::space::preallocate;
-use crate::sys::{Dir, FileType, Timestamp, dir};
+use crate::sys::{Dir, FileType, dir};
 
 /// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
 const LARGE: u64 = 64 * 1024;
@@ -58,109 +59,49 @@ pub fn apply<B: BufRead, R: Record>(
     target: Target<'_>,
 ) -> Result<(Applied, Vec<Replaced>), Failure> {
     let tree = Tree::new(target.diff, target.space)?;
-    let mut sink = Sink {
+    let mut sink = Overlay {
         tree,
         rights: target.rights,
         written: target.written,
         applied: Applied::default(),
         lost: Vec::new(),
+        counted: 0,
         links: Links::default(),
         parking: Parking { dir: target.replaced, keep: target.keep_replaced, replaced: Vec::new() },
     };
-    while let Some(member) = reader.next().map_err(Failure::Tar)? {
-        sink.applied.entries += 1;
-        let lost = sink.lost.len();
-        sink.member(reader, member)?;
-        for lost in &sink.lost[lost..] {
-            sink.tree.remember(lost.path.len() + lost.what.len(), lost.path.as_bytes())?;
-        }
-    }
-    let mut applied = sink.applied;
-    applied.directories = sink.tree.finish()?;
-    applied.lost = sink.lost;
-    Ok((applied, sink.parking.replaced))
-}
-
-/// Either the tar is broken or its content cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The tar is broken, or the stream below it failed.
-    #[error(transparent)]
-    Tar(super::super::tar::Error),
-    /// A member cannot be written.
-    #[error(transparent)]
-    Sink(#[from] Error),
+    let entries = members(reader, &mut sink)?;
+    let directories = sink.tree.finish()?;
+    Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
 }
 
 /// Where a member goes.
-struct Spot {
+pub(super) struct Spot {
     place: Place,
     name: Vec<u8>,
     /// Path without symbolic links.
     at: Vec<u8>,
 }
 
-struct Sink<'a> {
+struct Overlay<'a> {
     tree: Tree<'a>,
     rights: Rights,
     written: &'a AtomicU64,
     applied: Applied,
     lost: Vec<Lost>,
+    /// Losses whose memory is counted.
+    counted: usize,
     links: Links,
     parking: Parking<'a>,
 }
 
-impl Sink<'_> {
-    fn member<B: BufRead, R: Record>(
-        &mut self,
-        reader: &mut Reader<B, R>,
-        member: Member,
-    ) -> Result<(), Failure> {
-        let hostile = |fault| Error::hostile(&member.path, fault);
-        let clean = path::clean(&member.path).map_err(hostile)?;
-        match path::meaning(&clean).map_err(hostile)? {
-            Meaning::Aufs => return Ok(()),
-            Meaning::Opaque => return Ok(self.opaque(&clean, &member.kind)?),
-            Meaning::Whiteout(hidden) => return Ok(self.whiteout(&clean, hidden, &member.kind)?),
-            Meaning::Plain => {}
-        }
-        let mut metadata = Metadata {
-            mode: member.mode & 0o7777,
-            uid: member.uid,
-            gid: member.gid,
-            mtime: Timestamp { sec: member.mtime.sec, nsec: member.mtime.nsec },
-            xattrs: member.xattrs,
-        };
-        attributes::screen(&clean, &mut metadata.xattrs)?;
-        if clean.is_empty() {
-            return match member.kind {
-                Kind::Directory => {
-                    self.tree.directories.entry(clean).or_default().metadata = Some(metadata);
-                    Ok(())
-                }
-                _ => Err(hostile(Fault::RootKind).into()),
-            };
-        }
-        let spot = &self.spot(&clean)?;
-        match member.kind {
-            Kind::File => return self.file(reader, spot, member.size, &metadata),
-            Kind::Sparse { .. } => return self.sparse(reader, spot, member.size, &metadata),
-            Kind::Directory => self.directory(spot, metadata)?,
-            Kind::Symlink { target } => self.symlink(spot, &target, &metadata)?,
-            Kind::HardLink { target } => self.hard_link(spot, &target, metadata)?,
-            Kind::CharDevice { major: 0, minor: 0 } => return Err(hostile(Fault::WhiteoutDevice).into()),
-            Kind::CharDevice { major, minor } => {
-                self.node(spot, FileType::CharDevice, (major, minor), &metadata)?;
-            }
-            Kind::BlockDevice { major, minor } => {
-                self.node(spot, FileType::BlockDevice, (major, minor), &metadata)?;
-            }
-            Kind::Fifo => self.node(spot, FileType::Fifo, (0, 0), &metadata)?,
-        }
+impl Sink for Overlay<'_> {
+    type Spot = Spot;
+
+    fn root(&mut self, metadata: Metadata) -> Result<(), Error> {
+        self.tree.directories.entry(Vec::new()).or_default().metadata = Some(metadata);
         Ok(())
     }
 
-    /// Where a member goes; its parents are made.
     fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
         if !self.applied.lower_links.is_empty() {
             let mut above = path::split(clean).0;
@@ -204,13 +145,13 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// Only the regions that hold data are written, so that holes stay holes. Its bytes, and the map of them, are in the
-    /// tar-split file already, which can only name whole files.
+    /// Only the regions that hold data are written, so that holes stay holes.
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
         spot: &Spot,
         size: u64,
+        _: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure> {
         let Spot { place, name, at } = spot;
@@ -259,9 +200,6 @@ impl Sink<'_> {
     }
 
     fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        if target.is_empty() || target.len() > 4095 || target.contains(&0) {
-            return Err(Error::hostile(&spot.at, Fault::LinkText));
-        }
         let Spot { place, name, at } = spot;
         let block = self.tree.file_system().block;
         let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
@@ -301,12 +239,8 @@ impl Sink<'_> {
     /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
     fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
         let hostile = |fault| Error::hostile(&spot.at, fault);
-        let target = path::clean(target).map_err(hostile)?;
-        if target.is_empty() {
-            return Err(hostile(Fault::LinkToDirectory("/".into())));
-        }
         let Spot { place, name, at } = spot;
-        let (target_parent, target_name) = path::split(&target);
+        let (target_parent, target_name) = path::split(target);
         let source = match self.tree.find(target_parent, at)? {
             Found::Missing(resolved) => {
                 return self.lower_link(spot, path::join(&resolved, target_name), metadata);
@@ -336,7 +270,7 @@ impl Sink<'_> {
             self.create(place, name, at, |dir| source.dir.link(target_name, dir, name))?;
             self.links.insert(at);
         }
-        let Sink { tree, rights, lost, .. } = self;
+        let Overlay { tree, rights, lost, .. } = self;
         let mut writer = Writer { rights: *rights, lost };
         tree.attributes(
             metadata.xattr_bytes(),
@@ -346,18 +280,7 @@ impl Sink<'_> {
         )
     }
 
-    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| !stat.is_whiteout()) {
-            self.clear(place, name, at)?;
-        }
-        self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), at)?;
-        self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
-        Ok(())
-    }
-
-    fn opaque(&mut self, clean: &[u8], kind: &Kind) -> Result<(), Error> {
-        whiteout_kind(clean, kind)?;
+    fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
         let place = self.tree.parent(clean)?;
         self.tree.directories.entry(place.path).or_default().opaque = true;
         Ok(())
@@ -365,8 +288,7 @@ impl Sink<'_> {
 
     /// Hides a lower name. Where this layer has the name itself, that hides it already; a directory must hide what the
     /// lower one holds as well.
-    fn whiteout(&mut self, clean: &[u8], hidden: &[u8], kind: &Kind) -> Result<(), Error> {
-        whiteout_kind(clean, kind)?;
+    fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
         let place = self.tree.parent(clean)?;
         let at = path::join(&place.path, hidden);
         match place.dir.try_stat(hidden).context("examining", &at)? {
@@ -382,6 +304,26 @@ impl Sink<'_> {
                 self.tree.named(&at)
             }
         }
+    }
+
+    fn done(&mut self) -> Result<(), Error> {
+        for lost in &self.lost[self.counted..] {
+            self.tree.remember(lost.path.len() + lost.what.len(), lost.path.as_bytes())?;
+        }
+        self.counted = self.lost.len();
+        Ok(())
+    }
+}
+
+impl Overlay<'_> {
+    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
+        let Spot { place, name, at } = spot;
+        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| !stat.is_whiteout()) {
+            self.clear(place, name, at)?;
+        }
+        self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), at)?;
+        self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
+        Ok(())
     }
 
     fn create_file(&mut self, place: &Place, name: &[u8], at: &[u8], mode: u32) -> Result<File, Error> {
@@ -452,13 +394,5 @@ impl Sink<'_> {
 
     fn writer(&mut self) -> Writer<'_> {
         Writer { rights: self.rights, lost: &mut self.lost }
-    }
-}
-
-/// Whiteouts are regular files; AUFS wrote them as hard links to one another.
-fn whiteout_kind(clean: &[u8], kind: &Kind) -> Result<(), Error> {
-    match kind {
-        Kind::File | Kind::HardLink { .. } => Ok(()),
-        _ => Err(Error::hostile(clean, Fault::WhiteoutKind)),
     }
 }

@@ -24,27 +24,6 @@ pub struct Rights {
     pub rootless: bool,
 }
 
-/// Attributes that speak to overlayfs, and would change what lower layers show.
-const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
-
-/// A label of the host's policy, not of the image; podman leaves it out as well.
-const SELINUX: &[u8] = b"security.selinux";
-
-/// Refuses attributes that are hostile or that Linux cannot store, and drops those that belong to the host.
-pub fn screen(path: &[u8], xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Error> {
-    for (name, value) in xattrs.iter() {
-        if OVERLAY.iter().any(|prefix| name.starts_with(prefix)) {
-            return Err(Error::hostile(path, Fault::OverlayAttribute(escape(name))));
-        }
-        if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > 65536 {
-            return Err(Error::hostile(path, Fault::AttributeTooLong));
-        }
-    }
-    xattrs.retain(|(name, _)| name != SELINUX);
-    xattrs.sort();
-    Ok(())
-}
-
 /// Writes metadata and notes what could not be kept.
 #[derive(Debug)]
 pub struct Writer<'a> {
@@ -163,6 +142,10 @@ impl Writer<'_> {
                 Some(Errno::EOPNOTSUPP) => self.lose(path, format!("xattr {}", escape(name))),
                 Some(Errno::EPERM) if name.starts_with(b"user.") => {
                     self.lose(path, format!("xattr {}", escape(name)))
+                }
+                // Only directories have one.
+                Some(Errno::EACCES) if name == b"system.posix_acl_default" => {
+                    return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
                 }
                 _ if self.may_lose(&error) => self.lose(path, format!("xattr {}", escape(name))),
                 Some(Errno::EINVAL | Errno::ERANGE | Errno::E2BIG) => {

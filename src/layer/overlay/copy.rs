@@ -1,5 +1,6 @@
 //! Copying inodes inside a volume: one file up from a lower layer, or a whole layer under a second chain ID.
 
+use std::fs::File;
 use std::io;
 
 use nix::errno::Errno;
@@ -7,21 +8,22 @@ use nix::errno::Errno;
 use super::super::error::{Context, Error, named};
 use super::super::path;
 use super::super::space::Space;
+use super::super::stored::{StoredDir, StoredFile};
 use super::attributes::{Rights, Writer};
 use super::{Metadata, STAGING_MODE};
 use crate::model::seal::Lost;
 use crate::sys::space::{FileSystem, copy_data, reflink};
 use crate::sys::walk::{Visitor, walk};
-use crate::sys::{Dir, FileType, Stat, xattr};
+use crate::sys::{Dir, FileType, Stat};
 
 /// Metadata of `name` as they are on disk, without what speaks to overlayfs.
-pub fn metadata_of(dir: &Dir, name: &[u8], stat: &Stat) -> io::Result<Metadata> {
-    Ok(from_stat(stat, xattr::all_at(dir, name)?))
+pub fn metadata_of(dir: &StoredDir, name: &[u8], stat: &Stat) -> io::Result<Metadata> {
+    Ok(from_stat(stat, dir.xattrs(name)?))
 }
 
 /// Metadata of a directory as they are on disk, without what speaks to overlayfs.
-pub fn metadata_of_dir(dir: &Dir) -> io::Result<Metadata> {
-    Ok(from_stat(&dir.stat_self()?, xattr::all(dir)?))
+pub fn metadata_of_dir(dir: &StoredDir) -> io::Result<Metadata> {
+    Ok(from_stat(&dir.stat_self()?, dir.xattrs_self()?))
 }
 
 fn from_stat(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
@@ -31,7 +33,7 @@ fn from_stat(stat: &Stat, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Metadata {
 
 /// Copies one inode of a lower layer to a new name: content (shared where the file system can), type, metadata.
 pub fn up(
-    from: (&Dir, &[u8], &Stat),
+    from: (&StoredDir, &[u8], &Stat),
     to: (&Dir, &[u8]),
     path: &[u8],
     space: &dyn Space,
@@ -47,9 +49,7 @@ pub fn up(
         FileType::Regular => {
             let source = from.open_file(from_name).context("opening", path)?;
             let file = to.create_file(to_name, stat.mode & 0o777).context("creating", path)?;
-            if !reflink(&source, &file).context("copying", path)? {
-                copy_data(&source, &file).context("copying", path)?;
-            }
+            content(source, &file).context("copying", path)?;
             writer.new_file(&file, path, &metadata)
         }
         FileType::Symlink => {
@@ -61,6 +61,15 @@ pub fn up(
             to.make_node(to_name, other, stat.mode & 0o777, stat.device).context("creating", path)?;
             writer.named(to, to_name, path, other, &metadata)
         }
+    }
+}
+
+/// Copies what is in a file to the empty file `to`.
+fn content(from: StoredFile, to: &File) -> io::Result<()> {
+    match from {
+        StoredFile::File(from) if reflink(&from, to)? => Ok(()),
+        StoredFile::File(from) => copy_data(&from, to),
+        StoredFile::Image(mut from) => io::copy(&mut from, &mut &*to).map(|_| ()),
     }
 }
 
@@ -104,7 +113,8 @@ impl Visitor for Copy<'_> {
             match from.link(&name, &self.to, &name) {
                 // The file system allows no more names for this inode (65,000 on ext4).
                 Err(e) if e.raw_os_error() == Some(Errno::EMLINK as i32) => {
-                    let (from, to) = ((from, &name[..], &stat), (&self.to, &name[..]));
+                    let from = StoredDir::Directory(from.try_clone().context("opening", path)?);
+                    let (from, to) = ((&from, &name[..], &stat), (&self.to, &name[..]));
                     up(from, to, &at, self.space, self.rights, &mut Vec::new())?;
                 }
                 other => other.context("linking", &at)?,

@@ -7,8 +7,9 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 use super::super::path;
+use super::super::stored::StoredDir;
 use super::OPAQUE_XATTR;
-use crate::sys::{Dir, FileType, Stat, xattr};
+use crate::sys::{FileType, Stat};
 
 /// Most symbolic links on one path, as in the kernel.
 const MAX_LINKS: u32 = 40;
@@ -16,7 +17,7 @@ const MAX_LINKS: u32 = 40;
 /// The layers below one layer.
 #[derive(Debug)]
 pub struct Lower {
-    /// `diff` directories, topmost first.
+    /// Trees, topmost first.
     layers: Vec<Rc<Part>>,
 }
 
@@ -25,13 +26,13 @@ pub struct Lower {
 pub struct Part {
     /// Which layer, counted from the topmost.
     pub layer: usize,
-    dir: Dir,
+    dir: StoredDir,
 }
 
 impl Deref for Part {
-    type Target = Dir;
+    type Target = StoredDir;
 
-    fn deref(&self) -> &Dir {
+    fn deref(&self) -> &StoredDir {
         &self.dir
     }
 }
@@ -64,8 +65,8 @@ pub struct LinkTarget {
 }
 
 impl Lower {
-    /// The view of `diff` directories, topmost first.
-    pub fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
+    /// The view of layers' trees, topmost first.
+    pub fn new(layers: impl IntoIterator<Item = StoredDir>) -> Self {
         let parts = layers.into_iter().enumerate().map(|(layer, dir)| Rc::new(Part { layer, dir }));
         Lower { layers: parts.collect() }
     }
@@ -160,7 +161,7 @@ pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
             });
         }
         let dir = part.open_dir(name)?;
-        let opaque = xattr::get(&dir, OPAQUE_XATTR)?.is_some_and(|value| value == b"y");
+        let opaque = dir.xattr_self(OPAQUE_XATTR)?.is_some_and(|value| value == b"y");
         found.push(Rc::new(Part { layer: part.layer, dir }));
         if opaque {
             break;

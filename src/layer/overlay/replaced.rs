@@ -18,7 +18,7 @@ pub struct Replaced {
 /// Paths whose content the tar-split file does not name: hard links, and files whose bytes it holds itself. Only hashes
 /// are kept, two of 64 bits with keys of this process, so that a layer of a million links stays small.
 #[derive(Debug, Default)]
-pub(super) struct Links {
+pub(in crate::layer) struct Links {
     keys: (RandomState, RandomState),
     hashes: HashSet<(u64, u64)>,
 }
@@ -28,17 +28,17 @@ impl Links {
         (self.keys.0.hash_one(path), self.keys.1.hash_one(path))
     }
 
-    pub(super) fn insert(&mut self, path: &[u8]) {
+    pub(in crate::layer) fn insert(&mut self, path: &[u8]) {
         self.hashes.insert(self.key(path));
     }
 
-    pub(super) fn remove(&mut self, path: &[u8]) {
+    pub(in crate::layer) fn remove(&mut self, path: &[u8]) {
         if !self.hashes.is_empty() {
             self.hashes.remove(&self.key(path));
         }
     }
 
-    pub(super) fn contains(&self, path: &[u8]) -> bool {
+    pub(in crate::layer) fn contains(&self, path: &[u8]) -> bool {
         !self.hashes.is_empty() && self.hashes.contains(&self.key(path))
     }
 }

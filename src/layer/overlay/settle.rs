@@ -17,6 +17,7 @@ use std::rc::Rc;
 use super::super::error::{Context, Error, Fault};
 use super::super::path::{self, escape, shown};
 use super::super::space::Space;
+use super::super::stored::StoredDir;
 use super::attributes::{Rights, Writer};
 use super::lower::{self, Lower, Shown};
 use super::tree::Tree;
@@ -139,7 +140,7 @@ impl Settling<'_> {
         &mut self,
         resolved: &[u8],
         link: &[u8],
-        from: (&Dir, &[u8], &Stat),
+        from: (&StoredDir, &[u8], &Stat),
     ) -> Result<Vec<u8>, Error> {
         let to = if self.is_free(resolved)? { resolved } else { link };
         let (space, rights) = (self.space, self.rights);

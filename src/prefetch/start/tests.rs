@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
+use crate::layer::stored::StoredDir;
 use crate::sys::Dir;
 
 /// Layers on disk, base first.
@@ -58,10 +59,10 @@ impl Image {
             working_dir: working_dir.to_owned(),
         };
         let names: Vec<String> = (0..self.layers).rev().map(|n| n.to_string()).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let view = View::new(names.iter().map(|name| Dir::open(&self.dir.path().join(name)).unwrap()));
+        let open = |name: &String| StoredDir::Directory(Dir::open(&self.dir.path().join(name)).unwrap());
+        let view = View::new(names.iter().map(open));
         let listed = files(view, &names, &process).unwrap().into_iter();
-        listed.map(|entry| format!("{}:{}", entry.layer, String::from_utf8(entry.path).unwrap())).collect()
+        listed.map(|entry| format!("{}:{}", entry.tree, String::from_utf8(entry.path).unwrap())).collect()
     }
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum Need {
     Root,
     /// A memory controller of cgroup v1.
     MemoryCgroup,
+    /// A kernel that mounts EROFS images.
+    Erofs,
     /// The packages of `tests/requirements.txt`.
     Python,
 }
@@ -41,6 +43,17 @@ impl Need {
                         .status()
                         .is_ok_and(|status| status.success());
                 mounts.then_some(()).ok_or_else(|| "it has to run as root, with the right to mount".into())
+            }
+            Need::Erofs => {
+                let known = || {
+                    let list = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+                    list.lines().any(|line| line.ends_with("\terofs"))
+                };
+                let load = || {
+                    let _ = Command::new("modprobe").arg("erofs").stderr(Stdio::null()).status();
+                    known()
+                };
+                (known() || load()).then_some(()).ok_or_else(|| "this kernel has no EROFS".into())
             }
             Need::MemoryCgroup => Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes")
                 .exists()

@@ -1,12 +1,17 @@
-//! The view that a container gets: a sealed volume's layers of one image, mounted as a read-only overlay.
+//! The view that a container gets: a sealed volume's layers of one image, mounted as a read-only overlay. Images are
+//! mounted by mount(8), not by Larder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use larder::model::chain::ChainId;
 use larder::model::digest::Digest;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
+
+use super::filesystem::unmount_below;
+use super::succeed;
 
 /// A mounted view. Unmounted when it is dropped. Use it in an isolated test.
 #[derive(Debug)]
@@ -17,16 +22,34 @@ pub(crate) struct View {
 impl View {
     /// Mounts the layers with these diff IDs, base first.
     pub(crate) fn mount(volume: &Path, diff_ids: &[Digest]) -> Self {
+        let chain = ChainId::chain(diff_ids);
+        let lower = chain.iter().rev().map(|chain| volume.join("overlay").join(chain.hex()).join("diff"));
+        View::of(tempfile::tempdir().unwrap(), lower.collect())
+    }
+
+    /// Mounts the images of these layers, base first, and those that are laid over them.
+    pub(crate) fn mount_images(volume: &Path, diff_ids: &[Digest]) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let mut lower = Vec::new();
+        for (chain, diff_id) in ChainId::chain(diff_ids).iter().zip(diff_ids).rev() {
+            let hex = diff_id.hex();
+            let fixup = volume.join("erofs/chain").join(format!("{}.erofs", chain.hex()));
+            let image = volume.join("erofs/sha256").join(&hex[..2]).join(format!("{hex}.erofs"));
+            for image in [fixup, image].into_iter().filter(|path| path.exists()) {
+                let at = dir.path().join(lower.len().to_string());
+                fs::create_dir(&at).unwrap();
+                succeed(Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(image).arg(&at));
+                lower.push(at);
+            }
+        }
+        View::of(dir, lower)
+    }
+
+    fn of(dir: TempDir, lower: Vec<PathBuf>) -> Self {
         let (empty, merged) = (dir.path().join("empty"), dir.path().join("merged"));
         fs::create_dir(&empty).unwrap();
         fs::create_dir(&merged).unwrap();
-        let mut lower: Vec<_> = ChainId::chain(diff_ids)
-            .iter()
-            .rev()
-            .map(|chain| volume.join("overlay").join(chain.hex()).join("diff"))
-            .map(|path| path.display().to_string())
-            .collect();
+        let mut lower: Vec<_> = lower.iter().map(|path| path.display().to_string()).collect();
         // An overlay without an upper directory needs two lower ones.
         lower.push(empty.display().to_string());
         let options = format!("lowerdir={}", lower.join(":"));
@@ -43,5 +66,6 @@ impl View {
 impl Drop for View {
     fn drop(&mut self) {
         let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+        unmount_below(self.dir.path());
     }
 }

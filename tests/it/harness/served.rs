@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use larder::model::job::LayerFormat;
 use larder::model::seal::CacheManifest;
 use larder::testing::image::Image;
 use larder::testing::registry::Registry;
@@ -22,6 +23,7 @@ pub(crate) struct Served {
     pub(crate) registry: Registry,
     pub(crate) images: Vec<Image>,
     dir: TempDir,
+    form: LayerFormat,
 }
 
 impl Served {
@@ -31,7 +33,13 @@ impl Served {
         for (number, image) in images.iter().enumerate() {
             image.push(&mut registry, &format!("app-{number}"), "1").unwrap();
         }
-        Served { registry, images, dir: tempfile::tempdir().unwrap() }
+        Served { registry, images, dir: tempfile::tempdir().unwrap(), form: LayerFormat::default() }
+    }
+
+    /// The same with layers of another form.
+    #[must_use]
+    pub(crate) fn with(self, form: LayerFormat) -> Self {
+        Served { form, ..self }
     }
 
     /// A place on the machine's own file system; not made yet.
@@ -54,6 +62,9 @@ impl Served {
         larder.env("LARDER_REGISTRY__BACKOFF_MAX_SECONDS", "1").env("LARDER_REGISTRY__RETRIES", "1");
         larder.arg("build").arg("--volume").arg(volume).args(["--sizing", "warn"]);
         larder.args(["--size", &size.to_string()]).args(self.references());
+        if self.form != LayerFormat::default() {
+            larder.args(["--layer-format", self.form.word()]);
+        }
         larder
     }
 }

@@ -5,11 +5,11 @@ use std::io;
 use super::super::super::error::{Context, Error};
 use super::super::super::path;
 use super::super::tree::Place;
-use super::Sink;
+use super::Overlay;
 use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, FileType, Stat, remove};
 
-impl Sink<'_> {
+impl Overlay<'_> {
     /// Removes what stands in the way of a member, keeping content that the tar-split file still needs.
     pub(super) fn clear(&mut self, place: &Place, name: &[u8], at: &[u8]) -> Result<(), Error> {
         let stat = place.dir.stat(name).context("examining", at)?;
@@ -44,7 +44,7 @@ impl Sink<'_> {
 
 /// Takes everything out of a directory that stands in the way of a member.
 struct Clearing<'a, 'b> {
-    sink: &'a mut Sink<'b>,
+    sink: &'a mut Overlay<'b>,
     top: &'a [u8],
     freed: u64,
 }

@@ -1,0 +1,89 @@
+//! The layers of a volume, opened in whichever form they lie there. Nothing of them is believed.
+
+use std::fs::File;
+use std::io;
+
+use crate::layer::erofs::read::ImageNode;
+use crate::layer::overlay::lower::Lower;
+use crate::layer::rebuild::Rebuilt;
+use crate::layer::stored::StoredDir;
+use crate::model::chain::ChainId;
+use crate::model::class::Class;
+use crate::model::job::LayerFormat;
+use crate::model::seal::Layer;
+use crate::sys::Dir;
+use crate::volume::layout;
+
+/// A layer, or a part of it, cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("opening {path}: {source}")]
+pub struct Error {
+    /// Its path from the root of the volume.
+    pub path: String,
+    /// Why.
+    pub source: io::Error,
+}
+
+impl Error {
+    /// Whether it is not there.
+    pub fn is_missing(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+
+    /// The class, which decides about the exit code.
+    pub fn class(&self) -> Class {
+        match self.source.kind() {
+            io::ErrorKind::InvalidData => Class::Corrupt,
+            _ => crate::layer::error::io_class(&self.source),
+        }
+    }
+}
+
+/// Opens a regular file by its path from the root of the volume.
+pub fn file(root: &Dir, path: &str) -> Result<File, Error> {
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let opened = root.open_beneath(dir.as_bytes()).and_then(|dir| dir.open_file(name.as_bytes()));
+    opened.map_err(|source| Error { path: path.to_owned(), source })
+}
+
+/// Opens one of the trees of a layer by its path.
+pub fn tree(root: &Dir, format: LayerFormat, path: &str) -> Result<StoredDir, Error> {
+    let failed = |source| Error { path: path.to_owned(), source };
+    match format {
+        LayerFormat::Overlay => root.open_beneath(path.as_bytes()).map(StoredDir::Directory).map_err(failed),
+        LayerFormat::Erofs => ImageNode::root(file(root, path)?).map(StoredDir::Image).map_err(failed),
+    }
+}
+
+/// The trees of a layer, topmost first.
+pub fn all(root: &Dir, format: LayerFormat, layer: &Layer) -> Result<Vec<StoredDir>, Error> {
+    layout::parts(format, layer).trees.iter().map(|path| tree(root, format, path)).collect()
+}
+
+/// The tree that holds what the tar of a layer does.
+pub fn own(root: &Dir, format: LayerFormat, layer: &Layer) -> Result<StoredDir, Error> {
+    let paths = layout::parts(format, layer).trees;
+    tree(root, format, paths.last().map_or("", String::as_str))
+}
+
+/// The tar of a layer as it is rebuilt.
+pub fn tar(root: &Dir, format: LayerFormat, layer: &Layer) -> Result<Rebuilt, Error> {
+    let split = file(root, &layout::parts(format, layer).tar_split)?;
+    Ok(Rebuilt::new(split, own(root, format, layer)?))
+}
+
+/// What is below a layer whose parent is `parent`; `find` knows the layers.
+pub fn below(
+    root: &Dir,
+    format: LayerFormat,
+    parent: Option<&ChainId>,
+    find: impl Fn(&ChainId) -> Option<Layer>,
+) -> Result<Lower, Error> {
+    let mut trees = Vec::new();
+    let mut next = parent.and_then(&find);
+    while let Some(layer) = next {
+        trees.extend(all(root, format, &layer)?);
+        next = layer.parent.as_ref().and_then(&find);
+    }
+    Ok(Lower::new(trees))
+}

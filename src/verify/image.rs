@@ -1,0 +1,164 @@
+//! A layer that is an image: its tar rebuilt and hashed, and written a second time, each block compared with the one that is
+//! there. What is laid over it is planned and compared in the same way.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+
+use super::error::{Error, Fault};
+use crate::layer;
+use crate::layer::decode::Decoder;
+use crate::layer::erofs::apply::{Image, Target};
+use crate::layer::erofs::{Options, fixup};
+use crate::layer::extract::{self, Expected, extract};
+use crate::layer::limits::Limits;
+use crate::layer::overlay::Applied;
+use crate::layer::space::Uncounted;
+use crate::model::chain::ChainId;
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
+use crate::model::seal::{Layer, LayerImage};
+use crate::sys::{Dir, unnamed};
+use crate::trees;
+use crate::volume::layout::{self, Parts};
+
+const FORMAT: LayerFormat = LayerFormat::Erofs;
+
+/// The images of a volume, verified one after the other.
+#[derive(Debug)]
+pub(super) struct Images<'a> {
+    root: &'a Dir,
+    layers: HashMap<&'a ChainId, &'a Layer>,
+    /// Where unnamed files can be made.
+    scratch: Dir,
+    /// What proven change sets leave to be settled, of those that are needed more than once.
+    applied: HashMap<&'a Digest, Applied>,
+    uses: HashMap<&'a Digest, usize>,
+}
+
+impl<'a> Images<'a> {
+    pub(super) fn new(root: &'a Dir, layers: &'a [Layer]) -> Result<Self, Error> {
+        let mut uses: HashMap<&Digest, usize> = HashMap::new();
+        for layer in layers {
+            *uses.entry(&layer.diff_id).or_default() += 1;
+        }
+        let scratch = scratch(root).map_err(|e| Error::io("looking for room for", "temporary files", e))?;
+        let layers = layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
+        Ok(Images { root, layers, scratch, applied: HashMap::new(), uses })
+    }
+
+    /// Verifies a layer whose parents are verified.
+    pub(super) fn verify(&mut self, layer: &'a Layer) -> Result<(), Error> {
+        let parts = layout::parts(FORMAT, layer);
+        let Some(image) = &layer.image else {
+            return Err(states(layer, "it is no image"));
+        };
+        let mut applied = match self.applied.get(&layer.diff_id) {
+            Some(applied) => applied.clone(),
+            None => self.prove(layer, image, &parts)?,
+        };
+        if self.uses.get(&layer.diff_id).is_some_and(|uses| *uses > 1) {
+            self.applied.entry(&layer.diff_id).or_insert_with(|| applied.clone());
+        }
+        let own = trees::own(self.root, FORMAT, layer).map_err(unopened)?;
+        let find = |id: &ChainId| self.layers.get(id).map(|layer| (*layer).clone());
+        let lower = trees::below(self.root, FORMAT, layer.parent.as_ref(), find).map_err(unopened)?;
+        let planned = fixup::plan(&own, &mut applied, &lower);
+        let (settled, fixup) = planned.map_err(|e| self.failed(layer, &parts.trees[0], e))?;
+        if settled != layer.settled || applied.lost != layer.lost {
+            return Err(states(layer, "other things were settled in it than follow from its parents"));
+        }
+        match (fixup, image.fixup_size) {
+            (None, None) => Ok(()),
+            (Some(fixup), Some(want)) => {
+                let path = &parts.trees[0];
+                let file = self.open(path, want)?;
+                let options = Options::of(layer.chain_id.digest());
+                let written = fixup.write(Image::Present(file), &self.scratch, &Uncounted, options);
+                written.map(|_| ()).map_err(|e| self.failed(layer, path, e))
+            }
+            (Some(_), None) => Err(states(layer, "nothing in it depends on its parents")),
+            (None, Some(_)) => Err(states(layer, "something in it depends on its parents")),
+        }
+    }
+
+    /// Proves the image of a change set.
+    fn prove(&self, layer: &Layer, image: &LayerImage, parts: &Parts) -> Result<Applied, Error> {
+        let path = parts.trees.last().map_or("", String::as_str);
+        if let Some(want) = layer.tar_split_size {
+            self.open(&parts.tar_split, want)?;
+        }
+        let file = self.open(path, image.size)?;
+        let tar = trees::tar(self.root, FORMAT, layer).map_err(unopened)?;
+        let diff_id = layer.diff_id.clone();
+        let expected = Expected { blob: diff_id.clone(), size: layer.size, diff_id };
+        // The builder's limits were its own; what is on the volume is there, and is read in time linear to it.
+        let limits = Limits { max_entries: u64::MAX, max_logical_bytes: u64::MAX, ..Limits::default() };
+        let target = Target {
+            image: Image::Present(file),
+            dir: &self.scratch,
+            space: &Uncounted,
+            options: Options::of(&layer.diff_id),
+            written: &AtomicU64::new(0),
+            keep_replaced: false,
+        };
+        let decoder = Decoder::uncompressed(tar, layer.diff_id.algorithm());
+        let extracted = extract(decoder, extract::Target::Erofs(target), None, &limits, &expected);
+        let extracted = extracted.map_err(|e| match e {
+            extract::Error::Sink(e) => self.failed(layer, path, e),
+            other => Error::Layer { layer: layer.chain_id.clone(), message: other.to_string() },
+        })?;
+        if extracted.applied.entries != layer.entries {
+            return Err(states(layer, &format!("it has {} members", layer.entries)));
+        }
+        Ok(extracted.applied)
+    }
+
+    fn open(&self, path: &str, want: u64) -> Result<std::fs::File, Error> {
+        let file = trees::file(self.root, path).map_err(unopened)?;
+        let found = file.metadata().map_err(|e| Error::io("examining", path, e))?.len();
+        if found != want {
+            return Err(Error::volume(path, Fault::Size { want, found }));
+        }
+        Ok(file)
+    }
+
+    fn failed(&self, layer: &Layer, path: &str, error: layer::Error) -> Error {
+        match error {
+            layer::Error::Hostile { fault: layer::error::Fault::Unstorable(what), .. } => {
+                Error::volume(path, Fault::Image(what))
+            }
+            error if error.class() == Class::Corrupt => {
+                Error::Layer { layer: layer.chain_id.clone(), message: error.to_string() }
+            }
+            layer::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+                Error::volume(path, Fault::Image(source.to_string()))
+            }
+            layer::Error::Io { doing, source, .. } => Error::io(doing, path, source),
+            error => Error::Layer { layer: layer.chain_id.clone(), message: error.to_string() },
+        }
+    }
+}
+
+fn states(layer: &Layer, what: &str) -> Error {
+    Error::volume("cache.json", Fault::Statement(format!("of layer {} that {what}", layer.chain_id)))
+}
+
+/// What is not there has been taken away, and what is no image was changed; anything else is the file system's refusal.
+fn unopened(error: trees::Error) -> Error {
+    match error.source.kind() {
+        std::io::ErrorKind::NotFound => Error::volume(error.path, Fault::Missing),
+        std::io::ErrorKind::InvalidData => Error::volume(error.path, Fault::Image(error.source.to_string())),
+        _ => Error::io("opening", error.path, error.source),
+    }
+}
+
+/// A directory in which files without a name can be made: that for temporary files, or, for who may not write there, the
+/// volume.
+fn scratch(root: &Dir) -> std::io::Result<Dir> {
+    let temporary = Dir::open(&std::env::temp_dir());
+    match temporary {
+        Ok(dir) if unnamed::create(&dir, 0o600).is_ok() => Ok(dir),
+        _ => root.open_dir(layout::LARDER),
+    }
+}
