@@ -14,6 +14,7 @@
 //! | [`verify`] | proves a sealed volume from its own bytes |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
+//! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`client`] | the client of the daemon's API |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
@@ -22,7 +23,7 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client} → caches → {build, verify} → {registry, secrets, layer, volume} →
+//! Imports run one way: `main → cli → {api, client, kubernetes} → caches → {build, verify} → {registry, secrets, layer, volume} →
 //! {sys, model, config}`.
 //! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify`, beside it, reads
 //! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
@@ -33,6 +34,7 @@ pub mod caches;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod kubernetes;
 pub mod layer;
 pub mod model;
 pub mod registry;

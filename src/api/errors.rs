@@ -219,6 +219,11 @@ impl From<Error> for Problem {
             Error::Store(StoreError::Quota { .. }) => Problem::new(Code::Quota, message),
             Error::Store(StoreError::Full { .. }) => Problem::new(Code::NoSpace, message),
             Error::Store(StoreError::KeyReused) => Problem::new(Code::KeyReused, message),
+            Error::Store(StoreError::NoNamespace(_)) => Problem::new(Code::Forbidden, message),
+            Error::Store(StoreError::Unreachable(_)) => {
+                let told = Problem::new(Code::Unavailable, "the records cannot be reached for now");
+                Problem { reason: Some(message), ..told }.retry_after(Duration::from_secs(5))
+            }
             Error::Store(StoreError::Changed(_)) => Problem::new(Code::State, message),
             Error::Store(StoreError::Failed { full: true, .. }) => Problem {
                 reason: Some(message),

@@ -80,15 +80,19 @@ impl Progress {
     /// Takes up what the builder said. It is not trusted: what it says is bounded.
     pub fn take(&mut self, line: &Line) {
         match &line.event {
-            Event::Resolved { reference, manifest, layers, compressed_size, .. }
-                if self.images.len() < MAX_IMAGES =>
-            {
-                self.images.push(ImageProgress {
+            Event::Resolved { reference, manifest, layers, compressed_size, .. } => {
+                let image = ImageProgress {
                     reference: reference.clone(),
                     manifest: manifest.clone(),
                     layers: *layers,
                     compressed_size: *compressed_size,
-                });
+                };
+                // A builder that was started again resolves again.
+                match self.images.iter().position(|known| known.reference == *reference) {
+                    Some(at) => self.images[at] = image,
+                    None if self.images.len() < MAX_IMAGES => self.images.push(image),
+                    None => {}
+                }
             }
             Event::Planned { fetch_bytes, .. } => self.fetch_bytes = Some(*fetch_bytes),
             Event::LayerStarted { blob, compressed_size, images, from } => {
@@ -152,6 +156,21 @@ impl Progress {
             }
         }
         layers
+    }
+
+    /// What is kept of it where the seal cannot be read: the layers that were said to be committed.
+    pub fn told(&self) -> Vec<LayerHistory> {
+        let committed = self.layers.iter().filter(|layer| layer.state == LayerState::Committed);
+        let layers = committed.map(|layer| LayerHistory {
+            blob: layer.blob.clone(),
+            images: layer.images.clone(),
+            compressed_size: layer.compressed_size,
+            size: layer.size,
+            elapsed_ms: layer.elapsed_ms,
+            origin: layer.origin,
+            from: layer.from,
+        });
+        layers.collect()
     }
 
     fn layer(&mut self, blob: &Digest, now: DateTime<Utc>) -> Option<&mut LayerProgress> {

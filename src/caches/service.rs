@@ -3,6 +3,7 @@
 mod build;
 mod details;
 mod janitor;
+mod notice;
 mod recovery;
 #[cfg(all(test, feature = "testing"))]
 #[expect(clippy::unwrap_used, reason = "tests")]
@@ -10,6 +11,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use details::{Details, ImageDetails, LayerDetails};
+pub use details::{Details, LayerDetails};
 
 use super::error::Error;
 use super::hub::{Hub, Watch};
@@ -26,7 +28,7 @@ use super::matching::{self, Found};
 use super::progress::Progress;
 use super::pull_secrets;
 use super::queue::Queue;
-use super::record::{Record, Work};
+use super::record::{OrderedBy, Record, Work};
 use super::runner::Runner;
 use super::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
 use super::volumes::{StateError, Volumes};
@@ -56,21 +58,24 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// What starts builders.
     pub runner: Arc<dyn Runner>,
-    /// Volumes on disk.
-    pub volumes: Volumes,
+    /// What keeps volumes.
+    pub volumes: Arc<dyn Volumes>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
     pub metrics: Metrics,
+    /// How often the progress of a build is written into its record, where other daemons read it; none where there are none.
+    pub tell_progress: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct Inner {
     store: Arc<dyn Store>,
     runner: Arc<dyn Runner>,
-    volumes: Arc<Volumes>,
+    volumes: Arc<dyn Volumes>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    tell_progress: Option<Duration>,
     guard: Mutex<TimeGuard>,
     settings: RwLock<Settings>,
     queue: Mutex<Queue>,
@@ -82,6 +87,8 @@ struct Inner {
     admission: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Whether this is the daemon that builds, expires and sweeps.
+    leading: AtomicBool,
 }
 
 /// A build under way.
@@ -122,14 +129,22 @@ impl Settings {
 impl Service {
     /// Takes up the records, settles what a crash left, and goes to work. Needs a runtime of tokio.
     pub async fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
+        let service = Service::new(parts, config).await?;
+        service.lead().await?;
+        Ok(service)
+    }
+
+    /// A view of the records: answers what tenants ask for, and leaves the work to the daemon that [leads](Service::lead).
+    pub async fn new(parts: Parts, config: &Config) -> Result<Self, StartError> {
         let last = parts.store.noted().await?;
-        let service = Service(Arc::new(Inner {
+        Ok(Service(Arc::new(Inner {
             store: parts.store,
             runner: parts.runner,
-            volumes: Arc::new(parts.volumes),
+            volumes: parts.volumes,
             guard: Mutex::new(TimeGuard::new(&*parts.clock, last)),
             clock: parts.clock,
             metrics: parts.metrics,
+            tell_progress: parts.tell_progress,
             settings: RwLock::new(Settings::of(config)),
             queue: Mutex::default(),
             wake: Notify::new(),
@@ -139,12 +154,26 @@ impl Service {
             admission: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
-        }));
-        service.recover().await?;
-        let builds = config.caches.max_concurrent_builds;
-        service.0.tasks.spawn(service.clone().schedule(builds));
-        service.0.tasks.spawn(service.clone().keep_house());
-        Ok(service)
+            leading: AtomicBool::new(false),
+        })))
+    }
+
+    /// Settles what an earlier daemon left, and goes to work, until the service stops. Of several daemons with the same
+    /// records one leads at a time; whose turn it is is decided elsewhere.
+    pub async fn lead(&self) -> Result<(), StartError> {
+        let last = self.0.store.noted().await?;
+        *self.guard() = TimeGuard::new(&*self.0.clock, last);
+        self.recover().await?;
+        self.0.leading.store(true, Ordering::Release);
+        let builds = self.settings(|settings| settings.caches.max_concurrent_builds);
+        self.0.tasks.spawn(self.clone().schedule(builds));
+        self.0.tasks.spawn(self.clone().keep_house());
+        Ok(())
+    }
+
+    /// Whether this is the daemon that builds, expires and sweeps.
+    pub fn leads(&self) -> bool {
+        self.0.leading.load(Ordering::Acquire)
     }
 
     /// Takes up a configuration that was read again: quotas, clusters, pull secrets, times. The number of builders is as it was
@@ -185,6 +214,7 @@ impl Service {
         }
         let _one_at_a_time = self.0.admission.lock().await;
         let admission = Admission { max_per_tenant, capacity_gib: self.capacity_gib()? };
+        // The identity is a proposal: the store may know a better one.
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
         match self.0.store.create(record, admission, key).await? {
             Created::New(Stored { record, .. }) => {
@@ -310,7 +340,7 @@ impl Service {
     /// Says what a create would fetch and whether it fits; nothing is kept.
     pub async fn plan(&self, tenant: &TenantName, spec: Spec) -> Result<PlanReport, Error> {
         self.check(&spec)?;
-        let (usable, unusable) = self.secrets(tenant, &spec);
+        let (usable, unusable) = self.secrets(tenant, &spec, OrderedBy::Api);
         let job = self.job(&spec, usable, None);
         self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
     }
@@ -326,13 +356,13 @@ impl Service {
         let reserved: u64 = records.iter().map(Record::reserved_gib).sum();
         metrics.disk(
             content.map(|content| content.totals.size).sum(),
-            reserved << 30,
-            self.capacity_gib()? << 30,
+            reserved.saturating_mul(1 << 30),
+            self.capacity_gib()?.saturating_mul(1 << 30),
         );
         Ok(metrics.encode())
     }
 
-    /// GiB that all caches may occupy together.
+    /// GiB that all caches may occupy together; [`UNLIMITED`](super::volumes::UNLIMITED) where nothing here limits them.
     pub fn capacity_gib(&self) -> Result<u64, Error> {
         let configured = self.settings(|settings| settings.caches.capacity.0);
         if configured > 0 {
@@ -364,8 +394,14 @@ impl Service {
     }
 
     /// Pull secrets of an order that its tenant may use, and the others.
-    fn secrets(&self, tenant: &TenantName, spec: &Spec) -> (Vec<PullSecretName>, Vec<String>) {
-        let patterns = self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default());
+    fn secrets(&self, tenant: &TenantName, spec: &Spec, by: OrderedBy) -> (Vec<PullSecretName>, Vec<String>) {
+        let patterns = match by {
+            OrderedBy::Api => {
+                self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default())
+            }
+            // Whoever reads the secret asks it whether this namespace may use it.
+            OrderedBy::Cluster => vec!["*".to_owned()],
+        };
         pull_secrets::split(&patterns, &spec.pull_secrets)
     }
 
@@ -443,22 +479,6 @@ impl Service {
     fn live(&self) -> MutexGuard<'_, HashMap<CacheId, Live>> {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Runs something that waits for the disk off the runtime's threads.
-    async fn on_disk<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Volumes) -> Result<T, StateError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let volumes = Arc::clone(&self.0.volumes);
-        match tokio::task::spawn_blocking(move || work(&volumes)).await {
-            Ok(done) => done.map_err(|e| state_failed(&e)),
-            Err(e) => Err(StoreError::Failed {
-                doing: "working on the volumes behind",
-                reason: e.to_string(),
-                full: false,
-            }),
-        }
-    }
 }
 
 /// A daemon cannot start.
@@ -473,5 +493,12 @@ pub enum StartError {
 }
 
 fn state_failed(error: &StateError) -> StoreError {
-    StoreError::Failed { doing: "working on the volumes behind", reason: error.to_string(), full: false }
+    match error.class() {
+        Class::Transient => StoreError::Unreachable(error.to_string()),
+        _ => StoreError::Failed {
+            doing: "working on the volumes behind",
+            reason: error.to_string(),
+            full: false,
+        },
+    }
 }

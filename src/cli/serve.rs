@@ -18,7 +18,8 @@ use crate::caches::runner::child::{ChildRunner, ChildRunnerError, Settings};
 use crate::caches::service::{Parts, Service, StartError};
 use crate::caches::store::StoreError;
 use crate::caches::store::sqlite::SqliteStore;
-use crate::caches::volumes::{StateError, Volumes};
+use crate::caches::volumes::StateError;
+use crate::caches::volumes::host::HostVolumes;
 use crate::config::{Config, ConfigError};
 use crate::model::class::Class;
 use crate::sys::clock::SystemClock;
@@ -110,7 +111,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
         hang_up: signal(SignalKind::hangup())?,
     };
     // The state directory first: a second daemon must not take the socket of the one that has it.
-    let volumes = Volumes::take(Layout::new(&config.state.dir))?;
+    let volumes = HostVolumes::take(Layout::new(&config.state.dir))?;
     let tenants = SharedTenants::new(tenants(config)?);
     let listeners = Listeners::bind(&config.api, tenants.current().any_credential())?;
     let store = SqliteStore::open(&volumes.layout().database(), volumes.any()?)?;
@@ -119,9 +120,10 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let parts = Parts {
         store: Arc::new(store),
         runner: Arc::new(ChildRunner::new(settings, config)?),
-        volumes,
+        volumes: Arc::new(volumes),
         clock: clock.clone(),
         metrics: metrics.clone(),
+        tell_progress: None,
     };
     let service = Service::start(parts, config).await?;
     let tcp = listeners.tcp_address().map(tracing::field::display);

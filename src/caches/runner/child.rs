@@ -11,13 +11,13 @@
 //! killed with its whole group when it does not, when it is overdue, and when it writes what a builder does not write.
 
 mod command;
-mod lines;
 mod process;
 mod talk;
 mod verdict;
 mod words;
 mod work;
 
+use std::collections::HashMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 pub use work::clear_work;
 
 use super::{BuildOrder, Ended, Runner};
-use crate::caches::pull_secrets::{HostSecrets, Unusable};
+use crate::caches::pull_secrets::{Content, HostSecrets, Unusable};
 use crate::config::Config;
 use crate::config::caches::Caches;
 use crate::config::log::Format;
@@ -44,6 +44,7 @@ use crate::model::event::{Failure, Line};
 use crate::model::image_cache::{CacheId, TenantName};
 use crate::model::job::Job;
 use crate::model::plan_report::{PlanFailed, PlanReport};
+use crate::model::pull_secret::PullSecretName;
 use crate::sys::cgroup::{Cgroup, Cgroups, Limits};
 use process::{End, Kill, Process, Rules, Verdict};
 use words::Words;
@@ -154,7 +155,14 @@ impl ChildRunner {
     }
 
     /// Makes directory, secrets and control group; off the threads of the runtime.
-    async fn ready(&self, name: String, mut job: Job, unusable: &[String]) -> Result<Ready, String> {
+    /// Secrets are those of `found`, where it is given, else those of this host.
+    async fn ready(
+        &self,
+        name: String,
+        mut job: Job,
+        unusable: &[String],
+        found: Option<HashMap<PullSecretName, Content>>,
+    ) -> Result<Ready, String> {
         let mut unusable: Unusable = unusable.iter().collect();
         let (secrets, config) = (self.secrets.clone(), self.config.clone());
         let (parent, cgroups) = (self.settings.work.clone(), Arc::clone(&self.settings.cgroups));
@@ -166,7 +174,11 @@ impl ChildRunner {
         let ready = move || {
             let told = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
             let work = Work::new(&parent, &name, &config).map_err(told("making its work directory"))?;
-            let usable = work.lay_secrets(&job.pull_secrets, &secrets, &mut unusable);
+            let find = |name: &PullSecretName| match &found {
+                Some(found) => found.get(name).cloned(),
+                None => secrets.find(name),
+            };
+            let usable = work.lay_secrets(&job.pull_secrets, find, &mut unusable);
             job.pull_secrets = usable.map_err(told("laying out its pull secrets"))?;
             let job = serde_json::to_vec(&job).map_err(|e| format!("writing its job: {e}"))?;
             let cgroup = cgroups.create(&name, &limits).map_err(told("making its control group"))?;
@@ -186,7 +198,7 @@ impl ChildRunner {
         }
         let of = order.id.to_string();
         let overdue = self.overdue(&order.job);
-        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets).await {
+        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets, None).await {
             Ok(ready) => ready,
             Err(why) => return Ended::NotStarted(why),
         };
@@ -218,7 +230,22 @@ impl ChildRunner {
         Instant::now() + left.min(longest) + self.settings.grace
     }
 
-    async fn run_plan(&self, job: Job, unusable_secrets: Vec<String>) -> Result<PlanReport, Vec<Failure>> {
+    /// Plans with secrets that were found elsewhere; those that the job names beside them give no credential.
+    pub async fn plan_with(
+        &self,
+        job: Job,
+        unusable_secrets: Vec<String>,
+        found: HashMap<PullSecretName, Content>,
+    ) -> Result<PlanReport, Vec<Failure>> {
+        self.run_plan(job, unusable_secrets, Some(found)).await
+    }
+
+    async fn run_plan(
+        &self,
+        job: Job,
+        unusable_secrets: Vec<String>,
+        found: Option<HashMap<PullSecretName, Content>>,
+    ) -> Result<PlanReport, Vec<Failure>> {
         let overdue = Instant::now() + PLAN_TIMEOUT;
         let late = || failed(Class::Busy, "planning took more than a minute: try again later");
         let Ok(Ok(_turn)) = timeout(PLAN_TIMEOUT, self.plans.acquire()).await else {
@@ -227,7 +254,7 @@ impl ChildRunner {
         let not_started =
             |why: String| failed(Class::Internal, &format!("the plan could not be started: {why}"));
         let of = format!("plan-{}", CacheId::random());
-        let ready = self.ready(of.clone(), job, &unusable_secrets).await.map_err(not_started)?;
+        let ready = self.ready(of.clone(), job, &unusable_secrets, found).await.map_err(not_started)?;
         let command = command::plan(&self.settings, &ready.work, self.caches.build_nice);
         let (process, stdout) = Process::start(command, ready.cgroup).await.map_err(not_started)?;
         let (verdict, words, stop) = (Verdict::default(), Words::default(), CancellationToken::new());
@@ -295,6 +322,6 @@ impl Runner for ChildRunner {
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
-        Box::pin(self.run_plan(job, unusable_secrets))
+        Box::pin(self.run_plan(job, unusable_secrets, None))
     }
 }

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::Service;
+use super::{Service, state_failed};
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
-use crate::caches::volumes::{Discarded, OnDisk};
+use crate::caches::volumes::{Discarded, VolumeId};
 use crate::model::image_cache::{CacheId, Status};
 use crate::sys::clock::guard::{Expiry, TimeGuard};
 
 /// How often the house is looked over when nothing asks for it.
 const EVERY: Duration = Duration::from_secs(15);
+/// When it is looked over again if something is on its way out.
+const SOON: Duration = Duration::from_secs(1);
 /// Hours for which an idempotency key is known.
 const KEY_HOURS: i64 = 24;
 
@@ -48,7 +50,7 @@ impl Service {
         self.sweep().await
     }
 
-    fn guard(&self) -> MutexGuard<'_, TimeGuard> {
+    pub(super) fn guard(&self) -> MutexGuard<'_, TimeGuard> {
         self.0.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,7 +116,7 @@ impl Service {
     /// Discards every volume that no record needs, and removes the records of deleted caches that have none left.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // Volumes before records: a volume that is made after its record was read is not in the list.
-        let volumes = self.on_disk(|volumes| volumes.list()).await?;
+        let volumes = self.0.volumes.list().await.map_err(|e| state_failed(&e))?;
         // Builders before records too: one that has ended has written down how.
         let building: HashSet<CacheId> = self.live().keys().copied().collect();
         let records = self.records().await?;
@@ -124,63 +126,72 @@ impl Service {
                 record.is_some_and(|r| r.tenant == volume.tenant && r.needs_volume(volume.generation));
             !needed && !building.contains(&volume.id)
         });
-        let unneeded: Vec<OnDisk> = unneeded.collect();
-        let in_use = self.discard(unneeded, &records).await?;
+        let unneeded: Vec<VolumeId> = unneeded.collect();
+        let in_the_way = self.discard(unneeded, &records).await?;
         for record in records.values() {
             let id = record.id;
             if record.status != Status::Deleting || building.contains(&id) {
                 continue;
             }
-            if in_use.contains(&id) {
-                self.say_in_use(record).await?;
-                continue;
+            match in_the_way.get(&id) {
+                Some(Discarded::InUse) => self.say_in_use(record).await?,
+                Some(_) => {}
+                None => self.forget(id).await?,
             }
-            self.forget(id).await?;
         }
         Ok(())
     }
 
-    /// Gives the caches of which a volume is still in use.
+    /// Gives the caches of which a volume is not gone, and why not.
     async fn discard(
         &self,
-        volumes: Vec<OnDisk>,
+        volumes: Vec<VolumeId>,
         records: &HashMap<CacheId, Record>,
-    ) -> Result<HashSet<CacheId>, StoreError> {
+    ) -> Result<HashMap<CacheId, Discarded>, StoreError> {
         let orphans: Vec<CacheId> =
             volumes.iter().map(|volume| volume.id).filter(|id| !records.contains_key(id)).collect();
         let found = !volumes.is_empty();
-        let results = self
-            .on_disk(move |disk| {
-                Ok(volumes.into_iter().map(|volume| (disk.discard(&volume), volume)).collect::<Vec<_>>())
-            })
-            .await?;
-        let mut in_use = HashSet::new();
-        for (result, volume) in results {
-            let OnDisk { tenant, id, generation } = volume;
+        let mut in_the_way = HashMap::new();
+        for volume in volumes {
+            let result = self.0.volumes.discard(volume.clone()).await;
+            let VolumeId { tenant, id, generation } = volume;
             match result {
                 Ok(Discarded::Gone) if orphans.contains(&id) => {
                     tracing::warn!(%tenant, cache = %id, generation, "a volume without a record was discarded");
                 }
                 Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
+                // Of two volumes of one cache the one that is in use says more.
                 Ok(Discarded::InUse) => {
-                    in_use.insert(id);
+                    in_the_way.insert(id, Discarded::InUse);
+                }
+                Ok(Discarded::Going) => {
+                    in_the_way.entry(id).or_insert(Discarded::Going);
                 }
                 Err(error) => {
                     tracing::error!(%tenant, cache = %id, generation, %error, "a volume cannot be discarded");
-                    in_use.insert(id);
+                    in_the_way.insert(id, Discarded::InUse);
                 }
             }
+        }
+        if in_the_way.values().any(|why| *why == Discarded::Going) {
+            let service = self.clone();
+            self.0.tasks.spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(SOON) => service.0.sweep.notify_one(),
+                    () = service.0.stop.cancelled() => {}
+                }
+            });
         }
         if found {
             // Removing takes its time, and who deletes must not wait for it.
             let service = self.clone();
             self.0.tasks.spawn(async move {
-                if let Err(error) = service.on_disk(|volumes| volumes.empty_trash()).await {
+                if let Err(error) = service.0.volumes.tidy().await {
                     tracing::error!(%error, "discarded volumes stay until the next look");
                 }
             });
         }
-        Ok(in_use)
+        Ok(in_the_way)
     }
 
     /// Tells a tenant, once, why a deletion takes its time.

@@ -14,6 +14,7 @@ use crate::caches::hub::Told;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::sqlite::SqliteStore;
+use crate::caches::volumes::host::HostVolumes;
 use crate::model::digest::Digest;
 use crate::model::event::{Failure, Line, Outcome, SealedImage, Status as BuildStatus};
 use crate::sys::Dir;
@@ -142,6 +143,7 @@ impl Host {
             volumes: Arc::clone(&self.service.0.volumes),
             clock: Arc::clone(&self.service.0.clock),
             metrics: Metrics::new(),
+            tell_progress: None,
             guard: Mutex::new(TimeGuard::new(&*self.clock, None)),
             settings: RwLock::new(Settings::of(&self.config)),
             queue: Mutex::default(),
@@ -152,6 +154,7 @@ impl Host {
             admission: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            leading: AtomicBool::new(true),
         }));
         idle.recover().await.unwrap();
         idle.0.tasks.spawn(idle.clone().schedule(1));
@@ -206,14 +209,15 @@ impl Host {
 }
 
 async fn start(dir: &Path, clock: &Arc<FakeClock>, runner: &Arc<FakeRunner>, config: &Config) -> Service {
-    let volumes = Volumes::take(Layout::new(dir)).unwrap();
+    let volumes = HostVolumes::take(Layout::new(dir)).unwrap();
     let store = SqliteStore::open(&volumes.layout().database(), volumes.any().unwrap()).unwrap();
     let parts = Parts {
         store: Arc::new(store),
         runner: Arc::clone(runner) as Arc<dyn Runner>,
-        volumes,
+        volumes: Arc::new(volumes),
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         metrics: Metrics::new(),
+        tell_progress: None,
     };
     Service::start(parts, config).await.unwrap()
 }
@@ -479,6 +483,6 @@ async fn a_restart_goes_on_where_it_was() {
 #[tokio::test]
 async fn a_second_daemon_is_told_so() {
     let host = Host::new(ROOM).await;
-    let second = Volumes::take(Layout::new(host.dir.path())).unwrap_err();
+    let second = HostVolumes::take(Layout::new(host.dir.path())).unwrap_err();
     assert!(matches!(second, StateError::InUse(_)), "{second}");
 }

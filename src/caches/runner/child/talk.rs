@@ -3,18 +3,10 @@
 use tokio::io::{AsyncRead, BufReader};
 use tokio::sync::mpsc;
 
-use serde::Deserialize;
-
-use super::lines::next_line;
 use super::process::Verdict;
 use crate::caches::pull_secrets::Unusable;
-use crate::model::escape::escape_to;
-use crate::model::event::{Event, Line, Outcome, VERSION};
-
-/// Longest line, bytes.
-const LONGEST_LINE: usize = 1 << 20;
-/// How much of a line that is no event is told, characters.
-const TOLD: usize = 80;
+use crate::caches::runner::lines::{LONGEST_LINE, event, next_line};
+use crate::model::event::{Event, Line, Outcome};
 
 /// Passes events on until the result, which is answered and passed on with the names of unusable secrets in it. Nothing
 /// is answered where the stream ends without one.
@@ -62,27 +54,6 @@ async fn hear(
         }
     }
     Ok(None)
-}
-
-/// The event of a line; nothing where it is one that this version does not know.
-fn event(text: &[u8]) -> Result<Option<Line>, String> {
-    #[derive(Deserialize)]
-    struct Unknown {
-        v: u32,
-        #[serde(rename = "event")]
-        _event: String,
-    }
-    match serde_json::from_slice::<Line>(text) {
-        Ok(line) if line.v == VERSION => return Ok(Some(line)),
-        _ => {}
-    }
-    match serde_json::from_slice::<Unknown>(text) {
-        Ok(Unknown { v: VERSION, .. }) => Ok(None),
-        Ok(Unknown { v, .. }) => Err(format!("it writes events of version {v}, this larder reads {VERSION}")),
-        Err(_) => {
-            Err(format!("it wrote what is no event: {}", escape_to(&String::from_utf8_lossy(text), TOLD)))
-        }
-    }
 }
 
 #[cfg(test)]
