@@ -72,6 +72,7 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
+        Command::Config { action: ConfigAction::Crd } => config::crd(console),
     }
 }
 

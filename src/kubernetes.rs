@@ -24,6 +24,7 @@ pub mod client;
 pub mod convert;
 pub mod copies;
 pub mod crd;
+pub mod daemon;
 pub mod fault;
 pub mod leader;
 pub mod lease;

@@ -4,9 +4,19 @@
 //! tenant may write (`spec`) is bounded field by field, so that no object of a tenant can keep another from being read.
 //! `status` is Larder's alone: whoever gives others the right to write it gives the daemon away.
 
-use kube::{CustomResource, KubeSchema};
+#![expect(
+    unreachable_pub,
+    reason = "the derive of the schema repeats the structure where nobody else sees it"
+)]
+
+use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// The CustomResourceDefinition as YAML.
+pub fn yaml() -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(&ImageCache::crd())
+}
 
 /// What is asked for. Only `retentionDays` and `share` may change.
 #[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
@@ -307,4 +317,65 @@ pub struct CopyState {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub message: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_shipped_file_is_this() {
+        let shipped = include_str!("../../config/kubernetes/crd.yaml");
+        assert_eq!(shipped, yaml().unwrap(), "larder config crd > config/kubernetes/crd.yaml");
+    }
+
+    /// Every list and every text has an upper limit (a rule of CEL may otherwise cost too much, and an object be too large),
+    /// and nothing is kept that no type names.
+    #[test]
+    fn everything_is_bounded() {
+        fn check(path: &str, schema: &Value) {
+            assert_ne!(schema["x-kubernetes-preserve-unknown-fields"], json!(true), "{path}");
+            match schema["type"].as_str() {
+                Some("string") => assert!(schema["maxLength"].is_u64(), "{path} has no maxLength"),
+                Some("array") => {
+                    assert!(schema["maxItems"].is_u64(), "{path} has no maxItems");
+                    check(&format!("{path}[]"), &schema["items"]);
+                }
+                Some("object") => {
+                    for (key, value) in schema["properties"].as_object().unwrap() {
+                        check(&format!("{path}.{key}"), value);
+                    }
+                }
+                Some("integer" | "boolean") => {}
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        let crd = serde_json::to_value(ImageCache::crd()).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        check("spec", &schema["spec"]);
+        check("status", &schema["status"]);
+    }
+
+    #[test]
+    fn limits_are_those_of_the_api() {
+        use crate::model::image_cache::spec::{
+            MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MAX_TEXT, MIN_SIZE_GIB,
+        };
+        let crd = serde_json::to_value(ImageCache::crd()).unwrap();
+        let spec =
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+        assert_eq!(spec["images"]["maxItems"], json!(MAX_IMAGES));
+        assert_eq!(spec["imagePullSecrets"]["maxItems"], json!(MAX_PULL_SECRETS));
+        assert_eq!(spec["imagePullSecrets"]["items"]["maxLength"], json!(MAX_TEXT));
+        let size = &spec["imageCacheSize"];
+        let number = |value: &Value| value.as_f64().unwrap();
+        assert_eq!(
+            (number(&size["minimum"]), number(&size["maximum"])),
+            (f64::from(MIN_SIZE_GIB), f64::from(MAX_SIZE_GIB))
+        );
+        assert_eq!(size["default"], json!(MIN_SIZE_GIB));
+        assert_eq!(number(&spec["retentionDays"]["maximum"]), f64::from(MAX_RETENTION_DAYS));
+    }
 }

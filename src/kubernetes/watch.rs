@@ -56,7 +56,7 @@ struct Known {
 
 impl Watch {
     /// Watches for ever.
-    pub async fn run(self) {
+    pub async fn run(&self) {
         let objects: Api<ImageCache> = Api::all(self.client.clone());
         // Comes back by itself after 410, an error or a dropped connection, slower each time.
         let mut events = watcher::watcher(objects, watcher::Config::default()).default_backoff().boxed();
