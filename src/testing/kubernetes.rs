@@ -1,0 +1,217 @@
+//! A Kubernetes API server in this process, for tests: real HTTP on loopback, so that the real client talks to it.
+//!
+//! ```text
+//!  kube::Client ──HTTP──► route → who → fault? → may he? → write.rs: decode, defaults, validation, admission, owners of
+//!                                                          fields ──► store.rs: objects, one revision, the changes
+//!  watches ◄───────────────── lines of changes, bookmarks ◄───────────────────────────────┘
+//! ```
+//!
+//! It answers as a real server does where a client of Larder's can tell the difference; each such behaviour names its source,
+//! a section of the facts on Kubernetes that were tried on a real cluster, or the file upstream (paths without a repository
+//! are of kubernetes/kubernetes).
+//!
+//! # What it is not
+//!
+//! No etcd, no TLS, no aggregation, webhooks, conversion between versions, strategic merge patches, protobuf, priority and
+//! fairness. Built-in objects are read by the types of `k8s-openapi` at the API level that is compiled in; of their defaults
+//! and validation only what is written in `rules` exists, so that an object which passes here may still be refused by a
+//! server. Quantities are not brought into their canonical form. What is proven here has to be proven again on a cluster: the
+//! tests can run there too.
+
+mod access;
+mod builtin;
+mod custom;
+mod discovery;
+mod fault;
+mod fields;
+mod http;
+mod kind;
+mod managed;
+mod object;
+mod read;
+mod route;
+mod rules;
+mod select;
+mod server;
+mod shape;
+mod status;
+mod store;
+mod watch;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use kube::config::AuthInfo;
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+pub use fault::{Fault, Harm, Meets, Seen};
+
+use kind::Id;
+use object::{meta, text};
+use server::Shared;
+use store::State;
+use write::How;
+
+/// A running API server; dropped, it stops and closes its connections.
+pub struct Cluster {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    admin: String,
+    _stop: oneshot::Sender<()>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Cluster::new()
+    }
+}
+
+impl Cluster {
+    /// Starts a server on a free port of 127.0.0.1, on a thread of its own. It has the namespaces of a new cluster.
+    pub fn new() -> Self {
+        let (listener, address) = server::listen();
+        let mut state = State::new();
+        let admin = state.access.issue(access::ADMIN);
+        let shared = Shared::new(state);
+        let (stop, stopped) = oneshot::channel();
+        let served = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime can be started").block_on(async move {
+                tokio::select! {
+                    () = server::serve(listener, served) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        let cluster = Cluster { address, shared, admin, _stop: stop };
+        for name in ["default", "kube-system"] {
+            cluster.install(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+        }
+        cluster
+    }
+
+    /// `http://127.0.0.1:1234`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Configuration for who holds a token; none asks as nobody.
+    pub fn config(&self, token: Option<&str>) -> Config {
+        let mut config = Config::new(self.url().parse().expect("a URL of our own"));
+        config.auth_info =
+            AuthInfo { token: token.map(|token| token.to_owned().into()), ..AuthInfo::default() };
+        config
+    }
+
+    /// A client who may do everything.
+    pub fn admin(&self) -> Client {
+        Client::try_from(self.config(Some(&self.admin))).expect("a client needs no file")
+    }
+
+    /// A client of a user with a new token: `system:serviceaccount:<namespace>:<name>`, or a plain name.
+    pub fn client(&self, user: &str) -> Client {
+        Client::try_from(self.config(Some(&self.token(user)))).expect("a client needs no file")
+    }
+
+    /// A new token of a user.
+    pub fn token(&self, user: &str) -> String {
+        self.shared.write(|state| state.access.issue(user))
+    }
+
+    /// Makes a token worthless; 401 from now on.
+    pub fn revoke(&self, token: &str) {
+        self.shared.write(|state| state.access.revoke(token));
+    }
+
+    /// The text of a kubeconfig whose token is read from a file, as that of a service account in a pod is.
+    pub fn kubeconfig(&self, token_file: &Path, namespace: &str) -> String {
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {"server": self.url()}}],
+            "users": [{"name": "test", "user": {"tokenFile": token_file}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": namespace}}],
+        })
+        .to_string()
+    }
+
+    /// Creates an object of any kind that is served, as its administrator would.
+    ///
+    /// # Panics
+    ///
+    /// When the server refuses it.
+    pub fn install(&self, object: &Value) -> Value {
+        let (group, version) = match text(object, "/apiVersion").split_once('/') {
+            Some((group, version)) => (group, version),
+            None => ("", text(object, "/apiVersion")),
+        };
+        self.shared.write(|state| {
+            let mut kinds = state.kinds.iter();
+            let kind = kinds
+                .find(|kind| {
+                    kind.group == group && kind.version == version && kind.kind == text(object, "/kind")
+                })
+                .cloned()
+                .unwrap_or_else(|| panic!("no such kind: {object}"));
+            let how = How::component("install");
+            let written = state.create(&kind, meta(object, "namespace"), object.clone(), &how);
+            written.unwrap_or_else(|e| panic!("{}: {object}", e.message)).object.as_ref().clone()
+        })
+    }
+
+    /// Reads an object past all access control; none where it is not there.
+    pub fn peek(&self, group: &str, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        let id = Id::new(group, plural, namespace, name);
+        self.shared.read(|state| state.get(&id).map(|object| object.as_ref().clone()))
+    }
+
+    /// Reads all objects of a kind, of one namespace or (empty) of all.
+    pub fn peek_all(&self, group: &str, plural: &str, namespace: &str) -> Vec<Value> {
+        self.shared
+            .read(|state| state.all(group, plural, namespace).map(|object| object.as_ref().clone()).collect())
+    }
+
+    /// Lets something go wrong.
+    pub fn fault(&self, fault: Fault) {
+        self.shared.write(|state| state.faults.add(fault));
+    }
+
+    /// Ends all faults that wait.
+    pub fn heal(&self) {
+        self.shared.write(|state| state.faults.clear());
+    }
+
+    /// All requests that were seen since the start.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.read(|state| state.faults.seen.clone())
+    }
+
+    /// Forgets old versions: what reads on from one is told 410.
+    pub fn compact(&self) {
+        self.shared.write(State::compact);
+    }
+
+    /// Ends the connections of all running watches.
+    pub fn cut_watches(&self) {
+        self.shared.cut_watches();
+    }
+
+    /// Tells all running watches 410.
+    pub fn expire_watches(&self) {
+        self.shared.expire_watches();
+    }
+}
