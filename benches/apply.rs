@@ -17,8 +17,9 @@ use larder::layer::extract::{Expected, TarSplitTarget, extract};
 use larder::layer::limits::Limits;
 use larder::layer::overlay::apply::Target;
 use larder::layer::overlay::attributes::Rights;
-use larder::layer::space::{Full, Space};
+use larder::layer::space::Space;
 use larder::model::digest::{Algorithm, Digest};
+use larder::model::shortage::Shortage;
 use larder::sys::{Dir, process};
 use larder::testing::layer::LayerBuilder;
 use tempfile::TempDir;
@@ -31,7 +32,7 @@ const CHUNK: usize = 64 << 10;
 struct Endless;
 
 impl Space for Endless {
-    fn reserve(&self, _: u64) -> Result<(), Full> {
+    fn reserve(&self, _: u64) -> Result<(), Shortage> {
         Ok(())
     }
 

@@ -33,6 +33,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         rootless: false,
         verify_after: false,
         concurrency: 4,
+        keeper: None,
         share: None,
         deadline: None,
         registry: RegistryOrder {

@@ -90,6 +90,7 @@ dir = "$dir/state"
 socket = "$dir/larder.sock"
 [caches]
 capacity = "20GiB"
+sparse = true
 TOML
 "$larder" --config "$dir/larder.toml" --log-level warn serve &
 daemon=$!
@@ -131,8 +132,12 @@ if [[ $(stat --file-system --format %T /sys/fs/cgroup) != cgroup2fs ]]; then
     mount -t cgroup2 none /sys/fs/cgroup
 fi
 mkdir "$dir/icv"
-mount --bind "$volume" "$dir/icv"
-mount -o remount,bind,ro "$dir/icv"
+if [[ -f $volume/disk.img ]]; then
+    mount -o loop,ro,noload,nodev,nosuid "$volume/disk.img" "$dir/icv"
+else
+    mount --bind "$volume" "$dir/icv"
+    mount -o remount,bind,ro "$dir/icv"
+fi
 podman() {
     command podman --root "$dir/root" --runroot "$dir/run" --tmpdir "$dir/tmp" --storage-driver overlay \
         --storage-opt "additionalimagestore=$dir/icv" --cgroup-manager cgroupfs --events-backend none "$@"

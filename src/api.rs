@@ -53,6 +53,8 @@ use listen::Listeners;
 
 /// Streams of events that a tenant may hold open at once.
 const STREAMS_PER_TENANT: usize = 32;
+/// Plans of a tenant at once. Each is a process, and this host runs few of them: nobody is to have all.
+const PLANS_PER_TENANT: usize = 2;
 /// Failed authentications of one address that are answered at once, and how many more each second; the rest wait.
 const FAILURES_AT_ONCE: u32 = 32;
 const FAILURES_PER_SECOND: u32 = 4;
@@ -84,7 +86,9 @@ pub(crate) struct App {
     rates: Limiter<TenantName>,
     failures: Limiter<Stranger>,
     streams: Shares<TenantName>,
+    plans: Shares<TenantName>,
     body_time: Duration,
+    room: body::Room,
     /// Cancelled when the daemon stops: streams end, connections finish what they have.
     stop: CancellationToken,
 }
@@ -104,7 +108,9 @@ impl Api {
             rates: Limiter::new(settings.requests_per_second, settings.requests_per_second, now),
             failures: Limiter::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE, now),
             streams: Shares::new(STREAMS_PER_TENANT),
+            plans: Shares::new(PLANS_PER_TENANT),
             body_time: Duration::from_secs(settings.body_timeout_seconds),
+            room: body::Room::default(),
             stop: CancellationToken::new(),
         };
         Api { app: Arc::new(app), settings }

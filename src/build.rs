@@ -12,6 +12,7 @@ mod commit;
 pub mod events;
 mod extraction;
 mod failure;
+pub mod keeper;
 mod layers;
 pub mod order;
 mod outcome;
@@ -22,8 +23,10 @@ mod registry;
 mod resolve;
 mod run;
 pub mod share;
+mod sweep;
 
 pub use run::{Prepared, run};
+pub use sweep::sweep;
 
 #[cfg(all(test, feature = "testing"))]
 mod tests;

@@ -11,6 +11,7 @@
 //! A cache is three things: the [`record`] that is stored, the volume on disk, and, while it is being built, what is known
 //! of the build (in memory only; a restart asks the volume).
 
+pub mod attachments;
 pub mod error;
 pub mod hub;
 pub mod layout;

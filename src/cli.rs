@@ -10,9 +10,11 @@ mod config;
 mod confine;
 mod exit;
 mod inspect;
+mod keeper;
 mod merge;
 mod output;
 mod plan;
+mod prefetch;
 mod serve;
 mod signals;
 mod usage;
@@ -32,7 +34,8 @@ use usage::UsageError;
 
 /// Runs the program with the arguments `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let argv: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,
         Err(error) => {
             // A closed output is no reason to fail differently.
@@ -41,12 +44,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let console = Console::default();
-    ExitCode::from(run(cli, &console))
+    ExitCode::from(run(cli, argv, &console))
 }
 
-fn run(cli: Cli, console: &Console) -> u8 {
+fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     let path = cli.global.config.clone();
-    let config = match load_config(path.as_deref()) {
+    // A client has nothing to do with the daemon's file, which it may not even be allowed to read.
+    let default = (!matches!(cli.command, Command::Cache(_))).then_some(Path::new(CONFIG_FILE));
+    let config = match load_config(path.as_deref(), default) {
         Ok(config) => config,
         Err(error) => {
             let class = error.class();
@@ -61,15 +66,20 @@ fn run(cli: Cli, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     match cli.command {
-        Command::Build(args) => build::run(args, config, console),
+        Command::Build(args) => {
+            let Global { kept, kept_volume, .. } = cli.global;
+            let call = build::Call { argv, kept, kept_volume };
+            build::run(args, call, config, console)
+        }
         Command::Plan(args) => plan::run(args, config, console),
         Command::Serve => {
-            let reload: serve::Reload = Box::new(move || load_config(path.as_deref()));
+            let reload: serve::Reload = Box::new(move || load_config(path.as_deref(), default));
             serve::run(&config, &reload, logs, console)
         }
         Command::Cache(args) => cache::run(args, console),
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
+        Command::Prefetch(args) => prefetch::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
         Command::Config { action: ConfigAction::Crd } => config::crd(console),
@@ -79,11 +89,10 @@ fn run(cli: Cli, console: &Console) -> u8 {
 /// Where the configuration lies if no flag says so.
 const CONFIG_FILE: &str = "/etc/larder/larder.toml";
 
-/// The file that was named, else [`CONFIG_FILE`] if it is there, and the environment over it.
-fn load_config(path: Option<&Path>) -> Result<Config, ConfigError> {
-    let default = Path::new(CONFIG_FILE);
+/// The file that was named, else `default` if it is there, and the environment over it.
+fn load_config(path: Option<&Path>, default: Option<&Path>) -> Result<Config, ConfigError> {
     // A file that is there but cannot be looked at is told by the reading, not passed over.
-    let path = path.or_else(|| default.try_exists().unwrap_or(true).then_some(default));
+    let path = path.or_else(|| default.filter(|default| default.try_exists().unwrap_or(true)));
     // `std::env::vars` panics on a variable that is not UTF-8; none of ours is such.
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));

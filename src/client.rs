@@ -18,6 +18,8 @@ use credentials::Credentials;
 use error::{Error, Refusal};
 use events::Events;
 
+use crate::model::signature;
+
 /// Most bytes of an answer.
 const MAX_ANSWER: usize = 32 << 20;
 /// Until a connection stands.
@@ -70,7 +72,8 @@ impl Client {
             .read_timeout(SILENCE);
         builder = match &address {
             Address::Unix(path) => builder.no_proxy().tls_certs_only([]).unix_socket(path.clone()),
-            Address::Http(url) if url.scheme() == "http" => builder.tls_certs_only([]),
+            // Without TLS a daemon is on loopback, and its credentials are for no proxy to see.
+            Address::Http(url) if url.scheme() == "http" => builder.no_proxy().tls_certs_only([]),
             Address::Http(_) => builder,
         };
         if let Some(path) = ca {
@@ -108,7 +111,8 @@ impl Client {
         let mut url = self.address.base();
         url.set_path(request.path);
         if !request.query.is_empty() {
-            url.query_pairs_mut().extend_pairs(request.query);
+            // Not as forms do it, which write a space as a plus sign: the daemon takes that for one, and it is signed so.
+            url.set_query(Some(&signature::query(request.query.iter().copied())));
         }
         let body = request.body.map(Value::to_string);
         let mut builder = self.http.request(request.method.clone(), url.clone());
@@ -124,7 +128,7 @@ impl Client {
         if let Some(body) = body {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body);
         }
-        let response = builder.send().await.map_err(|e| self.unreachable(chain(&e)))?;
+        let response = builder.send().await.map_err(|e| self.not_sent(&e))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -146,6 +150,13 @@ impl Client {
         Ok(body)
     }
 
+    fn not_sent(&self, error: &reqwest::Error) -> Error {
+        match &self.address {
+            Address::Unix(path) if is_denied(error) => Error::NotAdmitted { socket: path.clone() },
+            _ => self.unreachable(chain(error)),
+        }
+    }
+
     fn unreachable(&self, reason: String) -> Error {
         Error::Unreachable { address: self.address.to_string(), reason }
     }
@@ -159,6 +170,15 @@ impl Client {
 fn host(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// Whether the kernel refused.
+fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
+    })
 }
 
 /// An error with its causes; reqwest tells the last one only through them.

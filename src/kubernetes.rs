@@ -19,7 +19,6 @@
 //!
 //! The second volume of a cache and those after it (refresh) are `ic-<uid>-<number>`.
 
-pub mod admission;
 pub mod client;
 pub mod convert;
 pub mod copies;

@@ -11,6 +11,7 @@
 //! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
+//! | [`prefetch`] | what containers read first when they start: `prefetch.list`, and reading it |
 //! | [`verify`] | proves a sealed volume from its own bytes |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
@@ -23,8 +24,8 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client, kubernetes} → caches → {build, verify} → {registry, secrets, layer, volume} →
-//! {sys, model, config}`.
+//! Imports run one way: `main → cli → {api, client, kubernetes} → caches → {build, verify} → prefetch →
+//! {registry, secrets, layer, volume} → {sys, model, config}`.
 //! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify`, beside it, reads
 //! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
 
@@ -37,6 +38,7 @@ pub mod config;
 pub mod kubernetes;
 pub mod layer;
 pub mod model;
+pub mod prefetch;
 pub mod registry;
 pub mod secrets;
 pub mod sys;

@@ -14,6 +14,7 @@ pub mod platform;
 pub mod pull_secret;
 pub mod reference;
 pub mod seal;
+pub mod shortage;
 pub mod signature;
 pub mod size;
 pub mod sizing;

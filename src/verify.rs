@@ -3,7 +3,7 @@
 //! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must have the diff
 //! ID that the image's config names. The members of that tar are planned again, in memory and by code of its own
 //! (`tree`), and every inode on disk must be what the plan says (`compare`). Index files are computed again
-//! (`index`). A name that nothing explains is a difference like any other. The first difference is reported.
+//! (`index`), `prefetch.list` from the layers once they are proven. A name that nothing explains is a difference like any other. The first difference is reported.
 
 mod compare;
 mod error;
@@ -17,6 +17,7 @@ use std::path::Path;
 pub use error::{Error, Fault};
 
 use crate::model::digest::Digest;
+use crate::model::seal::Layer;
 use crate::sys::Dir;
 use crate::volume;
 
@@ -35,6 +36,13 @@ pub struct Report {
     pub digest: Digest,
 }
 
+/// Verifies `layers`, parents before children, of a volume at `path` that is not sealed yet. Nothing is said of what else is
+/// on it.
+pub fn layers(path: &Path, layers: &[Layer]) -> Result<(), Error> {
+    let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
+    layers.iter().try_for_each(|layer| layer::verify(&root, layers, layer))
+}
+
 /// Verifies the volume at `path`.
 pub fn verify(path: &Path) -> Result<Report, Error> {
     let sealed = volume::seal::read(path)?;
@@ -46,8 +54,9 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
     let documents = index::documents(&root, content)?;
     index::check(&root, &sealed, &documents)?;
     for layer in &content.layers {
-        layer::verify(&root, content, layer)?;
+        layer::verify(&root, &content.layers, layer)?;
     }
+    index::check_prefetch(&root, content, &documents)?;
     Ok(Report {
         images: content.images.len(),
         layers: content.layers.len(),

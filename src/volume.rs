@@ -8,6 +8,7 @@
 //! overlay-images/                images.lock, images.json, <config>/… ┘
 //! oci/                           an OCI image layout without layer blobs
 //! snapshots.metadata             "<chain ID> overlay/<chain ID>/diff" a line
+//! prefetch.list                  what containers read first when they start
 //! .larder/                       lock, use, job.json, journal, staging/
 //! ```
 //!
@@ -16,11 +17,13 @@
 //! trusted; after another boot only synced ones are. Everything else is swept when the volume is opened.
 
 pub mod budget;
+pub mod disk;
 pub mod error;
 pub mod job;
 mod journal;
 pub mod layout;
 pub mod lease;
+pub mod mounted;
 mod open;
 pub mod seal;
 pub mod staging;
@@ -33,7 +36,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use budget::Budget;
 pub use error::Error;
-pub use open::{Opened, open};
+pub use journal::Trust;
+pub use open::{Cap, Opened, Opening, open};
 
 use crate::model::chain::ChainId;
 use crate::model::digest::Digest;
@@ -68,6 +72,11 @@ struct State {
 }
 
 impl Volume {
+    /// Its directory.
+    pub fn root(&self) -> &Dir {
+        &self.root
+    }
+
     /// The last part of its path.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
@@ -88,8 +97,24 @@ impl Volume {
         self.state().committed.contains_key(chain_id)
     }
 
-    /// Bytes that the cap allows and the file system does not have; the build may end before the cap is reached.
+    /// All committed layers, parents before children.
+    pub fn layers(&self) -> Vec<Layer> {
+        let state = self.state();
+        let mut layers: Vec<Layer> = state.committed.values().cloned().collect();
+        let depth = |layer: &Layer| {
+            std::iter::successors(layer.parent.as_ref(), |id| state.committed.get(id)?.parent.as_ref())
+                .count()
+        };
+        layers.sort_by_cached_key(|layer| (depth(layer), layer.chain_id.to_string()));
+        layers
+    }
+
+    /// Bytes that the cap allows and the file system does not have; the build may end before the cap is reached. None where
+    /// the file system is the cap.
     pub fn shortage(&self) -> Result<u64, Error> {
+        if self.budget.is_held_by_kernel() {
+            return Ok(0);
+        }
         let free =
             space::free(&self.root).context("asking for free space at", &self.path.display().to_string())?;
         Ok(self.budget.cap().saturating_sub(self.budget.used()).saturating_sub(free))
@@ -179,7 +204,9 @@ impl Volume {
     }
 
     fn flush(&self) -> Result<(), Error> {
-        let flushed = self.root.sync_file_system();
+        // An ext4 without a journal writes its metadata after it has flushed the disk's own cache (Linux, sync_filesystem()
+        // and ext4_sync_fs()); a directory's fsync(2) flushes that once more.
+        let flushed = self.root.sync_file_system().and_then(|()| self.root.sync());
         let mut state = self.state();
         let state = &mut *state;
         let Err(source) = flushed else { return Ok(()) };

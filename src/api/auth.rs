@@ -24,7 +24,8 @@ pub(super) use signature::Claim as Signed;
 /// The scheme that a 401 names.
 pub(super) const SCHEME: &str = signing::ALGORITHM;
 
-const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+/// The header of a token.
+pub(super) const TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 /// How a secret is named that systemd loads (systemd.exec(5), LoadCredential).
 const CREDENTIAL: &str = "credential:";
 /// Longest secret key, bytes.

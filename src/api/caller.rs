@@ -9,9 +9,10 @@ use axum::extract::{FromRequest, MatchedPath, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
-use super::auth::{Claim, Signed, Tenants};
+use super::auth::{self, Claim, Signed, Tenants};
 use super::body::{Keep, Pending, Received};
 use super::errors::{Code, Problem};
 use super::listen::Peer;
@@ -37,6 +38,7 @@ pub(super) struct Caller {
     route: String,
     headers: HeaderMap,
     body: Bytes,
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 /// Whose failed authentications are counted together: an IPv4 address, or an IPv6 network of /64, which is what one
@@ -83,16 +85,21 @@ impl FromRequest<Arc<App>> for Caller {
         })?;
         let received = match received {
             Some(received) => received,
-            None => body.receive(app.body_time, Keep::Bytes).await?,
+            None => body.receive(app.body_time, Keep::Bytes(&app.room)).await?,
         };
+        let mut headers = parts.headers;
+        // They have said what they were for; nobody behind here is to see them, or to log them.
+        headers.remove(auth::TOKEN);
+        headers.remove(header::AUTHORIZATION);
         Ok(Caller {
             tenant,
             query,
             method: parts.method.to_string(),
             path: parts.uri.path().to_owned(),
             route: parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned(),
-            headers: parts.headers,
+            headers,
             body: received.bytes,
+            _place: received.place,
         })
     }
 }
@@ -141,7 +148,7 @@ async fn verify(
 ) -> Result<(TenantName, Received), Problem> {
     signed.check_date(app.now())?;
     let known = tenants.of_key(&signed.access);
-    let keep = if known.is_some() { Keep::Bytes } else { Keep::Hash };
+    let keep = if known.is_some() { Keep::Bytes(&app.room) } else { Keep::Hash };
     let received = body.receive(app.body_time, keep).await?;
     let (secret, tenant) = known.unzip();
     signed.verify(parts, query, received.sha256, secret)?;
@@ -228,6 +235,7 @@ mod tests {
             route: "/v5/imagecaches".into(),
             headers: headers.collect(),
             body: Bytes::from_static(body.as_bytes()),
+            _place: None,
         }
     }
 

@@ -11,7 +11,7 @@ use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa::{Modify, OpenApi};
 
 use super::errors::Envelope;
-use super::wire::beyond::{Detailed, Health, Match, Matched, Planned};
+use super::wire::beyond::{Detailed, Health, Match, Matched, Planned, Snapshots};
 use super::wire::order::Order;
 use super::wire::{BuildingConfig, ImageCache, Many, One};
 use super::{health, routes, sse};
@@ -31,6 +31,7 @@ use super::{health, routes, sse};
         sse::events,
         routes::cancel,
         routes::refresh,
+        routes::snapshots,
         routes::find,
         routes::plan,
         health::alive,
@@ -39,7 +40,8 @@ use super::{health, routes, sse};
         document
     ),
     components(schemas(
-        Envelope, Order, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned, Health
+        Envelope, Order, BuildingConfig, ImageCache, One, Many, Detailed, Match, Matched, Planned,
+        Snapshots, Health
     )),
     modifiers(&Errors)
 )]

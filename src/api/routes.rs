@@ -1,6 +1,7 @@
 //! The routes, and what each asks of the service.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -10,7 +11,7 @@ use axum::{Json, Router, middleware};
 use super::App;
 use super::caller::Caller;
 use super::errors::{Code, Problem};
-use super::wire::beyond::{Detailed, Matched, Planned};
+use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use super::wire::order::Order;
 use super::wire::{ImageCache, Many, One};
 use super::{health, observe, openapi, sse};
@@ -19,6 +20,9 @@ use crate::model::reference::ImageReference;
 
 type Answer<T> = Result<Json<T>, Problem>;
 type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
+
+/// When to ask again for a plan while others of the tenant are made.
+const PLAN_PAUSE: Duration = Duration::from_secs(2);
 
 /// All of them, with what stands around each.
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -29,6 +33,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/larder/v1/caches/{id}/events", get(sse::events))
         .route("/larder/v1/caches/{id}/cancel", post(cancel))
         .route("/larder/v1/caches/{id}/refresh", post(refresh))
+        .route("/larder/v1/caches/{id}/snapshots", get(snapshots))
         .route("/larder/v1/match", get(find))
         .route("/larder/v1/plan", post(plan))
         .route("/healthz", get(health::alive))
@@ -111,6 +116,14 @@ pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Acce
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
 
+/// Lists the sealed volumes of an image cache: the one that is served, and older ones that somebody still uses.
+#[utoipa::path(get, path = "/larder/v1/caches/{id}/snapshots", operation_id = "ListSnapshots", tag = "larder",
+    params(("id" = uuid::Uuid, Path)), responses((status = 200, description = "Oldest first", body = Snapshots)))]
+pub(super) async fn snapshots(State(app): State<Arc<App>>, caller: Caller) -> Answer<Snapshots> {
+    let snapshots = app.parts.service.snapshots(&caller.tenant, caller.cache()?).await?;
+    Ok(Json(Snapshots { snapshots }))
+}
+
 /// Finds the best Available cache for a workload: most of its images, then most bytes, then the newest.
 #[utoipa::path(get, path = "/larder/v1/match", operation_id = "MatchImages", tag = "larder",
     params(("image" = Vec<String>, Query, min_items = 1, max_items = 20,
@@ -134,6 +147,10 @@ pub(super) async fn find(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     request_body = Order, responses((status = 200, description = "The plan", body = Planned)))]
 pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<Planned> {
     let spec = Order::parse(caller.json()?)?.into_spec()?;
+    let _share = app.plans.take(&caller.tenant).ok_or_else(|| {
+        Problem::new(Code::TooMany, "this tenant asks for as many plans at once as it may")
+            .retry_after(PLAN_PAUSE)
+    })?;
     let plan = app.parts.service.plan(&caller.tenant, spec).await?;
     Ok(Json(Planned { plan }))
 }

@@ -74,7 +74,11 @@ impl Acquire {
                 self.reused(blob, change, from, size);
                 return Ok(ready);
             }
+            let waits = self.share.as_ref().is_none_or(|share| share.waits());
             match self.turn(change, &refused, patience.lasts()).await {
+                Some(Turn::Locked | Turn::Ready) if !waits => {
+                    return self.fetched(change, blob, images, None).await;
+                }
                 Some(Turn::Locked) => patience.go_on(),
                 Some(Turn::Ready) => patience.wait(Instant::now()),
                 Some(Turn::At(at)) => {

@@ -37,6 +37,7 @@ pub(super) fn commit(
         &**ready.staging.account(),
         shared.rights,
     )
+    .map_err(|e| e.explained(&**ready.staging.account()))
     .map_err(|e| layer_fail(e.class(), format!("settling the layer on its parents: {e}")))?;
     let Ready { staging, extracted, blob } = ready;
     let layer = Layer {
@@ -79,6 +80,7 @@ fn duplicate(shared: &Shared, ready: &Ready) -> Result<Ready, Fail> {
     };
     let staging = shared.volume.stage()?;
     copy::layer(&ready.staging.diff()?, &staging.diff()?, &**staging.account(), shared.rights)
+        .map_err(|e| e.explained(&**staging.account()))
         .map_err(|e| layer_fail(e.class(), format!("giving the layer a second place: {e}")))?;
     if ready.extracted.tar_split_size.is_some() {
         let name = layout::TAR_SPLIT;

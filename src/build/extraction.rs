@@ -18,14 +18,15 @@ use crate::layer::limits::Limits;
 use crate::layer::overlay::apply::Target;
 use crate::layer::overlay::attributes::Rights;
 use crate::layer::rebuild::Rebuilt;
-use crate::layer::space::{Full, Space};
+use crate::layer::space::Space;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
 use crate::model::seal::{Compression, Layer};
+use crate::model::shortage::Shortage;
 use crate::registry::Registry;
-use crate::volume::budget::{Account, Exceeded};
+use crate::volume::budget::Account;
 use crate::volume::staging::Staging;
 use crate::volume::{Volume, layout};
 
@@ -68,12 +69,16 @@ pub(super) struct Ready {
 }
 
 impl Space for Account {
-    fn reserve(&self, bytes: u64) -> Result<(), Full> {
-        Account::reserve(self, bytes).map_err(|Exceeded { need, have, cap }| Full { need, have, cap })
+    fn reserve(&self, bytes: u64) -> Result<(), Shortage> {
+        Account::reserve(self, bytes)
     }
 
     fn release(&self, bytes: u64) {
         Account::release(self, bytes);
+    }
+
+    fn exhausted(&self) -> Option<Shortage> {
+        Account::exhausted(self)
     }
 }
 
@@ -310,7 +315,8 @@ pub(super) fn run<S: ChunkSource>(
         keep_replaced: shared.tar_split,
     };
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
-    let extracted = extract(decoder, target, split, &shared.limits, expected).map_err(RunError::Layer)?;
+    let extracted = extract(decoder, target, split, &shared.limits, expected);
+    let extracted = extracted.map_err(|e| RunError::Layer(e.explained(&**staging.account())))?;
     staging.clear_replaced().map_err(RunError::Volume)?;
     Ok((staging, extracted))
 }

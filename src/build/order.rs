@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
+use super::keeper::Keeper;
 use super::share::VolumeName;
 use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::platform::Platform;
@@ -11,13 +12,14 @@ use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
+use crate::volume::job::Identity;
 
 /// One build to carry out, or to plan.
 #[derive(Clone, Debug)]
 pub struct Order {
     /// Images, in order; at least one.
     pub images: Vec<ImageReference>,
-    /// Directory of the volume. Empty in a plan that was given none.
+    /// Directory of the volume, or its device. Empty in a plan that was given none.
     pub volume: PathBuf,
     /// Most bytes the volume may occupy. Zero in a plan that was given none.
     pub size: ByteSize,
@@ -41,8 +43,23 @@ pub struct Order {
     pub share: Option<Sharing>,
     /// When the build gives up.
     pub deadline: Option<DateTime<Utc>>,
+    /// Who mounts for this build, where it is confined.
+    pub keeper: Option<Keeper>,
     /// How registries are asked.
     pub registry: RegistryOrder,
+}
+
+impl Order {
+    /// What makes this job the same as another.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            images: self.images.iter().map(ToString::to_string).collect(),
+            platform: self.platform.clone(),
+            layer_format: self.layer_format,
+            tar_split: self.tar_split,
+            rootless: self.rootless,
+        }
+    }
 }
 
 /// A directory of volumes whose layers are reused ([`share`](super::share)).

@@ -11,10 +11,11 @@ use crate::model::seal::CacheManifest;
 /// The outcome of a sealed volume.
 pub(super) fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     let content = &manifest.content;
-    let images = content
-        .images
-        .iter()
-        .map(|image| SealedImage { reference: image.reference.clone(), manifest: image.manifest.clone() });
+    let images = content.images.iter().map(|image| SealedImage {
+        reference: image.reference.clone(),
+        index: image.index.clone(),
+        manifest: image.manifest.clone(),
+    });
     Outcome {
         status: Status::Ok,
         exit_code: 0,
@@ -24,6 +25,22 @@ pub(super) fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
         images: images.collect(),
         digest: Some(manifest.digest.clone()),
         totals: Some(content.totals),
+        elapsed_ms: milliseconds(elapsed),
+        truncated: false,
+    }
+}
+
+/// The outcome of a volume that can be filled further.
+pub(super) fn swept(elapsed: Duration) -> Outcome {
+    Outcome {
+        status: Status::Ok,
+        exit_code: 0,
+        message: "swept".to_owned(),
+        class: None,
+        failures: Vec::new(),
+        images: Vec::new(),
+        digest: None,
+        totals: None,
         elapsed_ms: milliseconds(elapsed),
         truncated: false,
     }

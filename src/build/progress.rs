@@ -42,6 +42,11 @@ impl Progress {
         }
     }
 
+    /// Takes up what a build still had to fetch when its events began to be seen.
+    pub fn join(&mut self, fetch_bytes: u64) {
+        self.total = fetch_bytes;
+    }
+
     /// Compressed bytes to fetch in this run.
     pub fn total(&self) -> u64 {
         self.total

@@ -21,6 +21,7 @@ use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::{Event, Failure, Outcome};
+use crate::model::job::VolumeKind;
 use crate::model::manifest::Descriptor;
 use crate::model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
 use crate::model::pull_secret::{PullSecretName, no_credential_in};
@@ -28,12 +29,13 @@ use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
+use crate::prefetch;
 use crate::registry::Registry;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
 use crate::volume::store::Documents;
-use crate::volume::{self, Opened, Volume};
+use crate::volume::{self, Cap, Opened, Opening, Trust, Volume};
 
 /// Carries out an order. Whatever happens is in the outcome.
 pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
@@ -96,8 +98,9 @@ async fn build(
     // A soft limit that stays low only means fewer layers at once before the kernel says so.
     let _ = process::raise_open_files();
 
-    let identity = identity(order);
-    let volume = match open(order, &identity).await? {
+    let identity = order.identity();
+    let opening = order.clone();
+    let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
         Opened::Sealed(sealed) => {
             if order.verify_after {
                 verify(order).await?;
@@ -118,9 +121,9 @@ async fn build(
     let share = match &order.share {
         None => None,
         Some(Sharing { dir, volume }) => {
-            let (dir, volume) = (dir.clone(), volume.clone());
+            let (dir, volume, keeper) = (dir.clone(), volume.clone(), order.keeper.clone());
             let opened = blocking(move || {
-                Share::open(&dir, &volume).map_err(|e| Fail::job(Class::Internal, e.to_string()))
+                Share::open(&dir, &volume, keeper).map_err(|e| Fail::job(Class::Internal, e.to_string()))
             });
             Some(Arc::new(opened.await?))
         }
@@ -202,19 +205,18 @@ fn rights(rootless: bool) -> Result<Rights, Vec<Fail>> {
     Ok(Rights { ids: process::ids(), trusted: capabilities.has(Capability::SysAdmin), rootless })
 }
 
-fn identity(order: &Order) -> Identity {
-    Identity {
-        images: order.images.iter().map(ToString::to_string).collect(),
-        platform: order.platform.clone(),
-        layer_format: order.layer_format,
-        tar_split: order.tar_split,
-        rootless: order.rootless,
-    }
-}
-
-async fn open(order: &Order, identity: &Identity) -> Result<Opened, Vec<Fail>> {
-    let (path, identity, size) = (order.volume.clone(), identity.clone(), order.size);
-    blocking(move || Ok(volume::open(&path, &identity, size)?)).await
+/// Opens the volume of an order.
+pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
+    let cap = match order.volume_kind {
+        VolumeKind::Directory => Cap::Counted,
+        VolumeKind::Mounted => volume::mounted::cap(&order.volume, order.size)?,
+        VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => Cap::Kernel,
+        VolumeKind::Disk | VolumeKind::Block => {
+            return Err(Fail::job(Class::Invalid, "a disk is mounted by nobody but `larder build`"));
+        }
+    };
+    let opening = Opening { identity: &order.identity(), size: order.size, cap, trust };
+    Ok(volume::open(&order.volume, &opening)?)
 }
 
 async fn resolve(
@@ -417,7 +419,9 @@ async fn seal(
             layers: committed,
         };
         let documents: Vec<Documents> = images.into_iter().map(documents).collect();
-        Ok(volume.seal(content, &documents)?)
+        let prefetch = prefetch::list(volume.root(), &content, &documents)
+            .map_err(|e| Fail::job(e.class(), e.to_string()))?;
+        Ok(volume.seal(content, &documents, &prefetch)?)
     })
     .await
 }
@@ -464,7 +468,7 @@ async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
 }
 
 /// Runs `work` where it may block.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
 ) -> Result<T, Vec<Fail>> {
     match tokio::task::spawn_blocking(work).await {

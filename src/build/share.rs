@@ -28,11 +28,12 @@ pub use sweep::sweep;
 pub(super) use entry::At;
 pub(super) use patience::{Idle, Patience};
 
+use super::keeper::Keeper;
 use crate::model::digest::Digest;
 use crate::sys::Dir;
 use crate::sys::lock::LockedFile;
-use crate::volume::layout;
 use crate::volume::lease::Lease;
+use crate::volume::{disk, layout};
 use entry::{Entry, SIZE};
 
 const LAYERS: &[u8] = b"layers";
@@ -59,6 +60,12 @@ pub enum Error {
     /// The volume cannot be read now.
     #[error(transparent)]
     Volume(#[from] crate::volume::Error),
+    /// The volume is a disk, and nobody mounts it for this build.
+    #[error("it is a disk, which a build of kind disk can read and others cannot")]
+    Disk,
+    /// The volume is a disk that cannot be mounted now.
+    #[error("{0}")]
+    Refused(String),
     /// Somebody removes the volume.
     #[error("the volume is being removed")]
     Leaving,
@@ -73,6 +80,8 @@ pub(super) struct Share {
     layers: Dir,
     volumes: Dir,
     own: VolumeName,
+    /// Who mounts the disks of others.
+    keeper: Option<Keeper>,
 }
 
 /// What is to be done about a layer now.
@@ -107,7 +116,7 @@ pub(super) struct Copy {
 
 impl Share {
     /// Opens `dir` for the builder of the volume `own` in it.
-    pub(super) fn open(dir: &Path, own: &VolumeName) -> Result<Self, Error> {
+    pub(super) fn open(dir: &Path, own: &VolumeName, keeper: Option<Keeper>) -> Result<Self, Error> {
         let io = |doing: &'static str| {
             let path = dir.display().to_string();
             move |source| Error::Io { doing, path, source }
@@ -115,7 +124,13 @@ impl Share {
         let root = Dir::open(dir).map_err(io("opening"))?;
         let layers = root.ensure_dir(LAYERS, 0o700).map_err(io("creating layers/ in"))?;
         let volumes = root.open_dir(VOLUMES).map_err(io("opening volumes/ in"))?;
-        Ok(Share { layers, volumes, own: own.clone() })
+        Ok(Share { layers, volumes, own: own.clone(), keeper })
+    }
+
+    /// Whether it is of use to wait for a layer that another builder has in hand. A disk can be read by others only when it is
+    /// sealed, so that its builders do not wait for each other.
+    pub(super) fn waits(&self) -> bool {
+        self.keeper.is_none()
     }
 
     /// Looks whose turn it is to fetch a layer. Volumes in `refused` are not named again, and without `patient` a layer that
@@ -148,7 +163,13 @@ impl Share {
             let path = at.volume.to_string();
             move |source| Error::Io { doing, path, source }
         };
-        let root = self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
+        let mut root =
+            self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
+        if root.try_stat(disk::IMAGE).map_err(io("examining the volume"))?.is_some() {
+            let keeper = self.keeper.as_ref().ok_or(Error::Disk)?;
+            keeper.mount(&at.volume).map_err(Error::Refused)?;
+            root = self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
+        }
         let lease = Lease::shared(&root)?.ok_or(Error::Leaving)?;
         let overlay = root.open_dir(layout::OVERLAY).map_err(io("opening overlay/ of"))?;
         let layer = overlay.open_dir(at.chain_id.hex().as_bytes()).map_err(io("opening the layer of"))?;

@@ -24,7 +24,7 @@ use crate::sys::process;
 use crate::testing::layer::BuiltLayer;
 use crate::volume::job::Identity;
 use crate::volume::store::Documents;
-use crate::volume::{self, Opened};
+use crate::volume::{self, Cap, Opened, Opening, Trust};
 
 use super::cancel::Cancel;
 use super::commit::commit;
@@ -69,7 +69,9 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         tar_split: true,
         rootless: false,
     };
-    let Opened::Filling(volume) = volume::open(dir, &identity, ByteSize(options.size))? else {
+    let (size, cap, trust) = (ByteSize(options.size), Cap::Counted, Trust::ThisBoot);
+    let Opened::Filling(volume) = volume::open(dir, &Opening { identity: &identity, size, cap, trust })?
+    else {
         panic!("a new volume is sealed");
     };
     let shared = Arc::new(Shared {
@@ -129,7 +131,8 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         },
         layers,
     };
-    Ok(shared.volume.seal(content, &documents)?)
+    let prefetch = crate::prefetch::list(shared.volume.root(), &content, &documents).unwrap();
+    Ok(shared.volume.seal(content, &documents, &prefetch)?)
 }
 
 pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<Ready, Fail> {

@@ -20,11 +20,9 @@ pub enum Error {
     /// The tenant has no such cache; whether somebody else has is not told.
     #[error("there is no image cache {0}")]
     NotFound(CacheId),
-    /// Too many builds wait.
-    #[error("{waiting} builds wait already: try again in {} seconds", retry_after.as_secs())]
+    /// Too many builds wait. How many is not told: they are other tenants' too.
+    #[error("too many builds wait: try again in {} seconds", retry_after.as_secs())]
     QueueFull {
-        /// Builds that wait.
-        waiting: usize,
         /// When to ask again.
         retry_after: Duration,
     },

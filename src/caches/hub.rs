@@ -37,6 +37,8 @@ impl Hub {
     /// Starts to listen. What happened until the record is read is then told from the record.
     pub(super) fn subscribe(&self, id: CacheId) -> Listening {
         let mut senders = self.senders();
+        // A watcher of a cache that is settled, another tenant's or not there leaves a channel that nothing is ever sent to.
+        senders.retain(|_, sender| sender.receiver_count() > 0);
         let sender = senders.entry(id).or_insert_with(|| broadcast::channel(BACKLOG).0);
         Listening(sender.subscribe())
     }
@@ -172,6 +174,18 @@ mod tests {
             [2, 3],
             "settled: from the record"
         );
+    }
+
+    #[tokio::test]
+    async fn watchers_that_left_leave_nothing() {
+        let hub = Hub::default();
+        let stays = hub.subscribe(CacheId::random());
+        for _ in 0..100 {
+            drop(hub.subscribe(CacheId::random()));
+        }
+        let last = hub.subscribe(CacheId::random());
+        assert_eq!(hub.senders().len(), 2);
+        drop((stays, last));
     }
 
     #[tokio::test]

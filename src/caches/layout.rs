@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! lock                                        held for the life of the daemon
-//! larder.db                                   records (SQLite, with its -wal and -shm)
+//! larder.db                                   records (SQLite, with its -wal, and -reserve)
 //! tenants/<tenant>/volumes/<id>.<generation>  volumes; what a builder of the tenant may read
 //! tenants/<tenant>/layers/                    which volume has which layer (build::share)
+//! attached/                                   which volumes are attached where (caches::attachments)
 //! trash/                                      volumes on their way out
 //! work/<id>/                                  secrets of a running builder; gone when it ends
 //! ```
@@ -58,6 +59,11 @@ impl Layout {
     /// One volume.
     pub fn volume(&self, tenant: &TenantName, id: &CacheId, generation: u32) -> PathBuf {
         self.volumes(tenant).join(format!("{id}.{generation}"))
+    }
+
+    /// Records of what is attached.
+    pub fn attached(&self) -> PathBuf {
+        self.root.join("attached")
     }
 
     /// Volumes on their way out.

@@ -50,13 +50,15 @@ fn score(record: Record, wanted: &[ImageReference]) -> Option<Found> {
 }
 
 /// The reference, as it was given to the cache, of the image that serves `wanted`: one of the same repository with the digest
-/// that is asked for, or, where none is, one that was ordered by the same name and tag.
+/// that is asked for, its own or its index's (what a workload is pinned to is most often the index), or, where none is, one
+/// that was ordered by the same name and tag.
 fn holds<'a>(content: &'a Content, wanted: &ImageReference) -> Option<&'a str> {
     let serves = |image: &&crate::model::event::SealedImage| {
         let Ok(held) = image.reference.parse::<ImageReference>() else { return false };
         match wanted.digest() {
             Some(digest) => {
-                held.name() == wanted.name() && (image.manifest == *digest || held.digest() == Some(digest))
+                let digests = [Some(&image.manifest), image.index.as_ref(), held.digest()];
+                held.name() == wanted.name() && digests.contains(&Some(digest))
             }
             None => held == *wanted,
         }
@@ -89,6 +91,7 @@ mod tests {
         record.turn(Status::Available, time, "sealed");
         let sealed = images.iter().map(|(image, _)| SealedImage {
             reference: (*image).to_owned(),
+            index: Some(Digest::sha256(format!("index of {image}").as_bytes())),
             manifest: Digest::sha256(image.as_bytes()),
         });
         let layers = images.iter().map(|(image, bytes)| LayerHistory {
@@ -142,6 +145,7 @@ mod tests {
         let by = |text: String| best([held.clone()], &references(&[&text]));
         assert!(by(format!("a@{digest}")).is_some());
         assert!(by(format!("a:2@{digest}")).is_some());
+        assert!(by(format!("a@{}", Digest::sha256(b"index of a:1"))).is_some());
         assert!(by(format!("b@{digest}")).is_none(), "another repository");
         assert!(by(format!("a:1@{other}")).is_none());
     }

@@ -13,6 +13,10 @@ use crate::model::image_cache::CacheId;
 use crate::model::job::MAX_IMAGES;
 use crate::model::seal;
 
+/// Most bytes of references that are kept of one build: each layer names the images that have it, and an order of many
+/// long references to images of many layers is soon made.
+const MAX_TEXT: usize = 1 << 20;
+
 /// A build as far as it is known.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
@@ -23,6 +27,32 @@ pub struct Progress {
     /// Bytes to fetch, once the plan stands.
     pub fetch_bytes: Option<u64>,
     at: HashMap<Digest, usize>,
+    /// Bytes of text kept so far.
+    text: Budget,
+}
+
+/// What is left of [`MAX_TEXT`].
+#[derive(Clone, Debug)]
+struct Budget(usize);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Budget(MAX_TEXT)
+    }
+}
+
+impl Budget {
+    /// The names of images, where there is room for them.
+    fn keep<'a>(&mut self, names: impl Iterator<Item = &'a String> + Clone) -> Vec<String> {
+        let size: usize = names.clone().map(|name| size_of::<String>() + name.len()).sum();
+        match self.0.checked_sub(size) {
+            Some(left) => {
+                self.0 = left;
+                names.cloned().collect()
+            }
+            None => Vec::new(),
+        }
+    }
 }
 
 /// One image.
@@ -81,23 +111,30 @@ impl Progress {
     pub fn take(&mut self, line: &Line) {
         match &line.event {
             Event::Resolved { reference, manifest, layers, compressed_size, .. } => {
+                // A builder that was started again resolves again.
+                let known = self.images.iter().position(|known| known.reference == *reference);
+                let kept = match known {
+                    Some(_) => Some(reference.clone()),
+                    None if self.images.len() < MAX_IMAGES => self.text.keep(std::iter::once(reference)).pop(),
+                    None => None,
+                };
+                let Some(reference) = kept else { return };
                 let image = ImageProgress {
-                    reference: reference.clone(),
+                    reference,
                     manifest: manifest.clone(),
                     layers: *layers,
                     compressed_size: *compressed_size,
                 };
-                // A builder that was started again resolves again.
-                match self.images.iter().position(|known| known.reference == *reference) {
+                match known {
                     Some(at) => self.images[at] = image,
-                    None if self.images.len() < MAX_IMAGES => self.images.push(image),
-                    None => {}
+                    None => self.images.push(image),
                 }
             }
             Event::Planned { fetch_bytes, .. } => self.fetch_bytes = Some(*fetch_bytes),
             Event::LayerStarted { blob, compressed_size, images, from } => {
+                let images = self.text.keep(images.iter());
                 if let Some(layer) = self.layer(blob, line.time) {
-                    (layer.compressed_size, layer.images) = (*compressed_size, images.clone());
+                    (layer.compressed_size, layer.images) = (*compressed_size, images);
                     layer.from = from.as_deref().and_then(layout::parse_volume).map(|(id, _)| id);
                     layer.origin = if from.is_some() { Origin::Reused } else { Origin::Fetched };
                 }
@@ -130,6 +167,7 @@ impl Progress {
 
     /// What is kept of it when the volume is sealed: the layers that `sealed` names, each blob once.
     pub fn history(&self, sealed: &seal::Content) -> Vec<LayerHistory> {
+        let mut text = Budget::default();
         let mut at: HashMap<&Digest, usize> = HashMap::new();
         let mut layers: Vec<LayerHistory> = Vec::new();
         for layer in &sealed.layers {
@@ -149,11 +187,10 @@ impl Progress {
                 });
                 layers.len() - 1
             });
-            for image in sealed.images.iter().filter(|image| image.chain.contains(&layer.chain_id)) {
-                if !layers[at].images.contains(&image.reference) {
-                    layers[at].images.push(image.reference.clone());
-                }
-            }
+            let have = sealed.images.iter().filter(|image| image.chain.contains(&layer.chain_id));
+            let new = have.map(|image| &image.reference).filter(|name| !layers[at].images.contains(name));
+            let new = text.keep(new);
+            layers[at].images.extend(new);
         }
         layers
     }
@@ -206,6 +243,20 @@ fn since(start: DateTime<Utc>, now: DateTime<Utc>) -> u64 {
 mod tests {
     use super::*;
     use crate::model::chain::ChainId;
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut progress = Progress::default();
+        let images: Vec<String> = (0..20).map(|n| format!("{n}{}", "x".repeat(1000))).collect();
+        for layer in 0..u32::try_from(MAX_LAYERS).unwrap() + 10 {
+            let blob = Digest::sha256(&layer.to_be_bytes());
+            let event = Event::LayerStarted { blob, compressed_size: 1, images: images.clone(), from: None };
+            progress.take(&Line { v: 1, time: DateTime::UNIX_EPOCH, event });
+        }
+        assert_eq!((progress.layers.len(), progress.layers[0].images.len()), (MAX_LAYERS, 20));
+        let kept: usize = progress.layers.iter().flat_map(|layer| &layer.images).map(String::len).sum();
+        assert!((MAX_TEXT / 2..MAX_TEXT).contains(&kept), "{kept}");
+    }
 
     #[test]
     fn a_layer_from_start_to_commit() {

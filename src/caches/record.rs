@@ -120,12 +120,12 @@ pub struct Content {
     pub layers: Vec<LayerHistory>,
     /// The snapshot that the volume is, in a cluster.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<ClusterSnapshot>,
 }
 
 /// A volume that lies in the storage of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Snapshot {
+pub struct ClusterSnapshot {
     /// Namespace of the VolumeSnapshot that owns it.
     pub namespace: String,
     /// Name of that; copies in other namespaces have the same.
@@ -249,8 +249,12 @@ impl Record {
     /// Whether a volume is the one that is served or the one that is filled.
     pub fn needs_volume(&self, generation: u32) -> bool {
         let serves = self.content.as_ref().is_some_and(|content| content.generation == generation);
-        let fills = self.work.as_ref().is_some_and(|work| work.generation == generation);
-        !matches!(self.status, Status::Deleting | Status::Failed) && (serves || fills)
+        !matches!(self.status, Status::Deleting | Status::Failed) && (serves || self.fills(generation))
+    }
+
+    /// Whether a volume is the one that is filled.
+    pub fn fills(&self, generation: u32) -> bool {
+        self.work.as_ref().is_some_and(|work| work.generation == generation)
     }
 
     /// When its retention ends; none is never.

@@ -1,7 +1,6 @@
 //! How a builder is started: as a child process of this host, or as a pod of a cluster.
 
 pub mod child;
-pub(crate) mod lines;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -5,6 +5,8 @@ mod details;
 mod janitor;
 mod notice;
 mod recovery;
+mod snapshots;
+mod tasks;
 #[cfg(all(test, feature = "testing"))]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
@@ -83,12 +85,15 @@ struct Inner {
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
     hub: Hub,
-    /// Held while room for a volume is looked for and taken.
+    /// Held while room for a volume, and a place in the queue, are looked for and taken, and while a build is given up:
+    /// whoever orders the next one meanwhile must not lose it.
     admission: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
     /// Whether this is the daemon that builds, expires and sweeps.
     leading: AtomicBool,
+    /// Cancelled when one of the two loops has ended, which only a stop may bring about.
+    broken: CancellationToken,
 }
 
 /// A build under way.
@@ -155,6 +160,7 @@ impl Service {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             leading: AtomicBool::new(false),
+            broken: CancellationToken::new(),
         })))
     }
 
@@ -166,8 +172,8 @@ impl Service {
         self.recover().await?;
         self.0.leading.store(true, Ordering::Release);
         let builds = self.settings(|settings| settings.caches.max_concurrent_builds);
-        self.0.tasks.spawn(self.clone().schedule(builds));
-        self.0.tasks.spawn(self.clone().keep_house());
+        self.supervise("the queue of builds", self.clone().schedule(builds));
+        self.supervise("expiry and deletion", self.clone().keep_house());
         Ok(())
     }
 
@@ -205,18 +211,32 @@ impl Service {
         spec: Spec,
         key: Option<IdempotencyKey>,
     ) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.create_now(&tenant, spec, key).await }).await
+    }
+
+    async fn create_now(
+        &self,
+        tenant: &TenantName,
+        spec: Spec,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Record, Error> {
         self.check(&spec)?;
-        let (max_per_tenant, queue_length) =
-            self.settings(|settings| (settings.caches.max_per_tenant, settings.caches.queue_length));
-        let waiting = self.queue().len();
-        if waiting >= queue_length {
-            return Err(Error::QueueFull { waiting, retry_after: RETRY_AFTER });
-        }
         let _one_at_a_time = self.0.admission.lock().await;
+        let full = self.check_queue();
+        // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
+        let max_per_tenant = match full {
+            Ok(()) => self.settings(|settings| settings.caches.max_per_tenant),
+            Err(_) => 0,
+        };
         let admission = Admission { max_per_tenant, capacity_gib: self.capacity_gib()? };
         // The identity is a proposal: the store may know a better one.
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
-        match self.0.store.create(record, admission, key).await? {
+        let created = match (self.0.store.create(record, admission, key).await, full) {
+            (Err(StoreError::Quota { .. }), Err(full)) => return Err(full),
+            (created, _) => created?,
+        };
+        match created {
             Created::New(Stored { record, .. }) => {
                 let images = &record.spec.images;
                 tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
@@ -240,6 +260,11 @@ impl Service {
 
     /// Lets a cache go. It is Deleting until its build has stopped and nobody uses its volume any more.
     pub async fn delete(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.delete_now(&tenant, id).await }).await
+    }
+
+    async fn delete_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
         self.stored(tenant, id).await?;
         let now = self.now();
         let deleted = self.change(id, |record| {
@@ -259,6 +284,12 @@ impl Service {
 
     /// Gives up the build of a cache, or its refresh.
     pub async fn cancel(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.cancel_now(&tenant, id).await }).await
+    }
+
+    async fn cancel_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let _one_at_a_time = self.0.admission.lock().await;
         self.stored(tenant, id).await?;
         let now = self.now();
         let mut given_up = false;
@@ -282,6 +313,14 @@ impl Service {
     /// Resolves the tags of a cache again and builds what they stand for now beside the present volume, which is served
     /// until the new one takes its place.
     pub async fn refresh(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        self.to_its_end(async move { service.refresh_now(&tenant, id).await }).await
+    }
+
+    async fn refresh_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
+        if !self.ready() {
+            return Err(Error::Stopping);
+        }
         let _one_at_a_time = self.0.admission.lock().await;
         let before = self.get(tenant, id).await?;
         let refuse = |record: &Record| Error::NotRefreshable {
@@ -292,6 +331,7 @@ impl Service {
         if before.status != Status::Available || before.is_refreshing() {
             return Err(refuse(&before));
         }
+        self.check_queue()?;
         self.room_to_refresh(&before).await?;
         let now = self.now();
         let mut begun = false;
@@ -328,6 +368,7 @@ impl Service {
     /// Follows a cache from the event after number `after` on.
     pub async fn watch(&self, tenant: &TenantName, id: CacheId, after: u64) -> Result<Watch, Error> {
         let listening = self.0.hub.subscribe(id);
+        // Read after listening, so that nothing falls between.
         let record = self.get(tenant, id).await?;
         Ok(listening.from(&record, after))
     }
@@ -337,9 +378,11 @@ impl Service {
         Ok(matching::best(self.list(tenant, None).await?, images))
     }
 
-    /// Says what a create would fetch and whether it fits; nothing is kept.
+    /// Says what a create would fetch and whether it fits; nothing is kept. What a create would be refused for now is told
+    /// before registries are asked.
     pub async fn plan(&self, tenant: &TenantName, spec: Spec) -> Result<PlanReport, Error> {
         self.check(&spec)?;
+        self.would_admit(tenant, &spec).await?;
         let (usable, unusable) = self.secrets(tenant, &spec, OrderedBy::Api);
         let job = self.job(&spec, usable, None);
         self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
@@ -371,6 +414,16 @@ impl Service {
         self.0.volumes.capacity_gib().map_err(|e| Error::Store(state_failed(&e)))
     }
 
+    /// What a new record must leave room for.
+    pub fn admission(&self) -> Result<Admission, StoreError> {
+        let max_per_tenant = self.settings(|settings| settings.caches.max_per_tenant);
+        let capacity_gib = self.capacity_gib().map_err(|error| match error {
+            Error::Store(error) => error,
+            other => StoreError::Failed { doing: "measuring", reason: other.to_string(), full: false },
+        })?;
+        Ok(Admission { max_per_tenant, capacity_gib })
+    }
+
     fn check(&self, spec: &Spec) -> Result<(), Error> {
         if !self.ready() {
             return Err(Error::Stopping);
@@ -379,6 +432,12 @@ impl Service {
         let known = self
             .settings(|settings| settings.clusters.is_empty() || settings.clusters.contains(&spec.cluster));
         if known { Ok(()) } else { Err(Error::UnknownCluster(spec.cluster.clone())) }
+    }
+
+    /// Whether one more build may wait. Who asks holds [`Inner::admission`], so that no two take the same place.
+    fn check_queue(&self) -> Result<(), Error> {
+        let most = self.settings(|settings| settings.caches.queue_length);
+        if self.queue().len() < most { Ok(()) } else { Err(Error::QueueFull { retry_after: RETRY_AFTER }) }
     }
 
     /// A refresh holds two volumes until the new one is in its place.
@@ -391,6 +450,26 @@ impl Service {
             return Ok(());
         }
         Err(Error::NoRoomToRefresh { need_gib, free_gib, capacity_gib })
+    }
+
+    /// What the store would say to a create, in its order ([`Store::create`]).
+    async fn would_admit(&self, tenant: &TenantName, spec: &Spec) -> Result<(), Error> {
+        let records = self.records().await?;
+        let own = records.values().filter(|record| record.tenant == *tenant);
+        if own.clone().any(|record| record.spec.name == spec.name) {
+            return Err(StoreError::NameTaken(spec.name.clone()).into());
+        }
+        let (have, max) = (own.count(), self.settings(|settings| settings.caches.max_per_tenant));
+        if have >= max {
+            return Err(StoreError::Quota { have, max }.into());
+        }
+        let (need_gib, capacity_gib) = (u64::from(spec.size_gib), self.capacity_gib()?);
+        let reserved: u64 = records.values().map(Record::reserved_gib).sum();
+        let free_gib = capacity_gib.saturating_sub(reserved);
+        if need_gib > free_gib {
+            return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
+        }
+        Ok(())
     }
 
     /// Pull secrets of an order that its tenant may use, and the others.

@@ -6,11 +6,15 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 
-use super::record::Snapshot;
+use super::attachments::AttachmentError;
+use super::record::ClusterSnapshot;
 use crate::build::share;
 use crate::model::class::Class;
+use crate::model::digest::Digest;
 use crate::model::image_cache::{CacheId, TenantName};
 use crate::model::seal;
 use crate::volume;
@@ -33,11 +37,15 @@ pub trait Volumes: fmt::Debug + Send + Sync {
     /// What can be told of a sealed volume.
     fn sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<Sealed, StateError>>;
 
+    /// A volume as a snapshot, if it is one: sealed, and to be read. `tell_path` says whether its path is told.
+    fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>>;
+
     /// Takes a volume out of use, with everything that was made for it or from it. One that somebody holds stays.
     fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>>;
 
-    /// Finishes what is left of discarded volumes; may take its time.
-    fn tidy(&self) -> BoxFuture<'_, Result<(), StateError>>;
+    /// Begins to remove what is left of discarded volumes; `discarded` says that some were just now. That takes its time, and
+    /// nobody waits for it: neither who deletes, nor a start, nor a stop, after which the next start goes on.
+    fn tidy(&self, discarded: bool);
 }
 
 /// As good as no limit, GiB.
@@ -58,7 +66,48 @@ pub struct Sealed {
     /// What its seal says, where it can be read from here.
     pub content: Option<seal::Content>,
     /// The snapshot that it is, in a cluster.
-    pub snapshot: Option<Snapshot>,
+    pub snapshot: Option<ClusterSnapshot>,
+}
+
+/// A sealed volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its number: each refresh makes a new one.
+    pub generation: u32,
+    /// Whether it is the one that is served.
+    pub served: bool,
+    /// Whether somebody reads it, has it attached or mounted, or a loop device stands on it.
+    pub in_use: bool,
+    /// Digest of what its `cache.json` says.
+    pub digest: Digest,
+    /// When it was sealed.
+    pub sealed_at: DateTime<Utc>,
+    /// `disk`: an ext4 image, `disk.img`; `directory`: a tree on a file system of the host;
+    /// `volume_snapshot`: in the storage of a cluster.
+    pub kind: Kind,
+    /// Size of the layers on it, bytes, as their tars have it.
+    pub size: u64,
+    /// Size of the disk image, or of a volume that it can be restored to, bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image_size: Option<u64>,
+    /// What the disk image occupies on the host, bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image_allocated: Option<u64>,
+    /// Where it is on the host. For the tenant `admin` only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub path: Option<PathBuf>,
+}
+
+/// What holds a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A disk image.
+    Disk,
+    /// A snapshot in the storage of a cluster.
+    VolumeSnapshot,
 }
 
 /// The state directory cannot be used.
@@ -82,6 +131,9 @@ pub enum StateError {
     /// A volume cannot be looked at.
     #[error(transparent)]
     Volume(#[from] volume::Error),
+    /// Who has volumes attached cannot be told.
+    #[error(transparent)]
+    Attachments(#[from] AttachmentError),
     /// What builders share cannot be put in order.
     #[error(transparent)]
     Share(#[from] share::Error),
@@ -109,6 +161,7 @@ impl StateError {
                 _ => Class::Internal,
             },
             StateError::Volume(e) => e.class(),
+            StateError::Attachments(e) => e.class(),
             StateError::Share(_) | StateError::Broken(_) => Class::Internal,
             StateError::Cluster { class, .. } => *class,
         }
@@ -127,12 +180,12 @@ pub struct VolumeId {
 }
 
 /// What became of a volume that nobody needs any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Discarded {
     /// It is gone, or was not there.
     Gone,
     /// It is on its way out; ask again.
     Going,
-    /// Somebody reads it; it stays for now.
-    InUse,
+    /// Somebody uses it, in the way told; it stays for now.
+    InUse(String),
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::keeper::Role;
 use crate::client::address::Address;
 use crate::config::log::Format;
 use crate::model::image_cache::CacheName;
+use crate::model::job::VolumeKind;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
@@ -23,6 +25,7 @@ Examples:
   larder plan nginx:1.27
   larder verify ./cache
   larder inspect ./cache --json
+  larder prefetch ./cache --image nginx:1.27
   larder serve
   larder cache create web nginx:1.27 --wait
 
@@ -37,6 +40,7 @@ Examples:
   larder build --volume ./cache --size 4GiB --platform linux/arm64 --limit-rate 20MiB/s nginx:1.27
   larder build --volume ./cache --size 4GiB --secrets ./secrets --pull-secret team-a:registry r.example.com/app:1
   larder build --job - --volume /cache --output json < job.json
+  larder build --volume-kind disk --shrink --volume ./cache --size 20GiB nginx:1.27
   larder build --share /caches --volume /caches/volumes/web --size 4GiB nginx:1.27
 
 Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
@@ -52,10 +56,12 @@ Examples:
   LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder cache match nginx:1.27
 
 Variables: LARDER_HOST says where the daemon is, LARDER_CA names extra authorities. LARDER_TOKEN, or LARDER_ACCESS_KEY
-with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither.
+with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither. No configuration file is read unless
+--config names one.
 
 Exit codes: those of `larder --help`. Waiting ends with 0 when the cache is Available, with the code of the failure when
-it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over.";
+it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over. Waiting and
+events go on over a restart of the daemon that takes less than a minute.";
 
 /// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
 #[derive(Debug, Parser)]
@@ -78,6 +84,12 @@ pub(super) struct Global {
     /// Form of the log lines on standard error [default: the configuration's]
     #[arg(long, global = true, value_enum, value_name = "FORMAT")]
     pub(super) log_format: Option<Format>,
+    /// What this process does for the keeper of a disk that started it
+    #[arg(long, global = true, hide = true, value_enum)]
+    pub(super) kept: Option<Role>,
+    /// Where the keeper has mounted a device
+    #[arg(long, global = true, hide = true, requires = "kept")]
+    pub(super) kept_volume: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -107,6 +119,13 @@ pub(super) enum Command {
     ///
     /// Exits with 73 for a volume that is not sealed.
     Inspect(InspectArgs),
+    /// Read what containers of a sealed volume need first, many requests at once
+    ///
+    /// For a disk that answers each first read late: one restored from a snapshot, or behind a network. Reads what
+    /// prefetch.list on the volume names: passwd and group, the program of the image's entrypoint and command, its
+    /// interpreters, and the libraries that it loads. Nothing is kept but what the kernel caches. Exits with 73 for a volume
+    /// that is not sealed, with 64 for one without a list, and with 65 if the list and the volume do not agree.
+    Prefetch(PrefetchArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -143,9 +162,25 @@ pub(super) struct OrderArgs {
     /// Build job as JSON instead of images; - for standard input
     #[arg(long, value_name = "FILE")]
     pub(super) job: Option<PathBuf>,
-    /// Directory of the volume: empty, or left by an earlier run of the same job (required by build)
+    /// Directory of the volume: empty, or left by an earlier run of the same job; with kind block the device (required by
+    /// build)
     #[arg(long, value_name = "DIR")]
     pub(super) volume: Option<PathBuf>,
+    /// What holds the volume [default: directory]
+    ///
+    /// The kernel holds the cap of all kinds but directory. Kinds disk and block need root, loop devices (disk) and e2fsprogs;
+    /// what fills them is confined as by --confine unless --docker-config is given.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) volume_kind: Option<VolumeKind>,
+    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
+    #[arg(long)]
+    pub(super) sparse: bool,
+    /// Kind disk: cut the sealed disk to the smallest size that holds its content
+    #[arg(long)]
+    pub(super) shrink: bool,
+    /// Kind block: format the device whatever it holds; all of that is lost
+    #[arg(long)]
+    pub(super) format_device: bool,
     /// Most bytes the volume may occupy at any instant, as in 20GiB (required by build, here or in the job)
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
@@ -217,17 +252,32 @@ pub(super) struct OrderArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct InspectArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
     /// Print cache.json instead
     #[arg(long)]
     pub(super) json: bool,
+    /// Say, too, in how many pieces the layers lie on the disk; opens every file. With --json, as the member `placement`
+    #[arg(long)]
+    pub(super) extents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PrefetchArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+    /// Image as in its build; repeatable [default: all images of the volume]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Every file of the images' layers, after those on the list
+    #[arg(long)]
+    pub(super) all: bool,
 }
 
 /// `larder cache`: which daemon, and what of it.
@@ -299,6 +349,11 @@ pub(super) enum CacheCommand {
         /// Wait until it is
         #[arg(long)]
         wait: bool,
+    },
+    /// List the sealed volumes of an image cache: what is served, and what a refresh replaced and somebody still uses
+    Snapshots {
+        /// ID or name
+        cache: String,
     },
     /// Give up a build or a refresh
     Cancel {
@@ -399,6 +454,8 @@ mod tests {
             "larder build --log-level larder=loud a",
             "larder verify",
             "larder inspect a b",
+            "larder prefetch",
+            "larder prefetch a --image @",
             "larder config",
             "larder cache",
             "larder cache create web",

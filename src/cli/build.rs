@@ -1,34 +1,54 @@
 //! `larder build`: one job in, one sealed volume out.
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
 use std::num::NonZero;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use chrono::{DateTime, Utc};
 use tokio::runtime::{self, Runtime};
 
 use super::args::{OrderArgs, Output};
+use super::keeper::{self, Role};
 use super::output::json::Json;
 use super::output::terminal::Terminal;
 use super::output::text::Text;
 use super::output::{Renderer, result_file, stdout, summary};
 use super::{confine, exit, merge, signals};
-use crate::build::Prepared;
 use crate::build::cancel::{Cancel, Reason};
 use crate::build::events::{self, Events, Lines};
+use crate::build::{Prepared, sweep};
 use crate::config::Config;
 use crate::model::class::Class;
 use crate::model::event::{Event, Failure, Outcome, Status};
 use crate::telemetry::Console;
+use crate::volume::Trust;
 
 /// Told when confinement is not whole.
 const NO_LANDLOCK: &str = "this kernel has no Landlock (Linux 5.19 or newer, `landlock` in /sys/kernel/security/lsm): \
      the build gave up privileges, but every file is within its reach";
 
+/// How this process was called.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) argv: Vec<OsString>,
+    /// What it does for a keeper, if one started it.
+    pub(super) kept: Option<Role>,
+    /// Where the keeper mounted a device.
+    pub(super) kept_volume: Option<PathBuf>,
+}
+
 /// Runs the command and answers its exit code.
-pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
+pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
+    if call.kept.is_some() {
+        // The rest of the command is the keeper's own.
+        args.output = Output::Json;
+        args.die_with_parent = Some(None);
+        args.confine = args.docker_configs.is_empty();
+        args.result_file = None;
+    }
     let output = args.output;
     let refuse = |result: Option<&Path>, class, message: &dyn Display| {
         refuse(result, output, class, &message.to_string(), console)
@@ -37,23 +57,61 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     if let Err(e) = confine::settle(&args) {
         return refuse(args.result_file.as_deref(), e.class(), &e);
     }
-    let job = match merge::read_job(&args) {
-        Ok(job) => job,
-        Err(e) => return refuse(args.result_file.as_deref(), e.class(), &e),
+    let mut keeper = None;
+    let job = if call.kept.is_some() {
+        match keeper::meet() {
+            Ok((met, job)) => {
+                keeper = Some(met);
+                job
+            }
+            Err(e) => return refuse(None, Class::Internal, &format!("hearing of the keeper: {e}")),
+        }
+    } else {
+        match merge::read_job(&args) {
+            Ok(job) => job,
+            Err(e) => return refuse(args.result_file.as_deref(), e.class(), &e),
+        }
     };
-    let result = merge::result_file(&args, job.as_deref());
-    let confine = args.confine;
-    let order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
+    let result = if call.kept.is_some() { None } else { merge::result_file(&args, job.as_deref()) };
+    let (confine, wishes) = (args.confine, keeper::Wishes::of(&args));
+    let mut order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
         Ok(order) => order,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
+    order.keeper = keeper;
+    if let Some(volume) = call.kept_volume {
+        order.volume = volume;
+    }
     let volume = order.volume.clone();
+    if order.volume_kind.is_disk() && call.kept.is_none() {
+        if let Err(e) = keeper::enter_namespace() {
+            return refuse(result.as_deref(), e.class(), &e);
+        }
+        let job = job.map(|job| String::from_utf8_lossy(&job).into_owned());
+        let keeping = keeper::Keeping { order, wishes, argv: call.argv, job };
+        // One thread, this one: the process that fills the disk is tied to the thread that starts it.
+        let outcome = match runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let (events, lines) = events::channel();
+                let telling = events.clone();
+                let keep = move |cancel| keeper::keep(keeping, telling, cancel);
+                let outcome = carry_out(&runtime, keep, None, (events, lines), output, console);
+                runtime.shutdown_background();
+                outcome
+            }
+            Err(e) => usage_outcome(Class::Internal, &format!("starting the keeper: {e}")),
+        };
+        return end(&outcome, result.as_deref(), output, &volume, console);
+    }
     let share = order.share.as_ref().map(|share| share.dir.clone());
     let deadline = order.deadline;
     let (events, lines) = events::channel();
     let mut runtime = runtime::Builder::new_multi_thread();
     runtime.enable_all();
-    let prepared = Prepared::new(order, config, events.clone());
+    let mut prepared = None;
+    if matches!(call.kept, None | Some(Role::Fill)) {
+        prepared = Some(Prepared::new(order.clone(), config, events.clone()));
+    }
     let _confined = if confine {
         // The runtime counts processors by files that are out of reach afterwards.
         runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
@@ -71,18 +129,30 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     };
     let outcome = match runtime.build() {
         Ok(runtime) => {
-            let outcome = carry_out(&runtime, prepared, deadline, (events, lines), output, console);
+            let work = |cancel: Cancel| async move {
+                match (prepared, call.kept) {
+                    (Some(prepared), _) => prepared.run(cancel).await,
+                    (None, Some(Role::Prove)) => sweep(order, Trust::Synced, cancel).await,
+                    (None, _) => sweep(order, Trust::ThisBoot, cancel).await,
+                }
+            };
+            let outcome = carry_out(&runtime, work, deadline, (events, lines), output, console);
             // A request that hangs in a credential helper does not keep a build that is over.
             runtime.shutdown_background();
             outcome
         }
         Err(e) => usage_outcome(Class::Internal, &format!("starting the threads of the build: {e}")),
     };
+    end(&outcome, result.as_deref(), output, &volume, console)
+}
+
+/// Tells how it ended, and answers the exit code.
+fn end(outcome: &Outcome, result: Option<&Path>, output: Output, volume: &Path, console: &Console) -> u8 {
     if let Some(path) = result {
-        result_file::write(&path, &outcome);
+        result_file::write(path, outcome);
     }
     match outcome.status {
-        Status::Ok if output == Output::Text => stdout::print(console, &summary::sealed(&outcome, &volume)),
+        Status::Ok if output == Output::Text => stdout::print(console, &summary::sealed(outcome, volume)),
         Status::Ok => outcome.exit_code,
         Status::Failed => {
             console.print(&summary::failed(&outcome.failures, &outcome.message, outcome.exit_code));
@@ -91,9 +161,9 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     }
 }
 
-fn carry_out(
+fn carry_out<F: Future<Output = Outcome>>(
     runtime: &Runtime,
-    prepared: Prepared,
+    work: impl FnOnce(Cancel) -> F,
     deadline: Option<DateTime<Utc>>,
     (events, lines): (Events, Lines),
     output: Output,
@@ -116,7 +186,7 @@ fn carry_out(
         if let Some(deadline) = deadline {
             signals::arm(deadline, cancel.clone());
         }
-        prepared.run(cancel.clone()).await
+        work(cancel.clone()).await
     }));
     events.emit(Event::Result(outcome.clone()));
     drop(events);

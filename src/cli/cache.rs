@@ -93,7 +93,11 @@ async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> 
                 let path = format!("/v5/imagecaches/{id}");
                 let mut answer = client.call(Request::new(reqwest::Method::DELETE, &path)).await?;
                 if *wait {
-                    answer = follow::until(&client, &id, Wanted::Gone, None, console).await?;
+                    let last = follow::until(&client, &id, Wanted::Gone, None, console).await?;
+                    // It may have gone before it could be looked at.
+                    if last["image_cache"]["name"].is_string() {
+                        answer = last;
+                    }
                 }
                 out.push(show(&answer, &table::one));
             }
@@ -121,6 +125,10 @@ async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> 
                 answer = follow::until(&client, &id, Wanted::Available, None, console).await?;
             }
             Ok(show(&answer, &table::one))
+        }
+        CacheCommand::Snapshots { cache } => {
+            let path = format!("/larder/v1/caches/{}/snapshots", resolve(&client, cache).await?);
+            Ok(show(&client.call(Request::new(get(), &path)).await?, &table::snapshots))
         }
         CacheCommand::Cancel { cache } => {
             let path = format!("/larder/v1/caches/{}/cancel", resolve(&client, cache).await?);

@@ -1,7 +1,10 @@
 //! `larder inspect`: what is on a sealed volume.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+
+use serde::Serialize;
 
 use super::args::InspectArgs;
 use super::exit;
@@ -11,30 +14,81 @@ use crate::model::class::Class;
 use crate::model::escape::escape;
 use crate::model::seal::{CacheManifest, Layer};
 use crate::model::size::ByteSize;
+use crate::prefetch;
+use crate::prefetch::placement::{self, Placement};
+use crate::sys::Dir;
 use crate::telemetry::Console;
+use crate::volume::disk;
 
 /// Most paths listed of one kind; `--json` has them all.
 const LISTED: usize = 10;
 
 /// Runs the command and answers its exit code. A volume that is not sealed is a conflict, exit code 73.
 pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
-    let sealed = match crate::volume::seal::read(&args.volume) {
+    let entered = match disk::enter(&args.volume) {
+        Ok(entered) => entered,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let sealed = match crate::volume::seal::read(entered.path()) {
         Ok(sealed) => sealed,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
+    let placement = match args.extents.then(|| placement(args, &sealed)).transpose() {
+        Ok(placement) => placement,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
     let text = if args.json {
-        // The digest covers compact JSON in field order, so this prints the file as it is on the volume.
-        match serde_json::to_string(&sealed) {
+        // The digest covers compact JSON in field order, so without `placement` this prints the file as it is on the volume.
+        match serde_json::to_string(&Document { sealed: &sealed, placement: placement.as_ref() }) {
             Ok(json) => json + "\n",
             Err(e) => return exit::fail(console, Class::Internal, &format!("writing cache.json: {e}")),
         }
     } else {
-        text(&sealed)
+        text(&sealed, placement.as_ref())
     };
     stdout::print(console, &text)
 }
 
-fn text(sealed: &CacheManifest) -> String {
+/// `cache.json`, and what was measured.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    sealed: &'a CacheManifest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placement: Option<&'a Placements>,
+}
+
+/// How the layers lie on the disk, by chain ID, and all of them together.
+#[derive(Serialize)]
+struct Placements {
+    total: Placed,
+    layers: BTreeMap<ChainId, Placed>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Placed {
+    #[serde(flatten)]
+    placement: Placement,
+    extents_per_gib: u64,
+    pieces_per_gib: u64,
+}
+
+impl From<Placement> for Placed {
+    fn from(placement: Placement) -> Self {
+        let (extents_per_gib, pieces_per_gib) = (placement.extents_per_gib(), placement.pieces_per_gib());
+        Placed { placement, extents_per_gib, pieces_per_gib }
+    }
+}
+
+fn placement(args: &InspectArgs, sealed: &CacheManifest) -> Result<Placements, prefetch::Error> {
+    let volume = &args.volume;
+    let root = Dir::open(volume).map_err(|e| prefetch::Error::reading(volume.as_os_str().as_bytes(), e))?;
+    let (layers, total) = placement::of(&root, &sealed.content)?;
+    let layers = layers.into_iter().map(|(chain_id, placement)| (chain_id, placement.into()));
+    Ok(Placements { total: total.into(), layers: layers.collect() })
+}
+
+fn text(sealed: &CacheManifest, placement: Option<&Placements>) -> String {
     let content = &sealed.content;
     let mut users: HashMap<&ChainId, usize> = HashMap::new();
     for chain_id in content.images.iter().flat_map(|image| &image.chain) {
@@ -54,7 +108,11 @@ fn text(sealed: &CacheManifest) -> String {
     );
     let tar_split = if content.tar_split { "kept" } else { "none: verify and export refuse" };
     let _ = writeln!(out, "sealed by larder {}, tar-split {tar_split}", escape(&content.larder));
-    let _ = writeln!(out, "cache.json {}\n", sealed.digest);
+    let _ = writeln!(out, "cache.json {}", sealed.digest);
+    if let Some(placement) = placement {
+        let _ = writeln!(out, "on disk {}", placed(&placement.total));
+    }
+    out.push('\n');
     for image in &content.images {
         let _ = writeln!(out, "{}", escape(&image.reference));
         let _ = writeln!(out, "  name      {}", escape(&image.name));
@@ -68,8 +126,26 @@ fn text(sealed: &CacheManifest) -> String {
     out.push('\n');
     for layer in &content.layers {
         write_layer(&mut out, layer, users.get(&layer.chain_id).copied().unwrap_or(0));
+        if let Some(placement) = placement.and_then(|placement| placement.layers.get(&layer.chain_id)) {
+            let _ = writeln!(out, "  on disk   {}", placed(placement));
+        }
     }
     out
+}
+
+/// `12 files (1 of them in parts), 3.20 MiB in 15 extents (4800 per GiB) and 2 pieces (640 per GiB)`.
+fn placed(placed: &Placed) -> String {
+    let Placement { files, fragmented, bytes, extents, pieces, unknown } = placed.placement;
+    let mut text = format!(
+        "{files} files ({fragmented} of them in parts), {} in {extents} extents ({} per GiB) and {pieces} pieces ({} per GiB)",
+        ByteSize(bytes),
+        placed.extents_per_gib,
+        placed.pieces_per_gib
+    );
+    if unknown > 0 {
+        let _ = write!(text, "; of {unknown} files the file system does not tell");
+    }
+    text
 }
 
 fn write_layer(out: &mut String, layer: &Layer, users: usize) {

@@ -104,13 +104,14 @@ pub(super) fn order(
             .platform
             .or_else(|| of_job.and_then(|job| job.platform.clone()))
             .unwrap_or_else(Platform::host),
-        volume_kind: of_job.and_then(|job| job.volume_kind).unwrap_or_default(),
+        volume_kind: args.volume_kind.or(of_job.and_then(|job| job.volume_kind)).unwrap_or_default(),
         layer_format: of_job.and_then(|job| job.layer_format).unwrap_or_default(),
         tar_split: !args.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
         rootless: args.rootless,
         verify_after: args.verify_after,
         concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
         share,
+        keeper: None,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         registry: RegistryOrder {
             connections_per_host: args

@@ -13,6 +13,9 @@ use crate::model::event::Line;
 
 /// Shows a build while it runs.
 pub(super) trait Renderer: Send {
+    /// What is still to be fetched, where the plan was told before anybody looked.
+    fn join(&mut self, _fetch_bytes: u64) {}
+
     /// Shows one line. An error means that nobody reads any more.
     fn show(&mut self, line: &Line) -> io::Result<()>;
 }

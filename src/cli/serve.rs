@@ -142,24 +142,29 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     tokio::pin!(serving);
     notify::ready();
     let alive = tokio::spawn(stay_alive());
+
     let mut failed = None;
     let running = place.run(&stop);
     tokio::pin!(running);
-
     loop {
         tokio::select! {
-            // Only a stop ends it.
-            () = &mut serving => break,
             Err(error) = &mut running => {
-                tracing::error!(%error, "stopping");
-                failed = Some(error.class().exit_code());
+                tracing::error!("{error}");
+                failed = Some(error.class());
                 break;
             }
+            // Said in the log; the service manager starts it again.
+            () = service.broken() => {
+                failed = Some(Class::Internal);
+                break;
+            }
+            // Only a stop ends it.
+            () = &mut serving => break,
             _ = signals.terminate.recv() => break,
             _ = signals.interrupt.recv() => break,
             _ = signals.hang_up.recv() => {
                 notify::reloading();
-                take_up(reload, &service, &tenants, tls.as_ref());
+                take_up(reload, &service, &place, &tenants, tls.as_ref());
                 notify::ready();
             }
         }
@@ -167,13 +172,12 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     tracing::info!("stopping: builders leave volumes that the next start goes on with");
     notify::stopping();
     stop.cancel();
-    drop(running);
     let stopping = async {
         tokio::join!(&mut serving, service.stop());
         place.release().await;
     };
     let code = tokio::select! {
-        () = stopping => failed.unwrap_or(0),
+        () = stopping => failed.map_or(0, Class::exit_code),
         () = tokio::time::sleep(GRACE) => {
             tracing::error!("what is still at work after {} s is given up", GRACE.as_secs());
             Class::Busy.exit_code()
@@ -191,7 +195,13 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
 }
 
 /// Takes up a configuration that was read again; one that has a fault changes nothing.
-fn take_up(reload: &Reload, service: &Service, shared: &SharedTenants, tls: Option<&Tls>) {
+fn take_up(
+    reload: &Reload,
+    service: &Service,
+    place: &Place,
+    shared: &SharedTenants,
+    tls: Option<&Tls>,
+) {
     let config = match reload() {
         Ok(config) => config,
         Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
@@ -203,9 +213,14 @@ fn take_up(reload: &Reload, service: &Service, shared: &SharedTenants, tls: Opti
     if let Some(Err(error)) = tls.map(|tls| tls.reload(&config.api)) {
         return tracing::error!(%error, "the configuration stays as it was");
     }
+    if let Err(error) = place.reload(&config) {
+        return tracing::error!(%error, "the configuration stays as it was");
+    }
     shared.replace(tenants);
     service.reload(&config);
-    tracing::info!("the configuration was read again: certificate, tenants, clusters, caches are as it says");
+    tracing::info!(
+        "the configuration was read again; state, log, listeners and the number of builders stay as they were"
+    );
 }
 
 /// Tells the service manager that the threads still turn.

@@ -6,10 +6,15 @@ use super::output::stdout;
 use crate::model::escape::escape;
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;
+use crate::volume::disk;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
-    let report = match crate::verify::verify(&args.volume) {
+    let entered = match disk::enter(&args.volume) {
+        Ok(entered) => entered,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let report = match crate::verify::verify(entered.path()) {
         Ok(report) => report,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };

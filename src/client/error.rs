@@ -1,5 +1,7 @@
 //! Why the daemon does not answer, or not as hoped.
 
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use crate::model::class::Class;
@@ -26,6 +28,15 @@ pub enum Error {
         address: String,
         /// Why not.
         reason: String,
+    },
+    /// The socket is not for this user.
+    #[error(
+        "using {}: permission denied; root and the group that api.socket_group names may, others need TCP and a credential",
+        socket.display()
+    )]
+    NotAdmitted {
+        /// The socket.
+        socket: PathBuf,
     },
     /// Something answers that is no daemon of this version.
     #[error("{address} does not answer like a larder: {reason}")]
@@ -83,6 +94,7 @@ impl Error {
         match self {
             Error::Setup { .. } => Class::Invalid,
             Error::Unreachable { .. } => Class::Transient,
+            Error::NotAdmitted { .. } => Class::Denied,
             Error::Malformed { .. } => Class::Internal,
             Error::Refused(refusal) => match refusal.status {
                 401 | 403 => Class::Denied,

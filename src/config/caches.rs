@@ -5,10 +5,29 @@ use serde::{Deserialize, Serialize};
 use super::{Fault, within};
 use crate::model::size::ByteSize;
 
+/// What holds the caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holder {
+    /// Disks where this host can make them, else directories.
+    #[default]
+    Auto,
+    /// Directories; the cap is counted.
+    Directory,
+    /// Disks: an image file each, with an ext4 as large as the cache; the kernel holds the cap.
+    Disk,
+}
+
 /// The section.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Caches {
+    /// What holds a new cache.
+    pub volume_kind: Holder,
+    /// Whether disks take space of the host as it is used, instead of reserving all of it first.
+    pub sparse: bool,
+    /// Whether a sealed disk is cut to the smallest size that holds its content.
+    pub shrink: bool,
     /// Most image caches of one tenant; every record counts until it is gone.
     pub max_per_tenant: usize,
     /// What all caches may occupy together; 0 is the size of the file system that holds the state directory.
@@ -38,6 +57,9 @@ pub struct Caches {
 impl Default for Caches {
     fn default() -> Self {
         Caches {
+            volume_kind: Holder::Auto,
+            sparse: false,
+            shrink: false,
             max_per_tenant: 50,
             capacity: ByteSize(0),
             max_concurrent_builds: 4,

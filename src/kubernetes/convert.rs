@@ -169,7 +169,8 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
 fn content(content: &crd::Content) -> Result<record::Content, String> {
     let images = content.images.iter().map(|image| {
         let manifest = digest("content.images.manifest", &image.manifest)?;
-        Ok::<_, String>(crate::model::event::SealedImage { reference: image.reference.clone(), manifest })
+        let index = image.index.as_deref().map(|index| digest("content.images.index", index)).transpose()?;
+        Ok::<_, String>(crate::model::event::SealedImage { reference: image.reference.clone(), manifest, index })
     });
     let layers = content.layers.iter().map(|layer| {
         let names = layer.images.iter().filter_map(|at| content.images.get(usize::from(*at)));
@@ -191,7 +192,7 @@ fn content(content: &crd::Content) -> Result<record::Content, String> {
         images: images.collect::<Result<_, _>>()?,
         totals: Totals { layers: count, entries, compressed_size, size },
         layers: layers.collect::<Result<_, _>>()?,
-        snapshot: content.snapshot.as_ref().map(|snapshot| record::Snapshot {
+        snapshot: content.snapshot.as_ref().map(|snapshot| record::ClusterSnapshot {
             namespace: snapshot.namespace.clone(),
             name: snapshot.name.clone(),
             handle: snapshot.handle.clone(),
@@ -320,6 +321,7 @@ fn written(content: &record::Content, sealed_at: String) -> crd::Content {
     let images = content.images.iter().map(|image| crd::SealedImage {
         reference: image.reference.clone(),
         manifest: image.manifest.to_string(),
+        index: image.index.as_ref().map(ToString::to_string),
     });
     let Totals { layers: count, entries, compressed_size, size } = content.totals;
     crd::Content {
@@ -416,7 +418,11 @@ mod tests {
             generation: 1,
             sealed_at: record.created_at,
             digest: Digest::sha256(b"d"),
-            images: vec![SealedImage { reference: "nginx".into(), manifest }],
+            images: vec![SealedImage {
+                reference: "nginx".into(),
+                manifest,
+                index: Some(Digest::sha256(b"i")),
+            }],
             totals: Totals { layers: 1, entries: 2, compressed_size: 3, size: 4 },
             layers: vec![LayerHistory {
                 blob: Digest::sha256(b"l"),
@@ -427,7 +433,7 @@ mod tests {
                 origin: Origin::Fetched,
                 from: None,
             }],
-            snapshot: Some(record::Snapshot {
+            snapshot: Some(record::ClusterSnapshot {
                 namespace: "larder".into(),
                 name: "ic-1".into(),
                 handle: "h".into(),

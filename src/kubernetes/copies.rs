@@ -13,7 +13,7 @@ use super::crd::CopyState;
 use super::fault::{Fault, ask, opt};
 use super::names::{MANAGER, Names, copy, object};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
-use crate::caches::record::Snapshot;
+use crate::caches::record::ClusterSnapshot;
 use crate::caches::volumes::VolumeId;
 
 /// The copies of an installation.
@@ -45,7 +45,7 @@ impl Copies {
     }
 
     /// Offers a snapshot in a namespace, if it is not there yet, and says whether it can be used.
-    pub async fn offer(&self, volume: &VolumeId, snapshot: &Snapshot, namespace: &str) -> CopyState {
+    pub async fn offer(&self, volume: &VolumeId, snapshot: &ClusterSnapshot, namespace: &str) -> CopyState {
         match self.try_offer(volume, snapshot, namespace).await {
             Ok(ready) => CopyState { namespace: namespace.to_owned(), ready, message: None },
             Err(fault) => {
@@ -58,7 +58,7 @@ impl Copies {
     async fn try_offer(
         &self,
         volume: &VolumeId,
-        snapshot: &Snapshot,
+        snapshot: &ClusterSnapshot,
         namespace: &str,
     ) -> Result<bool, Fault> {
         let (name, content_name) = (object(volume), copy(volume, namespace));

@@ -243,6 +243,10 @@ pub struct SealedImage {
     /// Digest of its manifest.
     #[schemars(length(max = 256))]
     pub manifest: String,
+    /// Digest of the index that the tag pointed to, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub index: Option<String>,
 }
 
 /// Sums.

@@ -13,10 +13,11 @@ use super::runner::{KubeRunner, Pace};
 use super::store::KubeStore;
 use super::volumes::KubeVolumes;
 use super::watch::Watch;
-use super::{admission, client};
-use crate::caches::runner::child::ChildRunner;
+use super::client;
+use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
 use crate::caches::service::{Parts, Service, StartError};
 use crate::config::Config;
+use crate::config::caches::Holder;
 use crate::config::cluster::Cluster;
 use crate::model::class::Class;
 use crate::model::image_cache::CacheId;
@@ -44,15 +45,22 @@ impl Habits {
     }
 }
 
+/// The configuration of what plans on the host of a daemon: it fills no volume, so it matters not what could hold one.
+pub fn of_planner(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.caches.volume_kind = Holder::Directory;
+    config
+}
+
 /// A daemon cannot start, or not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no way to the cluster.
     #[error(transparent)]
     Connect(#[from] client::ConnectError),
-    /// The configuration cannot be written for builders.
-    #[error("writing the configuration for builders: {0}")]
-    Config(#[from] toml::ser::Error),
+    /// The configuration cannot be used for builders.
+    #[error(transparent)]
+    Runner(#[from] ChildRunnerError),
     /// The records cannot be read.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -69,7 +77,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Connect(e) => e.class(),
-            Error::Config(_) => Class::Internal,
+            Error::Runner(e) => e.class(),
             Error::Start(StartError::Store(e)) => e.class(),
             Error::Start(StartError::State(e)) => e.class(),
             Error::Ended(_) | Error::Watch => Class::Busy,
@@ -81,6 +89,7 @@ impl Error {
 #[derive(Debug)]
 pub struct Daemon {
     service: Service,
+    runner: Arc<KubeRunner>,
     watch: Watch,
     lease: Lease,
 }
@@ -102,9 +111,11 @@ impl Daemon {
         let own = &cluster.namespace;
         let names = Names { namespace: own.clone() };
         let store = Arc::new(KubeStore::new(client.clone(), &cluster.uid, own, &identity));
+        let runner = KubeRunner::new(client.clone(), cluster, config, habits.pace, planner)?;
+        let runner = Arc::new(runner);
         let parts = Parts {
             store: Arc::clone(&store) as _,
-            runner: Arc::new(KubeRunner::new(client.clone(), cluster, config, habits.pace, planner)?),
+            runner: Arc::clone(&runner) as _,
             volumes: Arc::new(KubeVolumes::new(client.clone(), names.clone())),
             clock: Arc::clone(&clock),
             metrics,
@@ -116,11 +127,15 @@ impl Daemon {
             store,
             service: service.clone(),
             names,
-            admission: admission::of(&config.caches),
             clock,
         };
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
-        Ok(Daemon { service, watch, lease })
+        Ok(Daemon { service, runner, watch, lease })
+    }
+
+    /// Takes up a configuration that was read again, for builders that are started from now on. The cluster stays as it was.
+    pub fn reload(&self, config: &Config) -> Result<(), Error> {
+        Ok(self.runner.reload(config)?)
     }
 
     /// The image caches.

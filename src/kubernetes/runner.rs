@@ -15,6 +15,7 @@ mod verdict;
 mod waiting;
 
 use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -31,13 +32,14 @@ use tokio_util::sync::CancellationToken;
 use self::log::Logs;
 use self::objects::{Parts, VOLUME};
 use super::client::ApiServer;
+use super::daemon::of_planner;
 use super::fault::{Fault, ask, opt};
 use super::names::{MANAGER, Names, RESULT, object};
 use super::pull_secrets;
 use super::snapshot::VolumeSnapshot;
 use crate::caches::pull_secrets::{Content, Unusable};
 use crate::caches::record::OrderedBy;
-use crate::caches::runner::child::ChildRunner;
+use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
 use crate::caches::runner::{BuildOrder, Ended, Runner};
 use crate::caches::volumes::VolumeId;
 use crate::config::Config;
@@ -89,12 +91,26 @@ pub struct KubeRunner {
     client: ApiServer,
     names: Names,
     cluster: Cluster,
-    caches: Caches,
-    /// What builders read of the configuration.
-    config: String,
+    in_effect: RwLock<Arc<InEffect>>,
     pace: Pace,
     /// Plans are made here: they move no layer byte and need no disk.
     planner: ChildRunner,
+}
+
+/// What comes from the configuration, and is replaced when that is read again.
+#[derive(Debug)]
+struct InEffect {
+    caches: Caches,
+    /// What builders read of the configuration.
+    config: String,
+}
+
+impl InEffect {
+    fn of(config: &Config) -> Result<Self, ChildRunnerError> {
+        let of_builders =
+            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
+        Ok(InEffect { caches: config.caches.clone(), config: toml::to_string(&of_builders)? })
+    }
 }
 
 /// A step that did not go on.
@@ -119,18 +135,27 @@ impl KubeRunner {
         config: &Config,
         pace: Pace,
         planner: ChildRunner,
-    ) -> Result<Self, toml::ser::Error> {
-        let of_builders =
-            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
+    ) -> Result<Self, ChildRunnerError> {
         Ok(KubeRunner {
             client: client.into(),
             names: Names { namespace: cluster.namespace.clone() },
             cluster: cluster.clone(),
-            caches: config.caches.clone(),
-            config: toml::to_string(&of_builders)?,
+            in_effect: RwLock::new(Arc::new(InEffect::of(config)?)),
             pace,
             planner,
         })
+    }
+
+    /// Takes up a configuration that was read again.
+    pub fn reload(&self, config: &Config) -> Result<(), ChildRunnerError> {
+        let new = Arc::new(InEffect::of(config)?);
+        self.planner.reload(&of_planner(config))?;
+        *self.in_effect.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    fn in_effect(&self) -> Arc<InEffect> {
+        Arc::clone(&self.in_effect.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn own<K>(&self) -> Api<K>
@@ -144,7 +169,8 @@ impl KubeRunner {
     /// Carries an order out, whatever the API server does meanwhile.
     async fn carry_out(&self, order: &BuildOrder, lines: &mpsc::Sender<Line>) -> Ended {
         let volume = VolumeId { tenant: order.tenant.clone(), id: order.id, generation: order.generation };
-        let build = Build { runner: self, order, name: object(&volume), volume, lines };
+        let with = self.in_effect();
+        let build = Build { runner: self, with, order, name: object(&volume), volume, lines };
         let mut pause = self.pace.look;
         loop {
             match build.go_on().await {
@@ -164,6 +190,7 @@ impl KubeRunner {
 /// One build under way.
 struct Build<'a> {
     runner: &'a KubeRunner,
+    with: Arc<InEffect>,
     order: &'a BuildOrder,
     volume: VolumeId,
     /// Of Job, Secret, PVC and VolumeSnapshot.
@@ -206,8 +233,8 @@ impl Build<'_> {
     }
 
     fn parts<'b>(&'b self, job: &'b Job) -> Parts<'b> {
-        let KubeRunner { names, cluster, caches, .. } = self.runner;
-        Parts { names, cluster, caches, volume: &self.volume, job }
+        let KubeRunner { names, cluster, .. } = self.runner;
+        Parts { names, cluster, caches: &self.with.caches, volume: &self.volume, job }
     }
 
     /// The job that the builder gets: its secrets are those that there are.
@@ -227,7 +254,7 @@ impl Build<'_> {
                 None => {
                     self.check_storage_class().await?;
                     let deadline = self.order.job.deadline.map(|deadline| deadline - chrono::Utc::now());
-                    let longest = i64::from(self.runner.caches.build_timeout_minutes) * 60;
+                    let longest = i64::from(self.with.caches.build_timeout_minutes) * 60;
                     let seconds = deadline.map_or(longest, |left| left.num_seconds().clamp(1, longest));
                     let job = self.build_job(secrets);
                     let object = self.parts(&job).job(secrets, seconds);
@@ -256,7 +283,7 @@ impl Build<'_> {
     async fn furnish(&self, job: &KubeJob, secrets: &[(PullSecretName, Content)]) -> Result<(), Halt> {
         let build_job = self.build_job(secrets);
         let parts = self.parts(&build_job);
-        let secret = parts.secret(job, &self.runner.config, secrets);
+        let secret = parts.secret(job, &self.with.config, secrets);
         let secret = secret.map_err(|e| Halt::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
         self.apply::<Secret>("the secret", &secret).await?;
         let size_gib = self.order.job.size.map_or(0, |size| size.0 >> 30);

@@ -11,13 +11,17 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::client::ApiServer;
+use super::convert::created;
 use super::copies::Copies;
 use super::fault::{Fault, ask, opt};
-use super::names::{MANAGER, Names, object};
+use super::names::{MANAGER, Names, RESULT, object};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
-use crate::caches::record::Snapshot;
-use crate::caches::volumes::{Discarded, Places, Sealed, StateError, UNLIMITED, VolumeId, Volumes};
+use crate::caches::record::ClusterSnapshot;
+use crate::caches::volumes::{
+    Discarded, Kind, Places, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
+};
 use crate::model::class::Class;
+use crate::model::event::Outcome;
 
 /// Volumes as snapshots of a cluster.
 #[derive(Debug)]
@@ -83,7 +87,7 @@ impl KubeVolumes {
         let content = self.content(&snapshot).await?.ok_or_else(|| incomplete("has no content"))?;
         let status = content.status.unwrap_or_default();
         let handle = status.snapshot_handle.ok_or_else(|| incomplete("has no handle"))?;
-        let snapshot = Snapshot {
+        let snapshot = ClusterSnapshot {
             namespace: self.names.namespace.clone(),
             name: object(volume),
             handle,
@@ -91,6 +95,29 @@ impl KubeVolumes {
             restore_size: status.restore_size.and_then(|size| u64::try_from(size).ok()),
         };
         Ok(Sealed { content: None, snapshot: Some(snapshot) })
+    }
+
+    async fn look(&self, volume: &VolumeId) -> Result<Option<Snapshot>, Fault> {
+        let Some(snapshot) = self.snapshot(volume).await?.filter(VolumeSnapshot::is_ready) else {
+            return Ok(None);
+        };
+        let result = snapshot.annotations().get(RESULT).and_then(|text| serde_json::from_str::<Outcome>(text).ok());
+        let Some((Some(digest), totals)) = result.map(|result| (result.digest, result.totals)) else {
+            return Ok(None);
+        };
+        let content = self.content(&snapshot).await?.and_then(|content| content.status);
+        Ok(Some(Snapshot {
+            generation: volume.generation,
+            served: false,
+            in_use: is_held(&snapshot),
+            digest,
+            sealed_at: created(&snapshot.metadata),
+            kind: Kind::VolumeSnapshot,
+            size: totals.map_or(0, |totals| totals.size),
+            image_size: content.and_then(|status| u64::try_from(status.restore_size?).ok()),
+            image_allocated: None,
+            path: None,
+        }))
     }
 
     async fn discard(&self, volume: &VolumeId) -> Result<Discarded, Fault> {
@@ -111,10 +138,10 @@ impl KubeVolumes {
         }
         let going = snapshot.metadata.deletion_timestamp.is_some();
         self.delete::<VolumeSnapshot>(&name, &DeleteParams::default()).await?;
-        // While a disk is restored from it, a snapshot stays (external-snapshotter, volumesnapshot-as-source-protection).
-        let held =
-            snapshot.finalizers().iter().any(|one| one.ends_with("volumesnapshot-as-source-protection"));
-        Ok(if going && held { Discarded::InUse } else { Discarded::Going })
+        Ok(match going && is_held(&snapshot) {
+            true => Discarded::InUse("a disk is being restored from it".to_owned()),
+            false => Discarded::Going,
+        })
     }
 
     /// Whether there was anything to delete.
@@ -138,6 +165,13 @@ impl KubeVolumes {
         ask!(&doing, api.patch(&name, &parameters, &Patch::Merge(&patch)))?;
         Ok(())
     }
+}
+
+/// While a disk is restored from it, a snapshot stays (external-snapshotter, volumesnapshot-as-source-protection).
+fn is_held(snapshot: &VolumeSnapshot) -> bool {
+    let mut finalizers = snapshot.finalizers().iter();
+    snapshot.metadata.deletion_timestamp.is_some()
+        && finalizers.any(|one| one.ends_with("volumesnapshot-as-source-protection"))
 }
 
 impl Volumes for KubeVolumes {
@@ -166,7 +200,9 @@ impl Volumes for KubeVolumes {
         Box::pin(async move { Ok(self.discard(&volume).await?) })
     }
 
-    fn tidy(&self) -> BoxFuture<'_, Result<(), StateError>> {
-        Box::pin(async { Ok(()) })
+    fn look(&self, volume: VolumeId, _: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
+        Box::pin(async move { Ok(self.look(&volume).await?) })
     }
+
+    fn tidy(&self, _: bool) {}
 }

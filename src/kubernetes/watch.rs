@@ -21,7 +21,7 @@ use super::names::{Names, namespace};
 use super::store::KubeStore;
 use crate::caches::record::Record;
 use crate::caches::service::Service;
-use crate::caches::store::{Admission, StoreError};
+use crate::caches::store::StoreError;
 use crate::caches::volumes::VolumeId;
 use crate::model::image_cache::{CacheId, Status};
 use crate::sys::clock::Clock;
@@ -41,8 +41,6 @@ pub struct Watch {
     pub service: Service,
     /// Whose objects.
     pub names: Names,
-    /// What a new object must pass.
-    pub admission: Admission,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -128,8 +126,8 @@ impl Watch {
         if object.status.is_none() {
             if self.service.leads() && object.metadata.deletion_timestamp.is_none() {
                 let namespace = object.namespace().unwrap_or_default();
-                let now = self.clock.now();
-                self.store.adopt(&namespace, &object.name_any(), self.admission, now).await?;
+                let (admission, now) = (self.service.admission()?, self.clock.now());
+                self.store.adopt(&namespace, &object.name_any(), admission, now).await?;
             }
             return Ok(());
         }

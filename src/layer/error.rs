@@ -5,8 +5,9 @@ use std::io;
 use nix::errno::Errno;
 
 use super::path::shown;
-use super::space::Full;
+use super::space::Space;
 use crate::model::class::Class;
+use crate::model::shortage::Shortage;
 use crate::model::size::ByteSize;
 
 /// A layer cannot be put on the volume.
@@ -26,7 +27,7 @@ pub enum Error {
         /// Name of the member, escaped.
         path: String,
         /// Need and have.
-        full: Full,
+        full: Shortage,
     },
     /// The file system refused.
     #[error("{doing} {path:?}: {source}{}", remedy(source))]
@@ -110,6 +111,20 @@ impl Error {
         Error::Io { doing, path: named(path), source }
     }
 
+    /// The same error, but where the file system had no room left, as what `space` says is lacking.
+    #[must_use]
+    pub fn explained(self, space: &dyn Space) -> Self {
+        match self {
+            Error::Io { doing, path, source } => {
+                match out_of_room(&source).then(|| space.exhausted()).flatten() {
+                    Some(full) => Error::Full { path, full },
+                    None => Error::Io { doing, path, source },
+                }
+            }
+            other => other,
+        }
+    }
+
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
@@ -135,6 +150,11 @@ pub fn io_class(error: &io::Error) -> Class {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
         _ => Class::Internal,
     }
+}
+
+/// Whether the file system refused for want of blocks, inodes or quota.
+pub fn out_of_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 fn remedy(error: &io::Error) -> &'static str {

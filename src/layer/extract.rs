@@ -10,11 +10,12 @@ use super::limits::Limits;
 use super::overlay::Applied;
 use super::overlay::apply::{self, Failure, Target};
 use super::overlay::replaced::Replaced;
-use super::space::{Full, Space};
+use super::space::Space;
 use super::tar::Reader;
 use super::tar_split::{self, TarSplit, TarSplitReader};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::model::shortage::Shortage;
 use crate::sys::Dir;
 use crate::sys::space::{FileSystem, preallocate};
 
@@ -89,6 +90,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same error, but where the file system had no room left, as what `space` says is lacking.
+    #[must_use]
+    pub fn explained(self, space: &dyn Space) -> Self {
+        match self {
+            Error::Sink(e) => Error::Sink(e.explained(space)),
+            Error::TarSplit(e) => match super::error::out_of_room(&e).then(|| space.exhausted()).flatten() {
+                Some(full) => Error::Sink(SinkError::Full { path: "tar-split".into(), full }),
+                None => Error::TarSplit(e),
+            },
+            other => other,
+        }
+    }
+
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
@@ -229,4 +243,4 @@ impl Write for Reserved<'_> {
 
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct NoRoom(Full);
+struct NoRoom(Shortage);

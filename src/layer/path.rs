@@ -136,6 +136,23 @@ pub fn escape(bytes: &[u8]) -> String {
     escaped
 }
 
+/// The bytes that [`escape`] wrote as `text`; nothing where it would have written them in another way.
+pub fn unescape(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        if *first != b'\\' {
+            bytes.push(*first);
+            rest = after;
+            continue;
+        }
+        let (digits, after) = after.strip_prefix(b"x")?.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+        rest = after;
+    }
+    (escape(&bytes).as_bytes() == text).then_some(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -194,6 +211,18 @@ mod tests {
                     prop_assert!(!component.contains(&0));
                 }
                 prop_assert_eq!(components(&clean).collect::<Vec<_>>().join(&b'/'), clean);
+            }
+        }
+
+        #[test]
+        fn escaped_bytes_come_back(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            prop_assert_eq!(unescape(escape(&bytes).as_bytes()), Some(bytes));
+        }
+
+        #[test]
+        fn only_what_escape_writes_is_read(text in r"[a-c\\x0-9A-F\n]{0,12}") {
+            if let Some(bytes) = unescape(text.as_bytes()) {
+                prop_assert_eq!(escape(&bytes), text);
             }
         }
 

@@ -2,31 +2,18 @@
 
 use std::fmt;
 
-use crate::model::size::ByteSize;
+use crate::model::shortage::Shortage;
 
 /// Somebody who keeps account of the bytes of a volume.
 pub trait Space: Send + Sync + fmt::Debug {
     /// Sets `bytes` aside for what is about to be written.
-    fn reserve(&self, bytes: u64) -> Result<(), Full>;
+    fn reserve(&self, bytes: u64) -> Result<(), Shortage>;
 
     /// Gives back what was set aside or freed.
     fn release(&self, bytes: u64);
-}
 
-/// The cap is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full {
-    /// Bytes asked for.
-    pub need: u64,
-    /// Bytes left under the cap.
-    pub have: u64,
-    /// The cap, bytes.
-    pub cap: u64,
-}
-
-impl fmt::Display for Full {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (need, have, cap) = (ByteSize(self.need), ByteSize(self.have), ByteSize(self.cap));
-        write!(f, "it needs {need} more, {have} of the volume's {cap} are left: ask for a larger --size")
+    /// What is lacking after the file system refused for want of room; nothing where the account knows of no want.
+    fn exhausted(&self) -> Option<Shortage> {
+        None
     }
 }

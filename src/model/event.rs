@@ -216,6 +216,9 @@ pub struct Failure {
 pub struct SealedImage {
     /// The reference as given.
     pub reference: String,
+    /// Digest of the index the reference stood for, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub index: Option<Digest>,
     /// Digest of its manifest.
     pub manifest: Digest,
 }
@@ -286,7 +289,10 @@ mod tests {
             message: "m".repeat(9000),
             class: Some(Class::Corrupt),
             failures: vec![failure; 50],
-            images: vec![SealedImage { reference: "a".into(), manifest: Digest::sha256(b"m") }; 100],
+            images: vec![
+                SealedImage { reference: "a".into(), index: None, manifest: Digest::sha256(b"m") };
+                100
+            ],
             digest: None,
             totals: None,
             elapsed_ms: 1,

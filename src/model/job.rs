@@ -78,6 +78,19 @@ pub enum VolumeKind {
     /// A directory; the cap is counted.
     #[default]
     Directory,
+    /// An image file with an ext4 in a directory; the kernel holds the cap.
+    Disk,
+    /// A file system that is mounted already, empty or of an earlier run.
+    Mounted,
+    /// A block device, formatted for this.
+    Block,
+}
+
+impl VolumeKind {
+    /// Whether the builder formats, mounts and checks it.
+    pub fn is_disk(self) -> bool {
+        matches!(self, VolumeKind::Disk | VolumeKind::Block)
+    }
 }
 
 /// Form in which layers lie on the volume.

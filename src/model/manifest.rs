@@ -8,11 +8,13 @@ mod error;
 mod index;
 mod json;
 mod media_type;
+mod process;
 
 pub use config::ImageConfig;
 pub use error::ManifestError;
 pub use index::Index;
 pub use media_type::{ACCEPT, LayerMediaType};
+pub use process::Process;
 
 use oci_distribution::manifest::{OciDescriptor, OciImageManifest};
 use serde::Deserialize;

@@ -49,16 +49,9 @@ impl Signable<'_> {
             out.push('/');
         }
         out.push('\n');
-        let mut query: Vec<&(String, String)> = self.query.iter().collect();
-        query.sort();
-        for (at, (name, value)) in query.into_iter().enumerate() {
-            if at > 0 {
-                out.push('&');
-            }
-            encode(name, &mut out);
-            out.push('=');
-            encode(value, &mut out);
-        }
+        let mut pairs: Vec<&(String, String)> = self.query.iter().collect();
+        pairs.sort();
+        out.push_str(&query(pairs.into_iter().map(|(name, value)| (name.as_str(), value.as_str()))));
         out.push('\n');
         for (name, value) in self.headers {
             let _ = writeln!(out, "{name}:{}", value.trim());
@@ -96,6 +89,20 @@ impl Signable<'_> {
         mac.update(self.string_to_sign(date).as_bytes());
         mac
     }
+}
+
+/// A query as it is signed and sent, without the `?`; in the order given.
+pub fn query<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let mut out = String::new();
+    for (at, (name, value)) in pairs.into_iter().enumerate() {
+        if at > 0 {
+            out.push('&');
+        }
+        encode(name, &mut out);
+        out.push('=');
+        encode(value, &mut out);
+    }
+    out
 }
 
 /// Percent-encodes everything but the unreserved characters of RFC 3986, 2.3.

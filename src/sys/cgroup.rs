@@ -5,9 +5,9 @@
 //! controllers down (systemd, "Control Group APIs and Delegation").
 //!
 //! ```text
-//! <own group>/            version 2; with version 1 the same in the tree of each controller
-//!   daemon/               this process (version 2 only)
-//!   larder-<pid>-<name>/  one child of the daemon <pid>
+//! <own group>/                    version 2; with version 1 the same in the tree of each controller
+//!   daemon/                       this process (version 2 only)
+//!   larder-<pid>.<start>-<name>/  one child of the daemon that has this number and was started then
 //! ```
 
 mod tree;
@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{signal, xattr};
+use super::{process, signal, xattr};
 use tree::Place;
 
 /// How long the kernel may take to let go of a group whose processes were killed.
@@ -165,7 +165,7 @@ impl Cgroups {
             for entry in fs::read_dir(&parent.dir).into_iter().flatten().flatten() {
                 let name = entry.file_name();
                 let owner = name.to_str().and_then(|name| name.strip_prefix("larder-")?.split('-').next());
-                if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                if owner.is_some_and(|owner| !runs(owner)) {
                     let _ = fs::remove_dir(entry.path());
                 }
             }
@@ -188,8 +188,17 @@ impl fmt::Display for Cgroups {
     }
 }
 
+/// In a container every daemon has the same number, so it alone names none.
 fn own_name(name: &str) -> String {
-    format!("larder-{}-{name}", std::process::id())
+    let pid = std::process::id();
+    format!("larder-{pid}.{}-{name}", process::started(pid).unwrap_or_default())
+}
+
+/// Whether the process that a group is named by is there.
+fn runs(owner: &str) -> bool {
+    let Some((pid, start)) = owner.split_once('.') else { return false };
+    let (Ok(pid), Ok(start)) = (pid.parse(), start.parse::<u64>()) else { return true };
+    process::started(pid).unwrap_or_default() == start
 }
 
 /// Takes over a group of version 2: this process into a leaf, controllers handed down.
@@ -268,8 +277,7 @@ fn settings(version: Version, controller: Controller, limits: &Limits) -> Vec<Se
     }
 }
 
-/// The group of one child. Dropped without [`remove`](Cgroup::remove), what is in it is killed, and it is removed if the
-/// kernel lets go at once.
+/// The group of one child. Dropped without [`remove`](Cgroup::remove), what is in it is killed, and it is removed soon.
 #[derive(Debug)]
 pub struct Cgroup {
     version: Version,
@@ -301,7 +309,9 @@ impl Cgroup {
     /// Kills what is still in the group and removes it. Waits for the kernel: not for async code.
     pub fn remove(mut self) -> io::Result<()> {
         self.removed = true;
-        self.dirs.iter().try_for_each(|group| remove(&group.dir))
+        // One that cannot be removed keeps no other.
+        let results: Vec<_> = self.dirs.iter().map(|group| remove(&group.dir)).collect();
+        results.into_iter().collect()
     }
 }
 
@@ -310,11 +320,11 @@ impl Drop for Cgroup {
         if self.removed {
             return;
         }
-        for group in &self.dirs {
-            kill_all(&group.dir);
-            // A group that stays is removed by whoever takes its name, or by the next daemon.
-            let _ = fs::remove_dir(&group.dir);
-        }
+        let dirs: Vec<PathBuf> = self.dirs.drain(..).map(|group| group.dir).collect();
+        dirs.iter().for_each(|dir| kill_all(dir));
+        // Until the kernel has let go of the processes it takes a moment, for which nobody here can wait. What stays all the
+        // same is removed by the next daemon.
+        std::thread::spawn(move || dirs.iter().for_each(|dir| drop(remove(dir))));
     }
 }
 

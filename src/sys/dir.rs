@@ -81,6 +81,19 @@ impl Dir {
         }
     }
 
+    /// Opens the regular file `name` for reading and writing, under the same rules.
+    pub fn open_file_to_write(&self, name: &[u8]) -> io::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        if self.stat(name)?.file_type != FileType::Regular {
+            return Err(Errno::EINVAL.into());
+        }
+        let file = File::from(fcntl::openat(&self.0, name, flags, Mode::empty())?);
+        match Stat::from(stat::fstat(&file)?).file_type {
+            FileType::Regular => Ok(file),
+            _ => Err(Errno::EINVAL.into()),
+        }
+    }
+
     /// Opens or creates the file `name` for appending.
     pub fn append_file(&self, name: &[u8], mode: u32) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -242,6 +255,13 @@ impl Dir {
         // Names come from here or from the kernel and hold no NUL; cut rather than panic should one ever.
         path.extend(name.iter().copied().take_while(|b| *b != 0));
         CString::new(path).unwrap_or_default()
+    }
+}
+
+impl From<OwnedFd> for Dir {
+    /// The descriptor is one of a directory.
+    fn from(fd: OwnedFd) -> Self {
+        Dir(fd)
     }
 }
 

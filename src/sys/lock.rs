@@ -14,22 +14,38 @@ use super::stat::FileType;
 /// A lock, held until dropped. The file is never removed: who removed it could let two holders in.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Flock<File>,
+    file: Flock<File>,
 }
 
 impl Lock {
+    /// Takes the lock on an open file; nothing where another process holds it. It is the descriptor's: whoever is given a
+    /// copy of it, as a program or a loop device, holds it too.
+    pub fn try_exclusive_on(file: File) -> io::Result<Option<Self>> {
+        Ok(take(file, FlockArg::LockExclusiveNonblock)?.map(|file| Lock { file }))
+    }
+
+    /// The same together with others who share it; nothing where somebody holds it alone.
+    pub fn try_shared_on(file: File) -> io::Result<Option<Self>> {
+        Ok(take(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { file }))
+    }
+
+    /// The file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Takes the lock on the file `name`, creating it; nothing where another process holds it.
     pub fn try_exclusive(dir: &Dir, name: &[u8]) -> io::Result<Option<Self>> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = File::from(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?);
-        Ok(take(file, FlockArg::LockExclusiveNonblock)?.map(|file| Lock { _file: file }))
+        Ok(take(file, FlockArg::LockExclusiveNonblock)?.map(|file| Lock { file }))
     }
 
     /// Takes the lock on the file `name` together with others who share it; nothing where somebody holds it alone. The
     /// file must exist and is opened for reading only.
     pub fn try_shared(dir: &Dir, name: &[u8]) -> io::Result<Option<Self>> {
         let file = dir.open_file(name)?;
-        Ok(take(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { _file: file }))
+        Ok(take(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { file }))
     }
 }
 

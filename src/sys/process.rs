@@ -30,6 +30,14 @@ pub fn boot_id() -> io::Result<String> {
     Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
+/// When a process was started, clock ticks since boot (proc_pid_stat(5), starttime): with its number this is its name.
+pub fn started(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the name of its program, in which anything may stand.
+    let start = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
+    start.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time in /proc/PID/stat"))
+}
+
 /// The number of a group that is named, or given as a number.
 pub fn group(name: &str) -> io::Result<Option<u32>> {
     if let Ok(number) = name.parse() {

@@ -48,6 +48,31 @@ pub fn total(dir: &Dir) -> io::Result<u64> {
     Ok(facts.blocks() * facts.fragment_size())
 }
 
+/// What a file system has and has left, for a process without privileges (statvfs(3)).
+#[derive(Clone, Copy, Debug)]
+pub struct Usage {
+    /// Bytes in all.
+    pub size: u64,
+    /// Bytes left.
+    pub free: u64,
+    /// Inodes in all; 0 where they are not counted.
+    pub inodes: u64,
+    /// Inodes left.
+    pub free_inodes: u64,
+}
+
+/// Asks the file system that holds `dir`.
+pub fn usage(dir: &Dir) -> io::Result<Usage> {
+    let facts = fstatvfs(dir)?;
+    let unit = facts.fragment_size();
+    Ok(Usage {
+        size: facts.blocks() * unit,
+        free: facts.blocks_available() * unit,
+        inodes: facts.files(),
+        free_inodes: facts.files_available(),
+    })
+}
+
 /// Allocates `len` bytes of a file from `offset` on without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file
 /// systems that cannot are left as they are.
 pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
@@ -57,6 +82,15 @@ pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, offset, len) {
         Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
         other => Ok(other?),
+    }
+}
+
+/// Makes an empty file `len` bytes large and keeps all of them for it (fallocate(2)); false where the file system cannot.
+pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
+    let len = i64::try_from(len).map_err(|_| Errno::EFBIG)?;
+    match fallocate(file, FallocateFlags::empty(), 0, len) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
+        other => Ok(other.map(|()| true)?),
     }
 }
 
@@ -91,19 +125,19 @@ pub fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
 
 /// Bytes that the tree at `dir` occupies, as `du -s` counts them: each inode once. The directory itself counts too.
 pub fn occupied(dir: &Dir) -> io::Result<u64> {
-    let mut usage = Usage::default();
+    let mut usage = Occupied::default();
     walk(dir.try_clone()?, &mut usage)?;
     Ok(usage.total)
 }
 
 #[derive(Default)]
-struct Usage {
+struct Occupied {
     total: u64,
     /// Inodes with several names that were counted.
     seen: HashSet<(u64, u64)>,
 }
 
-impl Visitor for Usage {
+impl Visitor for Occupied {
     type Error = io::Error;
 
     fn enter(&mut self, dir: &Dir, _: &[u8]) -> io::Result<Vec<Vec<u8>>> {

@@ -6,6 +6,7 @@ use std::io;
 use crate::layer::path::shown;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
+use crate::prefetch;
 use crate::volume;
 
 /// A volume is not what its seal says, or cannot be verified.
@@ -40,6 +41,9 @@ pub enum Error {
     /// The seal cannot be read or trusted.
     #[error(transparent)]
     Volume(#[from] volume::Error),
+    /// What starts read first cannot be found out.
+    #[error(transparent)]
+    Prefetch(#[from] prefetch::Error),
     /// The file system refused.
     #[error("{doing} {what}: {source}")]
     Io {
@@ -132,6 +136,11 @@ pub enum Fault {
     /// An index file that does not follow from the content.
     #[error("it does not follow from cache.json")]
     Index,
+    /// A list that does not follow from the layers.
+    #[error(
+        "it is not what this larder finds in the images: the file was changed, or another version wrote it"
+    )]
+    Prefetch,
     /// A digest that does not hold.
     #[error("its digest is not {0}")]
     Digest(String),
@@ -161,6 +170,7 @@ impl Error {
             Error::Difference { .. } | Error::Layer { .. } => Class::Corrupt,
             Error::NoTarSplit { .. } => Class::Invalid,
             Error::Volume(e) => e.class(),
+            Error::Prefetch(e) => e.class(),
             Error::Io { source, .. } => crate::layer::error::io_class(source),
         }
     }

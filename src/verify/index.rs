@@ -10,6 +10,7 @@ use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::{Document, ImageConfig};
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals};
+use crate::prefetch;
 use crate::sys::Dir;
 use crate::sys::walk::{Visitor, walk};
 use crate::volume::layout;
@@ -154,6 +155,7 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         explained.insert(format!("overlay/{hex}/diff"));
         explained.insert(format!("overlay-layers/{}", layout::tar_split(&layer.chain_id)));
     }
+    explained.insert(layout::PREFETCH.to_owned());
     for name in ["lock", "use", "job.json", "journal"] {
         explained.insert(format!(".larder/{name}"));
     }
@@ -168,6 +170,15 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
     match names.links.keys().next() {
         Some(missing) => Err(Error::volume(missing, Fault::Missing)),
         None => Ok(()),
+    }
+}
+
+/// Compares `prefetch.list` with what follows from the layers, which are verified.
+pub(super) fn check_prefetch(root: &Dir, content: &Content, documents: &[Documents]) -> Result<(), Error> {
+    let found = read(root, layout::PREFETCH, MAX_INDEX)?;
+    match prefetch::list(root, content, documents)? == found {
+        true => Ok(()),
+        false => Err(Error::volume(layout::PREFETCH, Fault::Prefetch)),
     }
 }
 

@@ -16,17 +16,17 @@ use crate::layer::rebuild::{FilesRead, Offset, Rebuilt};
 use crate::layer::tar::{Kind, Member, Reader};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Hasher};
-use crate::model::seal::{self, Compression, Layer};
+use crate::model::seal::{Compression, Layer};
 use crate::sys::{Dir, Timestamp};
 use crate::volume::layout;
 
 type Tar = Reader<Decoder<Rebuilt>, Offset>;
 
 /// Verifies a layer whose parents are verified.
-pub(super) fn verify(root: &Dir, content: &seal::Content, layer: &Layer) -> Result<(), Error> {
+pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer) -> Result<(), Error> {
     let id = &layer.chain_id;
     let diff = open_diff(root, id)?;
-    let lower = lower(root, content, layer)?;
+    let lower = lower(root, layers, layer)?;
     let mut tree = plan(root, layer, &diff)?;
     let (directories, settled) = settle(id, &mut tree, &lower, &layer.settled)?;
     if settled != layer.settled {
@@ -56,9 +56,9 @@ fn unopened(path: String, error: std::io::Error) -> Error {
     }
 }
 
-fn lower(root: &Dir, content: &seal::Content, layer: &Layer) -> Result<Lower, Error> {
+fn lower(root: &Dir, layers: &[Layer], layer: &Layer) -> Result<Lower, Error> {
     let parents: HashMap<&ChainId, Option<&ChainId>> =
-        content.layers.iter().map(|layer| (&layer.chain_id, layer.parent.as_ref())).collect();
+        layers.iter().map(|layer| (&layer.chain_id, layer.parent.as_ref())).collect();
     let mut trees = Vec::new();
     let mut next = layer.parent.as_ref();
     while let Some(id) = next {

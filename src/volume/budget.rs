@@ -1,11 +1,15 @@
-//! The cap: bytes are set aside before they are written, so that `du` never shows more than the volume may have.
+//! The cap: bytes are set aside before they are written, so that `du` never shows more than the volume may have. Where the
+//! file system itself is no larger than the cap, the kernel holds it: bytes are counted all the same, and refused by nobody
+//! but the kernel.
 
-use std::sync::Arc;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::error::{Context, Error};
+use crate::model::shortage::{Shortage, Unit};
 use crate::sys::Dir;
-use crate::sys::space::FileSystem;
+use crate::sys::space::{self, FileSystem};
 
 /// One new name can cost a directory a leaf block, two index blocks and a converted root.
 const GROWTH_BLOCKS: u64 = 4;
@@ -21,23 +25,63 @@ pub struct Budget {
     limit: u64,
     used: AtomicU64,
     file_system: FileSystem,
-}
-
-/// A request that the cap does not allow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exceeded {
-    /// Bytes asked for.
-    pub need: u64,
-    /// Bytes left.
-    pub have: u64,
-    /// The cap, bytes.
-    pub cap: u64,
+    /// A directory of the file system, where that is the cap.
+    held: Option<Dir>,
+    /// What ran out first. Layers that fail after that look when the room of the first is free again.
+    first: OnceLock<Shortage>,
 }
 
 impl Budget {
     /// An account of `cap` bytes of which `used` are occupied already.
     pub fn new(cap: u64, used: u64, file_system: FileSystem) -> Self {
-        Budget { cap, limit: cap - cap / SLACK_SHARE, used: AtomicU64::new(used), file_system }
+        let limit = cap - cap / SLACK_SHARE;
+        Budget { cap, limit, used: AtomicU64::new(used), file_system, held: None, first: OnceLock::new() }
+    }
+
+    /// The same for a cap that the file system of `root` is.
+    pub fn held_by_kernel(cap: u64, used: u64, file_system: FileSystem, root: Dir) -> Self {
+        Budget {
+            cap,
+            limit: u64::MAX,
+            used: AtomicU64::new(used),
+            file_system,
+            held: Some(root),
+            first: OnceLock::new(),
+        }
+    }
+
+    /// Whether the kernel holds the cap.
+    pub fn is_held_by_kernel(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// What the file system lacks to take `need` bytes, or one inode, more. Nothing where it has them, or is not the cap.
+    pub fn exhausted(&self, need: u64) -> Option<Shortage> {
+        let now = self.exhausted_now(need).inspect(|now| {
+            self.first.get_or_init(|| *now);
+        });
+        now.or_else(|| self.first.get().copied())
+    }
+
+    fn exhausted_now(&self, need: u64) -> Option<Shortage> {
+        let facts = space::usage(self.held.as_ref()?).ok()?;
+        if facts.free_inodes == 0 && facts.inodes > 0 {
+            return Some(Shortage { unit: Unit::Inodes, need: 1, have: 0, cap: facts.inodes });
+        }
+        let need = need.max(self.file_system.block);
+        // Room for the index of a file runs out a little before the last block is used.
+        let close = facts.free < need + GROWTH_BLOCKS * self.file_system.block;
+        close.then(|| Shortage::bytes(need, facts.free, self.cap))
+    }
+
+    /// The same error, but where the file system had no room left, as what it lacks.
+    pub(super) fn explained(&self, error: Error) -> Error {
+        let Error::Io { doing, what, source } = error else { return error };
+        let full = matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        match full.then(|| self.exhausted(0)).flatten() {
+            Some(shortage) => Error::Full { doing: format!("{doing} {what}"), shortage },
+            None => Error::Io { doing, what, source },
+        }
     }
 
     /// Bytes set aside or occupied.
@@ -56,11 +100,11 @@ impl Budget {
     }
 
     /// Sets `bytes` aside.
-    pub fn reserve(&self, bytes: u64) -> Result<(), Exceeded> {
+    pub fn reserve(&self, bytes: u64) -> Result<(), Shortage> {
         let take = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             Ok(_) => Ok(()),
-            Err(used) => Err(Exceeded { need: bytes, have: self.limit.saturating_sub(used), cap: self.cap }),
+            Err(used) => Err(Shortage::bytes(bytes, self.limit.saturating_sub(used), self.cap)),
         }
     }
 
@@ -74,7 +118,7 @@ impl Budget {
     /// Sets aside whole blocks for a file of ours of `bytes`.
     pub(super) fn reserve_file(&self, bytes: u64, what: &str) -> Result<u64, Error> {
         let room = self.file_system.round_up(bytes);
-        self.reserve(room).map_err(|exceeded| full(exceeded, what))?;
+        self.reserve(room).map_err(|shortage| full(shortage, what))?;
         Ok(room)
     }
 
@@ -86,12 +130,12 @@ impl Budget {
         work: impl FnOnce() -> Result<T, Error>,
     ) -> Result<T, Error> {
         let room = GROWTH_BLOCKS * self.file_system.block * dirs.len() as u64;
-        self.reserve(room).map_err(|exceeded| full(exceeded, what))?;
+        self.reserve(room).map_err(|shortage| full(shortage, what))?;
         let before = allocated(dirs)?;
         let result = work();
         let grown = allocated(dirs)?.saturating_sub(before).min(room);
         self.release(room - grown);
-        result
+        result.map_err(|error| self.explained(error))
     }
 }
 
@@ -103,9 +147,8 @@ fn allocated(dirs: &[&Dir]) -> Result<u64, Error> {
     Ok(sum)
 }
 
-pub(super) fn full(exceeded: Exceeded, what: &str) -> Error {
-    let Exceeded { need, have, cap } = exceeded;
-    Error::Full { doing: format!("writing {what}"), need, have, cap }
+pub(super) fn full(shortage: Shortage, what: &str) -> Error {
+    Error::Full { doing: format!("writing {what}"), shortage }
 }
 
 /// What one layer has set aside: given back when the layer fails, kept when it is committed.
@@ -113,16 +156,19 @@ pub(super) fn full(exceeded: Exceeded, what: &str) -> Error {
 pub struct Account {
     budget: Arc<Budget>,
     held: AtomicU64,
+    /// What was asked for last, bytes.
+    last: AtomicU64,
 }
 
 impl Account {
     /// An account with nothing set aside.
     pub fn new(budget: Arc<Budget>) -> Self {
-        Account { budget, held: AtomicU64::new(0) }
+        Account { budget, held: AtomicU64::new(0), last: AtomicU64::new(0) }
     }
 
     /// Sets `bytes` aside.
-    pub fn reserve(&self, bytes: u64) -> Result<(), Exceeded> {
+    pub fn reserve(&self, bytes: u64) -> Result<(), Shortage> {
+        self.last.store(bytes, Ordering::Relaxed);
         self.budget.reserve(bytes)?;
         self.held.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
@@ -135,6 +181,16 @@ impl Account {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| Some(held.saturating_sub(bytes)));
         let held = held.unwrap_or_default();
         self.budget.release(bytes.min(held));
+    }
+
+    /// What the file system lacks, after it refused what was set aside last.
+    pub fn exhausted(&self) -> Option<Shortage> {
+        self.budget.exhausted(self.last.load(Ordering::Relaxed))
+    }
+
+    /// Who keeps the account of the volume.
+    pub(super) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Unit in which files occupy space, bytes.
@@ -167,7 +223,7 @@ mod tests {
         let budget = budget(512 * 100);
         let limit = 512 * 100 - 100;
         assert!(budget.reserve(limit).is_ok());
-        assert_eq!(budget.reserve(1), Err(Exceeded { need: 1, have: 0, cap: 51200 }));
+        assert_eq!(budget.reserve(1), Err(Shortage::bytes(1, 0, 51200)));
         budget.release(1);
         assert!(budget.reserve(1).is_ok());
         assert!(budget.reserve(u64::MAX).is_err());

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::seal::SealError;
+use crate::model::shortage::Shortage;
 use crate::model::size::ByteSize;
 
 /// A volume cannot be used, or not be finished.
@@ -21,6 +22,32 @@ pub enum Error {
         path: String,
         /// A name found in it.
         name: String,
+    },
+    /// Nothing is mounted at the directory.
+    #[error("{path} is no mount point: mount the file system, or give --volume-kind directory")]
+    NotMounted {
+        /// The directory.
+        path: String,
+    },
+    /// The file system is smaller than what was asked for.
+    #[error(
+        "the file system at {path} has {}, --size asks for {}: mount a larger one, or give a smaller --size",
+        ByteSize(*have),
+        ByteSize(*need)
+    )]
+    TooSmall {
+        /// The directory.
+        path: String,
+        /// Bytes asked for.
+        need: u64,
+        /// Bytes there.
+        have: u64,
+    },
+    /// The directory holds a disk.
+    #[error("{path} holds the disk of a volume: give --volume-kind disk, or another directory")]
+    IsDisk {
+        /// The directory.
+        path: String,
     },
     /// The volume belongs to another job.
     #[error(
@@ -53,21 +80,12 @@ pub enum Error {
         source: SealError,
     },
     /// The cap is reached by metadata.
-    #[error(
-        "{doing}: {} more needed, {} of the volume's {} are left: ask for a larger --size",
-        ByteSize(*need),
-        ByteSize(*have),
-        ByteSize(*cap)
-    )]
+    #[error("{doing}: {shortage}")]
     Full {
         /// What was being done.
         doing: String,
-        /// Bytes asked for.
-        need: u64,
-        /// Bytes left.
-        have: u64,
-        /// The cap, bytes.
-        cap: u64,
+        /// Need and have.
+        shortage: Shortage,
     },
     /// The kernel lost writes to the volume.
     #[error(
@@ -116,10 +134,14 @@ impl Error {
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Foreign { .. } | Error::OtherJob { .. } | Error::NotSealed { .. } => Class::Conflict,
+            Error::Foreign { .. }
+            | Error::IsDisk { .. }
+            | Error::NotMounted { .. }
+            | Error::OtherJob { .. }
+            | Error::NotSealed { .. } => Class::Conflict,
             Error::Locked { .. } => Class::Busy,
             Error::Seal { .. } => Class::Corrupt,
-            Error::Full { .. } => Class::NoSpace,
+            Error::Full { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::ParentMissing(_) | Error::Json { .. } | Error::WritesLost { .. } => Class::Internal,
             Error::TooLarge { .. } => Class::Invalid,
             Error::Io { source, .. } => match source.raw_os_error().map(Errno::from_raw) {

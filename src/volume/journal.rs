@@ -33,6 +33,16 @@ enum Line {
     Lost(Vec<ChainId>),
 }
 
+/// How much of what was committed and not synced is believed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// What was committed since the machine was started: what it wrote is in its memory, or on the disk.
+    #[default]
+    ThisBoot,
+    /// Nothing: the disk was not unmounted in order, whatever the machine did.
+    Synced,
+}
+
 /// The open journal.
 #[derive(Debug)]
 pub(super) struct Journal {
@@ -49,14 +59,14 @@ pub(super) struct Trusted {
 }
 
 impl Journal {
-    /// Opens the journal of a volume: reads it, and writes it anew with what is trusted in this boot.
-    pub(super) fn open(larder: &Dir) -> Result<(Self, Trusted), Error> {
+    /// Opens the journal of a volume: reads it, and writes it anew with what is trusted.
+    pub(super) fn open(larder: &Dir, trust: Trust) -> Result<(Self, Trusted), Error> {
         let boot = process::boot_id().context("reading", "the boot ID")?;
         let bytes = match larder.read_file(layout::JOURNAL, MAX) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             other => other.context("reading", "the journal")?,
         };
-        let trusted = trust(&bytes, &boot);
+        let trusted = trusted(&bytes, (trust == Trust::ThisBoot).then_some(boot.as_str()));
         let mut rewritten = Vec::new();
         for layer in &trusted.layers {
             let layer = Box::new(layer.clone());
@@ -106,7 +116,7 @@ impl Journal {
         if let Err(e) = self.file.write_all(&bytes) {
             // Half a line would hide the lines behind it.
             let _ = self.file.set_len(self.len);
-            return Err(e).context("writing", "the journal");
+            return Err(e).context("writing", "the journal").map_err(|e| budget.explained(e));
         }
         self.len = len;
         Ok(())
@@ -131,8 +141,8 @@ fn decode(line: &[u8]) -> Option<Line> {
     (sum.strip_suffix(b" ")? == check(json).as_bytes()).then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
-/// Layers that may be kept: committed in this boot or synced in any, and whose parents may be kept too.
-fn trust(journal: &[u8], boot: &str) -> Trusted {
+/// Layers that may be kept: committed in the boot that is trusted or synced in any, and whose parents may be kept too.
+fn trusted(journal: &[u8], boot: Option<&str>) -> Trusted {
     let mut committed: Vec<(String, Layer)> = Vec::new();
     let mut synced = HashSet::new();
     for line in journal.split_inclusive(|b| *b == b'\n') {
@@ -149,7 +159,7 @@ fn trust(journal: &[u8], boot: &str) -> Trusted {
     let mut kept: HashMap<ChainId, ()> = HashMap::new();
     let mut layers = Vec::new();
     for (written_in, layer) in committed {
-        let durable = written_in == boot || synced.contains(&layer.chain_id);
+        let durable = Some(written_in.as_str()) == boot || synced.contains(&layer.chain_id);
         let parent_kept = layer.parent.as_ref().is_none_or(|parent| kept.contains_key(parent));
         if durable && parent_kept && kept.insert(layer.chain_id.clone(), ()).is_none() {
             layers.push(layer);
@@ -202,8 +212,8 @@ mod tests {
         journal.extend(committed("one", &b));
         journal.extend(encode(&Line::Synced(vec![a.chain_id.clone()])).unwrap());
         journal.extend(committed("one", &c));
-        assert_eq!(trust(&journal, "one").layers, [a.clone(), b.clone(), c]);
-        assert_eq!(names(&trust(&journal, "two")), std::slice::from_ref(&a.chain_id));
+        assert_eq!(trusted(&journal, Some("one")).layers, [a.clone(), b.clone(), c]);
+        assert_eq!(names(&trusted(&journal, Some("two"))), std::slice::from_ref(&a.chain_id));
     }
 
     #[test]
@@ -215,12 +225,12 @@ mod tests {
         journal.extend(committed("one", &b));
         for cut in 0..=journal.len() {
             let want = usize::from(cut >= first) + usize::from(cut == journal.len());
-            assert_eq!(trust(&journal[..cut], "one").layers.len(), want, "cut at {cut}");
+            assert_eq!(trusted(&journal[..cut], Some("one")).layers.len(), want, "cut at {cut}");
         }
         for at in 0..journal.len() {
             let mut flipped = journal.clone();
             flipped[at] ^= 1;
-            let kept = trust(&flipped, "one").layers.len();
+            let kept = trusted(&flipped, Some("one")).layers.len();
             assert!(kept <= usize::from(at >= first), "flip at {at} kept {kept}");
         }
     }
@@ -230,9 +240,9 @@ mod tests {
         let a = layer("a", None);
         let mut journal = committed("one", &a);
         journal.extend(encode(&Line::Lost(vec![a.chain_id.clone()])).unwrap());
-        assert!(trust(&journal, "one").layers.is_empty());
+        assert!(trusted(&journal, Some("one")).layers.is_empty());
         journal.extend(committed("one", &a));
-        assert_eq!(names(&trust(&journal, "one")), [a.chain_id]);
+        assert_eq!(names(&trusted(&journal, Some("one"))), [a.chain_id]);
     }
 
     #[test]
@@ -241,6 +251,6 @@ mod tests {
         let b = layer("b", Some(&a));
         let mut journal = committed("one", &a);
         journal.extend(committed("two", &b));
-        assert!(trust(&journal, "two").layers.is_empty());
+        assert!(trusted(&journal, Some("two")).layers.is_empty());
     }
 }

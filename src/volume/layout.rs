@@ -26,6 +26,8 @@ pub const IMAGES: &[u8] = b"overlay-images";
 pub const OCI: &[u8] = b"oci";
 /// Chain IDs and their directories, a line each.
 pub const SNAPSHOTS: &[u8] = b"snapshots.metadata";
+/// What starts read first, an image after the other.
+pub const PREFETCH: &str = "prefetch.list";
 /// The seal.
 pub const CACHE: &[u8] = b"cache.json";
 /// Tree of a layer, in its directory.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use super::error::{Context, Error};
 use super::job::{self, Identity, Record};
-use super::journal::Journal;
-use super::{Budget, State, Volume, layout, seal};
+use super::journal::{Journal, Trust};
+use super::{Budget, State, Volume, disk, layout, seal};
 use crate::model::seal::CacheManifest;
 use crate::model::size::ByteSize;
 use crate::sys::lock::Lock;
@@ -23,9 +23,32 @@ pub enum Opened {
     Sealed(Box<CacheManifest>),
 }
 
+/// Who holds the cap of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cap {
+    /// We count.
+    Counted,
+    /// The kernel: the file system is no larger.
+    Kernel,
+}
+
+/// How a volume is opened.
+#[derive(Clone, Debug)]
+pub struct Opening<'a> {
+    /// The job.
+    pub identity: &'a Identity,
+    /// The cap, bytes.
+    pub size: ByteSize,
+    /// Who holds it.
+    pub cap: Cap,
+    /// What is believed of what an earlier run left.
+    pub trust: Trust,
+}
+
 /// Opens the volume at `path` for a job, creating the directory where it is absent. Nothing is changed on a volume that
 /// is not this job's.
-pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, Error> {
+pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
+    let identity = opening.identity;
     let shown = path.display().to_string();
     match std::fs::create_dir(path) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -34,6 +57,9 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
         _ => {}
     }
     let root = Dir::open(path).context("opening the volume", &shown)?;
+    if root.try_stat(disk::IMAGE).context("examining", &shown)?.is_some() {
+        return Err(Error::IsDisk { path: shown });
+    }
     if let Some(sealed) = sealed(&root, identity, &shown)? {
         return Ok(Opened::Sealed(sealed));
     }
@@ -65,7 +91,7 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
     layers.append_file(b"layers.lock", 0o644).context("creating", "layers.lock")?;
     images.append_file(b"images.lock", 0o644).context("creating", "images.lock")?;
 
-    let (journal, trusted) = Journal::open(&larder)?;
+    let (journal, trusted) = Journal::open(&larder, opening.trust)?;
     let mut committed = std::collections::HashMap::new();
     let mut unsynced = Vec::new();
     for layer in trusted.layers {
@@ -78,7 +104,14 @@ pub fn open(path: &Path, identity: &Identity, size: ByteSize) -> Result<Opened, 
 
     let file_system = FileSystem::of(&root).context("examining the file system of", &shown)?;
     let used = space::occupied(&root).context("measuring", &shown)?;
-    let budget = Arc::new(Budget::new(size.0, used, file_system));
+    let cap = opening.size.0;
+    let budget = Arc::new(match opening.cap {
+        Cap::Counted => Budget::new(cap, used, file_system),
+        Cap::Kernel => {
+            let root = root.try_clone().context("opening", &shown)?;
+            Budget::held_by_kernel(cap, used, file_system, root)
+        }
+    });
     let state = Mutex::new(State { journal, committed, unsynced, staged: 0 });
     let path = path.to_owned();
     Ok(Opened::Filling(Box::new(Volume {

@@ -12,7 +12,7 @@ use crate::model::seal::{CacheManifest, Content};
 use crate::sys::{Dir, atomic, remove};
 
 /// Most bytes that `cache.json` may have.
-const MAX: u64 = 256 << 20;
+pub(super) const MAX: u64 = 256 << 20;
 
 /// Reads and checks the seal of the volume at `path`.
 pub fn read(path: &Path) -> Result<CacheManifest, Error> {
@@ -46,13 +46,19 @@ impl Volume {
         (found == *digest).then_some(bytes)
     }
 
-    /// Seals the volume. All layers that `content` names are committed.
-    pub fn seal(&self, content: Content, documents: &[Documents]) -> Result<CacheManifest, Error> {
+    /// Seals the volume. All layers that `content` names are committed; `prefetch` is the list of what starts read first.
+    pub fn seal(
+        &self,
+        content: Content,
+        documents: &[Documents],
+        prefetch: &[u8],
+    ) -> Result<CacheManifest, Error> {
         let json = |source| Error::Json { what: "the index files", source };
         remove::tree(&self.larder, layout::STAGING).context("removing", "staging")?;
         for (path, bytes) in store::files(&content, documents).map_err(json)? {
             self.write_file(&path, &bytes)?;
         }
+        self.write_file(layout::PREFETCH, prefetch)?;
         let manifest = CacheManifest::new(content).map_err(json)?;
         let bytes = serde_json::to_vec_pretty(&manifest).map_err(json)?;
         // Room for the seal is taken before the sync, so that nothing can fail for want of it afterwards.

@@ -29,13 +29,18 @@ impl Staging {
         // The directory itself, its parent's entry and diff/.
         let room = 3 * block;
         account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, "a staging directory"))?;
-        parent.make_dir(name.as_bytes(), 0o700).context("creating staging directory", name)?;
+        let made = parent.make_dir(name.as_bytes(), 0o700).context("creating staging directory", name);
+        made.map_err(|e| account.budget().explained(e))?;
         let dir = parent.open_dir(name.as_bytes()).context("opening staging directory", name)?;
         let staging = Staging { parent, name: name.to_owned(), dir, account, placed: false };
         // Readable by all once it is in place, like the rest of the store; until then nobody gets through .larder.
         isolate(&staging.dir).context("preparing staging directory", name)?;
         crate::sys::dir::set_mode(&staging.dir, 0o755).context("preparing staging directory", name)?;
-        staging.dir.make_dir(layout::DIFF, 0o700).context("creating", "diff")?;
+        staging
+            .dir
+            .make_dir(layout::DIFF, 0o700)
+            .context("creating", "diff")
+            .map_err(|e| staging.account.budget().explained(e))?;
         isolate(&staging.diff()?).context("preparing", "diff")?;
         Ok(staging)
     }
@@ -52,7 +57,8 @@ impl Staging {
 
     /// Where content goes that a later member replaces.
     pub fn replaced(&self) -> Result<Dir, Error> {
-        self.dir.ensure_dir(REPLACED, 0o700).context("creating", "replaced")
+        let dir = self.dir.ensure_dir(REPLACED, 0o700).context("creating", "replaced");
+        dir.map_err(|e| self.account.budget().explained(e))
     }
 
     /// Removes that content, once the tar-split file has taken it.
@@ -87,7 +93,8 @@ impl Staging {
         let block = self.account.block();
         let room = (bytes.len() as u64).div_ceil(block) * block;
         self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
-        self.create(name)?.write_all(bytes).context("writing", &what)
+        let written = self.create(name).and_then(|mut file| file.write_all(bytes).context("writing", &what));
+        written.map_err(|e| self.account.budget().explained(e))
     }
 
     /// Moves the directory to its place; from then on its bytes belong to the volume.

@@ -1,5 +1,8 @@
 //! `larder cache` against the daemon: over its socket as root, over TLS with a token, over TCP with keys.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::Command;
 
 use larder::testing::image::{Format, Image, Layer};
@@ -66,6 +69,26 @@ fn an_operator_over_the_socket() {
         run(&["refresh", "web", "--wait"]);
         assert_ne!(json(&run(&["show", "web", "--json"]))["details"]["digest"], before);
 
+        // What a refresh replaced stays while somebody has it mounted, and a deletion waits for it.
+        let snapshots = |state: &str| {
+            let told = json(&run(&["snapshots", "web", "--json"]));
+            let found = told["snapshots"].as_array().unwrap().clone();
+            found.into_iter().filter(|snapshot| snapshot[state] == true).collect::<Vec<_>>()
+        };
+        let [served] = &snapshots("served")[..] else { panic!("one is served") };
+        assert_eq!((&served["generation"], &served["in_use"]), (&2.into(), &false.into()));
+        let mount = tempfile::tempdir().unwrap();
+        let path = served["path"].as_str().unwrap();
+        succeed(Command::new("mount").args(["--bind", path]).arg(mount.path()));
+        run(&["refresh", "web", "--wait"]);
+        let [used] = &snapshots("in_use")[..] else { panic!("one is in use") };
+        assert_eq!((&used["path"], &used["served"]), (&path.into(), &false.into()));
+        assert!(run(&["snapshots", "web"]).contains("in use"));
+        succeed(Command::new("umount").arg(mount.path()));
+        // What a create would be refused for, a plan is.
+        let planned = daemon.explain(|| exits(73, &mut cache(&socket, &["plan", "web", &reference])));
+        assert!(planned.contains("taken"), "{planned}");
+
         // What goes wrong has the exit code of its class, and says what to do.
         let fails =
             |code: i32, arguments: &[&str]| daemon.explain(|| exits(code, &mut cache(&socket, arguments)));
@@ -106,10 +129,71 @@ fn a_tenant_by_token_and_by_keys() {
         let mut by_token = cache(&host, &["show", "web"]);
         assert!(succeed(by_token.env("LARDER_TOKEN", A.token())).contains("Available"));
 
+        // Signed and sent alike, whatever is in it.
+        for name in ["two words", "a+b", "é/%&=~"] {
+            let none = exits(64, &mut with_keys(&secret, &["show", name]));
+            assert!(none.contains("there is no image cache"), "{none}");
+        }
         let denied = exits(77, &mut with_keys("wrong", &["ls"]));
         assert!(denied.contains("401 CCE.01401001") && !denied.contains("wrong\""), "{denied}");
         exits(77, &mut cache(&host, &["ls"]));
         let mut twice = with_keys(&secret, &["ls"]);
         assert!(exits(64, twice.env("LARDER_TOKEN", A.token())).contains("LARDER_TOKEN"));
+    });
+}
+
+/// `larder cache` as a user who is nobody, in these further groups, by a copy of the program that everybody can reach.
+fn as_nobody(groups: &str, program: &Path, socket: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534"]);
+    match groups {
+        "" => command.arg("--clear-groups"),
+        groups => command.args(["--groups", groups]),
+    };
+    command.arg(program).args(["cache", "--host", socket]).args(arguments);
+    command
+}
+
+#[test]
+fn users_at_the_socket() {
+    isolated(&[Need::Program("setpriv")], || {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("larder");
+        fs::copy(larder().get_program(), &program).unwrap();
+        for path in [dir.path(), &program] {
+            fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        }
+        let nobody = |daemon: &Daemon, groups: &str, arguments: &[&str]| {
+            let place = daemon.config().parent().unwrap().to_owned();
+            fs::set_permissions(&place, Permissions::from_mode(0o711)).unwrap();
+            let socket = format!("unix://{}", place.join("larder.sock").display());
+            as_nobody(groups, &program, &socket, arguments)
+        };
+        // Its group is the tenant admin, whatever else its members are; others do not come in.
+        let daemon = Daemon::start(&[A], &format!("{ROOMY}api.socket_group = '54321'\n"));
+        let order = ["create", "web", "localhost:1/nothing"];
+        succeed(&mut nobody(&daemon, "54321", &order));
+        let socket = format!("unix://{}", daemon.config().with_file_name("larder.sock").display());
+        assert!(
+            succeed(&mut cache(&socket, &["ls"])).contains("localhost:1/nothing"),
+            "root is the same tenant"
+        );
+        let denied = exits(77, &mut nobody(&daemon, "", &["ls"]));
+        assert!(denied.contains("permission denied") && denied.contains("api.socket_group"), "{denied}");
+        drop(daemon);
+
+        // Without one nobody but root is, though the mode of the socket lets root's group in.
+        let daemon = Daemon::start(&[A], ROOMY);
+        let denied = exits(77, &mut nobody(&daemon, "0", &["ls"]));
+        assert!(denied.contains("403 CCE.01403001"), "{denied}");
+        succeed(nobody(&daemon, "0", &["ls"]).env("LARDER_TOKEN", A.token()));
+
+        // The daemon's own file is none of a client's business.
+        succeed(Command::new("mount").args(["-t", "tmpfs", "none", "/etc"]));
+        fs::create_dir("/etc/larder").unwrap();
+        fs::write("/etc/larder/larder.toml", "surprise = 1\n").unwrap();
+        fs::set_permissions("/etc/larder/larder.toml", Permissions::from_mode(0o600)).unwrap();
+        succeed(nobody(&daemon, "0", &["ls"]).env("LARDER_TOKEN", A.token()));
+        assert!(exits(64, larder().args(["config", "check"])).contains("surprise"));
     });
 }

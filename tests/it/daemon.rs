@@ -1,5 +1,6 @@
 //! `larder serve` as a process: it starts, refuses to start, stops, dies, and goes on where it was.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use crate::harness::daemon::{Daemon, ROOMY, Tenant, configure, serve};
 use crate::harness::http::send;
 use crate::harness::registry::Registry;
 use crate::harness::served::random;
-use crate::harness::{Need, isolated, run_within};
+use crate::harness::{Need, exits, isolated, larder, run_within, succeed};
 
 const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 const A: Tenant = Tenant("team-a");
@@ -121,6 +122,167 @@ fn a_killed_builder_is_started_again() {
             daemon.settle(A, &id, "Available", LIMIT);
         }
         assert!(killed > 0 && daemon.log().contains("signal 9"), "{killed}\n{}", daemon.log());
+    });
+}
+
+#[test]
+fn a_daemon_killed_while_it_refreshes_goes_on() {
+    isolated(NEEDS, || {
+        let registry = Registry::open();
+        let reference = registry.push(&image(), "team/app", "1");
+        let mut daemon = Daemon::start(&[A], ROOMY);
+        let id = daemon.order(A, "web", std::slice::from_ref(&reference));
+        daemon.settle(A, &id, "Available", LIMIT);
+        for (number, pause) in [0, 30, 80, 150, 300].into_iter().enumerate() {
+            let changed =
+                Layer::from(LayerBuilder::new().file("new", random(100 + number as u64, 2 << 20)).gzip());
+            let changed = Image::builder(Format::Oci).layer(changed).build();
+            registry.push(&changed, "team/app", "1");
+            daemon.ask(A, "POST", &format!("/larder/v1/caches/{id}/refresh"), None).expect(202);
+            std::thread::sleep(Duration::from_millis(pause));
+            daemon.kill();
+            daemon.restart();
+            // What was there is served until the new one has taken its place.
+            let details = || daemon.ask(A, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200);
+            let deadline = Instant::now() + LIMIT;
+            let manifest = json!(changed.manifest.digest.to_string());
+            loop {
+                let now = details();
+                assert_eq!(now["image_cache"]["status"], "Available", "{now}");
+                if now["details"]["refreshing"] == false {
+                    assert_eq!(now["details"]["images"][0]["manifest"], manifest, "{now}");
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{now}\n{}", daemon.log());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        let volumes = daemon.state().join("tenants/team-a/volumes");
+        let deadline = Instant::now() + LIMIT;
+        while fs::read_dir(&volumes).unwrap().count() > 1
+            || fs::read_dir(daemon.state().join("trash")).unwrap().count() > 0
+        {
+            assert!(Instant::now() < deadline, "old volumes stay\n{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let volume = fs::read_dir(&volumes).unwrap().next().unwrap().unwrap().path();
+        succeed(larder().arg("verify").arg(volume));
+    });
+}
+
+#[test]
+fn a_damaged_database_is_told_and_nothing_is_made_anew() {
+    isolated(NEEDS, || {
+        let registry = Registry::open();
+        let image = registry.push(&image(), "team/app", "1");
+        let mut daemon = Daemon::start(&[A], ROOMY);
+        let id = daemon.order(A, "web", &[image]);
+        daemon.settle(A, &id, "Available", LIMIT);
+        daemon.stop();
+        let database = daemon.state().join("larder.db");
+        let whole = fs::read(&database).unwrap();
+        let volume = daemon.state().join("tenants/team-a/volumes").join(format!("{id}.1"));
+        let mut flipped = whole.clone();
+        let at = flipped.windows(8).rposition(|bytes| bytes == b"\"tenant\"").unwrap();
+        flipped[at + 3] ^= 1;
+        for (what, bytes) in [
+            ("torn", &whole[..whole.len() / 2]),
+            ("flipped", &flipped[..]),
+            ("empty", b""),
+            ("other", b"SQLite"),
+        ] {
+            fs::write(&database, bytes).unwrap();
+            let said = exits(65, &mut serve(daemon.config().parent().unwrap()));
+            assert!(said.contains("larder.db") && said.contains("put back a backup"), "{what}: {said}");
+            assert_eq!(fs::read(&database).unwrap(), bytes, "{what} was changed");
+            assert!(volume.join("cache.json").exists());
+        }
+        fs::remove_file(&database).unwrap();
+        let said = exits(65, &mut serve(daemon.config().parent().unwrap()));
+        assert!(said.contains("volumes of tenants are there") && !database.exists(), "{said}");
+        // With the backup back in its place all is as it was.
+        fs::write(&database, &whole).unwrap();
+        daemon.restart();
+        let cache = daemon.ask(A, "GET", &format!("/v5/imagecaches/{id}"), None).expect(200);
+        assert_eq!(cache["image_cache"]["status"], "Available");
+    });
+}
+
+/// What a daemon holds: descriptors, control groups of builders, their secrets, and children.
+fn held(daemon: &Daemon) -> (usize, Vec<String>, usize, usize) {
+    let groups = ["memory", "cpu", "pids"].map(|controller| format!("/sys/fs/cgroup/{controller}"));
+    let own = format!("larder-{}.", daemon.pid());
+    let names =
+        |dir: &String| fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+    let groups = groups.iter().flat_map(names).filter_map(|name| name.into_string().ok());
+    let groups = groups.filter(|name| name.starts_with(&own)).collect();
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    let work = fs::read_dir(daemon.state().join("work")).unwrap().count();
+    (descriptors, groups, work, daemon.children().len())
+}
+
+#[test]
+fn nothing_is_left_of_what_is_over() {
+    isolated(NEEDS, || {
+        let registry = Registry::open();
+        let image = registry.push(&image(), "team/app", "1");
+        let daemon = Daemon::start(&[A], ROOMY);
+        let images = std::slice::from_ref(&image);
+        let settled = |held: &(usize, Vec<String>, usize, usize)| held.1.is_empty() && held.2 + held.3 == 0;
+        let round = |number: usize| {
+            let [kept, cancelled, failed] =
+                ["kept", "cancelled", "failed"].map(|name| format!("{name}-{number}"));
+            let kept = daemon.order(A, &kept, images);
+            let cancelled = daemon.order(A, &cancelled, images);
+            let failed = daemon.order(A, &failed, &[registry.reference("team/none:1")]);
+            std::thread::sleep(Duration::from_millis(40));
+            let status =
+                daemon.ask(A, "POST", &format!("/larder/v1/caches/{cancelled}/cancel"), None).0.status;
+            assert!([202, 409].contains(&status), "{status}");
+            // Whoever asks for a plan hangs up, and its process goes with them.
+            let plan =
+                json!({"name": "x", "images": images, "building_config": {"cluster": "here"}}).to_string();
+            for _ in 0..3 {
+                let mut stream = TcpStream::connect(daemon.address()).unwrap();
+                let head = format!(
+                    "POST /larder/v1/plan HTTP/1.1\r\nHost: x\r\nX-Auth-Token: {}\r\nContent-Type: application/json\r\n\
+                     Content-Length: {}\r\n\r\n{plan}",
+                    A.token(),
+                    plan.len()
+                );
+                stream.write_all(head.as_bytes()).unwrap();
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            daemon.settle(A, &kept, "Available", LIMIT);
+            daemon.settle(A, &failed, "Failed", LIMIT);
+            for id in [&kept, &cancelled, &failed] {
+                daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
+            }
+            let deadline = Instant::now() + LIMIT;
+            loop {
+                let left = daemon.ask(A, "GET", "/v5/imagecaches", None).expect(200);
+                let held = held(&daemon);
+                if left == json!({"image_caches": []}) && settled(&held) {
+                    return held.0;
+                }
+                assert!(Instant::now() < deadline, "{left} {held:?}\n{}", daemon.log());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        };
+        round(0);
+        let first = round(1);
+        let last = (2..7).map(round).min().unwrap();
+        assert!(last <= first + 2, "{first} descriptors became {last}");
+        let state = daemon.state();
+        assert_eq!(fs::read_dir(state.join("tenants/team-a/volumes")).unwrap().count(), 0);
+        let deadline = Instant::now() + LIMIT;
+        while ["trash", "tenants/team-a/layers"]
+            .iter()
+            .any(|dir| fs::read_dir(state.join(dir)).unwrap().count() > 0)
+        {
+            assert!(Instant::now() < deadline, "something stays\n{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     });
 }
 

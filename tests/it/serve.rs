@@ -115,6 +115,8 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         daemon.restart();
         let kept = daemon.order(A, "kept", std::slice::from_ref(&image));
         daemon.settle(A, &kept, "Available", LIMIT);
+        let gone = daemon.order(A, "gone", std::slice::from_ref(&image));
+        daemon.settle(A, &gone, "Available", LIMIT);
 
         let filler = state.join("filler");
         fill(&filler);
@@ -132,6 +134,9 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
         }
         assert_eq!(refused, 1, "no order was refused\n{}", daemon.log());
         daemon.ask(A, "GET", &format!("/v5/imagecaches/{kept}"), None).expect(200);
+        // Whoever deletes makes room, and is not turned away for want of it.
+        daemon.ask(A, "DELETE", &format!("/v5/imagecaches/{gone}"), None).expect(202);
+        until("it goes", || daemon.ask(A, "GET", &format!("/v5/imagecaches/{gone}"), None).0.status == 404);
 
         fs::remove_file(&filler).unwrap();
         let after = daemon.order(A, "after", std::slice::from_ref(&image));

@@ -11,7 +11,7 @@ use std::{env, thread};
 use larder::caches::store::sqlite::SqliteStore;
 use larder::caches::store::{Created, Store, StoreError, suite};
 use larder::model::class::Class;
-use larder::model::image_cache::CacheId;
+use larder::model::image_cache::{CacheId, Status};
 use tokio::runtime::Runtime;
 
 use crate::harness::filesystem::{FileSystem, Kind};
@@ -169,6 +169,8 @@ fn full(file_system: &FileSystem) {
 
         let store = SqliteStore::open(&path, false).unwrap();
         let mut written = vec![suite::create(&store, suite::record("team", "first", 0)).await];
+        let reserve = file_system.path().join("state/larder.db-reserve");
+        let (mut number, mut spent) = (0, 0);
         for round in 1..=6 {
             fill(&filler);
             // So that it is another piece of a transaction that finds no room.
@@ -176,7 +178,7 @@ fn full(file_system: &FileSystem) {
             File::options().write(true).open(&filler).unwrap().set_len(taken - round * 20_480).unwrap();
             let refused = loop {
                 assert!(written.len() < 5000, "the file system never fills up");
-                let number = i64::try_from(written.len()).unwrap();
+                number += 1;
                 let record = suite::record("team", &format!("web-{number}"), number);
                 match store.create(record, suite::ROOM, suite::key(&number.to_string(), 1)).await {
                     Ok(Created::New(stored)) => written.push(stored),
@@ -186,12 +188,22 @@ fn full(file_system: &FileSystem) {
             };
             assert_full(&refused);
             assert_eq!(store.list(None).await.unwrap(), written);
+            // Deleting is what makes room, and has some to itself.
+            let mut leaving = written.remove(0);
+            leaving.record.turn(Status::Deleting, suite::at(0), "deletion was asked for");
+            let leaving = store.replace(leaving).await.unwrap();
+            store.remove(leaving.record.id, leaving.version).await.unwrap();
+            spent += usize::from(!reserve.exists());
+            assert_eq!(store.list(None).await.unwrap(), written);
             fs::remove_file(&filler).unwrap();
-            let record =
-                suite::record("team", &format!("after-{round}"), i64::try_from(written.len()).unwrap());
+            store.note(suite::noted(suite::at(number))).await.unwrap();
+            assert!(reserve.exists(), "it is not made again");
+            number += 1;
+            let record = suite::record("team", &format!("after-{round}"), number);
             written.push(suite::create(&store, record).await);
             assert_eq!(store.list(None).await.unwrap(), written);
         }
+        assert!(spent > 0, "there was room without it");
         // It stops while there is no room, and starts without any: what was answered is there, or it says why not.
         fill(&filler);
         drop(store);

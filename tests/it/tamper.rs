@@ -342,6 +342,10 @@ fn files_beside_the_layers() {
         ("layers.json", &["layers.json"], |v| append(&v.at("overlay-layers/layers.json"))),
         ("layers.lock", &["layers.lock"], |v| fs::write(v.at("overlay-layers/layers.lock"), "x").unwrap()),
         ("snapshots.metadata", &["snapshots.metadata"], |v| append(&v.at("snapshots.metadata"))),
+        ("prefetch.list", &["prefetch.list"], |v| append(&v.at("prefetch.list"))),
+        ("prefetch.list missing", &["prefetch.list", "missing"], |v| {
+            fs::remove_file(v.at("prefetch.list")).unwrap();
+        }),
         ("index.json", &["oci/index.json"], |v| append(&v.at("oci/index.json"))),
         ("oci-layout", &["oci/oci-layout"], |v| append(&v.at("oci/oci-layout"))),
         ("manifest", &["oci/blobs"], |v| append(&v.document(&v.cache.content.images[0].manifest))),

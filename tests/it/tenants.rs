@@ -4,7 +4,7 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::testing::image::{Format, Image, Layer};
+use larder::testing::image::{Format, Image, Layer, push_index};
 use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::{Fault, Registry};
 use serde_json::{Value, json};
@@ -77,6 +77,33 @@ fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
 }
 
 #[test]
+fn a_workload_is_matched_by_tag_and_by_digest() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1]);
+        let index = push_index(&mut registry, Format::Oci, &[&image], "team/app", "1").unwrap();
+        let name = format!("{}/team/app", registry.host());
+        let daemon = Daemon::start(&[A, B], ROOMY);
+        let id = daemon.order(A, "web", &[format!("{name}:1")]);
+        daemon.settle(A, &id, "Available", LIMIT);
+        let of = |tenant: Tenant, image: &str| {
+            let path = format!("/larder/v1/match?image={}", image.replace('@', "%40"));
+            daemon.ask(tenant, "GET", &path, None).expect(200)["match"]["image_cache"]["id"].clone()
+        };
+        let digests = [&index.digest, &image.manifest.digest];
+        for image in
+            [format!("{name}:1"), format!("{name}@{}", digests[0]), format!("{name}:2@{}", digests[1])]
+        {
+            assert_eq!(of(A, &image), json!(id), "{image}");
+            assert_eq!(of(B, &image), Value::Null, "{image}");
+        }
+        for other in [format!("{name}:2"), format!("{name}@{}", image.layers[0].digest)] {
+            assert_eq!(of(A, &other), Value::Null, "{other}");
+        }
+    });
+}
+
+#[test]
 fn pull_secrets_of_no_use_are_told_in_the_same_words() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
@@ -108,11 +135,58 @@ fn pull_secrets_of_no_use_are_told_in_the_same_words() {
 
         let good = order("good", "team-a:registry");
         daemon.settle(A, &good, "Available", LIMIT);
+        // What lies on the host is no credential: whoever cannot read the manifest gets nothing of it.
+        for (tenant, name) in [(A, "without"), (B, "without")] {
+            let id = daemon.order(tenant, name, &images);
+            let failed = daemon.settle(tenant, &id, "Failed", LIMIT);
+            assert!(failed["message"].as_str().unwrap().contains(&images[0]), "{failed}");
+        }
         let log = daemon.log();
         for secret in [PASSWORD.to_owned(), A.token(), registry::basic()] {
             assert!(!log.contains(&secret), "a secret is in the log");
         }
         assert!(log.contains("TRACE") || log.contains("DEBUG"), "the log was to hold everything");
+    });
+}
+
+#[test]
+fn a_pull_secret_that_the_service_manager_loads() {
+    isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
+        let registry = registry::Registry::with_password();
+        let images = [registry.push(&image(&[1]), "team/private", "1")];
+        let credentials = tempfile::tempdir().unwrap();
+        let secret = credentials.path().join("pull-secret.team-a.registry");
+        fs::copy(registry.docker_config().join("config.json"), secret).unwrap();
+        let starter = ["env".to_owned(), format!("CREDENTIALS_DIRECTORY={}", credentials.path().display())];
+        let daemon = Daemon::start_by(&starter, &[A, B], ROOMY);
+        for (tenant, status) in [(A, "Available"), (B, "Failed")] {
+            let order = json!({
+                "name": "web", "images": images,
+                "building_config": {"cluster": "here", "image_pull_secrets": ["team-a:registry"]},
+            });
+            let answer = daemon.ask(tenant, "POST", "/v5/imagecaches", Some(&order)).expect(201);
+            daemon.settle(tenant, answer["image_cache"]["id"].as_str().unwrap(), status, LIMIT);
+        }
+    });
+}
+
+#[test]
+fn caches_that_are_built_at_once_fetch_once() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1, 2, 3]);
+        image.push(&mut registry, "team/app", "1").unwrap();
+        let images = [format!("{}/team/app:1", registry.host())];
+        let daemon = Daemon::start(&[A], &format!("{ROOMY}caches.max_concurrent_builds = 6\n"));
+        let ids: Vec<_> = (0..6).map(|number| daemon.order(A, &format!("web-{number}"), &images)).collect();
+        for id in &ids {
+            daemon.settle(A, id, "Available", LIMIT);
+        }
+        for layer in &image.layers {
+            assert_eq!(registry.served(&layer.digest), layer.blob.len() as u64, "fetched more than once");
+        }
+        let digest = |id| details(&daemon, A, id)["digest"].clone();
+        assert!(ids.iter().all(|id| digest(id) == digest(&ids[0])));
     });
 }
 

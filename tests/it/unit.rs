@@ -16,7 +16,7 @@ use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::Fault;
 
 use crate::confine::demanding;
-use crate::harness::daemon::{Daemon, ROOMY, Tenant};
+use crate::harness::daemon::{Daemon, ROOMY, Tenant, on_disks};
 use crate::harness::served::{Served, random};
 use crate::harness::tree::{Kind, Tolerance, differences, scan};
 use crate::harness::{Need, isolated, larder, run_within, succeed};
@@ -26,8 +26,8 @@ const A: Tenant = Tenant("team-a");
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Most exposure that `systemd-analyze security` may find, tenths of 10. What is left is the trade of a daemon that runs
-/// as root, asks registries anywhere and writes files of any kind.
-const EXPOSURE: u32 = 40;
+/// as root, asks registries anywhere, writes files of any kind and mounts the disks of caches.
+const EXPOSURE: u32 = 41;
 
 /// Values of a key that may be given several times.
 fn values(key: &str) -> impl Iterator<Item = &'static str> {
@@ -122,6 +122,22 @@ fn its_capabilities_are_enough() {
         }
         let seal = fs::read_to_string(bound.join("cache.json")).unwrap();
         assert!(!seal.contains("opaque_as_whiteouts"), "trusted attributes are written: {seal}");
+    });
+}
+
+#[test]
+fn its_capabilities_are_enough_for_disks() {
+    isolated(&[Need::Program("setpriv"), Need::Program("busybox"), Need::Program("mkfs.ext4")], || {
+        let served = Served::new([demanding()]);
+        let daemon = Daemon::start_by(&with_its_capabilities(), &[A], &on_disks());
+        for name in ["fetched", "reused"] {
+            let id = daemon.order(A, name, &served.references());
+            daemon.settle(A, &id, "Available", LIMIT);
+            let volume = Layout::new(daemon.state()).volume(&A.0.parse().unwrap(), &id.parse().unwrap(), 1);
+            succeed(larder().arg("verify").arg(&volume));
+            let seal = fs::read_to_string(volume.join("cache.json")).unwrap();
+            assert!(!seal.contains("opaque_as_whiteouts"), "trusted attributes are written: {seal}");
+        }
     });
 }
 

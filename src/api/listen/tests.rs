@@ -106,8 +106,11 @@ async fn only_a_dead_socket_is_replaced() {
     std::fs::write(&settings.socket, "precious").unwrap();
     assert!(matches!(Listeners::bind(&settings, true), Err(ListenError::NotASocket(_))));
     assert_eq!(std::fs::read(&settings.socket).unwrap(), b"precious");
-    let absent = Api { socket: dir.path().join("absent/larder.sock"), ..settings };
-    assert!(matches!(Listeners::bind(&absent, true), Err(ListenError::Unix { .. })));
+    let absent = |path: &str| Api { socket: dir.path().join(path), ..settings.clone() };
+    assert!(Listeners::bind(&absent("absent/larder.sock"), true).is_ok(), "as /run/larder is after a boot");
+    let mode = std::fs::metadata(dir.path().join("absent")).unwrap().mode();
+    assert_eq!(mode & 0o022, 0, "nobody else may put a socket there: {mode:o}");
+    assert!(matches!(Listeners::bind(&absent("no/where/larder.sock"), true), Err(ListenError::Unix { .. })));
 }
 
 #[tokio::test]

@@ -31,6 +31,11 @@ pub(super) fn bind(path: &Path, group: &str) -> Result<UnixListener, ListenError
     // Bound in a directory that only we can enter, and put in its place when mode and group are right: at no time can anybody
     // else connect, and the umask of a process with many threads is left alone. The rename replaces what is dead.
     let parent = path.parent().unwrap_or(Path::new("/"));
+    // /run is empty after each boot, and only systemd makes a RuntimeDirectory=.
+    match DirBuilder::new().mode(0o755).create(parent) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed("making its directory")(e)),
+        _ => {}
+    }
     let nursery = parent.join(".bind");
     let inside = nursery.join("s");
     let _ = fs::remove_file(&inside);

@@ -1,7 +1,7 @@
 //! The routes over the real service and store, with a builder that never ends.
 
 use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::http::{Request, Response, header};
@@ -34,9 +34,11 @@ use crate::model::size::ByteSize;
 use crate::telemetry::metrics::Metrics;
 use crate::testing::clock::FakeClock;
 
-/// Builds until it is stopped; plans what `refusal` does not refuse.
+/// Builds until it is stopped; plans what `refusal` does not refuse, or for ever.
 #[derive(Debug, Default)]
 struct Endless {
+    hangs: AtomicBool,
+    hanging: AtomicUsize,
     refusal: Mutex<Option<Class>>,
 }
 
@@ -59,6 +61,10 @@ impl Runner for Endless {
         _: Job,
         _: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
+        if self.hangs.load(Ordering::Relaxed) {
+            self.hanging.fetch_add(1, Ordering::Relaxed);
+            return Box::pin(std::future::pending());
+        }
         let refusal = *self.refusal.lock().unwrap();
         let failure =
             |class| Failure { class, images: Vec::new(), layer: None, message: "no such tag".into() };
@@ -407,6 +413,57 @@ async fn beyond_the_vendor() {
 }
 
 #[tokio::test]
+async fn a_plan_is_refused_what_a_create_is_refused() {
+    let host = host("").await;
+    host.created("token-a", "web").await;
+    let plan = async |token: &str, body: Value| {
+        let answer = host.call(token, "POST", "/larder/v1/plan", Some(body)).await;
+        (answer.status, answer.code().to_owned())
+    };
+    let told = |status, code: &str| (status, code.to_owned());
+    assert_eq!(plan("token-a", order("web")).await, told(409, "CCE.01409001"));
+    assert_eq!(plan("token-b", order("web")).await, told(200, ""));
+    let mut large = order("large");
+    large["image_cache_size"] = json!(81);
+    assert_eq!(plan("token-b", large).await, told(507, "CCE.01507001"));
+    for name in ["two", "three"] {
+        host.created("token-a", name).await;
+    }
+    assert_eq!(plan("token-a", order("four")).await, told(403, "CCE.01403101"));
+    assert_eq!(plan("token-b", order("last")).await, told(200, ""), "nothing was kept");
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_has_all_plans() {
+    let host = host("").await;
+    host.runner.hangs.store(true, Ordering::Relaxed);
+    let plan = async |token| host.call(token, "POST", "/larder/v1/plan", Some(order("x"))).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let mut request = Request::post("/larder/v1/plan")
+            .header("X-Auth-Token", "token-a")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(order("x").to_string()))
+            .unwrap();
+        request.extensions_mut().insert(stranger());
+        waiting.spawn(host.router.clone().oneshot(request));
+    }
+    let refused = waiting.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key(header::RETRY_AFTER));
+    while host.runner.hanging.load(Ordering::Relaxed) < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    host.runner.hangs.store(false, Ordering::Relaxed);
+    assert_eq!(plan("token-b").await.status, 200, "a share of its own");
+    assert_eq!(plan("token-a").await.code(), "CCE.01429001");
+    waiting.shutdown().await;
+    assert_eq!(plan("token-a").await.status, 200, "who hangs up gives it back");
+    host.service.stop().await;
+}
+
+#[tokio::test]
 async fn events_until_it_is_settled() {
     let host = host("").await;
     let id = host.created("token-a", "web").await;
@@ -475,7 +532,7 @@ async fn every_route_is_described() {
     let source = include_str!("../routes.rs");
     let routes: Vec<&str> =
         source.lines().filter_map(|line| line.trim().strip_prefix(".route(\"")?.split('"').next()).collect();
-    assert_eq!(routes.len(), 12);
+    assert_eq!(routes.len(), 13);
     for route in routes {
         assert!(document["paths"][route].is_object(), "{route}");
     }

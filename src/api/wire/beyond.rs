@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 use super::ImageCache;
 use crate::caches::matching::Found;
 use crate::caches::service::Details;
+use crate::caches::volumes::Snapshot;
 use crate::model::plan_report::PlanReport;
 
 /// Everything that is known of an image cache.
@@ -43,6 +44,14 @@ pub struct Planned {
     /// The report of `larder plan`.
     #[schema(value_type = Object)]
     pub plan: PlanReport,
+}
+
+/// The snapshots of an image cache.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Snapshots {
+    /// Oldest first.
+    #[schema(value_type = Vec<Object>)]
+    pub snapshots: Vec<Snapshot>,
 }
 
 /// The answer of a probe.

@@ -17,7 +17,7 @@ fn shares() -> (tempfile::TempDir, Share, Share) {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("volumes/a")).unwrap();
     fs::create_dir_all(dir.path().join("volumes/b")).unwrap();
-    let open = |own| Share::open(dir.path(), &name(own)).unwrap();
+    let open = |own| Share::open(dir.path(), &name(own), None).unwrap();
     let (a, b) = (open("a"), open("b"));
     (dir, a, b)
 }

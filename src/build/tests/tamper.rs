@@ -250,6 +250,7 @@ fn every_mutation_beside_the_layers_is_found_and_named() {
         ("overlay-images/images.json".into(), Box::new(append("overlay-images/images.json"))),
         ("overlay-layers/layers.json".into(), Box::new(append("overlay-layers/layers.json"))),
         ("snapshots.metadata".into(), Box::new(append("snapshots.metadata"))),
+        ("prefetch.list".into(), Box::new(append("prefetch.list"))),
         ("oci/index.json".into(), Box::new(append("oci/index.json"))),
         ("oci/oci-layout".into(), Box::new(append("oci/oci-layout"))),
         ("overlay-layers/layers.lock".into(), Box::new(append("overlay-layers/layers.lock"))),

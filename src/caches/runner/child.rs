@@ -11,6 +11,7 @@
 //! killed with its whole group when it does not, when it is overdue, and when it writes what a builder does not write.
 
 mod command;
+mod lines;
 mod process;
 mod talk;
 mod verdict;
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use chrono::Utc;
@@ -32,20 +33,23 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use lines::next_line;
+pub use talk::event;
 pub use work::clear_work;
 
 use super::{BuildOrder, Ended, Runner};
 use crate::caches::pull_secrets::{Content, HostSecrets, Unusable};
 use crate::config::Config;
-use crate::config::caches::Caches;
+use crate::config::caches::{Caches, Holder};
 use crate::config::log::Format;
 use crate::model::class::Class;
 use crate::model::event::{Failure, Line};
 use crate::model::image_cache::{CacheId, TenantName};
-use crate::model::job::Job;
+use crate::model::job::{Job, VolumeKind};
 use crate::model::plan_report::{PlanFailed, PlanReport};
 use crate::model::pull_secret::PullSecretName;
 use crate::sys::cgroup::{Cgroup, Cgroups, Limits};
+use crate::volume::disk;
 use process::{End, Kill, Process, Rules, Verdict};
 use words::Words;
 use work::Work;
@@ -105,12 +109,18 @@ pub enum ChildRunnerError {
     /// The configuration cannot be written for builders.
     #[error("writing the configuration for builders: {0}")]
     Config(#[from] toml::ser::Error),
+    /// Disks are asked for and cannot be made.
+    #[error("caches.volume_kind = \"disk\": {0}: mend that, or set \"auto\" or \"directory\"")]
+    NoDisks(String),
 }
 
 impl ChildRunnerError {
     /// The class that decides exit code and retry.
     pub fn class(&self) -> Class {
-        Class::Internal
+        match self {
+            ChildRunnerError::Config(_) => Class::Internal,
+            ChildRunnerError::NoDisks(_) => Class::Invalid,
+        }
     }
 }
 
@@ -118,12 +128,45 @@ impl ChildRunnerError {
 #[derive(Debug)]
 pub struct ChildRunner {
     settings: Settings,
+    in_effect: RwLock<Arc<InEffect>>,
+    plans: Semaphore,
+}
+
+/// What comes from the configuration, and is replaced when that is read again. A builder that was started keeps its own.
+#[derive(Debug)]
+struct InEffect {
     caches: Caches,
+    /// What holds a new volume; one that was begun stays what it is.
+    kind: VolumeKind,
     secrets: HostSecrets,
     /// What builders read of the configuration: the state in effect, not the file, which may be half edited, and without
     /// the tenants.
     config: String,
-    plans: Semaphore,
+}
+
+impl InEffect {
+    fn of(settings: &Settings, config: &Config) -> Result<Self, ChildRunnerError> {
+        let of_builders =
+            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
+        Ok(InEffect {
+            secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
+            kind: kind(config.caches.volume_kind)?,
+            caches: config.caches.clone(),
+            config: toml::to_string(&of_builders)?,
+        })
+    }
+}
+
+fn kind(holder: Holder) -> Result<VolumeKind, ChildRunnerError> {
+    match (holder, disk::obstacle()) {
+        (Holder::Directory, _) => Ok(VolumeKind::Directory),
+        (_, None) => Ok(VolumeKind::Disk),
+        (Holder::Disk, Some(why)) => Err(ChildRunnerError::NoDisks(why)),
+        (Holder::Auto, Some(why)) => {
+            tracing::info!("caches are directories, for disks cannot be made here: {why}");
+            Ok(VolumeKind::Directory)
+        }
+    }
 }
 
 /// What was made ready for a child.
@@ -137,8 +180,6 @@ struct Ready {
 impl ChildRunner {
     /// A runner for the configuration in effect.
     pub fn new(settings: Settings, config: &Config) -> Result<Self, ChildRunnerError> {
-        let of_builders =
-            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
         let found = &settings.cgroups;
         if found.limits() {
             tracing::info!(cgroups = %found, "builders get control groups");
@@ -146,12 +187,21 @@ impl ChildRunner {
             tracing::warn!(cgroups = %found, "builders run without limits on memory and processor");
         }
         Ok(ChildRunner {
-            secrets: HostSecrets::new(settings.credentials.clone(), &config.secrets),
-            caches: config.caches.clone(),
-            config: toml::to_string(&of_builders)?,
+            in_effect: RwLock::new(Arc::new(InEffect::of(&settings, config)?)),
             plans: Semaphore::new(PLANS),
             settings,
         })
+    }
+
+    /// Takes up a configuration that was read again, for builders that are started from now on.
+    pub fn reload(&self, config: &Config) -> Result<(), ChildRunnerError> {
+        let new = Arc::new(InEffect::of(&self.settings, config)?);
+        *self.in_effect.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    fn in_effect(&self) -> Arc<InEffect> {
+        Arc::clone(&self.in_effect.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes directory, secrets and control group; off the threads of the runtime.
@@ -161,22 +211,22 @@ impl ChildRunner {
         name: String,
         mut job: Job,
         unusable: &[String],
+        with: Arc<InEffect>,
         found: Option<HashMap<PullSecretName, Content>>,
     ) -> Result<Ready, String> {
         let mut unusable: Unusable = unusable.iter().collect();
-        let (secrets, config) = (self.secrets.clone(), self.config.clone());
         let (parent, cgroups) = (self.settings.work.clone(), Arc::clone(&self.settings.cgroups));
         let limits = Limits {
-            memory: self.caches.build_memory.0,
-            cpu_weight: self.caches.build_cpu_weight,
+            memory: with.caches.build_memory.0,
+            cpu_weight: with.caches.build_cpu_weight,
             pids: MAX_PIDS,
         };
         let ready = move || {
             let told = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
-            let work = Work::new(&parent, &name, &config).map_err(told("making its work directory"))?;
+            let work = Work::new(&parent, &name, &with.config).map_err(told("making its work directory"))?;
             let find = |name: &PullSecretName| match &found {
                 Some(found) => found.get(name).cloned(),
-                None => secrets.find(name),
+                None => with.secrets.find(name),
             };
             let usable = work.lay_secrets(&job.pull_secrets, find, &mut unusable);
             job.pull_secrets = usable.map_err(told("laying out its pull secrets"))?;
@@ -197,13 +247,15 @@ impl ChildRunner {
             return Ended::Stopped;
         }
         let of = order.id.to_string();
-        let overdue = self.overdue(&order.job);
-        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets, None).await {
+        let with = self.in_effect();
+        let (memory, caches) = (with.caches.build_memory.0, with.caches.clone());
+        let kind = disk::begun(&order.volume).unwrap_or(with.kind);
+        let overdue = self.overdue(&order.job, &with.caches);
+        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets, with, None).await {
             Ok(ready) => ready,
             Err(why) => return Ended::NotStarted(why),
         };
-        let command =
-            command::build(&self.settings, &ready.work, self.caches.build_nice, &order.volume, &order.share);
+        let command = command::build(&self.settings, &ready.work, &caches, kind, &order.volume, &order.share);
         let (process, stdout) = match Process::start(command, ready.cgroup).await {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),
@@ -213,7 +265,7 @@ impl ChildRunner {
         let reading = talk::listen(stdout, &ready.unusable, &lines, &verdict);
         let (end, heard) = process.supervise(&ready.job, rules, &verdict, &words, &of, reading).await;
         let ended = match end {
-            Ok(end) => verdict::of(&end, heard, self.caches.build_memory.0, &words.last()),
+            Ok(end) => verdict::of(&end, heard, memory, &words.last()),
             Err(e) => Ended::Died(format!("waiting for it: {e}")),
         };
         if let Ended::Died(how) = &ended {
@@ -223,8 +275,8 @@ impl ChildRunner {
     }
 
     /// When a builder is killed: well after its job's deadline, which it keeps itself.
-    fn overdue(&self, job: &Job) -> Instant {
-        let longest = Duration::from_secs(u64::from(self.caches.build_timeout_minutes) * 60);
+    fn overdue(&self, job: &Job, caches: &Caches) -> Instant {
+        let longest = Duration::from_secs(u64::from(caches.build_timeout_minutes) * 60);
         let left =
             job.deadline.map_or(longest, |deadline| (deadline - Utc::now()).to_std().unwrap_or_default());
         Instant::now() + left.min(longest) + self.settings.grace
@@ -254,8 +306,10 @@ impl ChildRunner {
         let not_started =
             |why: String| failed(Class::Internal, &format!("the plan could not be started: {why}"));
         let of = format!("plan-{}", CacheId::random());
-        let ready = self.ready(of.clone(), job, &unusable_secrets, found).await.map_err(not_started)?;
-        let command = command::plan(&self.settings, &ready.work, self.caches.build_nice);
+        let with = self.in_effect();
+        let (memory, nice) = (with.caches.build_memory.0, with.caches.build_nice);
+        let ready = self.ready(of.clone(), job, &unusable_secrets, with, found).await.map_err(not_started)?;
+        let command = command::plan(&self.settings, &ready.work, nice);
         let (process, stdout) = Process::start(command, ready.cgroup).await.map_err(not_started)?;
         let (verdict, words, stop) = (Verdict::default(), Words::default(), CancellationToken::new());
         let rules = Rules { stop: &stop, grace: self.settings.grace, overdue };
@@ -272,7 +326,7 @@ impl ChildRunner {
                 Err(failures)
             }
             None => {
-                let how = end.describe(self.caches.build_memory.0, &words.last());
+                let how = end.describe(memory, &words.last());
                 tracing::warn!("plan died: {how}");
                 Err(failed(Class::Internal, &format!("planning gave no answer: {how}")))
             }

@@ -1,9 +1,11 @@
 //! From the queue to a sealed volume, or to the reason why there is none.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::details::images;
@@ -14,7 +16,8 @@ use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Places, Sealed, VolumeId};
 use crate::model::class::Class;
-use crate::model::event::{Line, Outcome, Status as BuildStatus};
+use crate::model::escape::escape_to;
+use crate::model::event::{Event, Line, Outcome, Status as BuildStatus};
 use crate::model::image_cache::{CacheId, Status, TenantName};
 use crate::telemetry::metrics::BuildResult;
 
@@ -24,6 +27,8 @@ const LINES: usize = 256;
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Longest message of a record, bytes.
 const MAX_MESSAGE: usize = 4096;
+/// Longest text of a builder in the log, characters.
+const MAX_LOGGED: usize = 1024;
 
 impl Service {
     /// Gives every free builder the next in the queue, until the daemon stops.
@@ -63,10 +68,15 @@ impl Service {
             // Known before the record says so: who deletes or cancels from now on reaches this attempt.
             live.insert(id, Live { cancel: cancel.clone(), ..Live::default() });
         }
-        let pause = match self.attempt(&tenant, id, cancel).await {
-            Ok(pause) => pause,
-            Err(error) => {
+        // A panic costs this attempt and no more: whoever is Live cannot be deleted.
+        let pause = match AssertUnwindSafe(self.attempt(&tenant, id, cancel)).catch_unwind().await {
+            Ok(Ok(pause)) => pause,
+            Ok(Err(error)) => {
                 tracing::error!(cache = %id, tenant = %tenant, %error, "a build was put off: its record cannot be written");
+                Some(LONGEST_PAUSE)
+            }
+            Err(_) => {
+                tracing::error!(cache = %id, tenant = %tenant, "a build was put off: the daemon's part in it panicked");
                 Some(LONGEST_PAUSE)
             }
         };
@@ -130,7 +140,7 @@ impl Service {
 
     /// Runs the builder, taking up what it says.
     async fn run(&self, order: BuildOrder, cancel: tokio_util::sync::CancellationToken) -> Ended {
-        let id = order.id;
+        let (tenant, id) = (order.tenant.clone(), order.id);
         let (sender, mut lines) = mpsc::channel(LINES);
         let running = self.0.runner.build(order, sender, cancel);
         tokio::pin!(running);
@@ -141,22 +151,23 @@ impl Service {
             tokio::select! {
                 biased;
                 line = lines.recv(), if open => match line {
-                    Some(line) => self.take_up(id, &mut measured, line),
+                    Some(line) => self.take_up(&tenant, id, &mut measured, line),
                     None => open = false,
                 },
                 ended = &mut running => {
                     while let Ok(line) = lines.try_recv() {
-                        self.take_up(id, &mut measured, line);
+                        self.take_up(&tenant, id, &mut measured, line);
                     }
                     return ended;
                 }
-                () = tick(&mut tell) => self.tell_progress(id).await,
+                // Beside it: a build does not wait for those who look.
+                () = tick(&mut tell) => drop(self.0.tasks.spawn(self.clone().tell_progress(id))),
             }
         }
     }
 
     /// Writes into the record how far its build is. It is told again soon, so a fault here is none.
-    async fn tell_progress(&self, id: CacheId) {
+    async fn tell_progress(self, id: CacheId) {
         let now = self.live().get(&id).map(|live| images(&live.progress)).unwrap_or_default();
         let told = self.change(id, |record| {
             let news = record.work.is_some() && record.progress != now;
@@ -170,7 +181,8 @@ impl Service {
         }
     }
 
-    fn take_up(&self, id: CacheId, measured: &mut Measured, line: Line) {
+    fn take_up(&self, tenant: &TenantName, id: CacheId, measured: &mut Measured, line: Line) {
+        log(tenant, id, &line.event);
         measured.take(&self.0.metrics, &line);
         if let Some(live) = self.live().get_mut(&id) {
             live.progress.take(&line);
@@ -188,6 +200,7 @@ impl Service {
     ) -> Result<(Option<Duration>, BuildResult), StoreError> {
         let (id, generation) = (record.id, volume.generation);
         let exhausted = matches!(ended, Ended::Exhausted(_));
+        let mut images = Vec::new();
         let (class, message) = match ended {
             Ended::Result(outcome) if outcome.status == BuildStatus::Ok => match outcome.digest.clone() {
                 Some(_) => {
@@ -197,6 +210,7 @@ impl Service {
                 None => (Class::Internal, "the builder told no digest of what it sealed".to_owned()),
             },
             Ended::Result(outcome) | Ended::Exhausted(outcome) => {
+                images.extend(outcome.failures.iter().flat_map(|failure| failure.images.clone()));
                 (outcome.class.unwrap_or(Class::Internal), explain(&outcome))
             }
             // Whoever asked has written down why.
@@ -208,7 +222,8 @@ impl Service {
             Ended::Died(how) => (Class::Internal, how),
             Ended::NotStarted(why) => (Class::Internal, format!("the builder could not be started: {why}")),
         };
-        tracing::warn!(cache = %id, tenant = %record.tenant, ?class, attempts, "attempt failed: {message}");
+        let told = escape_to(&message, MAX_MESSAGE);
+        tracing::warn!(cache = %id, tenant = %record.tenant, ?images, ?class, attempts, "attempt failed: {told}");
         let (retries, seconds) = self
             .settings(|settings| (settings.caches.build_retries, settings.caches.build_retry_pause_seconds));
         let heals = matches!(class, Class::Transient | Class::Internal | Class::Busy);
@@ -224,11 +239,19 @@ impl Service {
             pause.as_secs(),
             cut(&message, 512)
         );
+        let mut again = false;
         self.change(id, |record| {
-            record.note(now, text.clone());
-            true
+            // Cancelled or deleted while it failed: that is what is told, and nothing is tried again.
+            again = record.status != Status::Deleting && record.fills(generation);
+            if again {
+                record.note(now, text.clone());
+            }
+            again
         })
         .await?;
+        if !again {
+            return Ok((None, BuildResult::Stopped));
+        }
         Ok((Some(pause), BuildResult::Retried))
     }
 
@@ -260,8 +283,7 @@ impl Service {
         let mut told = None;
         self.change(id, |record| {
             // Deleted, cancelled or begun anew meanwhile: the volume is nobody's, and is swept.
-            let ours = record.work.as_ref().is_some_and(|work| work.generation == generation);
-            if !ours || record.status == Status::Deleting {
+            if !record.fills(generation) || record.status == Status::Deleting {
                 return false;
             }
             let refreshed = record.content.is_some();
@@ -292,8 +314,7 @@ impl Service {
     ) -> Result<(), StoreError> {
         let now = self.now();
         self.change(id, |record| {
-            let ours = record.work.as_ref().is_some_and(|work| work.generation == generation);
-            if !ours || record.status == Status::Deleting {
+            if !record.fills(generation) || record.status == Status::Deleting {
                 return false;
             }
             give_up(record, now, class, message);
@@ -326,6 +347,19 @@ async fn tick(interval: &mut Option<tokio::time::Interval>) {
             interval.tick().await;
         }
         None => std::future::pending().await,
+    }
+}
+
+/// What an operator wants to know of a build beside how it ends. Its texts come from a builder, which is not trusted.
+fn log(tenant: &TenantName, id: CacheId, event: &Event) {
+    match event {
+        Event::Resolved { reference, manifest, .. } => {
+            tracing::info!(%tenant, cache = %id, image = reference, %manifest, "resolved");
+        }
+        Event::Warning { message } => {
+            tracing::warn!(%tenant, cache = %id, "builder: {}", escape_to(message, MAX_LOGGED));
+        }
+        _ => {}
     }
 }
 

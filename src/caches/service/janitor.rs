@@ -20,6 +20,13 @@ const SOON: Duration = Duration::from_secs(1);
 /// Hours for which an idempotency key is known.
 const KEY_HOURS: i64 = 24;
 
+/// Why a volume is not gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InTheWay {
+    Used,
+    Going,
+}
+
 impl Service {
     /// Looks over the house again and again, until the daemon stops.
     pub(super) async fn keep_house(self) {
@@ -40,14 +47,19 @@ impl Service {
         let now = self.now();
         let expire = self.may_expire();
         let noted = self.guard().note();
-        self.0.store.note(noted).await?;
-        self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await?;
-        if expire {
-            for record in self.records().await?.into_values() {
-                self.age(&record, now).await?;
-            }
+        let noted = self.0.store.note(noted).await;
+        let forgotten = self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await;
+        let aged = if expire { self.age_all(now).await } else { Ok(()) };
+        // Whatever else fails: on a disk that is full this is what makes room.
+        let swept = self.sweep().await;
+        noted.and(forgotten).and(aged).and(swept)
+    }
+
+    async fn age_all(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        for record in self.records().await?.into_values() {
+            self.age(&record, now).await?;
         }
-        self.sweep().await
+        Ok(())
     }
 
     pub(super) fn guard(&self) -> MutexGuard<'_, TimeGuard> {
@@ -127,14 +139,16 @@ impl Service {
             !needed && !building.contains(&volume.id)
         });
         let unneeded: Vec<VolumeId> = unneeded.collect();
+        let discarded = !unneeded.is_empty();
         let in_the_way = self.discard(unneeded, &records).await?;
+        self.0.volumes.tidy(discarded);
         for record in records.values() {
             let id = record.id;
             if record.status != Status::Deleting || building.contains(&id) {
                 continue;
             }
             match in_the_way.get(&id) {
-                Some(Discarded::InUse) => self.say_in_use(record).await?,
+                Some(InTheWay::Used) => self.say_in_use(record).await?,
                 Some(_) => {}
                 None => self.forget(id).await?,
             }
@@ -147,10 +161,9 @@ impl Service {
         &self,
         volumes: Vec<VolumeId>,
         records: &HashMap<CacheId, Record>,
-    ) -> Result<HashMap<CacheId, Discarded>, StoreError> {
+    ) -> Result<HashMap<CacheId, InTheWay>, StoreError> {
         let orphans: Vec<CacheId> =
             volumes.iter().map(|volume| volume.id).filter(|id| !records.contains_key(id)).collect();
-        let found = !volumes.is_empty();
         let mut in_the_way = HashMap::new();
         for volume in volumes {
             let result = self.0.volumes.discard(volume.clone()).await;
@@ -161,33 +174,25 @@ impl Service {
                 }
                 Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
                 // Of two volumes of one cache the one that is in use says more.
-                Ok(Discarded::InUse) => {
-                    in_the_way.insert(id, Discarded::InUse);
+                Ok(Discarded::InUse(used)) => {
+                    tracing::debug!(%tenant, cache = %id, generation, "the volume stays: {used}");
+                    in_the_way.insert(id, InTheWay::Used);
                 }
                 Ok(Discarded::Going) => {
-                    in_the_way.entry(id).or_insert(Discarded::Going);
+                    in_the_way.entry(id).or_insert(InTheWay::Going);
                 }
                 Err(error) => {
                     tracing::error!(%tenant, cache = %id, generation, %error, "a volume cannot be discarded");
-                    in_the_way.insert(id, Discarded::InUse);
+                    in_the_way.insert(id, InTheWay::Used);
                 }
             }
         }
-        if in_the_way.values().any(|why| *why == Discarded::Going) {
+        if in_the_way.values().any(|why| *why == InTheWay::Going) {
             let service = self.clone();
             self.0.tasks.spawn(async move {
                 tokio::select! {
                     () = tokio::time::sleep(SOON) => service.0.sweep.notify_one(),
                     () = service.0.stop.cancelled() => {}
-                }
-            });
-        }
-        if found {
-            // Removing takes its time, and who deletes must not wait for it.
-            let service = self.clone();
-            self.0.tasks.spawn(async move {
-                if let Err(error) = service.0.volumes.tidy().await {
-                    tracing::error!(%error, "discarded volumes stay until the next look");
                 }
             });
         }

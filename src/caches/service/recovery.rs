@@ -7,9 +7,6 @@ use crate::model::image_cache::Status;
 impl Service {
     /// Settles what an earlier daemon left, before anything new is begun.
     pub(super) async fn recover(&self) -> Result<(), StartError> {
-        if let Err(error) = self.0.volumes.tidy().await {
-            tracing::error!(%error, "discarded volumes stay until the next look");
-        }
         let mut records: Vec<_> = self.records().await?.into_values().collect();
         records.sort_by_key(|record| record.created_at);
         let now = self.now();

@@ -1,6 +1,8 @@
 //! The service over the real store and the real disk, with a clock that is set and a runner that does what it is told
 //! (real builders: tests/it).
 
+mod races;
+
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
@@ -10,6 +12,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::caches::attachments::Attachments;
 use crate::caches::hub::Told;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
@@ -32,6 +35,9 @@ enum Act {
     Hang,
     /// The same, and then takes its time.
     Linger,
+    /// Fills the volume until it is stopped, and fails at that very moment.
+    FailWhenAsked,
+    Panic,
 }
 
 /// Makes volumes as far as the service looks at them.
@@ -56,7 +62,7 @@ impl Runner for FakeRunner {
             fs::write(order.volume.join(".larder/use"), "").unwrap();
             match act {
                 None => {
-                    fs::write(order.volume.join("cache.json"), "{}").unwrap();
+                    fs::write(order.volume.join("cache.json"), seal(&order)).unwrap();
                     Ended::Result(sealed(&order))
                 }
                 Some(Act::Fail(class)) => Ended::Result(failed(&order, class)),
@@ -65,6 +71,11 @@ impl Runner for FakeRunner {
                     stop.cancelled().await;
                     Ended::Stopped
                 }
+                Some(Act::FailWhenAsked) => {
+                    stop.cancelled().await;
+                    Ended::Result(failed(&order, Class::Transient))
+                }
+                Some(Act::Panic) => panic!("on purpose"),
                 Some(Act::Linger) => {
                     stop.cancelled().await;
                     self.leave.notified().await;
@@ -102,10 +113,27 @@ fn outcome(status: BuildStatus) -> Outcome {
 fn sealed(order: &BuildOrder) -> Outcome {
     let images = order.job.images.iter().map(|image| SealedImage {
         reference: image.given().to_owned(),
+        index: None,
         manifest: Digest::sha256(image.given().as_bytes()),
     });
     let digest = Some(Digest::sha256(order.volume.as_os_str().as_encoded_bytes()));
     Outcome { images: images.collect(), digest, ..outcome(BuildStatus::Ok) }
+}
+
+/// A seal of nothing that can be read.
+fn seal(order: &BuildOrder) -> Vec<u8> {
+    let content = crate::model::seal::Content {
+        version: crate::model::seal::VERSION,
+        larder: "test".into(),
+        job: Digest::sha256(b"job"),
+        layer_format: Default::default(),
+        tar_split: true,
+        size: order.job.size.unwrap(),
+        images: Vec::new(),
+        layers: Vec::new(),
+        totals: Default::default(),
+    };
+    serde_json::to_vec(&crate::model::seal::CacheManifest::new(content).unwrap()).unwrap()
 }
 
 fn failed(order: &BuildOrder, class: Class) -> Outcome {
@@ -134,31 +162,20 @@ impl Host {
         Host { dir, clock, runner, config, service }
     }
 
-    async fn restart(&mut self) {
-        self.service.stop().await;
-        // The lock of the state directory goes with the last handle.
-        let idle = Service(Arc::new(Inner {
-            store: Arc::clone(&self.service.0.store),
-            runner: Arc::clone(&self.service.0.runner),
-            volumes: Arc::clone(&self.service.0.volumes),
-            clock: Arc::clone(&self.service.0.clock),
-            metrics: Metrics::new(),
-            tell_progress: None,
-            guard: Mutex::new(TimeGuard::new(&*self.clock, None)),
-            settings: RwLock::new(Settings::of(&self.config)),
-            queue: Mutex::default(),
-            wake: Notify::new(),
-            sweep: Notify::new(),
-            live: Mutex::default(),
-            hub: Hub::default(),
-            admission: tokio::sync::Mutex::default(),
-            stop: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            leading: AtomicBool::new(true),
-        }));
-        idle.recover().await.unwrap();
-        idle.0.tasks.spawn(idle.clone().schedule(1));
-        self.service = idle;
+    /// Another daemon on the same state.
+    async fn restart(self) -> Self {
+        let Host { dir, clock, runner, config, service } = self;
+        service.stop().await;
+        drop(service);
+        // The lock of the state directory goes with the last handle; whoever empties the trash has one.
+        for _ in 0..2000 {
+            if HostVolumes::take(Layout::new(dir.path())).is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let service = start(dir.path(), &clock, &runner, &config).await;
+        Host { dir, clock, runner, config, service }
     }
 
     fn next(&self, act: Act) {
@@ -196,6 +213,18 @@ impl Host {
         let record = self.service.create(&team(), spec(name), None).await.unwrap();
         assert_eq!(record.status, Status::Creating);
         self.until(record.id, |record| record.status == Status::Available).await
+    }
+
+    /// Looks over the house until these volumes are left: a builder that has told its end is at work for a moment more.
+    async fn left(&self, wanted: &[String]) {
+        for _ in 0..2000 {
+            self.service.look_over().await.unwrap();
+            if self.volumes() == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(self.volumes(), wanted);
     }
 
     fn volumes(&self) -> Vec<String> {
@@ -279,8 +308,7 @@ async fn a_failure_frees_the_volume_and_keeps_the_name_for_a_day() {
     let record = host.until(record.id, |record| record.status == Status::Failed).await;
     assert_eq!(record.message.as_deref(), Some("nginx:1: it is so"));
     assert_eq!(record.class, Some(Class::NotFound));
-    host.service.look_over().await.unwrap();
-    assert!(host.volumes().is_empty());
+    host.left(&[]).await;
     let taken = host.service.create(&team(), spec("web"), None).await.unwrap_err();
     assert!(matches!(taken, Error::Store(StoreError::NameTaken(_))), "{taken:?}");
     host.clock.pass(DAY - Duration::from_secs(1));
@@ -355,15 +383,44 @@ async fn a_build_is_cancelled_or_deleted_under_way() {
 #[tokio::test]
 async fn the_queue_has_an_end() {
     let host = Host::new(ROOM).await;
+    let ready = host.available("ready").await;
     host.next(Act::Hang);
     let one = host.service.create(&team(), spec("one"), None).await.unwrap();
-    host.until(one.id, |_| host.started() == 1).await;
-    for name in ["two", "three"] {
-        host.service.create(&team(), spec(name), None).await.unwrap();
+    host.until(one.id, |_| host.started() == 2).await;
+    let key = || Some(IdempotencyKey { key: "k".into(), request: [7; 32] });
+    let two = host.service.create(&team(), spec("two"), key()).await.unwrap();
+    // All at once: there is one place, and one gets it.
+    let names = ["three", "four", "five", "six", "seven"];
+    let tenant = team();
+    let creates = names.map(|name| host.service.create(&tenant, spec(name), None));
+    let refused: Vec<Error> =
+        futures_util::future::join_all(creates).await.into_iter().filter_map(Result::err).collect();
+    assert_eq!(refused.len(), names.len() - 1);
+    assert!(refused.iter().all(|error| matches!(error, Error::QueueFull { .. })), "{refused:?}");
+    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 4);
+    let again = host.service.create(&team(), spec("two"), key()).await.unwrap();
+    assert_eq!(again.id, two.id, "a repeated create takes no place");
+    let full = host.service.refresh(&team(), ready.id).await.unwrap_err();
+    assert!(matches!(full, Error::QueueFull { .. }), "{full:?}");
+    assert!(!host.service.get(&team(), ready.id).await.unwrap().is_refreshing());
+}
+
+#[tokio::test]
+async fn tenants_take_turns_at_the_builders() {
+    let host = Host::new("[caches]\ncapacity = \"1000GiB\"\nmax_concurrent_builds = 1\n").await;
+    let other: TenantName = "other".parse().unwrap();
+    host.next(Act::Hang);
+    let first = host.service.create(&team(), spec("first"), None).await.unwrap();
+    host.until(first.id, |_| host.started() == 1).await;
+    let mut ids = vec![first.id];
+    for name in ["second", "third"] {
+        ids.push(host.service.create(&team(), spec(name), None).await.unwrap().id);
     }
-    let full = host.service.create(&team(), spec("four"), None).await.unwrap_err();
-    assert!(matches!(full, Error::QueueFull { waiting: 2, .. }), "{full:?}");
-    assert_eq!(host.service.list(&team(), None).await.unwrap().len(), 3);
+    ids.insert(2, host.service.create(&other, spec("late"), None).await.unwrap().id);
+    host.service.cancel(&team(), first.id).await.unwrap();
+    host.until(ids[3], |record| record.status == Status::Available).await;
+    let started: Vec<_> = host.runner.orders.lock().unwrap().iter().map(|order| order.id).collect();
+    assert_eq!(started, ids);
 }
 
 #[tokio::test]
@@ -380,14 +437,12 @@ async fn a_refresh_takes_the_place_of_what_was_there() {
     assert_eq!(record.message.as_deref(), Some("the refresh failed: cancelled by request"));
     assert_eq!((record.status, &record.content), (Status::Available, &before.content));
     host.until(before.id, |_| host.service.live().is_empty()).await;
-    host.service.look_over().await.unwrap();
-    assert_eq!(host.volumes(), [format!("{}.1", before.id)]);
+    host.left(&[format!("{}.1", before.id)]).await;
 
     host.service.refresh(&team(), before.id).await.unwrap();
     let after = host.until(before.id, |record| !record.is_refreshing()).await;
     assert_eq!((after.content.unwrap().generation, after.message), (3, None));
-    host.service.look_over().await.unwrap();
-    assert_eq!(host.volumes(), [format!("{}.3", before.id)]);
+    host.left(&[format!("{}.3", before.id)]).await;
 }
 
 #[tokio::test]
@@ -450,8 +505,40 @@ async fn retention_ends_in_two_steps_and_only_by_a_clock_that_is_believed() {
 }
 
 #[tokio::test]
+async fn generations_stay_while_they_are_used() {
+    let host = Host::new(ROOM).await;
+    let id = host.available("web").await.id;
+    let state = fs::canonicalize(host.dir.path()).unwrap();
+    let first = state.join(format!("tenants/team/volumes/{id}.1"));
+    let attachments = Attachments::new(state.join("attached"));
+    let (at, there) = (Path::new("/icv"), Path::new("/mnt/icv"));
+    attachments.note(&first, at, host.clock.now()).unwrap();
+    host.service.refresh(&team(), id).await.unwrap();
+    host.until(id, |record| record.content.as_ref().is_some_and(|content| content.generation == 2)).await;
+    host.service.look_over().await.unwrap();
+
+    let told = host.service.snapshots(&team(), id).await.unwrap();
+    let told: Vec<_> = told.iter().map(|s| (s.generation, s.served, s.in_use, s.path.is_some())).collect();
+    assert_eq!(told, [(1, false, true, false), (2, true, false, false)]);
+    let stranger = host.service.snapshots(&"other".parse().unwrap(), id).await.unwrap_err();
+    assert!(matches!(stranger, Error::NotFound(_)));
+
+    // A deletion waits for every generation.
+    attachments.note(&first, there, host.clock.now()).unwrap();
+    attachments.forget(at).unwrap();
+    host.service.delete(&team(), id).await.unwrap();
+    host.service.look_over().await.unwrap();
+    assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Deleting);
+    assert_eq!(host.volumes(), [format!("{id}.1")]);
+    attachments.forget(there).unwrap();
+    host.service.look_over().await.unwrap();
+    host.gone(id).await;
+    assert!(host.volumes().is_empty());
+}
+
+#[tokio::test]
 async fn a_restart_goes_on_where_it_was() {
-    let mut host = Host::new(ROOM).await;
+    let host = Host::new(ROOM).await;
     let kept = host.available("kept").await;
     let lost = host.available("lost").await;
     host.next(Act::Hang);
@@ -463,7 +550,7 @@ async fn a_restart_goes_on_where_it_was() {
     fs::create_dir(volumes.join("lost+found")).unwrap();
     fs::create_dir(host.dir.path().join("trash/x")).unwrap();
 
-    host.restart().await;
+    let host = host.restart().await;
     let resumed = host.until(begun.id, |record| record.status == Status::Available).await;
     assert_eq!(resumed.content.unwrap().generation, 1, "the same volume goes on");
     let lost = host.service.get(&team(), lost.id).await.unwrap();
@@ -477,7 +564,8 @@ async fn a_restart_goes_on_where_it_was() {
     // A record keeps its volume, damaged or not, until somebody deletes it.
     left.retain(|name| *name != format!("{}.1", lost.id));
     assert_eq!(left, wanted);
-    assert!(!host.dir.path().join("trash/x").exists());
+    let trash = host.dir.path().join("trash");
+    host.until(kept.id, |_| fs::read_dir(&trash).unwrap().next().is_none()).await;
 }
 
 #[tokio::test]

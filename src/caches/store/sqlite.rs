@@ -1,9 +1,10 @@
 //! The store of one host: an SQLite database beside the volumes.
 //!
 //! ```text
-//! larder.db        records, answers by idempotency key, the clocks as they were noted last
-//! larder.db-wal    what was committed and not yet moved into it (sqlite.org/wal.html); belongs to every backup
-//! larder.db.new    a database that is being made; only a whole one gets the name
+//! larder.db          records, answers by idempotency key, the clocks as they were noted last
+//! larder.db-wal      what was committed and not yet moved into it (sqlite.org/wal.html); belongs to every backup
+//! larder.db.new      a database that is being made; only a whole one gets the name
+//! larder.db-reserve  nothing, of 1 MiB: room for deletions when the disk is full
 //! ```
 //!
 //! One connection writes and reads, and keeps other processes out; callers wait for it in order, without a thread of their own. An answer is given after
@@ -18,6 +19,7 @@ mod checksum;
 mod fault;
 mod migrations;
 mod open;
+mod reserve;
 mod rows;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
@@ -32,15 +34,17 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::Mutex;
 
 use self::fault::Fault;
+use self::reserve::Reserve;
 use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
 use crate::caches::record::Record;
-use crate::model::image_cache::{CacheId, TenantName};
+use crate::model::image_cache::{CacheId, Status, TenantName};
 use crate::sys::clock::guard::Noted;
 
 /// Records in an SQLite database. The file is held open until the last handle is gone.
 #[derive(Clone)]
 pub struct SqliteStore {
     path: PathBuf,
+    reserve: Reserve,
     connection: Arc<Mutex<Connection>>,
 }
 
@@ -51,7 +55,9 @@ impl SqliteStore {
     /// of them, and what no record knows is swept.
     pub fn open(path: &Path, has_volumes: bool) -> Result<Self, StoreError> {
         let connection = open::open(path, has_volumes)?;
-        Ok(SqliteStore { path: path.to_owned(), connection: Arc::new(Mutex::new(connection)) })
+        let reserve = Reserve::of(path);
+        reserve.keep();
+        Ok(SqliteStore { path: path.to_owned(), reserve, connection: Arc::new(Mutex::new(connection)) })
     }
 
     /// Runs `work` on the connection, on a thread that may block. It runs to its end even if nobody waits any more.
@@ -73,14 +79,31 @@ impl SqliteStore {
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.run("writing", move |connection| {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let result = work(&transaction)?;
-            transaction.commit()?;
-            Ok(result)
+        self.run("writing", move |connection| transact(connection, work)).await
+    }
+
+    /// The same for what lets go of something: on a full disk it has the room that is kept for it.
+    async fn write_off<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let reserve = self.reserve.clone();
+        self.run("writing", move |connection| match transact(connection, &work) {
+            Err(fault) if fault.is_full() && reserve.give() => transact(connection, &work),
+            done => done,
         })
         .await
     }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let result = work(&transaction)?;
+    transaction.commit()?;
+    Ok(result)
 }
 
 impl fmt::Debug for SqliteStore {
@@ -129,20 +152,14 @@ impl Store for SqliteStore {
     }
 
     fn replace(&self, stored: Stored) -> BoxFuture<'_, Result<Stored, StoreError>> {
-        Box::pin(self.write(move |db| {
-            let present = at_version(db, stored.record.id, stored.version)?;
-            if present.tenant != stored.record.tenant || present.spec.name != stored.record.spec.name {
-                let reason = "tenant and name of a record never change".to_owned();
-                return Err(StoreError::Failed { doing: "writing", reason, full: false }.into());
-            }
-            let stored = Stored { version: stored.version + 1, record: stored.record };
-            rows::update(db, &stored)?;
-            Ok(stored)
-        }))
+        if stored.record.status == Status::Deleting {
+            return Box::pin(self.write_off(move |db| replace(db, stored.clone())));
+        }
+        Box::pin(self.write(move |db| replace(db, stored)))
     }
 
     fn remove(&self, id: CacheId, version: u64) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write(move |db| {
+        Box::pin(self.write_off(move |db| {
             at_version(db, id, version)?;
             rows::delete(db, id)
         }))
@@ -157,7 +174,12 @@ impl Store for SqliteStore {
     }
 
     fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write(move |db| rows::note(db, &noted)))
+        let reserve = self.reserve.clone();
+        Box::pin(self.write(move |db| {
+            // Now and then, so that what was given away is there again once there is room.
+            reserve.keep();
+            rows::note(db, &noted)
+        }))
     }
 }
 
@@ -176,6 +198,17 @@ fn admit(db: &Connection, record: &Record, admission: Admission) -> Result<(), F
         return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
     }
     Ok(())
+}
+
+fn replace(db: &Connection, stored: Stored) -> Result<Stored, Fault> {
+    let present = at_version(db, stored.record.id, stored.version)?;
+    if present.tenant != stored.record.tenant || present.spec.name != stored.record.spec.name {
+        let reason = "tenant and name of a record never change".to_owned();
+        return Err(StoreError::Failed { doing: "writing", reason, full: false }.into());
+    }
+    let stored = Stored { version: stored.version + 1, record: stored.record };
+    rows::update(db, &stored)?;
+    Ok(stored)
 }
 
 fn at_version(db: &Connection, id: CacheId, version: u64) -> Result<Record, Fault> {

@@ -2,18 +2,22 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
 
+use chrono::DateTime;
 use futures_util::future::BoxFuture;
 
-use super::{Discarded, Places, Sealed, StateError, VolumeId, Volumes};
+use super::{Discarded, Kind, Places, Sealed, Snapshot, StateError, VolumeId, Volumes};
 use crate::build::share;
+use crate::caches::attachments::Attachments;
 use crate::caches::layout::{self, Layout};
 use crate::caches::runner::child::clear_work;
 use crate::model::image_cache::TenantName;
 use crate::sys::lock::Lock;
+use crate::sys::mounts::Mounts;
 use crate::sys::{Dir, remove, space};
 use crate::volume::{self, lease::Lease};
 
@@ -27,7 +31,17 @@ struct Disk {
     layout: Layout,
     /// Held while the trash is emptied: two at once would each trip over what the other has just removed.
     emptying: Mutex<()>,
+    /// Whether somebody wants it emptied; whoever holds the lock looks once more.
+    to_empty: AtomicBool,
     _lock: Lock,
+}
+
+/// Whether a volume may be removed.
+enum Claim {
+    Absent,
+    Used(String),
+    /// It may, while this is held.
+    Free(Option<Lease>),
 }
 
 impl HostVolumes {
@@ -42,7 +56,8 @@ impl HostVolumes {
         let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
         // Secrets of builders whose daemon died.
         clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
-        Ok(HostVolumes(Arc::new(Disk { layout, emptying: Mutex::default(), _lock: lock })))
+        let disk = Disk { layout, emptying: Mutex::default(), to_empty: AtomicBool::default(), _lock: lock };
+        Ok(HostVolumes(Arc::new(disk)))
     }
 
     /// Names of everything.
@@ -76,8 +91,7 @@ impl Volumes for HostVolumes {
     fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<Places, StateError>> {
         self.on_disk(move |disk| {
             disk.prepare(&volume.tenant)?;
-            let layout = &disk.layout;
-            Ok(Places { volume: disk.path(&volume), share: layout.tenant(&volume.tenant) })
+            Ok(Places { volume: disk.path(&volume), share: disk.layout.tenant(&volume.tenant) })
         })
     }
 
@@ -96,18 +110,58 @@ impl Volumes for HostVolumes {
         })
     }
 
+    fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
+        self.on_disk(move |disk| disk.look(&volume, tell_path))
+    }
+
     fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>> {
         self.on_disk(move |disk| disk.discard(&volume))
     }
 
-    fn tidy(&self) -> BoxFuture<'_, Result<(), StateError>> {
-        self.on_disk(Disk::empty_trash)
+    fn tidy(&self, discarded: bool) {
+        let disk = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || {
+            let emptied = match discarded || disk.has_trash().unwrap_or(true) {
+                true => disk.empty_trash(),
+                false => Ok(()),
+            };
+            if let Err(error) = emptied {
+                tracing::error!(%error, "discarded volumes stay until the next look");
+            }
+        });
     }
 }
 
 impl Disk {
     fn path(&self, volume: &VolumeId) -> PathBuf {
         self.layout.volume(&volume.tenant, &volume.id, volume.generation)
+    }
+
+    /// A volume, if it is sealed and its seal can be read.
+    fn look(&self, volume: &VolumeId, tell_path: bool) -> Result<Option<Snapshot>, StateError> {
+        let path = self.path(volume);
+        // It may go while it is looked at.
+        let Ok(facts) = fs::symlink_metadata(path.join("cache.json")) else { return Ok(None) };
+        let sealed = match volume::seal::read(&path) {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a snapshot cannot be told");
+                return Ok(None);
+            }
+        };
+        let image = fs::symlink_metadata(path.join("disk.img")).ok().filter(fs::Metadata::is_file);
+        Ok(Some(Snapshot {
+            generation: volume.generation,
+            served: false,
+            in_use: self.user_of(volume)?.is_some(),
+            digest: sealed.digest,
+            sealed_at: facts.modified().map(DateTime::from).unwrap_or_default(),
+            kind: if image.is_some() { Kind::Disk } else { Kind::Directory },
+            size: sealed.content.totals.size,
+            image_size: image.as_ref().map(fs::Metadata::len),
+            image_allocated: image.as_ref().map(|image| image.blocks() * 512),
+            path: tell_path.then_some(path),
+        }))
     }
 
     /// The size of the file system that holds the volumes, GiB.
@@ -145,29 +199,85 @@ impl Disk {
         fs::symlink_metadata(path.join("cache.json")).is_ok_and(|facts| facts.is_file())
     }
 
-    /// Takes a volume out of use: moved aside at once, removed by [`Disk::empty_trash`]. One that somebody
-    /// holds a lease on stays.
+    /// Takes a volume out of use: moved aside at once, removed by [`Disk::empty_trash`]. One that is leased,
+    /// attached, mounted or below a loop device stays.
     fn discard(&self, volume: &VolumeId) -> Result<Discarded, StateError> {
         let path = self.path(volume);
-        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
-        let root = match Dir::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Discarded::Gone),
+        match self.claim(&path)? {
+            Claim::Absent => Ok(Discarded::Gone),
+            Claim::Used(how) => Ok(Discarded::InUse(how)),
+            Claim::Free(_lease) => {
+                let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
+                let failed = |source| StateError::Io { doing: "moving aside", path: path.clone(), source };
+                fs::rename(&path, trash).map_err(failed)?;
+                Ok(Discarded::Gone)
+            }
+        }
+    }
+
+    /// How a volume is used, if it is.
+    fn user_of(&self, volume: &VolumeId) -> Result<Option<String>, StateError> {
+        let path = self.path(volume);
+        Ok(match self.claim(&path)? {
+            Claim::Used(how) => Some(how),
+            Claim::Absent | Claim::Free(_) => None,
+        })
+    }
+
+    /// The right to remove the volume at `path`, where nobody uses it.
+    fn claim(&self, path: &Path) -> Result<Claim, StateError> {
+        let failed = |doing, source| StateError::Io { doing, path: path.to_owned(), source };
+        let root = match Dir::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Claim::Absent),
             other => other.map_err(|e| failed("opening", e))?,
         };
         // A builder that died early left nothing to hold.
         let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
         let lease = if begun { Lease::exclusive(&root)? } else { None };
         if begun && lease.is_none() {
-            return Ok(Discarded::InUse);
+            return Ok(Claim::Used("it is being read".to_owned()));
         }
-        let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
-        fs::rename(&path, trash).map_err(|e| failed("moving aside", e))?;
-        Ok(Discarded::Gone)
+        // Under the lease: who attaches takes one, and writes a record before anything is mounted.
+        Ok(match self.use_of(path)? {
+            Some(how) => Claim::Used(how),
+            None => Claim::Free(lease),
+        })
     }
 
-    /// Removes what was moved aside, and what builders told each other of it.
+    /// How the volume at `path` is attached or mounted, if it is.
+    fn use_of(&self, path: &Path) -> Result<Option<String>, StateError> {
+        let failed = |doing, source| StateError::Io { doing, path: path.to_owned(), source };
+        let path = fs::canonicalize(path).map_err(|e| failed("resolving", e))?;
+        let attached = Attachments::new(self.layout.attached()).list()?;
+        if let Some(record) = attached.iter().find(|record| record.volume == path) {
+            return Ok(Some(format!("it is attached at {}", record.at.display())));
+        }
+        let mounts = Mounts::read().map_err(|e| failed("looking for mounts of", e))?;
+        Ok(mounts.use_of(&path).map(|used| used.to_string()))
+    }
+
+    /// Whether something was moved aside that is still there.
+    fn has_trash(&self) -> Result<bool, StateError> {
+        Ok(!names(&self.layout.trash())?.is_empty())
+    }
+
+    /// Removes what was moved aside, and what builders told each other of it. Where another thread is at it, that one sees to
+    /// it and this one returns at once: a large volume takes minutes, and threads that wait are not there for others.
     fn empty_trash(&self) -> Result<(), StateError> {
-        let _one_at_a_time = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        self.to_empty.store(true, Ordering::SeqCst);
+        while self.to_empty.load(Ordering::SeqCst) {
+            let _one_at_a_time = match self.emptying.try_lock() {
+                Ok(lock) => lock,
+                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+                Err(TryLockError::WouldBlock) => return Ok(()),
+            };
+            self.to_empty.store(false, Ordering::SeqCst);
+            self.empty_trash_now()?;
+        }
+        Ok(())
+    }
+
+    fn empty_trash_now(&self) -> Result<(), StateError> {
         let path = self.layout.trash();
         let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
         let trash = Dir::open(&path).map_err(failed)?;

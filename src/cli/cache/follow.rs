@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use chrono::Utc;
 use serde_json::{Value, json};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Error, get};
+use crate::caches::progress::LayerState;
+use crate::caches::record::Origin;
+use crate::caches::service::LayerDetails;
 use crate::cli::output::Renderer;
 use crate::cli::output::stdout;
 use crate::cli::output::terminal::Terminal;
@@ -14,11 +18,14 @@ use crate::client::events::Told;
 use crate::client::{Client, Request};
 use crate::model::class::Class;
 use crate::model::escape::escape;
-use crate::model::event::Event;
+use crate::model::event::{Event, Line, VERSION};
 use crate::telemetry::Console;
 
 /// Between two looks at a cache of which the stream ended early.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the daemon may be away, as for a restart, while somebody waits.
+const AWAY: Duration = Duration::from_secs(60);
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +65,16 @@ async fn wait(
 ) -> Result<Value, Error> {
     let path = format!("/larder/v1/caches/{id}");
     let mut last = json!({"image_cache": {"id": id}});
-    let mut sequence = 0;
+    let (mut sequence, mut answered) = (0, false);
     loop {
-        let answer = match client.call(Request::new(get(), &path)).await {
+        let answer = match look(client, &path, answered).await {
             Err(error) if error.is_not_found() && wanted == Wanted::Gone => return Ok(last),
             other => other?,
         };
+        if !answered {
+            join(&answer["details"], renderer);
+        }
+        answered = true;
         last = json!({"image_cache": answer["image_cache"]});
         if let Some(end) = ended(&answer, wanted) {
             return end.map(|()| last);
@@ -73,8 +84,6 @@ async fn wait(
             while let Some(told) = events.next().await {
                 match told {
                     Told::Status { sequence: number, .. } => sequence = number,
-                    // The result of one attempt is not the end; the daemon says what is.
-                    Told::Build(line) if matches!(line.event, Event::Result(_)) => {}
                     Told::Build(line) => {
                         // A terminal that is gone does not end the waiting.
                         let _ = renderer.show(&line);
@@ -87,6 +96,44 @@ async fn wait(
             }
         }
         sleep(PAUSE).await;
+    }
+}
+
+/// Asks for all that is known of a cache; again and again while a daemon that `answered` before is away.
+async fn look(client: &Client, path: &str, answered: bool) -> Result<Value, crate::client::error::Error> {
+    let deadline = Instant::now() + AWAY;
+    loop {
+        match client.call(Request::new(get(), path)).await {
+            Err(error) if answered && passes(&error) && Instant::now() < deadline => sleep(PAUSE).await,
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether it may be otherwise in a moment.
+fn passes(error: &crate::client::error::Error) -> bool {
+    matches!(error.class(), Class::Transient | Class::Busy)
+}
+
+/// Shows the layers under way of a build that began before anybody looked.
+fn join(details: &Value, renderer: &mut dyn Renderer) {
+    let Some(mut rest) = details["fetch_bytes"].as_u64() else { return };
+    let layers = details["layers"].as_array().into_iter().flatten();
+    let layers: Vec<LayerDetails> =
+        layers.filter_map(|layer| serde_json::from_value(layer.clone()).ok()).collect();
+    for layer in layers.iter().filter(|layer| layer.origin == Origin::Fetched) {
+        if layer.state == LayerState::Committed {
+            rest = rest.saturating_sub(layer.compressed_size);
+        }
+    }
+    renderer.join(rest);
+    for layer in layers.into_iter().filter(|layer| layer.state == LayerState::Running) {
+        let LayerDetails { blob, compressed_size, images, from, received, .. } = layer;
+        let from = from.map(|id| id.to_string());
+        let started = Event::LayerStarted { blob: blob.clone(), compressed_size, images, from };
+        for event in [started, Event::LayerProgress { blob, received, written: 0 }] {
+            let _ = renderer.show(&Line { v: VERSION, time: Utc::now(), event });
+        }
     }
 }
 
@@ -114,32 +161,70 @@ fn ended(answer: &Value, wanted: Wanted) -> Option<Result<(), Error>> {
     }
 }
 
-/// Prints what happens to a cache until it is settled.
+/// Prints what happens to a cache until it is settled. A stream that is cut, because the daemon stops or this reader is slow,
+/// is taken up where it ended; what the builder said meanwhile is lost.
 pub(super) async fn print(client: &Client, id: &str, as_json: bool, console: &Console) -> Result<(), Error> {
-    let mut events = client.follow(id, 0).await?;
+    let path = format!("/larder/v1/caches/{id}");
     let mut text = Text(console.clone());
-    while let Some(told) = events.next().await {
-        match told {
-            Told::Status { json, .. } if as_json => {
-                stdout::print(console, &format!("{json}\n"));
-            }
-            Told::Status { json, .. } => {
-                let status: Value = serde_json::from_str(&json).unwrap_or_default();
-                let field = |name: &str| escape(status[name].as_str().unwrap_or_default());
-                let line = format!("{}  {:<11}  {}\n", field("time"), field("status"), field("message"));
-                stdout::print(console, &line);
-            }
-            Told::Build(line) if as_json => {
-                if let Ok(json) = serde_json::to_string(&line) {
-                    stdout::print(console, &format!("{json}\n"));
+    let (mut sequence, mut answered) = (0, false);
+    loop {
+        match client.follow(id, sequence).await {
+            Ok(mut events) => {
+                while let Some(told) = events.next().await {
+                    if let Told::Status { sequence: number, .. } = &told {
+                        sequence = *number;
+                    }
+                    print_one(told, as_json, &mut text, console);
                 }
             }
-            Told::Build(line) => {
-                let _ = text.show(&line);
+            Err(error) if answered && passes(&error) => {}
+            Err(error) if answered && error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        answered = true;
+        let answer = match look(client, &path, answered).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        if settled(&answer) && last_event(&answer) <= sequence {
+            return Ok(());
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+fn print_one(told: Told, as_json: bool, text: &mut Text, console: &Console) {
+    match told {
+        Told::Status { json, .. } if as_json => {
+            stdout::print(console, &format!("{json}\n"));
+        }
+        Told::Status { json, .. } => {
+            let status: Value = serde_json::from_str(&json).unwrap_or_default();
+            let field = |name: &str| escape(status[name].as_str().unwrap_or_default());
+            let line = format!("{}  {:<11}  {}\n", field("time"), field("status"), field("message"));
+            stdout::print(console, &line);
+        }
+        Told::Build(line) if as_json => {
+            if let Ok(json) = serde_json::to_string(&line) {
+                stdout::print(console, &format!("{json}\n"));
             }
         }
+        Told::Build(line) => {
+            let _ = text.show(&line);
+        }
     }
-    Ok(())
+}
+
+/// Whether nothing more happens until somebody asks, or time passes.
+fn settled(answer: &Value) -> bool {
+    let at_work = answer["details"]["refreshing"] == true;
+    !at_work && !matches!(answer["image_cache"]["status"].as_str(), Some("Creating" | "Deleting"))
+}
+
+/// The number of the last event.
+fn last_event(answer: &Value) -> u64 {
+    let events = answer["details"]["events"].as_array();
+    events.and_then(|events| events.last()?["sequence"].as_u64()).unwrap_or_default()
 }
 
 #[cfg(test)]

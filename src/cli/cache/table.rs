@@ -147,6 +147,26 @@ fn layer(layer: &Value) -> Vec<String> {
     ]
 }
 
+/// The sealed volumes of a cache.
+pub(super) fn snapshots(answer: &Value) -> String {
+    let cells = items(&answer["snapshots"]).map(|snapshot| {
+        let state = match (snapshot["served"] == true, snapshot["in_use"] == true) {
+            (true, true) => "served, in use",
+            (true, false) => "served",
+            (false, true) => "in use",
+            (false, false) => "on its way out",
+        };
+        let of = |name: &str| text(&snapshot[name]);
+        let kind = match &snapshot["image_allocated"] {
+            Value::Null => of("kind"),
+            allocated => format!("{}, {}", of("kind"), bytes(allocated)),
+        };
+        let size = bytes(&snapshot["size"]);
+        vec![of("generation"), state.to_owned(), of("sealed_at"), size, kind, of("digest"), of("path")]
+    });
+    rows(&["SNAPSHOT", "STATE", "SEALED", "LAYERS", "KIND", "DIGEST", "PATH"], &cells.collect::<Vec<_>>())
+}
+
 /// What a create would fetch.
 pub(super) fn plan(answer: &Value) -> String {
     let plan = &answer["plan"];

@@ -62,6 +62,10 @@ impl Terminal {
 }
 
 impl Renderer for Terminal {
+    fn join(&mut self, fetch_bytes: u64) {
+        self.progress.join(fetch_bytes);
+    }
+
     fn show(&mut self, line: &Line) -> io::Result<()> {
         self.progress.observe(&line.event);
         if let Some(text) = text::line_of(&line.event) {

@@ -22,7 +22,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// One of the two.
 pub(super) enum Place {
-    Host(Service),
+    Host(Service, Arc<ChildRunner>),
     Cluster(Box<Daemon>),
 }
 
@@ -37,15 +37,16 @@ impl Place {
     ) -> Result<Self, Error> {
         let store = SqliteStore::open(&volumes.layout().database(), volumes.any()?)?;
         let settings = Settings::of_this_process(volumes.layout().work(), logs.level, logs.format);
+        let runner = Arc::new(ChildRunner::new(settings, config)?);
         let parts = Parts {
             store: Arc::new(store),
-            runner: Arc::new(ChildRunner::new(settings, config)?),
+            runner: runner.clone(),
             volumes: Arc::new(volumes),
             clock,
             metrics,
             tell_progress: None,
         };
-        Ok(Place::Host(Service::start(parts, config).await?))
+        Ok(Place::Host(Service::start(parts, config).await?, runner))
     }
 
     /// Everything in a cluster. Of this host it takes a directory for the secrets of a plan.
@@ -63,7 +64,7 @@ impl Place {
             StateError::Io { doing: "making", path, source }
         })?;
         let settings = Settings::of_this_process(layout.work(), logs.level, logs.format);
-        let planner = ChildRunner::new(settings, config)?;
+        let planner = ChildRunner::new(settings, &daemon::of_planner(config))?;
         let client = client::connect(cluster).await.map_err(daemon::Error::from)?;
         let habits = Habits::of(cluster);
         let daemon = Daemon::new(client, cluster, config, habits, planner, clock, metrics).await?;
@@ -73,15 +74,23 @@ impl Place {
     /// The image caches.
     pub(super) fn service(&self) -> &Service {
         match self {
-            Place::Host(service) => service,
+            Place::Host(service, _) => service,
             Place::Cluster(daemon) => daemon.service(),
+        }
+    }
+
+    /// Takes up a configuration that was read again, for builders that are started from now on.
+    pub(super) fn reload(&self, config: &Config) -> Result<(), Error> {
+        match self {
+            Place::Host(_, runner) => Ok(runner.reload(config)?),
+            Place::Cluster(daemon) => Ok(daemon.reload(config)?),
         }
     }
 
     /// What runs beside the API, for as long as it may.
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<(), daemon::Error> {
         match self {
-            Place::Host(_) => std::future::pending().await,
+            Place::Host(..) => std::future::pending().await,
             Place::Cluster(daemon) => daemon.run(stop).await,
         }
     }

@@ -15,10 +15,12 @@ use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 
 use super::objects::CONTAINER;
 use crate::caches::pull_secrets::Unusable;
-use crate::caches::runner::lines::{LONGEST_LINE, event, next_line};
+use crate::caches::runner::child::{event, next_line};
 use crate::model::escape::escape_to;
 use crate::model::event::{Event, Line, Outcome};
 
+/// Longest line, bytes.
+const LONGEST_LINE: usize = 1 << 20;
 /// How much of a line that is no event goes to our log, characters.
 const LOGGED: usize = 500;
 /// How long the rest of the logs is waited for when a Job has ended.

@@ -196,7 +196,7 @@ mod tests {
     fn of_a_complete_job_the_message_counts() {
         let short = serde_json::to_value(sealed(true)).unwrap();
         let pods = [pod("a", EARLY, 69, None), pod("b", LATE, 0, Some(short))];
-        let image = SealedImage { reference: "a".into(), manifest: Digest::sha256(b"m") };
+        let image = SealedImage { reference: "a".into(), manifest: Digest::sha256(b"m"), index: None };
         let whole = Outcome { images: vec![image], ..sealed(false) };
         let of = |said: Option<Outcome>| match of(&End::Complete, &pods, |name| {
             said.clone().filter(|_| name == "b")

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::ops::Deref;
 use std::rc::Rc;
 
 use super::super::path;
@@ -16,7 +17,23 @@ const MAX_LINKS: u32 = 40;
 #[derive(Debug)]
 pub struct Lower {
     /// `diff` directories, topmost first.
-    layers: Vec<Rc<Dir>>,
+    layers: Vec<Rc<Part>>,
+}
+
+/// A layer's part of a merged directory.
+#[derive(Debug)]
+pub struct Part {
+    /// Which layer, counted from the topmost.
+    pub layer: usize,
+    dir: Dir,
+}
+
+impl Deref for Part {
+    type Target = Dir;
+
+    fn deref(&self) -> &Dir {
+        &self.dir
+    }
 }
 
 /// What a path shows in the merged view.
@@ -25,11 +42,11 @@ pub enum Shown {
     /// Nothing.
     Nothing,
     /// A directory, with every layer's part of it, topmost first. Metadata are those of the first.
-    Directory(Vec<Rc<Dir>>),
+    Directory(Vec<Rc<Part>>),
     /// Anything else, by the directory that holds it.
     Other {
         /// Directory of the layer that holds it.
-        dir: Rc<Dir>,
+        dir: Rc<Part>,
         /// Its attributes.
         stat: Stat,
     },
@@ -41,7 +58,7 @@ pub struct LinkTarget {
     /// Its path, without symbolic links on the way.
     pub path: Vec<u8>,
     /// Directory of the layer that holds it.
-    pub dir: Rc<Dir>,
+    pub dir: Rc<Part>,
     /// Its attributes.
     pub stat: Stat,
 }
@@ -49,7 +66,13 @@ pub struct LinkTarget {
 impl Lower {
     /// The view of `diff` directories, topmost first.
     pub fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
-        Lower { layers: layers.into_iter().map(Rc::new).collect() }
+        let parts = layers.into_iter().enumerate().map(|(layer, dir)| Rc::new(Part { layer, dir }));
+        Lower { layers: parts.collect() }
+    }
+
+    /// The root: every layer's part of it, topmost first.
+    pub fn root(&self) -> &[Rc<Part>] {
+        &self.layers
     }
 
     /// What a clean path shows, symbolic links on the way not followed.
@@ -103,7 +126,7 @@ impl Lower {
 }
 
 /// The names that a merged directory shows.
-pub fn names(parts: &[Rc<Dir>]) -> io::Result<BTreeSet<Vec<u8>>> {
+pub fn names(parts: &[Rc<Part>]) -> io::Result<BTreeSet<Vec<u8>>> {
     let mut shown = BTreeSet::new();
     let mut hidden = BTreeSet::new();
     for part in parts {
@@ -122,7 +145,7 @@ pub fn names(parts: &[Rc<Dir>]) -> io::Result<BTreeSet<Vec<u8>>> {
 }
 
 /// What `name` shows in a merged directory.
-fn child(parts: &[Rc<Dir>], name: &[u8]) -> io::Result<Shown> {
+pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
     let mut found = Vec::new();
     for part in parts {
         let Some(stat) = part.try_stat(name)? else {
@@ -138,7 +161,7 @@ fn child(parts: &[Rc<Dir>], name: &[u8]) -> io::Result<Shown> {
         }
         let dir = part.open_dir(name)?;
         let opaque = xattr::get(&dir, OPAQUE_XATTR)?.is_some_and(|value| value == b"y");
-        found.push(Rc::new(dir));
+        found.push(Rc::new(Part { layer: part.layer, dir }));
         if opaque {
             break;
         }

@@ -29,7 +29,7 @@ fn version_2_hands_controllers_down_from_a_leaf() {
     assert_eq!(read(dir.join("cgroup.subtree_control")), "+memory +cpu +pids");
 
     let group = groups.create("x", &LIMITS).unwrap().unwrap();
-    let at = dir.join(format!("larder-{pid}-x"));
+    let at = dir.join(own_name("x"));
     group.add(4_000_000).unwrap();
     for (file, want) in [
         ("memory.max", "67108864"),
@@ -104,6 +104,21 @@ fn what_cannot_be_handed_down_is_undone() {
     assert_eq!(read(dir.path().join("cgroup.procs")), std::process::id().to_string());
 }
 
+#[test]
+fn groups_of_earlier_daemons_are_swept() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::write(dir.join("cgroup.controllers"), "memory\n").unwrap();
+    // The second had our number, as in a container; the third is ours.
+    let pid = std::process::id();
+    let names =
+        ["larder-4000000.7-x".to_owned(), format!("larder-{pid}.7-x"), own_name("x"), "other".to_owned()];
+    names.iter().for_each(|name| fs::create_dir(dir.join(name)).unwrap());
+    let (mountinfo, own) = unified(dir, "/");
+    Cgroups::find(&mountinfo, &own);
+    assert_eq!(names.map(|name| dir.join(name).exists()), [false, false, true, true]);
+}
+
 /// The groups of this machine, if it has version 1 and lets us.
 fn version_1() -> Option<Cgroups> {
     let groups = Cgroups::of_this_process();
@@ -130,6 +145,24 @@ fn version_1_kills_what_takes_too_much() {
     let dirs: Vec<PathBuf> = group.dirs.iter().map(|group| group.dir.clone()).collect();
     group.remove().unwrap();
     assert!(dirs.iter().all(|dir| !dir.exists()));
+}
+
+#[test]
+fn version_1_is_gone_soon_after_it_was_dropped() {
+    let Some(groups) = version_1() else { return };
+    let group = groups.create("dropped", &LIMITS).unwrap().unwrap();
+    let dirs: Vec<PathBuf> = group.dirs.iter().map(|group| group.dir.clone()).collect();
+    let mut child = shell("read go; exec sleep 1000");
+    group.add(child.id()).unwrap();
+    drop(child.stdin.take());
+    // As when who asked for a plan hangs up.
+    drop(group);
+    assert_eq!(child.wait().unwrap().signal(), Some(9));
+    let until = Instant::now() + Duration::from_secs(10);
+    while dirs.iter().any(|dir| dir.exists()) {
+        assert!(Instant::now() < until, "{dirs:?}");
+        std::thread::yield_now();
+    }
 }
 
 #[test]

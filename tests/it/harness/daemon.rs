@@ -24,11 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What most tests want: room for many caches whatever the disk, clients that are not slowed down, failures that are soon over.
 pub(crate) const ROOMY: &str = "\
 caches.capacity = '20TiB'
+caches.volume_kind = 'directory'
 api.requests_per_second = 2000
 registry.retries = 1
 registry.backoff_max_seconds = 1
 registry.connect_timeout_seconds = 2
 ";
+
+/// The same with caches on disks that take space as they are filled.
+pub(crate) fn on_disks() -> String {
+    ROOMY.replace("volume_kind = 'directory'", "volume_kind = 'disk'") + "caches.sparse = true\n"
+}
 
 /// Who uses the daemon: a name, from which token and keys follow.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import os
+import re
+import socket
 import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -156,6 +158,14 @@ class Stage:
         with contextlib.closing(connection):
             connection.request(method, target, headers={"X-Auth-Token": tenant.token})
             return connection.getresponse().status
+
+    def statuses(self, sent):
+        """The statuses of all answers to these bytes, until the daemon closes the connection."""
+        host, port = self.endpoint.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as connection:
+            connection.sendall(sent)
+            answers = b"".join(iter(lambda: connection.recv(65536), b""))
+        return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answers)]
 
     def sign(self, tenant, method, path, body=None, headers=None, query=(), unlisted=None, at=None, secret_key=None):
         """A request with the signature of a tenant."""

@@ -58,6 +58,26 @@ def test_the_query(stage, a):
         assert stage.verbatim(a, "GET", f"{PATH}?name={query}") == 400, query
 
 
+def test_one_request_is_one_request(stage, a):
+    """Nothing in a body is taken for a request, however its length is told; what tells it twice ends the connection."""
+    inner = f"GET {PATH} HTTP/1.1\r\nHost: x\r\nX-Auth-Token: {a.token}\r\n\r\n".encode()
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+    def post(path, *headers):
+        token = f"X-Auth-Token: {a.token}"
+        return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", token, "Content-Type: application/json", *headers, "", ""]).encode()
+
+    length = f"Content-Length: {len(inner)}"
+    for path, status in [("/healthz", 405), ("/none", 404), (PATH, 400), ("/larder/v1/caches/x/cancel", 404)]:
+        assert stage.statuses(post(path, length) + inner + last) == [status, 200], path
+    assert stage.statuses(post(PATH, length, "Transfer-Encoding: chunked") + b"0\r\n\r\n" + inner) == [400]
+    assert stage.statuses(post(PATH, length, "Content-Length: 0") + inner) == [400]
+    for headers in (["Transfer-Encoding: gzip"], ["Transfer-Encoding: chunked, identity"], ["Content-Length: +5"], ["Content-Length: 5, 5"],
+                    ["Content-Length : 5"]):
+        assert stage.statuses(post(PATH, *headers) + inner) == [400], headers
+    assert stage.statuses(b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n") == [431]
+
+
 def test_a_repeated_create_gets_the_first_answer(stage, a):
     first = stage.ask(a, "POST", PATH, stage.order(), headers=KEY)
     assert first.status_code == 201

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 
 use super::{A, LIMIT, UNIT, wait};
 use crate::confine::demanding;
-use crate::harness::daemon::{Daemon, ROOMY};
+use crate::harness::daemon::{Daemon, on_disks};
 use crate::harness::served::Served;
 use crate::harness::{Need, isolated, succeed};
 
@@ -80,7 +80,7 @@ fn every_call_that_is_made_is_allowed() {
         // The tracer is a process of its own, so that the daemon is the one that was started.
         let strace = ["strace", "-D", "-f", "-c", "-U", "name", "-o", summary.to_str().unwrap()];
         let served = Served::new([demanding()]);
-        let mut daemon = Daemon::start_by(&strace.map(str::to_owned), &[A], ROOMY);
+        let mut daemon = Daemon::start_by(&strace.map(str::to_owned), &[A], &on_disks());
         let cached = |name| {
             let id = daemon.order(A, name, &served.references());
             daemon.settle(A, &id, "Available", LIMIT);
@@ -102,8 +102,15 @@ fn every_call_that_is_made_is_allowed() {
         let made = made(&summary).unwrap();
 
         // The daemon, its builders, what confines them, and the question for the clock are all in it.
-        let certain =
-            ["accept4", "mknodat", "capset", "landlock_restrict_self", "clock_adjtime", "getpriority"];
+        let certain = [
+            "accept4",
+            "mknodat",
+            "capset",
+            "landlock_restrict_self",
+            "clock_adjtime",
+            "getpriority",
+            "fsmount",
+        ];
         let missed: Vec<_> = certain.iter().filter(|call| !made.contains(**call)).collect();
         assert!(missed.is_empty(), "{missed:?} not in {made:?}");
         let refused: Vec<_> = made.difference(&allowed()).cloned().collect();

@@ -57,6 +57,8 @@ fn the_sdks_own_requests() {
     for vector in vectors {
         let access = check(&vector.parts(), &vector.body, Some(&vector.secret_key), signed_at());
         assert_eq!(access.unwrap(), vector.access_key, "{}", vector.uri);
+        let claim = Claim::parse(&vector.headers["Authorization"], &vector.parts().headers, None).unwrap();
+        assert_eq!(format!("{claim:?}"), "Claim { access: \"AKVECTOR000000000001\", .. }");
     }
 }
 

@@ -8,7 +8,9 @@ use tokio::process::Command;
 
 use super::Settings;
 use super::work::Work;
+use crate::config::caches::Caches;
 use crate::config::log::Format;
+use crate::model::job::VolumeKind;
 
 /// Variables that a child gets: where programs and certificates are, how hosts are reached, how times are told. What
 /// configures larder is in the file that it is given. Everything else stays with the daemon, above all
@@ -38,9 +40,20 @@ pub(super) fn environment(all: impl IntoIterator<Item = (OsString, OsString)>) -
 }
 
 /// `larder build`, with the job on standard input, sharing layers with the tenant's other volumes.
-pub(super) fn build(settings: &Settings, work: &Work, nice: u8, volume: &Path, share: &Path) -> Command {
-    let mut command = larder("build", settings, work, nice);
+pub(super) fn build(
+    settings: &Settings,
+    work: &Work,
+    caches: &Caches,
+    kind: VolumeKind,
+    volume: &Path,
+    share: &Path,
+) -> Command {
+    let mut command = larder("build", settings, work, caches.build_nice);
     command.args([OsStr::new("--volume"), volume.as_os_str(), OsStr::new("--share"), share.as_os_str()]);
+    if kind == VolumeKind::Disk {
+        command.args(["--volume-kind", "disk"]);
+        command.args(caches.sparse.then_some("--sparse")).args(caches.shrink.then_some("--shrink"));
+    }
     command
 }
 

@@ -3,10 +3,20 @@
 use tokio::io::{AsyncRead, BufReader};
 use tokio::sync::mpsc;
 
+use serde::Deserialize;
+
+use super::lines::next_line;
 use super::process::Verdict;
 use crate::caches::pull_secrets::Unusable;
-use crate::caches::runner::lines::{LONGEST_LINE, event, next_line};
-use crate::model::event::{Event, Line, Outcome};
+use crate::model::escape::escape_to;
+use crate::model::event::{Event, Line, Outcome, VERSION};
+
+/// Longest line, bytes. A result names every image and why it failed.
+const LONGEST_LINE: usize = 1 << 20;
+/// Longest line of every other event, bytes: many of them may wait for whoever watches.
+const LONGEST_EVENT: usize = 64 << 10;
+/// How much of a line that is no event is told, characters.
+const TOLD: usize = 80;
 
 /// Passes events on until the result, which is answered and passed on with the names of unusable secrets in it. Nothing
 /// is answered where the stream ends without one.
@@ -45,6 +55,9 @@ async fn hear(
                 unusable.name_in_outcome(outcome);
                 Some(outcome.clone())
             }
+            _ if text.len() > LONGEST_EVENT => {
+                return Err(format!("it wrote an event of more than {LONGEST_EVENT} bytes"));
+            }
             _ => None,
         };
         // Whoever ordered the build may have lost interest in how it goes.
@@ -54,6 +67,30 @@ async fn hear(
         }
     }
     Ok(None)
+}
+
+/// The event of a line; nothing where it is one that this version does not know.
+///
+/// # Errors
+/// It is no event.
+pub fn event(text: &[u8]) -> Result<Option<Line>, String> {
+    #[derive(Deserialize)]
+    struct Unknown {
+        v: u32,
+        #[serde(rename = "event")]
+        _event: String,
+    }
+    match serde_json::from_slice::<Line>(text) {
+        Ok(line) if line.v == VERSION => return Ok(Some(line)),
+        _ => {}
+    }
+    match serde_json::from_slice::<Unknown>(text) {
+        Ok(Unknown { v: VERSION, .. }) => Ok(None),
+        Ok(Unknown { v, .. }) => Err(format!("it writes events of version {v}, this larder reads {VERSION}")),
+        Err(_) => {
+            Err(format!("it wrote what is no event: {}", escape_to(&String::from_utf8_lossy(text), TOLD)))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +129,18 @@ mod tests {
         );
         assert_eq!(lines, 2);
         assert!(verdict.finished.is_cancelled() && !verdict.distrusted.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn only_a_result_is_long() {
+        let long = |event: &str| event.replace("\"m\"", &format!("\"{}\"", "m".repeat(LONGEST_EVENT)));
+        let (result, ..) = heard(&format!("{}\n", long(END))).await;
+        assert!(result.unwrap().unwrap().message.len() > LONGEST_EVENT);
+        let warning = r#"{"v":1,"time":"2026-01-01T00:00:00Z","event":"warning","message":"m"}"#;
+        assert_eq!(heard(&format!("{warning}\n")).await.1, 1);
+        let (result, lines, verdict) = heard(&format!("{}\n{END}\n", long(warning))).await;
+        assert!(result.unwrap_err().contains("more than 65536 bytes"));
+        assert!(verdict.distrusted.is_cancelled() && lines == 0);
     }
 
     #[tokio::test]

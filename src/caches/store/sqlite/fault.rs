@@ -31,6 +31,11 @@ impl From<StoreError> for Fault {
 }
 
 impl Fault {
+    /// Whether room is missing.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, Fault::Sql(e) if is_full(e))
+    }
+
     /// As the store tells it.
     pub(super) fn into_error(self, path: &Path, doing: &'static str) -> StoreError {
         match self {

@@ -1,21 +1,12 @@
-//! Lines of a builder. It parses hostile input, so it is not trusted: none is longer than a limit.
+//! Lines of a process that is not trusted: none is longer than a limit.
 
 use std::io;
 
-use serde::Deserialize;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _};
-
-use crate::model::escape::escape_to;
-use crate::model::event::{Line, VERSION};
-
-/// Longest line, bytes.
-pub(crate) const LONGEST_LINE: usize = 1 << 20;
-/// How much of a line that is no event is told, characters.
-const TOLD: usize = 80;
 
 /// A line cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LineError {
+pub enum LineError {
     /// It does not end within the limit.
     #[error("it wrote a line of more than {limit} bytes")]
     TooLong {
@@ -29,7 +20,7 @@ pub(crate) enum LineError {
 
 /// The next line without its end, at most `limit` bytes; nothing at the end of the stream. A line that the stream ends in
 /// counts.
-pub(crate) async fn next_line(
+pub async fn next_line(
     from: &mut (impl AsyncBufRead + Unpin),
     limit: usize,
 ) -> Result<Option<Vec<u8>>, LineError> {
@@ -49,27 +40,6 @@ pub(crate) async fn next_line(
         from.consume(used);
         if end.is_some() {
             return Ok(Some(line));
-        }
-    }
-}
-
-/// The event of a line; nothing where it is one that this version does not know.
-pub(crate) fn event(text: &[u8]) -> Result<Option<Line>, String> {
-    #[derive(Deserialize)]
-    struct Unknown {
-        v: u32,
-        #[serde(rename = "event")]
-        _event: String,
-    }
-    match serde_json::from_slice::<Line>(text) {
-        Ok(line) if line.v == VERSION => return Ok(Some(line)),
-        _ => {}
-    }
-    match serde_json::from_slice::<Unknown>(text) {
-        Ok(Unknown { v: VERSION, .. }) => Ok(None),
-        Ok(Unknown { v, .. }) => Err(format!("it writes events of version {v}, this larder reads {VERSION}")),
-        Err(_) => {
-            Err(format!("it wrote what is no event: {}", escape_to(&String::from_utf8_lossy(text), TOLD)))
         }
     }
 }

@@ -1,0 +1,206 @@
+//! Who has which volume in use for longer than a process lives: one record per mount point, kept until it is let go, also
+//! across a reboot. A volume with a record is not removed.
+//!
+//! ```text
+//! attached/<16 hexadecimal digits of sha256 over the mount point>.json
+//! {"version":1,"volume":"/var/lib/larder/tenants/t/volumes/….1","at":"/icv","since":"2026-11-25T10:00:00Z"}
+//! ```
+//!
+//! The records lie beside the volumes, not in them: a sealed volume is never written to.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::sys::{Dir, atomic};
+
+/// The version that is written.
+const VERSION: u32 = 1;
+/// Most bytes of a record: two paths (PATH_MAX, escaped) and a time.
+const MAX: u64 = 64 << 10;
+
+/// A volume in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attachment {
+    version: u32,
+    /// The volume: its directory, absolute and without symbolic links.
+    pub volume: PathBuf,
+    /// Where it is mounted.
+    pub at: PathBuf,
+    /// Since when.
+    pub since: DateTime<Utc>,
+}
+
+/// A record cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachmentError {
+    /// The file system refused.
+    #[error("{doing} {path}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It says nothing that can be understood, so that any volume may be meant: none is removed until somebody has looked.
+    #[error(
+        "the attachment record {path} cannot be understood ({reason}): remove it if nothing is attached there"
+    )]
+    Unknown {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Something else is there.
+    #[error("{} is taken by the volume {}: detach it first, or attach elsewhere", at.display(), volume.display())]
+    Taken {
+        /// Where.
+        at: PathBuf,
+        /// What is attached there.
+        volume: PathBuf,
+    },
+}
+
+impl AttachmentError {
+    /// The class that decides exit code and retry.
+    pub fn class(&self) -> Class {
+        match self {
+            AttachmentError::Io { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Class::Denied,
+                io::ErrorKind::StorageFull => Class::NoSpace,
+                _ => Class::Internal,
+            },
+            AttachmentError::Unknown { .. } => Class::Corrupt,
+            AttachmentError::Taken { .. } => Class::Conflict,
+        }
+    }
+}
+
+/// The records of a host.
+#[derive(Clone, Debug)]
+pub struct Attachments {
+    dir: PathBuf,
+}
+
+impl Attachments {
+    /// Those in `dir` ([`Layout::attached`](super::layout::Layout::attached)).
+    pub fn new(dir: PathBuf) -> Self {
+        Attachments { dir }
+    }
+
+    /// Notes that `volume` is attached at `at`, durably, before it is. The same again changes nothing.
+    pub fn note(&self, volume: &Path, at: &Path, now: DateTime<Utc>) -> Result<(), AttachmentError> {
+        let name = name(at);
+        if let Some(found) = self.read(&name)? {
+            if found.volume == volume {
+                return Ok(());
+            }
+            return Err(AttachmentError::Taken { at: at.to_owned(), volume: found.volume });
+        }
+        fs::create_dir_all(&self.dir).map_err(|e| self.failed("creating", e))?;
+        let dir = Dir::open(&self.dir).map_err(|e| self.failed("opening", e))?;
+        let record =
+            Attachment { version: VERSION, volume: volume.to_owned(), at: at.to_owned(), since: now };
+        let written = serde_json::to_vec(&record).map_err(io::Error::from);
+        let written = written.and_then(|bytes| atomic::write(&dir, name.as_bytes(), &bytes, 0o600));
+        written.map_err(|e| self.failed("writing a record to", e))
+    }
+
+    /// Notes that nothing is attached at `at` any more.
+    pub fn forget(&self, at: &Path) -> Result<(), AttachmentError> {
+        let dir = match Dir::open(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(|e| self.failed("opening", e))?,
+        };
+        match dir.unlink(name(at).as_bytes()).and_then(|()| dir.sync()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(self.failed("removing a record from", e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// All of them. One that cannot be understood is an error: it may mean any volume.
+    pub fn list(&self) -> Result<Vec<Attachment>, AttachmentError> {
+        let dir = match Dir::open(&self.dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|e| self.failed("opening", e))?,
+        };
+        let mut records = Vec::new();
+        for name in dir.names().map_err(|e| self.failed("listing", e))? {
+            // What a writer that died was about to say was never true.
+            if let Ok(name) = String::from_utf8(name)
+                && name.ends_with(".json")
+            {
+                records.extend(self.read(&name)?);
+            }
+        }
+        Ok(records)
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Attachment>, AttachmentError> {
+        let bytes = match Dir::open(&self.dir).and_then(|dir| dir.read_file(name.as_bytes(), MAX)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| self.failed("reading a record of", e))?,
+        };
+        let unknown = |reason: String| AttachmentError::Unknown { path: self.dir.join(name), reason };
+        let record: Attachment = serde_json::from_slice(&bytes).map_err(|e| unknown(e.to_string()))?;
+        if record.version != VERSION {
+            return Err(unknown(format!("it has version {}, this is {VERSION}", record.version)));
+        }
+        Ok(Some(record))
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> AttachmentError {
+        AttachmentError::Io { doing, path: self.dir.clone(), source }
+    }
+}
+
+fn name(at: &Path) -> String {
+    format!("{}.json", &Digest::sha256(at.as_os_str().as_bytes()).hex()[..16])
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noted_until_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Attachments::new(dir.path().join("attached"));
+        let (volume, other, at) = (Path::new("/v/1.1"), Path::new("/v/2.1"), Path::new("/icv"));
+        let now = DateTime::UNIX_EPOCH;
+        assert!(records.list().unwrap().is_empty());
+        records.forget(at).unwrap();
+        records.note(volume, at, now).unwrap();
+        records.note(volume, at, now).unwrap();
+        assert!(matches!(records.note(other, at, now), Err(AttachmentError::Taken { .. })));
+        records.note(volume, Path::new("/icv2"), now).unwrap();
+        let mut found: Vec<PathBuf> = records.list().unwrap().into_iter().map(|record| record.at).collect();
+        found.sort();
+        assert_eq!(found, [at, Path::new("/icv2")]);
+        records.forget(at).unwrap();
+        assert_eq!(records.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_no_permission() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Attachments::new(dir.path().to_owned());
+        fs::write(dir.path().join("0.json.tmp"), "{").unwrap();
+        assert!(records.list().unwrap().is_empty());
+        for bad in ["", "{", r#"{"version":2,"volume":"/v","at":"/a","since":"1970-01-01T00:00:00Z"}"#] {
+            fs::write(dir.path().join("0.json"), bad).unwrap();
+            let error = records.list().unwrap_err();
+            assert_eq!(error.class(), Class::Corrupt, "{error}");
+        }
+    }
+}

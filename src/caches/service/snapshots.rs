@@ -1,0 +1,33 @@
+//! The sealed volumes of a cache: the one that is served, and older ones that somebody still uses. Each is a snapshot:
+//! nothing on it changes any more, and it can be exported or attached as it is.
+
+use super::{Service, state_failed};
+use crate::caches::error::Error;
+use crate::caches::volumes::Snapshot;
+use crate::config::tenant::ADMIN;
+use crate::model::image_cache::{CacheId, TenantName};
+
+impl Service {
+    /// The snapshots of a cache, oldest first.
+    pub async fn snapshots(&self, tenant: &TenantName, id: CacheId) -> Result<Vec<Snapshot>, Error> {
+        let record = self.get(tenant, id).await?;
+        let served = record.content.map(|content| (content.generation, content.sealed_at));
+        let tell_path = tenant.as_str() == ADMIN;
+        let volumes = &self.0.volumes;
+        let all = volumes.list().await.map_err(|e| state_failed(&e))?;
+        let mut found = Vec::new();
+        for volume in all.into_iter().filter(|volume| volume.tenant == *tenant && volume.id == id) {
+            found.extend(volumes.look(volume, tell_path).await.map_err(|e| state_failed(&e))?);
+        }
+        found.sort_by_key(|snapshot: &Snapshot| snapshot.generation);
+        for snapshot in &mut found {
+            if let Some((generation, sealed_at)) = served
+                && generation == snapshot.generation
+            {
+                snapshot.served = true;
+                snapshot.sealed_at = sealed_at;
+            }
+        }
+        Ok(found)
+    }
+}

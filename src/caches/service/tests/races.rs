@@ -1,0 +1,156 @@
+//! What happens at the same time, and what happens to whoever does not stay for the answer.
+
+use futures_util::future::join_all;
+
+use super::*;
+
+/// Asks and hangs up before the answer is there.
+async fn hang_up<T>(asked: impl Future<Output = T>) {
+    tokio::pin!(asked);
+    assert!(futures_util::poll!(asked.as_mut()).is_pending(), "it was answered at once");
+}
+
+#[tokio::test]
+async fn who_hangs_up_is_served() {
+    let host = Host::new(ROOM).await;
+    hang_up(host.service.create(&team(), spec("web"), None)).await;
+    let id = loop {
+        if let Some(record) = host.service.list(&team(), None).await.unwrap().first() {
+            break record.id;
+        }
+    };
+    host.until(id, |record| record.status == Status::Available).await;
+    hang_up(host.service.refresh(&team(), id)).await;
+    let refreshed = |record: &Record| record.content.as_ref().is_some_and(|content| content.generation == 2);
+    host.until(id, refreshed).await;
+
+    host.next(Act::Hang);
+    host.service.refresh(&team(), id).await.unwrap();
+    host.until(id, |_| host.started() == 3).await;
+    hang_up(host.service.cancel(&team(), id)).await;
+    host.until(id, |record| !record.is_refreshing() && host.service.live().is_empty()).await;
+
+    host.next(Act::Hang);
+    host.service.refresh(&team(), id).await.unwrap();
+    host.until(id, |_| host.started() == 4).await;
+    hang_up(host.service.delete(&team(), id)).await;
+    host.gone(id).await;
+    assert!(host.volumes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_cancel_does_not_take_what_is_ordered_after_it() {
+    let host = Host::new(ROOM).await;
+    let id = host.available("web").await.id;
+    for _ in 0..30 {
+        let both = |_| async {
+            let _ = host.service.refresh(&team(), id).await;
+            let _ = host.service.cancel(&team(), id).await;
+        };
+        join_all((0..4).map(both)).await;
+        // Whoever came last, nothing is left undone.
+        host.service.refresh(&team(), id).await.ok();
+        host.until(id, |record| !record.is_refreshing()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_house_is_looked_over_by_several_at_once() {
+    let host = Host::new("[caches]\ncapacity = \"1000GiB\"\n").await;
+    let mut ids = Vec::new();
+    for number in 0..12 {
+        ids.push(host.available(&format!("web-{number}")).await.id);
+    }
+    let looks = (0..8).map(|_| async {
+        for _ in 0..10 {
+            host.service.look_over().await.unwrap();
+        }
+    });
+    let deletions = ids.iter().map(|id| async { host.service.delete(&team(), *id).await.map(drop) });
+    let (_, deleted) = tokio::join!(join_all(looks), join_all(deletions));
+    assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    for id in ids {
+        host.gone(id).await;
+    }
+    assert!(host.volumes().is_empty());
+}
+
+#[tokio::test]
+async fn retention_that_ends_during_a_refresh() {
+    let host = Host::new(ROOM).await;
+    let record = host.service.create(&team(), Spec { retention_days: 1, ..spec("web") }, None).await.unwrap();
+    let id = record.id;
+    host.until(id, |record| record.status == Status::Available).await;
+    host.next(Act::Hang);
+    host.service.refresh(&team(), id).await.unwrap();
+    host.until(id, |_| host.started() == 2).await;
+    host.clock.pass(DAY);
+    host.service.look_over().await.unwrap();
+    let expired = host.until(id, |record| record.status == Status::Unavailable).await;
+    assert_eq!((&expired.work, expired.reserved_gib()), (&None, 20));
+    host.until(id, |_| host.service.live().is_empty()).await;
+    host.service.look_over().await.unwrap();
+    assert_eq!(
+        host.volumes(),
+        [format!("{id}.1")],
+        "what was begun goes, what was there stays for its grace"
+    );
+    host.clock.pass(Duration::from_secs(3600));
+    host.service.look_over().await.unwrap();
+    host.gone(id).await;
+    assert!(host.volumes().is_empty());
+}
+
+#[tokio::test]
+async fn a_failure_that_comes_after_a_cancel_is_not_told() {
+    let host = Host::new(&format!("{ROOM}build_retry_pause_seconds = 0\n")).await;
+    host.next(Act::FailWhenAsked);
+    let record = host.service.create(&team(), spec("web"), None).await.unwrap();
+    host.until(record.id, |_| host.started() == 1).await;
+    host.service.cancel(&team(), record.id).await.unwrap();
+    host.until(record.id, |_| host.service.live().is_empty()).await;
+    let record = host.service.get(&team(), record.id).await.unwrap();
+    assert_eq!(record.message.as_deref(), Some("cancelled by request"));
+    assert_eq!(record.events.back().unwrap().message, "cancelled by request");
+}
+
+#[tokio::test]
+async fn a_panic_costs_one_attempt() {
+    let host = Host::new(ROOM).await;
+    host.next(Act::Panic);
+    let record = host.service.create(&team(), spec("web"), None).await.unwrap();
+    host.until(record.id, |_| host.started() == 1 && host.service.live().is_empty()).await;
+    // The only builder is free again, and the record can go.
+    host.available("other").await;
+    host.service.delete(&team(), record.id).await.unwrap();
+    host.gone(record.id).await;
+}
+
+#[tokio::test]
+async fn a_loop_that_ends_breaks_the_daemon() {
+    let host = Host::new(ROOM).await;
+    host.service.supervise("a loop", async { panic!("on purpose") });
+    tokio::time::timeout(Duration::from_secs(10), host.service.broken()).await.unwrap();
+
+    // A stop is no fault.
+    let host = Host::new(ROOM).await;
+    host.service.stop().await;
+    assert!(!host.service.0.broken.is_cancelled());
+}
+
+#[tokio::test]
+async fn a_start_before_the_time_of_the_last_run_holds_expiry() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let host = Host::new(ROOM).await;
+    let record = host.service.create(&team(), Spec { retention_days: 1, ..spec("web") }, None).await.unwrap();
+    host.until(record.id, |record| record.status == Status::Available).await;
+    host.clock.pass(DAY - 2 * MINUTE);
+    host.service.look_over().await.unwrap();
+    host.clock.set_back(MINUTE);
+    let host = host.restart().await;
+    for (passed, status) in [(10, Status::Available), (49, Status::Available), (1, Status::Unavailable)] {
+        host.clock.pass(passed * MINUTE);
+        host.service.look_over().await.unwrap();
+        assert_eq!(host.service.get(&team(), record.id).await.unwrap().status, status, "{passed}");
+    }
+}

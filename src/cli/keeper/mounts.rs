@@ -1,0 +1,52 @@
+//! Disks of other volumes, mounted for the process that fills this one.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::build::keeper::{Reply, Request};
+use crate::build::order::Order;
+use crate::build::share::VolumeName;
+use crate::volume::disk::{self, Attached};
+
+/// Most at once: each takes a loop device.
+const MOST: usize = 64;
+
+/// What is mounted so far. It is unmounted with the namespace.
+#[derive(Debug)]
+pub(super) struct Mounts {
+    /// Where the volumes are, and which of them is filled.
+    volumes: Option<(PathBuf, VolumeName)>,
+    mounted: HashMap<VolumeName, Attached>,
+}
+
+impl Mounts {
+    /// Nothing yet.
+    pub(super) fn new(order: &Order) -> Self {
+        let volumes = order.share.as_ref().map(|share| (share.dir.join("volumes"), share.volume.clone()));
+        Mounts { volumes, mounted: HashMap::new() }
+    }
+
+    /// Does what is asked. Blocks.
+    pub(super) fn answer(&mut self, request: Request) -> Reply {
+        let Request::Mount(volume) = request;
+        Reply { refused: self.mount(volume).err() }
+    }
+
+    fn mount(&mut self, volume: VolumeName) -> Result<(), String> {
+        let Some((volumes, own)) = &self.volumes else { return Err("no volumes are shared".into()) };
+        if self.mounted.contains_key(&volume) {
+            return Ok(());
+        }
+        if volume == *own || self.mounted.len() >= MOST {
+            return Err("it is this build's own, or one too many".into());
+        }
+        let path = volumes.join(volume.as_str());
+        // A link could lead anywhere.
+        if !std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_dir()) {
+            return Err("it is not there any more".into());
+        }
+        let attached = disk::enter(&path).and_then(|entered| entered.attach(&path));
+        self.mounted.insert(volume, attached.map_err(|e| e.to_string())?);
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+//! `larder prefetch`: reads what containers need first.
+
+use std::time::Instant;
+
+use super::args::PrefetchArgs;
+use super::exit;
+use super::output::stdout;
+use crate::model::size::ByteSize;
+use crate::prefetch::{self, Wanted};
+use crate::telemetry::Console;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {
+    let began = Instant::now();
+    let wanted = Wanted { images: args.images, all: args.all };
+    let totals = match prefetch::read(&args.volume, &wanted) {
+        Ok(totals) => totals,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let (files, bytes, seconds) = (totals.files, ByteSize(totals.bytes), began.elapsed().as_secs_f64());
+    stdout::print(console, &format!("{files} files, {bytes} in {seconds:.3} s\n"))
+}

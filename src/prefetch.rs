@@ -1,0 +1,194 @@
+//! Which files matter first when containers start from a volume that is read slowly: `prefetch.list`, written with the seal
+//! and computed again by `verify`, and reading what it names.
+//!
+//! A disk that was restored from a snapshot, or that lies on the other side of a network, answers each first read in
+//! milliseconds, and the start of a container is some dozens of reads one after the other. The list names them beforehand,
+//! so that they can be asked for all at once.
+//!
+//! ```text
+//! image config ─► start ─┬► view      paths in the merged layers, links followed inside
+//!                        └► loader    libraries: elf, ld_cache
+//!                 list ◄─┘            ─► seal, verify;  read: `larder prefetch`
+//! ```
+//!
+//! Everything read here comes from images. What cannot be read or understood is passed over: the list is advice.
+
+mod elf;
+mod error;
+mod files;
+mod ld_cache;
+pub mod list;
+mod loader;
+pub mod placement;
+mod read;
+mod start;
+mod view;
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::Path;
+
+pub use error::Error;
+pub use read::Totals;
+
+use crate::layer::path::{join, split};
+use crate::model::digest::Digest;
+use crate::model::manifest::Process;
+use crate::model::reference::ImageReference;
+use crate::model::seal::{Content, Image};
+use crate::sys::Dir;
+use crate::volume::store::Documents;
+use crate::volume::{layout, seal};
+use list::{Entry, Section};
+use view::View;
+
+/// Most layers that are merged: what overlayfs takes (`OVL_MAX_STACK`). No container starts from an image with more.
+const MAX_LAYERS: usize = 500;
+
+/// Most bytes of the list; an image has about 10 KiB of it.
+const MAX_LIST: u64 = 64 << 20;
+
+/// Most names looked up for one command.
+const MAX_LOOKUPS: usize = 1 << 20;
+
+/// `prefetch.list` of the volume at `root`, whose layers are all there. `documents` belong to `content.images`, one each.
+pub fn list(root: &Dir, content: &Content, documents: &[Documents]) -> Result<Vec<u8>, Error> {
+    // Names of one image share a section's files.
+    let mut known: BTreeMap<&Digest, Vec<Entry>> = BTreeMap::new();
+    let mut sections = Vec::new();
+    for (image, documents) in content.images.iter().zip(documents) {
+        let files = match known.get(&image.manifest) {
+            Some(files) => files.clone(),
+            None => files(root, image, &Process::parse(&documents.config))
+                .map_err(|source| Error::Looking { image: image.name.clone(), source })?,
+        };
+        known.insert(&image.manifest, files.clone());
+        let name = image.name.clone().into_bytes();
+        sections.push(Section { manifest: image.manifest.clone(), name, files });
+    }
+    Ok(list::render(&sections))
+}
+
+fn files(root: &Dir, image: &Image, process: &Process) -> io::Result<Vec<Entry>> {
+    if image.chain.len() > MAX_LAYERS {
+        return Ok(Vec::new());
+    }
+    let layers: Vec<&str> = image.chain.iter().rev().map(|chain_id| chain_id.hex()).collect();
+    let open = |layer: &&str| root.open_beneath(&diff(layer));
+    let view = View::new(layers.iter().map(open).collect::<io::Result<Vec<_>>>()?);
+    start::files(view, &layers, process)
+}
+
+/// What to read of a volume.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Of these images only; of all where there are none.
+    pub images: Vec<ImageReference>,
+    /// Every file of their layers, after those on the list.
+    pub all: bool,
+}
+
+/// Reads files of the sealed volume at `path` into the page cache. The volume is not trusted: what the list names is read
+/// only if it is a regular file in a layer of the image, reached without a symbolic link.
+pub fn read(path: &Path, wanted: &Wanted) -> Result<Totals, Error> {
+    let content = seal::read(path)?.content;
+    let shown = path.display().to_string();
+    let root = Dir::open(path).map_err(|e| Error::reading(shown.as_bytes(), e))?;
+    let images = choose(&content, &wanted.images)?;
+    let listed = listed(&root, &shown, &images, wanted.all)?;
+    read::look_up(&root, &lookups(&images, &listed));
+    let mut seen: HashSet<Vec<u8>> = HashSet::new();
+    let paths = listed.into_iter().flatten().map(|entry| join(&diff(&entry.layer), &entry.path));
+    let mut paths: Vec<Vec<u8>> = paths.filter(|path| seen.insert(path.clone())).collect();
+    if wanted.all {
+        let mut layers: Vec<&str> = images.iter().flat_map(|image| &image.chain).map(|id| id.hex()).collect();
+        layers.sort_unstable();
+        layers.dedup();
+        let found = read::side_by_side(&layers, |layer| {
+            every_file(&root, layer).map_err(|e| Error::reading(&diff(layer), e))
+        })?;
+        paths.extend(found.into_iter().flatten().filter(|path| !seen.contains(path)));
+    }
+    read::read(&root, &paths).map_err(|(path, source)| Error::reading(&path, source))
+}
+
+/// The images that are meant.
+fn choose<'a>(content: &'a Content, wanted: &[ImageReference]) -> Result<Vec<&'a Image>, Error> {
+    if wanted.is_empty() {
+        return Ok(content.images.iter().collect());
+    }
+    let find = |reference: &ImageReference| {
+        let (given, name) = (reference.given(), reference.to_string());
+        let found = content.images.iter().find(|image| image.reference == given || image.name == name);
+        found.ok_or_else(|| Error::NoImage {
+            given: given.to_owned(),
+            images: content
+                .images
+                .iter()
+                .map(|image| image.reference.as_str())
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
+    };
+    wanted.iter().map(find).collect()
+}
+
+/// What the list names of each of `images`. Where all is read anyhow there need be no list.
+fn listed(root: &Dir, volume: &str, images: &[&Image], all: bool) -> Result<Vec<Vec<Entry>>, Error> {
+    let bytes = match root.read_file(layout::PREFETCH.as_bytes(), MAX_LIST) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && all => return Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::NoList { path: volume.to_owned() });
+        }
+        other => other.map_err(|e| Error::reading(layout::PREFETCH.as_bytes(), e))?,
+    };
+    let sections = match list::parse(&bytes) {
+        Err(_) if all => return Ok(Vec::new()),
+        other => other?,
+    };
+    let of_image = |image: &&Image| {
+        let has = |layer: &str| image.chain.iter().any(|chain_id| chain_id.hex() == layer);
+        let section = sections.iter().find(|section| section.manifest == image.manifest);
+        let files = section.map(|section| section.files.clone());
+        let files = files.filter(|files| files.iter().all(|entry| has(&entry.layer)));
+        files.ok_or_else(|| Error::Disagrees { image: image.name.clone() })
+    };
+    images.iter().map(of_image).collect()
+}
+
+/// Names that overlayfs looks up on the way to the listed files: a directory in every layer that may have a part of it. On a
+/// cold disk that is a quarter of a start's reads.
+fn lookups(images: &[&Image], listed: &[Vec<Entry>]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let of_image = |(image, files): (&&Image, &Vec<Entry>)| {
+        let names: HashSet<_> = files.iter().map(|entry| split(&entry.path)).collect();
+        let in_layer = |layer: &str| {
+            let top = diff(layer);
+            names.iter().map(move |(dir, name)| (join(&top, dir), name.to_vec())).collect::<Vec<_>>()
+        };
+        image.chain.iter().flat_map(|chain_id| in_layer(chain_id.hex())).collect::<Vec<_>>()
+    };
+    let mut names: Vec<_> = images.iter().zip(listed).flat_map(of_image).take(MAX_LOOKUPS).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Paths of all files of a layer from the root of the volume, in the order of their inodes, which on most file systems is
+/// that on the disk.
+fn every_file(root: &Dir, layer: &str) -> io::Result<Vec<Vec<u8>>> {
+    let top = diff(layer);
+    let mut found = Vec::new();
+    files::each(root.open_beneath(&top)?, |_, _, path, stat| {
+        if stat.size > 0 {
+            found.push((stat.identity.1, join(&top, &path)));
+        }
+        Ok(())
+    })?;
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// The tree of a layer, from the root of the volume.
+fn diff(layer: &str) -> Vec<u8> {
+    format!("overlay/{layer}/diff").into_bytes()
+}

@@ -1,0 +1,80 @@
+//! What can go wrong with the list, and with reading what it names.
+
+use std::io;
+
+use super::list::Malformed;
+use crate::layer::path::shown;
+use crate::model::class::Class;
+use crate::model::escape::escape;
+use crate::volume;
+
+/// The list cannot be written or followed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system refused something that an image cannot provoke.
+    #[error("looking for what {} reads first: {source}", escape(image))]
+    Looking {
+        /// Name of the image.
+        image: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be read.
+    #[error("reading {path}: {source}")]
+    Reading {
+        /// Its path on the volume, escaped.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The list is not one.
+    #[error("prefetch.list: {0}: verify the volume, or give --all")]
+    Malformed(#[from] Malformed),
+    /// There is no list.
+    #[error("{path} has no prefetch.list, an older larder sealed it: give --all, or build it again")]
+    NoList {
+        /// The volume.
+        path: String,
+    },
+    /// The list does not speak of an image of the volume, or names a layer that the image does not have.
+    #[error(
+        "prefetch.list does not agree with cache.json about {}: verify the volume, or give --all",
+        escape(image)
+    )]
+    Disagrees {
+        /// Name of the image.
+        image: String,
+    },
+    /// No such image.
+    #[error("{} is not on the volume; it has {}", escape(given), escape(images))]
+    NoImage {
+        /// What was asked for.
+        given: String,
+        /// What there is.
+        images: String,
+    },
+    /// The seal cannot be read or trusted.
+    #[error(transparent)]
+    Volume(#[from] volume::Error),
+}
+
+impl Error {
+    /// The class, which decides about the exit code.
+    pub fn class(&self) -> Class {
+        match self {
+            // What a sealed volume names and does not have was taken away.
+            Error::Reading { source, .. } if source.kind() == io::ErrorKind::NotFound => Class::Corrupt,
+            Error::Looking { source, .. } | Error::Reading { source, .. } => {
+                crate::layer::error::io_class(source)
+            }
+            Error::Malformed(_) | Error::Disagrees { .. } => Class::Corrupt,
+            Error::NoList { .. } | Error::NoImage { .. } => Class::NotFound,
+            Error::Volume(e) => e.class(),
+        }
+    }
+
+    /// A path on the volume that cannot be read.
+    pub fn reading(path: &[u8], source: io::Error) -> Self {
+        Error::Reading { path: shown(path), source }
+    }
+}

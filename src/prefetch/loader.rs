@@ -1,0 +1,268 @@
+//! Which libraries the dynamic loader reads before a program's own first instruction: ld.so(8) of glibc, and musl's.
+//!
+//! Directories for better processors (`glibc-hwcaps`) are known through `ld.so.cache` only.
+
+use std::collections::HashSet;
+use std::io;
+
+use super::elf::{self, Machine, Object};
+use super::ld_cache::{self, Cache};
+use super::start::Start;
+use super::view::Found;
+use crate::layer::path;
+
+/// Most names of libraries that one program can lead to.
+const MAX_NAMES: usize = 4096;
+
+/// Most bytes of `ld.so.cache` that are read; the largest distributions have 300 KiB.
+const MAX_CACHE: u64 = 4 << 20;
+
+/// Most bytes of a list of libraries or directories.
+const MAX_TEXT: u64 = 64 << 10;
+
+/// Something that names libraries.
+struct Loaded {
+    object: Object,
+    /// `$ORIGIN`: the directory in which the loader found it.
+    origin: Vec<u8>,
+    /// What named it, in the order of loading.
+    by: Option<usize>,
+}
+
+/// Where the loader of this program looks.
+struct Loader {
+    machine: Machine,
+    musl: bool,
+    /// From the environment of the image.
+    library_path: Vec<u8>,
+    cache: Cache,
+    defaults: Vec<Vec<u8>>,
+}
+
+/// Lists what a program with an interpreter loads, in the order in which it is loaded.
+pub(super) fn load(start: &mut Start<'_>, program: &Found, object: Object) -> io::Result<()> {
+    let Some(interpreter) = object.interpreter.clone() else { return Ok(()) };
+    let found = start.find(&interpreter)?;
+    if let Some(found) = &found {
+        start.list(found);
+    }
+    let musl = path::split(&interpreter).1.starts_with(b"ld-musl-");
+    let mut preloaded = words(start.variable("LD_PRELOAD").as_bytes());
+    if !musl {
+        preloaded.extend(text(start, b"/etc/ld.so.preload")?.map(|text| words(&text)).unwrap_or_default());
+    }
+    let loader = Loader::of(start, object.machine, musl, &interpreter)?;
+    let mut seen: HashSet<Vec<u8>> = HashSet::new();
+    let mut loaded = vec![Loaded { object, origin: path::split(&program.path).0.to_vec(), by: None }];
+    loaded[0].object.needed.splice(0..0, preloaded);
+    let mut at = 0;
+    while at < loaded.len() {
+        for name in std::mem::take(&mut loaded[at].object.needed) {
+            if seen.len() >= MAX_NAMES || start.is_full() {
+                return Ok(());
+            }
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            for (path, found, object) in loader.find(start, &loaded, at, &name)? {
+                start.list(&found);
+                loaded.push(Loaded { object, origin: path::split(&path).0.to_vec(), by: Some(at) });
+            }
+        }
+        at += 1;
+    }
+    Ok(())
+}
+
+type Library = (Vec<u8>, Found, Object);
+
+impl Loader {
+    fn of(start: &mut Start<'_>, machine: Machine, musl: bool, interpreter: &[u8]) -> io::Result<Self> {
+        let library_path = start.variable("LD_LIBRARY_PATH").as_bytes().to_vec();
+        let mut loader = Loader { machine, musl, library_path, cache: Cache::new(), defaults: Vec::new() };
+        if musl {
+            // ld-musl-x86_64.so.1 reads /etc/ld-musl-x86_64.path.
+            let name = path::split(interpreter).1;
+            let name = &name[..name.iter().position(|b| *b == b'.').unwrap_or(name.len())];
+            let text = text(start, &[b"/etc/", name, b".path"].concat())?;
+            let dirs = text.unwrap_or_else(|| b"/lib:/usr/local/lib:/usr/lib".to_vec());
+            loader.defaults = dirs.split(|b| matches!(b, b':' | b'\n')).map(<[u8]>::to_vec).collect();
+        } else {
+            if let Some(found) = start.find(b"/etc/ld.so.cache")? {
+                start.list(&found);
+                loader.cache = ld_cache::parse(&found.head(MAX_CACHE)?, machine.little);
+            }
+            let triplet = triplet(machine).into_iter();
+            loader.defaults = triplet
+                .flat_map(|name| [format!("/lib/{name}"), format!("/usr/lib/{name}")])
+                .map(String::into_bytes)
+                .collect();
+            let shared: [&[u8]; 4] = [b"/lib64", b"/usr/lib64", b"/lib", b"/usr/lib"];
+            loader.defaults.extend(shared.map(<[u8]>::to_vec));
+        }
+        loader.defaults.retain(|dir| !dir.is_empty());
+        Ok(loader)
+    }
+
+    /// The library that `name` means where `loaded[at]` names it; several where the node's processor decides.
+    fn find(
+        &self,
+        start: &mut Start<'_>,
+        loaded: &[Loaded],
+        at: usize,
+        name: &[u8],
+    ) -> io::Result<Vec<Library>> {
+        let origin = &loaded[at].origin;
+        if name.contains(&b'/') {
+            for path in expand(name, origin, self.machine) {
+                if let Some(library) = self.take(start, path)? {
+                    return Ok(vec![library]);
+                }
+            }
+            return Ok(Vec::new());
+        }
+        let mut above = Vec::new();
+        let mut next = Some(at);
+        while let Some(index) = next {
+            above.push(&loaded[index]);
+            next = loaded[index].by;
+        }
+        let runpath = |loaded: &Loaded| loaded.object.runpath.clone().unwrap_or_default();
+        let rpath = |loaded: &Loaded| loaded.object.rpath.clone().unwrap_or_default();
+        let environment = [(self.library_path.clone(), origin)];
+        let groups: Vec<(Vec<u8>, &Vec<u8>)> = if self.musl {
+            let own = above.iter().map(|l| ([runpath(l), rpath(l)].join(&b':'), &l.origin));
+            environment.into_iter().chain(own).collect()
+        } else {
+            // An object with DT_RUNPATH has no DT_RPATH, and then those above it count for nothing either.
+            let inherits = loaded[at].object.runpath.is_none();
+            let inherited = above.iter().filter(|l| inherits && l.object.runpath.is_none());
+            let inherited = inherited.map(|l| (rpath(l), &l.origin));
+            inherited.chain(environment).chain([(runpath(&loaded[at]), origin)]).collect()
+        };
+        for (dirs, origin) in groups {
+            for dir in dirs.split(|b| matches!(b, b':' | b';')).filter(|dir| !dir.is_empty()) {
+                for dir in expand(dir, origin, self.machine) {
+                    if let Some(library) = self.take(start, path::join(&dir, name))? {
+                        return Ok(vec![library]);
+                    }
+                    if start.is_full() {
+                        return Ok(Vec::new());
+                    }
+                }
+            }
+        }
+        let mut cached = Vec::new();
+        for path in self.cache.get(name).into_iter().flatten() {
+            cached.extend(self.take(start, path.clone())?);
+        }
+        if !cached.is_empty() {
+            return Ok(cached);
+        }
+        for dir in &self.defaults {
+            if let Some(library) = self.take(start, path::join(dir, name))? {
+                return Ok(vec![library]);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// The library at `path`, if it is one for this machine.
+    fn take(&self, start: &mut Start<'_>, path: Vec<u8>) -> io::Result<Option<Library>> {
+        let Some(found) = start.find(&path)? else { return Ok(None) };
+        let object = found.open()?.and_then(elf::read).filter(|object| object.machine == self.machine);
+        Ok(object.map(|object| (path, found, object)))
+    }
+}
+
+/// A file of /etc, listed and read.
+fn text(start: &mut Start<'_>, path: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let Some(found) = start.find(path)? else { return Ok(None) };
+    start.list(&found);
+    Ok(Some(found.head(MAX_TEXT)?))
+}
+
+/// Names in `ld.so.preload` and `LD_PRELOAD`.
+fn words(text: &[u8]) -> Vec<Vec<u8>> {
+    let lines = text.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b'#').next());
+    let words = lines.flat_map(|line| line.split(|b| matches!(b, b' ' | b'\t' | b'\r' | b':')));
+    words.filter(|word| !word.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+/// `$ORIGIN` and `$LIB` (ld.so(8), "Dynamic string tokens"); nothing where there is another token, which only the node knows.
+/// `$LIB` is what Debian and what others make of it.
+fn expand(text: &[u8], origin: &[u8], machine: Machine) -> Vec<Vec<u8>> {
+    let origin = [b"/", origin].concat();
+    let text = replace(&replace(text, b"${ORIGIN}", &origin), b"$ORIGIN", &origin);
+    let libs =
+        triplet(machine).map(|name| format!("lib/{name}")).into_iter().chain(["lib64".into(), "lib".into()]);
+    let mut expanded: Vec<Vec<u8>> = Vec::new();
+    for lib in libs {
+        let path = replace(&replace(&text, b"${LIB}", lib.as_bytes()), b"$LIB", lib.as_bytes());
+        if !path.contains(&b'$') && !expanded.contains(&path) {
+            expanded.push(path);
+        }
+    }
+    expanded
+}
+
+/// Paths that grow beyond what the kernel takes are cut off: they name nothing.
+fn replace(text: &[u8], token: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.windows(token.len()).position(|window| window == token) {
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(value);
+        rest = &rest[at + token.len()..];
+        if out.len() > 2 * 4096 {
+            return out;
+        }
+    }
+    out.extend_from_slice(rest);
+    out
+}
+
+/// Debian's name of a machine, in its library directories (wiki.debian.org/Multiarch/Tuples).
+fn triplet(machine: Machine) -> Option<&'static str> {
+    use object::elf;
+    Some(match (elf::Machine(machine.number), machine.wide, machine.little) {
+        (elf::EM_X86_64, true, _) => "x86_64-linux-gnu",
+        (elf::EM_X86_64, false, _) => "x86_64-linux-gnux32",
+        (elf::EM_386, ..) => "i386-linux-gnu",
+        (elf::EM_AARCH64, true, true) => "aarch64-linux-gnu",
+        (elf::EM_ARM, _, true) => "arm-linux-gnueabihf",
+        (elf::EM_RISCV, true, _) => "riscv64-linux-gnu",
+        (elf::EM_PPC64, true, true) => "powerpc64le-linux-gnu",
+        (elf::EM_S390, true, _) => "s390x-linux-gnu",
+        (elf::EM_LOONGARCH, true, _) => "loongarch64-linux-gnu",
+        (elf::EM_MIPS, true, true) => "mips64el-linux-gnuabi64",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const X86: Machine = Machine { wide: true, little: true, number: 62 };
+
+    #[test]
+    fn tokens() {
+        let expanded = |text: &str| {
+            let all = expand(text.as_bytes(), b"opt/bin", X86).into_iter();
+            all.map(|path| String::from_utf8(path).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(expanded("$ORIGIN/../lib"), ["/opt/bin/../lib"]);
+        assert_eq!(expanded("/opt/${LIB}"), ["/opt/lib/x86_64-linux-gnu", "/opt/lib64", "/opt/lib"]);
+        assert_eq!(expanded("/opt/$PLATFORM"), Vec::<String>::new());
+        assert!(expand("$ORIGIN".repeat(500).as_bytes(), &[b'a'; 4000], X86)[0].len() < 20_000);
+    }
+
+    #[test]
+    fn preloaded_names() {
+        assert_eq!(
+            words(b"a.so  b.so:c.so # d.so\n#e\n/f.so\n"),
+            [b"a.so".to_vec(), b"b.so".to_vec(), b"c.so".to_vec(), b"/f.so".to_vec()]
+        );
+    }
+}

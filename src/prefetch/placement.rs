@@ -1,0 +1,123 @@
+//! How the layers of a volume lie on its disk.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use serde::Serialize;
+
+use super::error::Error;
+use super::files;
+use crate::model::chain::ChainId;
+use crate::model::seal::Content;
+use crate::sys::Dir;
+use crate::sys::extents;
+
+const GIB: u64 = 1 << 30;
+
+/// How the files of one layer, or of all, lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Placement {
+    /// Regular files with content, each inode once.
+    pub files: u64,
+    /// Those that lie in more than one piece.
+    pub fragmented: u64,
+    /// Bytes of their extents.
+    pub bytes: u64,
+    /// Extents of all files, as the file system counts them.
+    pub extents: u64,
+    /// Pieces in which the whole lies: extents that follow one another on the disk, of whatever files, are one.
+    pub pieces: u64,
+    /// Files of which the file system does not tell where they lie.
+    pub unknown: u64,
+}
+
+impl Placement {
+    /// Extents for each GiB of content; a layer of small files has as many as it has files.
+    pub fn extents_per_gib(&self) -> u64 {
+        self.per_gib(self.extents)
+    }
+
+    /// Pieces for each GiB of content: how often a disk that reads all of it in order has to go elsewhere.
+    pub fn pieces_per_gib(&self) -> u64 {
+        self.per_gib(self.pieces)
+    }
+
+    fn per_gib(&self, count: u64) -> u64 {
+        let scaled = u128::from(count) * u128::from(GIB) / u128::from(self.bytes.max(1));
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+
+    fn of(diff: Dir) -> io::Result<Self> {
+        let mut placement = Placement::default();
+        let mut all: Vec<(u64, u64)> = Vec::new();
+        files::each(diff, |dir, name, _, _| {
+            let file = dir.open_file(name)?;
+            let extents = extents::of(&file, usize::MAX)?;
+            match extents.filter(|extents| extents.iter().all(|extent| extent.physical.is_some())) {
+                None => placement.unknown += 1,
+                Some(extents) if extents.is_empty() => {}
+                Some(extents) => {
+                    let ranges = extents.iter().filter_map(|extent| Some((extent.physical?, extent.length)));
+                    let ranges: Vec<(u64, u64)> = ranges.collect();
+                    placement.files += 1;
+                    placement.extents += ranges.len() as u64;
+                    placement.bytes += ranges.iter().map(|(_, length)| length).sum::<u64>();
+                    placement.fragmented += u64::from(pieces(&ranges) > 1);
+                    all.extend(ranges);
+                }
+            }
+            Ok(())
+        })?;
+        all.sort_unstable();
+        placement.pieces = pieces(&all);
+        Ok(placement)
+    }
+
+    fn add(&mut self, other: &Placement) {
+        self.files += other.files;
+        self.fragmented += other.fragmented;
+        self.bytes += other.bytes;
+        self.extents += other.extents;
+        self.pieces += other.pieces;
+        self.unknown += other.unknown;
+    }
+}
+
+/// Ranges that do not begin where the one before them ends, in the order given.
+fn pieces(ranges: &[(u64, u64)]) -> u64 {
+    let mut end = None;
+    ranges.iter().filter(|(start, length)| end.replace(start.saturating_add(*length)) != Some(*start)).count()
+        as u64
+}
+
+/// The placement of every layer, and their sum.
+pub fn of(root: &Dir, content: &Content) -> Result<(BTreeMap<ChainId, Placement>, Placement), Error> {
+    let mut layers = BTreeMap::new();
+    let mut total = Placement::default();
+    for layer in &content.layers {
+        let path = format!("overlay/{}/diff", layer.chain_id.hex());
+        let placement = root.open_beneath(path.as_bytes()).and_then(Placement::of);
+        let placement = placement.map_err(|e| Error::reading(path.as_bytes(), e))?;
+        total.add(&placement);
+        layers.insert(layer.chain_id.clone(), placement);
+    }
+    Ok((layers, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_one_piece() {
+        assert_eq!(pieces(&[]), 0);
+        assert_eq!(pieces(&[(0, 4), (4, 4), (12, 4), (8, 4)]), 3);
+    }
+
+    #[test]
+    fn per_gib() {
+        let placement = Placement { bytes: GIB / 4, extents: 3, pieces: 1, ..Placement::default() };
+        assert_eq!((placement.extents_per_gib(), placement.pieces_per_gib()), (12, 4));
+        assert_eq!(Placement::default().extents_per_gib(), 0);
+    }
+}

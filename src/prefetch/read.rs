@@ -1,0 +1,151 @@
+//! Reading files of a volume into the page cache with many requests under way at once.
+//!
+//! Whatever makes a disk slow to answer, it answers many requests in the time of one. So files are opened by many threads,
+//! which reads directories and inodes, and then their ranges are read by as many, in the order in which they lie on the
+//! disk. posix_fadvise(2) with WILLNEED was no quicker where each read took 10 ms, and asked for some ranges twice.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use crate::layer::path;
+use crate::sys::extents::{self, Extent};
+use crate::sys::{Dir, dir};
+
+/// Requests under way at once. Where each takes 10 ms, 64 are a little quicker than 32, and 128 no more.
+const DEPTH: usize = 64;
+
+/// Most bytes of one request.
+const CHUNK: u64 = 256 << 10;
+
+/// Files that are open at once: below the usual limit of 1024 descriptors.
+const BATCH: usize = 512;
+
+/// Most extents of one file; what lies behind them is left to the container.
+const MAX_EXTENTS: usize = 1 << 16;
+
+/// What was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Files.
+    pub files: u64,
+    /// Bytes, holes left out.
+    pub bytes: u64,
+}
+
+/// A path that could not be read, and why.
+pub(super) type Failed = (Vec<u8>, io::Error);
+
+/// Reads files of the volume at `root`, named by their paths from there. No symbolic link is followed, and what is not a
+/// regular file is an error.
+pub(super) fn read(root: &Dir, paths: &[Vec<u8>]) -> Result<Totals, Failed> {
+    let mut totals = Totals::default();
+    for paths in paths.chunks(BATCH) {
+        let opened = side_by_side(paths, |path| open(root, path).map_err(|e| (path.clone(), e)))?;
+        let of_file = |(at, (_, extents)): (usize, &(File, Vec<Extent>))| {
+            chunks(extents).map(move |chunk| (at, chunk)).collect::<Vec<_>>()
+        };
+        let mut ranges: Vec<(usize, Extent)> = opened.iter().enumerate().flat_map(of_file).collect();
+        ranges.sort_by_key(|(at, range)| (range.physical, *at, range.logical));
+        let read = side_by_side(&ranges, |(at, range)| {
+            read_range(&opened[*at].0, range).map_err(|e| (paths[*at].clone(), e))
+        })?;
+        totals.files += opened.len() as u64;
+        totals.bytes += read.iter().sum::<u64>();
+    }
+    Ok(totals)
+}
+
+/// Looks names up in directories of the volume, each by the path of its directory, and tells nothing: what is looked up is
+/// in the cache of the kernel afterwards, and so is what is not there.
+pub(super) fn look_up(root: &Dir, names: &[(Vec<u8>, Vec<u8>)]) {
+    let look = |(dir, name): &(Vec<u8>, Vec<u8>)| {
+        let _ = root.open_beneath(dir).and_then(|dir| dir.try_stat(name));
+        Ok::<_, Failed>(())
+    };
+    let _ = side_by_side(names, look);
+}
+
+/// Opens a file and asks where it lies.
+fn open(root: &Dir, path: &[u8]) -> io::Result<(File, Vec<Extent>)> {
+    let (parent, name) = path::split(path);
+    let file = root.open_beneath(parent)?.open_file(name)?;
+    let stat = dir::stat_fd(&file)?;
+    let extents = match extents::of(&file, MAX_EXTENTS)? {
+        Some(extents) => extents,
+        // A sparse file may say that it is larger than any disk.
+        None => vec![Extent { logical: 0, physical: None, length: stat.size.min(stat.allocated.max(CHUNK)) }],
+    };
+    let within = |extent: Extent| {
+        let end = extent.logical.saturating_add(extent.length).min(stat.size);
+        let length = end.saturating_sub(extent.logical);
+        (length > 0).then_some(Extent { length, ..extent })
+    };
+    Ok((file, extents.into_iter().filter_map(within).collect()))
+}
+
+/// Cuts extents into requests.
+fn chunks(extents: &[Extent]) -> impl Iterator<Item = Extent> {
+    extents.iter().flat_map(|extent| {
+        (0..extent.length.div_ceil(CHUNK)).map(move |n| {
+            let into = n * CHUNK;
+            Extent {
+                logical: extent.logical + into,
+                physical: extent.physical.map(|at| at.saturating_add(into)),
+                length: CHUNK.min(extent.length - into),
+            }
+        })
+    })
+}
+
+fn read_range(file: &File, range: &Extent) -> io::Result<u64> {
+    let mut buffer = vec![0; usize::try_from(range.length).unwrap_or_default()];
+    let mut read = 0;
+    while read < buffer.len() {
+        match file.read_at(&mut buffer[read..], range.logical + read as u64) {
+            Ok(0) => break,
+            Ok(n) => read += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(read as u64)
+}
+
+/// Does `work` for all items, [`DEPTH`] of them at once, begun in order. The answers are in order; after an error nothing
+/// more is begun.
+pub(super) fn side_by_side<T: Sync, R: Send, E: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E> {
+    let next = Mutex::new(items.iter().enumerate());
+    let done = Mutex::new((0..items.len()).map(|_| None).collect::<Vec<_>>());
+    let failed = Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..DEPTH.min(items.len()) {
+            scope.spawn(|| {
+                loop {
+                    if lock(&failed).is_some() {
+                        return;
+                    }
+                    let Some((at, item)) = lock(&next).next() else { return };
+                    match work(item) {
+                        Ok(answer) => lock(&done)[at] = Some(answer),
+                        Err(error) => *lock(&failed) = Some(error),
+                    }
+                }
+            });
+        }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A thread that panics ends the scope, too.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,275 @@
+//! Regular files in the merged view of an image's layers, found as the kernel finds them in a container: symbolic links
+//! are followed inside the view, `..` of the root is the root.
+//!
+//! What is found must not depend on who looks, since `verify` computes the list again: what the owner could not read is
+//! passed over by root too.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::rc::Rc;
+
+use nix::errno::Errno;
+
+use crate::layer::overlay::lower::{self, Lower, Part, Shown};
+use crate::layer::path;
+use crate::sys::{Dir, FileType, Stat};
+
+/// Longest path that the kernel takes (`PATH_MAX` without its NUL), bytes.
+const PATH_MAX: usize = 4095;
+
+/// Most symbolic links on one path, as in the kernel.
+const MAX_LINKS: u32 = 40;
+
+/// Most directories looked in for one image. The start of a Python takes about a thousand; a hostile image ends here.
+const MAX_STEPS: usize = 1 << 17;
+
+/// The layers of one image, merged.
+#[derive(Debug)]
+pub(super) struct View {
+    lower: Lower,
+    steps: usize,
+}
+
+/// A regular file.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    /// Its path, without symbolic links on the way.
+    pub(super) path: Vec<u8>,
+    /// Directory of the layer that holds it.
+    dir: Rc<Part>,
+    /// Its attributes.
+    pub(super) stat: Stat,
+}
+
+impl View {
+    /// The view of `diff` directories, topmost first.
+    pub(super) fn new(layers: impl IntoIterator<Item = Dir>) -> Self {
+        View { lower: Lower::new(layers), steps: MAX_STEPS }
+    }
+
+    /// The regular file that `path` means in a process whose working directory is `from`.
+    pub(super) fn file(&mut self, path: &[u8], from: &[u8]) -> io::Result<Option<Found>> {
+        match self.walk(path, from) {
+            Err(e) if is_absent(&e) => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Whether so much was looked for that nothing more is found.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.steps == 0
+    }
+
+    fn walk(&mut self, path: &[u8], from: &[u8]) -> io::Result<Option<Found>> {
+        if path.is_empty() || path.len().max(from.len()) > PATH_MAX {
+            return Ok(None);
+        }
+        let mut pending = VecDeque::new();
+        push_front(&mut pending, path);
+        if !path.starts_with(b"/") {
+            push_front(&mut pending, from);
+        }
+        let mut here: Vec<u8> = Vec::new();
+        let mut parts = self.lower.root().to_vec();
+        let mut links = 0;
+        while let Some(name) = pending.pop_front() {
+            if name == b".." {
+                here.truncate(path::split(&here).0.len());
+                let Some(above) = self.directory(&here)? else { return Ok(None) };
+                parts = above;
+                continue;
+            }
+            match self.child(&parts, &name)? {
+                Shown::Directory(next) => {
+                    path::push(&mut here, &name);
+                    parts = next;
+                }
+                Shown::Other { dir, stat } => match stat.file_type {
+                    FileType::Symlink if links < MAX_LINKS => {
+                        links += 1;
+                        let text = dir.read_link(&name)?;
+                        if text.starts_with(b"/") {
+                            here.clear();
+                            parts = self.lower.root().to_vec();
+                        }
+                        push_front(&mut pending, &text);
+                    }
+                    FileType::Regular if pending.is_empty() => {
+                        path::push(&mut here, &name);
+                        return Ok(Some(Found { path: here, dir, stat }));
+                    }
+                    _ => return Ok(None),
+                },
+                Shown::Nothing => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A directory by its path without symbolic links.
+    fn directory(&mut self, path: &[u8]) -> io::Result<Option<Vec<Rc<Part>>>> {
+        let mut parts = self.lower.root().to_vec();
+        for name in path::components(path) {
+            match self.child(&parts, name)? {
+                Shown::Directory(next) => parts = next,
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(parts))
+    }
+
+    fn child(&mut self, parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
+        self.steps = self.steps.saturating_sub(parts.len());
+        if self.steps == 0 {
+            return Ok(Shown::Nothing);
+        }
+        for part in parts {
+            // To be read and searched by its owner.
+            if part.stat_self()?.mode & 0o500 != 0o500 {
+                return Ok(Shown::Nothing);
+            }
+        }
+        lower::child(parts, name)
+    }
+}
+
+impl Found {
+    /// Which layer holds it, counted from the topmost.
+    pub(super) fn layer(&self) -> usize {
+        self.dir.layer
+    }
+
+    /// Whether somebody may execute it.
+    pub(super) fn is_executable(&self) -> bool {
+        self.stat.mode & 0o111 != 0
+    }
+
+    /// Opens it for reading.
+    pub(super) fn open(&self) -> io::Result<Option<File>> {
+        if self.stat.mode & 0o400 == 0 {
+            return Ok(None);
+        }
+        match self.dir.open_file(path::split(&self.path).1) {
+            Err(e) if is_absent(&e) => Ok(None),
+            other => other.map(Some),
+        }
+    }
+
+    /// The first `limit` bytes.
+    pub(super) fn head(&self, limit: u64) -> io::Result<Vec<u8>> {
+        use std::io::Read as _;
+        let mut bytes = Vec::new();
+        if let Some(file) = self.open()? {
+            file.take(limit).read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
+}
+
+fn push_front(pending: &mut VecDeque<Vec<u8>>, path: &[u8]) {
+    let components = path.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+    components.rev().for_each(|part| pending.push_front(part.to_vec()));
+}
+
+/// Errors that a path from an image can provoke; others are the file system's.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(
+            Errno::ENOENT
+                | Errno::ENOTDIR
+                | Errno::EACCES
+                | Errno::ELOOP
+                | Errno::ENAMETOOLONG
+                | Errno::EINVAL
+        )
+    )
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::path::Path;
+
+    use super::*;
+
+    fn view(layers: &[&Path]) -> View {
+        View::new(layers.iter().map(|path| Dir::open(path).unwrap()))
+    }
+
+    fn found(view: &mut View, path: &str, from: &str) -> Option<(usize, String)> {
+        let found = view.file(path.as_bytes(), from.as_bytes()).unwrap()?;
+        Some((found.layer(), String::from_utf8(found.path).unwrap()))
+    }
+
+    #[test]
+    fn paths_mean_what_they_mean_in_the_container() {
+        let dir = tempfile::tempdir().unwrap();
+        let (top, base) = (dir.path().join("top"), dir.path().join("base"));
+        for path in [&top, &base] {
+            fs::create_dir_all(path.join("usr/bin")).unwrap();
+        }
+        fs::write(base.join("usr/bin/sh"), "old").unwrap();
+        fs::write(base.join("usr/bin/cat"), "").unwrap();
+        fs::write(top.join("usr/bin/sh"), "new").unwrap();
+        fs::write(dir.path().join("outside"), "").unwrap();
+        symlink("usr/bin", base.join("bin")).unwrap();
+        symlink("../../../../usr/./bin//cat", top.join("usr/bin/less")).unwrap();
+        symlink(dir.path().join("outside"), top.join("absolute")).unwrap();
+        symlink("../outside", top.join("up")).unwrap();
+        symlink("loop", top.join("loop")).unwrap();
+        let mut view = view(&[&top, &base]);
+        for (path, from, want) in [
+            ("/bin/sh", "/", Some((0, "usr/bin/sh"))),
+            ("bin/cat", "", Some((1, "usr/bin/cat"))),
+            ("../cat", "/bin/less/..", None),
+            ("cat", "/bin", Some((1, "usr/bin/cat"))),
+            ("../../bin/less", "/bin", Some((1, "usr/bin/cat"))),
+            ("/bin", "/", None),
+            ("/absolute", "/", None),
+            ("/up", "/", None),
+            ("/loop", "/", None),
+            ("/bin/sh/x", "/", None),
+            ("", "/bin/sh", None),
+        ] {
+            let want = want.map(|(layer, path)| (layer, path.to_owned()));
+            assert_eq!(found(&mut view, path, from), want, "{path} from {from}");
+        }
+    }
+
+    #[test]
+    fn root_sees_no_more_than_the_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, mode) in [("open", 0o700), ("closed", 0o311)] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::write(dir.path().join(name).join("file"), "x").unwrap();
+            fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let secret = dir.path().join("open/secret");
+        fs::write(&secret, "x").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o111)).unwrap();
+        let mut view = view(&[dir.path()]);
+        assert_eq!(found(&mut view, "open/file", "/"), Some((0, "open/file".to_owned())));
+        assert_eq!(found(&mut view, "closed/file", "/"), None);
+        let secret = view.file(b"open/secret", b"/").unwrap().unwrap();
+        assert!(secret.open().unwrap().is_none() && secret.is_executable());
+    }
+
+    #[test]
+    fn a_maze_comes_to_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut deep = dir.path().to_owned();
+        for _ in 0..200 {
+            deep.push("d");
+        }
+        fs::create_dir_all(&deep).unwrap();
+        let mut view = view(&[dir.path()]);
+        let path = "d/".repeat(200) + &"../d/".repeat(700);
+        for _ in 0..100 {
+            assert_eq!(found(&mut view, &path, "/"), None);
+        }
+        assert!(view.is_exhausted());
+    }
+}

@@ -1,0 +1,78 @@
+//! ioctl(2) with FS_IOC_FIEMAP, which neither nix nor rustix has (linux/fiemap.h).
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+
+/// Extents that one call gives at most: 14 KiB of stack.
+pub(super) const BATCH: usize = 256;
+
+/// `FIEMAP_EXTENT_LAST`: the file ends with it.
+pub(super) const LAST: u32 = 0x1;
+/// `FIEMAP_EXTENT_UNKNOWN`: it has no place yet.
+pub(super) const UNKNOWN: u32 = 0x2;
+/// `FIEMAP_EXTENT_ENCODED`: the bytes on the disk are not those of the file.
+pub(super) const ENCODED: u32 = 0x8;
+/// `FIEMAP_EXTENT_NOT_ALIGNED`: it lies among metadata.
+pub(super) const NOT_ALIGNED: u32 = 0x100;
+
+/// `struct fiemap_extent`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(super) struct Raw {
+    pub(super) logical: u64,
+    pub(super) physical: u64,
+    pub(super) length: u64,
+    reserved64: [u64; 2],
+    pub(super) flags: u32,
+    reserved: [u32; 3],
+}
+
+/// `struct fiemap`, with room for extents behind it.
+#[repr(C)]
+struct Request {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [Raw; BATCH],
+}
+
+/// Size of `struct fiemap` without extents, which is what the number of the request is made of.
+const HEADER: usize = 32;
+
+/// The next extents from `start` on.
+pub(super) fn map(file: BorrowedFd<'_>, start: u64) -> Result<Vec<Raw>, Errno> {
+    let mut request = Request {
+        start,
+        length: u64::MAX - start,
+        flags: 0,
+        mapped_extents: 0,
+        extent_count: BATCH as u32,
+        reserved: 0,
+        extents: [Raw::default(); BATCH],
+    };
+    let code = nix::request_code_readwrite!(b'f', 11, HEADER);
+    #[expect(unsafe_code, reason = "neither nix nor rustix has FIEMAP")]
+    // SAFETY: the kernel reads the header and writes into it and into at most `extent_count` extents behind it, for which
+    // there is room; the structure is plain integers laid out as in linux/fiemap.h and outlives the call.
+    let answer = unsafe { libc::ioctl(file.as_raw_fd(), code, &raw mut request) };
+    Errno::result(answer)?;
+    let mapped = (request.mapped_extents as usize).min(BATCH);
+    Ok(request.extents[..mapped].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_the_kernels() {
+        assert_eq!(std::mem::size_of::<Raw>(), 56);
+        assert_eq!(std::mem::offset_of!(Request, extents), HEADER);
+        assert_eq!(std::mem::offset_of!(Raw, flags), 40);
+    }
+}

@@ -1,0 +1,234 @@
+//! Who else uses a directory: mounts, in every mount namespace that may be looked into (proc_pid_mountinfo(5)), and loop
+//! devices that stand on a file in it (sysfs).
+//!
+//! A process may look into the namespaces of those that have no more capabilities than itself (ptrace(2), access mode
+//! checks); what is mounted on the host comes into its own.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+/// What was mounted, and what loop devices stood on, when it was read.
+#[derive(Clone, Debug, Default)]
+pub struct Mounts {
+    /// Of this process first; in the order of the kernel, so that what lies on top comes last.
+    namespaces: Vec<Vec<Mount>>,
+    backing: Vec<Backing>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mount {
+    /// `major:minor` of the file system.
+    device: Vec<u8>,
+    /// What of the file system is mounted.
+    root: PathBuf,
+    /// Where.
+    point: PathBuf,
+    /// Options of the file system.
+    options: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Backing {
+    device: String,
+    file: PathBuf,
+}
+
+/// One way in which a directory is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Something is mounted on it, or on a directory in it.
+    Covered(PathBuf),
+    /// It, or something in it, is mounted elsewhere.
+    Mounted(PathBuf),
+    /// It is a layer of an overlay.
+    Layered(PathBuf),
+    /// A loop device stands on a file in it.
+    Attached(String),
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Use::Covered(at) => write!(f, "something is mounted on {}", at.display()),
+            Use::Mounted(at) => write!(f, "it is mounted at {}", at.display()),
+            Use::Layered(at) => write!(f, "the overlay at {} stands on it", at.display()),
+            Use::Attached(device) => write!(f, "{device} stands on a file in it"),
+        }
+    }
+}
+
+impl Mounts {
+    /// Reads them.
+    pub fn read() -> io::Result<Self> {
+        let mut namespaces = vec![parse(&fs::read("/proc/self/mountinfo")?)];
+        let mut seen: HashSet<OsString> = HashSet::new();
+        seen.extend(fs::read_link("/proc/self/ns/mnt").map(PathBuf::into_os_string));
+        for entry in fs::read_dir("/proc")? {
+            let process = entry?.path();
+            // Whoever is gone meanwhile, or not to be looked at, is passed over.
+            let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else { continue };
+            if seen.insert(namespace.into_os_string())
+                && let Ok(bytes) = fs::read(process.join("mountinfo"))
+            {
+                namespaces.push(parse(&bytes));
+            }
+        }
+        Ok(Mounts { namespaces, backing: backing()? })
+    }
+
+    /// The first way in which the directory at `path`, absolute and without symbolic links, is used; `None` where nobody
+    /// is seen to use it.
+    pub fn use_of(&self, path: &Path) -> Option<Use> {
+        if let Some(found) = self.backing.iter().find(|backing| backing.file.starts_with(path)) {
+            return Some(Use::Attached(found.device.clone()));
+        }
+        let own = self.namespaces.first()?;
+        let holder = own.iter().rev().find(|mount| path.starts_with(&mount.point))?;
+        let inside = holder.root.join(path.strip_prefix(&holder.point).ok()?);
+        self.namespaces.iter().flatten().find_map(|mount| {
+            let point = || mount.point.clone();
+            if mount.point.starts_with(path) {
+                Some(Use::Covered(point()))
+            } else if mount.device == holder.device && mount.root.starts_with(&inside) {
+                Some(Use::Mounted(point()))
+            } else if lower(&mount.options).any(|dir| Path::new(OsStr::from_bytes(dir)).starts_with(path)) {
+                Some(Use::Layered(point()))
+            } else {
+                None
+            }
+        })
+    }
+}
+
+fn backing() -> io::Result<Vec<Backing>> {
+    let mut found = Vec::new();
+    let devices = match fs::read_dir("/sys/block") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        other => other?,
+    };
+    for entry in devices {
+        let entry = entry?;
+        // Only a loop device that is in use has the file.
+        if let Ok(mut file) = fs::read(entry.path().join("loop/backing_file")) {
+            file.truncate(file.trim_ascii_end().len());
+            let file = file.strip_suffix(b" (deleted)").unwrap_or(&file);
+            let device = format!("/dev/{}", entry.file_name().to_string_lossy());
+            found.push(Backing { device, file: path(file) });
+        }
+    }
+    Ok(found)
+}
+
+/// `36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`; lines of another form are left out.
+fn parse(bytes: &[u8]) -> Vec<Mount> {
+    let line = |line: &[u8]| {
+        let mut fields = line.split(|b| *b == b' ');
+        let (device, root, point) = (fields.nth(2)?, fields.next()?, fields.next()?);
+        let mut after = fields.skip_while(|field| *field != b"-");
+        let options = after.nth(3)?;
+        Some(Mount {
+            device: device.to_vec(),
+            root: path(&unescaped(root)),
+            point: path(&unescaped(point)),
+            options: unescaped(options),
+        })
+    };
+    bytes.split(|b| *b == b'\n').filter_map(line).collect()
+}
+
+/// The lower directories among the options of an overlay.
+fn lower(options: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let values = options.split(|b| *b == b',').filter_map(|option| {
+        option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+="))
+    });
+    values.flat_map(|value| value.split(|b| *b == b':'))
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        match tail {
+            [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] if *first == b'\\' => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = after;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+fn path(bytes: &[u8]) -> PathBuf {
+    OsString::from_vec(bytes.to_vec()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: &str = "\
+21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+22 21 8:2 /@state /var/lib/larder rw - btrfs /dev/sda2 rw
+23 21 0:40 / /proc rw shared:2 - proc proc rw
+";
+
+    fn mounts(more: &str) -> Mounts {
+        Mounts {
+            namespaces: vec![parse(HOST.as_bytes()), parse(more.as_bytes())],
+            backing: vec![Backing {
+                device: "/dev/loop3".into(),
+                file: "/var/lib/larder/v/9.1/disk.img".into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn every_use_is_seen() {
+        let at = |path: &str| PathBuf::from(path);
+        for (line, used) in [
+            ("", None),
+            (
+                "30 1 7:0 / /var/lib/larder/v/1.1 ro - ext4 /dev/loop0 ro",
+                Some(Use::Covered(at("/var/lib/larder/v/1.1"))),
+            ),
+            ("30 1 8:2 /@state/v/1.1 /icv ro - btrfs /dev/sda2 rw", Some(Use::Mounted(at("/icv")))),
+            (
+                "30 1 8:2 /@state/v/1.1/overlay /a\\040b ro - btrfs /dev/sda2 rw",
+                Some(Use::Mounted(at("/a b"))),
+            ),
+            ("30 1 8:2 /@state/v/1.10 /icv ro - btrfs /dev/sda2 rw", None),
+            ("30 1 8:1 /@state/v/1.1 /icv ro - ext4 /dev/sda1 rw", None),
+            (
+                "30 1 0:50 / /merged rw - overlay overlay rw,lowerdir=/x:/var/lib/larder/v/1.1/overlay/a/diff,upperdir=/u",
+                Some(Use::Layered(at("/merged"))),
+            ),
+            ("30 1 0:50 / /merged rw - overlay overlay rw,lowerdir=/x,upperdir=/var/lib/larder/v/1.10", None),
+            ("torn", None),
+        ] {
+            assert_eq!(mounts(line).use_of(Path::new("/var/lib/larder/v/1.1")), used, "{line}");
+        }
+        let attached = mounts("").use_of(Path::new("/var/lib/larder/v/9.1"));
+        assert_eq!(attached, Some(Use::Attached("/dev/loop3".into())));
+    }
+
+    #[test]
+    fn octal_escapes() {
+        assert_eq!(unescaped(br"a\040b\134\011\x\04"), b"a b\\\t\\x\\04");
+    }
+
+    #[test]
+    fn this_machine_can_be_read() {
+        let mounts = Mounts::read().unwrap();
+        assert!(matches!(mounts.use_of(Path::new("/proc")), Some(Use::Covered(_))));
+    }
+}

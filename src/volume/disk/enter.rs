@@ -1,0 +1,183 @@
+//! Reading a sealed disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+
+use super::error::{Context, Error};
+use super::image::{self, DiskImage};
+use super::superblock::Superblock;
+use crate::model::digest::Digest;
+use crate::sys::Dir;
+use crate::sys::dir::stat_fd;
+use crate::sys::lock::Lock;
+use crate::sys::loop_device::{self, Access, LoopDevice};
+use crate::sys::mount::{Ext4, Mount, unmount};
+use crate::sys::process;
+use crate::volume::layout;
+use crate::volume::lease::Lease;
+use crate::volume::seal;
+
+/// A volume that can be read at [`path`](Entered::path), whatever its kind. What was mounted for that goes with it, or with
+/// the process.
+#[derive(Debug)]
+pub struct Entered {
+    path: PathBuf,
+    // Dropped in this order: the mount before what it lies on.
+    mount: Option<Mount>,
+    _device: Option<LoopDevice>,
+    _lock: Option<Lock>,
+    _lease: Option<Lease>,
+}
+
+impl Entered {
+    /// Where the volume is for this process.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Attaches the disk over the directory `over` of this mount namespace, for the processes in it, until the answer is
+    /// dropped.
+    pub fn attach(mut self, over: &Path) -> Result<Attached, Error> {
+        let shown = over.display().to_string();
+        let below = Dir::open(over).context("opening", &shown)?;
+        if let Some(mount) = self.mount.take() {
+            mount.attach(&below).context("mounting over", &shown)?;
+        }
+        let over = over.canonicalize().context("opening", &shown)?;
+        Ok(Attached { over, _entered: self })
+    }
+
+    fn plain(path: &Path) -> Self {
+        Entered { path: path.to_owned(), mount: None, _device: None, _lock: None, _lease: None }
+    }
+}
+
+/// A sealed disk that is mounted over a directory.
+#[derive(Debug)]
+pub struct Attached {
+    over: PathBuf,
+    _entered: Entered,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // What is still in use goes with the namespace.
+        let _ = unmount(&self.over);
+    }
+}
+
+/// Makes a volume readable: a directory with a sealed disk in it, an image file or a block device is mounted read-only, seen
+/// by this process alone; a directory that is the volume itself is left as it is.
+///
+/// Only the file system is mounted. Whether the volume on it is sealed and what it should be is for the reader to ask.
+///
+/// # Errors
+/// A disk that is not sealed, that somebody fills, or that is not what `image.json` says.
+pub fn enter(path: &Path) -> Result<Entered, Error> {
+    let shown = path.display().to_string();
+    let kind = fs::metadata(path).context("opening the volume", &shown)?.file_type();
+    if kind.is_block_device() {
+        let device = File::open(path).context("opening", &shown)?;
+        superblock(&device, &shown)?;
+        return mounted(path, path, None, None, None);
+    }
+    if kind.is_file() {
+        return file(path, &shown);
+    }
+    let below = Dir::open(path).context("opening the volume", &shown)?;
+    if below.try_stat(super::IMAGE).context("examining", &shown)?.is_none() {
+        return Ok(Entered::plain(path));
+    }
+    sealed(&below, path)
+}
+
+/// An image file, with nothing beside it to compare it with.
+fn file(path: &Path, shown: &str) -> Result<Entered, Error> {
+    let image = File::open(path).context("opening", shown)?;
+    superblock(&image, shown)?;
+    attach(path, image, None)
+}
+
+/// A directory with a sealed disk.
+fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
+    let shown = path.join("disk.img").display().to_string();
+    let tampered = |fault: String| Error::Tampered { path: shown.clone(), fault };
+    let file = below.open_file(super::IMAGE).context("opening", &shown)?;
+    let stat = stat_fd(&file).context("examining", &shown)?;
+    if stat.uid != process::ids().0 && stat.uid != 0 {
+        return Err(Error::Other {
+            path: shown,
+            fault: format!("belongs to user {}, who could change it while it is mounted", stat.uid),
+        });
+    }
+    let seal = match below.read_file(layout::CACHE, seal::MAX) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::NotSealed { path: path.display().to_string() });
+        }
+        other => other.context("reading cache.json beside", &shown)?,
+    };
+    let described = below.read_file(super::DESCRIPTION, image::MAX);
+    let described = DiskImage::parse(&described.context("reading image.json beside", &shown)?);
+    let described = described.map_err(tampered)?;
+    let superblock = superblock(&file, &shown)?;
+    if stat.size != described.size || superblock.size > described.size {
+        return Err(tampered(format!("it has {} bytes, image.json says {}", stat.size, described.size)));
+    }
+    if (superblock.uuid, &superblock.label) != (described.uuid, &described.label) {
+        return Err(tampered(format!(
+            "it is the file system {} ({:?}), image.json says {} ({:?})",
+            superblock.uuid, superblock.label, described.uuid, described.label
+        )));
+    }
+    if !superblock.clean {
+        return Err(tampered("it was mounted for writing and not unmounted, or has errors".into()));
+    }
+    if Digest::sha256(&seal) != described.cache_json {
+        return Err(tampered("cache.json beside it is not the one that image.json names".into()));
+    }
+    // A volume that is about to be removed is gone; one without this file is a snapshot that was carried here.
+    let lease = match Lease::shared(below) {
+        Ok(None) => return Err(Error::Locked { path: path.display().to_string() }),
+        Ok(lease) => lease,
+        Err(_) => None,
+    };
+    let entered = attach(path, file, lease)?;
+    let inside = Dir::open(&entered.path).and_then(|root| root.read_file(layout::CACHE, seal::MAX));
+    if inside.context("reading cache.json of", &shown)? != seal {
+        return Err(tampered("cache.json on it is not the one beside it".into()));
+    }
+    Ok(entered)
+}
+
+fn superblock(file: &File, shown: &str) -> Result<Superblock, Error> {
+    let found = Superblock::read(file).context("reading", shown)?;
+    found.ok_or_else(|| Error::Other { path: shown.to_owned(), fault: "is no ext4 file system".into() })
+}
+
+fn attach(path: &Path, image: File, lease: Option<Lease>) -> Result<Entered, Error> {
+    let shown = path.display().to_string();
+    let lock = Lock::try_shared_on(image).context("locking", &shown)?;
+    let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
+    let attached = loop_device::attached(lock.file()).context("looking for loop devices of", &shown)?;
+    if let Some(other) = attached.into_iter().find(|other| other.writes) {
+        return Err(Error::InUse { path: shown, device: other.path.display().to_string() });
+    }
+    let device = LoopDevice::attach(lock.file(), Access::ReadOnly);
+    let device = device.context("attaching a loop device to", &shown)?;
+    let at = device.path().to_owned();
+    mounted(path, &at, Some(device), Some(lock), lease)
+}
+
+fn mounted(
+    path: &Path,
+    at: &Path,
+    device: Option<LoopDevice>,
+    lock: Option<Lock>,
+    lease: Option<Lease>,
+) -> Result<Entered, Error> {
+    let mount = Mount::ext4(at, Ext4::Read)
+        .map_err(|source| Error::Mount { path: path.display().to_string(), source })?;
+    Ok(Entered { path: mount.path(), mount: Some(mount), _device: device, _lock: lock, _lease: lease })
+}

@@ -1,0 +1,35 @@
+//! Whether disks can be made here, and what kind of volume is at a place.
+
+use std::path::Path;
+
+use super::{IMAGE, tools};
+use crate::model::job::VolumeKind;
+use crate::sys::privilege::{Capabilities, Capability};
+use crate::sys::{Dir, loop_device};
+use crate::volume::layout;
+
+/// Says why this process cannot make disks, if it cannot: they are formatted by e2fsprogs, attached to loop devices and
+/// mounted.
+pub fn obstacle() -> Option<String> {
+    match Capabilities::effective() {
+        Ok(capabilities) if capabilities.has(Capability::SysAdmin) => {}
+        Ok(_) => return Some("this process lacks CAP_SYS_ADMIN".to_owned()),
+        Err(e) => return Some(format!("reading the capabilities of this process: {e}")),
+    }
+    if let Err(e) = loop_device::available() {
+        return Some(format!("opening /dev/loop-control: {e}"));
+    }
+    let missing = tools::PROGRAMS.into_iter().find(|program| !tools::is_installed(program));
+    missing.map(|program| format!("{program} (e2fsprogs) is not installed"))
+}
+
+/// What an earlier build at `path` began; nothing where none did.
+pub fn begun(path: &Path) -> Option<VolumeKind> {
+    let root = Dir::open(path).ok()?;
+    let there = |dir: &Dir, name: &[u8]| dir.try_stat(name).is_ok_and(|stat| stat.is_some());
+    let larder = root.open_dir(layout::LARDER).ok();
+    if there(&root, IMAGE) || larder.as_ref().is_some_and(|larder| there(larder, IMAGE)) {
+        return Some(VolumeKind::Disk);
+    }
+    larder.filter(|larder| there(larder, layout::JOB)).map(|_| VolumeKind::Directory)
+}

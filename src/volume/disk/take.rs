@@ -1,0 +1,427 @@
+//! Taking a disk to fill it: whose is it, is anybody else at it, and making it where there is none.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::error::{Context, Error};
+use super::superblock::Superblock;
+use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter, tools};
+use crate::model::digest::Digest;
+use crate::sys::dir::stat_fd;
+use crate::sys::lock::Lock;
+use crate::sys::{Dir, loop_device, process, space};
+use crate::volume::layout;
+
+/// How long the kernel may take to let go of a disk whose builder was killed: it writes out what that had in memory.
+const LETTING_GO: Duration = Duration::from_secs(60);
+
+/// Least size of a disk, bytes; less has no room for an ext4 of this kind.
+const SMALLEST: u64 = 4 << 20;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Directory of the volume, or the device.
+    pub path: &'a Path,
+    /// Identity of the job.
+    pub job: &'a Digest,
+    /// The cap, bytes.
+    pub size: u64,
+    /// Whether the host's space is taken as it is used, and not reserved.
+    pub sparse: bool,
+}
+
+/// What taking a disk gives.
+#[derive(Debug)]
+pub enum Taken {
+    /// It is sealed.
+    Sealed(Entered),
+    /// It is to be filled.
+    Filling(Box<Disk>),
+}
+
+/// A formatted disk that nobody else fills, not mounted.
+#[derive(Debug)]
+pub struct Disk {
+    /// Where it is mounted when it is filled, without links in it.
+    pub(super) at: PathBuf,
+    pub(super) below: Dir,
+    pub(super) place: Place,
+    pub(super) image: Lock,
+    pub(super) name: Name,
+    /// Size of the file system, bytes.
+    pub(super) size: u64,
+    pub(super) sparse: bool,
+    left: Left,
+    _lock: Option<Lock>,
+}
+
+/// What a disk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// `disk.img` in the directory of the volume.
+    Image,
+    /// A block device.
+    Device(PathBuf),
+}
+
+/// In which state it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// There was none: it is empty.
+    New,
+    /// Unmounted in order.
+    Clean,
+    /// Not so, or with faults: what was not synced is not on it.
+    Unclean,
+}
+
+impl Disk {
+    /// In which state it was found.
+    pub fn left(&self) -> Left {
+        self.left
+    }
+
+    /// For messages.
+    pub(super) fn shown(&self) -> String {
+        match &self.place {
+            Place::Image => self.at.join("disk.img").display().to_string(),
+            Place::Device(path) => path.display().to_string(),
+        }
+    }
+
+    /// Empties it: whatever is on it is of no use.
+    pub fn format(&mut self) -> Result<(), Error> {
+        tools::format(self.image.file(), self.size, &self.name)?;
+        self.image.file().sync_all().context("flushing", &self.shown())?;
+        self.left = Left::New;
+        Ok(())
+    }
+}
+
+/// Takes the disk in the directory `request.path`, making directory and disk where they are absent. Nothing is changed in
+/// a directory that is not a disk's of this job.
+pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
+    let path = request.path;
+    let shown = path.display().to_string();
+    check_size(request)?;
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(e).context("creating the volume", &shown);
+        }
+        _ => {}
+    }
+    if fs::symlink_metadata(path).context("examining", &shown)?.is_symlink() {
+        let fault = "is a symbolic link: give the directory that it leads to".to_owned();
+        return Err(Error::Other { path: shown, fault });
+    }
+    let at = path.canonicalize().context("opening the volume", &shown)?;
+    let below = Dir::open(&at).context("opening the volume", &shown)?;
+    refuse_foreign(&below, &shown)?;
+    if below.try_stat(layout::CACHE).context("examining", &shown)?.is_some() {
+        return Ok(Taken::Sealed(enter(&at)?));
+    }
+    let larder = below.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
+    let lock = Lock::try_exclusive(&larder, layout::LOCK).context("locking", &shown)?;
+    let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
+    // Whoever had the lock before may have sealed the disk since it was looked at.
+    if below.try_stat(layout::CACHE).context("examining", &shown)?.is_some() {
+        drop(lock);
+        return Ok(Taken::Sealed(enter(&at)?));
+    }
+    larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
+
+    let name = at.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = tools::name_of(&name, request.job);
+    let size = request.size / BLOCK * BLOCK;
+    let there = below.try_stat(IMAGE).context("examining", &shown)?.is_some();
+    let image =
+        if there { open(&below, &at)? } else { create(&below, &larder, &at, size, request.sparse, &name)? };
+    let mut disk = Disk {
+        at,
+        below,
+        place: Place::Image,
+        image,
+        name,
+        size,
+        sparse: request.sparse,
+        left: Left::New,
+        _lock: Some(lock),
+    };
+    if there {
+        disk.resume()?;
+    }
+    Ok(Taken::Filling(Box::new(disk)))
+}
+
+/// Takes the block device `request.path`. It is formatted where it holds nothing but zeros at both ends, or with `formats`
+/// whatever it holds.
+pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> {
+    let path = request.path;
+    let shown = path.display().to_string();
+    check_size(request)?;
+    let other = |fault: String| Error::Other { path: shown.clone(), fault };
+    if !fs::metadata(path).context("examining", &shown)?.file_type().is_block_device() {
+        return Err(other("is no block device".into()));
+    }
+    // A device that is mounted, or part of something, has a holder, beside which the kernel lets nobody in.
+    match exclusive(path) {
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+            return Err(Error::InUse {
+                path: shown,
+                device: "a mounted file system, or part of another device".into(),
+            });
+        }
+        other => drop(other.context("opening", &shown)?),
+    }
+    let device = File::options().read(true).write(true).open(path).context("opening", &shown)?;
+    let image = Lock::try_exclusive_on(device).context("locking", &shown)?;
+    let image = image.ok_or_else(|| Error::Locked { path: shown.clone() })?;
+    let have = length(image.file()).context("asking for the size of", &shown)? / BLOCK * BLOCK;
+    let need = request.size / BLOCK * BLOCK;
+    // A disk of 20 GiB is one of 20 GiB; no tolerance beyond what partitions cost.
+    if have < need - need / 100 {
+        return Err(Error::TooSmall { path: shown, need, have });
+    }
+    let name = tools::name_of("", request.job);
+    let at = mount_point(&name)?;
+    let below = Dir::open(&at).context("opening", &at.display().to_string())?;
+    let size = have.min(need);
+    let place = Place::Device(path.to_owned());
+    let mut disk = Disk { at, below, place, image, name, size, sparse: false, left: Left::New, _lock: None };
+    let found = Superblock::read(disk.image.file()).context("reading", &shown)?;
+    match found {
+        Some(found) if !formats && found.uuid == disk.name.uuid && found.label == disk.name.label => {
+            disk.resume()?
+        }
+        Some(found) if !formats => {
+            return Err(other(format!(
+                "holds the ext4 {} ({:?}): give another device, or --format-device to lose what is on it",
+                found.uuid, found.label
+            )));
+        }
+        None if !formats && !is_blank(disk.image.file(), have).context("reading", &shown)? => {
+            return Err(other(
+                "holds something: give another device, or --format-device to lose what is on it".into(),
+            ));
+        }
+        _ => disk.format()?,
+    }
+    Ok(disk)
+}
+
+fn check_size(request: &Request<'_>) -> Result<(), Error> {
+    match request.size {
+        SMALLEST.. => Ok(()),
+        size => Err(Error::Size { size }),
+    }
+}
+
+fn exclusive(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    File::options().read(true).write(true).custom_flags(nix::libc::O_EXCL).open(path)
+}
+
+fn length(mut device: &File) -> io::Result<u64> {
+    use std::io::Seek as _;
+    let end = device.seek(io::SeekFrom::End(0))?;
+    device.rewind()?;
+    Ok(end)
+}
+
+/// Whether the first and the last 4 MiB are zeros: partition tables, RAID, LVM, LUKS, ZFS and all file systems have something
+/// there.
+fn is_blank(device: &File, size: u64) -> io::Result<bool> {
+    use std::os::unix::fs::FileExt as _;
+    const ENDS: u64 = 4 << 20;
+    let mut buffer = vec![0; 1 << 20];
+    for start in [0, size.saturating_sub(ENDS)] {
+        let mut at = start;
+        while at < (start + ENDS).min(size) {
+            let read = device.read_at(&mut buffer, at)?;
+            if read == 0 {
+                break;
+            }
+            if buffer[..read].iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+            at += read as u64;
+        }
+    }
+    Ok(true)
+}
+
+/// A directory to mount a device over; empty for everybody else.
+fn mount_point(name: &Name) -> Result<PathBuf, Error> {
+    let path = std::env::temp_dir().join(format!("{}-{}", name.label, std::process::id()));
+    let shown = path.display().to_string();
+    match fs::remove_dir(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context("removing", &shown),
+        _ => {}
+    }
+    fs::create_dir(&path).context("creating", &shown)?;
+    path.canonicalize().context("opening", &shown)
+}
+
+/// Only names of a disk's, and none at all but what mkfs leaves where there is no `.larder` of ours.
+fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
+    let known: [&[u8]; 7] = [
+        layout::LARDER,
+        layout::CACHE,
+        layout::LOST_AND_FOUND,
+        IMAGE,
+        DESCRIPTION,
+        b"cache.json.tmp",
+        b"image.json.tmp",
+    ];
+    let larder = below.try_stat(layout::LARDER).context("examining", shown)?;
+    let ours = larder.is_some_and(|stat| stat.is_dir());
+    for name in below.names().context("listing", shown)? {
+        if ours && name == layout::OVERLAY {
+            let fault = "is a volume of kind directory: give that kind, or another directory".to_owned();
+            return Err(Error::Other { path: shown.to_owned(), fault });
+        }
+        if name != layout::LOST_AND_FOUND && !(ours && known.contains(&&name[..])) {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            return Err(Error::Foreign { path: shown.to_owned(), name });
+        }
+    }
+    Ok(())
+}
+
+/// Opens a disk that is there and waits until the kernel has let go of it.
+fn open(below: &Dir, at: &Path) -> Result<Lock, Error> {
+    let shown = at.join("disk.img").display().to_string();
+    let not_ours = |fault: &str| Error::Other { path: shown.clone(), fault: fault.to_owned() };
+    let facts = below.stat(IMAGE).context("examining", &shown)?;
+    if facts.file_type != crate::sys::FileType::Regular || facts.links != 1 {
+        return Err(not_ours("is no disk of Larder's, but a link or no regular file: remove it"));
+    }
+    let until = Instant::now() + LETTING_GO;
+    loop {
+        let file = below.open_file_to_write(IMAGE).context("opening", &shown)?;
+        if stat_fd(&file).context("examining", &shown)?.uid != process::ids().0 {
+            return Err(not_ours("belongs to another user: remove it"));
+        }
+        let attached = loop_device::attached(&file).context("looking for loop devices of", &shown)?;
+        let lock = Lock::try_exclusive_on(file).context("locking", &shown)?;
+        match (lock, attached.into_iter().next()) {
+            (Some(lock), None) => return Ok(lock),
+            (None, None) if Instant::now() > until => return Err(Error::Locked { path: shown }),
+            (_, Some(other)) if Instant::now() > until => {
+                return Err(Error::InUse { path: shown, device: other.path.display().to_string() });
+            }
+            _ => sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// Makes a disk in `.larder`, where nobody takes it for one, and puts it in its place when it is formatted.
+fn create(below: &Dir, larder: &Dir, at: &Path, size: u64, sparse: bool, name: &Name) -> Result<Lock, Error> {
+    let shown = at.join("disk.img").display().to_string();
+    match larder.unlink(IMAGE) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).context("removing", ".larder/disk.img");
+        }
+        _ => {}
+    }
+    let have = space::free(below).context("asking for free space at", &shown)?;
+    if !sparse && have < size {
+        return Err(Error::HostFull { path: shown, need: size, have });
+    }
+    drop(larder.create_file(IMAGE, 0o600).context("creating", &shown)?);
+    let made = fill(larder, size, sparse, have, &shown).and_then(|image| {
+        tools::format(image.file(), size, name)?;
+        image.file().sync_all().context("flushing", &shown)?;
+        Ok(image)
+    });
+    let placed = made.and_then(|image| {
+        larder.rename_new(IMAGE, below, IMAGE).context("placing", &shown)?;
+        below.sync().context("flushing the directory of", &shown)?;
+        Ok(image)
+    });
+    if placed.is_err() {
+        // The next one removes it as well.
+        let _ = larder.unlink(IMAGE);
+    }
+    placed
+}
+
+fn fill(larder: &Dir, size: u64, sparse: bool, have: u64, shown: &str) -> Result<Lock, Error> {
+    let file = larder.open_file_to_write(IMAGE).context("opening", shown)?;
+    if sparse {
+        file.set_len(size).context("setting the size of", shown)?;
+    } else {
+        reserve(&file, size, have, shown)?;
+    }
+    let lock = Lock::try_exclusive_on(file).context("locking", shown)?;
+    lock.ok_or_else(|| Error::Locked { path: shown.to_owned() })
+}
+
+fn reserve(file: &File, size: u64, have: u64, shown: &str) -> Result<(), Error> {
+    match space::reserve(file, size) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::Other {
+            path: shown.to_owned(),
+            fault: "is on a file system that cannot reserve space (fallocate): give another directory, or --sparse".into(),
+        }),
+        Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            Err(Error::HostFull { path: shown.to_owned(), need: size, have })
+        }
+        Err(e) => Err(e).context("reserving", shown),
+    }
+}
+
+impl Disk {
+    /// Brings a disk that an earlier run left into a state in which it can be mounted.
+    fn resume(&mut self) -> Result<(), Error> {
+        let shown = self.shown();
+        let other = |fault: String| Error::Other { path: shown.clone(), fault };
+        let file = self.image.file();
+        let found = Superblock::read(file).context("reading", &shown)?;
+        let Some(found) =
+            found.filter(|found| found.uuid == self.name.uuid && found.label == self.name.label)
+        else {
+            return Err(other(
+                "is no disk of Larder's, or one of another job: give another directory, or remove it".into(),
+            ));
+        };
+        if found.size > self.size && self.place == Place::Image {
+            return Err(other(format!(
+                "has {} bytes, --size asks for {}: give the same size or a larger one, or another directory",
+                found.size, self.size
+            )));
+        }
+        let checked = tools::repair(file)?;
+        if checked == tools::Found::Broken {
+            return self.format();
+        }
+        self.left = if found.clean && checked == tools::Found::Clean { Left::Clean } else { Left::Unclean };
+        if found.size < self.size {
+            self.grow()?;
+        }
+        Ok(())
+    }
+
+    fn grow(&self) -> Result<(), Error> {
+        let shown = self.shown();
+        let file = self.image.file();
+        if self.place == Place::Image {
+            let have = space::free(&self.below).context("asking for free space at", &shown)?;
+            if self.sparse {
+                file.set_len(self.size).context("setting the size of", &shown)?;
+            } else {
+                let more = self.size - stat_fd(file).context("examining", &shown)?.allocated.min(self.size);
+                if have < more {
+                    return Err(Error::HostFull { path: shown, need: more, have });
+                }
+                reserve(file, self.size, have, &shown)?;
+            }
+        }
+        tools::resize(file, Some(self.size))
+    }
+}

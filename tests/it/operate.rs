@@ -1,0 +1,245 @@
+//! What an operator has of the daemon: its log, its metrics, its configuration, and what it takes up while it runs.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use larder::model::digest::Digest;
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use larder::testing::registry::{Fault, Registry};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::harness::daemon::{Daemon, ROOMY, Tenant};
+use crate::harness::http::send;
+use crate::harness::registry;
+use crate::harness::served::random;
+use crate::harness::{Need, exits, isolated, larder, succeed};
+
+const A: Tenant = Tenant("team-a");
+const B: Tenant = Tenant("team-b");
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn image(seeds: &[u64]) -> Image {
+    let layer =
+        |seed: &u64| Layer::from(LayerBuilder::new().file(format!("f{seed}"), random(*seed, 1 << 20)).gzip());
+    Image::builder(Format::Oci).layers(seeds.iter().map(layer)).build()
+}
+
+fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what}\n{}", daemon.log());
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// All fields of a line of the log, those of the spans around it among them.
+fn fields(line: &str) -> Value {
+    let mut line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    let mut fields = line["fields"].take();
+    for span in line["spans"].as_array().into_iter().flatten() {
+        for (name, value) in span.as_object().unwrap() {
+            fields[name] = value.clone();
+        }
+    }
+    fields
+}
+
+#[test]
+fn logs_for_machines_say_whose_and_what() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        image(&[1]).push(&mut registry, "team/app", "1").unwrap();
+        let [good, bad] = ["1", "none"].map(|tag| format!("{}/team/app:{tag}", registry.host()));
+        let daemon = Daemon::start(&[A], &format!("{ROOMY}log.format = 'json'\nlog.level = 'debug'\n"));
+        let made = daemon.order(A, "web", std::slice::from_ref(&good));
+        daemon.settle(A, &made, "Available", LIMIT);
+        let failed = daemon.order(A, "bad", std::slice::from_ref(&bad));
+        daemon.settle(A, &failed, "Failed", LIMIT);
+        let log = daemon.log();
+        let lines: Vec<Value> = log.lines().map(fields).collect();
+        let line = |wanted: &[(&str, &str)]| {
+            let has = |line: &&Value| wanted.iter().all(|(name, value)| line[name] == *value);
+            lines.iter().find(has).unwrap_or_else(|| panic!("no line has {wanted:?}\n{log}"))
+        };
+        let ordered = line(&[("message", "ordered"), ("cache", &made), ("tenant", A.0)]);
+        let request = ordered["request"].as_str().unwrap();
+        assert!(ordered["images"].as_str().unwrap().contains(&good), "{ordered}");
+        line(&[("message", "answered"), ("request", request), ("tenant", A.0)]);
+        line(&[("message", "resolved"), ("cache", &made), ("tenant", A.0), ("image", &good)]);
+        let why = |line: &&Value| line["cache"] == *failed && line["class"] == "NotFound";
+        let why = lines.iter().find(why).unwrap_or_else(|| panic!("{log}"));
+        assert_eq!(why["tenant"], A.0);
+        assert!(why["images"].as_str().unwrap().contains(&bad), "{why}");
+    });
+}
+
+#[test]
+fn metrics_tell_what_was_done() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1, 2]);
+        image.push(&mut registry, "team/app", "1").unwrap();
+        let blobs: u64 = image.layers.iter().map(|layer| layer.blob.len() as u64).sum();
+        let images = [format!("{}/team/app:1", registry.host())];
+        let token = Digest::sha256(b"scrape");
+        let more = format!(
+            "{ROOMY}api.metrics_token_sha256 = ['{}']\ncaches.build_retry_pause_seconds = 1\n",
+            token.hex()
+        );
+        let daemon = Daemon::start(&[A], &more);
+        // Fetched after a second try, reused, and never to be had.
+        let busy = |times| Fault::Status {
+            path: "/blobs/".into(),
+            status: 503,
+            times,
+            retry_after: Some("0".into()),
+        };
+        registry.fault(busy(1));
+        for name in ["first", "second"] {
+            let id = daemon.order(A, name, &images);
+            daemon.settle(A, &id, "Available", LIMIT);
+        }
+        let id = daemon.order(A, "none", &[format!("{}/team/none:1", registry.host())]);
+        daemon.settle(A, &id, "Failed", LIMIT);
+
+        let scrape = || {
+            let answer =
+                send(daemon.address(), "GET", "/metrics", &[("X-Auth-Token", "scrape")], &[]).unwrap();
+            assert_eq!(answer.status, 200);
+            String::from_utf8(answer.body).unwrap()
+        };
+        let value = |text: &str, name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+        };
+        until(&daemon, "no build is counted as running", || value(&scrape(), "larder_builds_running") == 0.0);
+        let text = scrape();
+        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+        let (fetched, capacity) = (blobs as f64, (20u64 << 40) as f64);
+        let host = registry.host();
+        for (name, wanted) in [
+            ("larder_builds_total{result=\"sealed\"}", 2.0),
+            ("larder_builds_total{result=\"failed\"}", 1.0),
+            ("larder_build_duration_seconds_count", 3.0),
+            ("larder_build_stage_duration_seconds_count{stage=\"seal\"}", 2.0),
+            ("larder_fetched_bytes_total", fetched),
+            ("larder_layers_total{origin=\"fetched\"}", 2.0),
+            ("larder_layers_total{origin=\"reused\"}", 2.0),
+            ("larder_queue_length", 0.0),
+            ("larder_caches{status=\"available\"}", 2.0),
+            ("larder_caches{status=\"failed\"}", 1.0),
+            ("larder_reserved_bytes", (40u64 << 30) as f64),
+            ("larder_capacity_bytes", capacity),
+            (&format!("larder_registry_requests_total{{host=\"{host}\",code=\"503\"}}"), 1.0),
+            (&format!("larder_registry_retries_total{{host=\"{host}\"}}"), 1.0),
+        ] {
+            assert_eq!(value(&text, name), wanted, "{name}\n{text}");
+        }
+        assert!(value(&text, "larder_written_bytes_total") > 1.5 * fetched, "{text}");
+        assert!(value(&text, "larder_content_bytes") > 1.5 * fetched, "{text}");
+    });
+}
+
+#[test]
+fn a_full_queue_says_when_to_come_again() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        let image = image(&[1]);
+        image.push(&mut registry, "team/app", "1").unwrap();
+        let blob = image.layers[0].digest.clone();
+        registry
+            .fault(Fault::StallAt { digest: blob.clone(), offsets: (0..100).map(|n| n * 1000).collect() });
+        let images = [format!("{}/team/app:1", registry.host())];
+        let daemon = Daemon::start(
+            &[A, B],
+            &format!(
+                "{ROOMY}registry.stall_timeout_seconds = 1\ncaches.max_concurrent_builds = 1\ncaches.queue_length = 2\n"
+            ),
+        );
+        daemon.order(A, "first", &images);
+        until(&daemon, "the first is under way", || registry.served(&blob) > 0);
+        let [second, third] =
+            [(A, "second"), (B, "third")].map(|(tenant, name)| daemon.order(tenant, name, &images));
+        let order = json!({"name": "fourth", "images": images, "building_config": {"cluster": "here"}});
+        for tenant in [A, B] {
+            let full = daemon.ask(tenant, "POST", "/v5/imagecaches", Some(&order));
+            let wait: u32 = full.0.header("Retry-After").unwrap().parse().unwrap();
+            assert!((1..=300).contains(&wait), "{wait}");
+            assert_eq!(full.expect(429)["errorCode"], "CCE.01429101");
+        }
+        registry.heal();
+        daemon.settle(A, &second, "Available", LIMIT);
+        daemon.settle(B, &third, "Available", LIMIT);
+        daemon.ask(A, "POST", "/v5/imagecaches", Some(&order)).expect(201);
+    });
+}
+
+#[test]
+fn builders_are_given_what_was_read_again() {
+    isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
+        let registry = registry::Registry::with_password();
+        let images = [registry.push(&image(&[1]), "team/private", "1")];
+        let daemon = Daemon::start(&[A], ROOMY);
+        let order = |name: &str| {
+            let order = json!({
+                "name": name, "images": images,
+                "building_config": {"cluster": "here", "image_pull_secrets": ["team-a:registry"]},
+            });
+            let answer = daemon.ask(A, "POST", "/v5/imagecaches", Some(&order)).expect(201);
+            answer["image_cache"]["id"].as_str().unwrap().to_owned()
+        };
+        daemon.settle(A, &order("before"), "Failed", LIMIT);
+        let elsewhere = daemon.config().with_file_name("elsewhere");
+        let secret = elsewhere.join("team-a/registry");
+        fs::create_dir_all(&secret).unwrap();
+        fs::copy(registry.docker_config().join("config.json"), secret.join(".dockerconfigjson")).unwrap();
+        let text = fs::read_to_string(daemon.config()).unwrap();
+        let (old, new) = (daemon.secrets().display().to_string(), elsewhere.display().to_string());
+        fs::write(daemon.config(), text.replace(&old, &new)).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        until(&daemon, "it is read again", || daemon.log().contains("was read again"));
+        daemon.settle(A, &order("after"), "Available", LIMIT);
+    });
+}
+
+#[test]
+fn a_configuration_is_shown_and_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("larder.toml");
+    let config = |action: &str| {
+        let mut command = larder();
+        command.args(["config", action, "--config"]).arg(&file);
+        command.env("LARDER_CACHES__MAX_CONCURRENT_BUILDS", "7");
+        command
+    };
+    let hash = Digest::sha256(b"a token");
+    fs::write(
+        &file,
+        format!(
+            "[[tenant]]\nname = 'team-a'\ntoken_sha256 = ['{}']\n[api]\nheader_timeout_seconds = 3\n",
+            hash.hex()
+        ),
+    )
+    .unwrap();
+    succeed(&mut config("check"));
+    let shown = succeed(&mut config("show"));
+    for line in
+        ["header_timeout_seconds = 3", "max_concurrent_builds = 7", "name = \"team-a\"", "retries = 8"]
+    {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    // What is shown is a configuration, the same.
+    fs::write(&file, &shown).unwrap();
+    assert_eq!(succeed(&mut config("show")), shown);
+
+    fs::write(&file, "surprise = 1\n[caches]\nbuild_nice = 20\n[state]\ndir = 'here'\n").unwrap();
+    for action in ["check", "show"] {
+        let said = exits(64, &mut config(action));
+        for fault in ["surprise", "caches.build_nice", "state.dir"] {
+            assert!(said.contains(fault), "{fault}: {said}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! A daemon whose caches are disks.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use larder::testing::image::{Format, Image, Layer, busybox};
+use larder::testing::layer::LayerBuilder;
+use larder::testing::registry::{Fault, Registry};
+use serde_json::Value;
+
+use crate::harness::daemon::{Daemon, Tenant, on_disks};
+use crate::harness::podman::Podman;
+use crate::harness::registry as docker;
+use crate::harness::served::random;
+use crate::harness::{Need, isolated, larder, succeed};
+use crate::served::{TOOLS, let_go, loops, occupied, with_disks};
+
+const TEAM: Tenant = Tenant("team");
+const SOON: Duration = Duration::from_secs(60);
+
+fn image(seed: u64) -> Image {
+    let shared = Layer::from(LayerBuilder::new().file("shared", random(1, 3 << 20)).gzip());
+    let own = Layer::from(LayerBuilder::new().dir("d").file("d/own", random(seed, 1 << 20)).gzip());
+    Image::builder(Format::Oci).layers([shared, own]).build()
+}
+
+fn disk(daemon: &Daemon, id: &str, generation: u32) -> PathBuf {
+    let state = daemon.state().canonicalize().unwrap();
+    state.join("tenants/team/volumes").join(format!("{id}.{generation}"))
+}
+
+fn snapshots(daemon: &Daemon, id: &str) -> Vec<Value> {
+    let answer = daemon.ask(TEAM, "GET", &format!("/larder/v1/caches/{id}/snapshots"), None).expect(200);
+    answer["snapshots"].as_array().unwrap().clone()
+}
+
+fn gone(daemon: &Daemon, id: &str) {
+    let path = format!("/v5/imagecaches/{id}");
+    daemon.ask(TEAM, "DELETE", &path, None).expect(202);
+    let started = std::time::Instant::now();
+    while daemon.ask(TEAM, "GET", &path, None).0.status != 404 {
+        assert!(started.elapsed() < SOON, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn from_order_to_deletion() {
+    with_disks(|| {
+        let mut registry = Registry::spawn();
+        image(2).push(&mut registry, "app", "1").unwrap();
+        let reference = format!("{}/app:1", registry.host());
+        let mut daemon = Daemon::start(&[TEAM], &on_disks());
+        let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
+        daemon.settle(TEAM, &id, "Available", SOON);
+        let first = disk(&daemon, &id, 1);
+        let image_file = first.join("disk.img");
+        assert_eq!(fs::metadata(&image_file).unwrap().len(), 20 << 30, "exactly what was asked for");
+        assert!(occupied(&image_file) < 1 << 30, "sparse, as was asked for");
+        assert!(daemon.children().is_empty());
+        let_go(&first);
+        succeed(larder().arg("verify").arg(&first));
+
+        // The layer that did not change is taken from the disk that is served, and the tag's new one is fetched.
+        let new = image(3);
+        new.push(&mut registry, "app", "1").unwrap();
+        registry.forget();
+        daemon.ask(TEAM, "POST", &format!("/larder/v1/caches/{id}/refresh"), None).expect(202);
+        let served = || snapshots(&daemon, &id).iter().find(|s| s["served"] == true).cloned();
+        let started = std::time::Instant::now();
+        while served().is_none_or(|snapshot| snapshot["generation"] != 2) {
+            assert!(started.elapsed() < SOON, "{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(served().unwrap()["kind"], "disk");
+        let seen = registry.seen();
+        let fetched = |digest: &str| seen.iter().any(|request| request.path.contains(digest));
+        assert!(fetched(new.layers[1].digest.hex()), "{seen:?}");
+        assert!(!fetched(new.layers[0].digest.hex()), "{seen:?}");
+
+        // Attached by hand, as anybody may: a loop device keeps it.
+        let second = disk(&daemon, &id, 2);
+        let device = succeed(
+            Command::new("losetup").args(["--find", "--show", "--read-only"]).arg(second.join("disk.img")),
+        );
+        let path = format!("/v5/imagecaches/{id}");
+        daemon.ask(TEAM, "DELETE", &path, None).expect(202);
+        std::thread::sleep(Duration::from_millis(500));
+        let waits = daemon.ask(TEAM, "GET", &path, None).expect(200);
+        assert_eq!(waits["image_cache"]["status"], "Deleting");
+        assert!(waits["image_cache"]["message"].as_str().unwrap().contains("in use"), "{waits}");
+        succeed(Command::new("losetup").arg("--detach").arg(device.trim()));
+        gone(&daemon, &id);
+        assert_eq!(loops(&daemon.state().canonicalize().unwrap()), Vec::<String>::new());
+        daemon.stop();
+        assert!(!second.exists());
+    });
+}
+
+#[test]
+fn a_daemon_that_is_killed_goes_on_with_the_disk() {
+    with_disks(|| {
+        let mut registry = Registry::spawn();
+        let app = image(4);
+        app.push(&mut registry, "app", "1").unwrap();
+        let reference = format!("{}/app:1", registry.host());
+        let mut daemon = Daemon::start(&[TEAM], &on_disks());
+        registry.fault(Fault::StallAt { digest: app.layers[1].digest.clone(), offsets: vec![1000] });
+        let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
+        let started = std::time::Instant::now();
+        let committed = |daemon: &Daemon| {
+            let answer = daemon.ask(TEAM, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200);
+            answer["details"]["layers"].as_array().unwrap().iter().any(|layer| layer["state"] == "committed")
+        };
+        while !committed(&daemon) {
+            assert!(started.elapsed() < SOON, "{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        daemon.kill();
+        let_go(&disk(&daemon, &id, 1));
+        registry.heal();
+        daemon.restart();
+        daemon.settle(TEAM, &id, "Available", SOON);
+        succeed(larder().arg("verify").arg(disk(&daemon, &id, 1)));
+    });
+}
+
+#[test]
+fn a_container_starts_from_the_disk_of_a_daemon() {
+    let needs = ["docker-registry", "podman", "busybox"].map(Need::Program);
+    isolated(&[&TOOLS[..], &needs].concat(), || {
+        let registry = docker::Registry::open();
+        let shell = Image::builder(Format::Oci).layer(busybox().unwrap()).build();
+        let reference = registry.push(&shell, "team/shell", "1");
+        let daemon = Daemon::start(&[TEAM], &on_disks());
+        let id = daemon.order(TEAM, "web", std::slice::from_ref(&reference));
+        daemon.settle(TEAM, &id, "Available", SOON);
+        let at = tempfile::tempdir().unwrap();
+        let image = disk(&daemon, &id, 1).join("disk.img");
+        succeed(Command::new("mount").args(["-o", "loop,ro,noload,nodev,nosuid"]).arg(image).arg(at.path()));
+        assert_eq!(Podman::new().run(at.path(), &reference, &["/bin/echo", "hello"]), "hello\n");
+    });
+}

@@ -1,0 +1,25 @@
+//! What takes root: volumes on disks of their own, filled to the last block, killed, cut off and tampered with.
+//!
+//! A machine without root, loop devices or a program that a test needs skips it with a message, and fails where
+//! `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+#[path = "../it"]
+#[allow(dead_code, unused_imports, reason = "the harness of the other tests, of which these use a part")]
+mod it {
+    pub(crate) mod harness;
+}
+
+use it::harness;
+
+mod block;
+mod crash;
+mod daemon;
+mod disk;
+mod full;
+mod host;
+mod hostile;
+mod leaks;
+mod reuse;
+mod served;

@@ -1,0 +1,111 @@
+//! Builds into disks, and what is left of them on the machine.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use serde_json::Value;
+
+use crate::harness::served::{Running, Served, random};
+use crate::harness::{Need, isolated};
+
+pub(crate) const MIB: u64 = 1 << 20;
+/// The smallest disk of the tests.
+pub(crate) const SIZE: u64 = 64 * MIB;
+pub(crate) const TOOLS: [Need; 1] = [Need::Program("mkfs.ext4")];
+
+/// Runs `test` where nothing that it mounts outlives it.
+pub(crate) fn with_disks(test: impl FnOnce() + Send + 'static) {
+    isolated(&TOOLS, test);
+}
+
+/// Layers that do not compress, one upon the other, `kib` KiB and a little more in each.
+pub(crate) fn image(layers: u64, kib: usize) -> Image {
+    let layer = |seed: u64| {
+        let builder = LayerBuilder::new().dir("d").file(format!("d/{seed}"), random(seed, kib << 10));
+        let builder = builder.file("again", format!("{seed}")).file("again", format!("{seed} again"));
+        Layer::from(builder.symlink("d/link", format!("{seed}")).whiteout("d/none").gzip())
+    };
+    Image::builder(Format::Oci).layers((0..layers).map(layer)).build()
+}
+
+/// A build of all images of `served` into a disk of `size` bytes.
+pub(crate) fn build(served: &Served, volume: &Path, size: u64) -> Command {
+    let mut command = served.build(volume, size);
+    command.args(["--volume-kind", "disk"]);
+    command
+}
+
+/// A build that runs, with its events in a file.
+pub(crate) struct Filling {
+    pub(crate) keeper: Running,
+    events: PathBuf,
+}
+
+impl Filling {
+    pub(crate) fn start(command: &mut Command, events: PathBuf) -> Self {
+        let output = fs::File::create(&events).unwrap();
+        let child = command.args(["--output", "json"]).stdout(output).stderr(Stdio::null()).spawn().unwrap();
+        Filling { keeper: Running::of(child), events }
+    }
+
+    /// Waits until `count` events of this kind were told; false where the build ended before.
+    pub(crate) fn told(&mut self, kind: &str, count: usize) -> bool {
+        let events = self.events.clone();
+        let kind = format!("\"event\":\"{kind}\"");
+        self.keeper.until(|| fs::read_to_string(&events).unwrap_or_default().matches(&kind).count() >= count)
+    }
+
+    /// The process that fills the disk, if there is one now.
+    pub(crate) fn filler(&self) -> Option<i32> {
+        let own = self.keeper.pid().as_raw().to_string();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(pid) = entry.file_name().to_str().unwrap_or_default().parse() else { continue };
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent =
+                stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1).map(str::to_owned));
+            if parent.as_deref() == Some(&own) {
+                return Some(pid);
+            }
+        }
+        None
+    }
+}
+
+/// The events of a finished build.
+pub(crate) fn events(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Loop devices whose file lies below `dir`.
+pub(crate) fn loops(dir: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/block").unwrap().flatten() {
+        let file = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if Path::new(file.trim_end().trim_end_matches(" (deleted)")).starts_with(dir) {
+            found.push(entry.file_name().into_string().unwrap());
+        }
+    }
+    found
+}
+
+/// Waits until the kernel has let go of everything below `dir`.
+pub(crate) fn let_go(dir: &Path) {
+    let started = Instant::now();
+    while !loops(dir).is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(30), "{:?} stay attached", loops(dir));
+        sleep(Duration::from_millis(20));
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(dir.to_str().unwrap()), "{mounts}");
+}
+
+/// Bytes that a file occupies.
+pub(crate) fn occupied(file: &Path) -> u64 {
+    fs::metadata(file).unwrap().blocks() * 512
+}
