@@ -250,6 +250,11 @@ impl Cluster {
         self.shared.write(|state| state.driver.decide(fate));
     }
 
+    /// The storage takes all snapshots from now on, also those that it has refused or not answered.
+    pub fn heal_snapshots(&self) {
+        self.shared.write(|state| state.driver.heal());
+    }
+
     /// What the storage has under a handle.
     pub fn stored(&self, handle: &str) -> Option<Stored> {
         self.shared.read(|state| state.driver.snapshot(handle).cloned())

@@ -32,6 +32,9 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// Most bytes of a body (apiserver pkg/server/config.go, MaxRequestBodyBytes).
 const MAX_BODY: usize = 3 << 20;
 
+/// How long a body that is to break off waits, so that what comes before is sent.
+pub(super) const FLUSH: Duration = Duration::from_millis(20);
+
 /// A request as it is understood.
 struct Call {
     route: Route,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::components::kubelet::Tail;
 use super::fault::Harm;
-use super::http::Body;
+use super::http::{Body, FLUSH};
 use super::kind::Id;
 use super::object::{list, meta, text};
 use super::route::{Query, Route};
@@ -60,6 +60,8 @@ pub(super) fn body(
             std::future::pending::<()>().await;
         }
         if left == 0 {
+            // What was said before is to arrive.
+            tokio::time::sleep(FLUSH).await;
             return Some((Err(io::ErrorKind::ConnectionReset.into()), (tail, left)));
         }
         let piece = tail.next().await?;

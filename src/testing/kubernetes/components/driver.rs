@@ -75,6 +75,12 @@ impl Driver {
         self.decided.entry(uid.to_owned()).or_insert_with(|| fates.pop_front())
     }
 
+    /// The storage is well again: what was refused or not answered is done at the next try.
+    pub(in super::super) fn heal(&mut self) {
+        self.fates.clear();
+        self.decided.clear();
+    }
+
     /// The directory of a volume.
     pub(in super::super) fn volume(&self, handle: &str) -> PathBuf {
         self.root.join("volumes").join(handle)

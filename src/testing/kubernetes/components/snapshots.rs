@@ -278,6 +278,11 @@ fn sync_content(state: &mut State, content: &Arc<Value>) {
                 state.driver.delete_snapshot(text(content, "/status/snapshotHandle"));
             }
             state.amend(&id, false, SIDECAR, |content| set_finalizer(content, CONTENT_BOUND, false));
+            return;
+        }
+        // Asked for, and not answered: it asks on until it knows.
+        if annotated(BEING_CREATED) {
+            take(state, &id, content);
         }
         return;
     }

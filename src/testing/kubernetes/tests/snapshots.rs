@@ -242,6 +242,12 @@ async fn errors_heal_or_do_not() {
     world.snapshots(NAMESPACE).delete("hangs", &DeleteParams::default()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(world.snapshots(NAMESPACE).get_opt("hangs").await.unwrap().is_some());
+    world.cluster.heal_snapshots();
+    world.gone(NAMESPACE, "hangs").await;
+    until("nothing but what is known is stored", async || {
+        (world.cluster.stored_snapshots() == 2).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
@@ -122,7 +122,7 @@ async fn run(mut order: Order) -> Exit {
             return Exit { code: 128, reason: "StartError", message };
         }
     };
-    let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+    let process = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let heard = async { tokio::join!(hear(out, &order.log), hear(err, &order.log)) };
     let mut out_of_memory = false;
@@ -133,11 +133,12 @@ async fn run(mut order: Order) -> Exit {
                 status = child.wait() => return status,
                 Some(kill) = order.kill.recv() => {
                     out_of_memory |= kill == Kill::OutOfMemory;
-                    let signal = if kill == Kill::Ask { Signal::SIGTERM } else { Signal::SIGKILL };
-                    if let Some(group) = group.filter(|_| !asked || kill != Kill::Ask) {
-                        // It may have ended meanwhile.
-                        let _ = killpg(group, signal);
-                    }
+                    // The runtime asks the first process alone; with it all others end (runc kill, a cgroup's end).
+                    let _ = match (kill, process) {
+                        (Kill::Ask, Some(process)) if !asked => signal::kill(process, Signal::SIGTERM),
+                        (Kill::Now | Kill::OutOfMemory, Some(process)) => signal::killpg(process, Signal::SIGKILL),
+                        _ => Ok(()),
+                    };
                     asked = true;
                 }
             }
