@@ -20,12 +20,14 @@
 
 mod access;
 mod builtin;
+mod components;
 mod custom;
 mod discovery;
 mod fault;
 mod fields;
 mod http;
 mod kind;
+mod logs;
 mod managed;
 mod object;
 mod read;
@@ -34,6 +36,7 @@ mod rules;
 mod select;
 mod server;
 mod shape;
+mod snapshot_kinds;
 mod status;
 mod store;
 mod watch;
@@ -44,14 +47,18 @@ mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use kube::config::AuthInfo;
 use kube::{Client, Config};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::oneshot;
 
+pub use components::Timing;
+pub use components::driver::{DRIVER, SnapshotFate, Stored};
+pub use components::kubelet::Node;
 pub use fault::{Fault, Harm, Meets, Seen};
 
 use kind::Id;
@@ -66,6 +73,8 @@ pub struct Cluster {
     shared: Arc<Shared>,
     admin: String,
     _stop: oneshot::Sender<()>,
+    /// Volumes, snapshots and pods.
+    root: TempDir,
 }
 
 impl fmt::Debug for Cluster {
@@ -83,8 +92,14 @@ impl Default for Cluster {
 impl Cluster {
     /// Starts a server on a free port of 127.0.0.1, on a thread of its own. It has the namespaces of a new cluster.
     pub fn new() -> Self {
+        Cluster::with_timing(Timing::default())
+    }
+
+    /// The same, in which things take as long as is said.
+    pub fn with_timing(timing: Timing) -> Self {
         let (listener, address) = server::listen();
-        let mut state = State::new();
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let mut state = State::new(root.path(), timing);
         let admin = state.access.issue(access::ADMIN);
         let shared = Shared::new(state);
         let (stop, stopped) = oneshot::channel();
@@ -93,12 +108,13 @@ impl Cluster {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime can be started").block_on(async move {
                 tokio::select! {
-                    () = server::serve(listener, served) => {}
+                    () = server::serve(listener, Arc::clone(&served)) => {}
+                    () = components::run(served) => {}
                     _ = stopped => {}
                 }
             });
         });
-        let cluster = Cluster { address, shared, admin, _stop: stop };
+        let cluster = Cluster { address, shared, admin, _stop: stop, root };
         for name in ["default", "kube-system"] {
             cluster.install(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
         }
@@ -183,6 +199,80 @@ impl Cluster {
     pub fn peek_all(&self, group: &str, plural: &str, namespace: &str) -> Vec<Value> {
         self.shared
             .read(|state| state.all(group, plural, namespace).map(|object| object.as_ref().clone()).collect())
+    }
+
+    /// Adds a node, ready to run pods.
+    pub fn add_node(&self, node: Node) {
+        self.shared.write(|state| state.add_node(node));
+    }
+
+    /// A machine is switched off: its pods end and nobody tells. After [`Timing::eviction`] they are deleted, and stay.
+    pub fn lose_node(&self, name: &str) {
+        self.shared.write(|state| state.lose_node(name));
+    }
+
+    /// A node that is no more: its pods fail, and go.
+    pub fn remove_node(&self, name: &str) {
+        self.shared.write(|state| state.remove_node(name));
+    }
+
+    /// Kills the container of a pod, as the kernel does when memory has run out, or otherwise.
+    pub fn kill(&self, namespace: &str, pod: &str, out_of_memory: bool) {
+        self.shared.write(|state| {
+            if let Some(pod) = state.get(&Id::new("", "pods", namespace, pod)) {
+                state.node.kill(meta(pod, "uid"), out_of_memory);
+            }
+        });
+    }
+
+    /// Installs the snapshot kinds, a storage class and a snapshot class, both named `csi`, for the driver [`DRIVER`].
+    pub fn install_storage(&self, deletion_policy: &str) {
+        for definition in snapshot_kinds::definitions() {
+            self.install(&definition);
+        }
+        self.install(&json!({
+            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "csi"},
+            "provisioner": DRIVER,
+        }));
+        self.install(&json!({
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotClass", "metadata": {"name": "csi"},
+            "driver": DRIVER, "deletionPolicy": deletion_policy,
+        }));
+    }
+
+    /// Puts volumes that are made from now on below another directory, for example of a small file system.
+    pub fn put_volumes(&self, root: &Path) {
+        self.shared.write(|state| state.driver.move_to(root));
+    }
+
+    /// Decides about the next snapshot that has no fate yet.
+    pub fn decide_snapshot(&self, fate: SnapshotFate) {
+        self.shared.write(|state| state.driver.decide(fate));
+    }
+
+    /// The storage takes all snapshots from now on, also those that it has refused or not answered.
+    pub fn heal_snapshots(&self) {
+        self.shared.write(|state| state.driver.heal());
+    }
+
+    /// What the storage has under a handle.
+    pub fn stored(&self, handle: &str) -> Option<Stored> {
+        self.shared.read(|state| state.driver.snapshot(handle).cloned())
+    }
+
+    /// How many snapshots the storage has.
+    pub fn stored_snapshots(&self) -> usize {
+        self.shared.read(|state| state.driver.snapshots())
+    }
+
+    /// The directory of a volume of the driver.
+    pub fn volume(&self, handle: &str) -> PathBuf {
+        self.shared.read(|state| state.driver.volume(handle))
+    }
+
+    /// Where volumes, snapshots and pods are.
+    pub fn root(&self) -> &Path {
+        self.root.path()
     }
 
     /// Lets something go wrong.

@@ -17,6 +17,7 @@ use super::access::Attributes;
 use super::discovery;
 use super::fault::{Harm, Seen};
 use super::kind::Kind;
+use super::logs;
 use super::read::{self, ListOptions, Scope};
 use super::route::{Query, Route};
 use super::select::Selection;
@@ -30,6 +31,9 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Most bytes of a body (apiserver pkg/server/config.go, MaxRequestBodyBytes).
 const MAX_BODY: usize = 3 << 20;
+
+/// How long a body that is to break off waits, so that what comes before is sent.
+pub(super) const FLUSH: Duration = Duration::from_millis(20);
 
 /// A request as it is understood.
 struct Call {
@@ -168,6 +172,10 @@ fn carry_out(call: &Call, shared: &Arc<Shared>, harm: Option<&Harm>) -> Result<R
     if call.verb == "watch" {
         let body = watch::body(shared, scope, query, call.partial, harm)?;
         return Ok(response(200, "application/json", body));
+    }
+    if kind.is("", "pods") && route.subresource == "log" && call.verb == "get" {
+        let body = shared.read(|state| logs::body(state, route, query, harm))?;
+        return Ok(response(200, "text/plain", body));
     }
     let mut answer = shared.write(|state| change(state, call, &scope))?;
     if call.partial {

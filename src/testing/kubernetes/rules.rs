@@ -16,6 +16,9 @@ use super::status::{Cause, Refusal};
 use super::store::State;
 use super::write::definition;
 
+pub(super) use admission::usage;
+pub(super) use claim::bytes;
+
 /// Fills in defaults (pkg/apis/*/defaults.go) and what a kind's strategy sets.
 pub(super) fn default(state: &State, kind: &Kind, object: &mut Value) {
     if let Form::Custom(custom) = &kind.form {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::kind::Kind;
-use super::object::{meta, text};
+use super::object::text;
 use super::status::Refusal;
 
 /// Which objects of a list or watch are meant.
@@ -125,9 +125,4 @@ fn requirement(term: &str) -> Result<Requirement, String> {
         None if term.contains(char::is_whitespace) => Err(term.to_owned()),
         None => Ok(Requirement::Exists(term.to_owned())),
     }
-}
-
-/// Whether an object is in a namespace; all of them where none is asked for.
-pub(super) fn within(object: &Value, namespace: &str) -> bool {
-    namespace.is_empty() || meta(object, "namespace") == namespace
 }

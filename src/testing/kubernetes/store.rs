@@ -1,12 +1,16 @@
 //! What the server keeps: every object, and every change since the last compaction.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::access::Access;
 use super::builtin;
+use super::components::driver::Driver;
+use super::components::kubelet::Nodes;
+use super::components::{Timers, Timing};
 use super::fault::Faults;
 use super::kind::{Form, Id, Kind};
 use super::object::{metadata, text};
@@ -37,10 +41,15 @@ pub(super) struct State {
     pub(super) pages: HashMap<String, Page>,
     pub(super) access: Access,
     pub(super) faults: Faults,
+    pub(super) timing: Timing,
+    pub(super) timers: Timers,
+    pub(super) node: Nodes,
+    pub(super) driver: Driver,
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    /// An empty one; volumes and pods are put below `root`.
+    pub(super) fn new(root: &Path, timing: Timing) -> Self {
         State {
             // Zero means "any version" to a reader, so a server never has it.
             revision: 100,
@@ -51,6 +60,10 @@ impl State {
             pages: HashMap::new(),
             access: Access::default(),
             faults: Faults::default(),
+            timing,
+            timers: Timers::default(),
+            node: Nodes::new(root),
+            driver: Driver::new(root),
         }
     }
 

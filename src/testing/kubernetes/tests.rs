@@ -3,8 +3,12 @@
 
 mod access;
 mod apply;
+mod custom;
 mod faults;
+mod garbage;
 mod objects;
+mod pods;
+mod snapshots;
 mod watches;
 
 use std::path::PathBuf;

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::fault::Harm;
-use super::http::Body;
+use super::http::{Body, FLUSH};
 use super::read::{self, Scope};
 use super::route::Query;
 use super::server::{Shared, Wake};
@@ -140,7 +140,7 @@ impl Watch {
     async fn next(&mut self) -> Option<io::Result<String>> {
         loop {
             if let Some(line) = self.lines.pop_front().filter(|_| !self.silent) {
-                return Some(self.cut(line));
+                return Some(self.cut(line).await);
             }
             if self.over {
                 return None;
@@ -178,9 +178,12 @@ impl Watch {
     }
 
     /// Ends the connection in the middle of this line, when it is the one that is to be cut.
-    fn cut(&mut self, line: String) -> io::Result<String> {
+    async fn cut(&mut self, line: String) -> io::Result<String> {
         match &mut self.cut_after {
-            Some(0) => Err(io::ErrorKind::ConnectionReset.into()),
+            Some(0) => {
+                tokio::time::sleep(FLUSH).await;
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
             Some(1) => {
                 self.cut_after = Some(0);
                 self.lines.push_front(String::new());

@@ -53,7 +53,7 @@ fn costs(kind: &Kind, object: &Value) -> BTreeMap<String, u64> {
 }
 
 /// What a namespace uses of a resource.
-pub(super) fn usage(state: &State, namespace: &str, resource: &str) -> u64 {
+pub(in super::super) fn usage(state: &State, namespace: &str, resource: &str) -> u64 {
     let used = state.kinds.iter().filter(|kind| kind.namespaced).flat_map(|kind| {
         let objects = state.all(&kind.group, &kind.plural, namespace);
         objects.filter_map(|object| costs(kind, object).remove(resource))

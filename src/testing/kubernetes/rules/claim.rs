@@ -101,7 +101,7 @@ pub(super) fn validate(_: &State, object: &Value, old: Option<&Value>, causes: &
 }
 
 /// A quantity in whole bytes (apimachinery pkg/api/resource/quantity.go), without exponents.
-pub(super) fn bytes(quantity: &str) -> Option<u64> {
+pub(in super::super) fn bytes(quantity: &str) -> Option<u64> {
     let digits = quantity.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(quantity.len());
     let (number, unit) = quantity.split_at(digits);
     let shift = match unit {

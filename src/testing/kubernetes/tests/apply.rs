@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 use kube::api::{Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use super::{Place, refused, typed};
+use super::{Place, refused, typed, until};
 
 fn config_map(data: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": data})
@@ -71,10 +71,17 @@ async fn lists_are_merged_by_their_keys() {
         }})
     };
     let params = PatchParams::apply("larder").force();
-    let made =
-        api.patch("a", &params, &Patch::Apply(&job(json!([{"name": "A", "value": "1"}])))).await.unwrap();
-    let same =
-        api.patch("a", &params, &Patch::Apply(&job(json!([{"name": "A", "value": "1"}])))).await.unwrap();
+    let apply = async || {
+        let job = job(json!([{"name": "A", "value": "1"}]));
+        api.patch("a", &params, &Patch::Apply(&job)).await.unwrap()
+    };
+    apply().await;
+    let made = until("its controller has seen it", async || {
+        let job = api.get("a").await.unwrap();
+        job.status.as_ref()?.conditions.is_some().then_some(job)
+    })
+    .await;
+    let same = apply().await;
     assert_eq!(made.resource_version(), same.resource_version());
     assert_eq!(same.metadata.generation, Some(1));
     // Unsuspended by the one field alone: what else it applied goes, which a template does not allow.

@@ -52,9 +52,14 @@ impl DeleteOptions {
         })
     }
 
-    /// Deletion at once, of this very object.
+    /// Deletion of this very object.
+    pub(in super::super) fn of(uid: &str) -> Self {
+        DeleteOptions { uid: uid.to_owned(), ..DeleteOptions::default() }
+    }
+
+    /// Deletion of this very object without a grace period.
     pub(in super::super) fn now(uid: &str) -> Self {
-        DeleteOptions { uid: uid.to_owned(), grace: Some(0), ..DeleteOptions::default() }
+        DeleteOptions { grace: Some(0), ..DeleteOptions::of(uid) }
     }
 
     /// The same, with a propagation policy.

@@ -1,0 +1,205 @@
+//! Custom resources: what their schema refuses, drops and fills in.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::crd::CustomResourceExt as _;
+use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, CustomResource, KubeSchema, ResourceExt as _};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Place, refused, typed, until};
+
+#[derive(Clone, Debug, CustomResource, KubeSchema, Serialize, Deserialize)]
+#[kube(
+    group = "fake.larder.dev",
+    version = "v1",
+    kind = "Pantry",
+    plural = "pantries",
+    namespaced,
+    status = "State"
+)]
+#[x_kube(validation = Rule::new("self.shelves == oldSelf.shelves").message("shelves never change"))]
+struct PantrySpec {
+    #[schemars(length(min = 1, max = 3), inner(length(min = 1, max = 8)))]
+    shelves: Vec<String>,
+    #[serde(default = "two")]
+    #[schemars(range(min = 1, max = 9))]
+    doors: u32,
+    owner: Option<String>,
+}
+
+fn two() -> u32 {
+    2
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+struct State {
+    full: bool,
+}
+
+async fn defined(place: &Place) {
+    let api: Api<CustomResourceDefinition> = Api::all(place.client.clone());
+    let made = api.create(&PostParams::default(), &Pantry::crd()).await;
+    if let Err(kube::Error::Api(status)) = made {
+        assert!(status.is_already_exists(), "{status}");
+    }
+    until("the kind is served", async || place.api::<Pantry>().list(&Default::default()).await.ok()).await;
+}
+
+fn pantry(spec: Value) -> DynamicObject {
+    typed(
+        json!({"apiVersion": "fake.larder.dev/v1", "kind": "Pantry", "metadata": {"name": "a"}, "spec": spec}),
+    )
+}
+
+fn raw(place: &Place) -> Api<DynamicObject> {
+    let resource = ApiResource::from_gvk_with_plural(
+        &GroupVersionKind::gvk("fake.larder.dev", "v1", "Pantry"),
+        "pantries",
+    );
+    Api::namespaced_with(place.client.clone(), &place.namespace, &resource)
+}
+
+#[tokio::test]
+async fn a_schema_holds() {
+    let place = Place::new().await;
+    assert_eq!(refused(place.api::<Pantry>().list(&Default::default()).await).code, 404);
+    defined(&place).await;
+    let api = raw(&place);
+    let post = PostParams::default();
+    for (spec, field) in [
+        (json!({}), "spec.shelves: Required value"),
+        (json!({"shelves": []}), "spec.shelves in body should have at least 1 items"),
+        (json!({"shelves": ["a", "b", "c", "d"]}), "spec.shelves: Too many: 4: must have at most 3 items"),
+        (json!({"shelves": ["far too long"]}), "spec.shelves[0]: Too long: may not be more than 8"),
+        (json!({"shelves": [1]}), "spec.shelves[0] in body must be of type string"),
+        (json!({"shelves": ["a"], "doors": 0}), "spec.doors in body should be greater than or equal to 1"),
+        (json!({"shelves": ["a"], "doors": "x"}), "spec.doors in body must be of type integer"),
+    ] {
+        let status = refused(api.create(&post, &pantry(spec)).await);
+        assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
+        assert!(status.message.contains(field), "{field}: {}", status.message);
+    }
+    let made = api.create(&post, &pantry(json!({"shelves": ["a"], "windows": 3}))).await.unwrap();
+    assert_eq!(made.data["spec"], json!({"shelves": ["a"], "doors": 2}));
+    assert_eq!(made.metadata.generation, Some(1));
+
+    let change = |spec: Value| Patch::Merge(json!({ "spec": spec }));
+    let params = PatchParams::default();
+    let fixed = refused(api.patch("a", &params, &change(json!({"shelves": ["b"]}))).await);
+    assert_eq!(fixed.code, 422);
+    assert!(fixed.message.contains("shelves never change"), "{fixed}");
+    let opened = api.patch("a", &params, &change(json!({"doors": 3}))).await.unwrap();
+    assert_eq!(opened.metadata.generation, Some(2));
+    // The status is reached through its subresource alone, and its changes are no generation.
+    let status = Patch::Merge(json!({"status": {"full": true}, "spec": {"doors": 4}}));
+    let main = api.patch("a", &params, &status).await.unwrap();
+    assert_eq!((&main.data["status"], main.metadata.generation), (&Value::Null, Some(3)));
+    let status = Patch::Merge(json!({"status": {"full": true}, "spec": {"doors": 5}}));
+    let sub = api.patch_status("a", &params, &status).await.unwrap();
+    assert_eq!((&sub.data["status"]["full"], &sub.data["spec"]["doors"]), (&json!(true), &json!(4)));
+    assert_eq!(sub.metadata.generation, Some(3));
+    let blind = refused(place.api::<Pantry>().replace("a", &post, &typed(json!({
+        "apiVersion": "fake.larder.dev/v1", "kind": "Pantry", "metadata": {"name": "a"}, "spec": {"shelves": ["a"]},
+    }))).await);
+    assert!(blind.message.contains("must be specified for an update"), "{blind}");
+    place.end().await;
+}
+
+#[tokio::test]
+async fn applied_status_and_spec_have_owners_of_their_own() {
+    let place = Place::new().await;
+    defined(&place).await;
+    let api = raw(&place);
+    let params = PatchParams::apply("larder");
+    api.patch("a", &params, &Patch::Apply(&pantry(json!({"shelves": ["a"], "owner": "me"})))).await.unwrap();
+    let status = json!({
+        "apiVersion": "fake.larder.dev/v1", "kind": "Pantry", "metadata": {"name": "a"}, "status": {"full": true},
+    });
+    let told = api.patch_status("a", &params, &Patch::Apply(&status)).await.unwrap();
+    assert_eq!(told.data["status"], json!({"full": true}));
+    assert_eq!(told.data["spec"]["owner"], "me");
+    let bare = api.patch("a", &params, &Patch::Apply(&pantry(json!({"shelves": ["a"]})))).await.unwrap();
+    assert!(bare.data["spec"].get("owner").is_none());
+    assert_eq!(bare.data["status"], json!({"full": true}));
+    let fields: Vec<_> = bare.managed_fields().iter().map(|entry| entry.subresource.clone()).collect();
+    assert_eq!(fields, [None, Some("status".to_owned())]);
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_deletion_counts_as_a_generation() {
+    let place = Place::new().await;
+    defined(&place).await;
+    let api = place.api::<Pantry>();
+    let spec = PantrySpec { shelves: vec!["a".to_owned()], doors: 1, owner: None };
+    let mut held = Pantry::new("a", spec);
+    held.metadata.finalizers = Some(vec!["larder.dev/hold".to_owned()]);
+    api.create(&PostParams::default(), &held).await.unwrap();
+    let marked = api.delete("a", &DeleteParams::default()).await.unwrap().left().unwrap();
+    assert_eq!(marked.metadata.generation, Some(2));
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    api.patch("a", &PatchParams::default(), &free).await.unwrap();
+    assert!(api.get_opt("a").await.unwrap().is_none());
+    place.end().await;
+}
+
+#[tokio::test]
+async fn definitions_are_looked_into() {
+    let place = Place::new().await;
+    let api: Api<CustomResourceDefinition> = Api::all(place.client.clone());
+    let definition = |schema: Value| -> CustomResourceDefinition {
+        typed(json!({
+            "metadata": {"name": "shelves.fake.larder.dev"},
+            "spec": {
+                "group": "fake.larder.dev", "scope": "Namespaced", "names": {"kind": "Shelf", "plural": "shelves"},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                    "type": "object", "properties": {"spec": schema},
+                }}}],
+            },
+        }))
+    };
+    let refused_schema = async |schema: Value| {
+        let status = refused(api.create(&PostParams::default(), &definition(schema)).await);
+        assert_eq!(status.code, 422, "{status}");
+        status.message
+    };
+    let untyped = refused_schema(json!({"properties": {"a": {"type": "string"}}})).await;
+    assert!(untyped.contains("must not be empty for specified object fields"), "{untyped}");
+    let broken = refused_schema(json!({
+        "type": "object", "x-kubernetes-validations": [{"rule": "self.a ==", "message": "x"}],
+        "properties": {"a": {"type": "string"}},
+    }));
+    assert!(broken.await.contains("compilation failed"));
+    // What may be a million strings of any length cannot be looked at one by one.
+    let costly = refused_schema(json!({
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": {
+            "type": "string", "x-kubernetes-validations": [{"rule": "self.matches('^a+$')", "message": "x"}],
+        }}},
+    }));
+    assert!(costly.await.contains("estimated rule cost"));
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_quota_counts_custom_resources() {
+    let place = Place::new().await;
+    defined(&place).await;
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/pantries.fake.larder.dev": "1"}}});
+    let quotas = place.api::<k8s_openapi::api::core::v1::ResourceQuota>();
+    quotas.create(&PostParams::default(), &typed(quota)).await.unwrap();
+    until("the quota is counted", async || quotas.get("q").await.unwrap().status.and_then(|s| s.used)).await;
+    let api = place.api::<Pantry>();
+    let spec = PantrySpec { shelves: vec!["a".to_owned()], doors: 1, owner: None };
+    api.create(&PostParams::default(), &Pantry::new("a", spec.clone())).await.unwrap();
+    let full = refused(api.create(&PostParams::default(), &Pantry::new("b", spec)).await);
+    assert_eq!((full.code, full.reason.as_str()), (403, "Forbidden"));
+    assert!(full.message.contains(
+        "exceeded quota: q, requested: count/pantries.fake.larder.dev=1, used: count/pantries.fake.larder.dev=1, limited: \
+         count/pantries.fake.larder.dev=1"
+    ), "{full}");
+    place.end().await;
+}
