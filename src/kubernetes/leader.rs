@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lease::Lease;
 use crate::caches::service::{Service, StartError};
+use crate::model::class::Class;
 
 /// For how long the lease is good. It is renewed three times as often, and given up when two thirds of it have passed
 /// without: before anybody else may take it.
@@ -45,9 +46,15 @@ pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) ->
     tracing::info!("this larder leads");
     let holding = hold(lease, every);
     let leading = async {
-        match service.lead().await {
-            Ok(()) => std::future::pending().await,
-            Err(error) => Ended::Start(error),
+        loop {
+            match service.lead().await {
+                Ok(()) => break std::future::pending().await,
+                Err(StartError::Store(error)) if error.class() == Class::Transient => {
+                    tracing::warn!("leading begins later: {error}");
+                    tokio::time::sleep(every).await;
+                }
+                Err(error) => break Ended::Start(error),
+            }
         }
     };
     tokio::select! {

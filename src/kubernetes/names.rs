@@ -23,6 +23,9 @@ pub const REQUEST: &str = "larder.dev/idempotent-request";
 /// On an ImageCache: whose create it was, so that one whose answer was lost is known again.
 pub const NONCE: &str = "larder.dev/nonce";
 
+/// Where a pod has its volume.
+pub const VOLUME: &str = "/cache";
+
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const ID: &str = "larder.dev/id";
 const GENERATION: &str = "larder.dev/generation";

@@ -30,7 +30,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::log::Logs;
-use self::objects::{Parts, VOLUME};
+use self::objects::Parts;
 use super::client::ApiServer;
 use super::daemon::of_planner;
 use super::fault::{Fault, ask, opt};
@@ -337,7 +337,7 @@ impl Build<'_> {
     async fn follow(&self, unusable: Unusable) -> Result<Ended, Fault> {
         let Pace { look, pending, .. } = self.runner.pace;
         let (jobs, pods): (Api<KubeJob>, Api<Pod>) = (self.runner.own(), self.runner.own());
-        let labels = ListParams::default().labels(&format!("larder.dev/id={}", self.volume.id));
+        let labels = self.runner.names.of(&self.volume);
         let mut logs = Logs::new(pods.clone(), self.lines.clone(), unusable.clone(), look);
         let mut idle = Instant::now();
         loop {
@@ -474,11 +474,10 @@ fn exhausted(class: Class, message: String) -> Ended {
 impl Runner for KubeRunner {
     fn build<'a>(
         &'a self,
-        mut order: BuildOrder,
+        order: BuildOrder,
         lines: mpsc::Sender<Line>,
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended> {
-        order.volume = VOLUME.into();
         Box::pin(async move {
             tokio::select! {
                 ended = self.carry_out(&order, &lines) => ended,

@@ -14,7 +14,7 @@ use super::client::ApiServer;
 use super::convert::created;
 use super::copies::Copies;
 use super::fault::{Fault, ask, opt};
-use super::names::{MANAGER, Names, RESULT, object};
+use super::names::{MANAGER, Names, RESULT, VOLUME, object};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use crate::caches::record::ClusterSnapshot;
 use crate::caches::volumes::{
@@ -180,8 +180,8 @@ impl Volumes for KubeVolumes {
     }
 
     fn places(&self, _: VolumeId) -> BoxFuture<'_, Result<Places, StateError>> {
-        // The runner knows; nothing is shared between volumes.
-        Box::pin(async { Ok(Places { volume: "/".into(), share: "/".into() }) })
+        // Each pod has its own, and nothing is shared.
+        Box::pin(async { Ok(Places { volume: VOLUME.into(), share: VOLUME.into() }) })
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>> {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use kube::ResourceExt as _;
@@ -26,8 +26,9 @@ use crate::caches::volumes::VolumeId;
 use crate::model::image_cache::{CacheId, Status};
 use crate::sys::clock::Clock;
 
-/// How often all objects are looked at again, whatever the watch tells: for copies that could not be made, and for what was
-/// missed.
+/// How long after an object could not be brought in order it is looked at again; doubles each time, up to the other.
+const SOON: Duration = Duration::from_secs(1);
+/// How often all objects are looked at again, whatever the watch tells.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// Watches the objects of a cluster.
@@ -45,11 +46,15 @@ pub struct Watch {
     pub clock: Arc<dyn Clock>,
 }
 
-/// What was seen of an object last.
+/// What is known of the objects.
+#[derive(Default)]
 struct Known {
-    record: Record,
-    /// The copies are as the object, in this version, asks for.
-    copied: Option<String>,
+    /// As they were seen last.
+    objects: HashMap<CacheId, ImageCache>,
+    /// The records that were told of.
+    records: HashMap<CacheId, Record>,
+    /// The versions whose copies are as they ask for.
+    copied: HashMap<CacheId, Option<String>>,
 }
 
 impl Watch {
@@ -58,17 +63,23 @@ impl Watch {
         let objects: Api<ImageCache> = Api::all(self.client.clone());
         // Comes back by itself after 410, an error or a dropped connection, slower each time.
         let mut events = watcher::watcher(objects, watcher::Config::default()).default_backoff().boxed();
-        let mut known: HashMap<CacheId, Known> = HashMap::new();
-        let mut seen: HashMap<CacheId, ImageCache> = HashMap::new();
-        let mut again = tokio::time::interval(AGAIN);
+        let mut known = Known::default();
         let mut listed: Vec<CacheId> = Vec::new();
+        let mut led = false;
+        let mut pause = SOON;
+        let mut look = Instant::now() + AGAIN;
+        let mut tick = tokio::time::interval(SOON / 4);
         loop {
             let event = tokio::select! {
                 event = events.next() => event,
-                _ = again.tick() => {
-                    let all: Vec<ImageCache> = seen.values().cloned().collect();
-                    for object in &all {
-                        self.take_up(object, &mut known).await;
+                _ = tick.tick() => {
+                    let leads = self.service.leads();
+                    // Whoever led before may not have come to all.
+                    if Instant::now() >= look || leads != led {
+                        led = leads;
+                        let done = self.look_at_all(&mut known).await;
+                        pause = if done { AGAIN } else { (pause * 2).min(AGAIN) };
+                        look = Instant::now() + pause;
                     }
                     continue;
                 }
@@ -79,25 +90,23 @@ impl Watch {
                 Some(Ok(Event::Init)) => listed.clear(),
                 Some(Ok(Event::InitApply(object) | Event::Apply(object))) => {
                     self.store.know(&object);
-                    if let Some(id) = convert::id(&object.metadata) {
-                        listed.push(id);
-                        self.take_up(&object, &mut known).await;
-                        seen.insert(id, object);
+                    let Some(id) = convert::id(&object.metadata) else { continue };
+                    listed.push(id);
+                    if !self.take_up(id, &object, &mut known).await {
+                        pause = SOON;
+                        look = look.min(Instant::now() + pause);
                     }
+                    known.objects.insert(id, object);
                 }
                 Some(Ok(Event::InitDone)) => {
                     // Gone while nobody watched.
-                    seen.retain(|id, _| listed.contains(id));
                     let gone: Vec<CacheId> =
-                        known.keys().filter(|id| !listed.contains(id)).copied().collect();
-                    for id in gone {
-                        self.gone(id, &mut known);
-                    }
+                        known.objects.keys().filter(|id| !listed.contains(id)).copied().collect();
+                    gone.into_iter().for_each(|id| self.gone(id, &mut known));
                     listed.clear();
                 }
                 Some(Ok(Event::Delete(object))) => {
                     if let Some(id) = convert::id(&object.metadata) {
-                        seen.remove(&id);
                         self.gone(id, &mut known);
                     }
                 }
@@ -105,45 +114,65 @@ impl Watch {
         }
     }
 
-    fn gone(&self, id: CacheId, known: &mut HashMap<CacheId, Known>) {
-        if let Some(Known { record, .. }) = known.remove(&id) {
+    fn gone(&self, id: CacheId, known: &mut Known) {
+        known.objects.remove(&id);
+        known.copied.remove(&id);
+        if let Some(record) = known.records.remove(&id) {
             self.service.notice_gone(&record);
         }
     }
 
-    async fn take_up(&self, object: &ImageCache, known: &mut HashMap<CacheId, Known>) {
-        if let Err(error) = self.try_take_up(object, known).await {
-            let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-            tracing::warn!(namespace, name, "an image cache is looked at again later: {error}");
+    async fn look_at_all(&self, known: &mut Known) -> bool {
+        let all: Vec<(CacheId, ImageCache)> =
+            known.objects.iter().map(|(id, object)| (*id, object.clone())).collect();
+        let mut done = true;
+        for (id, object) in all {
+            done &= self.take_up(id, &object, known).await;
+        }
+        done
+    }
+
+    /// Says whether nothing is left to do for an object in this version.
+    async fn take_up(&self, id: CacheId, object: &ImageCache, known: &mut Known) -> bool {
+        match self.try_take_up(id, object, known).await {
+            Ok(done) => done,
+            Err(error) => {
+                let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+                tracing::warn!(namespace, name, "an image cache is looked at again later: {error}");
+                false
+            }
         }
     }
 
     async fn try_take_up(
         &self,
+        id: CacheId,
         object: &ImageCache,
-        known: &mut HashMap<CacheId, Known>,
-    ) -> Result<(), StoreError> {
+        known: &mut Known,
+    ) -> Result<bool, StoreError> {
+        let leads = self.service.leads();
         if object.status.is_none() {
-            if self.service.leads() && object.metadata.deletion_timestamp.is_none() {
+            if leads && object.metadata.deletion_timestamp.is_none() {
                 let namespace = object.namespace().unwrap_or_default();
                 let (admission, now) = (self.service.admission()?, self.clock.now());
                 self.store.adopt(&namespace, &object.name_any(), admission, now).await?;
             }
-            return Ok(());
+            return Ok(true);
         }
-        let Some(stored) = self.store.read(object)? else { return Ok(()) };
+        let Some(stored) = self.store.read(object)? else { return Ok(true) };
         let record = stored.record;
-        let (told, copied) =
-            known.get(&record.id).map_or((0, None), |known| (known.record.sequence, known.copied.clone()));
-        known.insert(record.id, Known { record: record.clone(), copied: copied.clone() });
+        let told = known.records.get(&id).map_or(0, |record| record.sequence);
+        known.records.insert(id, record.clone());
         self.service.notice(&record, told).await?;
-        if self.service.leads() && record.status == Status::Available && copied != object.resource_version() {
-            let done = self.copy(object, &record).await?;
-            if let (Some(known), true) = (known.get_mut(&record.id), done) {
-                known.copied = object.resource_version();
-            }
+        let version = object.resource_version();
+        if !leads || record.status != Status::Available || known.copied.get(&id) == Some(&version) {
+            return Ok(true);
         }
-        Ok(())
+        let done = self.copy(object, &record).await?;
+        if done {
+            known.copied.insert(id, version);
+        }
+        Ok(done)
     }
 
     /// Makes the copies that are asked for, and takes back the others. Says whether all are as they shall be.

@@ -15,6 +15,7 @@ mod daemon;
 mod events;
 mod faults;
 mod harness;
+mod kubernetes;
 mod limits;
 mod memory;
 mod notify;

@@ -18,12 +18,10 @@ use crate::caches::pull_secrets::Content;
 use crate::caches::volumes::VolumeId;
 use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
-use crate::kubernetes::names::{Names, object};
+use crate::kubernetes::names::{Names, VOLUME, object};
 use crate::model::job::Job;
 use crate::model::pull_secret::PullSecretName;
 
-/// Where the volume is mounted.
-pub(super) const VOLUME: &str = "/cache";
 /// The container.
 pub(super) const CONTAINER: &str = "builder";
 /// How much longer than its builder a Job may take, seconds: with its Job a pod is deleted, and what it said with it.

@@ -1,0 +1,145 @@
+//! Daemons that are killed, that lose the lease, and API servers that fail.
+
+use std::time::Duration;
+
+use larder::kubernetes::crd::ImageCache;
+use larder::model::image_cache::Status;
+use larder::testing::kubernetes::{Fault, Harm, Meets};
+
+use crate::harness::cluster::{LARDER, World};
+
+/// Requests of Larder that changed something, leases aside, which move by themselves.
+fn changes(world: &World) -> usize {
+    let writes = ["create", "update", "patch", "delete"];
+    let seen = world.fake().seen();
+    seen.iter()
+        .filter(|seen| seen.user == LARDER && writes.contains(&seen.verb) && seen.resource != "leases")
+        .count()
+}
+
+/// Runs a cache from order to deletion, with a daemon that is killed after its `kill`th change; false when it does not come to
+/// so many.
+fn killed_after(kill: usize) -> bool {
+    let world = World::new();
+    let mut first = world.daemon();
+    world.apply(&world.object("web"));
+    let mut died = false;
+    world.until("it is built", || {
+        if !died && changes(&world) >= kill {
+            first.kill();
+            died = true;
+            return Some(());
+        }
+        let status = world.get::<ImageCache>(&world.team, "web")?.status?;
+        (status.phase == "Available").then_some(())
+    });
+    let second = world.daemon();
+    let object = world.phase("web", Status::Available);
+    let snapshots = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
+    assert_eq!(snapshots.len(), 1, "after {kill}");
+    let digest = object.status.unwrap().content.unwrap().digest;
+    assert!(digest.starts_with("sha256:"));
+    let mut killed_again = false;
+    let before = changes(&world);
+    let api = world.api::<ImageCache>(&world.team);
+    world.wait(api.delete("web", &kube::api::DeleteParams::default())).unwrap();
+    let mut second = Some(second);
+    world.until("the object is gone", || {
+        // On the way out too.
+        if !killed_again && changes(&world) > before + kill % 5 {
+            second.take();
+            killed_again = true;
+            second = Some(world.daemon());
+        }
+        world.get::<ImageCache>(&world.team, "web").is_none().then_some(())
+    });
+    world.nothing_left();
+    died
+}
+
+#[test]
+fn a_daemon_is_killed_at_every_step() {
+    let mut kill = 1;
+    while killed_after(kill) {
+        kill += 1;
+    }
+    assert!(kill > 8, "there were only {kill} steps");
+}
+
+#[test]
+fn whoever_loses_the_lease_stops() {
+    let world = World::new();
+    let first = world.daemon();
+    world.until("it leads", || first.service.leads().then_some(()));
+    let second = world.daemon();
+    let meets = Meets { resource: "leases", user: LARDER.into(), ..Meets::default() };
+    world.fake().fault(Fault { meets, harm: Harm::Broken, after: 0, times: u32::MAX });
+    let ended = first.ends();
+    assert!(ended.unwrap_err().contains("lease"), "it went on");
+    world.fake().heal();
+    world.until("the next one leads", || second.service.leads().then_some(()));
+    second.create(&world, "web");
+    world.phase("web", Status::Available);
+}
+
+#[test]
+fn who_stops_makes_room_at_once() {
+    let mut world = World::new();
+    world.habits.lease = Duration::from_secs(30);
+    let first = world.daemon();
+    world.until("it leads", || first.service.leads().then_some(()));
+    first.create(&world, "web");
+    let second = world.daemon();
+    assert_eq!(first.stop(), Ok(()));
+    let start = std::time::Instant::now();
+    world.until("the next one leads", || second.service.leads().then_some(()));
+    assert!(start.elapsed() < Duration::from_secs(20));
+    // What was under way goes on.
+    world.phase("web", Status::Available);
+}
+
+#[test]
+fn an_api_server_that_fails_is_waited_for() {
+    for harm in [Harm::Broken, Harm::Conflict, Harm::Busy(1), Harm::NoAnswer, Harm::Refused] {
+        let world = World::new();
+        let daemon = world.daemon();
+        world.until("it leads", || daemon.service.leads().then_some(()));
+        // Every third request of any kind.
+        for after in 0..20 {
+            let meets = Meets { user: LARDER.into(), ..Meets::default() };
+            world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });
+        }
+        world.apply(&world.object("web"));
+        world.phase("web", Status::Available);
+        let api = world.api::<ImageCache>(&world.team);
+        world.wait(api.delete("web", &kube::api::DeleteParams::default())).unwrap();
+        world.until("the object is gone", || {
+            world.get::<ImageCache>(&world.team, "web").is_none().then_some(())
+        });
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn watches_that_break_miss_nothing() {
+    let world = World::new();
+    let daemon = world.daemon();
+    world.until("it leads", || daemon.service.leads().then_some(()));
+    for round in 0..4 {
+        match round % 4 {
+            0 => world.fake().cut_watches(),
+            1 => world.fake().expire_watches(),
+            2 => {
+                world.fake().compact();
+                world.fake().cut_watches();
+            }
+            _ => {
+                world.fake().fault(Fault::once("watch", "imagecaches", Harm::CutAfter(0)).times(3));
+                world.fake().cut_watches();
+            }
+        }
+        let name = format!("web-{round}");
+        world.apply(&world.object(&name));
+        world.phase(&name, Status::Available);
+    }
+}

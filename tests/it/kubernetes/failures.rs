@@ -1,0 +1,236 @@
+//! Builds that fail: what the cluster cannot do, what a builder says, and what heals.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
+
+use k8s_openapi::api::batch::v1::Job;
+use larder::caches::record::Record;
+use larder::model::class::Class;
+use larder::model::image_cache::Status;
+use larder::testing::kubernetes::SnapshotFate;
+use larder::testing::registry::Auth;
+use serde_json::json;
+
+use crate::harness::cluster::{Running, World, image};
+
+/// Waits until a cache has failed, and answers it.
+fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
+    let record = world.until("it has failed", || {
+        let record = daemon.record(world, record);
+        assert_ne!(record.status, Status::Available);
+        (record.status == Status::Failed).then_some(record)
+    });
+    (record.class.unwrap(), record.message.unwrap())
+}
+
+/// A world whose only node runs a script in place of the builder. It gets the same arguments.
+fn scripted(script: &str) -> World {
+    let world = World::new();
+    world.fake().remove_node("node-a");
+    let program = world.served.beside("program");
+    fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    world.add_node_with("node-b", program);
+    world
+}
+
+#[test]
+fn what_no_retry_heals_fails_at_once() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let mut spec = world.spec("web");
+    let absent = format!("{}/absent:1", world.served.registry.host());
+    spec.images = vec![absent.parse().unwrap()];
+    let record = daemon.wait(daemon.service.create(&world.tenant(), spec, None)).unwrap();
+    let (class, message) = failed(&world, &daemon, &record);
+    assert_eq!(class, Class::NotFound);
+    assert!(message.contains(&absent), "{message}");
+    // Nothing of it stays but the record.
+    world.nothing_left();
+    assert_eq!(daemon.record(&world, &record).status, Status::Failed);
+}
+
+#[test]
+fn a_builder_that_dies_is_started_again() {
+    // The first pod is killed by the kernel, the second fails for now, the third seals.
+    let larder = env!("CARGO_BIN_EXE_larder");
+    let world = scripted(&format!(
+        "n=$(cat {0} 2>/dev/null || echo 0); echo $((n+1)) > {0}; \
+         [ $n = 0 ] && kill -9 $$; [ $n = 1 ] && exit 69; exec {larder} \"$@\"",
+        "/tmp/larder-it-$PPID"
+    ));
+    let daemon = world.daemon();
+    let record = daemon.create(&world, "web");
+    world.phase("web", Status::Available);
+    assert_eq!(daemon.record(&world, &record).content.unwrap().images.len(), 1);
+}
+
+#[test]
+fn a_builder_that_never_succeeds_is_given_up() {
+    let world = scripted("echo 'no such luck' >&2; exit 69");
+    let daemon = world.daemon();
+    let record = daemon.create(&world, "web");
+    let (class, message) = failed(&world, &daemon, &record);
+    assert_eq!(class, Class::Transient);
+    assert!(message.contains("exit code 69") && message.contains("no such luck"), "{message}");
+    assert_eq!(daemon.record(&world, &record).generation, 1);
+}
+
+#[test]
+fn what_never_starts_is_told() {
+    // Each is one thing that a cluster cannot do.
+    type Spoil = fn(&mut World);
+    let spoils: [(&str, Spoil); 5] = [
+        ("StorageClass", |world| world.config.cluster[0].storage_class = "absent".into()),
+        ("ImagePullBackOff", |world| world.config.cluster[0].builder_image = "absent:1".into()),
+        ("InvalidImageName", |world| world.config.cluster[0].builder_image = "NOT ONE".into()),
+        ("nodes are available", |world| world.fake().remove_node("node-a")),
+        ("exceeded quota", |world| {
+            world.fake().install(&json!({
+                "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": "larder"},
+                "spec": {"hard": {"persistentvolumeclaims": "0"}},
+            }));
+        }),
+    ];
+    for (what, spoil) in spoils {
+        let mut world = World::new();
+        spoil(&mut world);
+        let daemon = world.daemon();
+        let record = daemon.create(&world, "web");
+        let (_, message) = failed(&world, &daemon, &record);
+        assert!(message.contains(what), "want {what}: {message}");
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn the_secret_of_a_job_is_missed() {
+    let world = World::new();
+    let daemon = world.daemon();
+    // It goes before the pod has it.
+    let meets = larder::testing::kubernetes::Meets { verb: "patch", resource: "jobs", ..Default::default() };
+    let slow = larder::testing::kubernetes::Harm::Slow(Duration::from_millis(300));
+    world.fake().fault(larder::testing::kubernetes::Fault { meets, harm: slow, after: 1, times: 1 });
+    let record = daemon.create(&world, "web");
+    let name = format!("ic-{}", record.id);
+    let secrets = world.api::<k8s_openapi::api::core::v1::Secret>(world.own());
+    world.until("there is a secret", || world.wait(secrets.get_opt(&name)).unwrap());
+    world.wait(secrets.delete(&name, &Default::default())).unwrap();
+    let (_, message) = failed(&world, &daemon, &record);
+    assert!(message.contains("FailedMount") && message.contains("secret"), "{message}");
+}
+
+#[test]
+fn a_snapshot_that_heals_and_one_that_does_not() {
+    let world = World::new();
+    let daemon = world.daemon();
+    let refused = |times| SnapshotFate::Fails { message: "the array is busy".into(), times };
+    world.fake().decide_snapshot(refused(3));
+    daemon.create(&world, "heals");
+    world.phase("heals", Status::Available);
+    world.fake().decide_snapshot(refused(u32::MAX));
+    let record = daemon.create(&world, "web");
+    let (class, message) = failed(&world, &daemon, &record);
+    assert_eq!(class, Class::Transient);
+    assert!(message.contains("the array is busy"), "{message}");
+    world.until("its snapshot is given up", || {
+        let left = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
+        (left.len() == 1).then_some(())
+    });
+}
+
+#[test]
+fn a_node_is_lost_while_it_builds() {
+    let larder = env!("CARGO_BIN_EXE_larder");
+    let world = scripted(&format!("sleep 1; exec {larder} \"$@\""));
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    world.until("it runs", || {
+        let pods = world.fake().peek_all("", "pods", world.own());
+        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
+    });
+    world.add_node("node-c");
+    // The cloud says so: its pods are disrupted, which costs no attempt.
+    world.fake().remove_node("node-b");
+    world.phase("web", Status::Available);
+}
+
+#[test]
+fn a_cancelled_build_leaves_nothing() {
+    let world = scripted("sleep 600");
+    let (one, two) = (world.daemon(), world.daemon());
+    let record = one.create(&world, "web");
+    world.until("it runs", || {
+        let pods = world.fake().peek_all("", "pods", world.own());
+        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
+    });
+    // By the one that does not build it.
+    let other = if one.service.leads() { &two } else { &one };
+    other.wait(other.service.cancel(&world.tenant(), record.id)).unwrap();
+    assert_eq!(one.record(&world, &record).status, Status::Failed);
+    world.nothing_left();
+    assert!(world.get::<Job>(world.own(), &format!("ic-{}", record.id)).is_none());
+}
+
+#[test]
+fn pull_secrets_by_name() {
+    let mut world = World::with(image(), Default::default());
+    world.served.registry.require(Auth::Basic(vec![("user".into(), "swordfish".into())]));
+    let host = world.served.registry.host();
+    let secret = |namespace: &str, name: &str, annotations: serde_json::Value| {
+        use base64::Engine as _;
+        let auth = base64::prelude::BASE64_STANDARD.encode("user:swordfish");
+        let config = json!({"auths": {&host: {"auth": auth}}}).to_string();
+        world.fake().install(&json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+            "metadata": {"name": name, "namespace": namespace, "annotations": annotations},
+            "data": {".dockerconfigjson": base64::prelude::BASE64_STANDARD.encode(config)},
+        }));
+    };
+    secret("team-a", "registry", json!({}));
+    secret("team-b", "registry", json!({}));
+    secret("team-a", "hidden", json!({}));
+    let tenant = larder::config::tenant::Tenant {
+        name: "team-a".into(),
+        pull_secrets: vec!["team-a:*".into()],
+        ..Default::default()
+    };
+    world.config.tenant.push(tenant);
+    let daemon = world.daemon();
+    let order = |name: &str, secrets: &[&str]| {
+        let mut spec = world.spec(name);
+        spec.pull_secrets = secrets.iter().map(|text| (*text).to_owned()).collect();
+        daemon.wait(daemon.service.create(&world.tenant(), spec, None)).unwrap()
+    };
+    // Absent, forbidden, another tenant's and malformed: all in the same words.
+    let bad = ["nonsense", "team-a:absent", "team-a:hidden", "team-b:registry"];
+    let record = order("denied", &bad);
+    let (class, message) = failed(&world, &daemon, &record);
+    assert_eq!(class, Class::Denied);
+    assert!(message.contains("(no credential was found in the pull secret nonsense, team-a:absent, team-a:hidden, team-b:registry)"), "{message}");
+    order("allowed", &["team-a:absent", "team-a:registry"]);
+    world.phase("allowed", Status::Available);
+
+    // By an object: the namespace's own, and another's if that says so.
+    let apply = |name: &str, secret: &str| {
+        let mut object = world.object(name);
+        object.spec.image_pull_secrets = vec![secret.to_owned()];
+        world.apply(&object);
+    };
+    apply("own", "team-a:registry");
+    world.phase("own", Status::Available);
+    apply("foreign", "team-b:registry");
+    world.phase("foreign", Status::Failed);
+    let patch = json!({"metadata": {"annotations": {"larder.dev/pull-by": "team-a"}}});
+    let secrets = world.api::<k8s_openapi::api::core::v1::Secret>("team-b");
+    world.wait(secrets.patch("registry", &Default::default(), &kube::api::Patch::Merge(&patch))).unwrap();
+    apply("agreed", "team-b:registry");
+    world.phase("agreed", Status::Available);
+    // The password is nowhere but in the secrets of the tenants.
+    for (group, plural) in [("larder.dev", "imagecaches"), ("batch", "jobs"), ("", "configmaps"), ("", "events"), ("snapshot.storage.k8s.io", "volumesnapshots")] {
+        for object in world.fake().peek_all(group, plural, "") {
+            assert!(!object.to_string().contains("swordfish"), "{object}");
+        }
+    }
+}

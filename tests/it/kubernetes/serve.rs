@@ -1,0 +1,113 @@
+//! `larder serve` of a cluster: the real process, over HTTP, with the token of a ServiceAccount in a file.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use kube::ResourceExt as _;
+use larder::kubernetes::crd::ImageCache;
+use larder::model::image_cache::Status;
+use serde_json::Value;
+
+use crate::harness::cluster::{LARDER, PATIENCE, World};
+use crate::harness::daemon::{Daemon, ROOMY, Tenant};
+
+const TEAM: Tenant = Tenant("team-a");
+
+/// The configuration of a daemon, and the file with its token.
+fn configured(world: &World) -> (String, PathBuf) {
+    let (token, kubeconfig) = (world.served.beside("token"), world.served.beside("kubeconfig"));
+    fs::write(&token, world.fake().token(LARDER)).unwrap();
+    fs::write(&kubeconfig, world.fake().kubeconfig(&token, "larder")).unwrap();
+    let more = format!(
+        "{ROOMY}[[cluster]]\nuid = 'here'\nrunner = 'kubernetes'\nkubeconfig = '{}'\nbuilder_image = 'larder:1'\n\
+         storage_class = 'csi'\nsnapshot_class = 'csi'\n",
+        kubeconfig.display()
+    );
+    (more, token)
+}
+
+#[test]
+fn from_http_to_a_snapshot() {
+    let world = World::new();
+    if world.is_real() {
+        return;
+    }
+    let (more, _) = configured(&world);
+    let mut one = Daemon::start(&[TEAM], &more);
+    let two = Daemon::start(&[TEAM], &more);
+    let id = two.order(TEAM, "web", &world.images());
+    let cache = one.explain(|| two.explain(|| one.settle(TEAM, &id, "Available", PATIENCE)));
+    assert_eq!((cache["name"].as_str(), cache["building_config"]["cluster"].as_str()), (Some("web"), Some("here")));
+    let object: ImageCache = world.get("team-a", "web").unwrap();
+    assert_eq!(object.uid().unwrap(), id);
+
+    let details = two.ask(TEAM, "GET", &format!("/larder/v1/caches/{id}"), None).expect(200);
+    assert_eq!(details["details"]["layers"].as_array().unwrap().len(), 2);
+    let snapshots = one.ask(TEAM, "GET", &format!("/larder/v1/caches/{id}/snapshots"), None).expect(200);
+    let snapshot = &snapshots["snapshots"][0];
+    assert_eq!((snapshot["kind"].as_str(), snapshot["served"].as_bool()), (Some("volume_snapshot"), Some(true)));
+    let image = &world.images()[0];
+    let found = two.ask(TEAM, "GET", &format!("/larder/v1/match?image={image}"), None).expect(200);
+    assert_eq!(found["match"]["image_cache"]["id"].as_str().or(found["image_cache"]["id"].as_str()), Some(id.as_str()), "{found}");
+    let order = serde_json::json!({"name": "plan", "images": [image], "building_config": {"cluster": "here"}});
+    let plan = two.ask(TEAM, "POST", "/larder/v1/plan", Some(&order)).expect(200);
+    assert_eq!(plan["plan"]["images"].as_array().unwrap().len(), 1, "{plan}");
+
+    // A refresh by one, seen by the other; the old snapshot goes.
+    two.ask(TEAM, "POST", &format!("/larder/v1/caches/{id}/refresh"), None).expect(202);
+    world.until("the new snapshot is served", || {
+        let status = world.get::<ImageCache>("team-a", "web")?.status?;
+        (status.content?.generation == 2).then_some(())
+    });
+    world.until("the old snapshot is gone", || (world.fake().stored_snapshots() == 1).then_some(()));
+
+    // Whichever led, the other goes on.
+    one.kill();
+    let id = two.order(TEAM, "later", &world.images());
+    two.explain(|| two.settle(TEAM, &id, "Available", PATIENCE));
+    for name in ["web", "later"] {
+        let id = world.get::<ImageCache>("team-a", name).unwrap().uid().unwrap();
+        two.ask(TEAM, "DELETE", &format!("/v5/imagecaches/{id}"), None).expect(202);
+    }
+    two.explain(|| world.nothing_left());
+    assert!(world.get::<ImageCache>("team-a", "web").is_none());
+}
+
+#[test]
+fn a_token_is_renewed() {
+    let world = World::new();
+    if world.is_real() {
+        return;
+    }
+    let (more, token) = configured(&world);
+    let daemon = Daemon::start(&[TEAM], &more);
+    let id = daemon.order(TEAM, "web", &world.images());
+    daemon.explain(|| daemon.settle(TEAM, &id, "Available", PATIENCE));
+    // Both are good for a while, as in a cluster: the client reads the file once a minute.
+    let old = fs::read_to_string(&token).unwrap();
+    fs::write(&token, world.fake().token(LARDER)).unwrap();
+    std::thread::sleep(Duration::from_secs(70));
+    world.fake().revoke(&old);
+    let id = daemon.order(TEAM, "later", &world.images());
+    daemon.explain(|| daemon.settle(TEAM, &id, "Available", PATIENCE));
+    world.phase("later", Status::Available);
+}
+
+#[test]
+fn what_it_may_not_do_is_told() {
+    let world = World::new();
+    if world.is_real() {
+        return;
+    }
+    let (more, _) = configured(&world);
+    let daemon = Daemon::start(&[TEAM, Tenant("nowhere")], &more);
+    // A tenant without a namespace has no place for records.
+    let order = serde_json::json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "here"}});
+    let answer: Value = daemon.ask(Tenant("nowhere"), "POST", "/v5/imagecaches", Some(&order)).expect(403);
+    assert!(answer["errorMessage"].as_str().unwrap().contains("namespace nowhere"), "{answer}");
+    let listed = daemon.ask(Tenant("nowhere"), "GET", "/v5/imagecaches", None).expect(200);
+    assert_eq!(listed["image_caches"].as_array().unwrap().len(), 0);
+    let other = serde_json::json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "other"}});
+    daemon.ask(TEAM, "POST", "/v5/imagecaches", Some(&other)).expect(400);
+}
