@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::lease::Lease;
+use super::lease::{Lease, Tried};
 use crate::caches::service::{Service, StartError};
 use crate::model::class::Class;
 
@@ -34,8 +34,8 @@ pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) ->
     let every = lease.duration() / 3;
     loop {
         match lease.try_take().await {
-            Ok(true) => break,
-            Ok(false) => {}
+            Ok(Tried::Taken) => break,
+            Ok(_) => {}
             Err(fault) => tracing::warn!("who leads is not known: {fault}"),
         }
         tokio::select! {
@@ -67,15 +67,17 @@ pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) ->
 /// Renews the lease until that fails for too long.
 async fn hold(lease: &Lease, every: Duration) -> Ended {
     let mut renewed = Instant::now();
+    let mut pause = every;
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(pause).await;
         let asked = Instant::now();
         let left = (every * 2).saturating_sub(renewed.elapsed());
+        pause = every / 4;
         match tokio::time::timeout(left, lease.try_take()).await {
-            Ok(Ok(true)) => renewed = asked,
-            Ok(Ok(false)) => return Ended::Lost,
+            Ok(Ok(Tried::Taken)) => (renewed, pause) = (asked, every),
+            Ok(Ok(Tried::Raced)) => {}
+            Ok(Ok(Tried::Held)) | Err(_) => return Ended::Lost,
             Ok(Err(fault)) => tracing::warn!("renewing: {fault}"),
-            Err(_) => return Ended::Lost,
         }
         if renewed.elapsed() >= every * 2 {
             return Ended::Lost;

@@ -26,6 +26,17 @@ pub struct Lease {
     seen: Mutex<Option<Seen>>,
 }
 
+/// What came of a try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// This process has it.
+    Taken,
+    /// Somebody else has it.
+    Held,
+    /// It changed meanwhile: who has it is to be asked again.
+    Raced,
+}
+
 /// Somebody else's hold, and since when it has not moved.
 #[derive(Debug)]
 struct Seen {
@@ -51,7 +62,7 @@ impl Lease {
     }
 
     /// Takes it, or takes it once more, if nobody else has it.
-    pub async fn try_take(&self) -> Result<bool, Fault> {
+    pub async fn try_take(&self) -> Result<Tried, Fault> {
         let doing = format!("reading the lease {}", self.name);
         let Some(present) = opt(ask!(&doing, self.api.get(&self.name)))? else {
             return self.make().await;
@@ -60,7 +71,7 @@ impl Lease {
         let holder = spec.holder_identity.as_deref().filter(|holder| !holder.is_empty());
         let mine = holder == Some(&self.identity);
         if holder.is_some() && !mine && !self.is_over(&present, &spec).await {
-            return Ok(false);
+            return Ok(Tried::Held);
         }
         let now = now();
         let taken = LeaseSpec {
@@ -104,7 +115,7 @@ impl Lease {
         }
     }
 
-    async fn make(&self) -> Result<bool, Fault> {
+    async fn make(&self) -> Result<Tried, Fault> {
         let now = now();
         let object = Object {
             metadata: ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() },
@@ -119,17 +130,17 @@ impl Lease {
         };
         let doing = format!("making the lease {}", self.name);
         match ask!(&doing, self.api.create(&parameters(), &object)) {
-            Ok(_) => Ok(true),
-            Err(fault) if fault.is_already_there() => Ok(false),
+            Ok(_) => Ok(Tried::Taken),
+            Err(fault) if fault.is_already_there() => Ok(Tried::Raced),
             Err(fault) => Err(fault),
         }
     }
 
-    async fn replace(&self, object: Object) -> Result<bool, Fault> {
+    async fn replace(&self, object: Object) -> Result<Tried, Fault> {
         let doing = format!("writing the lease {}", self.name);
         match ask!(&doing, self.api.replace(&self.name, &parameters(), &object)) {
-            Ok(_) => Ok(true),
-            Err(fault) if fault.is_conflict() || fault.is_not_found() => Ok(false),
+            Ok(_) => Ok(Tried::Taken),
+            Err(fault) if fault.is_conflict() || fault.is_not_found() => Ok(Tried::Raced),
             Err(fault) => Err(fault),
         }
     }

@@ -25,7 +25,7 @@ use super::client::ApiServer;
 use super::convert::{self, Read};
 use super::crd::ImageCache;
 use super::fault::{Fault, ask, opt};
-use super::lease::Lease;
+use super::lease::{Lease, Tried};
 use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
 use crate::caches::record::{OrderedBy, Record};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
@@ -158,7 +158,7 @@ impl KubeStore {
 
     /// Waits until this daemon may check and write what must hold over several objects.
     async fn turn(&self) -> Result<(), Fault> {
-        while !self.admission.try_take().await? {
+        while self.admission.try_take().await? != Tried::Taken {
             tokio::time::sleep(LOOK).await;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Why a builder does not start.
 
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::events::v1::Event;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
@@ -47,27 +48,27 @@ pub(super) async fn reason(pods: &[Pod], events: &Api<Event>, name: &str) -> Str
             }
         }
     }
+    // What was told of the objects, which is a matter of luck: events are kept for an hour and may be dropped.
+    let told = events.list(&ListParams::default()).await.map(|events| events.items).unwrap_or_default();
     // Of the pod first: a volume that cannot be mounted is told of it alone; of the Job, pods that a quota forbids; of the PVC,
     // a disk that cannot be made.
     let names = pods.iter().map(ResourceExt::name_any).chain([name.to_owned()]);
-    for name in names {
-        if let Some(told) = warning(events, &name).await {
-            return told;
-        }
-    }
-    "nothing is told of why".to_owned()
+    let warning = names.filter_map(|name| warning(&told, &name)).next();
+    warning.unwrap_or_else(|| "nothing is told of why".to_owned())
 }
 
 /// The last warning about objects of this name.
-async fn warning(events: &Api<Event>, name: &str) -> Option<String> {
-    let fields = ListParams::default().fields(&format!("involvedObject.name={name},type=Warning"));
-    let found = events.list(&fields).await.ok()?;
-    let last = found.items.into_iter().max_by_key(|event| {
-        let time = event.last_timestamp.as_ref().map(|time| time.0);
-        time.or(event.event_time.as_ref().map(|time| time.0))
-            .or(event.creation_timestamp().map(|time| time.0))
+fn warning(events: &[Event], name: &str) -> Option<String> {
+    let about = |event: &&Event| {
+        let named = event.regarding.as_ref().and_then(|about| about.name.as_deref());
+        named == Some(name) && event.type_.as_deref() == Some("Warning")
+    };
+    let last = events.iter().filter(about).max_by_key(|event| {
+        let repeated = event.series.as_ref().map(|series| series.last_observed_time.0);
+        let older = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
+        repeated.or(event.event_time.as_ref().map(|time| time.0)).or(older)
     })?;
-    Some(said(last.reason.as_deref().unwrap_or("Warning"), last.message.as_deref()))
+    Some(said(last.reason.as_deref().unwrap_or("Warning"), last.note.as_deref()))
 }
 
 fn said(reason: &str, message: Option<&str>) -> String {

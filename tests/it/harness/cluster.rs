@@ -133,7 +133,8 @@ impl World {
                     snapshot: Duration::from_secs(if fake.is_some() { 3 } else { 300 }),
                     outage: Duration::from_millis(200),
                 },
-                lease: Duration::from_secs(1),
+                // Long enough for a machine that is busy; who takes over soon in a test says so.
+                lease: Duration::from_secs(15),
                 tell: Duration::from_millis(100),
             },
             clock: Arc::new(SystemClock),
@@ -413,6 +414,11 @@ impl Running {
         self.stop.cancel();
         let running = self.running.take().unwrap();
         self.wait(async { tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap() })
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.running.as_ref().is_none_or(tokio::task::JoinHandle::is_finished)
     }
 
     /// Waits until it ends by itself, and answers why.
