@@ -276,6 +276,10 @@ impl World {
 
     /// The same for another user.
     pub(crate) fn daemon_of(&self, client: Client) -> Running {
+        // LARDER_LOG=larder=debug: what the daemons say.
+        if let Ok(filter) = env::var("LARDER_LOG") {
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
         let runtime = Runtime::new().unwrap();
         let mut settings = Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
         settings.program = env!("CARGO_BIN_EXE_larder").into();

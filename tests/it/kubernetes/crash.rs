@@ -113,13 +113,16 @@ fn who_stops_makes_room_at_once() {
 
 #[test]
 fn an_api_server_that_fails_is_waited_for() {
-    for harm in [Harm::Broken, Harm::Conflict, Harm::Busy(1), Harm::NoAnswer, Harm::Refused] {
+    // What is only read is never in conflict.
+    let conflicts = ["update", "patch"].map(|verb| (verb, Harm::Conflict));
+    let others = [Harm::Broken, Harm::Busy(1), Harm::NoAnswer, Harm::Refused].map(|harm| ("", harm));
+    for (verb, harm) in conflicts.into_iter().chain(others) {
         let world = World::new();
         let daemon = world.daemon();
         world.until("it leads", || daemon.service.leads().then_some(()));
         // Every third request of any kind.
         for after in 0..20 {
-            let meets = Meets { user: LARDER.into(), ..Meets::default() };
+            let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
             world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });
         }
         world.apply(&world.object("web"));
