@@ -115,7 +115,9 @@ impl Progress {
                 let known = self.images.iter().position(|known| known.reference == *reference);
                 let kept = match known {
                     Some(_) => Some(reference.clone()),
-                    None if self.images.len() < MAX_IMAGES => self.text.keep(std::iter::once(reference)).pop(),
+                    None if self.images.len() < MAX_IMAGES => {
+                        self.text.keep(std::iter::once(reference)).pop()
+                    }
                     None => None,
                 };
                 let Some(reference) = kept else { return };

@@ -195,13 +195,7 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
 }
 
 /// Takes up a configuration that was read again; one that has a fault changes nothing.
-fn take_up(
-    reload: &Reload,
-    service: &Service,
-    place: &Place,
-    shared: &SharedTenants,
-    tls: Option<&Tls>,
-) {
+fn take_up(reload: &Reload, service: &Service, place: &Place, shared: &SharedTenants, tls: Option<&Tls>) {
     let config = match reload() {
         Ok(config) => config,
         Err(error) => return tracing::error!(%error, "the configuration stays as it was"),

@@ -170,7 +170,11 @@ fn content(content: &crd::Content) -> Result<record::Content, String> {
     let images = content.images.iter().map(|image| {
         let manifest = digest("content.images.manifest", &image.manifest)?;
         let index = image.index.as_deref().map(|index| digest("content.images.index", index)).transpose()?;
-        Ok::<_, String>(crate::model::event::SealedImage { reference: image.reference.clone(), manifest, index })
+        Ok::<_, String>(crate::model::event::SealedImage {
+            reference: image.reference.clone(),
+            manifest,
+            index,
+        })
     });
     let layers = content.layers.iter().map(|layer| {
         let names = layer.images.iter().filter_map(|at| content.images.get(usize::from(*at)));

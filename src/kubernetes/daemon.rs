@@ -6,6 +6,7 @@ use std::time::Duration;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use super::client;
 use super::leader::{self, Ended};
 use super::lease::Lease;
 use super::names::Names;
@@ -13,7 +14,6 @@ use super::runner::{KubeRunner, Pace};
 use super::store::KubeStore;
 use super::volumes::KubeVolumes;
 use super::watch::Watch;
-use super::client;
 use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
 use crate::caches::service::{Parts, Service, StartError};
 use crate::config::Config;
@@ -122,13 +122,7 @@ impl Daemon {
             tell_progress: Some(habits.tell),
         };
         let service = Service::new(parts, config).await?;
-        let watch = Watch {
-            client: client.clone().into(),
-            store,
-            service: service.clone(),
-            names,
-            clock,
-        };
+        let watch = Watch { client: client.clone().into(), store, service: service.clone(), names, clock };
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
         Ok(Daemon { service, runner, watch, lease })
     }

@@ -174,7 +174,7 @@ impl KubeRunner {
         let build = Build { runner: self, with, order, name: object(&volume), volume, lines };
         let mut pause = self.pace.look;
         loop {
-            match build.go_on().await {
+            match Box::pin(build.go_on()).await {
                 Ok(ended) | Err(Halt::Ended(ended)) => return ended,
                 Err(Halt::Fault(fault)) if fault.is_transient() || fault.is_conflict() => {
                     tracing::warn!(cache = %order.id, "a build waits for the cluster: {fault}");

@@ -341,7 +341,10 @@ impl KubeStore {
             match ask!(&doing, api.delete(&name, &parameters)) {
                 Ok(_) => {}
                 Err(fault) if fault.is_conflict() => return Err(StoreError::Changed(id)),
-                Err(fault) if fault.is_not_found() => return Ok(self.forget(id)),
+                Err(fault) if fault.is_not_found() => {
+                    self.forget(id);
+                    return Ok(());
+                }
                 Err(fault) => return Err(fault.into()),
             }
             match self.find(id).await? {

@@ -101,7 +101,8 @@ impl KubeVolumes {
         let Some(snapshot) = self.snapshot(volume).await?.filter(VolumeSnapshot::is_ready) else {
             return Ok(None);
         };
-        let result = snapshot.annotations().get(RESULT).and_then(|text| serde_json::from_str::<Outcome>(text).ok());
+        let result =
+            snapshot.annotations().get(RESULT).and_then(|text| serde_json::from_str::<Outcome>(text).ok());
         let Some((Some(digest), totals)) = result.map(|result| (result.digest, result.totals)) else {
             return Ok(None);
         };

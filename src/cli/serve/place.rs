@@ -91,7 +91,7 @@ impl Place {
     pub(super) async fn run(&self, stop: &CancellationToken) -> Result<(), daemon::Error> {
         match self {
             Place::Host(..) => std::future::pending().await,
-            Place::Cluster(daemon) => daemon.run(stop).await,
+            Place::Cluster(daemon) => Box::pin(daemon.run(stop)).await,
         }
     }
 

@@ -67,7 +67,10 @@ async fn a_daemon_dies_in_the_middle() {
     for resource in ["imagecaches/status", "configmaps"] {
         let cluster = cluster();
         let (one, two) = (store(&cluster, "one"), store(&cluster, "two"));
-        cluster.fault(Trouble::once("", resource, Harm::Slow(Duration::from_secs(3600))).after(u32::from(resource == "configmaps")));
+        cluster.fault(
+            Trouble::once("", resource, Harm::Slow(Duration::from_secs(3600)))
+                .after(u32::from(resource == "configmaps")),
+        );
         let order = suite::record("a", "web", 1);
         let create = (*one).create(order.clone(), ROOM, suite::key("k", 1));
         assert!(tokio::time::timeout(Duration::from_secs(1), create).await.is_err());
@@ -129,6 +132,7 @@ async fn objects_by_others() {
     let api: Api<ImageCache> = Api::namespaced(cluster.admin(), "a");
     let mut object = convert::object(&suite::record("a", "web", 1), "here");
     object.metadata.finalizers = None;
+    object.spec.cluster.clear();
     let made = api.create(&PostParams::default(), &object).await.unwrap();
     assert_eq!(store.list(None).await.unwrap(), [], "nobody has looked at it");
     store.adopt("a", "web", ROOM, at(5)).await.unwrap();
@@ -136,6 +140,7 @@ async fn objects_by_others() {
     let [stored] = &store.list(None).await.unwrap()[..] else { panic!("not one") };
     assert_eq!(stored.record.ordered_by, OrderedBy::Cluster);
     assert_eq!(Some(stored.record.id.to_string()), made.uid());
+    assert_eq!(api.get("web").await.unwrap().finalizers(), [FINALIZER]);
     api.delete("web", &DeleteParams::default()).await.unwrap();
     let going = store.get(stored.record.id).await.unwrap().unwrap();
     assert_eq!(going.record.status, Status::Deleting);

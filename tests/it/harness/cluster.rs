@@ -59,7 +59,8 @@ pub(crate) struct World {
 
 /// Two layers, some kilobytes.
 pub(crate) fn image() -> Image {
-    let layer = |seed| Layer::from(LayerBuilder::new().file(format!("f-{seed}"), random(seed, 50_000)).gzip());
+    let layer =
+        |seed| Layer::from(LayerBuilder::new().file(format!("f-{seed}"), random(seed, 50_000)).gzip());
     Image::builder(ImageFormat::Oci).layers((0..2).map(layer)).build()
 }
 
@@ -223,7 +224,10 @@ impl World {
 
     pub(crate) fn get<K>(&self, namespace: &str, name: &str) -> Option<K>
     where
-        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
     {
         self.wait(self.api::<K>(namespace).get_opt(name)).unwrap()
     }
@@ -281,11 +285,13 @@ impl World {
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         }
         let runtime = Runtime::new().unwrap();
-        let mut settings = Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
+        let mut settings =
+            Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
         settings.program = env!("CARGO_BIN_EXE_larder").into();
         settings.cgroups = Arc::new(Cgroups::none("not in this test"));
         let planner = ChildRunner::new(settings, &of_planner(&self.config)).unwrap();
-        let (section, config, habits) = (self.config.cluster[0].clone(), self.config.clone(), self.habits.clone());
+        let (section, config, habits) =
+            (self.config.cluster[0].clone(), self.config.clone(), self.habits.clone());
         let clock = Arc::clone(&self.clock);
         let daemon = runtime.block_on(async move {
             Daemon::new(client, &section, &config, habits, planner, clock, Metrics::new()).await.unwrap()
@@ -323,7 +329,10 @@ impl World {
         self.until(&format!("{name} is {phase}"), || {
             let object: ImageCache = self.get(&self.team, name)?;
             let now = object.status.as_ref()?.phase.clone();
-            if now != phase.to_string() && ["Failed", "Available"].contains(&now.as_str()) && phase != Status::Deleting {
+            if now != phase.to_string()
+                && ["Failed", "Available"].contains(&now.as_str())
+                && phase != Status::Deleting
+            {
                 self.show();
                 panic!("{name} is {now}: {:?}", object.status.and_then(|status| status.message));
             }
@@ -335,15 +344,19 @@ impl World {
     pub(crate) fn nothing_left(&self) {
         self.until("nothing is left", || {
             let own = self.own();
-            let jobs = self.wait(self.api::<k8s_openapi::api::batch::v1::Job>(own).list(&Default::default())).unwrap();
+            let jobs = self
+                .wait(self.api::<k8s_openapi::api::batch::v1::Job>(own).list(&Default::default()))
+                .unwrap();
             let claims = self.wait(
                 self.api::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(own).list(&Default::default()),
             );
             let snapshots = self.wait(self.api::<VolumeSnapshot>(own).list(&Default::default())).unwrap();
             let copies = self.wait(self.api::<VolumeSnapshot>(&self.team).list(&Default::default())).unwrap();
-            let secrets =
-                self.wait(self.api::<k8s_openapi::api::core::v1::Secret>(own).list(&Default::default())).unwrap();
-            let left = jobs.items.len() + claims.unwrap().items.len() + snapshots.items.len() + copies.items.len();
+            let secrets = self
+                .wait(self.api::<k8s_openapi::api::core::v1::Secret>(own).list(&Default::default()))
+                .unwrap();
+            let left =
+                jobs.items.len() + claims.unwrap().items.len() + snapshots.items.len() + copies.items.len();
             (left + secrets.items.len() == 0).then_some(())
         });
         if let Some(fake) = &self.fake {
@@ -367,7 +380,11 @@ impl World {
                 let meta = &object["metadata"];
                 eprintln!(
                     "{plural} {}/{} deleting {} finalizers {} status {}",
-                    meta["namespace"], meta["name"], meta["deletionTimestamp"], meta["finalizers"], object["status"]
+                    meta["namespace"],
+                    meta["name"],
+                    meta["deletionTimestamp"],
+                    meta["finalizers"],
+                    object["status"]
                 );
             }
         }

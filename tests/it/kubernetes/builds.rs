@@ -19,7 +19,10 @@ fn ordered_by_the_api() {
     let status = object.status.clone().unwrap();
     let content = status.content.unwrap();
     let snapshot = content.snapshot.unwrap();
-    assert_eq!((snapshot.namespace.as_str(), snapshot.name.as_str()), (world.own(), snapshot_name(&object).as_str()));
+    assert_eq!(
+        (snapshot.namespace.as_str(), snapshot.name.as_str()),
+        (world.own(), snapshot_name(&object).as_str())
+    );
     assert_eq!((status.images.len(), content.layers.len(), content.totals.layers), (1, 2, 2));
     assert_eq!((status.images[0].layers, status.images[0].layers_done), (2, 2));
 

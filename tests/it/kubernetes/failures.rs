@@ -227,7 +227,13 @@ fn pull_secrets_by_name() {
     apply("agreed", "team-b:registry");
     world.phase("agreed", Status::Available);
     // The password is nowhere but in the secrets of the tenants.
-    for (group, plural) in [("larder.dev", "imagecaches"), ("batch", "jobs"), ("", "configmaps"), ("", "events"), ("snapshot.storage.k8s.io", "volumesnapshots")] {
+    for (group, plural) in [
+        ("larder.dev", "imagecaches"),
+        ("batch", "jobs"),
+        ("", "configmaps"),
+        ("", "events"),
+        ("snapshot.storage.k8s.io", "volumesnapshots"),
+    ] {
         for object in world.fake().peek_all(group, plural, "") {
             assert!(!object.to_string().contains("swordfish"), "{object}");
         }

@@ -38,7 +38,10 @@ fn from_http_to_a_snapshot() {
     let two = Daemon::start(&[TEAM], &more);
     let id = two.order(TEAM, "web", &world.images());
     let cache = one.explain(|| two.explain(|| one.settle(TEAM, &id, "Available", PATIENCE)));
-    assert_eq!((cache["name"].as_str(), cache["building_config"]["cluster"].as_str()), (Some("web"), Some("here")));
+    assert_eq!(
+        (cache["name"].as_str(), cache["building_config"]["cluster"].as_str()),
+        (Some("web"), Some("here"))
+    );
     let object: ImageCache = world.get("team-a", "web").unwrap();
     assert_eq!(object.uid().unwrap(), id);
 
@@ -46,11 +49,19 @@ fn from_http_to_a_snapshot() {
     assert_eq!(details["details"]["layers"].as_array().unwrap().len(), 2);
     let snapshots = one.ask(TEAM, "GET", &format!("/larder/v1/caches/{id}/snapshots"), None).expect(200);
     let snapshot = &snapshots["snapshots"][0];
-    assert_eq!((snapshot["kind"].as_str(), snapshot["served"].as_bool()), (Some("volume_snapshot"), Some(true)));
+    assert_eq!(
+        (snapshot["kind"].as_str(), snapshot["served"].as_bool()),
+        (Some("volume_snapshot"), Some(true))
+    );
     let image = &world.images()[0];
     let found = two.ask(TEAM, "GET", &format!("/larder/v1/match?image={image}"), None).expect(200);
-    assert_eq!(found["match"]["image_cache"]["id"].as_str().or(found["image_cache"]["id"].as_str()), Some(id.as_str()), "{found}");
-    let order = serde_json::json!({"name": "plan", "images": [image], "building_config": {"cluster": "here"}});
+    assert_eq!(
+        found["match"]["image_cache"]["id"].as_str().or(found["image_cache"]["id"].as_str()),
+        Some(id.as_str()),
+        "{found}"
+    );
+    let order =
+        serde_json::json!({"name": "plan", "images": [image], "building_config": {"cluster": "here"}});
     let plan = two.ask(TEAM, "POST", "/larder/v1/plan", Some(&order)).expect(200);
     assert_eq!(plan["plan"]["images"].as_array().unwrap().len(), 1, "{plan}");
 
@@ -110,6 +121,7 @@ fn what_it_may_not_do_is_told() {
     assert!(answer["errorMessage"].as_str().unwrap().contains("namespace nowhere"), "{answer}");
     let listed = daemon.ask(Tenant("nowhere"), "GET", "/v5/imagecaches", None).expect(200);
     assert_eq!(listed["image_caches"].as_array().unwrap().len(), 0);
-    let other = serde_json::json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "other"}});
+    let other =
+        serde_json::json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "other"}});
     daemon.ask(TEAM, "POST", "/v5/imagecaches", Some(&other)).expect(400);
 }
