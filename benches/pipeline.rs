@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use larder::build::cancel::Cancel;
 use larder::build::events;
-use larder::build::order::{Order, RegistryOrder};
+use larder::build::order::{Order, RegistryOrder, SourceOrder};
 use larder::config::Config;
 use larder::model::event::Status;
 use larder::model::job::{LayerFormat, VolumeKind};
@@ -36,6 +36,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         keeper: None,
         share: None,
         deadline: None,
+        source: SourceOrder::Registries,
         registry: RegistryOrder {
             connections_per_host: 6,
             limit_rate: None,

@@ -20,8 +20,12 @@ packages=(
     containerd runc
     # Tests, demo: the base layer of images made from the machine's own files.
     busybox-static python3-minimal
+    # Larder itself: makes, checks and resizes disks (volumes of kind disk and block).
+    e2fsprogs
+    # Tests, benchmarks: fsck.erofs, a second opinion on EROFS images, and mkfs.erofs to be measured with.
+    erofs-utils
     # Tests: small loop-mounted file systems, private mount namespaces.
-    e2fsprogs xfsprogs mount util-linux
+    xfsprogs mount util-linux
     # Tests: the systemd unit, and the daemon under what the unit allows. The programs alone; nothing is booted.
     systemd strace
     # Tests: the vendor's SDK and the fuzzer of the API come from tests/requirements.txt into an environment of their own.

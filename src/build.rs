@@ -15,7 +15,7 @@ mod failure;
 pub mod keeper;
 mod layers;
 pub mod order;
-mod outcome;
+pub mod outcome;
 mod pipeline;
 pub mod progress;
 mod publish;
@@ -23,6 +23,7 @@ mod registry;
 mod resolve;
 mod run;
 pub mod share;
+mod source;
 mod sweep;
 
 pub use run::{Prepared, run};

@@ -9,6 +9,8 @@ mod cache;
 mod config;
 mod confine;
 mod exit;
+mod export;
+mod import;
 mod inspect;
 mod keeper;
 mod merge;
@@ -55,8 +57,10 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Ok(config) => config,
         Err(error) => {
             let class = error.class();
-            if let Command::Build(args) = &cli.command {
-                build::leave_usage_error(args, class, &error.to_string());
+            match cli.command {
+                Command::Build(args) => build::leave_usage_error(&args, class, &error.to_string()),
+                Command::Import(args) => build::leave_usage_error(&args.into(), class, &error.to_string()),
+                _ => {}
             }
             return exit::fail(console, class, &error.to_string());
         }
@@ -65,12 +69,10 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Ok(logs) => logs,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
+    let Global { kept, kept_volume, .. } = cli.global;
+    let call = build::Call { argv, kept, kept_volume };
     match cli.command {
-        Command::Build(args) => {
-            let Global { kept, kept_volume, .. } = cli.global;
-            let call = build::Call { argv, kept, kept_volume };
-            build::run(args, call, config, console)
-        }
+        Command::Build(args) => build::run(args, call, config, console),
         Command::Plan(args) => plan::run(args, config, console),
         Command::Serve => {
             let reload: serve::Reload = Box::new(move || load_config(path.as_deref(), default));
@@ -79,6 +81,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Cache(args) => cache::run(args, console),
         Command::Verify(args) => verify::run(&args, console),
         Command::Inspect(args) => inspect::run(&args, console),
+        Command::Export(args) => export::run(args, console),
+        Command::Import(args) => import::run(args, call, config, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),

@@ -5,12 +5,15 @@
 //! overlayfs form: whiteouts are character devices 0:0, opaque directories carry `trusted.overlay.opaque`.
 
 pub mod decode;
+pub mod erofs;
 pub mod error;
 pub mod extract;
 pub mod limits;
+pub mod metadata;
 pub mod overlay;
 pub mod path;
 pub mod rebuild;
+mod reserved;
 pub mod space;
 pub mod tar;
 pub mod tar_split;

@@ -9,10 +9,12 @@
 //! | [`config`] | `larder.toml`, one section per file; unknown keys refused, all faults told at once |
 //! | [`registry`] | async: hosts and mirrors, authentication, retry, blobs that resume |
 //! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |
+//! | [`archive`] | OCI layouts and archives of images, read instead of a registry |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
 //! | [`volume`] | layout, cap, journal, commit in chain order, seal |
 //! | [`prefetch`] | what containers read first when they start: `prefetch.list`, and reading it |
 //! | [`verify`] | proves a sealed volume from its own bytes |
+//! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease |
@@ -24,12 +26,14 @@
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client, kubernetes} → caches → {build, verify} → prefetch →
-//! {registry, secrets, layer, volume} → {sys, model, config}`.
-//! `registry`, `secrets`, `layer` and `volume` do not know each other; `build` joins them, and `verify`, beside it, reads
-//! volumes with `layer`. `telemetry` may be imported by all, `testing` only by tests and benches.
+//! Imports run one way: `main → cli → {api, client, kubernetes} → caches → {build, snapshot} → verify → prefetch →
+//! {registry, secrets, archive, volume} → layer → {sys, model, config}`.
+//! `registry`, `secrets`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
+//! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`. `telemetry` may be imported by
+//! all, `testing` only by tests and benches.
 
 pub mod api;
+pub mod archive;
 pub mod build;
 pub mod caches;
 pub mod cli;
@@ -41,6 +45,7 @@ pub mod model;
 pub mod prefetch;
 pub mod registry;
 pub mod secrets;
+pub mod snapshot;
 pub mod sys;
 pub mod telemetry;
 #[cfg(feature = "testing")]

@@ -19,6 +19,7 @@ pub mod remove;
 pub mod signal;
 pub mod space;
 pub mod stat;
+pub mod unnamed;
 pub mod walk;
 pub mod xattr;
 

@@ -11,11 +11,11 @@ use super::extraction::{self, Counters, Ready, Shared};
 use super::failure::Fail;
 use super::layers::Change;
 use super::share::{self, At, Hold, Idle, Patience, Share, Turn, VolumeName};
+use super::source::Source;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::Event;
 use crate::model::manifest::Descriptor;
-use crate::registry::Registry;
 
 /// How often a layer that another builder has in hand is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ impl Running {
 pub(super) struct Acquire {
     pub(super) shared: Arc<Shared>,
     pub(super) share: Option<Arc<Share>>,
-    pub(super) registry: Registry,
+    pub(super) source: Source,
     pub(super) events: Events,
     /// Layers written at the same time. Who waits for another builder has none.
     pub(super) slots: Arc<Semaphore>,
@@ -164,7 +164,7 @@ impl Acquire {
         hold: Option<Hold>,
     ) -> Result<Ready, Fail> {
         let counters = self.start(blob.digest.clone(), blob.size, images, None);
-        let ready = extraction::fetch(&self.shared, &self.registry, change, &counters).await;
+        let ready = extraction::fetch(&self.shared, &self.source, change, &counters).await;
         self.running.lock().remove(&blob.digest);
         let ready = ready?;
         // Without a tar-split file nobody else can have it.

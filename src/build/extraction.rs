@@ -12,6 +12,8 @@ use super::cancel::Cancel;
 use super::failure::Fail;
 use super::layers::Change;
 use super::share::Copy;
+use super::source::{Blob, Source};
+use crate::archive;
 use crate::layer::decode::{ChunkSource, Decoder};
 use crate::layer::extract::{self, Expected, Extracted, TarSplitTarget, extract};
 use crate::layer::limits::Limits;
@@ -25,7 +27,6 @@ use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
 use crate::model::seal::{Compression, Layer};
 use crate::model::shortage::Shortage;
-use crate::registry::Registry;
 use crate::volume::budget::Account;
 use crate::volume::staging::Staging;
 use crate::volume::{Volume, layout};
@@ -85,18 +86,18 @@ impl Space for Account {
 /// Fetches a change set from the first repository that has it, and extracts it.
 pub(super) async fn fetch(
     shared: &Arc<Shared>,
-    registry: &Registry,
+    source: &Source,
     change: &Change,
     counters: &Arc<Counters>,
 ) -> Result<Ready, Fail> {
     let mut first_failure = None;
     for (reference, blob) in &change.sources {
-        match fetch_from(shared, registry, change, reference, blob, counters).await {
+        match fetch_from(shared, source, change, reference, blob, counters).await {
             // Another repository may have it, or let us have it.
-            Err(Failed::Registry(fail)) if matches!(fail.class, Class::NotFound | Class::Denied) => {
+            Err(Failed::Source(fail)) if matches!(fail.class, Class::NotFound | Class::Denied) => {
                 first_failure.get_or_insert(fail);
             }
-            Err(Failed::Registry(fail) | Failed::Here(fail)) => return Err(fail),
+            Err(Failed::Source(fail) | Failed::Here(fail)) => return Err(fail),
             Ok(ready) => return Ok(ready),
         }
     }
@@ -105,13 +106,13 @@ pub(super) async fn fetch(
 
 /// Whose failure it is.
 enum Failed {
-    Registry(Fail),
+    Source(Fail),
     Here(Fail),
 }
 
 async fn fetch_from(
     shared: &Arc<Shared>,
-    registry: &Registry,
+    source: &Source,
     change: &Change,
     reference: &ImageReference,
     blob: &Descriptor,
@@ -124,6 +125,13 @@ async fn fetch_from(
         message,
     };
     let expected = Expected { blob: blob.digest.clone(), size: blob.size, diff_id: change.diff_id.clone() };
+    counters.received.store(0, Ordering::Relaxed);
+    counters.written.store(0, Ordering::Relaxed);
+    let mut stream = match source.blob(reference, blob) {
+        Ok(Blob::Stream(stream)) => stream,
+        Ok(Blob::File(file)) => return from_file(shared, file, expected, blob, counters).await,
+        Err(e) => return Err(Failed::Source(fail(e.class(), e.to_string()))),
+    };
     let (sender, receiver) = mpsc::channel(CHUNKS);
     let blocking = {
         let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
@@ -132,9 +140,6 @@ async fn fetch_from(
             run(&shared, decoder, &expected, &counters)
         })
     };
-    counters.received.store(0, Ordering::Relaxed);
-    counters.written.store(0, Ordering::Relaxed);
-    let mut stream = registry.blob(reference, blob);
     let fetched = loop {
         let next = tokio::select! {
             next = stream.next() => next,
@@ -158,9 +163,51 @@ async fn fetch_from(
     let extracted = blocking.await;
     let extracted =
         extracted.map_err(|e| Failed::Here(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
-    fetched.map_err(Failed::Registry)?;
+    fetched.map_err(Failed::Source)?;
     let (staging, extracted) = extracted.map_err(|e| Failed::Here(fail(e.class(), e.describe())))?;
     Ok(Ready { staging, extracted, blob: blob.clone() })
+}
+
+/// Extracts a layer that lies in a file: no network, so one thread does it all.
+async fn from_file(
+    shared: &Arc<Shared>,
+    file: archive::Blob,
+    expected: Expected,
+    blob: &Descriptor,
+    counters: &Arc<Counters>,
+) -> Result<Ready, Failed> {
+    let fail = |class: Class, message: String| {
+        Failed::Here(Fail { class, images: Vec::new(), layer: Some(blob.digest.clone()), message })
+    };
+    let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
+    let blocking = tokio::task::spawn_blocking(move || {
+        let source = Bounded { left: expected.size, source: file, cancel: &sharing.cancel };
+        let source = Counted { source, counters: &counters };
+        let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio);
+        run(&sharing, decoder, &expected, &counters)
+    });
+    let extracted = blocking.await;
+    let extracted = extracted.map_err(|e| fail(Class::Internal, format!("extracting the layer: {e}")))?;
+    if extracted.is_err() && shared.cancel.reason().is_some() {
+        return Err(fail(Class::Cancelled, "interrupted".into()));
+    }
+    let (staging, extracted) = extracted.map_err(|e| fail(e.class(), e.describe()))?;
+    Ok(Ready { staging, extracted, blob: blob.clone() })
+}
+
+/// A source whose bytes are counted as received.
+struct Counted<'a, S> {
+    source: S,
+    counters: &'a Counters,
+}
+
+impl<S: ChunkSource> ChunkSource for Counted<'_, S> {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let chunk = self.source.next()?;
+        let len = chunk.as_ref().map_or(0, Bytes::len) as u64;
+        self.counters.received.fetch_add(len, Ordering::Relaxed);
+        Ok(chunk)
+    }
 }
 
 /// Extracts a change set that an earlier run committed under another chain ID: its tar is rebuilt from the volume, no byte

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::keeper::Keeper;
 use super::share::VolumeName;
+use crate::archive::Format;
 use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
@@ -17,11 +18,11 @@ use crate::volume::job::Identity;
 /// One build to carry out, or to plan.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Images, in order; at least one.
+    /// Images, in order; at least one, but from an archive none stands for all.
     pub images: Vec<ImageReference>,
     /// Directory of the volume, or its device. Empty in a plan that was given none.
     pub volume: PathBuf,
-    /// Most bytes the volume may occupy. Zero in a plan that was given none.
+    /// Most bytes the volume may occupy. Zero in a plan that was given none, and in an import, where it is chosen.
     pub size: ByteSize,
     /// What happens when the 3x rule does not hold.
     pub sizing: Sizing,
@@ -43,6 +44,8 @@ pub struct Order {
     pub share: Option<Sharing>,
     /// When the build gives up.
     pub deadline: Option<DateTime<Utc>>,
+    /// Where images come from.
+    pub source: SourceOrder,
     /// Who mounts for this build, where it is confined.
     pub keeper: Option<Keeper>,
     /// How registries are asked.
@@ -69,6 +72,21 @@ pub struct Sharing {
     pub dir: PathBuf,
     /// The volume of this build in it.
     pub volume: VolumeName,
+}
+
+/// Where images come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SourceOrder {
+    /// The registries that references name.
+    #[default]
+    Registries,
+    /// An archive.
+    Archive {
+        /// Where; `-` is standard input.
+        path: PathBuf,
+        /// What it is; without one that is found out.
+        format: Option<Format>,
+    },
 }
 
 /// How registries are asked, and as whom.

@@ -9,7 +9,7 @@ use crate::model::event::{Failure, Outcome, SealedImage, Status};
 use crate::model::seal::CacheManifest;
 
 /// The outcome of a sealed volume.
-pub(super) fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
+pub fn sealed(manifest: &CacheManifest, elapsed: Duration) -> Outcome {
     let content = &manifest.content;
     let images = content.images.iter().map(|image| SealedImage {
         reference: image.reference.clone(),

@@ -16,11 +16,11 @@ use super::failure::Fail;
 use super::layers::{Change, Layers, Link};
 use super::publish::Publish;
 use super::share::{Idle, Share};
+use super::source::Source;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::Event;
 use crate::model::reference::ImageReference;
-use crate::registry::Registry;
 
 /// Committed layers are made durable when this much time has passed since the last sync. More often costs speed, more
 /// seldom costs a build that a power cut ends more of its work.
@@ -37,7 +37,7 @@ pub(super) struct Pipeline {
     /// Whose layers are reused, and who reuses ours.
     pub(super) share: Option<Arc<Share>>,
     /// Where blobs come from.
-    pub(super) registry: Registry,
+    pub(super) source: Source,
     /// Where progress goes.
     pub(super) events: Events,
     /// Layers extracted at the same time.
@@ -73,7 +73,7 @@ impl Pipeline {
         let acquire = Acquire {
             shared: Arc::clone(&self.shared),
             share: self.share.clone(),
-            registry: self.registry.clone(),
+            source: self.source.clone(),
             events: self.events.clone(),
             slots: Arc::new(Semaphore::new(self.concurrency.max(1))),
             running: Running::default(),

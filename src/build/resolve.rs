@@ -6,12 +6,13 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use super::failure::Fail;
+use super::source::{self, Source};
 use crate::model::class::Class;
 use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::{Document, ImageConfig, Manifest};
 use crate::model::platform::Platform;
 use crate::model::reference::ImageReference;
-use crate::registry::{ManifestReference, Registry};
+use crate::registry::ManifestReference;
 use crate::volume::job::Resolved;
 
 /// Largest manifest or index that is read, bytes; what registries accept (OCI distribution spec, "Pushing Manifests").
@@ -71,26 +72,26 @@ impl Known for NothingKnown {
 
 /// Resolves all references, several at once; the answers are in the order of the references.
 pub(super) async fn resolve_all(
-    registry: &Registry,
+    source: &Source,
     references: &[ImageReference],
     platform: &Platform,
     known: Arc<dyn Known>,
 ) -> Vec<Result<ResolvedImage, Fail>> {
     stream::iter(references)
-        .map(|reference| resolve(registry, reference, platform, &*known))
+        .map(|reference| resolve(source, reference, platform, &*known))
         .buffered(CONCURRENT)
         .collect()
         .await
 }
 
 async fn resolve(
-    registry: &Registry,
+    source: &Source,
     reference: &ImageReference,
     platform: &Platform,
     known: &dyn Known,
 ) -> Result<ResolvedImage, Fail> {
     let fail = |class: Class, message: String| Fail::image(reference, class, message);
-    let source = Source { registry, reference, known };
+    let source = Asked { source, reference, known };
     let earlier = known.resolved(reference);
     let start = match (&earlier, reference.digest(), reference.tag()) {
         (Some(earlier), ..) => Start::Digest(earlier.index.as_ref().unwrap_or(&earlier.manifest)),
@@ -136,38 +137,30 @@ enum Start<'a> {
     Digest(&'a Digest),
 }
 
-struct Fetched {
-    digest: Digest,
-    media_type: Option<String>,
-    bytes: Vec<u8>,
-}
-
-struct Source<'a> {
-    registry: &'a Registry,
+struct Asked<'a> {
+    source: &'a Source,
     reference: &'a ImageReference,
     known: &'a dyn Known,
 }
 
-impl Source<'_> {
-    async fn manifest(&self, start: Start<'_>) -> Result<Fetched, Fail> {
+impl Asked<'_> {
+    async fn manifest(&self, start: Start<'_>) -> Result<source::Manifest, Fail> {
         let by = match start {
             Start::Digest(digest) => {
                 if let Some(bytes) = self.known.document(digest, MAX_MANIFEST) {
-                    return Ok(Fetched { digest: digest.clone(), media_type: None, bytes });
+                    return Ok(source::Manifest { digest: digest.clone(), media_type: None, bytes });
                 }
                 ManifestReference::Digest(digest)
             }
             Start::Tag(tag) => ManifestReference::Tag(tag),
         };
-        let fetched = self.registry.manifest(self.reference, by).await;
-        let fetched = fetched
-            .map_err(|e| Fail::image(self.reference, e.class(), format!("fetching the manifest: {e}")))?;
-        Ok(Fetched { digest: fetched.digest, media_type: fetched.media_type, bytes: fetched.bytes.to_vec() })
+        let fetched = self.source.manifest(self.reference, by, MAX_MANIFEST).await;
+        fetched.map_err(|e| Fail::image(self.reference, e.class(), format!("fetching the manifest: {e}")))
     }
 
     async fn finish(
         &self,
-        document: Fetched,
+        document: source::Manifest,
         manifest: Manifest,
         index: Option<(Digest, Vec<u8>)>,
         must_be_for: Option<&Platform>,
@@ -177,8 +170,8 @@ impl Source<'_> {
         let config_bytes = match self.known.document(&descriptor.digest, MAX_CONFIG) {
             Some(bytes) => bytes,
             None => {
-                let bytes = self.registry.blob_bytes(self.reference, descriptor, MAX_CONFIG).await;
-                bytes.map_err(|e| fail(e.class(), format!("fetching the config: {e}")))?.to_vec()
+                let bytes = self.source.blob_bytes(self.reference, descriptor, MAX_CONFIG).await;
+                bytes.map_err(|e| fail(e.class(), format!("fetching the config: {e}")))?
             }
         };
         debug_assert_eq!(Hasher::digest_of(descriptor.digest.algorithm(), &config_bytes), descriptor.digest);

@@ -15,6 +15,7 @@ use super::pipeline::Pipeline;
 use super::registry;
 use super::resolve::{self, Known, NothingKnown, ResolvedImage};
 use super::share::Share;
+use super::source::{self, Ready, Source};
 use crate::config::Config;
 use crate::layer::overlay::attributes::Rights;
 use crate::model::chain::ChainId;
@@ -30,7 +31,6 @@ use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
 use crate::prefetch;
-use crate::registry::Registry;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
@@ -48,8 +48,7 @@ pub struct Prepared {
     order: Order,
     config: Config,
     events: Events,
-    /// A fault is told when the client is needed: a sealed volume needs none.
-    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    source: source::Opened,
     started: Instant,
 }
 
@@ -58,15 +57,16 @@ impl Prepared {
     pub fn new(order: Order, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
-        let client = registry::client(&order, &config, &events);
-        Prepared { order, config, events, client, started }
+        let source = source::Opened::archive(&order)
+            .unwrap_or_else(|| source::Opened::Registry(registry::client(&order, &config, &events)));
+        Prepared { order, config, events, source, started }
     }
 
     /// Carries the order out. Whatever happens is in the outcome.
     pub async fn run(self, cancel: Cancel) -> Outcome {
-        let Prepared { order, config, events, client, started } = self;
-        let registry = client.as_ref().ok().map(|(registry, _)| registry.clone());
-        let built = build(&order, &config, client, &events, &cancel).await;
+        let Prepared { order, config, events, source, started } = self;
+        let registry = source.registry();
+        let built = build(order, &config, source, &events, &cancel).await;
         let answers = registry.map(|registry| registry.answers()).unwrap_or_default();
         for ((host, code), requests) in answers {
             events.emit(Event::RegistryAnswers { host, code, requests });
@@ -79,17 +79,17 @@ impl Prepared {
 
     /// Resolves the images of the order and applies the 3x rule; no layer byte moves.
     pub async fn plan(self, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
-        let Prepared { order, client, events, .. } = self;
-        plan(&order, client, &events, &cancel)
+        let Prepared { order, source, events, .. } = self;
+        plan(order, source, &events, &cancel)
             .await
             .map_err(|fails| fails.into_iter().map(Failure::from).collect())
     }
 }
 
 async fn build(
-    order: &Order,
+    mut order: Order,
     config: &Config,
-    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    source: source::Opened,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<CacheManifest, Vec<Fail>> {
@@ -98,10 +98,13 @@ async fn build(
     // A soft limit that stays low only means fewer layers at once before the kernel says so.
     let _ = process::raise_open_files();
 
+    let source = settle(source, &mut order, cancel).await?;
+    let order = &order;
     let identity = order.identity();
     let opening = order.clone();
     let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
         Opened::Sealed(sealed) => {
+            source.check_sealed(order, &sealed)?;
             if order.verify_after {
                 verify(order).await?;
             }
@@ -110,9 +113,9 @@ async fn build(
         }
         Opened::Filling(volume) => Arc::new(*volume),
     };
-    let (registry, absent) = client?;
+    let (source, absent) = source.source()?;
     let known = Arc::new(OnVolume::of(&volume)?);
-    let resolved = resolve(order, &registry, events, cancel, known).await;
+    let resolved = resolve(order, &source, events, cancel, known).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let layers = Layers::of(&images);
     admit(order, &volume, &images, &layers, events)?;
@@ -137,7 +140,7 @@ async fn build(
             cancel: cancel.clone(),
         }),
         share,
-        registry,
+        source,
         events: events.clone(),
         concurrency: order.concurrency,
         images: order.images.clone(),
@@ -158,13 +161,15 @@ async fn build(
 }
 
 async fn plan(
-    order: &Order,
-    client: Result<(Registry, Vec<PullSecretName>), Vec<Fail>>,
+    mut order: Order,
+    source: source::Opened,
     events: &Events,
     cancel: &Cancel,
 ) -> Result<PlanReport, Vec<Fail>> {
-    let (registry, absent) = client?;
-    let resolved = resolve(order, &registry, events, cancel, Arc::new(NothingKnown)).await;
+    // Where nobody gave a size, the plan says what is needed.
+    let size = order.size;
+    let (source, absent) = settle(source, &mut order, cancel).await?.source()?;
+    let resolved = resolve(&order, &source, events, cancel, Arc::new(NothingKnown)).await;
     let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
     let planned = images.iter().map(|image| PlannedImage {
         reference: image.reference.given().to_owned(),
@@ -176,7 +181,7 @@ async fn plan(
         compressed_size: 0,
         layers: image.manifest.layers.iter().map(planned_layer).collect(),
     });
-    Ok(PlanReport::new(planned.collect(), order.size))
+    Ok(PlanReport::new(planned.collect(), size))
 }
 
 fn planned_layer(layer: &Descriptor) -> PlannedLayer {
@@ -205,6 +210,14 @@ fn rights(rootless: bool) -> Result<Rights, Vec<Fail>> {
     Ok(Rights { ids: process::ids(), trusted: capabilities.has(Capability::SysAdmin), rootless })
 }
 
+/// Readies the source, unless somebody asks to stop.
+async fn settle(source: source::Opened, order: &mut Order, cancel: &Cancel) -> Result<Ready, Vec<Fail>> {
+    tokio::select! {
+        ready = source.settle(order) => ready,
+        () = cancel.cancelled() => Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
+    }
+}
+
 /// Opens the volume of an order.
 pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
     let cap = match order.volume_kind {
@@ -221,12 +234,12 @@ pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
 
 async fn resolve(
     order: &Order,
-    registry: &Registry,
+    source: &Source,
     events: &Events,
     cancel: &Cancel,
     known: Arc<dyn Known>,
 ) -> Result<Vec<ResolvedImage>, Vec<Fail>> {
-    let resolving = resolve::resolve_all(registry, &order.images, &order.platform, known);
+    let resolving = resolve::resolve_all(source, &order.images, &order.platform, known);
     let results = tokio::select! {
         results = resolving => results,
         () = cancel.cancelled() => return Err(vec![Fail::job(Class::Cancelled, "interrupted")]),

@@ -1,8 +1,8 @@
 //! What is done to a disk that an earlier run left, before it is filled further: what no line of the journal vouches for is
 //! removed, and where the disk was not unmounted in order, what is left is proven from its own bytes.
 //!
-//! It is a run of its own because the disk is mounted anew afterwards: an ext4 without a journal hands out an inode that was
-//! freed less than five minutes ago only when it has tried all others (Linux, recently_deleted() in fs/ext4/ialloc.c), and
+//! It is a run of its own because the disk is mounted anew afterwards: an ext4 without a journal steps over each inode that was
+//! freed in the last minutes (Linux, recently_deleted() in fs/ext4/ialloc.c), which made filling it eighty times slower, and
 //! forgets which those are when it is unmounted.
 
 use std::time::Instant;

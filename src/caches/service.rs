@@ -487,6 +487,7 @@ impl Service {
     fn job(&self, spec: &Spec, pull_secrets: Vec<PullSecretName>, deadline: Option<DateTime<Utc>>) -> Job {
         Job {
             version: crate::model::job::VERSION,
+            source: None,
             images: spec.images.clone(),
             size: Some(spec.size()),
             sizing: None,

@@ -7,6 +7,8 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::keeper::Role;
+use crate::archive;
+use crate::build::order::SourceOrder;
 use crate::client::address::Address;
 use crate::config::log::Format;
 use crate::model::image_cache::CacheName;
@@ -14,8 +16,10 @@ use crate::model::job::VolumeKind;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
+use crate::model::seal::Compression;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
+use crate::snapshot;
 use crate::telemetry::Level;
 
 const EXAMPLES: &str = "\
@@ -25,6 +29,8 @@ Examples:
   larder plan nginx:1.27
   larder verify ./cache
   larder inspect ./cache --json
+  larder export ./cache images.tar --format oci-archive
+  larder import images.tar --volume ./cache
   larder prefetch ./cache --image nginx:1.27
   larder serve
   larder cache create web nginx:1.27 --wait
@@ -46,6 +52,28 @@ Examples:
 Flags override the job, the job overrides the configuration. Sizes take KiB MiB GiB TiB (also K, Ki, …) and
 kB MB GB TB. Ctrl-C leaves a volume that the same command resumes; a second one ends at once.
 With --output json a reader that closes standard output ends the build like Ctrl-C does (exit 130).";
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  larder export ./cache images.tar --format oci-archive
+  larder export ./cache - --format docker-archive --image nginx:1.27 | ssh node podman load
+  larder export ./cache ./layout --format oci-layout --compression zstd
+
+podman load, skopeo copy and ctr images import take all three archives, docker load the docker-archive. gzip is what every
+tool reads; zstd is smaller and much faster, for containerd 1.5, podman and skopeo, and docker 23 or newer; none is fastest,
+and for networks that compress.";
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  larder import images.tar --volume ./cache
+  docker save app:1 | larder import - --volume ./cache
+  larder import ./layout --volume ./cache --image registry.example.com/app:1 --size 4GiB
+
+Archives are OCI layouts, tars of them, and what docker save writes, also compressed as a whole by gzip or zstd. Such a
+one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies. The image of a
+disk, as `export --format raw` writes it, becomes a volume of kind disk: it is compared with the .sha256 beside it, if there
+is one, and proven whole, as `larder verify` does, before it counts as sealed; other flags than --volume and --output are
+not for it.";
 
 const CACHE_EXAMPLES: &str = "\
 Examples:
@@ -119,6 +147,18 @@ pub(super) enum Command {
     ///
     /// Exits with 73 for a volume that is not sealed.
     Inspect(InspectArgs),
+    /// Write a sealed volume as an archive of its images, or as the image of its disk
+    ///
+    /// Layers are rebuilt bit for bit and proven; image IDs hold. The same volume gives the same bytes. OUT is there when it
+    /// is whole, and not before. Exits with 65 if a layer is not what it was, and with 73 if OUT exists.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
+    /// Fill a volume from an archive instead of registries, and seal it
+    ///
+    /// The same rules hold as for `build`: three times the size of the images, the cap, every digest; an interrupted import
+    /// is resumed by the same command. No registry is asked.
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
     /// Read what containers of a sealed volume need first, many requests at once
     ///
     /// For a disk that answers each first read late: one restored from a snapshot, or behind a network. Reads what
@@ -248,12 +288,130 @@ pub(super) struct OrderArgs {
     /// process. With PID, the supervisor's, a supervisor that ended before the build began is noticed too.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true)]
     pub(super) die_with_parent: Option<Option<u32>>,
+    /// Where images come from; only `import` says so.
+    #[arg(skip)]
+    pub(super) source: Option<SourceOrder>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// The archive or the image of a disk (raw, erofs): a file, a directory, - for standard input
+    pub(super) input: PathBuf,
+    /// What it is [default: found out]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) format: Option<archive::Format>,
+    /// Directory of the volume: empty, or left by an earlier import of the same images
+    #[arg(long, value_name = "DIR")]
+    pub(super) volume: PathBuf,
+    /// What holds the volume [default: directory]
+    ///
+    /// For disk and block name size and images: what makes the disk does not look into the archive.
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) volume_kind: Option<VolumeKind>,
+    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
+    #[arg(long)]
+    pub(super) sparse: bool,
+    /// Kind disk: cut the sealed disk to the smallest size that holds its content
+    #[arg(long)]
+    pub(super) shrink: bool,
+    /// Kind block: format the device whatever it holds; all of that is lost
+    #[arg(long)]
+    pub(super) format_device: bool,
+    /// Most bytes the volume may occupy at any instant, as in 20GiB [default: ten times the compressed images]
+    #[arg(long, value_name = "SIZE")]
+    pub(super) size: Option<ByteSize>,
+    /// Only this image; repeatable. Also what to call an image that has no name [default: all images]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// What to do if the volume is smaller than three times the compressed images [default: enforce]
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(super) sizing: Option<Sizing>,
+    /// Platform as os/architecture[/variant] [default: this host's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub(super) platform: Option<Platform>,
+    /// Most layers at once [default: the configuration's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) concurrency: Option<u16>,
+    /// Form of standard output, as of build
+    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    pub(super) output: Output,
+    /// Write no tar-split files: quicker, but verify and export then refuse the volume
+    #[arg(long)]
+    pub(super) no_tar_split: bool,
+    /// Import without the privileges a layer asks for; what cannot be kept is recorded, see inspect
+    #[arg(long)]
+    pub(super) rootless: bool,
+    /// Reuse layers of the volumes in DIR/volumes, where --volume must lie too
+    #[arg(long, value_name = "DIR")]
+    pub(super) share: Option<PathBuf>,
+    /// Verify the sealed volume from its own bytes before exiting
+    #[arg(long)]
+    pub(super) verify_after: bool,
+    /// Write the result to this file as one JSON line under 4 KiB, on success and failure
+    #[arg(long, value_name = "FILE")]
+    pub(super) result_file: Option<PathBuf>,
+    /// Give up at this time (RFC 3339) with exit 75; the volume stays resumable
+    #[arg(long, value_name = "TIME")]
+    pub(super) deadline: Option<DateTime<Utc>>,
+    /// Give up what the import does not need before anything of the archive is read, as build does
+    #[arg(long)]
+    pub(super) confine: bool,
+}
+
+impl From<ImportArgs> for OrderArgs {
+    fn from(args: ImportArgs) -> Self {
+        OrderArgs {
+            images: args.images,
+            volume: Some(args.volume),
+            volume_kind: args.volume_kind,
+            sparse: args.sparse,
+            shrink: args.shrink,
+            format_device: args.format_device,
+            size: args.size,
+            sizing: args.sizing,
+            platform: args.platform,
+            concurrency: args.concurrency,
+            output: args.output,
+            no_tar_split: args.no_tar_split,
+            rootless: args.rootless,
+            share: args.share,
+            verify_after: args.verify_after,
+            result_file: args.result_file,
+            deadline: args.deadline,
+            confine: args.confine,
+            source: Some(SourceOrder::Archive { path: args.input, format: args.format }),
+            ..OrderArgs::default()
+        }
+    }
 }
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// Directory of the volume
+    pub(super) volume: PathBuf,
+    /// Where to: a file, a directory for oci-layout, - for standard output
+    pub(super) out: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(super) format: snapshot::Format,
+    /// Compression of layers in oci-layout and oci-archive [default: gzip]
+    #[arg(long, value_enum, value_name = "COMPRESSION")]
+    pub(super) compression: Option<Compression>,
+    /// Only this image; repeatable [default: all]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(super) images: Vec<ImageReference>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Form of the summary; it goes to standard error if OUT is -
+    #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
+    pub(super) output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -270,7 +428,10 @@ pub(super) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PrefetchArgs {
-    /// Directory of the volume
+    /// Directory of the volume, image file or block device
+    ///
+    /// A disk that is not mounted is mounted for as long as it takes: that draws its blocks from a snapshot that is restored
+    /// as it is read, and leaves nothing in memory. What is to be in memory has to be mounted before.
     pub(super) volume: PathBuf,
     /// Image as in its build; repeatable [default: all images of the volume]
     #[arg(long = "image", value_name = "IMAGE")]

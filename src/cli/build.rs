@@ -19,6 +19,7 @@ use super::output::{Renderer, result_file, stdout, summary};
 use super::{confine, exit, merge, signals};
 use crate::build::cancel::{Cancel, Reason};
 use crate::build::events::{self, Events, Lines};
+use crate::build::order::SourceOrder;
 use crate::build::{Prepared, sweep};
 use crate::config::Config;
 use crate::model::class::Class;
@@ -104,6 +105,10 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         return end(&outcome, result.as_deref(), output, &volume, console);
     }
     let share = order.share.as_ref().map(|share| share.dir.clone());
+    let layout = match &order.source {
+        SourceOrder::Archive { path, .. } if path.is_dir() => Some(path.clone()),
+        _ => None,
+    };
     let deadline = order.deadline;
     let (events, lines) = events::channel();
     let mut runtime = runtime::Builder::new_multi_thread();
@@ -115,7 +120,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
     let _confined = if confine {
         // The runtime counts processors by files that are out of reach afterwards.
         runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
-        match confine::enter(&volume, share.as_deref(), result.as_deref()) {
+        match confine::enter(&volume, share.as_deref(), layout.as_deref(), result.as_deref()) {
             Ok(confined) => {
                 if !confined.landlock {
                     events.emit(Event::Warning { message: NO_LANDLOCK.to_owned() });
@@ -147,7 +152,13 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
 }
 
 /// Tells how it ended, and answers the exit code.
-fn end(outcome: &Outcome, result: Option<&Path>, output: Output, volume: &Path, console: &Console) -> u8 {
+pub(super) fn end(
+    outcome: &Outcome,
+    result: Option<&Path>,
+    output: Output,
+    volume: &Path,
+    console: &Console,
+) -> u8 {
     if let Some(path) = result {
         result_file::write(path, outcome);
     }
@@ -161,7 +172,8 @@ fn end(outcome: &Outcome, result: Option<&Path>, output: Output, volume: &Path, 
     }
 }
 
-fn carry_out<F: Future<Output = Outcome>>(
+/// Does `work` while its events are shown and signals are heard.
+pub(super) fn carry_out<F: Future<Output = Outcome>>(
     runtime: &Runtime,
     work: impl FnOnce(Cancel) -> F,
     deadline: Option<DateTime<Utc>>,

@@ -76,13 +76,18 @@ pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
     Ok(())
 }
 
-/// Confines the process to `volume`, to what builders in `share` write for each other and read of each other, and to
-/// `result`, which is written at the end.
-pub(super) fn enter(volume: &Path, share: Option<&Path>, result: Option<&Path>) -> Result<Confined, Error> {
+/// Confines the process to `volume`, to what builders in `share` write for each other and read of each other, to the OCI
+/// layout that is imported, and to `result`, which is written at the end.
+pub(super) fn enter(
+    volume: &Path,
+    share: Option<&Path>,
+    layout: Option<&Path>,
+    result: Option<&Path>,
+) -> Result<Confined, Error> {
     let mut confinement = Confinement::default();
     confinement.writable.push(volume.to_owned());
     confinement.writable.extend(share.map(share::layers));
-    confinement.readable.extend(share.map(Path::to_owned));
+    confinement.readable.extend([share, layout].into_iter().flatten().map(Path::to_owned));
     // A rule takes a descriptor, so what will be written has to be there.
     for dir in &confinement.writable {
         match fs::create_dir(dir) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -33,7 +34,7 @@ pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
         Ok(sealed) => sealed,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let placement = match args.extents.then(|| placement(args, &sealed)).transpose() {
+    let placement = match args.extents.then(|| placement(entered.path(), &sealed)).transpose() {
         Ok(placement) => placement,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
@@ -80,8 +81,7 @@ impl From<Placement> for Placed {
     }
 }
 
-fn placement(args: &InspectArgs, sealed: &CacheManifest) -> Result<Placements, prefetch::Error> {
-    let volume = &args.volume;
+fn placement(volume: &Path, sealed: &CacheManifest) -> Result<Placements, prefetch::Error> {
     let root = Dir::open(volume).map_err(|e| prefetch::Error::reading(volume.as_os_str().as_bytes(), e))?;
     let (layers, total) = placement::of(&root, &sealed.content)?;
     let layers = layers.into_iter().map(|(chain_id, placement)| (chain_id, placement.into()));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::args::OrderArgs;
 use super::usage::UsageError;
-use crate::build::order::{Order, RegistryOrder, Sharing};
+use crate::build::order::{Order, RegistryOrder, Sharing, SourceOrder};
 use crate::build::share::VolumeName;
 use crate::config::Config;
 use crate::model::job::{Job, MAX_IMAGES};
@@ -70,20 +70,42 @@ pub(super) fn order(
         Some(job) => job.images.clone(),
         None => args.images,
     };
+    let of_job = job.as_ref();
+    let source = args.source.or_else(|| of_job.and_then(|job| job.source.clone()).map(SourceOrder::from));
+    let source = source.unwrap_or_default();
     match images.len() {
+        0 if source != SourceOrder::Registries => {}
         0 => return Err(UsageError::NoImages),
         given if given > MAX_IMAGES => return Err(UsageError::TooManyImages { given }),
         _ => {}
     }
-    let of_job = job.as_ref();
     let size = args.size.or(of_job.and_then(|job| job.size));
     if size == Some(ByteSize(0)) {
         return Err(UsageError::ZeroSize);
     }
     let (volume, size) = match purpose {
-        Purpose::Build => (args.volume.ok_or(UsageError::NoVolume)?, size.ok_or(UsageError::NoSize)?),
+        Purpose::Build => {
+            let size = match source {
+                SourceOrder::Registries => size.ok_or(UsageError::NoSize)?,
+                SourceOrder::Archive { .. } => size.unwrap_or_default(),
+            };
+            (args.volume.ok_or(UsageError::NoVolume)?, size)
+        }
         Purpose::Plan => (args.volume.unwrap_or_default(), size.unwrap_or_default()),
     };
+    let volume_kind = args.volume_kind.or(of_job.and_then(|job| job.volume_kind)).unwrap_or_default();
+    if let (SourceOrder::Archive { path, .. }, true, Purpose::Build) =
+        (&source, volume_kind.is_disk(), purpose)
+    {
+        let want = [
+            (size == ByteSize(0), "--size"),
+            (images.is_empty(), "an --image for each"),
+            (path == Path::new("-"), "the archive as a file"),
+        ];
+        if let Some((_, want)) = want.into_iter().find(|(wanted, _)| *wanted) {
+            return Err(UsageError::DiskFromArchive(want));
+        }
+    }
     let share = match (&args.share, purpose) {
         (Some(dir), Purpose::Build) => Some(sharing(dir, &volume)?),
         _ => None,
@@ -104,7 +126,7 @@ pub(super) fn order(
             .platform
             .or_else(|| of_job.and_then(|job| job.platform.clone()))
             .unwrap_or_else(Platform::host),
-        volume_kind: args.volume_kind.or(of_job.and_then(|job| job.volume_kind)).unwrap_or_default(),
+        volume_kind,
         layer_format: of_job.and_then(|job| job.layer_format).unwrap_or_default(),
         tar_split: !args.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
         rootless: args.rootless,
@@ -113,6 +135,7 @@ pub(super) fn order(
         share,
         keeper: None,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
+        source,
         registry: RegistryOrder {
             connections_per_host: args
                 .connections_per_host

@@ -1,5 +1,6 @@
 //! What goes to standard output and standard error, for people and for machines.
 
+pub(super) mod bar;
 pub(super) mod json;
 pub(super) mod result_file;
 pub(super) mod stdout;

@@ -8,12 +8,17 @@ use super::output::stdout;
 use crate::model::size::ByteSize;
 use crate::prefetch::{self, Wanted};
 use crate::telemetry::Console;
+use crate::volume::disk;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {
     let began = Instant::now();
     let wanted = Wanted { images: args.images, all: args.all };
-    let totals = match prefetch::read(&args.volume, &wanted) {
+    let entered = match disk::enter(&args.volume) {
+        Ok(entered) => entered,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let totals = match prefetch::read(entered.path(), &wanted) {
         Ok(totals) => totals,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };

@@ -40,6 +40,11 @@ pub(super) enum UsageError {
         /// The first one named.
         first: String,
     },
+    /// A disk is made before anybody looks into the archive.
+    #[error(
+        "a volume of kind disk or block wants {0}: what makes the disk does not look into the archive (`larder plan` with a job does)"
+    )]
+    DiskFromArchive(&'static str),
     /// Layers cannot be shared.
     #[error("--share {dir}: {reason}: give a directory with volumes/ in it, and a --volume directly in that")]
     Share {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{self, BufReader, BufWriter};
 
 use super::decode::{ChunkSource, Decoded, Decoder};
 use super::error::Error as SinkError;
@@ -10,14 +10,13 @@ use super::limits::Limits;
 use super::overlay::Applied;
 use super::overlay::apply::{self, Failure, Target};
 use super::overlay::replaced::Replaced;
+use super::reserved::{BLOCK, Reserved};
 use super::space::Space;
 use super::tar::Reader;
 use super::tar_split::{self, TarSplit, TarSplitReader};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
-use crate::model::shortage::Shortage;
 use crate::sys::Dir;
-use crate::sys::space::{FileSystem, preallocate};
 
 /// What a layer must turn out to be.
 #[derive(Clone, Debug)]
@@ -142,13 +141,13 @@ pub fn extract<S: ChunkSource>(
         }
         Some(split) => {
             let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
-            let file = Reserved::new(file, split.dir, space).map_err(Error::TarSplit)?;
+            let file = Reserved::new(file, space).map_err(Error::TarSplit)?;
             let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, file));
             let mut reader = Reader::new(decoder, writer, *limits);
             let (applied, replaced) = apply::apply(&mut reader, target)?;
             let (decoder, writer) = reader.finish().map_err(Error::Tar)?;
             let file = writer.finish().map_err(Error::TarSplit)?;
-            let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written;
+            let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written();
             if !replaced.is_empty() {
                 size = take_replaced(&split, &replaced, replaced_dir, space).map_err(Error::TarSplit)?;
             }
@@ -185,7 +184,7 @@ fn take_replaced(
     let temporary = [split.name, b".new"].concat();
     let old = split.dir.open_file(split.name)?;
     let old_size = old.metadata()?.len();
-    let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, split.dir, space)?;
+    let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, space)?;
     // The nth time that a path was replaced is the nth time that the file names it.
     let mut by_path: HashMap<&[u8], VecDeque<&str>> = HashMap::new();
     for replaced in replaced {
@@ -197,50 +196,8 @@ fn take_replaced(
     };
     let records = TarSplitReader::new(BufReader::new(old));
     let writer = tar_split::rewrite(records, BufWriter::with_capacity(1 << 16, new), find)?;
-    let size = writer.into_inner().map_err(io::IntoInnerError::into_error)?.written;
+    let size = writer.into_inner().map_err(io::IntoInnerError::into_error)?.written();
     split.dir.rename(&temporary, split.dir, split.name)?;
     space.release(old_size.div_ceil(BLOCK) * BLOCK);
     Ok(size)
 }
-
-/// Unit in which room for a growing file is asked for: no file system that we know counts in larger blocks.
-const BLOCK: u64 = 4096;
-
-/// A file for whose bytes room is set aside before they are written.
-#[derive(Debug)]
-struct Reserved<'a> {
-    file: File,
-    space: &'a dyn Space,
-    is_xfs: bool,
-    written: u64,
-}
-
-impl<'a> Reserved<'a> {
-    fn new(file: File, dir: &Dir, space: &'a dyn Space) -> io::Result<Self> {
-        Ok(Reserved { file, space, is_xfs: FileSystem::of(dir)?.is_xfs, written: 0 })
-    }
-}
-
-impl Write for Reserved<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (before, after) =
-            (self.written.div_ceil(BLOCK), (self.written + bytes.len() as u64).div_ceil(BLOCK));
-        self.space
-            .reserve((after - before) * BLOCK)
-            .map_err(|full| io::Error::new(io::ErrorKind::StorageFull, NoRoom(full)))?;
-        if self.is_xfs && after > before {
-            preallocate(&self.file, before * BLOCK, (after - before) * BLOCK)?;
-        }
-        self.file.write_all(bytes)?;
-        self.written += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct NoRoom(Shortage);

@@ -35,8 +35,12 @@ pub struct Job {
     /// Format version, [`VERSION`].
     #[serde(default = "version")]
     pub version: u32,
-    /// References of the images, in order.
+    /// References of the images, in order. With a source they may be left out, which means all that it has.
+    #[serde(default)]
     pub images: Vec<ImageReference>,
+    /// Where images come from instead of registries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// Most bytes the volume may occupy at any instant; a number of bytes or a string with a unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
@@ -69,6 +73,18 @@ pub struct Job {
 
 fn version() -> u32 {
     VERSION
+}
+
+/// An archive of images, as in `{"oci-archive": "/path"}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// An OCI image layout: a directory.
+    OciLayout(PathBuf),
+    /// A tar of one.
+    OciArchive(PathBuf),
+    /// What `docker save` writes.
+    DockerArchive(PathBuf),
 }
 
 /// What holds the volume.
@@ -135,7 +151,8 @@ impl Job {
             return Err(JobError::Version { given: version });
         }
         let job: Job = serde_json::from_slice(json)?;
-        if job.images.is_empty() || job.images.len() > MAX_IMAGES {
+        let least = if job.source.is_some() { 0 } else { 1 };
+        if !(least..=MAX_IMAGES).contains(&job.images.len()) {
             return Err(JobError::Images { given: job.images.len() });
         }
         Ok(job)
@@ -155,6 +172,9 @@ mod tests {
             "deadline":"2026-11-23T18:00:00Z","result_file":"/dev/termination-log","tar_split":true}"#;
         let job = Job::parse(full).unwrap();
         assert_eq!(job.size, Some(ByteSize(20 << 30)));
+        let archive = Job::parse(br#"{"source":{"docker-archive":"/a.tar"}}"#).unwrap();
+        assert_eq!(archive.source, Some(Source::DockerArchive("/a.tar".into())));
+        assert!(archive.images.is_empty());
         let again = serde_json::to_vec(&job).unwrap();
         assert_eq!(Job::parse(&again).unwrap().images, job.images);
     }
@@ -167,6 +187,7 @@ mod tests {
             br#"{"images":["a"],"sise":1}"#,
             br#"{"version":2,"images":["a"]}"#,
             br#"{"images":["A B"]}"#,
+            br#"{"source":{"zip":"/a"}}"#,
             br#"{"images":["a"],"size":-1}"#,
             br#"{"images":["a"],"pull_secrets":["x"]}"#,
             b"[",

@@ -18,7 +18,7 @@ pub use process::Process;
 
 use oci_distribution::manifest::{OciDescriptor, OciImageManifest};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 use super::digest::Digest;
 use super::platform::Platform;
@@ -29,6 +29,16 @@ pub const MAX_BYTES: usize = 4 << 20;
 
 /// Most layers of an image and most entries of an index.
 pub const MAX_DESCRIPTORS: usize = 10_000;
+
+/// Reads a small JSON document of an archive: at most [`MAX_BYTES`], and no key twice in one object. Unknown members are
+/// ignored.
+///
+/// # Errors
+/// [`ManifestError`] of class Corrupt.
+pub fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ManifestError> {
+    json::check(bytes)?;
+    json::read(bytes)
+}
 
 /// A pointer to content (OCI image spec, descriptor.md), checked: digest well formed, size not negative.
 #[derive(Clone, Debug, PartialEq, Eq)]

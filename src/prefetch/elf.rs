@@ -113,7 +113,8 @@ impl<'a> ReadRef<'a> for Ranges<'a> {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use std::io::Write as _;
 

@@ -2,7 +2,10 @@
 
 use std::io;
 
+use nix::errno::Errno;
+
 use super::list::Malformed;
+use crate::layer::error::io_class;
 use crate::layer::path::shown;
 use crate::model::class::Class;
 use crate::model::escape::escape;
@@ -62,11 +65,8 @@ impl Error {
     /// The class, which decides about the exit code.
     pub fn class(&self) -> Class {
         match self {
-            // What a sealed volume names and does not have was taken away.
-            Error::Reading { source, .. } if source.kind() == io::ErrorKind::NotFound => Class::Corrupt,
-            Error::Looking { source, .. } | Error::Reading { source, .. } => {
-                crate::layer::error::io_class(source)
-            }
+            Error::Reading { source, .. } if is_absent(source) => Class::Corrupt,
+            Error::Looking { source, .. } | Error::Reading { source, .. } => io_class(source),
             Error::Malformed(_) | Error::Disagrees { .. } => Class::Corrupt,
             Error::NoList { .. } | Error::NoImage { .. } => Class::NotFound,
             Error::Volume(e) => e.class(),
@@ -77,4 +77,10 @@ impl Error {
     pub fn reading(path: &[u8], source: io::Error) -> Self {
         Error::Reading { path: shown(path), source }
     }
+}
+
+/// Whether what a sealed volume names is not there, or is no regular file behind plain directories: it was changed.
+fn is_absent(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EINVAL))
 }

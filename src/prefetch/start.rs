@@ -172,5 +172,6 @@ fn first_command(script: &[u8]) -> Option<&[u8]> {
     word.iter().all(is_plain).then_some(word)
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;

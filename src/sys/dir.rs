@@ -171,6 +171,11 @@ impl Dir {
         }
     }
 
+    /// Has `name` and `other` change places in one step; both must exist.
+    pub fn exchange(&self, name: &[u8], other: &[u8]) -> io::Result<()> {
+        Ok(fcntl::renameat2(&self.0, name, &self.0, other, RenameFlags::RENAME_EXCHANGE)?)
+    }
+
     /// Removes the name of anything but a directory.
     pub fn unlink(&self, name: &[u8]) -> io::Result<()> {
         Ok(unistd::unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?)
@@ -247,6 +252,11 @@ impl Dir {
     /// last call was lost; calling again would hide it.
     pub fn sync_file_system(&self) -> io::Result<()> {
         Ok(unistd::syncfs(&self.0)?)
+    }
+
+    /// A descriptor of the directory, for locks.
+    pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
     }
 
     /// A path to `name` through `/proc/self/fd`, for calls that know no directory descriptors.

@@ -54,7 +54,8 @@ impl From<&kernel::Raw> for Extent {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests {
     use std::os::unix::fs::FileExt as _;
 
@@ -77,7 +78,7 @@ mod tests {
     #[test]
     fn more_extents_than_one_call_gives() {
         let file = tempfile::tempfile().unwrap();
-        let count = 2 * kernel::BATCH as u64 + 3;
+        let count = 2 * u64::from(kernel::BATCH) + 3;
         for at in 0..count {
             file.write_all_at(&[1], at << 16).unwrap();
         }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 
 use nix::errno::Errno;
@@ -46,6 +47,23 @@ impl Lock {
     pub fn try_shared(dir: &Dir, name: &[u8]) -> io::Result<Option<Self>> {
         let file = dir.open_file(name)?;
         Ok(take(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { file }))
+    }
+}
+
+/// A lock on a directory itself, held until dropped.
+#[derive(Debug)]
+pub struct DirLock {
+    _dir: Flock<OwnedFd>,
+}
+
+impl DirLock {
+    /// Takes the lock; nothing where somebody holds it.
+    pub fn try_exclusive(dir: &Dir) -> io::Result<Option<Self>> {
+        match Flock::lock(dir.descriptor()?, FlockArg::LockExclusiveNonblock) {
+            Ok(dir) => Ok(Some(DirLock { _dir: dir })),
+            Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, e)) => Err(e.into()),
+        }
     }
 }
 

@@ -45,14 +45,23 @@ pub struct Mount(OwnedFd);
 impl Mount {
     /// Mounts the ext4 on `device`, nowhere.
     pub fn ext4(device: &Path, how: Ext4) -> Result<Self, MountError> {
-        let plain = |source: rustix::io::Errno| MountError { source: source.into(), said: String::new() };
-        let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
         let flags: &[&str] = match how {
             // Inode tables are zeroed by nobody, neither beside the filling nor on the nodes, and holes would give the
             // space back that was reserved for the disk.
             Ext4::Filled => &["noinit_itable", "nodiscard"],
             Ext4::Read => &["ro", "noload"],
         };
+        Mount::new("ext4", device, flags, matches!(how, Ext4::Read))
+    }
+
+    /// Mounts the EROFS on `device`, nowhere.
+    pub fn erofs(device: &Path) -> Result<Self, MountError> {
+        Mount::new("erofs", device, &["ro"], true)
+    }
+
+    fn new(file_system: &str, device: &Path, flags: &[&str], read_only: bool) -> Result<Self, MountError> {
+        let plain = |source: rustix::io::Errno| MountError { source: source.into(), said: String::new() };
+        let context = fsopen(file_system, FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
         let made = fsconfig_set_string(&context, "source", device).and_then(|()| {
             flags.iter().try_for_each(|flag| fsconfig_set_flag(&context, *flag))?;
             fsconfig_create(&context)
@@ -62,7 +71,7 @@ impl Mount {
             | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NOEXEC
             | MountAttrFlags::MOUNT_ATTR_NOATIME;
-        if matches!(how, Ext4::Read) {
+        if read_only {
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
         }
         Ok(Mount(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(plain)?))

@@ -1,6 +1,7 @@
 //! Signals to processes that this one started (kill(2)).
 
 use std::io;
+use std::os::unix::process::ExitStatusExt as _;
 
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -8,6 +9,11 @@ use nix::unistd::Pid;
 /// Asks a process to end (SIGTERM).
 pub fn terminate(pid: u32) -> io::Result<()> {
     Ok(kill(process(pid)?, Signal::SIGTERM)?)
+}
+
+/// Whether a process ended by [`terminate`], which it did not listen to.
+pub fn ended_by_request(status: std::process::ExitStatus) -> bool {
+    status.signal() == Some(Signal::SIGTERM as i32)
 }
 
 /// Ends a process (SIGKILL).

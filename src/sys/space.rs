@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -23,9 +24,9 @@ pub struct FileSystem {
 }
 
 impl FileSystem {
-    /// Asks the file system that holds `dir`.
-    pub fn of(dir: &Dir) -> io::Result<Self> {
-        let facts = statfs::fstatfs(dir)?;
+    /// Asks the file system that holds an open inode.
+    pub fn of(fd: impl AsFd) -> io::Result<Self> {
+        let facts = statfs::fstatfs(fd)?;
         let block = u64::try_from(facts.block_size()).unwrap_or(4096).clamp(512, 1 << 20);
         Ok(FileSystem { block, is_xfs: facts.filesystem_type() == statfs::XFS_SUPER_MAGIC })
     }
@@ -85,6 +86,20 @@ pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
+/// Gives the blocks of a part of a file back without changing its size (fallocate(2), `FALLOC_FL_PUNCH_HOLE`); false where
+/// the file system cannot.
+pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+        return Err(Errno::EFBIG.into());
+    };
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match fallocate(file, flags, offset, len) {
+        Ok(()) => Ok(true),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Makes an empty file `len` bytes large and keeps all of them for it (fallocate(2)); false where the file system cannot.
 pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
     let len = i64::try_from(len).map_err(|_| Errno::EFBIG)?;
@@ -120,6 +135,16 @@ pub fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
         seek(from, SeekFrom::Start(start))?;
         seek(to, SeekFrom::Start(start))?;
         io::copy(&mut io::Read::take(&mut from, at - start), &mut to)?;
+    }
+}
+
+/// The next stretch of a file from `at` on that is no hole (lseek(2), `SEEK_DATA`); none where only a hole follows.
+pub fn next_data(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
+    use rustix::fs::{SeekFrom, seek};
+    match seek(file, SeekFrom::Data(at)) {
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Ok(start) => Ok(Some(start..seek(file, SeekFrom::Hole(start))?)),
+        Err(e) => Err(e.into()),
     }
 }
 

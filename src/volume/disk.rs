@@ -17,6 +17,7 @@ mod error;
 mod fill;
 mod image;
 mod possible;
+mod receive;
 mod superblock;
 mod take;
 mod tools;
@@ -26,6 +27,7 @@ pub use error::Error;
 pub use fill::Mounted;
 pub use image::{DiskImage, Format};
 pub use possible::{begun, obstacle};
+pub use receive::{Receiving, receive};
 pub use superblock::Superblock;
 pub use take::{Disk, Left, Request, Taken, take, take_device};
 

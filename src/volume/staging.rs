@@ -1,4 +1,5 @@
-//! Where a layer is while it is written. Dropped, it is gone.
+//! Where a layer is while it is written. Dropped, it is gone; on a disk with enough room that waits for the seal, or for the
+//! next run.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -64,6 +65,15 @@ impl Staging {
     /// Removes that content, once the tar-split file has taken it.
     pub fn clear_replaced(&self) -> Result<(), Error> {
         let replaced = self.replaced()?;
+        if self.account.budget().spares_deletions()
+            && !replaced.names().context("listing", "replaced")?.is_empty()
+        {
+            let aside = format!("{}.replaced", self.name);
+            return self
+                .dir
+                .rename_new(REPLACED, &self.parent, aside.as_bytes())
+                .context("moving aside", "replaced");
+        }
         let mut freed = 0;
         for name in replaced.names().context("listing", "replaced")? {
             let stat = replaced.stat(&name).context("examining", "replaced")?;
@@ -109,6 +119,7 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.placed
+            && !self.account.budget().spares_deletions()
             && let Err(e) = remove::tree(&self.parent, self.name.as_bytes())
         {
             // The next open sweeps it.

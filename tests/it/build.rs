@@ -21,7 +21,7 @@ const REGISTRY: Need = Need::Program("docker-registry");
 const PODMAN: Need = Need::Program("podman");
 
 /// A shell, a second layer with every kind of change, and a third with one file.
-fn three_layers(packing: Packing) -> Image {
+pub(crate) fn three_layers(packing: Packing) -> Image {
     let changes = [
         Member::whiteout("etc/.wh.group"),
         Member::whiteout("tmp/.wh..wh..opq"),

@@ -13,6 +13,7 @@ pub(crate) mod filesystem;
 pub(crate) mod http;
 pub(crate) mod layers;
 pub(crate) mod need;
+pub(crate) mod opened;
 pub(crate) mod overlay;
 pub(crate) mod podman;
 pub(crate) mod python;

@@ -13,6 +13,7 @@ use larder::caches::record::OrderedBy;
 use larder::caches::runner::child::{ChildRunner, Settings, clear_work};
 use larder::caches::runner::{BuildOrder, Ended, Runner as _};
 use larder::config::Config;
+use larder::config::caches::Holder;
 use larder::config::log::Format;
 use larder::model::class::Class;
 use larder::model::event::{Event, Line, Outcome, Status};
@@ -59,6 +60,8 @@ impl Host {
         settings.cgroups = Arc::new(Cgroups::none("not in this test"));
         fs::create_dir_all(served.beside("share/volumes")).unwrap();
         let mut config = Config::default();
+        // Builders on disks are two processes, and are in tests/privileged.
+        config.caches.volume_kind = Holder::Directory;
         config.secrets.dir = served.beside("secrets");
         (config.registry.retries, config.registry.backoff_max_seconds) = (2, 1);
         config.registry.stall_timeout_seconds = 1;

@@ -1,8 +1,11 @@
 //! Block devices and mounted file systems as volumes.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::served::{Served, random};
@@ -21,6 +24,17 @@ impl Device {
         fs::File::create(&file).unwrap().set_len(size).unwrap();
         let text = succeed(Command::new("losetup").args(["--find", "--show"]).arg(&file));
         Device { path: PathBuf::from(text.trim()), file }
+    }
+
+    /// Waits until the kernel has unmounted it for a builder that was killed.
+    fn wait_until_free(&self) {
+        let mut alone = fs::File::options();
+        alone.read(true).custom_flags(nix::libc::O_EXCL);
+        let started = Instant::now();
+        while alone.open(&self.path).is_err() {
+            assert!(started.elapsed() < Duration::from_secs(30), "{} stays in use", self.path.display());
+            sleep(Duration::from_millis(20));
+        }
     }
 
     fn content(&self) -> Vec<u8> {
@@ -76,6 +90,7 @@ fn an_interrupted_build_goes_on() {
         let mut filling = Filling::start(command.args(["--limit-rate", "1MiB/s"]), served.beside("events"));
         assert!(filling.told("layer_committed", 2));
         filling.keeper.kill();
+        device.wait_until_free();
         served.registry.forget();
         let text = succeed(onto(&served, &device, 256 * MIB).args(["--output", "json"]));
         assert!(text.matches("\"event\":\"layer_present\"").count() >= 2, "{text}");
@@ -111,7 +126,7 @@ fn a_device_that_holds_something_is_not_touched() {
         // Another job's is something, too.
         exits(73, onto(&served, &device, 400 * MIB).arg("--no-tar-split"));
         // No device at all.
-        let mut command = served.build(&served.beside("file"), MIB);
+        let mut command = served.build(&served.beside("file"), 400 * MIB);
         fs::write(served.beside("file"), "data").unwrap();
         let said = exits(73, command.args(["--volume-kind", "block", "--format-device"]));
         assert!(said.contains("no block device"), "{said}");

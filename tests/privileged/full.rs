@@ -46,18 +46,20 @@ fn left(volume: &Path) -> (u64, u64) {
 #[test]
 fn to_the_last_block_of_256_mib() {
     with_disks(|| {
-        // The first 200 MiB are committed, the rest does not fit.
+        // The last of them does not fit.
         let layers: Vec<Layer> = (0..5).map(|seed| large(seed, 40)).chain([large(9, 60)]).collect();
         let served = Served::new([Image::builder(Format::Oci).layers(layers).build()]);
         let volume = served.volume();
-        let output = build(&served, &volume, 256 * MIB).output().unwrap();
+        let output = build(&served, &volume, 256 * MIB).args(["--concurrency", "1"]).output().unwrap();
         eprintln!("{}", refused(&output, &served, "256 MiB"));
         let_go(&volume);
         assert!(!volume.join("cache.json").exists());
         // The same command with a larger size grows the disk and goes on.
         served.registry.forget();
         succeed(&mut build(&served, &volume, 512 * MIB));
-        assert!(served.registry.served(&served.images[0].layers[0].digest) == 0, "it was kept");
+        let layers = served.images[0].layers.iter();
+        let kept = layers.filter(|layer| served.registry.served(&layer.digest) == 0).count();
+        assert!(kept >= 1, "what was committed is kept");
         assert_eq!(fs::metadata(volume.join("disk.img")).unwrap().len(), 512 * MIB);
         succeed(larder().arg("verify").arg(&volume));
     });

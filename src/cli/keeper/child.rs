@@ -162,6 +162,11 @@ impl Child {
                 self.process.wait().await
             }
         };
+        // Asked before it could listen, it ends as by any other signal.
+        let ended_by_request = matches!(&status, Ok(status) if signal::ended_by_request(*status));
+        if asked && result.is_none() && ended_by_request {
+            return Said::failed(Class::Cancelled, "interrupted");
+        }
         said.outcome = verdict(result, fault, status);
         said
     }
@@ -181,6 +186,7 @@ fn verdict(result: Option<Outcome>, fault: Option<String>, status: io::Result<Ex
         (Some(fault), _) => died(&format!("was ended: {fault}")),
         (None, Some(outcome)) if code == Some(i32::from(outcome.exit_code)) => outcome,
         (None, Some(_)) => died("gave a result and did not end as that says"),
+        (None, None) if code.is_none() => died("was killed, by somebody or because memory ran out"),
         (None, None) => died("gave no result"),
     }
 }

@@ -14,10 +14,10 @@ use crate::model::event::{Event, Line};
 use crate::telemetry::Console;
 
 const LAYER: &str = "  {prefix} {bar:24} {binary_bytes:>10} / {binary_total_bytes:<10} {msg}";
-const TOTAL: &str =
+pub(super) const TOTAL: &str =
     "total {bar:33} {binary_bytes:>10} / {binary_total_bytes:<10} {binary_bytes_per_sec}, {eta} left";
 /// Redraws per second.
-const RATE: u8 = 10;
+pub(super) const RATE: u8 = 10;
 
 /// Bars on standard error, and above them the lines that [`text`] would write.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Renderer for Terminal {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
+pub(super) fn style(template: &str) -> ProgressStyle {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ")
 }

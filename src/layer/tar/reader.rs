@@ -2,7 +2,7 @@
 
 mod sparse_map;
 
-use std::io::BufRead;
+use std::io::{BufRead, Seek};
 use std::mem;
 
 use super::block::{Block, Header, Numbers, Typeflag, c_string};
@@ -210,6 +210,34 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         self.consume_lent();
         while self.raw_some(u64::MAX)? > 0 {}
         Ok((self.input, self.record))
+    }
+
+    /// Where the input is: after [`next`](Reader::next), where the content of a plain file begins.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    pub fn position(&mut self) -> Result<u64, Error>
+    where
+        B: Seek,
+    {
+        let position = self.input.stream_position();
+        position.map_err(|source| Error::Input { place: self.place.clone(), source })
+    }
+
+    /// Jumps over the content of the present member, which is neither read nor recorded. Whether the input is long enough
+    /// is for the caller to know: beyond its end there is just no further member.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    pub fn jump(&mut self) -> Result<(), Error>
+    where
+        B: Seek,
+    {
+        self.consume_lent();
+        let data = mem::take(&mut self.data);
+        let over = i64::try_from(data.left.saturating_add(data.padding)).unwrap_or(i64::MAX);
+        let jumped = self.input.seek_relative(over);
+        jumped.map_err(|source| Error::Input { place: self.place.clone(), source })
     }
 
     /// Members read so far.

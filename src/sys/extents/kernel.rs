@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::libc;
 
 /// Extents that one call gives at most: 14 KiB of stack.
-pub(super) const BATCH: usize = 256;
+pub(super) const BATCH: u32 = 256;
 
 /// `FIEMAP_EXTENT_LAST`: the file ends with it.
 pub(super) const LAST: u32 = 0x1;
@@ -38,7 +38,7 @@ struct Request {
     mapped_extents: u32,
     extent_count: u32,
     reserved: u32,
-    extents: [Raw; BATCH],
+    extents: [Raw; BATCH as usize],
 }
 
 /// Size of `struct fiemap` without extents, which is what the number of the request is made of.
@@ -51,9 +51,9 @@ pub(super) fn map(file: BorrowedFd<'_>, start: u64) -> Result<Vec<Raw>, Errno> {
         length: u64::MAX - start,
         flags: 0,
         mapped_extents: 0,
-        extent_count: BATCH as u32,
+        extent_count: BATCH,
         reserved: 0,
-        extents: [Raw::default(); BATCH],
+        extents: [Raw::default(); BATCH as usize],
     };
     let code = nix::request_code_readwrite!(b'f', 11, HEADER);
     #[expect(unsafe_code, reason = "neither nix nor rustix has FIEMAP")]
@@ -61,7 +61,7 @@ pub(super) fn map(file: BorrowedFd<'_>, start: u64) -> Result<Vec<Raw>, Errno> {
     // there is room; the structure is plain integers laid out as in linux/fiemap.h and outlives the call.
     let answer = unsafe { libc::ioctl(file.as_raw_fd(), code, &raw mut request) };
     Errno::result(answer)?;
-    let mapped = (request.mapped_extents as usize).min(BATCH);
+    let mapped = request.mapped_extents.min(BATCH) as usize;
     Ok(request.extents[..mapped].to_vec())
 }
 

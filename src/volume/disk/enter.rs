@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error};
-use super::image::{self, DiskImage};
+use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
 use crate::model::digest::Digest;
 use crate::sys::Dir;
@@ -80,8 +80,8 @@ pub fn enter(path: &Path) -> Result<Entered, Error> {
     let kind = fs::metadata(path).context("opening the volume", &shown)?.file_type();
     if kind.is_block_device() {
         let device = File::open(path).context("opening", &shown)?;
-        superblock(&device, &shown)?;
-        return mounted(path, path, None, None, None);
+        let format = superblock(&device, &shown)?.format;
+        return mounted(path, path, format, None, None, None);
     }
     if kind.is_file() {
         return file(path, &shown);
@@ -96,8 +96,8 @@ pub fn enter(path: &Path) -> Result<Entered, Error> {
 /// An image file, with nothing beside it to compare it with.
 fn file(path: &Path, shown: &str) -> Result<Entered, Error> {
     let image = File::open(path).context("opening", shown)?;
-    superblock(&image, shown)?;
-    attach(path, image, None)
+    let format = superblock(&image, shown)?.format;
+    attach(path, image, format, None)
 }
 
 /// A directory with a sealed disk.
@@ -125,7 +125,11 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
     if stat.size != described.size || superblock.size > described.size {
         return Err(tampered(format!("it has {} bytes, image.json says {}", stat.size, described.size)));
     }
-    if (superblock.uuid, &superblock.label) != (described.uuid, &described.label) {
+    let (found, want) = (
+        (superblock.format, superblock.uuid, &superblock.label),
+        (described.format, described.uuid, &described.label),
+    );
+    if found != want {
         return Err(tampered(format!(
             "it is the file system {} ({:?}), image.json says {} ({:?})",
             superblock.uuid, superblock.label, described.uuid, described.label
@@ -143,7 +147,7 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
         Ok(lease) => lease,
         Err(_) => None,
     };
-    let entered = attach(path, file, lease)?;
+    let entered = attach(path, file, superblock.format, lease)?;
     let inside = Dir::open(&entered.path).and_then(|root| root.read_file(layout::CACHE, seal::MAX));
     if inside.context("reading cache.json of", &shown)? != seal {
         return Err(tampered("cache.json on it is not the one beside it".into()));
@@ -153,10 +157,13 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
 
 fn superblock(file: &File, shown: &str) -> Result<Superblock, Error> {
     let found = Superblock::read(file).context("reading", shown)?;
-    found.ok_or_else(|| Error::Other { path: shown.to_owned(), fault: "is no ext4 file system".into() })
+    found.ok_or_else(|| Error::Other {
+        path: shown.to_owned(),
+        fault: "is neither an ext4 nor an EROFS".into(),
+    })
 }
 
-fn attach(path: &Path, image: File, lease: Option<Lease>) -> Result<Entered, Error> {
+fn attach(path: &Path, image: File, format: Format, lease: Option<Lease>) -> Result<Entered, Error> {
     let shown = path.display().to_string();
     let lock = Lock::try_shared_on(image).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
@@ -167,17 +174,21 @@ fn attach(path: &Path, image: File, lease: Option<Lease>) -> Result<Entered, Err
     let device = LoopDevice::attach(lock.file(), Access::ReadOnly);
     let device = device.context("attaching a loop device to", &shown)?;
     let at = device.path().to_owned();
-    mounted(path, &at, Some(device), Some(lock), lease)
+    mounted(path, &at, format, Some(device), Some(lock), lease)
 }
 
 fn mounted(
     path: &Path,
     at: &Path,
+    format: Format,
     device: Option<LoopDevice>,
     lock: Option<Lock>,
     lease: Option<Lease>,
 ) -> Result<Entered, Error> {
-    let mount = Mount::ext4(at, Ext4::Read)
-        .map_err(|source| Error::Mount { path: path.display().to_string(), source })?;
+    let mount = match format {
+        Format::Ext4 => Mount::ext4(at, Ext4::Read),
+        Format::Erofs => Mount::erofs(at),
+    };
+    let mount = mount.map_err(|source| Error::Mount { path: path.display().to_string(), source })?;
     Ok(Entered { path: mount.path(), mount: Some(mount), _device: device, _lock: lock, _lease: lease })
 }

@@ -139,17 +139,15 @@ impl Disk {
             return clean(tools::examine(file)?);
         }
         // One pass leaves what the next can spare, mostly for groups that are gone by then.
-        let mut before = u64::MAX;
         for _ in 0..SHRINKING_PASSES {
             // Only a check that may write lets resize2fs believe it.
             clean(tools::repair(file)?)?;
-            tools::resize(file, None)?;
             let found = Superblock::read(file).context("reading", &self.shown())?;
-            let size = found.map_or(0, |found| found.size);
-            if size >= before {
+            let least = tools::least(file)?;
+            if found.is_none_or(|found| found.size <= least) {
                 break;
             }
-            before = size;
+            tools::resize(file, least)?;
         }
         clean(tools::examine(file)?)
     }

@@ -17,12 +17,14 @@ pub(super) const MAX: u64 = 64 << 10;
 pub enum Format {
     /// ext4 without a journal: mount it `ro,noload`.
     Ext4,
+    /// EROFS: read-only by nature.
+    Erofs,
 }
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskImage {
-    /// Format version, [`VERSION`].
+    /// Format version.
     pub version: u32,
     /// File system.
     pub format: Format,

@@ -8,6 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::{Context, Error};
+use super::image::Format;
 use super::superblock::Superblock;
 use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter, tools};
 use crate::model::digest::Digest;
@@ -200,7 +201,7 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
         }
         Some(found) if !formats => {
             return Err(other(format!(
-                "holds the ext4 {} ({:?}): give another device, or --format-device to lose what is on it",
+                "holds the file system {} ({:?}): give another device, or --format-device to lose what is on it",
                 found.uuid, found.label
             )));
         }
@@ -268,7 +269,7 @@ fn mount_point(name: &Name) -> Result<PathBuf, Error> {
 }
 
 /// Only names of a disk's, and none at all but what mkfs leaves where there is no `.larder` of ours.
-fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
+pub(super) fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
     let known: [&[u8]; 7] = [
         layout::LARDER,
         layout::CACHE,
@@ -383,9 +384,9 @@ impl Disk {
         let other = |fault: String| Error::Other { path: shown.clone(), fault };
         let file = self.image.file();
         let found = Superblock::read(file).context("reading", &shown)?;
-        let Some(found) =
-            found.filter(|found| found.uuid == self.name.uuid && found.label == self.name.label)
-        else {
+        let Some(found) = found.filter(|found| {
+            found.format == Format::Ext4 && found.uuid == self.name.uuid && found.label == self.name.label
+        }) else {
             return Err(other(
                 "is no disk of Larder's, or one of another job: give another directory, or remove it".into(),
             ));
@@ -422,6 +423,6 @@ impl Disk {
                 reserve(file, self.size, have, &shown)?;
             }
         }
-        tools::resize(file, Some(self.size))
+        tools::resize(file, self.size)
     }
 }

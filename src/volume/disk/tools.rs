@@ -86,15 +86,22 @@ fn check(disk: &File, how: &str) -> Result<Found, Error> {
     }
 }
 
-/// Makes the ext4 as small as it can be (none), or as large as `size` bytes.
-pub(super) fn resize(disk: &File, size: Option<u64>) -> Result<(), Error> {
-    let size = size.map(|size| format!("{}K", size / 1024));
-    let arguments = match &size {
-        None => ["-M", TARGET],
-        Some(size) => [TARGET, size],
-    };
-    let (code, said) = run("resize2fs", disk, &arguments)?;
+/// Makes the ext4 as large as `size` bytes.
+pub(super) fn resize(disk: &File, size: u64) -> Result<(), Error> {
+    let (code, said) = run("resize2fs", disk, &[TARGET, &format!("{}K", size / 1024)])?;
     if code == Some(0) { Ok(()) } else { Err(failed("resize2fs", code, &said)) }
+}
+
+/// A size that holds what is on the ext4, bytes. resize2fs guesses the least one, and where its guess is too low it gives
+/// up in the midst of its work, so there is something on top.
+pub(super) fn least(disk: &File) -> Result<u64, Error> {
+    const GUESS: &str = "Estimated minimum size of the filesystem:";
+    let (code, said) = run("resize2fs", disk, &["-P", TARGET])?;
+    let guess = said.lines().find_map(|line| line.strip_prefix(GUESS)?.trim().parse::<u64>().ok());
+    match guess {
+        Some(blocks) if code == Some(0) => Ok(blocks.saturating_add(blocks / 32 + 512).saturating_mul(BLOCK)),
+        _ => Err(failed("resize2fs", code, &said)),
+    }
 }
 
 /// Runs a program and answers its exit code and what it said.

@@ -62,6 +62,18 @@ impl Containerd {
         ctr
     }
 
+    /// Imports an archive.
+    pub(crate) fn import(&self, archive: &Path) {
+        succeed(self.ctr(&["images", "import"]).arg(archive));
+    }
+
+    /// Runs `command` in a container of an image, and then forgets the image.
+    pub(crate) fn run_once(&self, image: &str, command: &[&str]) -> String {
+        let printed = succeed(self.ctr(&["run", "--rm", image, "container"]).args(command));
+        succeed(&mut self.ctr(&["images", "rm", "--sync", image]));
+        printed
+    }
+
     /// Pulls a reference from a registry on loopback and mounts its file system read-only; returns where.
     pub(crate) fn pull_and_mount(&self, reference: &str) -> PathBuf {
         succeed(&mut self.ctr(&["images", "pull", "--plain-http", reference]));

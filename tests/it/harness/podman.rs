@@ -18,7 +18,7 @@ pub(crate) struct Podman {
     dir: TempDir,
 }
 
-/// Mounts cgroup2 and the volume (`$1`, at `$2`), then becomes podman with the arguments that follow.
+/// Mounts cgroup2, and the volume (`$1`, at `$2`) if there is one, then becomes podman with the arguments that follow.
 const RUN: &str = r#"
 set -e
 mount --make-rprivate /
@@ -26,9 +26,11 @@ if [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ]; then
     umount -R /sys/fs/cgroup
     mount -t cgroup2 none /sys/fs/cgroup
 fi
-mkdir -p "$2"
-mount --bind "$1" "$2"
-mount -o remount,bind,ro "$2"
+if [ -n "$1" ]; then
+    mkdir -p "$2"
+    mount --bind "$1" "$2"
+    mount -o remount,bind,ro "$2"
+fi
 shift 2
 exec podman "$@"
 "#;
@@ -57,13 +59,38 @@ impl Podman {
         succeed(&mut self.run_command(volume, image, command))
     }
 
+    /// Runs `command` in a container of an image in the primary store.
+    pub(crate) fn run_own(&self, image: &str, command: &[&str]) -> String {
+        succeed(&mut self.run_command(Path::new(""), image, command))
+    }
+
+    /// Loads an archive or a layout into the primary store.
+    pub(crate) fn load(&self, archive: &Path) -> String {
+        // podman takes the path of a layout for a name, which has no capitals.
+        let (dir, name) = (archive.parent().unwrap(), archive.file_name().unwrap());
+        let mut podman = Command::new("podman");
+        succeed(podman.current_dir(dir).args(self.store()).args(["load", "--quiet", "--input"]).arg(name))
+    }
+
+    /// Saves images of the primary store to a file.
+    pub(crate) fn save(&self, format: &str, images: &[&str], archive: &Path) {
+        let mut podman = Command::new("podman");
+        podman.args(self.store()).args(["save", "--quiet", "--format", format]);
+        if images.len() > 1 {
+            podman.arg("--multi-image-archive");
+        }
+        succeed(podman.arg("--output").arg(archive).args(images));
+    }
+
     fn run_command(&self, volume: &Path, image: &str, command: &[&str]) -> Command {
         let mut podman = Command::new("unshare");
         podman.args(["--mount", "sh", "-c", RUN, "podman"]);
         let mounted = self.dir.path().join("v");
         podman.arg(volume).arg(&mounted).args(self.store());
-        podman.arg("--storage-opt");
-        podman.arg(format!("additionalimagestore={}", mounted.display()));
+        if volume != Path::new("") {
+            podman.arg("--storage-opt");
+            podman.arg(format!("additionalimagestore={}", mounted.display()));
+        }
         podman.args(["run", "--rm", "--pull=never", "--cgroups=disabled", "--network=none"]);
         podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", image]);
         podman.args(command);

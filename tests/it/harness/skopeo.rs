@@ -28,12 +28,24 @@ pub(crate) fn copy_out(volume: &Path, image: &str, dir: &Path) -> Vec<Digest> {
     );
     // The store leaves a bind mount of itself behind.
     unmount_below(dir);
+    diff_ids(&layout, 0)
+}
+
+/// `skopeo copy` between any two of its places.
+pub(crate) fn copy(from: &str, to: &str) {
+    let mut skopeo = Command::new("skopeo");
+    skopeo.args(["copy", "--quiet", "--insecure-policy", "--src-tls-verify=false"]);
+    succeed(skopeo.args([from, to]));
+}
+
+/// The diff IDs in the config of an image of an OCI layout, by its place in the index.
+pub(crate) fn diff_ids(layout: &Path, image: usize) -> Vec<Digest> {
     let read = |digest: &str| -> Value {
         let path = layout.join("blobs").join(digest.replace(':', "/"));
         serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
     };
     let index: Value = serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
-    let manifest = read(index["manifests"][0]["digest"].as_str().unwrap());
+    let manifest = read(index["manifests"][image]["digest"].as_str().unwrap());
     let config = read(manifest["config"]["digest"].as_str().unwrap());
     serde_json::from_value(config["rootfs"]["diff_ids"].clone()).unwrap()
 }

@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# Volumes of kind directory and disk, and what the choices about a disk are worth: the same two images from a registry on
+# loopback.
+#
+#   many   60,000 small files in 3 layers
+#   few    four large files (libraries of this machine, or random bytes) in 4 layers
+#
+# `directory` and `disk` are the builds that a user runs, each timed to its end, when its volume is durable. The others are a
+# disk made by hand, mounted, filled as a directory, unmounted and flushed: each differs from the first in one choice. The
+# variants take turns. Every run gets a directory of its own, and nothing is removed before the end: a file system is slow
+# to fill where much was just deleted. Prints all walls. Needs root.
+# Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), HOST, LARDER and TMPDIR are taken from the environment.
+set -euo pipefail
+
+larder=$(realpath "${LARDER:-$(dirname "$0")/../target/release/larder}")
+runs=${RUNS:-3} size=${SIZE:-4G}
+
+if ((EUID != 0)); then
+    echo "disk: run it as root: it mounts disks" >&2
+    exit 77
+fi
+if [[ ${1:-} != --in-namespace ]]; then
+    exec unshare --mount --propagation private "$0" --in-namespace "$@"
+fi
+shift
+variants=("$@")
+((${#variants[@]})) || variants=(directory disk by-hand sparse written buffered block-512 journal ratio-16384 packed lazytime dioread_nolock dioread_lock)
+
+dir=$(mktemp -d)
+registry=
+cleanup() {
+    [[ -z $registry ]] || kill "$registry" 2>/dev/null || true
+    umount --quiet --lazy "$dir"/host/*/m "$dir/host" 2>/dev/null || true
+    [[ ! -e $dir/host.img ]] || losetup --associated "$dir/host.img" | cut -d: -f1 | xargs --no-run-if-empty losetup --detach || true
+    rm -rf "$dir"
+}
+trap cleanup EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+cat >"$dir/registry.yml" <<YAML
+version: 0.1
+log: {level: error, accesslog: {disabled: true}}
+storage: {filesystem: {rootdirectory: $dir/registry}}
+http: {addr: "127.0.0.1:$port"}
+YAML
+docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
+registry=$!
+
+declare -A bytes
+add_layer() { # image; the layer is in layer.tar
+    bytes[$1]=$((${bytes[$1]:-0} + $(stat --format %s "$dir/layer.tar")))
+    umoci raw add-layer --image "$dir/layout:$1" "$dir/layer.tar"
+    rm "$dir/layer.tar"
+}
+umoci init --layout "$dir/layout"
+umoci new --image "$dir/layout:many"
+bytes[many]=0
+for number in 0 1 2; do
+    # Straight into a tar: what is never there need not be removed.
+    python3 - "$number" >"$dir/layer.tar" <<'PYTHON'
+import io, random, sys, tarfile
+layer = int(sys.argv[1])
+random.seed(layer)
+words = [bytes(random.choice(b"etaoinshrdlu") for _ in range(random.randrange(2, 10))) for _ in range(4000)]
+text = b" ".join(random.choice(words) for _ in range(400000))
+with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
+    for number in range(20000):
+        length = int(random.expovariate(1 / 7000))
+        start = random.randrange(len(text) - length - 1)
+        member = tarfile.TarInfo(f"app/{layer}/{number // 100:03}/file-{number}.js")
+        member.size = length
+        tar.addfile(member, io.BytesIO(text[start:start + length]))
+PYTHON
+    add_layer many
+done
+mapfile -t largest < <(find /usr/lib ~/.rustup -name '*.so*' -type f -size +60M -printf '%s %p\n' 2>/dev/null | sort -rn -u -k1,1 | head -4 | cut -d' ' -f2-)
+umoci new --image "$dir/layout:few"
+for ((number = 0; number < 4; number++)); do
+    mkdir "$dir/large"
+    if [[ -n ${largest[number]:-} ]]; then
+        ln -s "${largest[number]}" "$dir/large/large-$number"
+    else
+        head -c 160M /dev/urandom >"$dir/large/large-$number"
+    fi
+    tar --create --file "$dir/layer.tar" --dereference --directory "$dir/large" .
+    rm -r "$dir/large"
+    add_layer few
+done
+for image in many few; do
+    skopeo copy --quiet --insecure-policy --dest-tls-verify=false "oci:$dir/layout:$image" "docker://127.0.0.1:$port/bench/$image:1"
+done
+rm -rf "$dir/layout"
+
+# The machine's disk: where TMPDIR is, or with HOST=SIZE an ext4 as it comes, on which nothing was ever removed. On that one a
+# disk lies one loop device deeper than a directory does.
+mkdir "$dir/host"
+if [[ -n ${HOST:-} ]]; then
+    truncate --size "$HOST" "$dir/host.img"
+    mkfs.ext4 -q -E nodiscard "$dir/host.img"
+    mount -o noatime,noinit_itable "$(losetup --find --show --sector-size 4096 --direct-io=on "$dir/host.img")" "$dir/host"
+fi
+sync
+printf 'many: %d MB, few: %d MB of tar; %d cores, %s, a disk of %s on %s\n\n' $((bytes[many] / 1000000)) \
+    $((bytes[few] / 1000000)) "$(nproc)" "$(uname --kernel-release)" "$size" "${HOST:-the disk of $dir}"
+
+build() { # kind, volume, image
+    "$larder" build --sizing warn --volume-kind "$1" --volume "$2" --size "${size}iB" "127.0.0.1:$port/bench/$3:1" >"$dir/log" 2>&1
+}
+base='64bit,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,metadata_csum,sparse_super'
+by_hand() { # variant, run's directory, image
+    local features=none,$base ratio=8192 extended=lazy_itable_init=1,nodiscard direct=on block=4096 more=
+    case $1 in
+    journal) features+=,has_journal ;;
+    ratio-16384) ratio=16384 ;;
+    packed) extended+=,packed_meta_blocks=1 ;;
+    buffered) direct=off ;;
+    block-512) block=512 ;;
+    lazytime) more=,lazytime ;;
+    dioread_nolock) more=,dioread_nolock ;;
+    dioread_lock) more=,dioread_lock ;;
+    esac
+    case $1 in
+    sparse) truncate --size "$size" "$2/disk.img" ;;
+    *) fallocate --length "$size" "$2/disk.img" ;;
+    esac
+    mkfs.ext4 -q -F -O "$features" -b 4096 -I 256 -i "$ratio" -m 0 -E "$extended" "$2/disk.img" 2>/dev/null
+    local device
+    device=$(losetup --find --show --sector-size "$block" --direct-io="$direct" "$2/disk.img")
+    mkdir "$2/m"
+    mount -o "noatime,nodev,nosuid,noinit_itable,nodiscard$more" "$device" "$2/m"
+    build directory "$2/m" "$3"
+    umount "$2/m"
+    losetup --detach "$device"
+    sync "$2/disk.img"
+    e2fsck -fn "$2/disk.img" >"$dir/log" 2>&1
+}
+measure() { # variant, image
+    local run
+    run=$(mktemp -d "$dir/host/run.XXXX")
+    if [[ $1 == written ]]; then
+        # Written before the clock starts: what it costs to have no unwritten extents.
+        dd if=/dev/zero of="$run/zeros" bs=1M count=$((${size%G} * 1024)) status=none conv=fsync
+    fi
+    sync
+    local start end
+    start=$(date +%s%N)
+    case $1 in
+    directory | disk) build "$1" "$run/volume" "$2" ;;
+    written)
+        fallocate() { mv "$run/zeros" "$run/disk.img"; }
+        by_hand "$1" "$run" "$2"
+        unset -f fallocate
+        ;;
+    *) by_hand "$1" "$run" "$2" ;;
+    esac
+    end=$(date +%s%N)
+    echo $(((end - start) / 1000000)) >>"$dir/$1.$2"
+    # A disk is one file, which costs nothing to remove.
+    rm -f "$run/disk.img" "$run/volume/disk.img"
+}
+
+for ((run = 0; run < runs; run++)); do
+    for image in many few; do
+        for variant in "${variants[@]}"; do
+            measure "$variant" "$image" || { cat "$dir/log" >&2; exit 70; }
+        done
+    done
+done
+printf '| variant | many: median s | MB/s | all | few: median s | MB/s | all |\n|---|---|---|---|---|---|---|\n'
+for variant in "${variants[@]}"; do
+    printf '| %s ' "$variant"
+    for image in many few; do
+        sort -n "$dir/$variant.$image" | awk -v total="${bytes[$image]}" '
+            { wall[NR] = $1 / 1000; all = all (NR > 1 ? " " : "") sprintf("%.2f", $1 / 1000) }
+            END { middle = wall[int((NR + 1) / 2)]; printf "| %.2f | %.0f | %s ", middle, total / 1e6 / middle, all }'
+    done
+    echo '|'
+done

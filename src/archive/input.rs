@@ -1,0 +1,152 @@
+//! The archive as a user gives it: a path, or standard input; a tar perhaps compressed as a whole.
+//!
+//! Contents are read by offset, so what comes as a stream or has to be inflated is kept aside first, in a file without a
+//! name in the directory for temporary files.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::error::{Context, Error};
+use super::members;
+use super::store::Store;
+use crate::layer::decode::{ChunkSource, Decoder};
+use crate::layer::limits::Ratio;
+use crate::model::digest::Algorithm;
+use crate::sys::{Dir, space, unnamed};
+
+/// Bytes read at once.
+const CHUNK: usize = 1 << 18;
+
+/// An archive that is open and was not looked into yet: nothing of it was parsed.
+#[derive(Debug)]
+pub struct Input {
+    shown: String,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Directory(Dir),
+    File(File),
+    /// A compressed file, and where it is inflated to.
+    Compressed(File, Temporary),
+}
+
+impl Input {
+    /// Opens the archive at `path`; `-` is standard input, which is read to its end.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let shown = path.display().to_string();
+        if path == Path::new("-") {
+            let shown = "standard input".to_owned();
+            let mut file = Temporary::new()?;
+            file.fill(&mut io::stdin().lock(), &shown)?;
+            return Ok(Input { place: sniffed(file.file, &shown)?, shown });
+        }
+        let metadata = std::fs::metadata(path).context("opening", &shown)?;
+        let place = if metadata.is_dir() {
+            Place::Directory(Dir::open(path).context("opening", &shown)?)
+        } else if metadata.is_file() {
+            sniffed(File::open(path).context("opening", &shown)?, &shown)?
+        } else {
+            // A pipe, say of a shell's <(…).
+            let mut file = Temporary::new()?;
+            file.fill(&mut File::open(path).context("opening", &shown)?, &shown)?;
+            sniffed(file.file, &shown)?
+        };
+        Ok(Input { shown, place })
+    }
+
+    /// Looks at what it has.
+    pub(super) fn into_store(self) -> Result<(String, Store), Error> {
+        let file = match self.place {
+            Place::Directory(dir) => return Ok((self.shown, Store::Layout(dir))),
+            Place::File(file) => file,
+            Place::Compressed(from, mut to) => {
+                let mut decoder =
+                    Decoder::new(Chunks { file: from, at: 0 }, Algorithm::Sha256, Ratio::default());
+                to.fill(&mut decoder, &self.shown)?;
+                let decoded = decoder.finish();
+                decoded.map_err(|source| Error::Decode { path: self.shown.clone(), source })?;
+                to.file
+            }
+        };
+        let file = Arc::new(file);
+        let members = members::index(&file, &self.shown)?;
+        Ok((self.shown, Store::Tar { file, members }))
+    }
+}
+
+/// A tar begins with the name of its first member, so that magic bytes of gzip and zstd are none.
+fn sniffed(file: File, shown: &str) -> Result<Place, Error> {
+    let mut magic = [0; 4];
+    let read = file.read_at(&mut magic, 0).context("reading", shown)?;
+    match magic[..read] {
+        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] => Ok(Place::Compressed(file, Temporary::new()?)),
+        _ => Ok(Place::File(file)),
+    }
+}
+
+/// A file without a name, for a stream of which nobody knows the length.
+#[derive(Debug)]
+struct Temporary {
+    file: File,
+    dir: String,
+    /// Most bytes: others get half of what is free.
+    limit: u64,
+}
+
+impl Temporary {
+    fn new() -> Result<Self, Error> {
+        let dir = std::env::temp_dir();
+        let shown = dir.display().to_string();
+        let file = unnamed::temporary().context("creating a temporary file in", &shown)?;
+        let free = Dir::open(&dir).and_then(|dir| space::free(&dir));
+        let limit = free.context("asking for free space in", &shown)? / 2;
+        Ok(Temporary { file, dir: shown, limit })
+    }
+
+    /// Copies `from` to its end.
+    fn fill(&mut self, from: &mut impl Read, shown: &str) -> Result<(), Error> {
+        let mut buffer = vec![0; CHUNK];
+        let mut copied = 0;
+        loop {
+            let read = match from.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                // A decoder's error knows more than its kind does.
+                Err(e) => match e.downcast::<crate::layer::decode::Error>() {
+                    Ok(source) => return Err(Error::Decode { path: shown.to_owned(), source }),
+                    Err(e) => return Err(e).context("reading", shown),
+                },
+                Ok(0) => return Ok(()),
+                Ok(read) => read,
+            };
+            copied += read as u64;
+            if copied > self.limit {
+                let (path, dir) = (shown.to_owned(), self.dir.clone());
+                return Err(Error::Spool { path, dir, limit: self.limit });
+            }
+            self.file.write_all(&buffer[..read]).context("writing to a temporary file in", &self.dir)?;
+        }
+    }
+}
+
+/// A file from its start on.
+struct Chunks {
+    file: File,
+    at: u64,
+}
+
+impl ChunkSource for Chunks {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let mut chunk = vec![0; CHUNK];
+        let read = self.file.read_at(&mut chunk, self.at)?;
+        self.at += read as u64;
+        chunk.truncate(read);
+        Ok((read > 0).then(|| chunk.into()))
+    }
+}

@@ -1,0 +1,103 @@
+//! What lies where in a tar, by its headers alone.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, Seek as _};
+use std::sync::Arc;
+
+use super::error::{Context, Error};
+use crate::layer::limits::Limits;
+use crate::layer::path;
+use crate::layer::tar::{Kind, Reader};
+
+/// Members of a tar. An archive has a few for each layer.
+const MAX_MEMBERS: u64 = 100_000;
+
+/// Longest path, bytes; the longest honest one is a sha512 digest in `blobs/sha512/`.
+const MAX_PATH: usize = 512;
+
+/// Links on the way to a member; docker has made one for a layer that it had written before.
+const MAX_LINKS: usize = 4;
+
+/// Paths are clean: no component is empty, `.` or `..`.
+#[derive(Debug)]
+pub(super) struct Members(HashMap<Vec<u8>, Member>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Member {
+    File(Extent),
+    /// A link to another member.
+    Link(Vec<u8>),
+    Directory,
+}
+
+/// Where the content of a member lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) start: u64,
+    pub(super) size: u64,
+}
+
+impl Members {
+    /// The file at `path`; symbolic and hard links of the tar are followed to other members.
+    pub(super) fn get(&self, path: &str) -> Option<Extent> {
+        let mut path = path::clean(path.as_bytes()).ok()?;
+        for _ in 0..=MAX_LINKS {
+            match self.0.get(&path)? {
+                Member::File(extent) => return Some(*extent),
+                Member::Link(target) => path = target.clone(),
+                Member::Directory => return None,
+            }
+        }
+        None
+    }
+}
+
+/// Reads the headers. A name that comes twice is refused: readers differ in which of the two they take.
+pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
+    let tar = |source| Error::Tar { path: shown.to_owned(), source };
+    let malformed = |path: &[u8], reason: &str| Error::Malformed {
+        file: String::from_utf8_lossy(path).into_owned(),
+        reason: reason.to_owned(),
+    };
+    let length = file.metadata().context("examining", shown)?.len();
+    let mut input = BufReader::with_capacity(4096, &**file);
+    input.rewind().context("reading", shown)?;
+    let limits = Limits {
+        max_entries: MAX_MEMBERS,
+        max_logical_bytes: u64::MAX,
+        max_pax_bytes: 64 << 10,
+        max_path: MAX_PATH,
+        ..Limits::default()
+    };
+    let mut reader = Reader::new(input, (), limits);
+    let mut members = HashMap::new();
+    while let Some(member) = reader.next().map_err(tar)? {
+        let at = path::clean(&member.path).map_err(|fault| malformed(&member.path, &fault.to_string()))?;
+        let found = match member.kind {
+            Kind::File => {
+                let start = reader.position().map_err(tar)?;
+                if start.checked_add(member.size).is_none_or(|end| end > length) {
+                    return Err(malformed(&member.path, "the archive ends inside it"));
+                }
+                reader.jump().map_err(tar)?;
+                Member::File(Extent { start, size: member.size })
+            }
+            Kind::Directory => Member::Directory,
+            Kind::Symlink { target } => {
+                // What leads out of the archive leads nowhere.
+                let target = path::join(path::split(&at).0, &target);
+                path::clean(&target).map_or(Member::Directory, Member::Link)
+            }
+            Kind::HardLink { target } => path::clean(&target).map_or(Member::Directory, Member::Link),
+            Kind::Sparse { .. } | Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {
+                return Err(malformed(&member.path, "an archive of images has nothing of this kind"));
+            }
+        };
+        let is_directory = found == Member::Directory;
+        if members.insert(at, found).is_some_and(|before| !is_directory || before != Member::Directory) {
+            return Err(malformed(&member.path, "it is there twice"));
+        }
+    }
+    Ok(Members(members))
+}

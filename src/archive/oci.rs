@@ -1,0 +1,87 @@
+//! `index.json` of an OCI image layout (OCI image spec, image-layout.md).
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::error::Error;
+use super::store::Store;
+use super::{Digest, Entry};
+use crate::model::manifest::{ManifestError, read_json};
+use crate::model::platform::Platform;
+use crate::model::reference::ImageReference;
+
+const INDEX: &str = "index.json";
+
+/// Largest index, bytes.
+const MAX: u64 = 4 << 20;
+
+#[derive(Deserialize)]
+struct Index {
+    manifests: Vec<Wire>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire {
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    platform: Option<WirePlatform>,
+}
+
+#[derive(Deserialize)]
+struct WirePlatform {
+    os: String,
+    architecture: String,
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+/// The images that the layout lists.
+pub(super) fn entries(store: &Store) -> Result<Vec<Entry>, Error> {
+    let document = |source| Error::Document { file: INDEX.to_owned(), source };
+    let index: Index = read_json(&store.read(INDEX, MAX)?).map_err(document)?;
+    index.manifests.into_iter().map(|wire| entry(wire).map_err(document)).collect()
+}
+
+fn entry(wire: Wire) -> Result<Entry, ManifestError> {
+    let digest: Digest = wire.digest.parse()?;
+    let name = wire.annotations.as_ref().and_then(name);
+    let platform = wire.platform.and_then(|wire| {
+        let variant = wire.variant.filter(|v| !v.is_empty()).map(|v| format!("/{v}"));
+        format!("{}/{}{}", wire.os, wire.architecture, variant.unwrap_or_default()).parse::<Platform>().ok()
+    });
+    Ok(Entry { name, media_type: wire.media_type, digest, size: wire.size, platform })
+}
+
+/// What the image is called: containerd's annotation, else the one of the specification, which may be a mere tag.
+fn name(annotations: &BTreeMap<String, String>) -> Option<ImageReference> {
+    let whole = |name: &&String| name.contains(['/', ':']);
+    let names = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+    let mut names = names.iter().filter_map(|key| annotations.get(*key)).filter(whole);
+    names.find_map(|name| name.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names() {
+        let name = |containerd: &str, spec: &str| {
+            let pairs =
+                [("io.containerd.image.name", containerd), ("org.opencontainers.image.ref.name", spec)];
+            let pairs = pairs.iter().filter(|(_, name)| !name.is_empty());
+            let found = super::name(&pairs.map(|(key, name)| (key.to_string(), name.to_string())).collect());
+            found.map(|name| name.to_string())
+        };
+        assert_eq!(name("docker.io/library/a:1", "1").as_deref(), Some("docker.io/library/a:1"));
+        assert_eq!(name("", "r.io/a:1").as_deref(), Some("r.io/a:1"));
+        assert_eq!(name("", "a:1").as_deref(), Some("docker.io/library/a:1"));
+        assert_eq!(name("", "latest"), None);
+        assert_eq!(name("not a name/", "r.io/a:1").as_deref(), Some("r.io/a:1"));
+        assert_eq!(name("", ""), None);
+    }
+}

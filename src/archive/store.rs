@@ -1,0 +1,116 @@
+//! Files of an archive by their paths.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use nix::errno::Errno;
+
+use super::error::{Context, Error};
+use super::members::{Extent, Members};
+use crate::layer::decode::ChunkSource;
+use crate::layer::path;
+use crate::sys::Dir;
+
+/// Bytes read at once.
+const CHUNK: usize = 1 << 18;
+
+/// Where they lie.
+#[derive(Debug)]
+pub(super) enum Store {
+    Layout(Dir),
+    Tar { file: Arc<File>, members: Members },
+}
+
+/// A content, to be read from its start to its end.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    /// For messages.
+    path: String,
+    file: Arc<File>,
+    extent: Extent,
+    read: u64,
+}
+
+impl Store {
+    /// Whether there is a file at `path`.
+    pub(super) fn has(&self, path: &str) -> Result<bool, Error> {
+        Ok(self.open(path)?.is_some())
+    }
+
+    /// The file at `path`. In a layout no link is followed, and nothing but regular files is opened.
+    pub(super) fn open(&self, path: &str) -> Result<Option<Blob>, Error> {
+        let (file, extent) = match self {
+            Store::Tar { file, members } => match members.get(path) {
+                Some(extent) => (Arc::clone(file), extent),
+                None => return Ok(None),
+            },
+            Store::Layout(root) => {
+                let (parent, name) = path::split(path.as_bytes());
+                match root.open_beneath(parent).and_then(|dir| dir.open_file(name)) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(e) if is_no_file(&e) => {
+                        return Err(malformed(path, "it is no regular file; links are not followed".into()));
+                    }
+                    opened => {
+                        let file = opened.context("opening", path)?;
+                        let size = file.metadata().context("examining", path)?.len();
+                        (Arc::new(file), Extent { start: 0, size })
+                    }
+                }
+            }
+        };
+        Ok(Some(Blob { path: path.to_owned(), file, extent, read: 0 }))
+    }
+
+    /// The small file at `path`, which must be there.
+    pub(super) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, Error> {
+        let blob = self.open(path)?;
+        blob.ok_or_else(|| malformed(path, "it is missing".into()))?.read(limit)
+    }
+}
+
+impl Blob {
+    /// Its size, bytes.
+    pub fn size(&self) -> u64 {
+        self.extent.size
+    }
+
+    /// The first bytes of it, at most `N`.
+    pub(super) fn start<const N: usize>(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; usize::try_from(self.extent.size).unwrap_or(N).min(N)];
+        self.file.read_exact_at(&mut bytes, self.extent.start).context("reading", &self.path)?;
+        Ok(bytes)
+    }
+
+    /// All of it.
+    pub(super) fn read(&self, limit: u64) -> Result<Vec<u8>, Error> {
+        let size = usize::try_from(self.extent.size).ok().filter(|_| self.extent.size <= limit);
+        let too_large = || format!("it has {} bytes, {limit} are allowed", self.extent.size);
+        let mut bytes = vec![0; size.ok_or_else(|| malformed(&self.path, too_large()))?];
+        self.file.read_exact_at(&mut bytes, self.extent.start).context("reading", &self.path)?;
+        Ok(bytes)
+    }
+}
+
+/// What [`Dir`] answers where a link, a directory or a device stands in the place of a file or a directory.
+fn is_no_file(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw);
+    matches!(errno, Some(Errno::ELOOP | Errno::ENOTDIR | Errno::EISDIR | Errno::EINVAL))
+}
+
+fn malformed(file: &str, reason: String) -> Error {
+    Error::Malformed { file: file.to_owned(), reason }
+}
+
+impl ChunkSource for Blob {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let left = self.extent.size - self.read;
+        let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
+        self.file.read_exact_at(&mut chunk, self.extent.start + self.read)?;
+        self.read += chunk.len() as u64;
+        Ok((!chunk.is_empty()).then(|| chunk.into()))
+    }
+}

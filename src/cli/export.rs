@@ -1,0 +1,148 @@
+//! `larder export`: a sealed volume as an archive or an image.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::runtime::{self, Runtime};
+
+use super::args::{ExportArgs, Output};
+use super::output::bar::{self, Bar};
+use super::output::stdout;
+use super::{exit, signals};
+use crate::build::cancel::Cancel;
+use crate::model::class::Class;
+use crate::model::escape::escape;
+use crate::model::seal::Compression;
+use crate::model::size::ByteSize;
+use crate::snapshot::{self, Error, Format, Monitor, Report, Request};
+use crate::telemetry::Console;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
+    let to_stdout = args.out == Path::new("-");
+    if let Err(message) = check(&args, to_stdout) {
+        return exit::fail(console, Class::Invalid, message);
+    }
+    let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
+    };
+    let (started, cancel) = (Instant::now(), Cancel::new());
+    let exported = carry_out(&runtime, &args, to_stdout, &cancel, console);
+    runtime.shutdown_background();
+    match exported {
+        Ok(report) => tell(&args, to_stdout, &report, started.elapsed(), console),
+        Err(error) => {
+            let code = exit::fail(console, error.class(), &error.to_string());
+            match error.class() {
+                Class::Cancelled => cancel.exit_code().unwrap_or(code),
+                _ => code,
+            }
+        }
+    }
+}
+
+fn check(args: &ExportArgs, to_stdout: bool) -> Result<(), &'static str> {
+    if to_stdout && io::stdout().is_terminal() {
+        return Err("standard output is a terminal: redirect it, or give a path");
+    }
+    if args.compression.is_some() && !matches!(args.format, Format::OciLayout | Format::OciArchive) {
+        return Err("--compression is for oci-layout and oci-archive: leave it out");
+    }
+    Ok(())
+}
+
+/// Exports on a thread of its own while signals are heard and the bar moves.
+fn carry_out(
+    runtime: &Runtime,
+    args: &ExportArgs,
+    to_stdout: bool,
+    cancel: &Cancel,
+    console: &Console,
+) -> Result<Report, Error> {
+    let internal = |doing: &'static str, source| Error::Io { doing, what: "the export".to_owned(), source };
+    let request = Request {
+        format: args.format,
+        compression: args.compression.unwrap_or(Compression::Gzip),
+        images: args.images.clone(),
+        force: args.force,
+    };
+    let monitor = Arc::new(Monitor::new());
+    let (volume, out, watched) = (args.volume.clone(), args.out.clone(), Arc::clone(&monitor));
+    runtime.block_on(async {
+        signals::watch(cancel.clone(), console.clone())
+            .map_err(|e| internal("listening for signals to", e))?;
+        let mut work = tokio::task::spawn_blocking(move || match to_stdout {
+            true => snapshot::export_to(&volume, Box::new(io::stdout()), &request, &monitor),
+            false => snapshot::export(&volume, &out, &request, &monitor),
+        });
+        let bar = Bar::new(console);
+        let mut stopped = false;
+        let mut ticks = tokio::time::interval(bar::EVERY);
+        loop {
+            tokio::select! {
+                done = &mut work => {
+                    return done.unwrap_or_else(|e| Err(internal("running", io::Error::other(e))));
+                }
+                _ = ticks.tick() => bar.set(watched.progress()),
+                () = cancel.cancelled(), if !stopped => {
+                    stopped = true;
+                    watched.stop();
+                }
+            }
+        }
+    })
+}
+
+/// The result for machines.
+#[derive(Serialize)]
+struct Told<'a> {
+    format: Format,
+    out: &'a Path,
+    #[serde(flatten)]
+    report: &'a Report,
+    elapsed_ms: u64,
+}
+
+fn tell(args: &ExportArgs, to_stdout: bool, report: &Report, elapsed: Duration, console: &Console) -> u8 {
+    let text = match args.output {
+        Output::Text => text(&args.out, report, elapsed),
+        Output::Json => {
+            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            let result = Told { format: args.format, out: &args.out, report, elapsed_ms };
+            match serde_json::to_string(&result) {
+                Ok(json) => json + "\n",
+                Err(e) => return exit::fail(console, Class::Internal, &format!("writing the result: {e}")),
+            }
+        }
+    };
+    if !to_stdout {
+        return stdout::print(console, &text);
+    }
+    console.print(&text);
+    0
+}
+
+fn text(out: &Path, report: &Report, elapsed: Duration) -> String {
+    let mut text = String::new();
+    let (path, size) = (escape(&out.display().to_string()), ByteSize(report.size));
+    let _ = writeln!(text, "exported {path}: {size} in {:.1} s", elapsed.as_secs_f64());
+    for image in &report.images {
+        let _ = write!(text, "  {}  image ID {}", escape(&image.reference), image.config);
+        match &image.name {
+            Some(name) if *name == image.reference => text.push('\n'),
+            Some(name) => {
+                let _ = writeln!(text, " as {}", escape(name));
+            }
+            None => text.push_str(" without a name: it has no tag\n"),
+        }
+    }
+    if let Some(sha256) = &report.sha256 {
+        let _ = writeln!(text, "{sha256}");
+    }
+    text
+}

@@ -1,0 +1,60 @@
+//! `larder import`: a volume from an archive, by the builder, or from the image of a disk.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use tokio::runtime;
+
+use super::args::ImportArgs;
+use super::build::{self, Call, usage_outcome};
+use super::exit;
+use crate::build::cancel::Cancel;
+use crate::build::{events, outcome};
+use crate::config::Config;
+use crate::model::class::Class;
+use crate::model::event::Outcome;
+use crate::snapshot::{self, Monitor};
+use crate::telemetry::Console;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Console) -> u8 {
+    if args.format.is_some() || !snapshot::is_image(&args.input) {
+        return build::run(args.into(), call, config, console);
+    }
+    let mut runtime = runtime::Builder::new_multi_thread();
+    runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get).min(2));
+    let runtime = match runtime.build() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
+    };
+    let (input, volume) = (args.input, args.volume.clone());
+    let work = |cancel: Cancel| async move {
+        let started = Instant::now();
+        let monitor = Arc::new(Monitor::new());
+        let watched = Arc::clone(&monitor);
+        let asked = cancel.clone();
+        let watch = tokio::spawn(async move {
+            asked.cancelled().await;
+            watched.stop();
+        });
+        let done = tokio::task::spawn_blocking(move || snapshot::restore(&input, &volume, &monitor)).await;
+        watch.abort();
+        match done {
+            Ok(Ok(sealed)) => outcome::sealed(&sealed, started.elapsed()),
+            Ok(Err(error)) => interrupted(&cancel, usage_outcome(error.class(), &error.to_string())),
+            Err(e) => usage_outcome(Class::Internal, &format!("the import ended: {e}")),
+        }
+    };
+    let outcome = build::carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);
+    runtime.shutdown_background();
+    build::end(&outcome, args.result_file.as_deref(), args.output, &args.volume, console)
+}
+
+fn interrupted(cancel: &Cancel, outcome: Outcome) -> Outcome {
+    match (outcome.class, cancel.exit_code()) {
+        (Some(Class::Cancelled), Some(exit_code)) => Outcome { exit_code, ..outcome },
+        _ => outcome,
+    }
+}

@@ -1,0 +1,173 @@
+//! Files with holes: chunks of one size, of which only those are stored that hold data.
+//!
+//! Small chunks need a long list of them, large ones store zeros. The size is chosen that takes the least room.
+
+use super::super::tar::Region;
+use super::error::Error;
+use super::format::BLOCK;
+
+/// Largest chunk, as a power of two of blocks: the form of the chunks has five bits for it.
+const MAX_BITS: u8 = 31;
+
+/// Length of an item of the list of chunks, bytes.
+pub(super) const ITEM: u64 = 4;
+
+/// Bytes in which a run is described in the spill.
+pub(super) const RUN: usize = 16;
+
+const BLOCK_BITS: u8 = 12;
+const _: () = assert!(1 << BLOCK_BITS == BLOCK);
+
+/// Chunks in a row that are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) first: u64,
+    pub(super) count: u64,
+}
+
+impl Run {
+    pub(super) fn to_bytes(self) -> [u8; RUN] {
+        let mut bytes = [0; RUN];
+        bytes[..8].copy_from_slice(&self.first.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.count.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn from_bytes(bytes: &[u8; RUN]) -> Self {
+        let number = |at: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_le_bytes(number)
+        };
+        Run { first: number(0), count: number(8) }
+    }
+}
+
+/// How a file with holes is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    /// Size of a chunk: 2^`bits` blocks.
+    pub(super) bits: u8,
+    pub(super) runs: Vec<Run>,
+}
+
+impl Plan {
+    /// Where a run begins and ends in a file of `size` bytes.
+    pub(super) fn span(&self, run: Run, size: u64) -> (u64, u64) {
+        let shift = self.bits + BLOCK_BITS;
+        (run.first << shift, end_of(run, shift).min(size))
+    }
+}
+
+/// Where a run ends, bytes.
+fn end_of(run: Run, shift: u8) -> u64 {
+    let end = run.first.saturating_add(run.count);
+    end.checked_shl(shift.into()).filter(|bytes| bytes >> shift == end).unwrap_or(u64::MAX)
+}
+
+/// How many chunks of 2^`bits` blocks `size` bytes are.
+pub(super) fn count(size: u64, bits: u8) -> u64 {
+    size.div_ceil(1 << (bits + BLOCK_BITS))
+}
+
+/// Chooses how a file of `size` bytes is stored whose data lies in `regions`; nothing where its holes are not worth it.
+pub(super) fn plan(size: u64, regions: &[Region]) -> Result<Option<Plan>, Error> {
+    let mut end = 0;
+    for region in regions {
+        let after = region.offset.checked_add(region.length).filter(|after| *after <= size);
+        if region.offset < end || region.length == 0 {
+            return Err(Error::Map);
+        }
+        end = after.ok_or(Error::Map)?;
+    }
+    if i64::try_from(size).is_err() {
+        return Err(Error::TooLarge);
+    }
+    let whole = u128::from(size.next_multiple_of(BLOCK as u64));
+    let costs = (0..=MAX_BITS).map(|bits| (cost(size, regions, bits), bits));
+    match costs.min() {
+        Some((cost, bits)) if cost < whole => {
+            let runs = runs(regions, bits + BLOCK_BITS).collect();
+            Ok(Some(Plan { bits, runs }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Bytes that a file takes with chunks of 2^`bits` blocks.
+fn cost(size: u64, regions: &[Region], bits: u8) -> u128 {
+    let shift = bits + BLOCK_BITS;
+    let end = size.next_multiple_of(BLOCK as u64);
+    let stored =
+        runs(regions, shift).map(|run| u128::from(end_of(run, shift).min(end) - (run.first << shift)));
+    u128::from(count(size, bits)) * u128::from(ITEM) + stored.sum::<u128>()
+}
+
+/// The chunks of 2^`shift` bytes that hold data.
+fn runs(regions: &[Region], shift: u8) -> impl Iterator<Item = Run> {
+    let mut regions = regions
+        .iter()
+        .map(move |region| (region.offset >> shift, (region.offset + region.length - 1) >> shift));
+    let mut next = regions.next();
+    std::iter::from_fn(move || {
+        let (first, mut last) = next?;
+        next = regions.next();
+        while let Some((begin, end)) = next
+            && begin <= last.saturating_add(1)
+        {
+            last = end;
+            next = regions.next();
+        }
+        Some(Run { first, count: last - first + 1 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(offset: u64, length: u64) -> Region {
+        Region { offset, length }
+    }
+
+    #[test]
+    fn maps() {
+        let bad: [&[Region]; 5] = [
+            &[region(0, 0)],
+            &[region(0, 10), region(5, 1)],
+            &[region(8, 1), region(0, 1)],
+            &[region(0, 101)],
+            &[region(1, u64::MAX)],
+        ];
+        for map in bad {
+            assert!(matches!(plan(100, map), Err(Error::Map)), "{map:?}");
+        }
+        assert!(matches!(plan(u64::MAX, &[]), Err(Error::TooLarge)));
+    }
+
+    #[test]
+    fn holes_that_save_nothing_are_filled() {
+        assert_eq!(plan(0, &[]).unwrap(), None);
+        assert_eq!(plan(4096, &[region(4095, 1)]).unwrap(), None);
+        assert_eq!(plan(8192, &[region(0, 1), region(4096, 1)]).unwrap(), None);
+    }
+
+    #[test]
+    fn chunk_sizes() {
+        // One byte in two blocks: the other one is a hole.
+        let run = |first, count| Run { first, count };
+        assert_eq!(plan(8192, &[region(4096, 1)]).unwrap(), Some(Plan { bits: 0, runs: vec![run(1, 1)] }));
+        // Nothing but a hole, of any size: one item.
+        let empty = plan(1 << 40, &[]).unwrap().unwrap();
+        assert_eq!((count(1 << 40, empty.bits), empty.runs.len()), (1, 0));
+        let largest = plan(i64::MAX as u64, &[]).unwrap().unwrap();
+        assert_eq!(count(i64::MAX as u64, largest.bits), 1 << 20);
+        // A byte at either end of 1 TiB: neither a list of 2^28 items nor half of the file in zeros.
+        let map = [region(0, 1), region((1 << 40) - 1, 1)];
+        let far = plan(1 << 40, &map).unwrap().unwrap();
+        assert!(cost(1 << 40, &map, far.bits) < 16 << 20, "{far:?}");
+        // Neighbours are one run.
+        let near = plan(1 << 20, &[region(0, 5000), region(9000, 1), region(65536, 1)]).unwrap().unwrap();
+        assert_eq!(near, Plan { bits: 0, runs: vec![run(0, 3), run(16, 1)] });
+    }
+}

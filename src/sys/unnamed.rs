@@ -1,0 +1,46 @@
+//! Files without a name: who ends before he has named one leaves nothing (open(2), `O_TMPFILE`).
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use nix::errno::Errno;
+use nix::fcntl::{self, AT_FDCWD, AtFlags, OFlag};
+use nix::sys::stat::Mode;
+use nix::unistd;
+
+use super::dir::Dir;
+
+/// A new file on the file system that holds `dir`, for reading and writing; nothing where that file system cannot.
+/// `mode` is subject to the umask.
+pub fn create(dir: &Dir, mode: u32) -> io::Result<Option<File>> {
+    let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
+    match fcntl::openat(dir, ".", flags, Mode::from_bits_truncate(mode)) {
+        Ok(file) => Ok(Some(File::from(file))),
+        // Kernels and file systems that do not know it take the call for opening a directory.
+        Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A new file in the directory for temporary files, for this process alone.
+pub fn temporary() -> io::Result<File> {
+    let path = std::env::temp_dir();
+    let dir = Dir::open(&path)?;
+    if let Some(file) = create(&dir, 0o600)? {
+        return Ok(file);
+    }
+    let name = format!("larder-{}-{}", std::process::id(), uuid::Uuid::new_v4());
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+    let file = options.open(path.join(&name))?;
+    dir.unlink(name.as_bytes())?;
+    Ok(file)
+}
+
+/// Gives the file the name `name` in `dir`, where it was made. The name must not exist.
+pub fn link(file: &File, dir: &Dir, name: &[u8]) -> io::Result<()> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(unistd::linkat(AT_FDCWD, path.as_bytes(), dir, name, AtFlags::AT_SYMLINK_FOLLOW)?)
+}

@@ -1,0 +1,126 @@
+//! A sealed disk that was made elsewhere takes its place here.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::{Context, Error};
+use super::image::{self, DiskImage, Format};
+use super::superblock::Superblock;
+use super::take::refuse_foreign;
+use super::{DESCRIPTION, Entered, IMAGE, enter, tools};
+use crate::model::digest::Digest;
+use crate::sys::lock::Lock;
+use crate::sys::{Dir, atomic, dir};
+use crate::volume::{layout, seal};
+
+/// A directory that is to become the volume of a disk. Until that is done nobody takes it for one.
+#[derive(Debug)]
+pub struct Receiving {
+    path: PathBuf,
+    below: Dir,
+    larder: Dir,
+    file: File,
+    _lock: Lock,
+}
+
+/// Readies the directory at `path`, which is made where it is absent, and else must be empty or left by an earlier try.
+///
+/// # Errors
+/// A directory that holds something else, a sealed volume among them.
+pub fn receive(path: &Path) -> Result<Receiving, Error> {
+    let shown = path.display().to_string();
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(e).context("creating the volume", &shown);
+        }
+        _ => {}
+    }
+    let below = Dir::open(path).context("opening the volume", &shown)?;
+    refuse_foreign(&below, &shown)?;
+    for name in [layout::CACHE, IMAGE] {
+        if below.try_stat(name).context("examining", &shown)?.is_some() {
+            let name = String::from_utf8_lossy(name).into_owned();
+            let fault = format!("has {name} already: give another directory");
+            return Err(Error::Other { path: shown, fault });
+        }
+    }
+    let larder = below.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
+    let lock = Lock::try_exclusive(&larder, layout::LOCK).context("locking", &shown)?;
+    let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
+    larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
+    match larder.unlink(IMAGE) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).context("removing", ".larder/disk.img");
+        }
+        _ => {}
+    }
+    let file = larder.create_file(IMAGE, 0o600).context("creating", ".larder/disk.img")?;
+    Ok(Receiving { path: path.to_owned(), below, larder, file, _lock: lock })
+}
+
+impl Receiving {
+    /// The empty file that the image is to be written to.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Checks the file system whole and mounts it to be read. To be called before this process has a second thread.
+    pub fn enter(&self) -> Result<Entered, Error> {
+        let shown = self.path.join(".larder/disk.img").display().to_string();
+        let tampered = |fault: &str| Error::Tampered { path: shown.clone(), fault: fault.to_owned() };
+        let file = self.larder.open_file(IMAGE).context("opening", &shown)?;
+        let found = Superblock::read(&file).context("reading", &shown)?;
+        let length = file.metadata().context("examining", &shown)?.len();
+        let found = found.filter(|found| found.clean && found.size <= length);
+        let found = found.ok_or_else(|| tampered("it is cut off, or was not unmounted in order"))?;
+        // There is no such program for EROFS, whose kernel code was made for images of strangers.
+        let examined = match found.format {
+            Format::Ext4 => tools::examine(&file)?,
+            Format::Erofs => tools::Found::Clean,
+        };
+        match examined {
+            tools::Found::Clean => enter(&self.path.join(".larder/disk.img")),
+            _ => Err(tampered("e2fsck finds faults in its file system")),
+        }
+    }
+
+    /// Seals it. The volume on the disk was proven, `cache_json` is its seal.
+    pub fn finish(self, cache_json: &[u8]) -> Result<(), Error> {
+        let shown = self.path.join("disk.img").display().to_string();
+        dir::set_mode(&self.file, 0o444).context("making read-only", &shown)?;
+        self.file.sync_all().context("flushing", &shown)?;
+        let file = self.larder.open_file(IMAGE).context("opening", &shown)?;
+        let found = Superblock::read(&file).context("reading", &shown)?;
+        let gone =
+            || Error::Tampered { path: shown.clone(), fault: "it changed while it was imported".into() };
+        let found = found.ok_or_else(gone)?;
+        let image = DiskImage {
+            version: image::VERSION,
+            format: found.format,
+            size: file.metadata().context("examining", &shown)?.len(),
+            block_size: found.block,
+            label: found.label,
+            uuid: found.uuid,
+            cache_json: Digest::sha256(cache_json),
+            shrunk: false,
+            // Holes of the image stay holes.
+            sparse: true,
+            direct_io: false,
+        };
+        let json = serde_json::to_vec_pretty(&image).map_err(io::Error::from);
+        let mut json = json.context("writing image.json of", &shown)?;
+        json.push(b'\n');
+        self.larder.rename_new(IMAGE, &self.below, IMAGE).context("placing", &shown)?;
+        atomic::write(&self.below, DESCRIPTION, &json, 0o644).context("writing image.json of", &shown)?;
+        atomic::write(&self.below, layout::CACHE, cache_json, 0o644).context("writing cache.json of", &shown)
+    }
+}
+
+impl Entered {
+    /// The bytes of `cache.json`.
+    pub fn cache_json(&self) -> Result<Vec<u8>, Error> {
+        let root = Dir::open(self.path()).context("opening", "the disk")?;
+        root.read_file(layout::CACHE, seal::MAX).context("reading", "cache.json of the disk")
+    }
+}

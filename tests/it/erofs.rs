@@ -1,0 +1,302 @@
+//! Images of the EROFS writer against the kernel and Debian's fsck.erofs.
+
+mod found;
+mod model;
+mod random;
+
+use std::fs::{self, File};
+use std::ops::ControlFlow;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::Path;
+use std::process::Command;
+
+use larder::layer::erofs::{InodeId, Label, Options, Summary, TreeError, Watch, Writer};
+use larder::layer::metadata::Metadata;
+use larder::layer::space::Uncounted;
+use larder::layer::tar::Region;
+use larder::sys::Dir;
+use nix::mount::{MntFlags, umount2};
+use nix::unistd::{Whence, lseek};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tempfile::TempDir;
+
+use self::found::{differences, scan};
+use self::model::{Model, Node};
+use crate::harness::{Need, isolated, succeed};
+
+const FSCK: Need = Need::Program("fsck.erofs");
+
+fn plain() -> Metadata {
+    Metadata { mode: 0o644, ..Metadata::implied() }
+}
+
+fn writer(dir: &TempDir) -> Writer<'static> {
+    named_writer(dir, "image")
+}
+
+fn named_writer(dir: &TempDir, name: &str) -> Writer<'static> {
+    let image = File::create_new(dir.path().join(name)).unwrap();
+    let options =
+        Options { uuid: *b"0123456789abcdef", label: Label::new("test").unwrap(), ..Options::default() };
+    Writer::new(image, &Dir::open(dir.path()).unwrap(), &Uncounted, options).unwrap()
+}
+
+/// Finishes the image, lets fsck.erofs judge it, and compares what the kernel shows of it with the model.
+fn check(dir: &TempDir, model: Model<'_>) -> Summary {
+    let (expected, writer) = model.finish();
+    let summary = writer.finish().unwrap();
+    let image = dir.path().join("image");
+    assert_eq!(fs::metadata(&image).unwrap().len(), summary.size);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something is left beside the image");
+    assert_eq!(fsck(&image), "");
+    mounted(&image, |root| {
+        let lines = differences(&expected, &scan(root));
+        assert!(lines.is_empty(), "{}", lines.join("\n"));
+        copy(dir, root, "copy");
+    });
+    // The image of the mounted tree shows the same, and so does the image of that, byte by byte.
+    mounted(&dir.path().join("copy"), |root| {
+        let lines = differences(&expected, &scan(root));
+        assert!(lines.is_empty(), "{}", lines.join("\n"));
+        copy(dir, root, "again");
+    });
+    let [copy, again] = ["copy", "again"].map(|name| fs::read(dir.path().join(name)).unwrap());
+    assert!(copy == again, "{} bytes are not {}", copy.len(), again.len());
+    summary
+}
+
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn advance(&mut self, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// Writes the image of the tree at `root`.
+fn copy(dir: &TempDir, root: &Path, name: &str) {
+    let mut writer = named_writer(dir, name);
+    writer.tree(Dir::open(root).unwrap(), &mut Unwatched).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(fsck(&dir.path().join(name)), "");
+}
+
+/// What fsck.erofs finds wrong. Its exit code alone is no witness: that of 1.5 is 0 for a bad checksum.
+fn fsck(image: &Path) -> String {
+    let output = Command::new("fsck.erofs").arg(image).output().unwrap();
+    let [out, errors] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    if output.status.success() { out + &errors } else { format!("{}: {out}{errors}", output.status) }
+}
+
+/// Runs `look` on the mounted image.
+fn mounted(image: &Path, look: impl FnOnce(&Path)) {
+    let root = tempfile::tempdir().unwrap();
+    succeed(Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(image).arg(root.path()));
+    look(root.path());
+    umount2(root.path(), MntFlags::empty()).unwrap();
+}
+
+#[test]
+fn trees_of_all_kinds() {
+    isolated(&[FSCK], || {
+        let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+        let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
+        let steps = prop::collection::vec(random::step(), 1..60);
+        let result = runner.run(&steps, |steps| {
+            let dir = tempfile::tempdir().unwrap();
+            let mut model = Model::new(writer(&dir));
+            steps.iter().for_each(|step| random::apply(step, &mut model));
+            check(&dir, model);
+            Ok(())
+        });
+        result.unwrap();
+    });
+}
+
+#[test]
+fn names_in_the_order_of_their_bytes() {
+    isolated(&[FSCK], || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = Model::new(writer(&dir));
+        let bytes = (1..=255u8).filter(|byte| *byte != b'/');
+        let singles = bytes.clone().filter(|byte| *byte != b'.').map(|byte| vec![byte]);
+        let dots = bytes.flat_map(|byte| [vec![b'.', byte], vec![b'.', b'.', byte], vec![byte, b'.']]);
+        let many = (0..20_000u32).map(|n| format!("{:x}", n.wrapping_mul(2_654_435_761)).into_bytes());
+        for name in singles.chain(dots).chain(many).filter(|name| *name != b"..") {
+            model.make(0, &name, plain(), Node::File(name.clone()));
+        }
+        check(&dir, model);
+    });
+}
+
+/// What lies where in a file: the start of each run of data, and its end.
+fn data(file: &File) -> Vec<(i64, i64)> {
+    let (mut runs, mut at) = (Vec::new(), 0);
+    while let Ok(start) = lseek(file, at, Whence::SeekData) {
+        at = lseek(file, start, Whence::SeekHole).unwrap();
+        runs.push((start, at));
+    }
+    runs
+}
+
+#[test]
+fn holes_stay_holes() {
+    const TIB: u64 = 1 << 40;
+    isolated(&[FSCK], || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(&dir);
+        let mut make = |name: &[u8], size, map: &[(u64, u64)]| {
+            let map: Vec<Region> =
+                map.iter().map(|(offset, length)| Region { offset: *offset, length: *length }).collect();
+            let mut body = writer.sparse(InodeId::ROOT, name, &plain(), size, &map).unwrap();
+            for (n, region) in map.iter().enumerate() {
+                body.write_at(
+                    region.offset,
+                    &vec![u8::try_from(n).unwrap() + 1; usize::try_from(region.length).unwrap()],
+                )
+                .unwrap();
+            }
+            body.end().unwrap();
+        };
+        make(b"nothing", TIB, &[]);
+        make(b"ends", TIB, &[(0, 1), (TIB - 1, 1)]);
+        make(b"blocks", 1 << 20, &[(8192, 4096), (65536, 8192)]);
+        make(b"odd", (1 << 20) + 5, &[(8000, 300), ((1 << 20) + 1, 4)]);
+        let summary = writer.finish().unwrap();
+        assert!(summary.size < 16 << 20, "{summary:?}");
+        let image = dir.path().join("image");
+        assert_eq!(fsck(&image), "");
+        mounted(&image, |root| {
+            let open = |name: &str| File::open(root.join(name)).unwrap();
+            assert_eq!(data(&open("nothing")), []);
+            assert_eq!(data(&open("blocks")), [(8192, 12288), (65536, 73728)]);
+            assert_eq!(data(&open("odd")), [(4096, 12288), (1 << 20, (1 << 20) + 5)]);
+            let mut odd = vec![0; (1 << 20) + 5];
+            odd[8000..8300].fill(1);
+            odd[(1 << 20) + 1..].fill(2);
+            assert_eq!(fs::read(root.join("odd")).unwrap(), odd);
+            let ends = open("ends");
+            assert_eq!(ends.metadata().unwrap().size(), TIB);
+            for (at, want) in [(0, [1, 0]), (TIB / 2, [0, 0]), (TIB - 2, [0, 2])] {
+                let mut bytes = [9; 2];
+                ends.read_exact_at(&mut bytes, at).unwrap();
+                assert_eq!(bytes, want, "{at}");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_file_of_more_than_four_gibibytes() {
+    const PIECE: usize = 1 << 20;
+    let piece = |n: u64| n.to_le_bytes().repeat(PIECE / 8);
+    isolated(&[FSCK], move || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = writer(&dir);
+        let mut body = writer.file(InodeId::ROOT, b"large", &plain()).unwrap();
+        (0..4097).for_each(|n| body.write(&piece(n)).unwrap());
+        body.write(b"and a tail").unwrap();
+        body.end().unwrap();
+        writer.finish().unwrap();
+        let image = dir.path().join("image");
+        assert_eq!(fsck(&image), "");
+        mounted(&image, |root| {
+            let large = File::open(root.join("large")).unwrap();
+            assert_eq!(large.metadata().unwrap().size(), 4097 * PIECE as u64 + 10);
+            for n in [0, 1, 2048, 4095, 4096] {
+                let mut bytes = vec![0; PIECE];
+                large.read_exact_at(&mut bytes, n * PIECE as u64).unwrap();
+                assert!(bytes == piece(n), "{n}");
+            }
+            let mut tail = [0; 10];
+            large.read_exact_at(&mut tail, 4097 * PIECE as u64).unwrap();
+            assert_eq!(&tail, b"and a tail");
+        });
+    });
+}
+
+#[test]
+fn a_damaged_superblock_is_refused() {
+    isolated(&[FSCK], || {
+        let dir = tempfile::tempdir().unwrap();
+        Model::new(writer(&dir)).finish().1.finish().unwrap();
+        let path = dir.path().join("image");
+        assert_eq!(fsck(&path), "");
+        let image = File::options().read(true).write(true).open(&path).unwrap();
+        // Anywhere behind it, up to the end of the first block: the root inode lies there.
+        for at in [1024 + 64, 1024 + 127, 1160, 4095] {
+            let mut byte = [0];
+            image.read_exact_at(&mut byte, at).unwrap();
+            image.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            let text = fsck(&path);
+            assert!(text.contains("chksum"), "{at}: {text}");
+            image.write_all_at(&byte, at).unwrap();
+        }
+        assert_eq!(fsck(&path), "");
+    });
+}
+
+/// Leaves names out, and stops after some bytes.
+struct Picky {
+    left: u64,
+}
+
+impl Watch for Picky {
+    fn leaves_out(&self, path: &[u8]) -> bool {
+        path == b"d/out" || path == b"directory-out"
+    }
+
+    fn advance(&mut self, bytes: u64) -> ControlFlow<()> {
+        match self.left.checked_sub(bytes) {
+            Some(left) => {
+                self.left = left;
+                ControlFlow::Continue(())
+            }
+            None => ControlFlow::Break(()),
+        }
+    }
+}
+
+#[test]
+fn the_image_of_a_directory() {
+    isolated(&[FSCK], || {
+        let dir = tempfile::tempdir().unwrap();
+        let top = tempfile::tempdir().unwrap();
+        let at = |name: &str| top.path().join(name);
+        fs::create_dir_all(at("d/out")).unwrap();
+        fs::create_dir_all(at("directory-out/below")).unwrap();
+        fs::write(at("directory-out/below/file"), "left out").unwrap();
+        fs::write(at("d/file"), "content").unwrap();
+        fs::hard_link(at("d/file"), at("a second name")).unwrap();
+        // One of its names is not in the image.
+        fs::hard_link(at("d/file"), at("directory-out/third")).unwrap();
+        let holes = File::create(at("holes")).unwrap();
+        holes.set_len(8 << 30).unwrap();
+        holes.write_all_at(b"in the middle", 4 << 30).unwrap();
+        rustix::fs::lsetxattr(at("d"), "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+            .unwrap();
+
+        let summary = {
+            let mut writer = writer(&dir);
+            writer.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 1 << 20 }).unwrap();
+            writer.finish().unwrap()
+        };
+        assert!(summary.size < 1 << 20, "{summary:?}");
+        mounted(&dir.path().join("image"), |root| {
+            let found = scan(root);
+            let names: Vec<String> = found.keys().map(|path| path.escape_ascii().to_string()).collect();
+            assert_eq!(names, ["", "a second name", "d", "d/file", "holes"]);
+            assert_eq!(found[&b"d/file"[..]].first_name, b"a second name");
+            assert_eq!(found[&b"d/file"[..]].links, 2);
+            assert_eq!(found[&b"d"[..]].xattrs[&b"trusted.overlay.opaque"[..]], b"y");
+            let mut original = scan(top.path());
+            assert_eq!(found[&b"holes"[..]], original.remove(&b"holes"[..]).unwrap());
+        });
+
+        let mut stopped = named_writer(&dir, "stopped");
+        let result = stopped.tree(Dir::open(top.path()).unwrap(), &mut Picky { left: 10 });
+        assert!(matches!(result, Err(TreeError::Stopped)));
+    });
+}
