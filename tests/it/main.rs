@@ -18,6 +18,7 @@ mod limits;
 mod memory;
 mod notify;
 mod oracle;
+mod pod;
 mod privileges;
 mod resume;
 mod reuse;
