@@ -117,7 +117,7 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> i
 }
 
 enum Understood {
-    Call(Call),
+    Call(Box<Call>),
     Answer(Answer),
 }
 
@@ -143,7 +143,7 @@ fn understand(head: &Parts, body: Bytes, shared: &Shared) -> Result<Understood, 
         "" => header(USER_AGENT).unwrap_or("unknown").split('/').next().unwrap_or_default(),
         given => given,
     };
-    Ok(Understood::Call(Call {
+    Ok(Understood::Call(Box::new(Call {
         manager: manager.to_owned(),
         media_type: header(CONTENT_TYPE).unwrap_or("application/json").to_owned(),
         partial: header(ACCEPT).is_some_and(|accept| accept.contains("as=PartialObjectMetadata")),
@@ -153,7 +153,7 @@ fn understand(head: &Parts, body: Bytes, shared: &Shared) -> Result<Understood, 
         kind,
         user,
         body,
-    }))
+    })))
 }
 
 fn carry_out(call: &Call, shared: &Arc<Shared>, harm: Option<&Harm>) -> Result<Response<Body>, Refusal> {
