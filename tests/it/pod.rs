@@ -37,6 +37,9 @@ impl World {
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": {"name": NAMESPACE, "labels": {"pod-security.kubernetes.io/enforce": "baseline"}},
         }));
+        cluster.install(&json!({
+            "apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "builder", "namespace": NAMESPACE},
+        }));
         cluster.install_storage("Delete");
         cluster.add_node(Node {
             name: "node-a".to_owned(),
@@ -72,7 +75,7 @@ impl World {
                     "onExitCodes": {"containerName": "builder", "operator": "In", "values": [64, 65, 73, 77]},
                 }]},
                 "template": {"spec": {
-                    "restartPolicy": "Never", "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 60,
+                    "restartPolicy": "Never", "serviceAccountName": "builder", "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 60,
                     "securityContext": {"runAsUser": 0, "seccompProfile": {"type": "RuntimeDefault"}},
                     "containers": [{
                         "name": "builder", "image": "larder:1", "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -2,6 +2,7 @@
 
 mod admission;
 mod claim;
+mod event;
 mod job;
 mod names;
 mod pod;
@@ -54,6 +55,9 @@ pub(super) fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&
     match (kind.group.as_str(), kind.plural.as_str()) {
         ("", "secrets") => secret::validate(object, old, &mut causes),
         ("", "pods") => pod::validate(object, old, &mut causes),
+        ("", "configmaps") => secret::validate_map(object, old, &mut causes),
+        ("events.k8s.io", "events") => event::validate(object, &mut causes),
+        ("coordination.k8s.io", "leases") => event::validate_lease(object, &mut causes),
         ("", "persistentvolumeclaims") => claim::validate(state, object, old, &mut causes),
         ("batch", "jobs") => job::validate(object, old, &mut causes),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
@@ -67,6 +71,7 @@ pub(super) fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&
 /// Refuses what policy does not let in.
 pub(super) fn admit(state: &State, kind: &Kind, namespace: &str, object: &Value) -> Result<(), Refusal> {
     if kind.is("", "pods") {
+        admission::account(state, kind, namespace, object)?;
         security::admit(state, kind, namespace, object)?;
     }
     admission::quota(state, kind, namespace, object)
