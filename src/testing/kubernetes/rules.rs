@@ -12,7 +12,7 @@ mod security;
 use serde_json::{Value, json};
 
 use super::kind::{Form, Kind};
-use super::object::{metadata, text};
+use super::object::{list, metadata, now, text};
 use super::status::{Cause, Refusal};
 use super::store::State;
 use super::write::definition;
@@ -37,6 +37,7 @@ pub(super) fn default(state: &State, kind: &Kind, object: &mut Value) {
             unset_status(object, json!({"phase": "Pending"}));
         }
         ("batch", "jobs") => job::default(object),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => established(object),
         ("storage.k8s.io", "storageclasses") => {
             set(object, "", "reclaimPolicy", json!("Delete"));
             set(object, "", "volumeBindingMode", json!("Immediate"));
@@ -84,6 +85,21 @@ fn namespace(object: &mut Value) {
     set(object, "", "spec", json!({}));
     set(object, "/spec", "finalizers", json!(["kubernetes"]));
     unset_status(object, json!({"phase": "Active"}));
+}
+
+/// A definition is served at once (apiextensions-apiserver pkg/controller/{status,establish}; a moment later in a cluster).
+fn established(object: &mut Value) {
+    set(object, "/spec", "conversion", json!({"strategy": "None"}));
+    let condition = |kind: &str, reason: &str| json!({"type": kind, "status": "True", "reason": reason, "lastTransitionTime": now()});
+    let stored = list(object, "/spec/versions").iter().find(|version| version["storage"] == true);
+    let stored = json!([stored.map(|version| text(version, "/name"))]);
+    unset_status(
+        object,
+        json!({
+            "acceptedNames": object["spec"]["names"], "storedVersions": stored,
+            "conditions": [condition("NamesAccepted", "NoConflicts"), condition("Established", "InitialNamesAccepted")],
+        }),
+    );
 }
 
 /// Sets a field that is not set, below an object that is.

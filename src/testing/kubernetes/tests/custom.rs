@@ -5,6 +5,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::crd::CustomResourceExt as _;
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, CustomResource, KubeSchema, ResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,8 @@ async fn defined(place: &Place) -> Api<DynamicObject> {
     definition.spec.group = group.clone();
     let definitions: Api<CustomResourceDefinition> = Api::all(place.client.clone());
     definitions.create(&PostParams::default(), &definition).await.unwrap();
+    let name = definition.name_any();
+    await_condition(definitions, &name, conditions::is_crd_established()).await.unwrap();
     let api = pantries(place);
     until("the kind is served", async || api.list(&ListParams::default()).await.ok()).await;
     api
