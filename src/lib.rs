@@ -22,7 +22,7 @@
 //! | [`client`] | the client of the daemon's API |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
 //! | [`telemetry`] | logs, metrics, the service manager |
-//! | `testing` | feature `testing`: builders of layers and images, a registry that misbehaves on purpose |
+//! | `testing` | feature `testing`: builders of layers and images, a registry and a Kubernetes API server that misbehave on purpose |
 //!
 //! # The import rule
 //!

@@ -23,6 +23,7 @@ mod memory;
 mod notify;
 mod operate;
 mod oracle;
+mod pod;
 mod prefetch;
 mod privileges;
 mod resume;

@@ -89,6 +89,9 @@ impl Timers {
     }
 }
 
+/// How often components look up when nothing seems to happen: what a test changes outside of objects wakes nobody.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// Runs all components until it is dropped.
 pub(super) async fn run(shared: Arc<Shared>) {
     let mut wake = shared.subscribe();
@@ -102,7 +105,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         for order in orders {
             kubelet::start(&shared, order);
         }
-        let next = next.unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
+        let next = next.unwrap_or_else(|| Instant::now() + LOOK);
         tokio::select! {
             changed = wake.changed() => {
                 if changed.is_err() {

@@ -117,7 +117,7 @@ pub(super) async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> i
 }
 
 enum Understood {
-    Call(Call),
+    Call(Box<Call>),
     Answer(Answer),
 }
 
@@ -129,21 +129,20 @@ fn understand(head: &Parts, body: Bytes, shared: &Shared) -> Result<Understood, 
     {
         return Ok(Understood::Answer(Answer::ok(document)));
     }
-    let not_found = || Refusal::new(404, "NotFound", "the server could not find the requested resource");
-    let route = Route::read(head.uri.path()).ok_or_else(not_found)?;
+    let route = Route::read(head.uri.path()).ok_or_else(Refusal::no_route)?;
     let query = Query::read(head.uri.query());
     let kind = shared.read(|state| state.kind(&route.group, &route.version, &route.plural))?;
     let verb = route.verb(&head.method, &query).ok_or_else(Refusal::method_not_allowed)?;
     let of_all = kind.namespaced && route.namespace.is_empty();
     if (of_all && !matches!(verb, "list" | "watch")) || (!kind.namespaced && !route.namespace.is_empty()) {
-        return Err(not_found());
+        return Err(Refusal::no_route());
     }
     let manager = match query.get("fieldManager") {
         // apiserver pkg/endpoints/handlers/create.go, managerOrUserAgent.
         "" => header(USER_AGENT).unwrap_or("unknown").split('/').next().unwrap_or_default(),
         given => given,
     };
-    Ok(Understood::Call(Call {
+    Ok(Understood::Call(Box::new(Call {
         manager: manager.to_owned(),
         media_type: header(CONTENT_TYPE).unwrap_or("application/json").to_owned(),
         partial: header(ACCEPT).is_some_and(|accept| accept.contains("as=PartialObjectMetadata")),
@@ -153,7 +152,7 @@ fn understand(head: &Parts, body: Bytes, shared: &Shared) -> Result<Understood, 
         kind,
         user,
         body,
-    }))
+    })))
 }
 
 fn carry_out(call: &Call, shared: &Arc<Shared>, harm: Option<&Harm>) -> Result<Response<Body>, Refusal> {
@@ -278,6 +277,9 @@ fn json_response(answer: Answer) -> Response<Body> {
 }
 
 fn refused(refusal: &Refusal) -> Response<Body> {
+    if refusal.reason.is_empty() {
+        return response(refusal.code, "text/plain; charset=utf-8", full(refusal.message.clone()));
+    }
     let mut response = response(refusal.code, "application/json", full(refusal.body().to_string()));
     if let Some(after) = refusal.retry_after {
         response.headers_mut().insert(RETRY_AFTER, Duration::from_secs(after.into()).as_secs().into());

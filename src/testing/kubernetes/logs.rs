@@ -48,6 +48,11 @@ pub(super) fn body(
             route.name
         )));
     };
+    for unknown in ["previous", "timestamps", "sinceTime", "sinceSeconds"] {
+        if !matches!(query.get(unknown), "" | "false") {
+            return Err(Refusal::new(501, "NotImplemented", format!("{unknown} is not faked")));
+        }
+    }
     let number = |name: &str| query.get(name).parse().ok();
     let tail = Tail::new(log, query.flag("follow"), number("tailLines"), number("limitBytes"));
     let silent = matches!(harm, Some(Harm::Silent));

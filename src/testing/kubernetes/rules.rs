@@ -2,6 +2,7 @@
 
 mod admission;
 mod claim;
+mod event;
 mod job;
 mod names;
 mod pod;
@@ -11,7 +12,7 @@ mod security;
 use serde_json::{Value, json};
 
 use super::kind::{Form, Kind};
-use super::object::{metadata, text};
+use super::object::{list, metadata, now, text};
 use super::status::{Cause, Refusal};
 use super::store::State;
 use super::write::definition;
@@ -36,6 +37,7 @@ pub(super) fn default(state: &State, kind: &Kind, object: &mut Value) {
             unset_status(object, json!({"phase": "Pending"}));
         }
         ("batch", "jobs") => job::default(object),
+        ("apiextensions.k8s.io", "customresourcedefinitions") => established(object),
         ("storage.k8s.io", "storageclasses") => {
             set(object, "", "reclaimPolicy", json!("Delete"));
             set(object, "", "volumeBindingMode", json!("Immediate"));
@@ -54,6 +56,9 @@ pub(super) fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&
     match (kind.group.as_str(), kind.plural.as_str()) {
         ("", "secrets") => secret::validate(object, old, &mut causes),
         ("", "pods") => pod::validate(object, old, &mut causes),
+        ("", "configmaps") => secret::validate_map(object, old, &mut causes),
+        ("events.k8s.io", "events") => event::validate(object, &mut causes),
+        ("coordination.k8s.io", "leases") => event::validate_lease(object, &mut causes),
         ("", "persistentvolumeclaims") => claim::validate(state, object, old, &mut causes),
         ("batch", "jobs") => job::validate(object, old, &mut causes),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
@@ -67,6 +72,7 @@ pub(super) fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&
 /// Refuses what policy does not let in.
 pub(super) fn admit(state: &State, kind: &Kind, namespace: &str, object: &Value) -> Result<(), Refusal> {
     if kind.is("", "pods") {
+        admission::account(state, kind, namespace, object)?;
         security::admit(state, kind, namespace, object)?;
     }
     admission::quota(state, kind, namespace, object)
@@ -79,6 +85,21 @@ fn namespace(object: &mut Value) {
     set(object, "", "spec", json!({}));
     set(object, "/spec", "finalizers", json!(["kubernetes"]));
     unset_status(object, json!({"phase": "Active"}));
+}
+
+/// A definition is served at once (apiextensions-apiserver pkg/controller/{status,establish}; a moment later in a cluster).
+fn established(object: &mut Value) {
+    set(object, "/spec", "conversion", json!({"strategy": "None"}));
+    let condition = |kind: &str, reason: &str| json!({"type": kind, "status": "True", "reason": reason, "lastTransitionTime": now()});
+    let stored = list(object, "/spec/versions").iter().find(|version| version["storage"] == true);
+    let stored = json!([stored.map(|version| text(version, "/name"))]);
+    unset_status(
+        object,
+        json!({
+            "acceptedNames": object["spec"]["names"], "storedVersions": stored,
+            "conditions": [condition("NamesAccepted", "NoConflicts"), condition("Established", "InitialNamesAccepted")],
+        }),
+    );
 }
 
 /// Sets a field that is not set, below an object that is.

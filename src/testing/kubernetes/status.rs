@@ -78,6 +78,12 @@ impl Refusal {
         Refusal::new(404, "NotFound", format!("{} \"{name}\" not found", kind.qualified())).about(kind, name)
     }
 
+    /// A path that leads nowhere, as that of a kind that is not defined: no `Status`, but the text of Go's `http.NotFound`
+    /// (apiserver pkg/server/handler.go, the end of the delegation).
+    pub(super) fn no_route() -> Self {
+        Refusal::new(404, "", "404 page not found\n")
+    }
+
     pub(super) fn method_not_allowed() -> Self {
         Refusal::new(
             405,

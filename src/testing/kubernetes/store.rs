@@ -70,10 +70,7 @@ impl State {
     /// The kind behind a path; 404 where there is none.
     pub(super) fn kind(&self, group: &str, version: &str, plural: &str) -> Result<Arc<Kind>, Refusal> {
         let mut served = self.kinds.iter().filter(|kind| kind.group == group && kind.version == version);
-        served.find(|kind| kind.plural == plural).cloned().ok_or_else(|| {
-            // staging/src/k8s.io/apiserver/pkg/endpoints/handlers/responsewriters: an unrouted path is answered by the mux.
-            Refusal::new(404, "NotFound", "the server could not find the requested resource")
-        })
+        served.find(|kind| kind.plural == plural).cloned().ok_or_else(Refusal::no_route)
     }
 
     /// The kind of an object, whatever its version.

@@ -23,6 +23,9 @@ use super::store::State;
 pub(super) use delete::{DeleteOptions, Deleted};
 pub(super) use patch::PatchBody;
 
+/// Most bytes of an object (etcd server/embed/config.go, DefaultMaxRequestBytes).
+const MAX_OBJECT: usize = 3 << 19;
+
 /// What to do about fields that are not known (`fieldValidation`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Unknown {
@@ -388,6 +391,9 @@ fn no_new_finalizers(kind: &Kind, live: &Value, new: &Value) -> Result<(), Refus
 }
 
 fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&Value>) -> Result<(), Refusal> {
+    if object.to_string().len() > MAX_OBJECT {
+        return Err(Refusal::internal("etcdserver: request is too large"));
+    }
     let causes = rules::validate(state, kind, object, old);
     if causes.is_empty() { Ok(()) } else { Err(Refusal::invalid(kind, meta(object, "name"), &causes)) }
 }

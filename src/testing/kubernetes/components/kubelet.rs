@@ -208,7 +208,7 @@ fn place(state: &mut State, pod: &Value) -> Result<String, String> {
         if text(&claim, "/status/phase") != "Bound" {
             let class = text(&claim, "/spec/storageClassName");
             let class = state.get(&Id::new("storage.k8s.io", "storageclasses", "", class));
-            if !class.is_some_and(|class| text(class, "/volumeBindingMode") == "WaitForFirstConsumer") {
+            if class.is_none_or(|class| text(class, "/volumeBindingMode") != "WaitForFirstConsumer") {
                 return Err(format!(
                     "0/{count} nodes are available: pod has unbound immediate PersistentVolumeClaims."
                 ));

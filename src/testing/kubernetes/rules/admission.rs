@@ -1,4 +1,5 @@
-//! ResourceQuota on creation (apiserver pkg/admission/plugin/resourcequota/controller.go).
+//! ResourceQuota and ServiceAccount on creation (apiserver pkg/admission/plugin/resourcequota/controller.go,
+//! plugin/pkg/admission/serviceaccount/admission.go).
 //!
 //! Counts of objects (`count/<plural>.<group>`, and the old names of the core kinds) and `requests.storage` are kept; other
 //! resources are not.
@@ -7,11 +8,23 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::super::kind::Kind;
+use super::super::kind::{Id, Kind};
 use super::super::object::{meta, text};
 use super::super::status::Refusal;
 use super::super::store::State;
 use super::claim;
+
+/// A pod's account must be there. `default` is, in every namespace.
+pub(super) fn account(state: &State, kind: &Kind, namespace: &str, pod: &Value) -> Result<(), Refusal> {
+    let name = text(pod, "/spec/serviceAccountName");
+    if matches!(name, "" | "default") || state.get(&Id::new("", "serviceaccounts", namespace, name)).is_some()
+    {
+        return Ok(());
+    }
+    let why =
+        format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
+    Err(Refusal::forbidden(kind, meta(pod, "name"), &why))
+}
 
 pub(super) fn quota(state: &State, kind: &Kind, namespace: &str, object: &Value) -> Result<(), Refusal> {
     if !kind.namespaced {

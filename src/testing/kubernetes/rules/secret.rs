@@ -1,4 +1,4 @@
-//! Secrets (pkg/apis/core/v1/defaults.go, pkg/apis/core/validation/validation.go ValidateSecret; facts/kubernetes.md, 1).
+//! Secrets and config maps (pkg/apis/core/v1/defaults.go, pkg/apis/core/validation/validation.go ValidateSecret; facts/kubernetes.md, 1).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,31 +18,39 @@ pub(super) fn default(object: &mut Value) {
     }
 }
 
-pub(super) fn validate(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
-    let empty = serde_json::Map::new();
-    let data = object["data"].as_object().unwrap_or(&empty);
-    let bytes = |key: &str| data.get(key).and_then(Value::as_str).and_then(|text| STANDARD.decode(text).ok());
+/// Keys are names of files, and all values together have a limit.
+fn data(object: &Value, causes: &mut Vec<Cause>, length: impl Fn(&str) -> usize) {
     let mut size = 0;
-    for key in data.keys() {
+    for (key, value) in object["data"].as_object().into_iter().flatten() {
         let fits = |sign: char| sign.is_ascii_alphanumeric() || matches!(sign, '-' | '_' | '.');
         if key.is_empty() || key.len() > 253 || !key.chars().all(fits) || key == "." || key.starts_with("..")
         {
             let why = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
             causes.push(Cause::invalid(&format!("data[{key}]"), &key.as_str().into(), why));
         }
-        size += bytes(key).map_or(0, |bytes| bytes.len());
+        size += length(value.as_str().unwrap_or_default());
     }
     if size > MAX_SIZE {
         let told = format!("Too long: may not be more than {MAX_SIZE} bytes");
         causes.push(Cause::new("FieldValueTooLong", "data", told));
     }
+}
+
+pub(super) fn validate_map(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    data(object, causes, str::len);
+    immutable(object, old, causes);
+}
+
+pub(super) fn validate(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    let bytes = |text: &str| STANDARD.decode(text).ok();
+    data(object, causes, |text| bytes(text).map_or(0, |bytes| bytes.len()));
     let key = match text(object, "/type") {
         "kubernetes.io/dockerconfigjson" => Some(".dockerconfigjson"),
         "kubernetes.io/dockercfg" => Some(".dockercfg"),
         _ => None,
     };
     if let Some(key) = key {
-        match bytes(key) {
+        match object["data"][key].as_str().and_then(bytes) {
             None => causes.push(Cause::required(&format!("data[{key}]"), "")),
             // Only that it is JSON is looked at.
             Some(bytes) => {
@@ -57,16 +65,17 @@ pub(super) fn validate(object: &Value, old: Option<&Value>, causes: &mut Vec<Cau
             }
         }
     }
-    let Some(old) = old else { return };
-    if old.get("type") != object.get("type") {
+    if old.is_some_and(|old| old.get("type") != object.get("type")) {
         causes.push(Cause::invalid("type", &object["type"], "field is immutable"));
     }
-    if old["immutable"] == true {
-        let why = "field is immutable when `immutable` is set";
-        for field in ["immutable", "data"] {
-            if old[field] != object[field] {
-                causes.push(Cause::forbidden(field, why));
-            }
+    immutable(object, old, causes);
+}
+
+fn immutable(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    let Some(old) = old.filter(|old| old["immutable"] == true) else { return };
+    for field in ["immutable", "data"] {
+        if old[field] != object[field] {
+            causes.push(Cause::forbidden(field, "field is immutable when `immutable` is set"));
         }
     }
 }

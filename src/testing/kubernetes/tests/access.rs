@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
 use serde_json::json;
 
 use super::super::Cluster;
@@ -75,4 +76,17 @@ async fn tokens_end() {
     let nobody = refused(nobody.get("mine").await);
     assert_eq!(nobody.code, 403);
     assert!(nobody.message.contains("system:anonymous"), "{nobody}");
+}
+
+#[tokio::test]
+async fn a_kubeconfig_names_a_file_with_the_token() {
+    let cluster = cluster();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("token");
+    std::fs::write(&file, cluster.token("system:serviceaccount:larder:larder")).unwrap();
+    let config = Kubeconfig::from_yaml(&cluster.kubeconfig(&file, "test")).unwrap();
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+    let api: Api<Secret> = Api::default_namespaced(Client::try_from(config).unwrap());
+    api.get("mine").await.unwrap();
+    assert_eq!(refused(api.get("theirs").await).code, 403);
 }

@@ -1,9 +1,11 @@
 //! Custom resources: what their schema refuses, drops and fills in.
 
+use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::crd::CustomResourceExt as _;
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::runtime::wait::{await_condition, conditions};
 use kube::{Api, CustomResource, KubeSchema, ResourceExt as _};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,35 +41,56 @@ struct State {
     full: bool,
 }
 
-async fn defined(place: &Place) {
-    let api: Api<CustomResourceDefinition> = Api::all(place.client.clone());
-    let made = api.create(&PostParams::default(), &Pantry::crd()).await;
-    if let Err(kube::Error::Api(status)) = made {
-        assert!(status.is_already_exists(), "{status}");
-    }
-    until("the kind is served", async || place.api::<Pantry>().list(&Default::default()).await.ok()).await;
+/// Defines the kind in a group of this place's own, so that tests do not meet on a real server.
+async fn defined(place: &Place) -> Api<DynamicObject> {
+    let group = group(place);
+    let mut definition = Pantry::crd();
+    definition.metadata.name = Some(format!("pantries.{group}"));
+    definition.spec.group = group.clone();
+    let definitions: Api<CustomResourceDefinition> = Api::all(place.client.clone());
+    definitions.create(&PostParams::default(), &definition).await.unwrap();
+    let name = definition.name_any();
+    await_condition(definitions, &name, conditions::is_crd_established()).await.unwrap();
+    let api = pantries(place);
+    until("the kind is served", async || api.list(&ListParams::default()).await.ok()).await;
+    api
 }
 
-fn pantry(spec: Value) -> DynamicObject {
-    typed(
-        json!({"apiVersion": "fake.larder.dev/v1", "kind": "Pantry", "metadata": {"name": "a"}, "spec": spec}),
-    )
+fn group(place: &Place) -> String {
+    format!("{}.fake.larder.dev", place.namespace)
 }
 
-fn raw(place: &Place) -> Api<DynamicObject> {
-    let resource = ApiResource::from_gvk_with_plural(
-        &GroupVersionKind::gvk("fake.larder.dev", "v1", "Pantry"),
-        "pantries",
-    );
+fn pantries(place: &Place) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk(&group(place), "v1", "Pantry");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "pantries");
     Api::namespaced_with(place.client.clone(), &place.namespace, &resource)
+}
+
+async fn end(place: Place) {
+    let definitions: Api<CustomResourceDefinition> = Api::all(place.client.clone());
+    let name = format!("pantries.{}", group(&place));
+    definitions.delete(&name, &DeleteParams::default()).await.unwrap();
+    place.end().await;
+}
+
+fn object(place: &Place, change: &Value) -> Value {
+    let mut object = json!({
+        "apiVersion": format!("{}/v1", group(place)), "kind": "Pantry", "metadata": {"name": "a"},
+    });
+    json_patch::merge(&mut object, change);
+    object
+}
+
+fn pantry(place: &Place, spec: Value) -> DynamicObject {
+    typed(object(place, &json!({ "spec": spec })))
 }
 
 #[tokio::test]
 async fn a_schema_holds() {
     let place = Place::new().await;
-    assert_eq!(refused(place.api::<Pantry>().list(&Default::default()).await).code, 404);
-    defined(&place).await;
-    let api = raw(&place);
+    let undefined = refused(pantries(&place).list(&ListParams::default()).await);
+    assert_eq!((undefined.code, undefined.message.as_str()), (404, "404 page not found"));
+    let api = defined(&place).await;
     let post = PostParams::default();
     for (spec, field) in [
         (json!({}), "spec.shelves: Required value"),
@@ -78,11 +101,11 @@ async fn a_schema_holds() {
         (json!({"shelves": ["a"], "doors": 0}), "spec.doors in body should be greater than or equal to 1"),
         (json!({"shelves": ["a"], "doors": "x"}), "spec.doors in body must be of type integer"),
     ] {
-        let status = refused(api.create(&post, &pantry(spec)).await);
+        let status = refused(api.create(&post, &pantry(&place, spec)).await);
         assert_eq!((status.code, status.reason.as_str()), (422, "Invalid"));
         assert!(status.message.contains(field), "{field}: {}", status.message);
     }
-    let made = api.create(&post, &pantry(json!({"shelves": ["a"], "windows": 3}))).await.unwrap();
+    let made = api.create(&post, &pantry(&place, json!({"shelves": ["a"], "windows": 3}))).await.unwrap();
     assert_eq!(made.data["spec"], json!({"shelves": ["a"], "doors": 2}));
     assert_eq!(made.metadata.generation, Some(1));
 
@@ -101,41 +124,37 @@ async fn a_schema_holds() {
     let sub = api.patch_status("a", &params, &status).await.unwrap();
     assert_eq!((&sub.data["status"]["full"], &sub.data["spec"]["doors"]), (&json!(true), &json!(4)));
     assert_eq!(sub.metadata.generation, Some(3));
-    let blind = refused(place.api::<Pantry>().replace("a", &post, &typed(json!({
-        "apiVersion": "fake.larder.dev/v1", "kind": "Pantry", "metadata": {"name": "a"}, "spec": {"shelves": ["a"]},
-    }))).await);
+    let blind = refused(api.replace("a", &post, &pantry(&place, json!({"shelves": ["a"]}))).await);
     assert!(blind.message.contains("must be specified for an update"), "{blind}");
-    place.end().await;
+    end(place).await;
 }
 
 #[tokio::test]
 async fn applied_status_and_spec_have_owners_of_their_own() {
     let place = Place::new().await;
-    defined(&place).await;
-    let api = raw(&place);
+    let api = defined(&place).await;
     let params = PatchParams::apply("larder");
-    api.patch("a", &params, &Patch::Apply(&pantry(json!({"shelves": ["a"], "owner": "me"})))).await.unwrap();
-    let status = json!({
-        "apiVersion": "fake.larder.dev/v1", "kind": "Pantry", "metadata": {"name": "a"}, "status": {"full": true},
-    });
+    api.patch("a", &params, &Patch::Apply(&pantry(&place, json!({"shelves": ["a"], "owner": "me"}))))
+        .await
+        .unwrap();
+    let status = object(&place, &json!({"status": {"full": true}}));
     let told = api.patch_status("a", &params, &Patch::Apply(&status)).await.unwrap();
     assert_eq!(told.data["status"], json!({"full": true}));
     assert_eq!(told.data["spec"]["owner"], "me");
-    let bare = api.patch("a", &params, &Patch::Apply(&pantry(json!({"shelves": ["a"]})))).await.unwrap();
+    let bare =
+        api.patch("a", &params, &Patch::Apply(&pantry(&place, json!({"shelves": ["a"]})))).await.unwrap();
     assert!(bare.data["spec"].get("owner").is_none());
     assert_eq!(bare.data["status"], json!({"full": true}));
     let fields: Vec<_> = bare.managed_fields().iter().map(|entry| entry.subresource.clone()).collect();
     assert_eq!(fields, [None, Some("status".to_owned())]);
-    place.end().await;
+    end(place).await;
 }
 
 #[tokio::test]
 async fn a_deletion_counts_as_a_generation() {
     let place = Place::new().await;
-    defined(&place).await;
-    let api = place.api::<Pantry>();
-    let spec = PantrySpec { shelves: vec!["a".to_owned()], doors: 1, owner: None };
-    let mut held = Pantry::new("a", spec);
+    let api = defined(&place).await;
+    let mut held = pantry(&place, json!({"shelves": ["a"]}));
     held.metadata.finalizers = Some(vec!["larder.dev/hold".to_owned()]);
     api.create(&PostParams::default(), &held).await.unwrap();
     let marked = api.delete("a", &DeleteParams::default()).await.unwrap().left().unwrap();
@@ -143,7 +162,7 @@ async fn a_deletion_counts_as_a_generation() {
     let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
     api.patch("a", &PatchParams::default(), &free).await.unwrap();
     assert!(api.get_opt("a").await.unwrap().is_none());
-    place.end().await;
+    end(place).await;
 }
 
 #[tokio::test]
@@ -187,19 +206,18 @@ async fn definitions_are_looked_into() {
 #[tokio::test]
 async fn a_quota_counts_custom_resources() {
     let place = Place::new().await;
-    defined(&place).await;
-    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"count/pantries.fake.larder.dev": "1"}}});
-    let quotas = place.api::<k8s_openapi::api::core::v1::ResourceQuota>();
+    let api = defined(&place).await;
+    let counted = format!("count/pantries.{}", group(&place));
+    let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {&counted: "1"}}});
+    let quotas = place.api::<ResourceQuota>();
     quotas.create(&PostParams::default(), &typed(quota)).await.unwrap();
     until("the quota is counted", async || quotas.get("q").await.unwrap().status.and_then(|s| s.used)).await;
-    let api = place.api::<Pantry>();
-    let spec = PantrySpec { shelves: vec!["a".to_owned()], doors: 1, owner: None };
-    api.create(&PostParams::default(), &Pantry::new("a", spec.clone())).await.unwrap();
-    let full = refused(api.create(&PostParams::default(), &Pantry::new("b", spec)).await);
+    let mut one = pantry(&place, json!({"shelves": ["a"]}));
+    api.create(&PostParams::default(), &one).await.unwrap();
+    one.metadata.name = Some("b".to_owned());
+    let full = refused(api.create(&PostParams::default(), &one).await);
     assert_eq!((full.code, full.reason.as_str()), (403, "Forbidden"));
-    assert!(full.message.contains(
-        "exceeded quota: q, requested: count/pantries.fake.larder.dev=1, used: count/pantries.fake.larder.dev=1, limited: \
-         count/pantries.fake.larder.dev=1"
-    ), "{full}");
-    place.end().await;
+    let told = format!("exceeded quota: q, requested: {counted}=1, used: {counted}=1, limited: {counted}=1");
+    assert!(full.message.contains(&told), "{full}");
+    end(place).await;
 }

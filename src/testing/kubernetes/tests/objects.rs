@@ -2,7 +2,8 @@
 
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::events::v1::Event;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt as _};
@@ -262,5 +263,45 @@ async fn nothing_is_put_where_there_is_no_namespace() {
     let api: Api<ConfigMap> = Api::namespaced(place.client.clone(), "no-such-namespace");
     let refused = refused(api.create(&post(), &config_map("a", "1")).await);
     assert_eq!((refused.code, refused.message.as_str()), (404, "namespaces \"no-such-namespace\" not found"));
+    place.end().await;
+}
+
+#[tokio::test]
+async fn events_are_short() {
+    let place = Place::new().await;
+    let api = place.api::<Event>();
+    let event = |note: &str| -> Event {
+        typed(json!({
+            "metadata": {"name": "a"}, "eventTime": "2026-01-01T00:00:00.000000Z", "reason": "Failed", "note": note,
+            "action": "Build", "type": "Warning", "reportingController": "larder.dev/test", "reportingInstance": "test",
+            "regarding": {"apiVersion": "v1", "kind": "Secret", "name": "a", "namespace": place.namespace},
+        }))
+    };
+    let long = refused(api.create(&post(), &event(&"x".repeat(1025))).await);
+    assert_eq!(long.code, 422);
+    assert!(long.message.contains("can have at most 1024 characters"), "{long}");
+    api.create(&post(), &event(&"x".repeat(1024))).await.unwrap();
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_pod_needs_its_account() {
+    let place = Place::new().await;
+    let pod: Pod = typed(json!({"metadata": {"name": "a"}, "spec": {
+        "serviceAccountName": "builder", "containers": [{"name": "builder", "image": "larder:1"}],
+    }}));
+    let refused = refused(place.api::<Pod>().create(&post(), &pod).await);
+    assert_eq!(refused.code, 403);
+    assert!(refused.message.contains("serviceaccount \"builder\" not found"), "{refused}");
+    place.end().await;
+}
+
+#[tokio::test]
+async fn objects_have_a_size() {
+    let place = Place::new().await;
+    let api = place.api::<ConfigMap>();
+    let large = refused(api.create(&post(), &config_map("a", &"x".repeat((1 << 20) + 1))).await);
+    assert_eq!(large.code, 422);
+    api.create(&post(), &config_map("a", &"x".repeat(1 << 20))).await.unwrap();
     place.end().await;
 }

@@ -137,3 +137,20 @@ async fn bookmarks_say_how_far_a_watch_has_come() {
     }
     place.end().await;
 }
+
+#[tokio::test]
+async fn a_silent_watch_tells_nothing_and_stays() {
+    let place = Place::new().await;
+    let Some(fake) = &place.fake else { return place.end().await };
+    let api = place.api::<ConfigMap>();
+    fake.fault(Fault::once("watch", "configmaps", Harm::Silent));
+    let mut events = pin!(watcher(api.clone(), watcher::Config::default()));
+    assert_eq!(told(&mut events).await, "Init");
+    assert_eq!(told(&mut events).await, "InitDone");
+    api.create(&PostParams::default(), &config_map("a", "x")).await.unwrap();
+    timeout(Duration::from_secs(1), events.next()).await.unwrap_err();
+    // Nothing is lost when somebody looks again.
+    fake.cut_watches();
+    assert_eq!(told(&mut events).await, "Apply(a)");
+    place.end().await;
+}
