@@ -28,6 +28,7 @@ mod oci;
 mod output;
 mod raw;
 mod restore;
+mod summed;
 mod tar;
 mod target;
 
