@@ -3,6 +3,7 @@
 mod builds;
 mod crash;
 mod failures;
+mod named;
 mod orders;
 mod serve;
 mod time;

@@ -10,7 +10,7 @@ mod real;
 
 use std::env;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
@@ -61,6 +61,8 @@ pub(crate) struct World {
     admin: Client,
     fake: Option<Cluster>,
     real: Option<Real>,
+    /// Held on a real one.
+    turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// Two layers, some kilobytes.
@@ -81,7 +83,7 @@ impl World {
     pub(crate) fn new() -> Self {
         let runtime = Runtime::new().unwrap();
         match runtime.block_on(Real::of_environment()) {
-            Some(real) => World::on(runtime, real),
+            Some(real) => World::on(runtime, real, real::turn()),
             None => World::in_process(runtime, image(), Timing::default()),
         }
     }
@@ -119,7 +121,7 @@ impl World {
         world
     }
 
-    fn on(runtime: Runtime, real: Real) -> Self {
+    fn on(runtime: Runtime, real: Real, turn: MutexGuard<'static, ()>) -> Self {
         let names = ["team-a", "team-b"].map(unique);
         let (section, address) =
             runtime.block_on(async { (real.section(unique("larder")).await, real.address().await) });
@@ -127,6 +129,7 @@ impl World {
         let served = Served::at(address, [image()]);
         let host = Host { name: served.registry.host(), plain_http: true, ..Host::default() };
         let mut world = World::of(runtime, served, section, names, (admin, None, Some(real)));
+        world.turn = Some(turn);
         world.config.registry.host.push(host);
         world.name_namespaces();
         let real = world.real.as_ref().unwrap();
@@ -170,6 +173,7 @@ impl World {
             admin,
             fake,
             real,
+            turn: None,
         }
     }
 
@@ -233,6 +237,11 @@ impl World {
 
     pub(crate) fn fake(&self) -> &Cluster {
         self.fake.as_ref().expect("a cluster of our own")
+    }
+
+    /// A client that may do everything.
+    pub(crate) fn admin(&self) -> Client {
+        self.admin.clone()
     }
 
     /// Namespace of Larder.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::kubernetes::crd::ImageCache;
 use larder::model::image_cache::Status;
 use larder::testing::kubernetes::{Fault, Harm, Meets};
+use serde_json::json;
 
 use crate::harness::cluster::{LARDER, Running, World};
 
@@ -118,6 +119,20 @@ fn whoever_loses_the_lease_stops() {
     world.until("the next one leads", || second.service.leads().then_some(()));
     second.create(&world, "web");
     world.phase("web", Status::Available);
+}
+
+#[test]
+fn a_lease_that_is_taken_away() {
+    let world = World::new();
+    let first = world.daemon();
+    world.until("it leads", || first.service.leads().then_some(()));
+    let patch = json!({"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3}});
+    let leases = world.api::<Lease>(world.own());
+    world.wait(leases.patch("larder", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
+    assert!(first.ends().unwrap_err().contains("lease"), "it went on");
+    // Nobody renews it.
+    let second = world.daemon();
+    world.until("the next one leads", || second.service.leads().then_some(()));
 }
 
 #[test]
