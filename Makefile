@@ -21,6 +21,8 @@ demo: deps build
 	scripts/demo.sh
 
 # With LARDER_REQUIRE_ALL a test whose tool or privilege is missing fails instead of being skipped.
+# LARDER_TEST_KUBECONFIG names a cluster for the tests that say what a Kubernetes API server does, in place of the one of
+# src/testing/kubernetes: `cargo test --features testing --lib testing::kubernetes`.
 test: deps
 	LARDER_REQUIRE_ALL=1 $(CARGO) test --features testing --locked
 

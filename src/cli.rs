@@ -89,6 +89,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
+        Command::Config { action: ConfigAction::Crd } => config::crd(console),
     }
 }
 

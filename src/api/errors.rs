@@ -211,9 +211,10 @@ impl From<Error> for Problem {
             Error::QueueFull { retry_after, .. } => {
                 Problem::new(Code::QueueFull, message).retry_after(retry_after)
             }
-            Error::NotCancellable { .. } | Error::NotRefreshable { .. } | Error::Imported(_) => {
-                Problem::new(Code::State, message)
-            }
+            Error::NotCancellable { .. }
+            | Error::NotRefreshable { .. }
+            | Error::Imported(_)
+            | Error::NoImports => Problem::new(Code::State, message),
             Error::NoRoomToRefresh { .. } | Error::NoRoomForArchive => Problem::new(Code::NoSpace, message),
             Error::ArchiveTooLarge { .. } => Problem::new(Code::TooLarge, message),
             Error::ArchiveCompressed => Problem::new(Code::MediaType, message),
@@ -223,6 +224,11 @@ impl From<Error> for Problem {
             Error::Store(StoreError::Quota { .. }) => Problem::new(Code::Quota, message),
             Error::Store(StoreError::Full { .. }) => Problem::new(Code::NoSpace, message),
             Error::Store(StoreError::KeyReused) => Problem::new(Code::KeyReused, message),
+            Error::Store(StoreError::NoNamespace(_)) => Problem::new(Code::Forbidden, message),
+            Error::Store(StoreError::Unreachable(_)) => {
+                let told = Problem::new(Code::Unavailable, "the records cannot be reached for now");
+                Problem { reason: Some(message), ..told }.retry_after(Duration::from_secs(5))
+            }
             Error::Store(StoreError::Changed(_)) => Problem::new(Code::State, message),
             Error::Store(StoreError::Failed { full: true, .. }) => Problem {
                 reason: Some(message),
@@ -348,6 +354,7 @@ mod tests {
         assert_eq!(status(Error::NotFound(id)), 404);
         assert_eq!(status(Error::Imported(id)), 409);
         assert_eq!(status(Error::ArchiveTooLarge { gib: 20 }), 413);
+        assert_eq!(status(Error::NoImports), 409);
         assert_eq!(status(Error::ArchiveCompressed), 415);
         assert_eq!(status(Error::NoRoomForArchive), 507);
         assert_eq!(status(Error::UnknownCluster("x".into())), 400);

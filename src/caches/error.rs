@@ -69,6 +69,11 @@ pub enum Error {
         /// Size of the cache.
         gib: u32,
     },
+    /// Volumes are kept where no archive gets to.
+    #[error(
+        "this daemon builds in a cluster, where no archive gets to: import into the daemon of a host, or push the images to a registry"
+    )]
+    NoImports,
     /// A stream of gzip or zstd, which would have to be inflated to a file first.
     #[error("the archive is compressed as a whole: send the tar in it; its layers may be compressed")]
     ArchiveCompressed,
@@ -99,7 +104,7 @@ impl Error {
             Error::NoRoomToRefresh { .. } | Error::NoRoomForArchive | Error::ArchiveTooLarge { .. } => {
                 Class::NoSpace
             }
-            Error::ArchiveCompressed => Class::Invalid,
+            Error::ArchiveCompressed | Error::NoImports => Class::Invalid,
             Error::Plan(failures) => {
                 Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal)
             }

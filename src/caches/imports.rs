@@ -5,10 +5,55 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 
-use super::layout::Layout;
 use crate::model::image_cache::CacheId;
 use crate::sys::{Dir, space, unnamed};
+
+/// The directory of archives.
+#[derive(Clone, Debug)]
+pub struct Imports {
+    dir: PathBuf,
+}
+
+impl Imports {
+    /// Those in `dir`.
+    pub fn new(dir: PathBuf) -> Self {
+        Imports { dir }
+    }
+
+    /// Where the archive of a cache is.
+    pub fn path(&self, id: &CacheId) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    /// Begins an empty one for the cache `id`.
+    pub fn begin(&self, id: CacheId) -> io::Result<Spool> {
+        let dir = Dir::open(&self.dir)?;
+        if let Some(file) = unnamed::create(&dir, 0o600)? {
+            return Ok(Spool { dir, id, file, named: false });
+        }
+        let file = dir.create_file(id.to_string().as_bytes(), 0o600)?;
+        Ok(Spool { dir, id, file, named: true })
+    }
+
+    /// Caches of which an archive is there. What is not named like one is left alone.
+    pub fn list(&self) -> io::Result<Vec<CacheId>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<CacheId>().ok()));
+        }
+        Ok(found)
+    }
+
+    /// Removes the archive of a cache, if it is there.
+    pub fn remove(&self, id: &CacheId) -> io::Result<()> {
+        match fs::remove_file(self.path(id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// An archive on its way in. Dropped before it is [kept](Spool::keep) it leaves nothing.
 #[derive(Debug)]
@@ -21,16 +66,6 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Begins an empty one for the cache `id`.
-    pub fn begin(layout: &Layout, id: CacheId) -> io::Result<Self> {
-        let dir = Dir::open(&layout.imports())?;
-        if let Some(file) = unnamed::create(&dir, 0o600)? {
-            return Ok(Spool { dir, id, file, named: false });
-        }
-        let file = dir.create_file(id.to_string().as_bytes(), 0o600)?;
-        Ok(Spool { dir, id, file, named: true })
-    }
-
     /// Bytes that the file system has left.
     pub fn free(&self) -> io::Result<u64> {
         space::free(&self.dir)
@@ -64,23 +99,6 @@ impl Drop for Spool {
     }
 }
 
-/// Caches of which an archive is there. What is not named like one is left alone.
-pub fn list(layout: &Layout) -> io::Result<Vec<CacheId>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(layout.imports())? {
-        found.extend(entry?.file_name().to_str().and_then(|name| name.parse::<CacheId>().ok()));
-    }
-    Ok(found)
-}
-
-/// Removes the archive of a cache, if it is there.
-pub fn remove(layout: &Layout, id: &CacheId) -> io::Result<()> {
-    match fs::remove_file(layout.import(id)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(all(test, feature = "testing"))]
 mod tests {
     use super::*;
@@ -88,26 +106,25 @@ mod tests {
     #[test]
     fn only_what_is_whole_has_a_name() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = Layout::new(dir.path());
-        fs::create_dir(layout.imports()).unwrap();
-        fs::write(layout.imports().join("other"), "x").unwrap();
+        let imports = Imports::new(dir.path().to_owned());
+        fs::write(dir.path().join("other"), "x").unwrap();
         let (one, two, three) = (CacheId::random(), CacheId::random(), CacheId::random());
-        let mut whole = Spool::begin(&layout, one).unwrap();
-        let mut given_up = Spool::begin(&layout, two).unwrap();
+        let mut whole = imports.begin(one).unwrap();
+        let mut given_up = imports.begin(two).unwrap();
         whole.write(b"a").unwrap();
         given_up.write(b"b").unwrap();
-        assert_eq!(list(&layout).unwrap(), []);
+        assert_eq!(imports.list().unwrap(), []);
         whole.keep().unwrap();
         drop(given_up);
         // As on a file system where every file has a name.
-        let file = Dir::open(&layout.imports()).unwrap();
+        let file = Dir::open(dir.path()).unwrap();
         let named = file.create_file(three.to_string().as_bytes(), 0o600).unwrap();
         drop(Spool { dir: file, id: three, file: named, named: true });
-        assert_eq!(list(&layout).unwrap(), [one]);
-        assert_eq!(fs::read(layout.import(&one)).unwrap(), b"a");
+        assert_eq!(imports.list().unwrap(), [one]);
+        assert_eq!(fs::read(imports.path(&one)).unwrap(), b"a");
         for _ in 0..2 {
-            remove(&layout, &one).unwrap();
+            imports.remove(&one).unwrap();
         }
-        assert_eq!(list(&layout).unwrap(), []);
+        assert_eq!(imports.list().unwrap(), []);
     }
 }

@@ -77,11 +77,6 @@ impl Layout {
         self.root.join("imports")
     }
 
-    /// The archive of one cache.
-    pub fn import(&self, id: &CacheId) -> PathBuf {
-        self.imports().join(id.to_string())
-    }
-
     /// What a running builder needs and nobody keeps.
     pub fn work(&self) -> PathBuf {
         self.root.join("work")

@@ -110,6 +110,7 @@ mod tests {
             images: sealed.collect(),
             totals: Totals::default(),
             layers: layers.collect(),
+            snapshot: None,
         });
         record
     }

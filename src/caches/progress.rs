@@ -110,16 +110,27 @@ impl Progress {
     /// Takes up what the builder said. It is not trusted: what it says is bounded.
     pub fn take(&mut self, line: &Line) {
         match &line.event {
-            Event::Resolved { reference, manifest, layers, compressed_size, .. }
-                if self.images.len() < MAX_IMAGES =>
-            {
-                let Some(reference) = self.text.keep(std::iter::once(reference)).pop() else { return };
-                self.images.push(ImageProgress {
+            Event::Resolved { reference, manifest, layers, compressed_size, .. } => {
+                // A builder that was started again resolves again.
+                let known = self.images.iter().position(|known| known.reference == *reference);
+                let kept = match known {
+                    Some(_) => Some(reference.clone()),
+                    None if self.images.len() < MAX_IMAGES => {
+                        self.text.keep(std::iter::once(reference)).pop()
+                    }
+                    None => None,
+                };
+                let Some(reference) = kept else { return };
+                let image = ImageProgress {
                     reference,
                     manifest: manifest.clone(),
                     layers: *layers,
                     compressed_size: *compressed_size,
-                });
+                };
+                match known {
+                    Some(at) => self.images[at] = image,
+                    None => self.images.push(image),
+                }
             }
             Event::Planned { fetch_bytes, .. } => self.fetch_bytes = Some(*fetch_bytes),
             Event::LayerStarted { blob, compressed_size, images, from } => {
@@ -184,6 +195,21 @@ impl Progress {
             layers[at].images.extend(new);
         }
         layers
+    }
+
+    /// What is kept of it where the seal cannot be read: the layers that were said to be committed.
+    pub fn told(&self) -> Vec<LayerHistory> {
+        let committed = self.layers.iter().filter(|layer| layer.state == LayerState::Committed);
+        let layers = committed.map(|layer| LayerHistory {
+            blob: layer.blob.clone(),
+            images: layer.images.clone(),
+            compressed_size: layer.compressed_size,
+            size: layer.size,
+            elapsed_ms: layer.elapsed_ms,
+            origin: layer.origin,
+            from: layer.from,
+        });
+        layers.collect()
     }
 
     fn layer(&mut self, blob: &Digest, now: DateTime<Utc>) -> Option<&mut LayerProgress> {

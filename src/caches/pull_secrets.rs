@@ -68,6 +68,11 @@ pub struct Content {
 }
 
 impl Content {
+    /// Bytes of this form; nothing where they are malformed.
+    pub fn parse(form: Form, bytes: Vec<u8>) -> Option<Self> {
+        well_formed(form, bytes)
+    }
+
     /// The bytes, for the one place that hands them to a builder.
     pub fn expose(&self) -> &[u8] {
         &self.bytes

@@ -54,6 +54,47 @@ pub struct Record {
     /// Number of the last event.
     #[serde(default)]
     pub sequence: u64,
+    /// Who ordered it.
+    #[serde(skip_serializing_if = "OrderedBy::is_api", default)]
+    pub ordered_by: OrderedBy,
+    /// How far the build is that is under way, for daemons that do not run it: the images that are resolved. Written now and
+    /// then where several daemons share the records, and never on a host.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub progress: Vec<ImageDetails>,
+}
+
+/// Who ordered an image cache: decides which pull secrets it may name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderedBy {
+    /// A tenant over HTTP: those that the configuration allows the tenant.
+    #[default]
+    Api,
+    /// Somebody who may write to the store of a cluster: those of the namespace, and those that say so themselves.
+    Cluster,
+}
+
+impl OrderedBy {
+    fn is_api(&self) -> bool {
+        *self == OrderedBy::Api
+    }
+}
+
+/// One image, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageDetails {
+    /// The reference as given.
+    pub reference: String,
+    /// The manifest it stands for.
+    pub manifest: Digest,
+    /// Layers begun or done.
+    pub layers: usize,
+    /// Of these, done.
+    pub layers_done: usize,
+    /// Compressed size of these layers, bytes.
+    pub compressed_size: u64,
+    /// Bytes of them that came from a registry so far.
+    pub received: u64,
 }
 
 /// A build to carry out.
@@ -94,6 +135,25 @@ pub struct Content {
     pub totals: Totals,
     /// The layers, by what became of them; at most [`MAX_LAYERS`].
     pub layers: Vec<LayerHistory>,
+    /// The snapshot that the volume is, in a cluster.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub snapshot: Option<ClusterSnapshot>,
+}
+
+/// A volume that lies in the storage of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSnapshot {
+    /// Namespace of the VolumeSnapshot that owns it.
+    pub namespace: String,
+    /// Name of that; copies in other namespaces have the same.
+    pub name: String,
+    /// What the storage calls it.
+    pub handle: String,
+    /// The CSI driver that has it.
+    pub driver: String,
+    /// Smallest volume that it can be restored to, bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub restore_size: Option<u64>,
 }
 
 /// What became of one layer.
@@ -159,6 +219,8 @@ impl Record {
             generation: 1,
             events: VecDeque::new(),
             sequence: 0,
+            ordered_by: OrderedBy::default(),
+            progress: Vec::new(),
         };
         record.note(now, "ordered");
         record

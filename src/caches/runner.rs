@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::record::OrderedBy;
 use crate::model::event::{Failure, Line, Outcome};
 use crate::model::image_cache::{CacheId, TenantName};
 use crate::model::job::Job;
@@ -21,6 +22,10 @@ pub struct BuildOrder {
     pub tenant: TenantName,
     /// For which cache.
     pub id: CacheId,
+    /// Number of the volume that is filled.
+    pub generation: u32,
+    /// Who ordered it.
+    pub ordered_by: OrderedBy,
     /// The job; its pull secrets are those that the tenant may use.
     pub job: Job,
     /// Pull secrets that were named and cannot be used (malformed, or not the tenant's), as given. A failure for want of a
@@ -37,6 +42,8 @@ pub struct BuildOrder {
 pub enum Ended {
     /// The builder gave a result, good or bad.
     Result(Outcome),
+    /// The runner tried as often as was of use, and this is how the last try went: there is no point in another.
+    Exhausted(Outcome),
     /// The builder ended without a result: killed, crashed, out of memory. Says how, with its last words.
     Died(String),
     /// It was asked to stop and did; the volume can be resumed.

@@ -5,6 +5,7 @@ mod build;
 mod details;
 mod import;
 mod janitor;
+mod notice;
 mod recovery;
 mod snapshots;
 mod tasks;
@@ -14,6 +15,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -22,9 +24,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use details::{Details, ImageDetails, LayerDetails};
+pub use details::{Details, LayerDetails};
 pub use import::{Received, Receiving};
-pub use snapshots::Snapshot;
 
 use super::error::Error;
 use super::hub::{Hub, Watch};
@@ -32,9 +33,9 @@ use super::matching::{self, Found};
 use super::progress::Progress;
 use super::pull_secrets;
 use super::queue::Queue;
-use super::record::{Record, Work};
+use super::record::{OrderedBy, Record, Work};
 use super::runner::Runner;
-use super::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
+use super::store::{Created, IdempotencyKey, Store, StoreError, Stored};
 use super::volumes::{StateError, Volumes};
 use crate::config::Config;
 use crate::config::tenant::ADMIN;
@@ -62,21 +63,24 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// What starts builders.
     pub runner: Arc<dyn Runner>,
-    /// Volumes on disk.
-    pub volumes: Volumes,
+    /// What keeps volumes.
+    pub volumes: Arc<dyn Volumes>,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// What is counted.
     pub metrics: Metrics,
+    /// How often the progress of a build is written into its record, where other daemons read it; none where there are none.
+    pub tell_progress: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct Inner {
     store: Arc<dyn Store>,
     runner: Arc<dyn Runner>,
-    volumes: Arc<Volumes>,
+    volumes: Arc<dyn Volumes>,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
+    tell_progress: Option<Duration>,
     guard: Mutex<TimeGuard>,
     settings: RwLock<Settings>,
     queue: Mutex<Queue>,
@@ -91,6 +95,8 @@ struct Inner {
     admission: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// Whether this is the daemon that builds, expires and sweeps.
+    leading: AtomicBool,
     /// Cancelled when one of the two loops has ended, which only a stop may bring about.
     broken: CancellationToken,
 }
@@ -133,14 +139,22 @@ impl Settings {
 impl Service {
     /// Takes up the records, settles what a crash left, and goes to work. Needs a runtime of tokio.
     pub async fn start(parts: Parts, config: &Config) -> Result<Self, StartError> {
+        let service = Service::new(parts, config).await?;
+        service.lead().await?;
+        Ok(service)
+    }
+
+    /// A view of the records: answers what tenants ask for, and leaves the work to the daemon that [leads](Service::lead).
+    pub async fn new(parts: Parts, config: &Config) -> Result<Self, StartError> {
         let last = parts.store.noted().await?;
-        let service = Service(Arc::new(Inner {
+        Ok(Service(Arc::new(Inner {
             store: parts.store,
             runner: parts.runner,
-            volumes: Arc::new(parts.volumes),
+            volumes: parts.volumes,
             guard: Mutex::new(TimeGuard::new(&*parts.clock, last)),
             clock: parts.clock,
             metrics: parts.metrics,
+            tell_progress: parts.tell_progress,
             settings: RwLock::new(Settings::of(config)),
             queue: Mutex::default(),
             wake: Notify::new(),
@@ -151,13 +165,27 @@ impl Service {
             admission: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            leading: AtomicBool::new(false),
             broken: CancellationToken::new(),
-        }));
-        service.recover().await?;
-        let builds = config.caches.max_concurrent_builds;
-        service.supervise("the queue of builds", service.clone().schedule(builds));
-        service.supervise("expiry and deletion", service.clone().keep_house());
-        Ok(service)
+        })))
+    }
+
+    /// Settles what an earlier daemon left, and goes to work, until the service stops. Of several daemons with the same
+    /// records one leads at a time; whose turn it is is decided elsewhere.
+    pub async fn lead(&self) -> Result<(), StartError> {
+        let last = self.0.store.noted().await?;
+        *self.guard() = TimeGuard::new(&*self.0.clock, last);
+        self.recover().await?;
+        self.0.leading.store(true, Ordering::Release);
+        let builds = self.settings(|settings| settings.caches.max_concurrent_builds);
+        self.supervise("the queue of builds", self.clone().schedule(builds));
+        self.supervise("expiry and deletion", self.clone().keep_house());
+        Ok(())
+    }
+
+    /// Whether this is the daemon that builds, expires and sweeps.
+    pub fn leads(&self) -> bool {
+        self.0.leading.load(Ordering::Acquire)
     }
 
     /// Takes up a configuration that was read again: quotas, clusters, pull secrets, times. The number of builders is as it was
@@ -201,6 +229,7 @@ impl Service {
     ) -> Result<Record, Error> {
         self.check(&spec)?;
         let _one_at_a_time = self.0.admission.lock().await;
+        // The identity is a proposal: the store may know a better one.
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
         match self.place(record, key).await? {
             Created::New(Stored { record, .. }) => {
@@ -216,13 +245,11 @@ impl Service {
     /// Writes a new record, if there is room for it. Who asks holds [`Inner::admission`].
     async fn place(&self, record: Record, key: Option<IdempotencyKey>) -> Result<Created, Error> {
         let full = self.check_queue();
-        // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
-        let max_per_tenant = match full {
-            Ok(()) => self.settings(|settings| settings.caches.max_per_tenant),
-            Err(_) => 0,
-        };
-        let capacity_gib = self.capacity_gib()?.saturating_sub(self.promised_gib());
-        let admission = Admission { max_per_tenant, capacity_gib };
+        let mut admission = self.admission()?;
+        if full.is_err() {
+            // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
+            admission.max_per_tenant = 0;
+        }
         match (self.0.store.create(record, admission, key).await, full) {
             (Err(StoreError::Quota { .. }), Err(full)) => Err(full),
             (created, _) => Ok(created?),
@@ -368,7 +395,7 @@ impl Service {
     pub async fn plan(&self, tenant: &TenantName, spec: Spec) -> Result<PlanReport, Error> {
         self.check(&spec)?;
         self.would_admit(tenant, &spec).await?;
-        let (usable, unusable) = self.secrets(tenant, &spec);
+        let (usable, unusable) = self.secrets(tenant, &spec, OrderedBy::Api);
         let job = self.job(&spec, usable, None);
         self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
     }
@@ -390,13 +417,13 @@ impl Service {
         let reserved: u64 = records.iter().map(Record::reserved_gib).sum();
         metrics.disk(
             content.map(|content| content.totals.size).sum(),
-            reserved << 30,
-            self.capacity_gib()? << 30,
+            reserved.saturating_mul(1 << 30),
+            self.capacity_gib()?.saturating_mul(1 << 30),
         );
         Ok(metrics.encode())
     }
 
-    /// GiB that all caches may occupy together.
+    /// GiB that all caches may occupy together; [`UNLIMITED`](super::volumes::UNLIMITED) where nothing here limits them.
     pub fn capacity_gib(&self) -> Result<u64, Error> {
         let configured = self.settings(|settings| settings.caches.capacity.0);
         if configured > 0 {
@@ -406,8 +433,14 @@ impl Service {
     }
 
     /// Pull secrets of an order that its tenant may use, and the others.
-    fn secrets(&self, tenant: &TenantName, spec: &Spec) -> (Vec<PullSecretName>, Vec<String>) {
-        let patterns = self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default());
+    fn secrets(&self, tenant: &TenantName, spec: &Spec, by: OrderedBy) -> (Vec<PullSecretName>, Vec<String>) {
+        let patterns = match by {
+            OrderedBy::Api => {
+                self.settings(|settings| settings.secrets.get(tenant).cloned().unwrap_or_default())
+            }
+            // Whoever reads the secret asks it whether this namespace may use it.
+            OrderedBy::Cluster => vec!["*".to_owned()],
+        };
         pull_secrets::split(&patterns, &spec.pull_secrets)
     }
 
@@ -494,22 +527,6 @@ impl Service {
     fn promised_gib(&self) -> u64 {
         self.promised().values().sum()
     }
-
-    /// Runs something that waits for the disk off the runtime's threads.
-    async fn on_disk<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Volumes) -> Result<T, StateError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let volumes = Arc::clone(&self.0.volumes);
-        match tokio::task::spawn_blocking(move || work(&volumes)).await {
-            Ok(done) => done.map_err(|e| state_failed(&e)),
-            Err(e) => Err(StoreError::Failed {
-                doing: "working on the volumes behind",
-                reason: e.to_string(),
-                full: false,
-            }),
-        }
-    }
 }
 
 /// A daemon cannot start.
@@ -524,5 +541,12 @@ pub enum StartError {
 }
 
 fn state_failed(error: &StateError) -> StoreError {
-    StoreError::Failed { doing: "working on the volumes behind", reason: error.to_string(), full: false }
+    match error.class() {
+        Class::Transient => StoreError::Unreachable(error.to_string()),
+        _ => StoreError::Failed {
+            doing: "working on the volumes behind",
+            reason: error.to_string(),
+            full: false,
+        },
+    }
 }

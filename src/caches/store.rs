@@ -58,7 +58,8 @@ pub enum Created {
 
 /// A store of records. Reads see every write that was answered before.
 pub trait Store: fmt::Debug + Send + Sync {
-    /// Writes a new record, if its name is free, the tenant's quota allows and the host has room. The key, if there is one,
+    /// Writes a new record, if its name is free, the tenant's quota allows and the host has room. The identity that it comes
+    /// with is a proposal: the record that is answered has the one that it has from then on. The key, if there is one,
     /// is kept with the answer in the same step, and asked first. Where several things forbid it, the name is told before
     /// the quota and the quota before the capacity. A refused create leaves no key.
     fn create(
@@ -124,6 +125,12 @@ pub enum StoreError {
     /// There is no such record.
     #[error("there is no image cache {0}")]
     Gone(CacheId),
+    /// The store has no place for records of this tenant.
+    #[error("there is no namespace {0} in the cluster: whoever runs the cluster makes it")]
+    NoNamespace(TenantName),
+    /// The store cannot be reached, or is busy, for now.
+    #[error("the records cannot be reached for now: {0}")]
+    Unreachable(String),
     /// What is stored is not what was written.
     #[error("the records at {path} are damaged: {what}; {remedy}")]
     Corrupt {
@@ -161,12 +168,12 @@ impl StoreError {
     pub fn class(&self) -> Class {
         match self {
             StoreError::NameTaken(_) | StoreError::Changed(_) | StoreError::Foreign { .. } => Class::Conflict,
-            StoreError::Quota { .. } => Class::Denied,
+            StoreError::Quota { .. } | StoreError::NoNamespace(_) => Class::Denied,
             StoreError::Full { .. } => Class::NoSpace,
             StoreError::KeyReused => Class::Invalid,
             StoreError::Gone(_) => Class::NotFound,
             StoreError::Corrupt { .. } => Class::Corrupt,
-            StoreError::Failed { full: true, .. } => Class::Transient,
+            StoreError::Unreachable(_) | StoreError::Failed { full: true, .. } => Class::Transient,
             StoreError::Failed { .. } => Class::Internal,
         }
     }

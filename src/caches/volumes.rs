@@ -1,33 +1,117 @@
-//! Volumes on this host: which there are, and how they go. Blocking.
+//! Volumes: where they are kept and how they go. What keeps them is this host's disk or the snapshots of a cluster.
 
-use std::fs;
+pub mod host;
+
+use std::fmt;
 use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, TryLockError};
+use std::path::PathBuf;
 
-use super::attachments::{AttachmentError, Attachments};
-use super::imports;
-use super::layout::{self, Layout};
-use super::runner::child::clear_work;
+use chrono::{DateTime, Utc};
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use super::attachments::AttachmentError;
+use super::imports::Imports;
+use super::record::ClusterSnapshot;
 use crate::build::share;
 use crate::model::class::Class;
+use crate::model::digest::Digest;
 use crate::model::image_cache::{CacheId, TenantName};
-use crate::sys::lock::Lock;
-use crate::sys::mounts::Mounts;
-use crate::sys::{Dir, remove, space};
-use crate::volume::{self, lease::Lease};
+use crate::model::seal;
+use crate::volume;
 
-/// The state directory, held by this process alone.
-#[derive(Debug)]
-pub struct Volumes {
-    layout: Layout,
-    /// Held while the trash is emptied: two at once would each trip over what the other has just removed.
-    emptying: Mutex<()>,
-    /// Whether somebody wants it emptied; whoever holds the lock looks once more.
-    to_empty: AtomicBool,
-    _lock: Lock,
+/// What keeps volumes.
+pub trait Volumes: fmt::Debug + Send + Sync {
+    /// GiB that all volumes may occupy together where the configuration does not say; [`UNLIMITED`] where nothing here
+    /// limits them.
+    fn capacity_gib(&self) -> Result<u64, StateError>;
+
+    /// Makes ready for a build, and says where its builder finds what it fills.
+    fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<Places, StateError>>;
+
+    /// Where archives are kept that tenants send; none where builders cannot read them.
+    fn imports(&self) -> Option<&Imports>;
+
+    /// All volumes and what is left of any. What is not named like one is left alone.
+    fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>>;
+
+    /// Whether a volume is there and sealed. What it holds is not looked at.
+    fn is_sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<bool, StateError>>;
+
+    /// What can be told of a sealed volume.
+    fn sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<Sealed, StateError>>;
+
+    /// A volume as a snapshot, if it is one: sealed, and to be read. `tell_path` says whether its path is told.
+    fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>>;
+
+    /// Takes a volume out of use, with everything that was made for it or from it. One that somebody holds stays.
+    fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>>;
+
+    /// Begins to remove what is left of discarded volumes; `discarded` says that some were just now. That takes its time, and
+    /// nobody waits for it: neither who deletes, nor a start, nor a stop, after which the next start goes on.
+    fn tidy(&self, discarded: bool);
+}
+
+/// As good as no limit, GiB.
+pub const UNLIMITED: u64 = u64::MAX >> 30;
+
+/// Where a builder finds what it fills.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Directory of the volume.
+    pub volume: PathBuf,
+    /// What builders of the tenant share (`larder build --share`).
+    pub share: PathBuf,
+}
+
+/// What can be told of a sealed volume.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// What its seal says, where it can be read from here.
+    pub content: Option<seal::Content>,
+    /// The snapshot that it is, in a cluster.
+    pub snapshot: Option<ClusterSnapshot>,
+}
+
+/// A sealed volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its number: each refresh makes a new one.
+    pub generation: u32,
+    /// Whether it is the one that is served.
+    pub served: bool,
+    /// Whether somebody has it attached or mounted, or a loop device stands on it.
+    pub in_use: bool,
+    /// Digest of what its `cache.json` says.
+    pub digest: Digest,
+    /// When it was sealed.
+    pub sealed_at: DateTime<Utc>,
+    /// `disk`: an ext4 image, `disk.img`; `directory`: a tree on a file system of the host;
+    /// `volume_snapshot`: in the storage of a cluster.
+    pub kind: Kind,
+    /// Size of the layers on it, bytes, as their tars have it.
+    pub size: u64,
+    /// Size of the disk image, or of a volume that it can be restored to, bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image_size: Option<u64>,
+    /// What the disk image occupies on the host, bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image_allocated: Option<u64>,
+    /// Where it is on the host. For the tenant `admin` only.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub path: Option<PathBuf>,
+}
+
+/// What holds a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A disk image.
+    Disk,
+    /// A snapshot in the storage of a cluster.
+    VolumeSnapshot,
 }
 
 /// The state directory cannot be used.
@@ -57,6 +141,17 @@ pub enum StateError {
     /// What builders share cannot be put in order.
     #[error(transparent)]
     Share(#[from] share::Error),
+    /// A cluster that keeps volumes does not do what it was asked.
+    #[error("{reason}")]
+    Cluster {
+        /// What was being done to what, and what the cluster said.
+        reason: String,
+        /// What kind of failure it is.
+        class: Class,
+    },
+    /// Work on the disk broke off.
+    #[error("work on the disk broke off: {0}")]
+    Broken(String),
 }
 
 impl StateError {
@@ -71,14 +166,15 @@ impl StateError {
             },
             StateError::Volume(e) => e.class(),
             StateError::Attachments(e) => e.class(),
-            StateError::Share(_) => Class::Internal,
+            StateError::Share(_) | StateError::Broken(_) => Class::Internal,
+            StateError::Cluster { class, .. } => *class,
         }
     }
 }
 
-/// A volume on disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OnDisk {
+/// Names a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct VolumeId {
     /// Whose it is.
     pub tenant: TenantName,
     /// Of which cache.
@@ -92,205 +188,8 @@ pub struct OnDisk {
 pub enum Discarded {
     /// It is gone, or was not there.
     Gone,
+    /// It is on its way out; ask again.
+    Going,
     /// Somebody uses it, in the way told; it stays for now.
     InUse(String),
-}
-
-impl Volumes {
-    /// Makes the state directory where it is absent, and takes it.
-    pub fn take(layout: Layout) -> Result<Self, StateError> {
-        for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work(), &layout.imports()] {
-            make(dir)?;
-        }
-        let failed = |doing, source| StateError::Io { doing, path: layout.root().to_owned(), source };
-        let root = Dir::open(layout.root()).map_err(|e| failed("opening", e))?;
-        let lock = Lock::try_exclusive(&root, layout::LOCK.as_bytes()).map_err(|e| failed("locking", e))?;
-        let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
-        // Secrets of builders whose daemon died.
-        clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
-        Ok(Volumes { layout, emptying: Mutex::default(), to_empty: AtomicBool::default(), _lock: lock })
-    }
-
-    /// Names of everything.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// Whether any volume is there, whoever's.
-    pub fn any(&self) -> Result<bool, StateError> {
-        Ok(!self.list()?.is_empty())
-    }
-
-    /// The size of the file system that holds the volumes, GiB.
-    pub fn capacity_gib(&self) -> Result<u64, StateError> {
-        let root = self.layout.root();
-        let total = Dir::open(root).and_then(|dir| space::total(&dir));
-        let failed =
-            |source| StateError::Io { doing: "asking for the size of", path: root.to_owned(), source };
-        Ok(total.map_err(failed)? >> 30)
-    }
-
-    /// Makes the directories that builders of a tenant share.
-    pub fn prepare(&self, tenant: &TenantName) -> Result<(), StateError> {
-        make(&self.layout.tenant(tenant))?;
-        make(&self.layout.volumes(tenant))
-    }
-
-    /// All volumes. What is not named like one is left alone.
-    pub fn list(&self) -> Result<Vec<OnDisk>, StateError> {
-        let mut found = Vec::new();
-        for tenant in names(&self.layout.tenants())? {
-            let Ok(tenant) = tenant.parse::<TenantName>() else { continue };
-            for name in names(&self.layout.volumes(&tenant))? {
-                if let Some((id, generation)) = layout::parse_volume(&name) {
-                    found.push(OnDisk { tenant: tenant.clone(), id, generation });
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Whether a volume is there and sealed. What it holds is not looked at.
-    pub fn is_sealed(&self, volume: &OnDisk) -> bool {
-        fs::symlink_metadata(self.path(volume).join("cache.json")).is_ok_and(|facts| facts.is_file())
-    }
-
-    /// Takes a volume out of use: moved aside at once, removed by [`empty_trash`](Volumes::empty_trash). One that is leased,
-    /// attached, mounted or below a loop device stays.
-    pub fn discard(&self, volume: &OnDisk) -> Result<Discarded, StateError> {
-        let path = self.path(volume);
-        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
-        let root = match Dir::open(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Discarded::Gone),
-            other => other.map_err(|e| failed("opening", e))?,
-        };
-        // A builder that died early left nothing to hold.
-        let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
-        let lease = if begun { Lease::exclusive(&root)? } else { None };
-        if begun && lease.is_none() {
-            return Ok(Discarded::InUse("it is being read".to_owned()));
-        }
-        // Under the lease: who attaches takes one, and writes a record before anything is mounted.
-        if let Some(how) = self.use_of(volume)? {
-            return Ok(Discarded::InUse(how));
-        }
-        let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
-        fs::rename(&path, trash).map_err(|e| failed("moving aside", e))?;
-        Ok(Discarded::Gone)
-    }
-
-    /// How a volume is attached or mounted, if it is. Holds nothing, so that nobody who reads it is in the way of that.
-    pub fn use_of(&self, volume: &OnDisk) -> Result<Option<String>, StateError> {
-        let path = self.path(volume);
-        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
-        let path = match fs::canonicalize(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|e| failed("resolving", e))?,
-        };
-        let attached = Attachments::new(self.layout.attached()).list()?;
-        if let Some(record) = attached.iter().find(|record| record.volume == path) {
-            return Ok(Some(format!("it is attached at {}", record.at.display())));
-        }
-        let mounts = Mounts::read().map_err(|e| failed("looking for mounts of", e))?;
-        Ok(mounts.use_of(&path).map(|used| used.to_string()))
-    }
-
-    /// Caches of which an archive is kept.
-    pub fn archives(&self) -> Result<Vec<CacheId>, StateError> {
-        let path = self.layout.imports();
-        imports::list(&self.layout).map_err(|source| StateError::Io { doing: "listing", path, source })
-    }
-
-    /// Removes the archive that was sent for a cache.
-    pub fn remove_archive(&self, id: &CacheId) -> Result<(), StateError> {
-        let removed = imports::remove(&self.layout, id);
-        removed.map_err(|source| StateError::Io { doing: "removing", path: self.layout.import(id), source })
-    }
-
-    /// Its directory.
-    pub fn path(&self, volume: &OnDisk) -> PathBuf {
-        self.layout.volume(&volume.tenant, &volume.id, volume.generation)
-    }
-
-    /// Whether something was moved aside that is still there.
-    pub fn has_trash(&self) -> Result<bool, StateError> {
-        Ok(!names(&self.layout.trash())?.is_empty())
-    }
-
-    /// Removes what was moved aside, and what builders told each other of it. Where another thread is at it, that one sees to
-    /// it and this one returns at once: a large volume takes minutes, and threads that wait are not there for others.
-    pub fn empty_trash(&self) -> Result<(), StateError> {
-        self.to_empty.store(true, Ordering::SeqCst);
-        while self.to_empty.load(Ordering::SeqCst) {
-            let _one_at_a_time = match self.emptying.try_lock() {
-                Ok(lock) => lock,
-                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
-                Err(TryLockError::WouldBlock) => return Ok(()),
-            };
-            self.to_empty.store(false, Ordering::SeqCst);
-            self.empty_trash_now()?;
-        }
-        Ok(())
-    }
-
-    fn empty_trash_now(&self) -> Result<(), StateError> {
-        let path = self.layout.trash();
-        let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
-        let trash = Dir::open(&path).map_err(failed)?;
-        for name in trash.names().map_err(failed)? {
-            remove::tree(&trash, &name).map_err(failed)?;
-        }
-        for tenant in names(&self.layout.tenants())? {
-            if let Ok(tenant) = tenant.parse::<TenantName>() {
-                share::sweep(&self.layout.tenant(&tenant))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn make(dir: &Path) -> Result<(), StateError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|source| StateError::Io { doing: "creating", path: dir.to_owned(), source })
-}
-
-/// Names in a directory; none where it is absent.
-fn names(dir: &Path) -> Result<Vec<String>, StateError> {
-    let failed = |source| StateError::Io { doing: "listing", path: dir.to_owned(), source };
-    let entries = match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(failed)?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        // All names of ours are ASCII.
-        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
-#[cfg(all(test, feature = "testing"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_trash_is_emptied_by_several_at_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::take(Layout::new(dir.path().join("state"))).unwrap();
-        let trash = volumes.layout().trash();
-        for file in (0..50).flat_map(|volume| (0..20).map(move |file| format!("{volume}/d/{file}"))) {
-            let path = trash.join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "x").unwrap();
-        }
-        std::thread::scope(|scope| {
-            let all: Vec<_> = (0..4).map(|_| scope.spawn(|| volumes.empty_trash())).collect();
-            for one in all {
-                one.join().unwrap().unwrap();
-            }
-        });
-        assert!(fs::read_dir(trash).unwrap().next().is_none());
-    }
 }

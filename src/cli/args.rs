@@ -176,6 +176,8 @@ pub(super) enum ConfigAction {
     Check,
     /// Print the configuration in effect as TOML, defaults included
     Show,
+    /// Print the CustomResourceDefinition of image caches as YAML, for `kubectl apply --server-side -f -`
+    Crd,
 }
 
 /// Form of what goes to standard output.

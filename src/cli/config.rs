@@ -3,6 +3,7 @@
 use super::exit;
 use super::output::stdout;
 use crate::config::Config;
+use crate::kubernetes::crd;
 use crate::model::class::Class;
 use crate::telemetry::Console;
 
@@ -16,5 +17,13 @@ pub(super) fn show(config: &Config, console: &Console) -> u8 {
     match toml::to_string(config) {
         Ok(text) => stdout::print(console, &text),
         Err(e) => exit::fail(console, Class::Internal, &format!("writing the configuration: {e}")),
+    }
+}
+
+/// Prints the custom resource that this larder reads and writes.
+pub(super) fn crd(console: &Console) -> u8 {
+    match crd::yaml() {
+        Ok(text) => stdout::print(console, &text),
+        Err(e) => exit::fail(console, Class::Internal, &format!("writing the CustomResourceDefinition: {e}")),
     }
 }

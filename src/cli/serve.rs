@@ -1,5 +1,7 @@
 //! `larder serve`: the daemon, from its sockets to its last builder.
 
+mod place;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,18 +10,21 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use self::place::Place;
 use super::exit;
 use crate::api::auth::{SharedTenants, TenantError, Tenants};
 use crate::api::listen::tls::Tls;
 use crate::api::listen::{ListenError, Listeners};
 use crate::api::{self, Api};
 use crate::caches::layout::Layout;
-use crate::caches::runner::child::{ChildRunner, ChildRunnerError, Settings};
-use crate::caches::service::{Parts, Service, StartError};
+use crate::caches::runner::child::ChildRunnerError;
+use crate::caches::service::{Service, StartError};
 use crate::caches::store::StoreError;
-use crate::caches::store::sqlite::SqliteStore;
-use crate::caches::volumes::{StateError, Volumes};
+use crate::caches::volumes::StateError;
+use crate::caches::volumes::host::HostVolumes;
+use crate::config::cluster::kubernetes;
 use crate::config::{Config, ConfigError};
+use crate::kubernetes::daemon;
 use crate::model::class::Class;
 use crate::sys::clock::SystemClock;
 use crate::telemetry::metrics::Metrics;
@@ -70,6 +75,8 @@ enum Error {
     Store(#[from] StoreError),
     #[error(transparent)]
     Runner(#[from] ChildRunnerError),
+    #[error(transparent)]
+    Cluster(#[from] daemon::Error),
     #[error("waiting for signals: {0}")]
     Signals(#[from] std::io::Error),
 }
@@ -91,6 +98,7 @@ impl Error {
             Error::State(e) => e.class(),
             Error::Store(e) => e.class(),
             Error::Runner(e) => e.class(),
+            Error::Cluster(e) => e.class(),
             Error::Signals(_) => Class::Internal,
         }
     }
@@ -109,22 +117,22 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
         interrupt: signal(SignalKind::interrupt())?,
         hang_up: signal(SignalKind::hangup())?,
     };
-    // The state directory first: a second daemon must not take the socket of the one that has it.
-    let volumes = Volumes::take(Layout::new(&config.state.dir))?;
-    let tenants = SharedTenants::new(tenants(config)?);
-    let listeners = Listeners::bind(&config.api, tenants.current().any_credential())?;
-    let store = SqliteStore::open(&volumes.layout().database(), volumes.any()?)?;
-    let settings = Settings::of_this_process(volumes.layout().work(), logs.level, logs.format);
-    let runner = Arc::new(ChildRunner::new(settings, config)?);
     let (clock, metrics) = (Arc::new(SystemClock), Metrics::new());
-    let parts = Parts {
-        store: Arc::new(store),
-        runner: runner.clone(),
-        volumes,
-        clock: clock.clone(),
-        metrics: metrics.clone(),
+    let tenants = SharedTenants::new(tenants(config)?);
+    let any_credential = tenants.current().any_credential();
+    let (place, listeners) = match kubernetes(&config.cluster) {
+        None => {
+            // The state directory first: a second daemon must not take the socket of the one that has it.
+            let volumes = HostVolumes::take(Layout::new(&config.state.dir))?;
+            let listeners = Listeners::bind(&config.api, any_credential)?;
+            (Place::host(volumes, config, logs, clock.clone(), metrics.clone()).await?, listeners)
+        }
+        Some(cluster) => {
+            let listeners = Listeners::bind(&config.api, any_credential)?;
+            (Place::cluster(cluster, config, logs, clock.clone(), metrics.clone()).await?, listeners)
+        }
     };
-    let service = Service::start(parts, config).await?;
+    let service = place.service().clone();
     let tcp = listeners.tcp_address().map(tracing::field::display);
     tracing::info!(socket = %config.api.socket.display(), tcp, state = %config.state.dir.display(), "answering requests");
     let parts = api::Parts { service: service.clone(), tenants: tenants.clone(), clock, metrics };
@@ -135,12 +143,19 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     notify::ready();
     let alive = tokio::spawn(stay_alive());
 
-    let mut failed = false;
+    let mut failed = None;
+    let running = place.run(&stop);
+    tokio::pin!(running);
     loop {
         tokio::select! {
+            Err(error) = &mut running => {
+                tracing::error!("{error}");
+                failed = Some(error.class());
+                break;
+            }
             // Said in the log; the service manager starts it again.
             () = service.broken() => {
-                failed = true;
+                failed = Some(Class::Internal);
                 break;
             }
             // Only a stop ends it.
@@ -149,7 +164,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
             _ = signals.interrupt.recv() => break,
             _ = signals.hang_up.recv() => {
                 notify::reloading();
-                take_up(reload, &service, &runner, &tenants, tls.as_ref());
+                take_up(reload, &service, &place, &tenants, tls.as_ref());
                 notify::ready();
             }
         }
@@ -157,9 +172,12 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     tracing::info!("stopping: builders leave volumes that the next start goes on with");
     notify::stopping();
     stop.cancel();
-    let stopping = async { tokio::join!(&mut serving, service.stop()) };
+    let stopping = async {
+        tokio::join!(&mut serving, service.stop());
+        place.release().await;
+    };
     let code = tokio::select! {
-        _ = stopping => if failed { Class::Internal.exit_code() } else { 0 },
+        () = stopping => failed.map_or(0, Class::exit_code),
         () = tokio::time::sleep(GRACE) => {
             tracing::error!("what is still at work after {} s is given up", GRACE.as_secs());
             Class::Busy.exit_code()
@@ -177,13 +195,7 @@ fn tenants(config: &Config) -> Result<Tenants, TenantError> {
 }
 
 /// Takes up a configuration that was read again; one that has a fault changes nothing.
-fn take_up(
-    reload: &Reload,
-    service: &Service,
-    runner: &ChildRunner,
-    shared: &SharedTenants,
-    tls: Option<&Tls>,
-) {
+fn take_up(reload: &Reload, service: &Service, place: &Place, shared: &SharedTenants, tls: Option<&Tls>) {
     let config = match reload() {
         Ok(config) => config,
         Err(error) => return tracing::error!(%error, "the configuration stays as it was"),
@@ -195,7 +207,7 @@ fn take_up(
     if let Some(Err(error)) = tls.map(|tls| tls.reload(&config.api)) {
         return tracing::error!(%error, "the configuration stays as it was");
     }
-    if let Err(error) = runner.reload(&config) {
+    if let Err(error) = place.reload(&config) {
         return tracing::error!(%error, "the configuration stays as it was");
     }
     shared.replace(tenants);

@@ -6,6 +6,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 pub(crate) mod cgroup;
+pub(crate) mod cluster;
 pub(crate) mod containerd;
 pub(crate) mod daemon;
 pub(crate) mod du;

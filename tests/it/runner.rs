@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use chrono::Utc;
+use larder::caches::record::OrderedBy;
 use larder::caches::runner::child::{ChildRunner, Settings, clear_work};
 use larder::caches::runner::{BuildOrder, Ended, Runner as _};
 use larder::config::Config;
@@ -104,6 +105,8 @@ impl Host {
         BuildOrder {
             tenant: "team".parse().unwrap(),
             id: CacheId::random(),
+            generation: 1,
+            ordered_by: OrderedBy::Api,
             job: self.job(pull_secrets),
             unusable_secrets: unusable.iter().map(|text| (*text).to_owned()).collect(),
             volume: self.volume(),

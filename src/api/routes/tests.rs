@@ -22,7 +22,7 @@ use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended, Runner};
 use crate::caches::service::Service;
 use crate::caches::store::sqlite::SqliteStore;
-use crate::caches::volumes::Volumes;
+use crate::caches::volumes::host::HostVolumes;
 use crate::config::Config;
 use crate::model::class::Class;
 use crate::model::digest::hex;
@@ -105,14 +105,15 @@ async fn host(more: &str) -> Host {
     let clock = Arc::new(FakeClock::default());
     let runner = Arc::new(Endless::default());
     let metrics = Metrics::new();
-    let volumes = Volumes::take(Layout::new(dir.path().join("state"))).unwrap();
+    let volumes = HostVolumes::take(Layout::new(dir.path().join("state"))).unwrap();
     let store = SqliteStore::open(&volumes.layout().database(), false).unwrap();
     let parts = crate::caches::service::Parts {
         store: Arc::new(store),
         runner: Arc::clone(&runner) as Arc<dyn Runner>,
-        volumes,
+        volumes: Arc::new(volumes),
         clock: Arc::clone(&clock) as Arc<dyn crate::sys::clock::Clock>,
         metrics: metrics.clone(),
+        tell_progress: None,
     };
     let service = Service::start(parts, &config).await.unwrap();
     let tenants = SharedTenants::new(Tenants::load(&config.api, &config.tenant, None).unwrap());

@@ -5,7 +5,8 @@ use utoipa::ToSchema;
 
 use super::ImageCache;
 use crate::caches::matching::Found;
-use crate::caches::service::{Details, Snapshot};
+use crate::caches::service::Details;
+use crate::caches::volumes::Snapshot;
 use crate::model::plan_report::PlanReport;
 
 /// Everything that is known of an image cache.

@@ -18,6 +18,7 @@ mod verdict;
 mod words;
 mod work;
 
+use std::collections::HashMap;
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -37,7 +38,7 @@ pub use talk::event;
 pub use work::clear_work;
 
 use super::{BuildOrder, Ended, Runner};
-use crate::caches::pull_secrets::{HostSecrets, Unusable};
+use crate::caches::pull_secrets::{Content, HostSecrets, Unusable};
 use crate::config::Config;
 use crate::config::caches::{Caches, Holder};
 use crate::config::log::Format;
@@ -46,6 +47,7 @@ use crate::model::event::{Failure, Line};
 use crate::model::image_cache::{CacheId, TenantName};
 use crate::model::job::{Job, VolumeKind};
 use crate::model::plan_report::{PlanFailed, PlanReport};
+use crate::model::pull_secret::PullSecretName;
 use crate::sys::cgroup::{Cgroup, Cgroups, Limits};
 use crate::volume::disk;
 use process::{End, Kill, Process, Rules, Verdict};
@@ -203,12 +205,14 @@ impl ChildRunner {
     }
 
     /// Makes directory, secrets and control group; off the threads of the runtime.
+    /// Secrets are those of `found`, where it is given, else those of this host.
     async fn ready(
         &self,
         name: String,
         mut job: Job,
         unusable: &[String],
         with: Arc<InEffect>,
+        found: Option<HashMap<PullSecretName, Content>>,
     ) -> Result<Ready, String> {
         let mut unusable: Unusable = unusable.iter().collect();
         let (parent, cgroups) = (self.settings.work.clone(), Arc::clone(&self.settings.cgroups));
@@ -220,7 +224,11 @@ impl ChildRunner {
         let ready = move || {
             let told = |what: &'static str| move |e: std::io::Error| format!("{what}: {e}");
             let work = Work::new(&parent, &name, &with.config).map_err(told("making its work directory"))?;
-            let usable = work.lay_secrets(&job.pull_secrets, &with.secrets, &mut unusable);
+            let find = |name: &PullSecretName| match &found {
+                Some(found) => found.get(name).cloned(),
+                None => with.secrets.find(name),
+            };
+            let usable = work.lay_secrets(&job.pull_secrets, find, &mut unusable);
             job.pull_secrets = usable.map_err(told("laying out its pull secrets"))?;
             let job = serde_json::to_vec(&job).map_err(|e| format!("writing its job: {e}"))?;
             let cgroup = cgroups.create(&name, &limits).map_err(told("making its control group"))?;
@@ -243,7 +251,7 @@ impl ChildRunner {
         let (memory, caches) = (with.caches.build_memory.0, with.caches.clone());
         let kind = disk::begun(&order.volume).unwrap_or(with.kind);
         let overdue = self.overdue(&order.job, &with.caches);
-        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets, with).await {
+        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets, with, None).await {
             Ok(ready) => ready,
             Err(why) => return Ended::NotStarted(why),
         };
@@ -274,7 +282,22 @@ impl ChildRunner {
         Instant::now() + left.min(longest) + self.settings.grace
     }
 
-    async fn run_plan(&self, job: Job, unusable_secrets: Vec<String>) -> Result<PlanReport, Vec<Failure>> {
+    /// Plans with secrets that were found elsewhere; those that the job names beside them give no credential.
+    pub async fn plan_with(
+        &self,
+        job: Job,
+        unusable_secrets: Vec<String>,
+        found: HashMap<PullSecretName, Content>,
+    ) -> Result<PlanReport, Vec<Failure>> {
+        self.run_plan(job, unusable_secrets, Some(found)).await
+    }
+
+    async fn run_plan(
+        &self,
+        job: Job,
+        unusable_secrets: Vec<String>,
+        found: Option<HashMap<PullSecretName, Content>>,
+    ) -> Result<PlanReport, Vec<Failure>> {
         let overdue = Instant::now() + PLAN_TIMEOUT;
         let late = || failed(Class::Busy, "planning took more than a minute: try again later");
         let Ok(Ok(_turn)) = timeout(PLAN_TIMEOUT, self.plans.acquire()).await else {
@@ -285,7 +308,7 @@ impl ChildRunner {
         let of = format!("plan-{}", CacheId::random());
         let with = self.in_effect();
         let (memory, nice) = (with.caches.build_memory.0, with.caches.build_nice);
-        let ready = self.ready(of.clone(), job, &unusable_secrets, with).await.map_err(not_started)?;
+        let ready = self.ready(of.clone(), job, &unusable_secrets, with, found).await.map_err(not_started)?;
         let command = command::plan(&self.settings, &ready.work, nice);
         let (process, stdout) = Process::start(command, ready.cgroup).await.map_err(not_started)?;
         let (verdict, words, stop) = (Verdict::default(), Words::default(), CancellationToken::new());
@@ -353,6 +376,6 @@ impl Runner for ChildRunner {
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
-        Box::pin(self.run_plan(job, unusable_secrets))
+        Box::pin(self.run_plan(job, unusable_secrets, None))
     }
 }

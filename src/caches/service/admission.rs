@@ -3,10 +3,20 @@
 use super::{RETRY_AFTER, Service};
 use crate::caches::error::Error;
 use crate::caches::record::Record;
-use crate::caches::store::StoreError;
+use crate::caches::store::{Admission, StoreError};
 use crate::model::image_cache::{Spec, TenantName};
 
 impl Service {
+    /// What a new record must leave room for.
+    pub fn admission(&self) -> Result<Admission, StoreError> {
+        let max_per_tenant = self.settings(|settings| settings.caches.max_per_tenant);
+        let capacity_gib = self.capacity_gib().map_err(|error| match error {
+            Error::Store(error) => error,
+            other => StoreError::Failed { doing: "measuring", reason: other.to_string(), full: false },
+        })?;
+        Ok(Admission { max_per_tenant, capacity_gib: capacity_gib.saturating_sub(self.promised_gib()) })
+    }
+
     /// Whether an order can be carried out here at all.
     pub(super) fn check(&self, spec: &Spec) -> Result<(), Error> {
         if !self.ready() {

@@ -8,12 +8,13 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{Live, Service};
+use super::details::images;
+use super::{Live, Service, state_failed};
 use crate::caches::measured::Measured;
-use crate::caches::progress::Progress;
-use crate::caches::record::{Content, LayerHistory, Record};
+use crate::caches::record::{Content, Record};
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::StoreError;
+use crate::caches::volumes::{Places, Sealed, VolumeId};
 use crate::model::class::Class;
 use crate::model::escape::escape_to;
 use crate::model::event::{Event, Line, Outcome, Status as BuildStatus};
@@ -114,30 +115,29 @@ impl Service {
         let Some(work) = record.work.clone() else { return Ok(None) };
         let minutes = self.settings(|settings| settings.caches.build_timeout_minutes);
         let deadline = now + TimeDelta::minutes(i64::from(minutes));
-        let (usable, unusable_secrets) = self.secrets(tenant, &record.spec);
-        let layout = self.0.volumes.layout();
+        let (usable, unusable_secrets) = self.secrets(tenant, &record.spec, record.ordered_by);
+        let volume = VolumeId { tenant: tenant.clone(), id, generation: work.generation };
         let mut job = self.job(&record.spec, usable, Some(deadline));
-        job.source = record.import.map(|_| Source::Received(layout.import(&id)));
-        let order = BuildOrder {
-            tenant: tenant.clone(),
-            id,
-            job,
-            unusable_secrets,
-            volume: layout.volume(tenant, &id, work.generation),
-            share: layout.tenant(tenant),
-        };
+        let imports = record.import.and(self.0.volumes.imports());
+        job.source = imports.map(|imports| Source::Received(imports.path(&id)));
         let start = Instant::now();
-        let ended = match self
-            .on_disk({
-                let tenant = tenant.clone();
-                move |volumes| volumes.prepare(&tenant)
-            })
-            .await
-        {
-            Ok(()) => self.run(order, cancel).await,
+        let ended = match self.0.volumes.places(volume.clone()).await {
+            Ok(Places { volume: path, share }) => {
+                let order = BuildOrder {
+                    tenant: tenant.clone(),
+                    id,
+                    generation: work.generation,
+                    ordered_by: record.ordered_by,
+                    job,
+                    unusable_secrets,
+                    volume: path,
+                    share,
+                };
+                self.run(order, cancel).await
+            }
             Err(e) => Ended::NotStarted(e.to_string()),
         };
-        let (pause, result) = self.ended(&record, work.generation, work.attempts, ended).await?;
+        let (pause, result) = self.ended(&record, volume, work.attempts, ended).await?;
         self.0.metrics.build(result, start.elapsed());
         Ok(pause)
     }
@@ -150,6 +150,7 @@ impl Service {
         tokio::pin!(running);
         let mut open = true;
         let mut measured = Measured::default();
+        let mut tell = self.0.tell_progress.map(tokio::time::interval);
         loop {
             tokio::select! {
                 biased;
@@ -163,7 +164,24 @@ impl Service {
                     }
                     return ended;
                 }
+                // Beside it: a build does not wait for those who look.
+                () = tick(&mut tell) => drop(self.0.tasks.spawn(self.clone().tell_progress(id))),
             }
+        }
+    }
+
+    /// Writes into the record how far its build is. It is told again soon, so a fault here is none.
+    async fn tell_progress(self, id: CacheId) {
+        let now = self.live().get(&id).map(|live| images(&live.progress)).unwrap_or_default();
+        let told = self.change(id, |record| {
+            let news = record.work.is_some() && record.progress != now;
+            if news {
+                record.progress.clone_from(&now);
+            }
+            news
+        });
+        if let Err(error) = told.await {
+            tracing::debug!(cache = %id, %error, "progress was not told");
         }
     }
 
@@ -180,26 +198,31 @@ impl Service {
     async fn ended(
         &self,
         record: &Record,
-        generation: u32,
+        volume: VolumeId,
         attempts: u32,
         ended: Ended,
     ) -> Result<(Option<Duration>, BuildResult), StoreError> {
-        let id = record.id;
+        let (id, generation) = (record.id, volume.generation);
+        let exhausted = matches!(ended, Ended::Exhausted(_));
         let mut images = Vec::new();
         let (class, message) = match ended {
             Ended::Result(outcome) if outcome.status == BuildStatus::Ok => match outcome.digest.clone() {
                 Some(_) => {
-                    self.sealed(id, generation, outcome).await?;
+                    self.sealed(volume, outcome).await?;
                     return Ok((None, BuildResult::Sealed));
                 }
                 None => (Class::Internal, "the builder told no digest of what it sealed".to_owned()),
             },
-            Ended::Result(outcome) => {
+            Ended::Result(outcome) | Ended::Exhausted(outcome) => {
                 images.extend(outcome.failures.iter().flat_map(|failure| failure.images.clone()));
                 (outcome.class.unwrap_or(Class::Internal), explain(&outcome))
             }
             // Whoever asked has written down why.
-            Ended::Stopped => return Ok((None, BuildResult::Stopped)),
+            Ended::Stopped => {
+                // Unless it was asked on a rumour.
+                let again = !self.0.stop.is_cancelled() && self.wants_builder(id).await?;
+                return Ok((again.then_some(Duration::ZERO), BuildResult::Stopped));
+            }
             Ended::Died(how) => (Class::Internal, how),
             Ended::NotStarted(why) => (Class::Internal, format!("the builder could not be started: {why}")),
         };
@@ -208,7 +231,7 @@ impl Service {
         let (retries, seconds) = self
             .settings(|settings| (settings.caches.build_retries, settings.caches.build_retry_pause_seconds));
         let heals = matches!(class, Class::Transient | Class::Internal | Class::Busy);
-        if !heals || attempts > retries {
+        if exhausted || !heals || attempts > retries {
             self.fail(id, generation, class, &message).await?;
             return Ok((None, BuildResult::Failed));
         }
@@ -236,9 +259,20 @@ impl Service {
         Ok((Some(pause), BuildResult::Retried))
     }
 
-    async fn sealed(&self, id: CacheId, generation: u32, outcome: Outcome) -> Result<(), StoreError> {
+    async fn sealed(&self, volume: VolumeId, outcome: Outcome) -> Result<(), StoreError> {
+        let (id, generation) = (volume.id, volume.generation);
         let progress = self.live().get(&id).map(|live| live.progress.clone()).unwrap_or_default();
-        let layers = self.history(id, generation, &progress).await?;
+        let (layers, snapshot) = match self.0.volumes.sealed(volume).await {
+            Ok(Sealed { content, snapshot }) => {
+                let layers = content.map_or_else(|| progress.told(), |sealed| progress.history(&sealed));
+                (layers, snapshot)
+            }
+            Err(error) if error.class() == Class::Transient => return Err(state_failed(&error)),
+            Err(error) => {
+                tracing::warn!(cache = %id, %error, "the layers of a sealed volume cannot be told");
+                (Vec::new(), None)
+            }
+        };
         let now = self.now();
         let Some(digest) = outcome.digest else { return Ok(()) };
         let content = Content {
@@ -248,6 +282,7 @@ impl Service {
             images: outcome.images,
             totals: outcome.totals.unwrap_or_default(),
             layers,
+            snapshot,
         };
         let mut told = None;
         self.change(id, |record| {
@@ -258,6 +293,7 @@ impl Service {
             let refreshed = record.content.is_some();
             record.content = Some(content.clone());
             record.work = None;
+            record.progress.clear();
             record.message = None;
             record.class = None;
             let what = if refreshed { "refreshed" } else { "sealed" };
@@ -271,26 +307,6 @@ impl Service {
             tracing::info!(cache = %id, digest = %content.digest, bytes, "{what}");
         }
         Ok(())
-    }
-
-    /// The layers as the sealed volume names them, with what is known of how they came there.
-    async fn history(
-        &self,
-        id: CacheId,
-        generation: u32,
-        progress: &Progress,
-    ) -> Result<Vec<LayerHistory>, StoreError> {
-        let Some(stored) = self.0.store.get(id).await? else { return Ok(Vec::new()) };
-        let path = self.0.volumes.layout().volume(&stored.record.tenant, &id, generation);
-        let read = tokio::task::spawn_blocking(move || crate::volume::seal::read(&path)).await;
-        match read {
-            Ok(Ok(sealed)) => Ok(progress.history(&sealed.content)),
-            Ok(Err(error)) => {
-                tracing::warn!(cache = %id, %error, "the layers of a sealed volume cannot be told");
-                Ok(Vec::new())
-            }
-            Err(_) => Ok(Vec::new()),
-        }
     }
 
     async fn fail(
@@ -316,6 +332,7 @@ impl Service {
 /// Ends the work on a record without a result: a new cache has failed, a refreshed one stays what it was.
 pub(super) fn give_up(record: &mut Record, now: DateTime<Utc>, class: Class, message: &str) {
     record.work = None;
+    record.progress.clear();
     record.class = Some(class);
     if record.content.is_some() {
         let message = format!("the refresh failed: {message}");
@@ -325,6 +342,16 @@ pub(super) fn give_up(record: &mut Record, now: DateTime<Utc>, class: Class, mes
     }
     record.message = Some(cut(message, MAX_MESSAGE).to_owned());
     record.turn(Status::Failed, now, cut(message, 512));
+}
+
+/// The next tick; never, where there is no interval.
+async fn tick(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
 }
 
 /// What an operator wants to know of a build beside how it ends. Its texts come from a builder, which is not trusted.

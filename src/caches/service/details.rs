@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::caches::progress::{LayerState, Progress};
-use crate::caches::record::{Happened, Origin, Record};
+use crate::caches::record::{Happened, ImageDetails, Origin, Record};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::image_cache::CacheId;
@@ -46,23 +46,6 @@ pub struct Details {
     pub events: Vec<Happened>,
 }
 
-/// One image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageDetails {
-    /// The reference as given.
-    pub reference: String,
-    /// The manifest it stands for.
-    pub manifest: Digest,
-    /// Layers begun or done.
-    pub layers: usize,
-    /// Of these, done.
-    pub layers_done: usize,
-    /// Compressed size of these layers, bytes.
-    pub compressed_size: u64,
-    /// Bytes of them that came from a registry so far.
-    pub received: u64,
-}
-
 /// One layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerDetails {
@@ -91,18 +74,16 @@ impl Details {
     pub(super) fn of(record: &Record, live: Option<&Progress>) -> Self {
         let content = record.content.as_ref();
         let layers: Vec<LayerDetails> = match (live, content) {
-            (Some(progress), _) => progress.layers.iter().map(running).collect(),
+            (Some(progress), _) => running(progress),
             (None, Some(content)) => content.layers.iter().map(done).collect(),
             (None, None) => Vec::new(),
         };
-        let resolved: Vec<(String, Digest)> = match (live, content) {
-            (Some(progress), _) => {
-                let images = progress.images.iter();
-                images.map(|image| (image.reference.clone(), image.manifest.clone())).collect()
-            }
+        let images = match (live, content) {
+            (Some(progress), _) => images(progress),
+            (None, _) if record.work.is_some() && !record.progress.is_empty() => record.progress.clone(),
             (None, Some(content)) => {
                 let images = content.images.iter();
-                images.map(|image| (image.reference.clone(), image.manifest.clone())).collect()
+                images.map(|known| image(&known.reference, &known.manifest, &layers)).collect()
             }
             (None, None) => Vec::new(),
         };
@@ -115,10 +96,7 @@ impl Details {
             refreshing: record.is_refreshing(),
             attempts: record.work.as_ref().map_or(0, |work| work.attempts),
             fetch_bytes: live.and_then(|progress| progress.fetch_bytes),
-            images: resolved
-                .into_iter()
-                .map(|(reference, manifest)| image(reference, manifest, &layers))
-                .collect(),
+            images,
             layers,
             totals: content.map(|content| content.totals),
             events: record.events.iter().cloned().collect(),
@@ -126,8 +104,15 @@ impl Details {
     }
 }
 
-fn image(reference: String, manifest: Digest, layers: &[LayerDetails]) -> ImageDetails {
-    let of_it: Vec<&LayerDetails> = layers.iter().filter(|layer| layer.images.contains(&reference)).collect();
+/// The images of a build, as far as they are resolved.
+pub(super) fn images(progress: &Progress) -> Vec<ImageDetails> {
+    let layers = running(progress);
+    progress.images.iter().map(|known| image(&known.reference, &known.manifest, &layers)).collect()
+}
+
+fn image(reference: &str, manifest: &Digest, layers: &[LayerDetails]) -> ImageDetails {
+    let has_it = |layer: &&LayerDetails| layer.images.iter().any(|image| image == reference);
+    let of_it: Vec<&LayerDetails> = layers.iter().filter(has_it).collect();
     ImageDetails {
         layers: of_it.len(),
         layers_done: of_it.iter().filter(|layer| layer.state == LayerState::Committed).count(),
@@ -137,13 +122,13 @@ fn image(reference: String, manifest: Digest, layers: &[LayerDetails]) -> ImageD
             .filter(|layer| layer.origin == Origin::Fetched)
             .map(|layer| layer.received)
             .sum(),
-        reference,
-        manifest,
+        reference: reference.to_owned(),
+        manifest: manifest.clone(),
     }
 }
 
-fn running(layer: &crate::caches::progress::LayerProgress) -> LayerDetails {
-    LayerDetails {
+fn running(progress: &Progress) -> Vec<LayerDetails> {
+    let layers = progress.layers.iter().map(|layer| LayerDetails {
         blob: layer.blob.clone(),
         images: layer.images.clone(),
         compressed_size: layer.compressed_size,
@@ -153,7 +138,8 @@ fn running(layer: &crate::caches::progress::LayerProgress) -> LayerDetails {
         origin: layer.origin,
         from: layer.from,
         elapsed_ms: layer.elapsed_ms,
-    }
+    });
+    layers.collect()
 }
 
 fn done(layer: &crate::caches::record::LayerHistory) -> LayerDetails {

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Service;
 use crate::caches::error::Error;
-use crate::caches::imports::{self, Spool};
+use crate::caches::imports::{Imports, Spool};
 use crate::caches::record::{Import, Record};
 use crate::caches::store::{Created, IdempotencyKey, StoreError};
 use crate::model::image_cache::{CacheId, Spec, TenantName};
@@ -77,6 +77,7 @@ impl Service {
         length: Option<u64>,
         may_repeat: bool,
     ) -> Result<Receiving, Error> {
+        let imports = self.0.volumes.imports().ok_or(Error::NoImports)?.clone();
         self.check(&spec)?;
         let most = spec.size().0;
         if length.is_some_and(|length| length > most) {
@@ -96,9 +97,9 @@ impl Service {
             }
             Promise::of(self, CacheId::random(), need_gib)
         };
-        let (id, layout) = (promise.id, self.0.volumes.layout().clone());
+        let id = promise.id;
         let begun = blocking(move || {
-            let spool = Spool::begin(&layout, id)?;
+            let spool = imports.begin(id)?;
             let free = spool.free()?;
             Ok((spool, free))
         });
@@ -143,14 +144,39 @@ impl Service {
                 Ok(record)
             }
             other => {
-                let layout = self.0.volumes.layout().clone();
-                blocking(move || imports::remove(&layout, &id)).await?;
+                self.remove_archives(vec![id]).await?;
                 match other? {
                     Created::Before(record) => Ok(*record),
                     Created::New(stored) => Ok(stored.record),
                 }
             }
         }
+    }
+}
+
+impl Service {
+    /// Caches of which an archive is kept.
+    pub(super) async fn archives(&self) -> Result<Vec<CacheId>, StoreError> {
+        self.on_imports(Imports::list).await.map(Option::unwrap_or_default)
+    }
+
+    /// Removes archives that nobody needs.
+    pub(super) async fn remove_archives(&self, ids: Vec<CacheId>) -> Result<(), StoreError> {
+        self.on_imports(move |imports| ids.iter().try_for_each(|id| imports.remove(id))).await.map(drop)
+    }
+
+    async fn on_imports<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Imports) -> io::Result<T> + Send + 'static,
+    ) -> Result<Option<T>, StoreError> {
+        let Some(imports) = self.0.volumes.imports().cloned() else { return Ok(None) };
+        let done = tokio::task::spawn_blocking(move || work(&imports)).await;
+        let done = done.unwrap_or_else(|e| Err(io::Error::other(e)));
+        done.map(Some).map_err(|e| StoreError::Failed {
+            doing: "looking after the archives of",
+            reason: e.to_string(),
+            full: false,
+        })
     }
 }
 

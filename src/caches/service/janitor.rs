@@ -1,22 +1,31 @@
 //! Time and order: retention, failed records, deletions, volumes that nobody needs.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::Service;
+use super::{Service, state_failed};
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
-use crate::caches::volumes::{Discarded, OnDisk};
+use crate::caches::volumes::{Discarded, VolumeId};
 use crate::model::image_cache::{CacheId, Status};
 use crate::sys::clock::guard::{Expiry, TimeGuard};
 
 /// How often the house is looked over when nothing asks for it.
 const EVERY: Duration = Duration::from_secs(15);
+/// When it is looked over again if something is on its way out.
+const SOON: Duration = Duration::from_secs(1);
 /// Hours for which an idempotency key is known.
 const KEY_HOURS: i64 = 24;
+
+/// Why a volume is not gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InTheWay {
+    Used,
+    Going,
+}
 
 impl Service {
     /// Looks over the house again and again, until the daemon stops.
@@ -53,7 +62,7 @@ impl Service {
         Ok(())
     }
 
-    fn guard(&self) -> MutexGuard<'_, TimeGuard> {
+    pub(super) fn guard(&self) -> MutexGuard<'_, TimeGuard> {
         self.0.guard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,8 +128,8 @@ impl Service {
     /// Discards every volume and archive that no record needs, and removes the records of deleted caches that have none left.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // Volumes before records: a volume that is made after its record was read is not in the list.
-        let (volumes, archives, left) =
-            self.on_disk(|disk| Ok((disk.list()?, disk.archives()?, disk.has_trash()?))).await?;
+        let volumes = self.0.volumes.list().await.map_err(|e| state_failed(&e))?;
+        let archives = self.archives().await?;
         // What is being sent before records, too: it is promised for until its record is there.
         let promised: HashSet<CacheId> = self.promised().keys().copied().collect();
         // Builders before records too: one that has ended has written down how.
@@ -132,75 +141,68 @@ impl Service {
                 record.is_some_and(|r| r.tenant == volume.tenant && r.needs_volume(volume.generation));
             !needed && !building.contains(&volume.id)
         });
-        let unneeded: Vec<OnDisk> = unneeded.collect();
-        let trash = left || !unneeded.is_empty();
-        let in_use = self.discard(unneeded, &records).await?;
-        if trash {
-            self.empty_trash();
-        }
+        let unneeded: Vec<VolumeId> = unneeded.collect();
+        let discarded = !unneeded.is_empty();
+        let in_the_way = self.discard(unneeded, &records).await?;
+        self.0.volumes.tidy(discarded);
         let done =
             |id: &CacheId| !promised.contains(id) && records.get(id).is_none_or(|r| !r.needs_archive());
-        let done: Vec<CacheId> = archives.into_iter().filter(done).collect();
-        if !done.is_empty() {
-            self.on_disk(move |disk| done.iter().try_for_each(|id| disk.remove_archive(id))).await?;
-        }
+        self.remove_archives(archives.into_iter().filter(done).collect()).await?;
         for record in records.values() {
             let id = record.id;
             if record.status != Status::Deleting || building.contains(&id) {
                 continue;
             }
-            if in_use.contains(&id) {
-                self.say_in_use(record).await?;
-                continue;
+            match in_the_way.get(&id) {
+                Some(InTheWay::Used) => self.say_in_use(record).await?,
+                Some(_) => {}
+                None => self.forget(id).await?,
             }
-            self.forget(id).await?;
         }
         Ok(())
     }
 
-    /// Removes discarded volumes. That takes its time, and nobody waits for it: neither who deletes, nor a start, nor a stop,
-    /// after which the next start goes on.
-    fn empty_trash(&self) {
-        let volumes = Arc::clone(&self.0.volumes);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = volumes.empty_trash() {
-                tracing::error!(%error, "discarded volumes stay until the next look");
-            }
-        });
-    }
-
-    /// Gives the caches of which a volume is still in use.
+    /// Gives the caches of which a volume is not gone, and why not.
     async fn discard(
         &self,
-        volumes: Vec<OnDisk>,
+        volumes: Vec<VolumeId>,
         records: &HashMap<CacheId, Record>,
-    ) -> Result<HashSet<CacheId>, StoreError> {
+    ) -> Result<HashMap<CacheId, InTheWay>, StoreError> {
         let orphans: Vec<CacheId> =
             volumes.iter().map(|volume| volume.id).filter(|id| !records.contains_key(id)).collect();
-        let results = self
-            .on_disk(move |disk| {
-                Ok(volumes.into_iter().map(|volume| (disk.discard(&volume), volume)).collect::<Vec<_>>())
-            })
-            .await?;
-        let mut in_use = HashSet::new();
-        for (result, volume) in results {
-            let OnDisk { tenant, id, generation } = volume;
+        let mut in_the_way = HashMap::new();
+        for volume in volumes {
+            let result = self.0.volumes.discard(volume.clone()).await;
+            let VolumeId { tenant, id, generation } = volume;
             match result {
                 Ok(Discarded::Gone) if orphans.contains(&id) => {
                     tracing::warn!(%tenant, cache = %id, generation, "a volume without a record was discarded");
                 }
                 Ok(Discarded::Gone) => tracing::info!(%tenant, cache = %id, generation, "volume discarded"),
+                // Of two volumes of one cache the one that is in use says more.
                 Ok(Discarded::InUse(used)) => {
                     tracing::debug!(%tenant, cache = %id, generation, "the volume stays: {used}");
-                    in_use.insert(id);
+                    in_the_way.insert(id, InTheWay::Used);
+                }
+                Ok(Discarded::Going) => {
+                    in_the_way.entry(id).or_insert(InTheWay::Going);
                 }
                 Err(error) => {
                     tracing::error!(%tenant, cache = %id, generation, %error, "a volume cannot be discarded");
-                    in_use.insert(id);
+                    in_the_way.insert(id, InTheWay::Used);
                 }
             }
         }
-        Ok(in_use)
+        if in_the_way.values().any(|why| *why == InTheWay::Going) {
+            let service = self.clone();
+            self.0.tasks.spawn(async move {
+                tokio::select! {
+                    () = tokio::time::sleep(SOON) => service.0.sweep.notify_one(),
+                    () = service.0.stop.cancelled() => {}
+                }
+            });
+        }
+        Ok(in_the_way)
     }
 
     /// Tells a tenant, once, why a deletion takes its time.

@@ -1,7 +1,7 @@
 //! What a start finds: builds to go on with, deletions to finish, volumes and records that have lost each other.
 
 use super::{Service, StartError};
-use crate::caches::volumes::OnDisk;
+use crate::caches::volumes::VolumeId;
 use crate::model::image_cache::Status;
 
 impl Service {
@@ -12,13 +12,13 @@ impl Service {
         let now = self.now();
         let (mut resumed, mut deleting) = (0, 0);
         for record in records {
-            let served = record.content.as_ref().map(|content| OnDisk {
+            let served = record.content.as_ref().map(|content| VolumeId {
                 tenant: record.tenant.clone(),
                 id: record.id,
                 generation: content.generation,
             });
             if let (Some(volume), Status::Available) = (served, record.status) {
-                let there = self.on_disk(move |volumes| Ok(volumes.is_sealed(&volume))).await?;
+                let there = self.0.volumes.is_sealed(volume).await?;
                 if !there {
                     tracing::error!(cache = %record.id, tenant = %record.tenant, "its volume is not there any more");
                     self.change(record.id, |record| {

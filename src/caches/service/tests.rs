@@ -18,6 +18,7 @@ use crate::caches::hub::Told;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::sqlite::SqliteStore;
+use crate::caches::volumes::host::HostVolumes;
 use crate::model::digest::Digest;
 use crate::model::event::{Failure, Line, Outcome, SealedImage, Status as BuildStatus};
 use crate::sys::Dir;
@@ -169,7 +170,7 @@ impl Host {
         drop(service);
         // The lock of the state directory goes with the last handle; whoever empties the trash has one.
         for _ in 0..2000 {
-            if Volumes::take(Layout::new(dir.path())).is_ok() {
+            if HostVolumes::take(Layout::new(dir.path())).is_ok() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -238,14 +239,15 @@ impl Host {
 }
 
 async fn start(dir: &Path, clock: &Arc<FakeClock>, runner: &Arc<FakeRunner>, config: &Config) -> Service {
-    let volumes = Volumes::take(Layout::new(dir)).unwrap();
+    let volumes = HostVolumes::take(Layout::new(dir)).unwrap();
     let store = SqliteStore::open(&volumes.layout().database(), volumes.any().unwrap()).unwrap();
     let parts = Parts {
         store: Arc::new(store),
         runner: Arc::clone(runner) as Arc<dyn Runner>,
-        volumes,
+        volumes: Arc::new(volumes),
         clock: Arc::clone(clock) as Arc<dyn Clock>,
         metrics: Metrics::new(),
+        tell_progress: None,
     };
     Service::start(parts, config).await.unwrap()
 }
@@ -570,6 +572,6 @@ async fn a_restart_goes_on_where_it_was() {
 #[tokio::test]
 async fn a_second_daemon_is_told_so() {
     let host = Host::new(ROOM).await;
-    let second = Volumes::take(Layout::new(host.dir.path())).unwrap_err();
+    let second = HostVolumes::take(Layout::new(host.dir.path())).unwrap_err();
     assert!(matches!(second, StateError::InUse(_)), "{second}");
 }

@@ -70,7 +70,7 @@ mod tests {
             Ended::Result(outcome) => format!("result {}", outcome.exit_code),
             Ended::Stopped => "stopped".into(),
             Ended::Died(how) => format!("died: {how}"),
-            Ended::NotStarted(why) => panic!("{why}"),
+            other @ (Ended::NotStarted(_) | Ended::Exhausted(_)) => panic!("{other:?}"),
         }
     }
 

@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use crate::caches::pull_secrets::{HostSecrets, Unusable};
+use crate::caches::pull_secrets::{Content, Unusable};
 use crate::model::pull_secret::PullSecretName;
 
 /// Empties the directory of all children, making it if need be and closing it to others: what a daemon that died has left.
@@ -64,7 +64,7 @@ impl Work {
     pub(super) fn lay_secrets(
         &self,
         names: &[PullSecretName],
-        host: &HostSecrets,
+        find: impl Fn(&PullSecretName) -> Option<Content>,
         unusable: &mut Unusable,
     ) -> io::Result<Vec<PullSecretName>> {
         let mut usable: Vec<PullSecretName> = Vec::new();
@@ -72,7 +72,7 @@ impl Work {
             if usable.contains(name) {
                 continue;
             }
-            let Some(content) = host.find(name) else {
+            let Some(content) = find(name) else {
                 unusable.add(&name.to_string());
                 continue;
             };
@@ -110,6 +110,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(feature = "testing")]
 mod tests {
     use super::*;
+    use crate::caches::pull_secrets::HostSecrets;
     use crate::config::secrets::Secrets;
 
     #[test]
@@ -127,7 +128,7 @@ mod tests {
         let work = Work::new(&parent, "x", "[log]\n").unwrap();
         let names = ["team:bad", "team:good", "team:none", "team:good"].map(|name| name.parse().unwrap());
         let mut unusable = Unusable::default();
-        let usable = work.lay_secrets(&names, &host, &mut unusable).unwrap();
+        let usable = work.lay_secrets(&names, |name| host.find(name), &mut unusable).unwrap();
         assert_eq!(usable, names[1..2]);
         assert_eq!(unusable, ["team:bad", "team:none"].into_iter().collect());
         let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o7777;

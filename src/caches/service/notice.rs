@@ -1,0 +1,48 @@
+//! What other daemons did to the records, where several share them.
+
+use super::Service;
+use crate::caches::record::Record;
+use crate::caches::store::StoreError;
+use crate::model::image_cache::{CacheId, Status};
+
+impl Service {
+    /// Takes up a record as it was seen last; `told` is the number of the last event that was told of it before. It may be
+    /// older than what the store has: nothing is decided by it that the store is not asked about again.
+    pub async fn notice(&self, record: &Record, told: u64) -> Result<(), StoreError> {
+        self.0.hub.changed(record, told);
+        let (tenant, id) = (&record.tenant, record.id);
+        let wanted = wants_builder(record);
+        let waits = wanted && record.work.as_ref().is_some_and(|work| work.attempts == 0);
+        if waits && !self.live().contains_key(&id) {
+            self.enqueue(tenant, id);
+        } else if !waits {
+            self.queue().remove(tenant, id);
+        }
+        if !self.leads() {
+            return Ok(());
+        }
+        if record.status == Status::Deleting {
+            self.0.sweep.notify_one();
+        }
+        if !wanted && self.live().contains_key(&id) && !self.wants_builder(id).await? {
+            self.interrupt(id);
+        }
+        Ok(())
+    }
+
+    /// Takes up that a record is gone.
+    pub fn notice_gone(&self, record: &Record) {
+        self.queue().remove(&record.tenant, record.id);
+        self.interrupt(record.id);
+        self.0.hub.end(record.id);
+        self.0.sweep.notify_one();
+    }
+
+    pub(super) async fn wants_builder(&self, id: CacheId) -> Result<bool, StoreError> {
+        Ok(self.0.store.get(id).await?.is_some_and(|stored| wants_builder(&stored.record)))
+    }
+}
+
+fn wants_builder(record: &Record) -> bool {
+    record.status != Status::Deleting && record.work.is_some()
+}

@@ -1,0 +1,323 @@
+//! Volumes on this host: directories below the state directory.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
+
+use chrono::DateTime;
+use futures_util::future::BoxFuture;
+
+use super::{Discarded, Kind, Places, Sealed, Snapshot, StateError, VolumeId, Volumes};
+use crate::build::share;
+use crate::caches::attachments::Attachments;
+use crate::caches::imports::Imports;
+use crate::caches::layout::{self, Layout};
+use crate::caches::runner::child::clear_work;
+use crate::model::image_cache::TenantName;
+use crate::sys::lock::Lock;
+use crate::sys::mounts::Mounts;
+use crate::sys::{Dir, remove, space};
+use crate::volume::{self, lease::Lease};
+
+/// The state directory, held by this process alone until the last handle is gone.
+#[derive(Clone, Debug)]
+pub struct HostVolumes(Arc<Disk>);
+
+/// What is done on the disk; blocking.
+#[derive(Debug)]
+struct Disk {
+    layout: Layout,
+    imports: Imports,
+    /// Held while the trash is emptied: two at once would each trip over what the other has just removed.
+    emptying: Mutex<()>,
+    /// Whether somebody wants it emptied; whoever holds the lock looks once more.
+    to_empty: AtomicBool,
+    _lock: Lock,
+}
+
+impl HostVolumes {
+    /// Makes the state directory where it is absent, and takes it. Blocking.
+    pub fn take(layout: Layout) -> Result<Self, StateError> {
+        for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work(), &layout.imports()] {
+            make(dir)?;
+        }
+        let failed = |doing, source| StateError::Io { doing, path: layout.root().to_owned(), source };
+        let root = Dir::open(layout.root()).map_err(|e| failed("opening", e))?;
+        let lock = Lock::try_exclusive(&root, layout::LOCK.as_bytes()).map_err(|e| failed("locking", e))?;
+        let lock = lock.ok_or_else(|| StateError::InUse(layout.root().to_owned()))?;
+        // Secrets of builders whose daemon died.
+        clear_work(&layout.work()).map_err(|e| failed("clearing work/ in", e))?;
+        let imports = Imports::new(layout.imports());
+        let (emptying, to_empty) = (Mutex::default(), AtomicBool::default());
+        let disk = Disk { layout, imports, emptying, to_empty, _lock: lock };
+        Ok(HostVolumes(Arc::new(disk)))
+    }
+
+    /// Names of everything.
+    pub fn layout(&self) -> &Layout {
+        &self.0.layout
+    }
+
+    /// Whether any volume is there, whoever's. Blocking.
+    pub fn any(&self) -> Result<bool, StateError> {
+        Ok(!self.0.list()?.is_empty())
+    }
+
+    /// Runs something that waits for the disk off the runtime's threads.
+    fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Disk) -> Result<T, StateError> + Send + 'static,
+    ) -> BoxFuture<'static, Result<T, StateError>> {
+        let disk = Arc::clone(&self.0);
+        Box::pin(async move {
+            let done = tokio::task::spawn_blocking(move || work(&disk)).await;
+            done.unwrap_or_else(|e| Err(StateError::Broken(e.to_string())))
+        })
+    }
+}
+
+impl Volumes for HostVolumes {
+    fn capacity_gib(&self) -> Result<u64, StateError> {
+        self.0.capacity_gib()
+    }
+
+    fn places(&self, volume: VolumeId) -> BoxFuture<'_, Result<Places, StateError>> {
+        self.on_disk(move |disk| {
+            disk.prepare(&volume.tenant)?;
+            Ok(Places { volume: disk.path(&volume), share: disk.layout.tenant(&volume.tenant) })
+        })
+    }
+
+    fn imports(&self) -> Option<&Imports> {
+        Some(&self.0.imports)
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>> {
+        self.on_disk(Disk::list)
+    }
+
+    fn is_sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<bool, StateError>> {
+        self.on_disk(move |disk| Ok(disk.is_sealed(&volume)))
+    }
+
+    fn sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<Sealed, StateError>> {
+        self.on_disk(move |disk| {
+            let manifest = crate::volume::seal::read(&disk.path(&volume))?;
+            Ok(Sealed { content: Some(manifest.content), snapshot: None })
+        })
+    }
+
+    fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
+        self.on_disk(move |disk| disk.look(&volume, tell_path))
+    }
+
+    fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>> {
+        self.on_disk(move |disk| disk.discard(&volume))
+    }
+
+    fn tidy(&self, discarded: bool) {
+        let disk = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || {
+            let emptied = match discarded || disk.has_trash().unwrap_or(true) {
+                true => disk.empty_trash(),
+                false => Ok(()),
+            };
+            if let Err(error) = emptied {
+                tracing::error!(%error, "discarded volumes stay until the next look");
+            }
+        });
+    }
+}
+
+impl Disk {
+    fn path(&self, volume: &VolumeId) -> PathBuf {
+        self.layout.volume(&volume.tenant, &volume.id, volume.generation)
+    }
+
+    /// A volume, if it is sealed and its seal can be read.
+    fn look(&self, volume: &VolumeId, tell_path: bool) -> Result<Option<Snapshot>, StateError> {
+        let path = self.path(volume);
+        // It may go while it is looked at.
+        let Ok(facts) = fs::symlink_metadata(path.join("cache.json")) else { return Ok(None) };
+        let sealed = match volume::seal::read(&path) {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a snapshot cannot be told");
+                return Ok(None);
+            }
+        };
+        let image = fs::symlink_metadata(path.join("disk.img")).ok().filter(fs::Metadata::is_file);
+        Ok(Some(Snapshot {
+            generation: volume.generation,
+            served: false,
+            in_use: self.use_of(volume)?.is_some(),
+            digest: sealed.digest,
+            sealed_at: facts.modified().map(DateTime::from).unwrap_or_default(),
+            kind: if image.is_some() { Kind::Disk } else { Kind::Directory },
+            size: sealed.content.totals.size,
+            image_size: image.as_ref().map(fs::Metadata::len),
+            image_allocated: image.as_ref().map(|image| image.blocks() * 512),
+            path: tell_path.then_some(path),
+        }))
+    }
+
+    /// The size of the file system that holds the volumes, GiB.
+    fn capacity_gib(&self) -> Result<u64, StateError> {
+        let root = self.layout.root();
+        let total = Dir::open(root).and_then(|dir| space::total(&dir));
+        let failed =
+            |source| StateError::Io { doing: "asking for the size of", path: root.to_owned(), source };
+        Ok(total.map_err(failed)? >> 30)
+    }
+
+    /// Makes the directories that builders of a tenant share.
+    fn prepare(&self, tenant: &TenantName) -> Result<(), StateError> {
+        make(&self.layout.tenant(tenant))?;
+        make(&self.layout.volumes(tenant))
+    }
+
+    /// All volumes. What is not named like one is left alone.
+    fn list(&self) -> Result<Vec<VolumeId>, StateError> {
+        let mut found = Vec::new();
+        for tenant in names(&self.layout.tenants())? {
+            let Ok(tenant) = tenant.parse::<TenantName>() else { continue };
+            for name in names(&self.layout.volumes(&tenant))? {
+                if let Some((id, generation)) = layout::parse_volume(&name) {
+                    found.push(VolumeId { tenant: tenant.clone(), id, generation });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether a volume is there and sealed. What it holds is not looked at.
+    fn is_sealed(&self, volume: &VolumeId) -> bool {
+        let path = self.path(volume);
+        fs::symlink_metadata(path.join("cache.json")).is_ok_and(|facts| facts.is_file())
+    }
+
+    /// Takes a volume out of use: moved aside at once, removed by [`Disk::empty_trash`]. One that is leased,
+    /// attached, mounted or below a loop device stays.
+    fn discard(&self, volume: &VolumeId) -> Result<Discarded, StateError> {
+        let path = self.path(volume);
+        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
+        let root = match Dir::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Discarded::Gone),
+            other => other.map_err(|e| failed("opening", e))?,
+        };
+        // A builder that died early left nothing to hold.
+        let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
+        let lease = if begun { Lease::exclusive(&root)? } else { None };
+        if begun && lease.is_none() {
+            return Ok(Discarded::InUse("it is being read".to_owned()));
+        }
+        // Under the lease: who attaches takes one, and writes a record before anything is mounted.
+        if let Some(how) = self.use_of(volume)? {
+            return Ok(Discarded::InUse(how));
+        }
+        let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
+        fs::rename(&path, trash).map_err(|e| failed("moving aside", e))?;
+        Ok(Discarded::Gone)
+    }
+
+    /// How a volume is attached or mounted, if it is. Holds nothing, so that nobody who reads it is in the way of that.
+    fn use_of(&self, volume: &VolumeId) -> Result<Option<String>, StateError> {
+        let path = self.path(volume);
+        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
+        let path = match fs::canonicalize(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| failed("resolving", e))?,
+        };
+        let attached = Attachments::new(self.layout.attached()).list()?;
+        if let Some(record) = attached.iter().find(|record| record.volume == path) {
+            return Ok(Some(format!("it is attached at {}", record.at.display())));
+        }
+        let mounts = Mounts::read().map_err(|e| failed("looking for mounts of", e))?;
+        Ok(mounts.use_of(&path).map(|used| used.to_string()))
+    }
+
+    /// Whether something was moved aside that is still there.
+    fn has_trash(&self) -> Result<bool, StateError> {
+        Ok(!names(&self.layout.trash())?.is_empty())
+    }
+
+    /// Removes what was moved aside, and what builders told each other of it. Where another thread is at it, that one sees to
+    /// it and this one returns at once: a large volume takes minutes, and threads that wait are not there for others.
+    fn empty_trash(&self) -> Result<(), StateError> {
+        self.to_empty.store(true, Ordering::SeqCst);
+        while self.to_empty.load(Ordering::SeqCst) {
+            let _one_at_a_time = match self.emptying.try_lock() {
+                Ok(lock) => lock,
+                Err(TryLockError::Poisoned(lock)) => lock.into_inner(),
+                Err(TryLockError::WouldBlock) => return Ok(()),
+            };
+            self.to_empty.store(false, Ordering::SeqCst);
+            self.empty_trash_now()?;
+        }
+        Ok(())
+    }
+
+    fn empty_trash_now(&self) -> Result<(), StateError> {
+        let path = self.layout.trash();
+        let failed = |source| StateError::Io { doing: "emptying", path: path.clone(), source };
+        let trash = Dir::open(&path).map_err(failed)?;
+        for name in trash.names().map_err(failed)? {
+            remove::tree(&trash, &name).map_err(failed)?;
+        }
+        for tenant in names(&self.layout.tenants())? {
+            if let Ok(tenant) = tenant.parse::<TenantName>() {
+                share::sweep(&self.layout.tenant(&tenant))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make(dir: &Path) -> Result<(), StateError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|source| StateError::Io { doing: "creating", path: dir.to_owned(), source })
+}
+
+/// Names in a directory; none where it is absent.
+fn names(dir: &Path) -> Result<Vec<String>, StateError> {
+    let failed = |source| StateError::Io { doing: "listing", path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // All names of ours are ASCII.
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trash_is_emptied_by_several_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = HostVolumes::take(Layout::new(dir.path().join("state"))).unwrap();
+        let trash = volumes.layout().trash();
+        for file in (0..50).flat_map(|volume| (0..20).map(move |file| format!("{volume}/d/{file}"))) {
+            let path = trash.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "x").unwrap();
+        }
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(|| volumes.0.empty_trash())).collect();
+            for one in all {
+                one.join().unwrap().unwrap();
+            }
+        });
+        assert!(fs::read_dir(trash).unwrap().next().is_none());
+    }
+}

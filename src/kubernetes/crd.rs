@@ -1,0 +1,385 @@
+//! The custom resource: what a tenant writes, and what Larder says of it.
+//!
+//! `config/kubernetes/crd.yaml` is made of these types (`larder config crd`), and a test holds the two equal. What a
+//! tenant may write (`spec`) is bounded field by field, so that no object of a tenant can keep another from being read.
+//! `status` is Larder's alone: whoever gives others the right to write it gives the daemon away.
+
+#![expect(
+    unreachable_pub,
+    reason = "the derive of the schema repeats the structure where nobody else sees it"
+)]
+
+use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The CustomResourceDefinition as YAML.
+pub fn yaml() -> Result<String, serde_saphyr::SerializeError> {
+    serde_saphyr::to_string(&ImageCache::crd())
+}
+
+/// What is asked for. Only `retentionDays` and `share` may change.
+#[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
+#[kube(
+    group = "larder.dev",
+    version = "v1",
+    kind = "ImageCache",
+    plural = "imagecaches",
+    shortname = "ic",
+    namespaced,
+    status = "ImageCacheStatus",
+    derive = "PartialEq",
+    doc = "A list of container images, pulled, verified and unpacked on a volume that becomes a snapshot.",
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([a-z0-9-]{0,126}[a-z0-9])?$')")
+        .message("metadata.name: want 1 to 128 of a-z 0-9 '-', a letter first and no '-' last"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Size", type_ = "integer", json_path = ".spec.imageCacheSize", description = "GiB"),
+    printcolumn(name = "Snapshot", type_ = "string", json_path = ".status.content.snapshot.name"),
+    printcolumn(name = "Expires", type_ = "date", json_path = ".status.expiresAt"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
+)]
+#[x_kube(
+    validation = Rule::new("self.images == oldSelf.images").message("images: they never change: make another image cache"),
+    validation = Rule::new("self.imageCacheSize == oldSelf.imageCacheSize").message("imageCacheSize: it never changes"),
+    validation = Rule::new("self.cluster == oldSelf.cluster").message("cluster: it never changes"),
+    validation = Rule::new("self.imagePullSecrets == oldSelf.imagePullSecrets")
+        .message("imagePullSecrets: they never change: make another image cache")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageCacheSpec {
+    /// References of images.
+    #[schemars(length(min = 1, max = 20), inner(length(min = 1, max = 1024)))]
+    pub images: Vec<String>,
+    /// Size of the volume, GiB; at least three times what its images come to.
+    #[serde(default = "smallest")]
+    #[schemars(range(min = 20, max = 400))]
+    pub image_cache_size: u32,
+    /// Days until it expires; 0 is never.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10000))]
+    pub retention_days: u32,
+    /// UID of the cluster that builds it; empty is the one that it is in.
+    #[serde(default)]
+    #[schemars(length(max = 512))]
+    pub cluster: String,
+    /// Pull secrets, each `namespace:name`, in the order in which they are tried. Those of other namespaces must name this
+    /// one in the annotation `larder.dev/pull-by`.
+    #[serde(default)]
+    #[schemars(length(max = 64), inner(length(max = 512)))]
+    pub image_pull_secrets: Vec<String>,
+    /// Namespaces, beside this one, in which the snapshot is offered.
+    #[serde(default)]
+    #[schemars(
+        length(max = 32),
+        inner(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))
+    )]
+    pub share: Vec<String>,
+}
+
+fn smallest() -> u32 {
+    crate::model::image_cache::spec::MIN_SIZE_GIB
+}
+
+/// What became of it.
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageCacheStatus {
+    /// `Creating`, `Available`, `Failed`, `Unavailable` or `Deleting`.
+    #[schemars(length(max = 32))]
+    pub phase: String,
+    /// Since when, RFC 3339.
+    #[schemars(length(max = 64))]
+    pub since: String,
+    /// The reason of a failure or of an abnormal state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 8192))]
+    pub message: Option<String>,
+    /// The class of the failure, for programs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub class: Option<String>,
+    /// When it was ordered, to the nanosecond.
+    #[schemars(length(max = 64))]
+    pub created_at: String,
+    /// When its retention ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub expires_at: Option<String>,
+    /// Who ordered it: `api` or `cluster`.
+    #[schemars(length(max = 32))]
+    pub ordered_by: String,
+    /// The generation of the spec that this was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready`, and what else a program may wait for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    pub conditions: Vec<Condition>,
+    /// The images: of the build while there is one, else of the snapshot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub images: Vec<ImageState>,
+    /// The snapshot that is served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub content: Option<Content>,
+    /// The build that was asked for and has not ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub work: Option<Work>,
+    /// Number of the last volume that was begun.
+    #[serde(default)]
+    pub generation: u32,
+    /// The last events, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub events: Vec<Happened>,
+    /// Number of the last event.
+    #[serde(default)]
+    pub sequence: u64,
+    /// Where the snapshot is offered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub copies: Vec<CopyState>,
+}
+
+/// A condition as Kubernetes has it.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What it is about.
+    #[serde(rename = "type")]
+    #[schemars(length(max = 64))]
+    pub type_: String,
+    /// `True`, `False` or `Unknown`.
+    #[schemars(length(max = 16))]
+    pub status: String,
+    /// Why, in one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// Why, for people.
+    #[schemars(length(max = 8192))]
+    pub message: String,
+    /// Since when, RFC 3339.
+    #[schemars(length(max = 64))]
+    pub last_transition_time: String,
+    /// The generation of the spec that it was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// One image.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageState {
+    /// The reference as given.
+    #[schemars(length(max = 1024))]
+    pub reference: String,
+    /// The manifest it stands for.
+    #[schemars(length(max = 256))]
+    pub manifest: String,
+    /// Layers begun or done.
+    pub layers: u32,
+    /// Of these, done.
+    pub layers_done: u32,
+    /// Compressed size of these layers, bytes.
+    pub compressed_size: u64,
+    /// Bytes of them that came from a registry.
+    pub received: u64,
+}
+
+/// What is served.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Content {
+    /// Number of its volume.
+    pub generation: u32,
+    /// When it was sealed.
+    #[schemars(length(max = 64))]
+    pub sealed_at: String,
+    /// Digest of what `cache.json` on it says.
+    #[schemars(length(max = 256))]
+    pub digest: String,
+    /// The snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
+    /// Images and what they resolved to.
+    #[schemars(length(max = 20))]
+    pub images: Vec<SealedImage>,
+    /// Sums over all layers.
+    pub totals: Totals,
+    /// The layers, by what became of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4096))]
+    pub layers: Vec<Layer>,
+}
+
+/// The VolumeSnapshot that owns the content.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Its namespace: Larder's own.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Its name; copies in other namespaces have the same.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// What the storage calls it.
+    #[schemars(length(max = 1024))]
+    pub handle: String,
+    /// The CSI driver that has it.
+    #[schemars(length(max = 253))]
+    pub driver: String,
+    /// Smallest volume that it can be restored to, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restore_size: Option<u64>,
+}
+
+/// An image of the snapshot.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct SealedImage {
+    /// The reference as given.
+    #[schemars(length(max = 1024))]
+    pub reference: String,
+    /// Digest of its manifest.
+    #[schemars(length(max = 256))]
+    pub manifest: String,
+    /// Digest of the index that the tag pointed to, where there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub index: Option<String>,
+}
+
+/// Sums.
+#[derive(Clone, Copy, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Totals {
+    /// Number of layers.
+    pub layers: u64,
+    /// Compressed bytes of the distinct blobs.
+    pub compressed_size: u64,
+    /// Bytes of the distinct tars.
+    pub size: u64,
+    /// Their members.
+    pub entries: u64,
+}
+
+/// One layer. Images are numbers of `images`, for there may be thousands of layers.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Layer {
+    /// Digest of the blob.
+    #[schemars(length(max = 256))]
+    pub blob: String,
+    /// Numbers of the images that have it, from 0.
+    #[schemars(length(max = 20))]
+    pub images: Vec<u8>,
+    /// Size of the blob, bytes.
+    pub compressed_size: u64,
+    /// Size of the tar, bytes.
+    pub size: u64,
+    /// From the start of its fetch to its commit, milliseconds.
+    pub elapsed_ms: u64,
+    /// `fetched`, `present` or `reused`.
+    #[schemars(length(max = 32))]
+    pub origin: String,
+}
+
+/// A build to carry out.
+#[derive(Clone, Copy, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct Work {
+    /// Number of the volume that is filled.
+    pub generation: u32,
+    /// How often a builder was started for it.
+    pub attempts: u32,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct Happened {
+    /// Number within the cache, from 1.
+    pub sequence: u64,
+    /// When, RFC 3339.
+    #[schemars(length(max = 64))]
+    pub time: String,
+    /// The status from then on.
+    #[schemars(length(max = 32))]
+    pub status: String,
+    /// What, for people.
+    #[schemars(length(max = 8192))]
+    pub message: String,
+}
+
+/// A copy of the snapshot in one namespace.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct CopyState {
+    /// The namespace.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Whether it can be used there.
+    pub ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_shipped_file_is_this() {
+        let shipped = include_str!("../../config/kubernetes/crd.yaml");
+        assert_eq!(shipped, yaml().unwrap(), "larder config crd > config/kubernetes/crd.yaml");
+    }
+
+    /// Every list and every text has an upper limit (a rule of CEL may otherwise cost too much, and an object be too large),
+    /// and nothing is kept that no type names.
+    #[test]
+    fn everything_is_bounded() {
+        fn check(path: &str, schema: &Value) {
+            assert_ne!(schema["x-kubernetes-preserve-unknown-fields"], json!(true), "{path}");
+            match schema["type"].as_str() {
+                Some("string") => assert!(schema["maxLength"].is_u64(), "{path} has no maxLength"),
+                Some("array") => {
+                    assert!(schema["maxItems"].is_u64(), "{path} has no maxItems");
+                    check(&format!("{path}[]"), &schema["items"]);
+                }
+                Some("object") => {
+                    for (key, value) in schema["properties"].as_object().unwrap() {
+                        check(&format!("{path}.{key}"), value);
+                    }
+                }
+                Some("integer" | "boolean") => {}
+                other => panic!("{path}: {other:?}"),
+            }
+        }
+        let crd = serde_json::to_value(ImageCache::crd()).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        check("spec", &schema["spec"]);
+        check("status", &schema["status"]);
+    }
+
+    #[test]
+    fn limits_are_those_of_the_api() {
+        use crate::model::image_cache::spec::{
+            MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MAX_TEXT, MIN_SIZE_GIB,
+        };
+        let crd = serde_json::to_value(ImageCache::crd()).unwrap();
+        let spec =
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"];
+        assert_eq!(spec["images"]["maxItems"], json!(MAX_IMAGES));
+        assert_eq!(spec["imagePullSecrets"]["maxItems"], json!(MAX_PULL_SECRETS));
+        assert_eq!(spec["imagePullSecrets"]["items"]["maxLength"], json!(MAX_TEXT));
+        let size = &spec["imageCacheSize"];
+        let number = |value: &Value| value.as_f64().unwrap();
+        assert_eq!(
+            (number(&size["minimum"]), number(&size["maximum"])),
+            (f64::from(MIN_SIZE_GIB), f64::from(MAX_SIZE_GIB))
+        );
+        assert_eq!(size["default"], json!(MIN_SIZE_GIB));
+        assert_eq!(number(&spec["retentionDays"]["maximum"]), f64::from(MAX_RETENTION_DAYS));
+    }
+}

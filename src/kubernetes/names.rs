@@ -1,0 +1,121 @@
+//! How objects are named and labelled.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::ListParams;
+
+use crate::caches::volumes::VolumeId;
+use crate::model::image_cache::TenantName;
+
+/// The field manager of everything that is applied.
+pub const MANAGER: &str = "larder";
+/// Keeps an ImageCache until everything that was made for it is gone.
+pub const FINALIZER: &str = "larder.dev/content";
+/// On a Secret: namespaces, separated by commas, whose image caches may use it as a pull secret; `*` is all.
+pub const PULL_BY: &str = "larder.dev/pull-by";
+/// On a VolumeSnapshot: how the build of its volume ended, as one JSON line.
+pub const RESULT: &str = "larder.dev/result";
+/// On an ImageCache: the hash of the Idempotency-Key that it was made with, and that of the request.
+pub const KEY: &str = "larder.dev/idempotency-key";
+/// The second part of [`KEY`].
+pub const REQUEST: &str = "larder.dev/idempotent-request";
+/// On an ImageCache: whose create it was, so that one whose answer was lost is known again.
+pub const NONCE: &str = "larder.dev/nonce";
+
+/// Where a pod has its volume.
+pub const VOLUME: &str = "/cache";
+
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+const ID: &str = "larder.dev/id";
+const GENERATION: &str = "larder.dev/generation";
+const TENANT: &str = "larder.dev/tenant";
+const INSTALLATION: &str = "larder.dev/installation";
+
+/// What Larder in one namespace makes. Two in one cluster do not touch what is the other's.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// The namespace of this installation.
+    pub namespace: String,
+}
+
+impl Names {
+    /// Labels of everything that is made for a volume.
+    pub fn labels(&self, volume: &VolumeId) -> BTreeMap<String, String> {
+        let pairs = [
+            ("app.kubernetes.io/name", "larder-builder".to_owned()),
+            (MANAGED_BY, MANAGER.to_owned()),
+            (INSTALLATION, self.namespace.clone()),
+            (ID, volume.id.to_string()),
+            (GENERATION, volume.generation.to_string()),
+            (TENANT, volume.tenant.to_string()),
+        ];
+        pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// Selects everything of this installation.
+    pub fn all(&self) -> ListParams {
+        ListParams::default()
+            .labels(&format!("{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}", self.namespace))
+    }
+
+    /// Selects what was made for one volume.
+    pub fn of(&self, volume: &VolumeId) -> ListParams {
+        ListParams::default().labels(&format!(
+            "{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}={},{GENERATION}={}",
+            self.namespace, volume.id, volume.generation
+        ))
+    }
+
+    /// The volume that an object was made for, as its labels say.
+    pub fn volume(&self, meta: &ObjectMeta) -> Option<VolumeId> {
+        let labels = meta.labels.as_ref()?;
+        if labels.get(MANAGED_BY)? != MANAGER || *labels.get(INSTALLATION)? != self.namespace {
+            return None;
+        }
+        Some(VolumeId {
+            tenant: labels.get(TENANT)?.parse().ok()?,
+            id: labels.get(ID)?.parse().ok()?,
+            generation: labels.get(GENERATION)?.parse().ok()?,
+        })
+    }
+}
+
+/// Name of Job, PVC, Secret and VolumeSnapshot. Fits a label (63): Jobs put theirs into one.
+pub fn object(volume: &VolumeId) -> String {
+    match volume.generation {
+        1 => format!("ic-{}", volume.id),
+        generation => format!("ic-{}-{generation}", volume.id),
+    }
+}
+
+/// Name of the content behind the copy in a namespace. Dots, which no namespace has, keep the parts apart.
+pub fn copy(volume: &VolumeId, namespace: &str) -> String {
+    format!("{}.{}.{namespace}", object(volume), volume.generation)
+}
+
+/// The namespace of a tenant.
+pub fn namespace(tenant: &TenantName) -> &str {
+    tenant.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_and_are_read_back() {
+        let names = Names { namespace: "larder".into() };
+        let id = "8f14e45f-ceea-4e7a-9c2b-0123456789ab".parse().unwrap();
+        let volume = VolumeId { tenant: "team-a".parse().unwrap(), id, generation: 1 };
+        assert_eq!(object(&volume), "ic-8f14e45f-ceea-4e7a-9c2b-0123456789ab");
+        let last = VolumeId { generation: u32::MAX, ..volume.clone() };
+        assert!(object(&last).len() <= 63 && copy(&last, &"n".repeat(63)).len() <= 253);
+        let meta = ObjectMeta { labels: Some(names.labels(&last)), ..ObjectMeta::default() };
+        assert_eq!(names.volume(&meta), Some(last.clone()));
+        assert_eq!(Names { namespace: "other".into() }.volume(&meta), None);
+        assert_eq!(names.volume(&ObjectMeta::default()), None);
+        // The second volume of one namespace is not the first of another.
+        assert_ne!(copy(&VolumeId { generation: 2, ..volume.clone() }, "x"), copy(&volume, "2-x"));
+    }
+}

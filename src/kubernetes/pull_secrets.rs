@@ -1,0 +1,114 @@
+//! Pull secrets of the cluster, read by name at the moment they are needed.
+//!
+//! Whoever orders must not learn which secrets exist: one that is absent, forbidden, of another type or malformed gives no
+//! credential, and all are named in the same words ([`Unusable`]).
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::Api;
+use kube::{Client, ResourceExt as _};
+
+use super::fault::{Fault, ask};
+use super::names::PULL_BY;
+use crate::caches::pull_secrets::{Content, Form, Unusable};
+use crate::caches::record::OrderedBy;
+use crate::model::image_cache::TenantName;
+use crate::model::pull_secret::PullSecretName;
+
+/// The secrets that give a credential, in the order given, each once. The names of the others go to `unusable`.
+pub async fn read(
+    client: &Client,
+    tenant: &TenantName,
+    ordered_by: OrderedBy,
+    names: &[PullSecretName],
+    unusable: &mut Unusable,
+) -> Result<Vec<(PullSecretName, Content)>, Fault> {
+    let mut usable: Vec<(PullSecretName, Content)> = Vec::new();
+    for name in names {
+        if usable.iter().any(|(known, _)| known == name) {
+            continue;
+        }
+        match find(client, name).await? {
+            Some(secret) if may_use(&secret, tenant, ordered_by, name) => match content(secret) {
+                Some(content) => usable.push((name.clone(), content)),
+                None => unusable.add(&name.to_string()),
+            },
+            _ => unusable.add(&name.to_string()),
+        }
+    }
+    Ok(usable)
+}
+
+/// 403 and 404 are the same.
+async fn find(client: &Client, name: &PullSecretName) -> Result<Option<Secret>, Fault> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), name.namespace());
+    match ask!("reading a pull secret", api.get(name.name())) {
+        Ok(secret) => Ok(Some(secret)),
+        Err(fault) if fault.is_transient() => Err(fault),
+        Err(fault) => {
+            tracing::debug!(secret = %name, "{fault}");
+            Ok(None)
+        }
+    }
+}
+
+/// What the API orders may name is in the configuration. Who writes objects may name the secrets of the namespace, which they
+/// could mount as well; others have to say so themselves, or writing an object would be reading everybody's secrets.
+fn may_use(secret: &Secret, tenant: &TenantName, ordered_by: OrderedBy, name: &PullSecretName) -> bool {
+    if ordered_by == OrderedBy::Api || name.namespace() == tenant.as_str() {
+        return true;
+    }
+    let allowed = secret.annotations().get(PULL_BY).map_or("", String::as_str);
+    allowed.split(',').map(str::trim).any(|one| one == "*" || one == tenant.as_str())
+}
+
+/// The bytes that the kubelet would read, well-formed.
+fn content(secret: Secret) -> Option<Content> {
+    let form = match secret.type_.as_deref() {
+        Some("kubernetes.io/dockerconfigjson") => Form::DockerConfigJson,
+        Some("kubernetes.io/dockercfg") => Form::DockerCfg,
+        _ => return None,
+    };
+    Content::parse(form, secret.data?.remove(form.file_name())?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+
+    use super::*;
+
+    fn secret(pull_by: &str) -> Secret {
+        let mut secret = Secret::default();
+        secret.annotations_mut().insert(PULL_BY.to_owned(), pull_by.to_owned());
+        secret
+    }
+
+    #[test]
+    fn whose_secrets_may_be_named() {
+        let (team, name) = ("team".parse().unwrap(), "other:registry".parse().unwrap());
+        let may = |pull_by: &str, by| may_use(&secret(pull_by), &team, by, &name);
+        assert!(may("", OrderedBy::Api) && !may("", OrderedBy::Cluster));
+        assert!(may("x, team", OrderedBy::Cluster) && may("*", OrderedBy::Cluster));
+        assert!(!may("teams", OrderedBy::Cluster) && !may("te*", OrderedBy::Cluster));
+        assert!(may_use(&Secret::default(), &team, OrderedBy::Cluster, &"team:own".parse().unwrap()));
+    }
+
+    #[test]
+    fn only_what_a_kubelet_reads() {
+        let of = |type_: &str, key: &str, text: &str| {
+            let data = [(key.to_owned(), ByteString(text.as_bytes().to_vec()))];
+            content(Secret { type_: Some(type_.to_owned()), data: Some(data.into()), ..Secret::default() })
+        };
+        let json = r#"{"auths":{"r.io":{"username":"u","password":"hidden"}}}"#;
+        assert_eq!(
+            of("kubernetes.io/dockerconfigjson", ".dockerconfigjson", json).unwrap().expose(),
+            json.as_bytes()
+        );
+        let cfg = r#"{"r.io":{"username":"u","password":"hidden"}}"#;
+        assert_eq!(of("kubernetes.io/dockercfg", ".dockercfg", cfg).unwrap().form, Form::DockerCfg);
+        assert!(of("Opaque", ".dockerconfigjson", json).is_none());
+        assert!(of("kubernetes.io/dockercfg", ".dockerconfigjson", json).is_none());
+        // An API server takes it (facts of Kubernetes): only its being JSON is checked there.
+        assert!(of("kubernetes.io/dockerconfigjson", ".dockerconfigjson", r#"{"auths":[1]}"#).is_none());
+    }
+}

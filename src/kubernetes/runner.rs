@@ -1,0 +1,524 @@
+//! A build in the cluster: from an order to a snapshot that is ready.
+//!
+//! ```text
+//! Job, suspended ──► Secret, PVC (the Job owns them) ──► Job goes on ──► its pod ends ──► VolumeSnapshot ──► Job goes
+//! ```
+//!
+//! Each step looks what is there, does the next thing, and looks again. So it can be broken off anywhere, and whoever is
+//! next goes on: the Job exists for one attempt, the snapshot carries the result of the build in an annotation, and once it
+//! is ready nothing else is needed. Being asked to stop leaves everything as it is: a Job goes on without us, and the sweep
+//! removes what no record needs.
+
+mod log;
+mod objects;
+mod verdict;
+mod waiting;
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::batch::v1::Job as KubeJob;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Client, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use self::log::Logs;
+use self::objects::Parts;
+use super::client::ApiServer;
+use super::daemon::of_planner;
+use super::fault::{Fault, ask, opt};
+use super::names::{MANAGER, Names, RESULT, object};
+use super::pull_secrets;
+use super::snapshot::VolumeSnapshot;
+use crate::caches::pull_secrets::{Content, Unusable};
+use crate::caches::record::OrderedBy;
+use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
+use crate::caches::runner::{BuildOrder, Ended, Runner};
+use crate::caches::volumes::VolumeId;
+use crate::config::Config;
+use crate::config::caches::Caches;
+use crate::config::cluster::Cluster;
+use crate::model::class::Class;
+use crate::model::event::{Failure, Line, Outcome};
+use crate::model::image_cache::TenantName;
+use crate::model::job::Job;
+use crate::model::plan_report::PlanReport;
+use crate::model::pull_secret::PullSecretName;
+
+/// Most bytes of a result in an annotation: all annotations of an object together may have 256 KiB
+/// (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
+const MAX_RESULT: usize = 64 << 10;
+
+/// Why a pod does not go.
+const STUCK: &str = "nothing is heard of its node; see that it is back, or taken out of the cluster";
+
+/// How patient a runner is.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// How often it looks.
+    pub look: Duration,
+    /// How long a builder may not start.
+    pub pending: Duration,
+    /// How long the disk may stay attached to the node of a builder that has ended. The builder has synced it all the same.
+    pub attached: Duration,
+    /// How long a snapshot may take.
+    pub snapshot: Duration,
+    /// Longest pause after the API server failed.
+    pub outage: Duration,
+}
+
+impl Pace {
+    /// As the configuration has it.
+    pub fn of(cluster: &Cluster) -> Self {
+        let minutes = |minutes: u32| Duration::from_secs(u64::from(minutes) * 60);
+        Pace {
+            look: Duration::from_secs(1),
+            pending: minutes(cluster.pending_timeout_minutes),
+            attached: minutes(2),
+            snapshot: minutes(cluster.snapshot_timeout_minutes),
+            outage: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Starts builders as pods.
+#[derive(Debug)]
+pub struct KubeRunner {
+    client: ApiServer,
+    names: Names,
+    cluster: Cluster,
+    in_effect: RwLock<Arc<InEffect>>,
+    pace: Pace,
+    /// Plans are made here: they move no layer byte and need no disk.
+    planner: ChildRunner,
+}
+
+/// What comes from the configuration, and is replaced when that is read again.
+#[derive(Debug)]
+struct InEffect {
+    caches: Caches,
+    /// What builders read of the configuration.
+    config: String,
+}
+
+impl InEffect {
+    fn of(config: &Config) -> Result<Self, ChildRunnerError> {
+        let of_builders =
+            Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
+        Ok(InEffect { caches: config.caches.clone(), config: toml::to_string(&of_builders)? })
+    }
+}
+
+/// A step that did not go on.
+enum Halt {
+    /// The cluster failed.
+    Fault(Fault),
+    /// The build has come to an end.
+    Ended(Ended),
+}
+
+impl From<Fault> for Halt {
+    fn from(fault: Fault) -> Self {
+        Halt::Fault(fault)
+    }
+}
+
+impl KubeRunner {
+    /// A runner for the configuration in effect.
+    pub fn new(
+        client: Client,
+        cluster: &Cluster,
+        config: &Config,
+        pace: Pace,
+        planner: ChildRunner,
+    ) -> Result<Self, ChildRunnerError> {
+        Ok(KubeRunner {
+            client: client.into(),
+            names: Names { namespace: cluster.namespace.clone() },
+            cluster: cluster.clone(),
+            in_effect: RwLock::new(Arc::new(InEffect::of(config)?)),
+            pace,
+            planner,
+        })
+    }
+
+    /// Takes up a configuration that was read again.
+    pub fn reload(&self, config: &Config) -> Result<(), ChildRunnerError> {
+        let new = Arc::new(InEffect::of(config)?);
+        self.planner.reload(&of_planner(config))?;
+        *self.in_effect.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    fn in_effect(&self) -> Arc<InEffect> {
+        Arc::clone(&self.in_effect.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn own<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), &self.names.namespace)
+    }
+
+    /// Carries an order out, whatever the API server does meanwhile.
+    async fn carry_out(&self, order: &BuildOrder, lines: &mpsc::Sender<Line>) -> Ended {
+        let volume = VolumeId { tenant: order.tenant.clone(), id: order.id, generation: order.generation };
+        let with = self.in_effect();
+        let build = Build { runner: self, with, order, name: object(&volume), volume, lines };
+        let mut pause = self.pace.look;
+        loop {
+            match Box::pin(build.go_on()).await {
+                Ok(ended) | Err(Halt::Ended(ended)) => return ended,
+                Err(Halt::Fault(fault)) if fault.is_transient() || fault.is_conflict() => {
+                    tracing::warn!(cache = %order.id, "a build waits for the cluster: {fault}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(self.pace.outage);
+                }
+                // A quota, a right, a rule of admission: it does not go away by asking again.
+                Err(Halt::Fault(fault)) => return exhausted(fault.class(), fault.to_string()),
+            }
+        }
+    }
+}
+
+/// One build under way.
+struct Build<'a> {
+    runner: &'a KubeRunner,
+    with: Arc<InEffect>,
+    order: &'a BuildOrder,
+    volume: VolumeId,
+    /// Of Job, Secret, PVC and VolumeSnapshot.
+    name: String,
+    lines: &'a mpsc::Sender<Line>,
+}
+
+impl Build<'_> {
+    /// Goes on from whatever is there.
+    async fn go_on(&self) -> Result<Ended, Halt> {
+        // One that was given up is on its way out, and its name not free before it is gone.
+        if let Some(snapshot) = self.snapshot().await?
+            && snapshot.metadata.deletion_timestamp.is_none()
+        {
+            return self.finish(snapshot).await;
+        }
+        let mut unusable: Unusable = self.order.unusable_secrets.iter().collect();
+        let secrets = pull_secrets::read(
+            &self.runner.client,
+            &self.order.tenant,
+            self.order.ordered_by,
+            &self.order.job.pull_secrets,
+            &mut unusable,
+        );
+        let secrets = secrets.await?;
+        let job = self.job(&secrets).await?;
+        if job.spec.as_ref().is_some_and(|spec| spec.suspend == Some(true)) && verdict::end(&job).is_none() {
+            self.furnish(&job, &secrets).await?;
+            self.resume().await?;
+        }
+        match self.follow(unusable).await? {
+            Ended::Result(outcome) => {
+                let snapshot = self.take_snapshot(&outcome).await?;
+                self.finish(snapshot).await
+            }
+            Ended::Died(how) => {
+                // The next attempt begins anew.
+                self.delete_job().await?;
+                Ok(Ended::Died(how))
+            }
+            ended => Ok(ended),
+        }
+    }
+
+    fn parts<'b>(&'b self, job: &'b Job) -> Parts<'b> {
+        let KubeRunner { names, cluster, .. } = self.runner;
+        Parts { names, cluster, caches: &self.with.caches, volume: &self.volume, job }
+    }
+
+    /// The job that the builder gets: its secrets are those that there are.
+    fn build_job(&self, secrets: &[(PullSecretName, Content)]) -> Job {
+        Job { pull_secrets: secrets.iter().map(|(name, _)| name.clone()).collect(), ..self.order.job.clone() }
+    }
+
+    /// The Job of this build, made if need be.
+    async fn job(&self, secrets: &[(PullSecretName, Content)]) -> Result<KubeJob, Halt> {
+        let jobs: Api<KubeJob> = self.runner.own();
+        loop {
+            let doing = format!("reading the job {}", self.name);
+            match opt(ask!(&doing, jobs.get(&self.name)))? {
+                Some(job) if job.metadata.deletion_timestamp.is_none() => return Ok(job),
+                // One of an earlier attempt: its name is not free before it is gone.
+                Some(_) => tokio::time::sleep(self.runner.pace.look).await,
+                None => {
+                    self.check_storage_class().await?;
+                    let deadline = self.order.job.deadline.map(|deadline| deadline - chrono::Utc::now());
+                    let longest = i64::from(self.with.caches.build_timeout_minutes) * 60;
+                    let seconds = deadline.map_or(longest, |left| left.num_seconds().clamp(1, longest));
+                    let job = self.build_job(secrets);
+                    let object = self.parts(&job).job(secrets, seconds);
+                    return self.apply("the job", &object).await;
+                }
+            }
+        }
+    }
+
+    async fn check_storage_class(&self) -> Result<(), Halt> {
+        let class = &self.runner.cluster.storage_class;
+        if class.is_empty() {
+            return Ok(());
+        }
+        let classes: Api<StorageClass> = Api::all(self.runner.client.clone());
+        match opt(ask!("reading the storage class", classes.get(class)))? {
+            Some(_) => Ok(()),
+            None => Err(Halt::Ended(exhausted(
+                Class::Internal,
+                format!("there is no StorageClass {class:?} in the cluster: see cluster.storage_class"),
+            ))),
+        }
+    }
+
+    /// Makes Secret and PVC, owned by the Job. What is left of an earlier Job goes first.
+    async fn furnish(&self, job: &KubeJob, secrets: &[(PullSecretName, Content)]) -> Result<(), Halt> {
+        let build_job = self.build_job(secrets);
+        let parts = self.parts(&build_job);
+        let secret = parts.secret(job, &self.with.config, secrets);
+        let secret = secret.map_err(|e| Halt::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
+        self.apply::<Secret>("the secret", &secret).await?;
+        let size_gib = self.order.job.size.map_or(0, |size| size.0 >> 30);
+        self.apply::<PersistentVolumeClaim>("the volume claim", &parts.claim(job, size_gib)).await?;
+        Ok(())
+    }
+
+    /// Applies an object that belongs to the Job. One that cannot become what it shall be is of an earlier Job or attempt
+    /// (immutable content, another controller): it is removed, and made when it is gone.
+    async fn apply<K>(&self, what: &str, object: &Value) -> Result<K, Halt>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = self.runner.own();
+        let parameters = PatchParams::apply(MANAGER).force().validation_strict();
+        let doing = format!("making {what} {}", self.name);
+        loop {
+            match ask!(&doing, api.patch(&self.name, &parameters, &Patch::Apply(object))) {
+                Ok(made) if made.meta().deletion_timestamp.is_none() => return Ok(made),
+                Ok(_) => {}
+                Err(fault) if fault.code() == 422 => {
+                    let why = fault.to_string();
+                    let removing = format!("removing an earlier {}", self.name);
+                    let removed = opt(ask!(&removing, api.delete(&self.name, &DeleteParams::default())))?;
+                    if removed.is_none() {
+                        // Nothing was in the way: the object itself is refused.
+                        return Err(fault.into());
+                    }
+                    tracing::debug!("{why}");
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+            tokio::time::sleep(self.runner.pace.look).await;
+        }
+    }
+
+    async fn resume(&self) -> Result<(), Fault> {
+        let jobs: Api<KubeJob> = self.runner.own();
+        let doing = format!("starting the job {}", self.name);
+        let patch = json!({"spec": {"suspend": false}});
+        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        ask!(&doing, jobs.patch(&self.name, &parameters, &Patch::Merge(&patch)))?;
+        Ok(())
+    }
+
+    /// Follows the Job to its end, passing on what its pods say.
+    async fn follow(&self, unusable: Unusable) -> Result<Ended, Fault> {
+        let Pace { look, pending, .. } = self.runner.pace;
+        let (jobs, pods): (Api<KubeJob>, Api<Pod>) = (self.runner.own(), self.runner.own());
+        let labels = self.runner.names.of(&self.volume);
+        let mut logs = Logs::new(pods.clone(), self.lines.clone(), unusable.clone(), look);
+        let mut idle = Instant::now();
+        let mut doomed = None;
+        loop {
+            let doing = format!("reading the job {}", self.name);
+            let Some(job) = opt(ask!(&doing, jobs.get(&self.name)))? else {
+                return Ok(Ended::Died("its job was deleted by somebody else".to_owned()));
+            };
+            // Pods after the Job: of one that has ended they are all there.
+            let uid = job.uid();
+            let all = ask!("listing the pods of builders", pods.list(&labels))?.items;
+            let of_job =
+                |pod: &Pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref());
+            let mut pods: Vec<Pod> = all.into_iter().filter(of_job).collect();
+            pods.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
+            for pod in pods.iter().filter(|pod| waiting::has_begun(pod)) {
+                logs.listen(&pod.name_any(), verdict::terminated(pod).is_some());
+            }
+            if let Some(end) = verdict::end(&job) {
+                logs.hear_out().await;
+                return Ok(self.name_unusable(verdict::of(&end, &pods, |pod| logs.said(pod)), &unusable));
+            }
+            if let Some(why) = verdict::doom(&job)
+                && doomed.get_or_insert_with(Instant::now).elapsed() >= pending
+            {
+                let message = format!("the job has failed ({why}), and its builder does not end: {STUCK}");
+                return Ok(exhausted(Class::Busy, message));
+            }
+            if pods.iter().any(waiting::runs) {
+                idle = Instant::now();
+            } else if let Some(why) = pods.iter().find_map(waiting::never) {
+                return Ok(exhausted(Class::Internal, format!("the builder cannot start: {why}")));
+            } else if idle.elapsed() >= pending {
+                let events: Api<Event> = self.runner.own();
+                let why = waiting::reason(&pods, &events, &self.name).await;
+                let message = format!("the builder did not start within {} s: {why}", pending.as_secs());
+                return Ok(exhausted(Class::Internal, message));
+            }
+            tokio::time::sleep(look).await;
+        }
+    }
+
+    fn name_unusable(&self, ended: Ended, unusable: &Unusable) -> Ended {
+        match ended {
+            Ended::Exhausted(mut outcome) => {
+                unusable.name_in_outcome(&mut outcome);
+                Ended::Exhausted(outcome)
+            }
+            other => other,
+        }
+    }
+
+    async fn snapshot(&self) -> Result<Option<VolumeSnapshot>, Fault> {
+        let api: Api<VolumeSnapshot> = self.runner.own();
+        let doing = format!("reading the snapshot {}", self.name);
+        opt(ask!(&doing, api.get(&self.name)))
+    }
+
+    /// Takes the snapshot of a volume whose builder has ended.
+    async fn take_snapshot(&self, outcome: &Outcome) -> Result<VolumeSnapshot, Halt> {
+        self.wait_until_detached().await?;
+        let result = outcome.to_short_line(MAX_RESULT);
+        let result = result.map_err(|e| Halt::Ended(Ended::Died(format!("writing its result: {e}"))))?;
+        let snapshot = self.parts(&self.order.job).snapshot(&result);
+        let made: VolumeSnapshot = self.apply("the snapshot", &snapshot).await?;
+        let of = made.spec.source.persistent_volume_claim_name.as_deref();
+        if of != Some(&self.name) {
+            let message = format!("the snapshot {} is of {of:?}: somebody else made it", self.name);
+            return Err(Halt::Ended(exhausted(Class::Conflict, message)));
+        }
+        Ok(made)
+    }
+
+    /// A disk that is still mounted has a journal to replay.
+    async fn wait_until_detached(&self) -> Result<(), Fault> {
+        let claims: Api<PersistentVolumeClaim> = self.runner.own();
+        let doing = format!("reading the volume claim {}", self.name);
+        let claim = opt(ask!(&doing, claims.get(&self.name)))?;
+        let Some(disk) = claim.and_then(|claim| claim.spec?.volume_name) else { return Ok(()) };
+        let attachments: Api<VolumeAttachment> = Api::all(self.runner.client.clone());
+        let start = Instant::now();
+        while start.elapsed() < self.runner.pace.attached {
+            let list = ListParams::default();
+            let attached = match ask!("listing volume attachments", attachments.list(&list)) {
+                Ok(all) => {
+                    all.items.iter().any(|one| one.spec.source.persistent_volume_name.as_ref() == Some(&disk))
+                }
+                // The builder has synced; without the right to look there is nothing to wait for.
+                Err(fault) if fault.code() == 403 => false,
+                Err(fault) => return Err(fault),
+            };
+            if !attached {
+                return Ok(());
+            }
+            tokio::time::sleep(self.runner.pace.look).await;
+        }
+        tracing::warn!(cache = %self.order.id, disk, "a snapshot is taken of a disk that is still attached");
+        Ok(())
+    }
+
+    /// Waits until a snapshot is ready, and lets go what it was made from.
+    async fn finish(&self, mut snapshot: VolumeSnapshot) -> Result<Ended, Halt> {
+        let start = Instant::now();
+        while !snapshot.is_ready() {
+            if start.elapsed() >= self.runner.pace.snapshot {
+                let why = snapshot.error().unwrap_or("nothing is told of why").to_owned();
+                let message = format!(
+                    "the snapshot was not ready within {} s: {}",
+                    self.runner.pace.snapshot.as_secs(),
+                    crate::model::escape::escape_to(&why, 400)
+                );
+                return Ok(exhausted(Class::Transient, message));
+            }
+            tokio::time::sleep(self.runner.pace.look).await;
+            snapshot = match self.snapshot().await? {
+                Some(snapshot) if snapshot.metadata.deletion_timestamp.is_none() => snapshot,
+                _ => return Ok(Ended::Died("its snapshot was deleted by somebody else".to_owned())),
+            };
+        }
+        self.delete_job().await?;
+        let result = snapshot.annotations().get(RESULT).and_then(|text| serde_json::from_str(text).ok());
+        Ok(match result {
+            Some(outcome) => Ended::Result(outcome),
+            None => exhausted(Class::Corrupt, format!("the snapshot {} tells no result", self.name)),
+        })
+    }
+
+    /// Deletes the Job; the cluster collects pods, Secret and PVC with it.
+    async fn delete_job(&self) -> Result<(), Fault> {
+        let jobs: Api<KubeJob> = self.runner.own();
+        let doing = format!("deleting the job {}", self.name);
+        opt(ask!(&doing, jobs.delete(&self.name, &DeleteParams::foreground())))?;
+        Ok(())
+    }
+}
+
+fn exhausted(class: Class, message: String) -> Ended {
+    Ended::Exhausted(verdict::outcome(class, message))
+}
+
+impl Runner for KubeRunner {
+    fn build<'a>(
+        &'a self,
+        order: BuildOrder,
+        lines: mpsc::Sender<Line>,
+        stop: CancellationToken,
+    ) -> BoxFuture<'a, Ended> {
+        Box::pin(async move {
+            tokio::select! {
+                ended = self.carry_out(&order, &lines) => ended,
+                () = stop.cancelled() => Ended::Stopped,
+            }
+        })
+    }
+
+    fn plan<'a>(
+        &'a self,
+        tenant: TenantName,
+        job: Job,
+        unusable_secrets: Vec<String>,
+    ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
+        Box::pin(async move {
+            let mut unusable: Unusable = unusable_secrets.iter().collect();
+            let read =
+                pull_secrets::read(&self.client, &tenant, OrderedBy::Api, &job.pull_secrets, &mut unusable);
+            let found: HashMap<PullSecretName, Content> = match read.await {
+                Ok(found) => found.into_iter().collect(),
+                Err(fault) => {
+                    tracing::warn!(%tenant, "a plan cannot be made: {fault}");
+                    let message = "the cluster cannot be reached for now".to_owned();
+                    return Err(verdict::outcome(Class::Transient, message).failures);
+                }
+            };
+            self.planner.plan_with(job, unusable_secrets, found).await
+        })
+    }
+}

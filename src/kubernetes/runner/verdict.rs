@@ -1,0 +1,239 @@
+//! What an ended Job means for its build.
+
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod};
+use kube::ResourceExt as _;
+
+use super::objects::CONTAINER;
+use crate::caches::runner::Ended;
+use crate::model::class::Class;
+use crate::model::escape::escape_to;
+use crate::model::event::{Failure, Outcome, Status};
+
+/// How much of the last words of a builder is told, characters.
+const TOLD: usize = 600;
+
+/// How a Job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// A pod of it succeeded.
+    Complete,
+    /// It failed for good.
+    Failed {
+        /// `PodFailurePolicy`, `BackoffLimitExceeded`, `DeadlineExceeded` …
+        reason: String,
+        /// Why, for people.
+        message: String,
+    },
+}
+
+/// Whether a Job has ended, and how.
+pub(super) fn end(job: &Job) -> Option<End> {
+    let failed = condition(job, "Failed").map(|failed| {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        End::Failed { reason: text(&failed.reason), message: text(&failed.message) }
+    });
+    failed.or_else(|| condition(job, "Complete").map(|_| End::Complete))
+}
+
+/// Why a Job will fail that waits for the end of its pods. On a node that nobody hears of they end when that is back, or taken
+/// out of the cluster.
+pub(super) fn doom(job: &Job) -> Option<&str> {
+    Some(condition(job, "FailureTarget")?.reason.as_deref().unwrap_or("FailureTarget"))
+}
+
+fn condition<'a>(job: &'a Job, name: &str) -> Option<&'a JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == name && condition.status == "True")
+}
+
+/// The state of the builder in a pod.
+pub(super) fn state(pod: &Pod) -> Option<&ContainerState> {
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    statuses.iter().find(|status| status.name == CONTAINER)?.state.as_ref()
+}
+
+/// How the builder in a pod ended, if it has.
+pub(super) fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
+    state(pod)?.terminated.as_ref()
+}
+
+/// Brings together how the Job ended, how its pods did, and what was heard of them (`said`: the result in the log of a pod, by
+/// its name).
+pub(super) fn of(end: &End, pods: &[Pod], said: impl Fn(&str) -> Option<Outcome>) -> Ended {
+    let last = |succeeded: bool| {
+        let ended = pods.iter().filter_map(|pod| Some((pod, terminated(pod)?)));
+        let wanted = ended.filter(|(_, terminated)| (terminated.exit_code == 0) == succeeded);
+        wanted.max_by_key(|(pod, terminated)| {
+            (terminated.finished_at.as_ref().map(|time| time.0), pod.creation_timestamp().map(|time| time.0))
+        })
+    };
+    match end {
+        End::Complete => {
+            let outcome = last(true).and_then(|(pod, terminated)| told(pod, terminated, &said));
+            match outcome {
+                Some(outcome) if outcome.status == Status::Ok && outcome.digest.is_some() => {
+                    Ended::Result(outcome)
+                }
+                _ => Ended::Died("its job is complete, and its pod is gone or gave no result".to_owned()),
+            }
+        }
+        End::Failed { reason, message } => {
+            let Some((pod, terminated)) = last(false) else {
+                return Ended::Exhausted(without_result(reason, message));
+            };
+            // A builder that was told by its deadline or its cluster to go is not what it last said.
+            Ended::Exhausted(match told(pod, terminated, &said) {
+                Some(outcome) if outcome.status == Status::Failed => outcome,
+                _ => died(terminated, reason),
+            })
+        }
+    }
+}
+
+/// The result of one pod: its termination message, and the whole of it where the log was heard.
+fn told(
+    pod: &Pod,
+    terminated: &ContainerStateTerminated,
+    said: impl Fn(&str) -> Option<Outcome>,
+) -> Option<Outcome> {
+    let fits = |outcome: &Outcome| i32::from(outcome.exit_code) == terminated.exit_code;
+    let short: Option<Outcome> =
+        terminated.message.as_deref().and_then(|message| serde_json::from_str(message).ok()).filter(fits);
+    let whole = said(&pod.name_any()).filter(fits);
+    match (short, whole) {
+        // The message is what counts; the log may only say more of the same.
+        (Some(short), Some(whole)) if short.truncated && whole.digest == short.digest => Some(whole),
+        (Some(short), _) => Some(short),
+        (None, whole) => whole,
+    }
+}
+
+fn without_result(reason: &str, message: &str) -> Outcome {
+    match reason {
+        "DeadlineExceeded" => outcome(Class::Busy, "the builder did not end within its time".to_owned()),
+        _ => outcome(Class::Internal, format!("the job failed: {reason}: {}", escape_to(message, TOLD))),
+    }
+}
+
+fn died(terminated: &ContainerStateTerminated, of_job: &str) -> Outcome {
+    let code = terminated.exit_code;
+    let class = match code {
+        64 => Class::Invalid,
+        65 => Class::Corrupt,
+        69 => Class::Transient,
+        73 => Class::NoSpace,
+        75 => Class::Busy,
+        77 => Class::Denied,
+        _ => Class::Internal,
+    };
+    let mut message = format!("the builder ended with exit code {code}");
+    if let Some(reason) = terminated.reason.as_deref().filter(|reason| *reason != "Error") {
+        message.push_str(&format!(" ({reason})"));
+    }
+    message.push_str(&format!(" and gave no result; the job says {of_job}"));
+    if let Some(words) = terminated.message.as_deref().filter(|words| !words.is_empty()) {
+        message.push_str(&format!("; its last words: {}", escape_to(words.trim(), TOLD)));
+    }
+    outcome(class, message)
+}
+
+/// The outcome of a build that no builder told.
+pub(super) fn outcome(class: Class, message: String) -> Outcome {
+    Outcome {
+        status: Status::Failed,
+        exit_code: class.exit_code(),
+        failures: vec![Failure { class, images: Vec::new(), layer: None, message: message.clone() }],
+        message,
+        class: Some(class),
+        images: Vec::new(),
+        digest: None,
+        totals: None,
+        elapsed_ms: 0,
+        truncated: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::digest::Digest;
+    use crate::model::event::SealedImage;
+
+    fn pod(name: &str, finished: &str, code: i32, message: Option<Value>) -> Pod {
+        let message =
+            message.map(|message| message.as_str().map_or_else(|| message.to_string(), str::to_owned));
+        serde_json::from_value(json!({
+            "metadata": {"name": name, "creationTimestamp": finished},
+            "status": {"containerStatuses": [{
+                "name": "builder", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"terminated": {
+                    "exitCode": code, "finishedAt": finished, "message": message,
+                    "reason": if code == 137 { "OOMKilled" } else { "Error" },
+                }},
+            }]},
+        }))
+        .unwrap()
+    }
+
+    fn failed(reason: &str) -> End {
+        End::Failed { reason: reason.into(), message: "m\u{1b}".into() }
+    }
+
+    fn sealed(truncated: bool) -> Outcome {
+        Outcome {
+            status: Status::Ok,
+            exit_code: 0,
+            class: None,
+            failures: Vec::new(),
+            digest: Some(Digest::sha256(b"d")),
+            truncated,
+            ..outcome(Class::Internal, String::new())
+        }
+    }
+
+    const EARLY: &str = "2026-01-01T00:00:00Z";
+    const LATE: &str = "2026-01-01T00:01:00Z";
+
+    #[test]
+    fn of_a_complete_job_the_message_counts() {
+        let short = serde_json::to_value(sealed(true)).unwrap();
+        let pods = [pod("a", EARLY, 69, None), pod("b", LATE, 0, Some(short))];
+        let image = SealedImage { reference: "a".into(), manifest: Digest::sha256(b"m"), index: None };
+        let whole = Outcome { images: vec![image], ..sealed(false) };
+        let of = |said: Option<Outcome>| match of(&End::Complete, &pods, |name| {
+            said.clone().filter(|_| name == "b")
+        }) {
+            Ended::Result(outcome) => outcome.images.len(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((of(None), of(Some(whole.clone()))), (0, 1));
+        let other = Outcome { digest: Some(Digest::sha256(b"x")), ..whole };
+        assert_eq!(of(Some(other)), 0, "a log that says something else is not believed");
+        assert!(matches!(super::of(&End::Complete, &[], |_| None), Ended::Died(_)));
+        assert!(matches!(super::of(&End::Complete, &pods[..1], |_| None), Ended::Died(_)));
+    }
+
+    #[test]
+    fn of_a_failed_job_the_last_pod_counts() {
+        let of = |end: &End, pods: &[Pod]| match of(end, pods, |_| None) {
+            Ended::Exhausted(outcome) => (outcome.class.unwrap(), outcome.message),
+            other => panic!("{other:?}"),
+        };
+        let denied = serde_json::to_value(outcome(Class::Denied, "no".into())).unwrap();
+        let pods = [pod("b", LATE, 77, Some(denied)), pod("a", EARLY, 69, None)];
+        assert_eq!(of(&failed("PodFailurePolicy"), &pods), (Class::Denied, "no".into()));
+        let (class, message) = of(&failed("BackoffLimitExceeded"), &[pod("a", EARLY, 137, None)]);
+        assert_eq!(class, Class::Internal);
+        assert!(message.contains("137 (OOMKilled)"), "{message}");
+        let words = Some(json!("boom\u{1b}[2J"));
+        let (class, message) = of(&failed("PodFailurePolicy"), &[pod("a", EARLY, 65, words)]);
+        assert_eq!(class, Class::Corrupt);
+        assert!(message.ends_with("its last words: boom\\u{1b}[2J"), "{message}");
+        assert_eq!(of(&failed("DeadlineExceeded"), &[]).0, Class::Busy);
+        let (_, message) = of(&failed("Odd"), &[]);
+        assert_eq!(message, "the job failed: Odd: m\\u{1b}");
+    }
+}

@@ -1,0 +1,606 @@
+//! Records as custom resources.
+//!
+//! Compare-and-swap is a PUT of the status with the resourceVersion that was read. A create is a POST of the order, whose
+//! name the API server lets only one have, and a PUT of its status. What must hold over several objects (quota, capacity, one
+//! record for one Idempotency-Key) is checked and written by one daemon at a time, under a Lease that is held for a moment;
+//! a ResourceQuota holds whatever becomes of that.
+
+mod keys;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, ResourceExt as _};
+use serde_json::json;
+
+use self::keys::Keys;
+use super::client::ApiServer;
+use super::convert::{self, Read};
+use super::crd::ImageCache;
+use super::fault::{Fault, ask, opt};
+use super::lease::{Lease, Tried};
+use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
+use crate::caches::record::{OrderedBy, Record};
+use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
+use crate::caches::volumes::UNLIMITED;
+use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
+use crate::sys::clock::guard::Noted;
+
+/// For how long one daemon may be at a create before another takes its place.
+const TURN: Duration = Duration::from_secs(10);
+/// How often it is looked whether the turn has come.
+const LOOK: Duration = Duration::from_millis(50);
+/// The ConfigMap with the clocks as they were noted last.
+const CLOCK: &str = "larder-clock";
+/// Objects of one answer of a list.
+const PAGE: u32 = 500;
+
+/// For how long after a create its object still tells the key, should the key itself not have been kept.
+const REPAIR: TimeDelta = TimeDelta::hours(1);
+
+/// Where an object is. Name and namespace of an identity never change.
+type Place = (String, String);
+
+/// Records in the cluster's own store.
+#[derive(Debug)]
+pub struct KubeStore {
+    client: ApiServer,
+    /// UID of the cluster.
+    cluster: String,
+    keys: Keys,
+    clock: Api<ConfigMap>,
+    admission: Lease,
+    /// One create at a time in this process; the lease is for those between processes.
+    turn: tokio::sync::Mutex<()>,
+    places: Mutex<HashMap<CacheId, Place>>,
+}
+
+impl KubeStore {
+    /// The store of the cluster `cluster`, with what is Larder's own in `own`. `identity` tells this process from others.
+    pub fn new(client: Client, cluster: &str, own: &str, identity: &str) -> Self {
+        KubeStore {
+            cluster: cluster.to_owned(),
+            keys: Keys::new(client.clone(), own),
+            clock: Api::namespaced(client.clone(), own),
+            admission: Lease::new(client.clone(), own, "larder-admission", identity, TURN),
+            turn: tokio::sync::Mutex::default(),
+            places: Mutex::default(),
+            client: client.into(),
+        }
+    }
+
+    /// UID of the cluster.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    fn of(&self, namespace: &str) -> Api<ImageCache> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    fn places(&self) -> MutexGuard<'_, HashMap<CacheId, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers where an object is.
+    pub fn know(&self, object: &ImageCache) {
+        if let (Some(id), Some(namespace)) = (convert::id(&object.metadata), object.namespace()) {
+            self.places().insert(id, (namespace, object.name_any()));
+        }
+    }
+
+    /// What an object is, with its version.
+    pub fn read(&self, object: &ImageCache) -> Result<Option<Stored>, StoreError> {
+        match convert::read(object, &self.cluster) {
+            Read::Record(record) => {
+                let version = convert::version(&object.metadata).ok_or_else(|| {
+                    corrupt(object, format!("resourceVersion {:?} is no number", object.resource_version()))
+                })?;
+                Ok(Some(Stored { version, record: *record }))
+            }
+            Read::New | Read::Invalid(_) => Ok(None),
+            // Were it left out, its volumes would be nobody's, and swept.
+            Read::Corrupt(what) => Err(corrupt(object, what)),
+        }
+    }
+
+    async fn objects(&self, namespace: Option<&str>) -> Result<Vec<ImageCache>, Fault> {
+        let api = match namespace {
+            Some(namespace) => self.of(namespace),
+            None => Api::all(self.client.clone()),
+        };
+        let mut objects = Vec::new();
+        let mut parameters = ListParams::default().limit(PAGE);
+        loop {
+            let page = match ask!("listing image caches", api.list(&parameters)) {
+                Ok(page) => page,
+                // The list is too old to be gone on with (410): from the start.
+                Err(fault) if fault.code() == 410 && !objects.is_empty() => {
+                    objects.clear();
+                    parameters.continue_token = None;
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
+            objects.extend(page.items);
+            parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if parameters.continue_token.is_none() {
+                break;
+            }
+        }
+        objects.iter().for_each(|object| self.know(object));
+        Ok(objects)
+    }
+
+    /// The object of an identity.
+    async fn find(&self, id: CacheId) -> Result<Option<ImageCache>, Fault> {
+        let known = self.places().get(&id).cloned();
+        let Some((namespace, name)) = known else {
+            let all = self.objects(None).await?;
+            return Ok(all.into_iter().find(|object| convert::id(&object.metadata) == Some(id)));
+        };
+        let doing = format!("reading the image cache {namespace}/{name}");
+        let api = self.of(&namespace);
+        let found = opt(ask!(&doing, api.get(&name)))?;
+        let found = found.filter(|object| convert::id(&object.metadata) == Some(id));
+        if found.is_none() {
+            self.places().remove(&id);
+        }
+        Ok(found)
+    }
+
+    /// Waits until this daemon may check and write what must hold over several objects.
+    async fn turn(&self) -> Result<(), Fault> {
+        while self.admission.try_take().await? != Tried::Taken {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    async fn create(
+        &self,
+        record: Record,
+        admission: Admission,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Created, StoreError> {
+        let _turn = self.turn.lock().await;
+        self.turn().await?;
+        let created = self.admit(record, admission, key).await;
+        // Whoever is next need not wait until it is over.
+        if let Err(fault) = self.admission.release().await {
+            tracing::debug!("{fault}");
+        }
+        created
+    }
+
+    async fn admit(
+        &self,
+        record: Record,
+        admission: Admission,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Created, StoreError> {
+        let tenant = &record.tenant;
+        let hash = key.as_ref().map(|key| keys::hash(tenant, &key.key));
+        if let (Some(key), Some(hash)) = (&key, &hash)
+            && let Some(answer) = self.keys.find(tenant, hash).await?
+        {
+            return answer.of(key).map(|record| Created::Before(Box::new(record)));
+        }
+        let own = self.objects(Some(namespace(tenant))).await?;
+        // One whose daemon died between the record and the key.
+        if let (Some(key), Some(hash)) = (&key, &hash)
+            && let Some(object) = own.iter().find(|object| {
+                annotation(object, KEY) == Some(hash)
+                    && record.created_at - convert::created(&object.metadata) < REPAIR
+            })
+        {
+            // Whoever may write objects can write the annotation: it makes no other order out of one.
+            let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
+            let same = spec
+                .is_ok_and(|spec| Spec { retention_days: record.spec.retention_days, ..spec } == record.spec);
+            if !same || annotation(object, REQUEST) != Some(&hex(&key.request)) {
+                return Err(StoreError::KeyReused);
+            }
+            let stored = self.settle(object.clone(), &record).await?;
+            let first = Record::new(
+                stored.record.id,
+                stored.record.tenant,
+                stored.record.spec,
+                stored.record.created_at,
+            );
+            self.keys.keep(hash, key, &first).await?;
+            return Ok(Created::Before(Box::new(first)));
+        }
+        if own.iter().any(|object| object.name_any() == record.spec.name.as_str()) {
+            return Err(StoreError::NameTaken(record.spec.name));
+        }
+        if own.len() >= admission.max_per_tenant {
+            return Err(StoreError::Quota { have: own.len(), max: admission.max_per_tenant });
+        }
+        let capacity_gib = admission.capacity_gib;
+        if capacity_gib < UNLIMITED {
+            let free_gib = capacity_gib.saturating_sub(self.reserved_gib().await?);
+            let need_gib = record.reserved_gib();
+            if need_gib > free_gib {
+                return Err(StoreError::Full { need_gib, free_gib, capacity_gib });
+            }
+        }
+        let mut object = convert::object(&record, &self.cluster);
+        let annotations = object.annotations_mut();
+        annotations.insert(NONCE.to_owned(), record.id.to_string());
+        if let (Some(key), Some(hash)) = (&key, &hash) {
+            annotations.insert(KEY.to_owned(), hash.clone());
+            annotations.insert(REQUEST.to_owned(), hex(&key.request));
+        }
+        let object = self.post(&record, object, own.len()).await?;
+        let stored = self.settle(object, &record).await?;
+        if let (Some(key), Some(hash)) = (&key, &hash) {
+            self.keys.keep(hash, key, &stored.record).await?;
+        }
+        Ok(Created::New(stored))
+    }
+
+    /// GiB that all records reserve, those that nobody has looked at yet included.
+    async fn reserved_gib(&self) -> Result<u64, StoreError> {
+        let mut reserved = 0;
+        for object in &self.objects(None).await? {
+            reserved += match self.read(object)? {
+                Some(stored) => stored.record.reserved_gib(),
+                None if object.status.is_none() => u64::from(object.spec.image_cache_size),
+                None => 0,
+            };
+        }
+        Ok(reserved)
+    }
+
+    /// Makes the object of an order.
+    async fn post(&self, record: &Record, object: ImageCache, have: usize) -> Result<ImageCache, StoreError> {
+        let api = self.of(namespace(&record.tenant));
+        let name = record.spec.name.as_str();
+        let doing = format!("making the image cache {}/{name}", record.tenant);
+        match ask!(&doing, api.create(&post_parameters(), &object)) {
+            Ok(object) => Ok(object),
+            Err(fault) if fault.is_already_there() => {
+                // Ours, if an earlier try was carried out and its answer was lost.
+                let present = opt(ask!(&doing, api.get(name)))?;
+                present
+                    .filter(|present| annotation(present, NONCE) == Some(&record.id.to_string()))
+                    .ok_or_else(|| StoreError::NameTaken(record.spec.name.clone()))
+            }
+            Err(fault) if fault.is_quota() => Err(StoreError::Quota { have, max: have }),
+            Err(fault) if fault.is_not_found() => Err(StoreError::NoNamespace(record.tenant.clone())),
+            Err(fault) => Err(fault.into()),
+        }
+    }
+
+    /// Gives an object without a status the one of a record that has just been ordered.
+    async fn settle(&self, object: ImageCache, record: &Record) -> Result<Stored, StoreError> {
+        self.know(&object);
+        if let Some(stored) = self.read(&object)? {
+            return Ok(stored);
+        }
+        let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
+        let record = Record { id, ..record.clone() };
+        match self.put(object, record).await {
+            // An earlier try was carried out and its answer was lost.
+            Err(StoreError::Changed(_)) => match self.find(id).await? {
+                Some(present) => self.read(&present)?.ok_or(StoreError::Changed(id)),
+                None => Err(StoreError::Gone(id)),
+            },
+            other => other,
+        }
+    }
+
+    /// Writes the status of an object that was read.
+    async fn put(&self, mut object: ImageCache, record: Record) -> Result<Stored, StoreError> {
+        let id = record.id;
+        let name = object.name_any();
+        let api = self.of(namespace(&record.tenant));
+        object.status = Some(convert::status(&record, object.status.as_ref(), object.metadata.generation));
+        // Half of an object is this list, and a PUT leaves it as it is.
+        object.metadata.managed_fields = None;
+        let doing = format!("writing the status of the image cache {}/{name}", record.tenant);
+        match ask!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
+            Ok(written) => {
+                self.read(&written)?.ok_or_else(|| corrupt(&written, "its status was not kept".to_owned()))
+            }
+            Err(fault) if fault.is_conflict() => Err(StoreError::Changed(id)),
+            Err(fault) if fault.is_not_found() => Err(StoreError::Gone(id)),
+            Err(fault) => Err(fault.into()),
+        }
+    }
+
+    async fn replace(&self, stored: Stored) -> Result<Stored, StoreError> {
+        let Stored { version, record } = stored;
+        let object = self.find(record.id).await?.ok_or(StoreError::Gone(record.id))?;
+        let place = (object.namespace().unwrap_or_default(), object.name_any());
+        if place != (namespace(&record.tenant).to_owned(), record.spec.name.to_string()) {
+            let reason = "tenant and name of a record never change".to_owned();
+            return Err(StoreError::Failed { doing: "writing", reason, full: false });
+        }
+        if convert::version(&object.metadata) != Some(version) {
+            return Err(StoreError::Changed(record.id));
+        }
+        self.put(object, record).await
+    }
+
+    async fn remove(&self, id: CacheId, version: u64) -> Result<(), StoreError> {
+        let mut object = self.find(id).await?.ok_or(StoreError::Gone(id))?;
+        if convert::version(&object.metadata) != Some(version) {
+            return Err(StoreError::Changed(id));
+        }
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let api = self.of(&namespace);
+        if object.metadata.deletion_timestamp.is_none() {
+            let only = Preconditions { resource_version: object.resource_version(), uid: object.uid() };
+            let parameters = DeleteParams { preconditions: Some(only), ..DeleteParams::default() };
+            let doing = format!("deleting the image cache {namespace}/{name}");
+            match ask!(&doing, api.delete(&name, &parameters)) {
+                Ok(_) => {}
+                Err(fault) if fault.is_conflict() => return Err(StoreError::Changed(id)),
+                Err(fault) if fault.is_not_found() => {
+                    self.forget(id);
+                    return Ok(());
+                }
+                Err(fault) => return Err(fault.into()),
+            }
+            match self.find(id).await? {
+                Some(present) => object = present,
+                None => return Ok(()),
+            }
+        }
+        self.unpin(&object).await?;
+        self.forget(id);
+        Ok(())
+    }
+
+    fn forget(&self, id: CacheId) {
+        self.places().remove(&id);
+    }
+
+    /// Lets an object go that is being deleted and that nothing was made for.
+    pub async fn let_go(&self, object: &ImageCache) -> Result<(), StoreError> {
+        let ours = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+        if ours && object.metadata.deletion_timestamp.is_some() { self.unpin(object).await } else { Ok(()) }
+    }
+
+    /// Writes the status anew where the order has changed since: when it expires is said there, too.
+    pub async fn observe(&self, object: &ImageCache, stored: &Stored) -> Result<(), StoreError> {
+        let observed = object.status.as_ref().and_then(|status| status.observed_generation);
+        if observed == object.metadata.generation || stored.record.status == Status::Deleting {
+            return Ok(());
+        }
+        match self.put(object.clone(), stored.record.clone()).await {
+            // Whoever was faster has observed it, or is heard of again.
+            Ok(_) | Err(StoreError::Changed(_) | StoreError::Gone(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes our finalizer off an object, whatever else is there.
+    async fn unpin(&self, object: &ImageCache) -> Result<(), StoreError> {
+        let finalizers: Vec<&String> =
+            object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+        self.set_finalizers(object, json!(finalizers)).await
+    }
+
+    async fn set_finalizers(
+        &self,
+        object: &ImageCache,
+        finalizers: serde_json::Value,
+    ) -> Result<(), StoreError> {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let api = self.of(&namespace);
+        // The version makes it a compare-and-swap: nobody's finalizer is lost.
+        let patch =
+            json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
+        let doing = format!("writing the finalizers of the image cache {namespace}/{name}");
+        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let id = convert::id(&object.metadata).ok_or_else(|| corrupt(object, "it has no UID".to_owned()))?;
+        match ask!(&doing, api.patch(&name, &parameters, &Patch::Merge(&patch))) {
+            Ok(_) => Ok(()),
+            Err(fault) if fault.is_not_found() => Ok(()),
+            Err(fault) if fault.is_conflict() => Err(StoreError::Changed(id)),
+            Err(fault) => Err(fault.into()),
+        }
+    }
+
+    /// Takes up an object that nobody has looked at yet, as a create would: checked against name, quota and capacity. What
+    /// does not pass fails, and says why.
+    pub async fn adopt(
+        &self,
+        namespace_of: &str,
+        name: &str,
+        admission: Admission,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let _turn = self.turn.lock().await;
+        self.turn().await?;
+        let adopted = self.take_up(namespace_of, name, admission, now).await;
+        if let Err(fault) = self.admission.release().await {
+            tracing::debug!("{fault}");
+        }
+        adopted
+    }
+
+    async fn take_up(
+        &self,
+        namespace_of: &str,
+        name: &str,
+        admission: Admission,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let api = self.of(namespace_of);
+        let doing = format!("reading the image cache {namespace_of}/{name}");
+        let Some(object) = opt(ask!(&doing, api.get(name)))? else { return Ok(()) };
+        if object.status.is_some() || object.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
+        let tenant = namespace_of.parse::<TenantName>().map_err(|e| format!("metadata.namespace: {e}"));
+        let (spec, tenant) = match (spec, tenant) {
+            (Ok(spec), Ok(tenant)) if spec.cluster == self.cluster => (spec, tenant),
+            (Ok(spec), Ok(_)) => {
+                let reason = format!("spec.cluster: {:?} is another cluster than this one", spec.cluster);
+                return self.refuse(object, &reason, now).await;
+            }
+            (Err(reason), _) | (_, Err(reason)) => return self.refuse(object, &reason, now).await,
+        };
+        let id = convert::id(&object.metadata).ok_or_else(|| corrupt(&object, "it has no UID".to_owned()))?;
+        let mut record = Record::new(id, tenant, spec, convert::created(&object.metadata));
+        record.ordered_by = OrderedBy::Cluster;
+        let own = self.objects(Some(namespace_of)).await?;
+        let have = own.iter().filter(|other| other.status.is_some()).count();
+        let mut refused = None;
+        if have >= admission.max_per_tenant {
+            refused = Some(StoreError::Quota { have, max: admission.max_per_tenant });
+        } else if admission.capacity_gib < UNLIMITED {
+            let (need_gib, capacity_gib) = (record.reserved_gib(), admission.capacity_gib);
+            // It is counted already.
+            let others = self.reserved_gib().await?.saturating_sub(need_gib);
+            let free_gib = capacity_gib.saturating_sub(others);
+            refused = (need_gib > free_gib).then_some(StoreError::Full { need_gib, free_gib, capacity_gib });
+        }
+        if let Some(refused) = refused {
+            record.work = None;
+            record.class = Some(refused.class());
+            record.message = Some(refused.to_string());
+            record.turn(Status::Failed, now, refused.to_string());
+            self.put(object, record).await?;
+            return Ok(());
+        }
+        // Before there is anything to remove, so that nothing can be left behind.
+        if !object.finalizers().iter().any(|finalizer| finalizer == FINALIZER) {
+            let finalizers: Vec<&str> =
+                object.finalizers().iter().map(String::as_str).chain([FINALIZER]).collect();
+            self.set_finalizers(&object, json!(finalizers)).await?;
+        }
+        let Some(object) = opt(ask!(&doing, api.get(name)))? else { return Ok(()) };
+        if convert::id(&object.metadata) == Some(id) && object.status.is_none() {
+            tracing::info!(tenant = %record.tenant, cache = %id, name, "ordered by an object");
+            self.put(object, record).await?;
+        }
+        Ok(())
+    }
+
+    async fn refuse(
+        &self,
+        mut object: ImageCache,
+        reason: &str,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        tracing::info!(namespace, name, "an image cache that cannot be: {reason}");
+        object.status = Some(convert::refusal(reason, object.metadata.generation, now));
+        object.metadata.managed_fields = None;
+        let api = self.of(&namespace);
+        let doing = format!("writing the status of the image cache {namespace}/{name}");
+        match ask!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
+            // Whoever was faster is heard of again.
+            Err(fault) if !fault.is_conflict() && !fault.is_not_found() => Err(fault.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn noted(&self) -> Result<Option<Noted>, StoreError> {
+        let Some(map) = opt(ask!("reading the noted clocks", self.clock.get(CLOCK)))? else {
+            return Ok(None);
+        };
+        let text = map.data.and_then(|mut data| data.remove("noted"));
+        // One that cannot be read is none: it only makes expiry more careful.
+        Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
+    async fn note(&self, noted: Noted) -> Result<(), StoreError> {
+        let text = serde_json::to_string(&noted).map_err(|e| StoreError::Failed {
+            doing: "writing",
+            reason: e.to_string(),
+            full: false,
+        })?;
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CLOCK}, "data": {"noted": text},
+        });
+        let parameters = PatchParams::apply(MANAGER).force();
+        ask!("noting the clocks", self.clock.patch(CLOCK, &parameters, &Patch::Apply(&map)))?;
+        Ok(())
+    }
+}
+
+fn post_parameters() -> PostParams {
+    PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() }
+}
+
+fn annotation<'a>(object: &'a ImageCache, name: &str) -> Option<&'a String> {
+    object.annotations().get(name)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn corrupt(object: &ImageCache, what: String) -> StoreError {
+    StoreError::Corrupt {
+        path: format!("imagecaches/{}/{}", object.namespace().unwrap_or_default(), object.name_any()),
+        what,
+        remedy: "see who may write imagecaches/status, and delete the object".to_owned(),
+    }
+}
+
+impl Store for KubeStore {
+    fn create(
+        &self,
+        record: Record,
+        admission: Admission,
+        key: Option<IdempotencyKey>,
+    ) -> BoxFuture<'_, Result<Created, StoreError>> {
+        Box::pin(self.create(record, admission, key))
+    }
+
+    fn get(&self, id: CacheId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>> {
+        Box::pin(async move {
+            match self.find(id).await? {
+                Some(object) => self.read(&object),
+                None => Ok(None),
+            }
+        })
+    }
+
+    fn list(&self, tenant: Option<TenantName>) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
+        Box::pin(async move {
+            let objects = self.objects(tenant.as_ref().map(namespace)).await?;
+            let mut list = Vec::with_capacity(objects.len());
+            for object in &objects {
+                list.extend(self.read(object)?);
+            }
+            list.sort_by_key(|stored| (stored.record.created_at, stored.record.id));
+            Ok(list)
+        })
+    }
+
+    fn replace(&self, stored: Stored) -> BoxFuture<'_, Result<Stored, StoreError>> {
+        Box::pin(self.replace(stored))
+    }
+
+    fn remove(&self, id: CacheId, version: u64) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.remove(id, version))
+    }
+
+    fn forget_keys(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async move { Ok(self.keys.forget(time).await?) })
+    }
+
+    fn noted(&self) -> BoxFuture<'_, Result<Option<Noted>, StoreError>> {
+        Box::pin(self.noted())
+    }
+
+    fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.note(noted))
+    }
+}

@@ -1,0 +1,171 @@
+//! The suite of all stores, and what is this one's alone: objects that others write.
+
+use std::sync::Arc;
+
+use kube::CustomResourceExt as _;
+
+use super::*;
+use crate::caches::store::suite::{self, ROOM, at};
+use crate::testing::kubernetes::{Cluster, Fault as Trouble, Harm};
+
+/// A cluster with the custom resource and the namespaces of the suite.
+fn cluster() -> Cluster {
+    let cluster = Cluster::new();
+    cluster.install(&serde_json::to_value(ImageCache::crd()).unwrap());
+    let teams = (0..60).map(|i| format!("team-{i}"));
+    for name in ["larder", "a", "b", "c", "d"].into_iter().map(str::to_owned).chain(teams) {
+        cluster.install(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    }
+    cluster
+}
+
+fn store(cluster: &Cluster, identity: &str) -> Arc<KubeStore> {
+    Arc::new(KubeStore::new(cluster.admin(), "here", "larder", identity))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_suite() {
+    let clusters = Mutex::new(Vec::new());
+    let fresh = || {
+        let cluster = cluster();
+        let store = store(&cluster, "one");
+        clusters.lock().unwrap().push(cluster);
+        store as Arc<dyn Store>
+    };
+    suite::all(&fresh).await;
+}
+
+/// A create whose answers are lost, and whose requests fail, makes one record all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn lost_answers() {
+    for (verb, resource) in [
+        ("create", "imagecaches"),
+        ("update", "imagecaches/status"),
+        ("patch", "configmaps"),
+        ("update", "leases"),
+        ("create", "leases"),
+    ] {
+        for harm in [Harm::NoAnswer, Harm::Broken, Harm::Refused] {
+            let cluster = cluster();
+            let store = store(&cluster, "one");
+            cluster.fault(Trouble::once(verb, resource, harm.clone()));
+            let order = suite::record("a", "web", 1);
+            let made = (*store).create(order.clone(), ROOM, suite::key("k", 1)).await;
+            let Ok(Created::New(stored)) = made else { panic!("{verb} {resource} {harm:?}: {made:?}") };
+            assert_eq!(store.list(None).await.unwrap(), std::slice::from_ref(&stored));
+            let again = (*store).create(order, ROOM, suite::key("k", 1)).await.unwrap();
+            assert_eq!(again, Created::Before(Box::new(stored.record)));
+        }
+    }
+}
+
+/// A daemon that dies between object, status and key has not lost the create.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_dies_in_the_middle() {
+    for resource in ["imagecaches/status", "configmaps"] {
+        let cluster = cluster();
+        let (one, two) = (store(&cluster, "one"), store(&cluster, "two"));
+        cluster.fault(
+            Trouble::once("", resource, Harm::Slow(Duration::from_secs(3600)))
+                .after(u32::from(resource == "configmaps")),
+        );
+        let order = suite::record("a", "web", 1);
+        let create = (*one).create(order.clone(), ROOM, suite::key("k", 1));
+        assert!(tokio::time::timeout(Duration::from_secs(1), create).await.is_err());
+        // The lease of the one that died is waited for.
+        let made = (*two).create(order, ROOM, suite::key("k", 1)).await.unwrap();
+        let Created::Before(record) = made else { panic!("{made:?}") };
+        let listed = two.list(None).await.unwrap();
+        assert_eq!((listed.len(), listed[0].record.id), (1, record.id));
+        // Also when that is gone.
+        two.remove(record.id, listed[0].version).await.unwrap();
+        let again = (*two).create(suite::record("a", "web", 2), ROOM, suite::key("k", 1)).await.unwrap();
+        assert_eq!(again, Created::Before(record));
+    }
+}
+
+/// Where there is no namespace there is no place for records.
+#[tokio::test]
+async fn a_tenant_without_a_namespace() {
+    let cluster = cluster();
+    let store = store(&cluster, "one");
+    let made = (*store).create(suite::record("nowhere", "web", 1), ROOM, None).await;
+    assert!(matches!(made, Err(StoreError::NoNamespace(tenant)) if tenant.as_str() == "nowhere"));
+    assert_eq!(store.list(Some("nowhere".parse().unwrap())).await.unwrap(), []);
+}
+
+/// A ResourceQuota says no like our own.
+#[tokio::test]
+async fn the_quota_of_the_cluster() {
+    let cluster = cluster();
+    cluster.install(&json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "larder", "namespace": "a"},
+        "spec": {"hard": {"count/imagecaches.larder.dev": "1"}},
+    }));
+    let store = store(&cluster, "one");
+    suite::create(&*store, suite::record("a", "web", 1)).await;
+    let made = (*store).create(suite::record("a", "other", 1), ROOM, None).await;
+    assert!(matches!(made, Err(StoreError::Quota { have: 1, .. })), "{made:?}");
+}
+
+/// A status that Larder did not write stops everything that would take it for absent.
+#[tokio::test]
+async fn what_cannot_be_read_is_not_passed_over() {
+    let cluster = cluster();
+    let store = store(&cluster, "one");
+    let stored = suite::create(&*store, suite::record("a", "web", 1)).await;
+    let patch = json!({"status": {"phase": "Fine"}});
+    let api: Api<ImageCache> = Api::namespaced(cluster.admin(), "a");
+    api.patch_status("web", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    assert!(matches!(store.list(None).await, Err(StoreError::Corrupt { .. })));
+    assert!(matches!(store.get(stored.record.id).await, Err(StoreError::Corrupt { .. })));
+    assert_eq!(store.list(Some("b".parse().unwrap())).await.unwrap(), []);
+}
+
+/// Objects that others make and delete.
+#[tokio::test]
+async fn objects_by_others() {
+    let cluster = cluster();
+    let store = store(&cluster, "one");
+    let api: Api<ImageCache> = Api::namespaced(cluster.admin(), "a");
+    let mut object = convert::object(&suite::record("a", "web", 1), "here");
+    object.metadata.finalizers = None;
+    object.spec.cluster.clear();
+    let made = api.create(&PostParams::default(), &object).await.unwrap();
+    assert_eq!(store.list(None).await.unwrap(), [], "nobody has looked at it");
+    store.adopt("a", "web", ROOM, at(5)).await.unwrap();
+    store.adopt("a", "web", ROOM, at(6)).await.unwrap();
+    let [stored] = &store.list(None).await.unwrap()[..] else { panic!("not one") };
+    assert_eq!(stored.record.ordered_by, OrderedBy::Cluster);
+    assert_eq!(Some(stored.record.id.to_string()), made.uid());
+    assert_eq!(api.get("web").await.unwrap().finalizers(), [FINALIZER]);
+    api.delete("web", &DeleteParams::default()).await.unwrap();
+    let going = store.get(stored.record.id).await.unwrap().unwrap();
+    assert_eq!(going.record.status, Status::Deleting);
+    store.remove(stored.record.id, going.version).await.unwrap();
+    assert!(api.get_opt("web").await.unwrap().is_none());
+}
+
+/// Whoever may write objects cannot make the answer to a key of the API, nor keep others from being read.
+#[tokio::test]
+async fn a_forged_key() {
+    let cluster = cluster();
+    let store = store(&cluster, "one");
+    let api: Api<ImageCache> = Api::namespaced(cluster.admin(), "a");
+    let order = suite::record("a", "web", 1);
+    let key = suite::key("k", 1).unwrap();
+    let mut forged = convert::object(&order, "here");
+    forged.spec.images = vec!["Not An Image".into()];
+    forged.annotations_mut().insert(KEY.to_owned(), keys::hash(&order.tenant, &key.key));
+    forged.annotations_mut().insert(REQUEST.to_owned(), hex(&key.request));
+    api.create(&PostParams::default(), &forged).await.unwrap();
+    for _ in 0..2 {
+        let made = (*store).create(order.clone(), ROOM, Some(key.clone())).await;
+        assert!(matches!(made, Err(StoreError::KeyReused)), "{made:?}");
+        assert_eq!(store.list(None).await.unwrap(), []);
+        // Refused by the one that leads.
+        store.adopt("a", "web", ROOM, at(5)).await.unwrap();
+    }
+    let object = api.get("web").await.unwrap();
+    assert_eq!(object.status.unwrap().phase, "Failed");
+}

@@ -1,0 +1,219 @@
+//! What there is of an image cache in the cluster, and how it goes: copies before their owner, for the storage of a copy is the
+//! owner's, and a copy whose owner has gone still says that it is ready.
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::{Client, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::client::ApiServer;
+use super::convert::created;
+use super::copies::Copies;
+use super::fault::{Fault, ask, opt};
+use super::names::{MANAGER, Names, RESULT, VOLUME, object};
+use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
+use crate::caches::imports::Imports;
+use crate::caches::record::ClusterSnapshot;
+use crate::caches::volumes::{
+    Discarded, Kind, Places, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
+};
+use crate::model::class::Class;
+use crate::model::event::Outcome;
+
+/// Volumes as snapshots of a cluster.
+#[derive(Debug)]
+pub struct KubeVolumes {
+    client: ApiServer,
+    names: Names,
+    copies: Copies,
+}
+
+impl KubeVolumes {
+    /// Those of the installation `names`.
+    pub fn new(client: Client, names: Names) -> Self {
+        KubeVolumes { copies: Copies::new(client.clone(), names.clone()), client: client.into(), names }
+    }
+
+    fn own<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope>,
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), &self.names.namespace)
+    }
+
+    async fn made<K>(&self, what: &str) -> Result<Vec<VolumeId>, Fault>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = self.own();
+        let found = ask!(&format!("listing {what}"), api.list_metadata(&self.names.all()))?;
+        Ok(found.items.iter().filter_map(|object| self.names.volume(&object.metadata)).collect())
+    }
+
+    async fn list(&self) -> Result<Vec<VolumeId>, Fault> {
+        // Secrets are not listed: whoever may list them reads them, and a Job takes its own along.
+        let mut all = self.made::<Job>("jobs").await?;
+        all.extend(self.made::<PersistentVolumeClaim>("volume claims").await?);
+        all.extend(self.made::<VolumeSnapshot>("snapshots").await?);
+        all.extend(self.copies.list().await?);
+        all.sort_by_key(|volume| (volume.id, volume.generation));
+        all.dedup();
+        Ok(all)
+    }
+
+    async fn snapshot(&self, volume: &VolumeId) -> Result<Option<VolumeSnapshot>, Fault> {
+        let api: Api<VolumeSnapshot> = self.own();
+        let name = object(volume);
+        opt(ask!(&format!("reading the snapshot {name}"), api.get(&name)))
+    }
+
+    async fn content(&self, snapshot: &VolumeSnapshot) -> Result<Option<VolumeSnapshotContent>, Fault> {
+        let Some(name) = snapshot.content() else { return Ok(None) };
+        let api: Api<VolumeSnapshotContent> = Api::all(self.client.clone());
+        opt(ask!(&format!("reading the snapshot content {name}"), api.get(name)))
+    }
+
+    async fn sealed(&self, volume: &VolumeId) -> Result<Sealed, StateError> {
+        let incomplete = |what: &str| StateError::Cluster {
+            reason: format!("the snapshot {} {what}", object(volume)),
+            class: Class::Transient,
+        };
+        let snapshot = self.snapshot(volume).await?.ok_or_else(|| incomplete("is gone"))?;
+        let content = self.content(&snapshot).await?.ok_or_else(|| incomplete("has no content"))?;
+        let of = &content.spec.volume_snapshot_ref;
+        if (&of.namespace, &of.name) != (&self.names.namespace, &object(volume)) || of.uid != snapshot.uid() {
+            return Err(incomplete("has the content of another"));
+        }
+        let status = content.status.unwrap_or_default();
+        let handle = status.snapshot_handle.ok_or_else(|| incomplete("has no handle"))?;
+        let snapshot = ClusterSnapshot {
+            namespace: self.names.namespace.clone(),
+            name: object(volume),
+            handle,
+            driver: content.spec.driver,
+            restore_size: status.restore_size.and_then(|size| u64::try_from(size).ok()),
+        };
+        Ok(Sealed { content: None, snapshot: Some(snapshot) })
+    }
+
+    async fn look(&self, volume: &VolumeId) -> Result<Option<Snapshot>, Fault> {
+        let Some(snapshot) = self.snapshot(volume).await?.filter(VolumeSnapshot::is_ready) else {
+            return Ok(None);
+        };
+        let result =
+            snapshot.annotations().get(RESULT).and_then(|text| serde_json::from_str::<Outcome>(text).ok());
+        let Some((Some(digest), totals)) = result.map(|result| (result.digest, result.totals)) else {
+            return Ok(None);
+        };
+        let content = self.content(&snapshot).await?.and_then(|content| content.status);
+        Ok(Some(Snapshot {
+            generation: volume.generation,
+            served: false,
+            in_use: is_held(&snapshot),
+            digest,
+            sealed_at: created(&snapshot.metadata),
+            kind: Kind::VolumeSnapshot,
+            size: totals.map_or(0, |totals| totals.size),
+            image_size: content.and_then(|status| u64::try_from(status.restore_size?).ok()),
+            image_allocated: None,
+            path: None,
+        }))
+    }
+
+    async fn discard(&self, volume: &VolumeId) -> Result<Discarded, Fault> {
+        let name = object(volume);
+        if self.copies.remove(volume, |_| true).await? > 0 {
+            return Ok(Discarded::Going);
+        }
+        let job = self.delete::<Job>(&name, &DeleteParams::foreground()).await?;
+        // Collected with the Job, unless that is gone and never owned it.
+        let claim = self.delete::<PersistentVolumeClaim>(&name, &DeleteParams::default()).await?;
+        let Some(snapshot) = self.snapshot(volume).await? else {
+            return Ok(if job || claim { Discarded::Going } else { Discarded::Gone });
+        };
+        if let Some(content) = self.content(&snapshot).await?
+            && content.spec.deletion_policy != "Delete"
+        {
+            self.will_be_deleted(&content).await?;
+        }
+        let going = snapshot.metadata.deletion_timestamp.is_some();
+        self.delete::<VolumeSnapshot>(&name, &DeleteParams::default()).await?;
+        Ok(match going && is_held(&snapshot) {
+            true => Discarded::InUse("a disk is being restored from it".to_owned()),
+            false => Discarded::Going,
+        })
+    }
+
+    /// Whether there was anything to delete.
+    async fn delete<K>(&self, name: &str, parameters: &DeleteParams) -> Result<bool, Fault>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = self.own();
+        let kind = K::kind(&K::DynamicType::default()).to_lowercase();
+        Ok(opt(ask!(&format!("deleting the {kind} {name}"), api.delete(name, parameters)))?.is_some())
+    }
+
+    /// With a class that retains, the storage would keep for ever what nobody knows any more.
+    async fn will_be_deleted(&self, content: &VolumeSnapshotContent) -> Result<(), Fault> {
+        let api: Api<VolumeSnapshotContent> = Api::all(self.client.clone());
+        let name = content.name_any();
+        let patch = json!({"spec": {"deletionPolicy": "Delete"}});
+        let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        let doing = format!("changing the deletion policy of the snapshot content {name}");
+        ask!(&doing, api.patch(&name, &parameters, &Patch::Merge(&patch)))?;
+        Ok(())
+    }
+}
+
+/// While a disk is restored from it, a snapshot stays (external-snapshotter, volumesnapshot-as-source-protection).
+fn is_held(snapshot: &VolumeSnapshot) -> bool {
+    let mut finalizers = snapshot.finalizers().iter();
+    snapshot.metadata.deletion_timestamp.is_some()
+        && finalizers.any(|one| one.ends_with("volumesnapshot-as-source-protection"))
+}
+
+impl Volumes for KubeVolumes {
+    fn capacity_gib(&self) -> Result<u64, StateError> {
+        Ok(UNLIMITED)
+    }
+
+    fn places(&self, _: VolumeId) -> BoxFuture<'_, Result<Places, StateError>> {
+        // Each pod has its own, and nothing is shared.
+        Box::pin(async { Ok(Places { volume: VOLUME.into(), share: VOLUME.into() }) })
+    }
+
+    fn imports(&self) -> Option<&Imports> {
+        // A pod could only get an archive by way of the network.
+        None
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>> {
+        Box::pin(async { Ok(self.list().await?) })
+    }
+
+    fn is_sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<bool, StateError>> {
+        Box::pin(async move { Ok(self.snapshot(&volume).await?.is_some_and(|snapshot| snapshot.is_ready())) })
+    }
+
+    fn sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<Sealed, StateError>> {
+        Box::pin(async move { self.sealed(&volume).await })
+    }
+
+    fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>> {
+        Box::pin(async move { Ok(self.discard(&volume).await?) })
+    }
+
+    fn look(&self, volume: VolumeId, _: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
+        Box::pin(async move { Ok(self.look(&volume).await?) })
+    }
+
+    fn tidy(&self, _: bool) {}
+}

@@ -1,0 +1,163 @@
+//! Who may do what: bearer tokens, and RBAC by the roles and bindings that are stored (plugin/pkg/auth/authorizer/rbac/rbac.go,
+//! pkg/registry/rbac/validation/rule.go).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use chrono::{SecondsFormat, TimeDelta, Utc};
+use serde_json::{Value, json};
+
+use super::kind::{Id, Kind};
+use super::object::{list, text};
+use super::status::Refusal;
+use super::store::State;
+
+/// Tokens and whose they are.
+#[derive(Debug, Default)]
+pub(super) struct Access {
+    tokens: HashMap<String, String>,
+    used: Mutex<HashSet<String>>,
+    issued: u32,
+}
+
+/// The user who may do everything (group `system:masters`).
+pub(super) const ADMIN: &str = "kubernetes-admin";
+
+/// What a request wants to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attributes<'a> {
+    pub(super) verb: &'a str,
+    pub(super) kind: &'a Kind,
+    pub(super) subresource: &'a str,
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+}
+
+impl Access {
+    /// A new token of a user; old ones stay good.
+    pub(super) fn issue(&mut self, user: &str) -> String {
+        self.issued += 1;
+        let token = format!("token-{}-{}", self.issued, uuid::Uuid::new_v4());
+        self.tokens.insert(token.clone(), user.to_owned());
+        token
+    }
+
+    pub(super) fn revoke(&mut self, token: &str) {
+        self.tokens.remove(token);
+    }
+
+    /// Whether anybody has shown a token.
+    pub(super) fn was_used(&self, token: &str) -> bool {
+        self.used().contains(token)
+    }
+
+    fn used(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The user of an Authorization header. A token that is not known is 401, no token at all is `system:anonymous`.
+    pub(super) fn user(&self, authorization: Option<&str>) -> Result<String, Refusal> {
+        let Some(given) = authorization else { return Ok("system:anonymous".to_owned()) };
+        let token = given.strip_prefix("Bearer ").map_or("", str::trim);
+        let user = self.tokens.get(token).cloned().ok_or_else(Refusal::unauthorized)?;
+        self.used().insert(token.to_owned());
+        Ok(user)
+    }
+}
+
+impl State {
+    /// A token of a service account (pkg/registry/core/serviceaccount/storage/token.go). It does not expire here.
+    pub(super) fn request_token(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        mut request: Value,
+    ) -> Result<Value, Refusal> {
+        let kind = self.kind("", "v1", "serviceaccounts")?;
+        self.read(&kind, namespace, name)?;
+        let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(3600);
+        let expires = Utc::now() + TimeDelta::seconds(seconds);
+        request["status"] = json!({
+            "token": self.access.issue(&format!("system:serviceaccount:{namespace}:{name}")),
+            "expirationTimestamp": expires.to_rfc3339_opts(SecondsFormat::Secs, true),
+        });
+        Ok(request)
+    }
+
+    pub(super) fn authorize(&self, user: &str, wanted: Attributes<'_>) -> Result<(), Refusal> {
+        if user == ADMIN || self.granted(user, wanted) {
+            return Ok(());
+        }
+        let Attributes { verb, kind, subresource, namespace, name } = wanted;
+        let resource = resource(kind, subresource);
+        let place = if namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace \"{namespace}\"")
+        };
+        let why = format!(
+            "User \"{user}\" cannot {verb} resource \"{resource}\" in API group \"{}\" {place}",
+            kind.group
+        );
+        Err(Refusal::forbidden(kind, name, &why))
+    }
+
+    fn granted(&self, user: &str, wanted: Attributes<'_>) -> bool {
+        const GROUP: &str = "rbac.authorization.k8s.io";
+        let cluster = self.all(GROUP, "clusterrolebindings", "");
+        let local = (!wanted.namespace.is_empty()).then(|| self.all(GROUP, "rolebindings", wanted.namespace));
+        cluster.chain(local.into_iter().flatten()).any(|binding| {
+            let bound = list(binding, "/subjects").iter().any(|subject| is_subject(subject, user));
+            let role = text(binding, "/roleRef/name");
+            let id = match text(binding, "/roleRef/kind") {
+                "Role" => Id::new(GROUP, "roles", text(binding, "/metadata/namespace"), role),
+                _ => Id::new(GROUP, "clusterroles", "", role),
+            };
+            bound
+                && self
+                    .get(&id)
+                    .is_some_and(|role| list(role, "/rules").iter().any(|rule| allows(rule, wanted)))
+        })
+    }
+}
+
+fn resource(kind: &Kind, subresource: &str) -> String {
+    if subresource.is_empty() { kind.plural.clone() } else { format!("{}/{subresource}", kind.plural) }
+}
+
+/// A service account is the user `system:serviceaccount:<namespace>:<name>` and in two groups of service accounts.
+fn is_subject(subject: &Value, user: &str) -> bool {
+    let (kind, name, namespace) =
+        (text(subject, "/kind"), text(subject, "/name"), text(subject, "/namespace"));
+    let account = user.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+    match kind {
+        "ServiceAccount" => account == Some((namespace, name)),
+        "User" => user == name,
+        "Group" => match account {
+            Some((of, _)) => {
+                name == "system:serviceaccounts"
+                    || name == "system:authenticated"
+                    || name.strip_prefix("system:serviceaccounts:") == Some(of)
+            }
+            None => name == "system:authenticated" && user != "system:anonymous",
+        },
+        _ => false,
+    }
+}
+
+fn allows(rule: &Value, wanted: Attributes<'_>) -> bool {
+    let any = |pointer: &str, wanted: &[&str]| {
+        list(rule, pointer)
+            .iter()
+            .filter_map(Value::as_str)
+            .any(|given| given == "*" || wanted.contains(&given))
+    };
+    let resource = resource(wanted.kind, wanted.subresource);
+    let every = format!("*/{}", wanted.subresource);
+    let resources: &[&str] = if wanted.subresource.is_empty() { &[&resource] } else { &[&resource, &every] };
+    let names = list(rule, "/resourceNames");
+    any("/verbs", &[wanted.verb])
+        && any("/apiGroups", &[&wanted.kind.group])
+        && any("/resources", resources)
+        && (names.is_empty() || names.iter().any(|name| name == wanted.name))
+}

@@ -1,0 +1,211 @@
+//! What runs in a cluster beside its API server: garbage collector, Job controller, scheduler and kubelet, volume and snapshot
+//! controllers with their CSI driver.
+//!
+//! Each is a step that looks at the state and brings it nearer to what is wanted; all are repeated until nothing changes, and
+//! again when something does or a delay is over. They write as every client does, past access control.
+
+pub(super) mod driver;
+mod garbage;
+mod jobs;
+pub(super) mod kubelet;
+mod snapshots;
+mod volumes;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
+
+use super::kind::Id;
+use super::object::{meta, now, now_micro, text};
+use super::rules::usage;
+use super::server::Shared;
+use super::store::State;
+use super::write::How;
+
+/// How long things take. What is minutes in a cluster is short here, so that tests are.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// A second of `activeDeadlineSeconds`, `ttlSecondsAfterFinished` and grace periods.
+    pub second: Duration,
+    /// First pause of the Job controller after a failed pod; doubles each time (10 s in a cluster).
+    pub backoff: Duration,
+    /// Until a claim is bound.
+    pub bind: Duration,
+    /// From scheduling to the start of a container.
+    pub start: Duration,
+    /// From the end of a pod to the detachment of its volumes.
+    pub detach: Duration,
+    /// Until a snapshot is taken, and between two tries.
+    pub snapshot: Duration,
+    /// Until pods are evicted from a node that is lost (300 s in a cluster).
+    pub eviction: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        let short = Duration::from_millis(20);
+        Timing {
+            second: Duration::from_secs(1),
+            backoff: short,
+            bind: short,
+            start: short,
+            detach: short,
+            snapshot: short,
+            eviction: Duration::from_millis(100),
+        }
+    }
+}
+
+/// Delays that have begun.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    begun: HashMap<(String, &'static str), Instant>,
+    next: Option<Instant>,
+}
+
+impl Timers {
+    /// Whether `delay` is over since this was first asked.
+    pub(super) fn due(&mut self, uid: &str, what: &'static str, delay: Duration) -> bool {
+        let now = Instant::now();
+        let at = *self.begun.entry((uid.to_owned(), what)).or_insert(now) + delay;
+        if now >= at {
+            return true;
+        }
+        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+        false
+    }
+
+    /// Whether such a delay has begun.
+    pub(super) fn waits(&self, uid: &str) -> bool {
+        self.begun.keys().any(|(begun, _)| begun == uid)
+    }
+
+    /// The next question begins the delay anew.
+    pub(super) fn reset(&mut self, uid: &str, what: &'static str) {
+        self.begun.remove(&(uid.to_owned(), what));
+    }
+}
+
+/// How often components look up when nothing seems to happen: what a test changes outside of objects wakes nobody.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Runs all components until it is dropped.
+pub(super) async fn run(shared: Arc<Shared>) {
+    let mut wake = shared.subscribe();
+    loop {
+        wake.borrow_and_update();
+        let (orders, next) = shared.write(|state| {
+            state.timers.next = None;
+            settle(state);
+            (std::mem::take(&mut state.node.orders), state.timers.next)
+        });
+        for order in orders {
+            kubelet::start(&shared, order);
+        }
+        let next = next.unwrap_or_else(|| Instant::now() + LOOK);
+        tokio::select! {
+            changed = wake.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = sleep_until(next) => {}
+        }
+    }
+}
+
+fn settle(state: &mut State) {
+    // A step that never comes to rest is a mistake here; what is left is done on the next wake.
+    for _ in 0..64 {
+        let before = state.revision;
+        garbage::step(state);
+        quotas(state);
+        volumes::step(state);
+        kubelet::step(state);
+        jobs::step(state);
+        snapshots::step(state);
+        if state.revision == before {
+            return;
+        }
+    }
+}
+
+/// pkg/controller/resourcequota: what is used is told in the status.
+fn quotas(state: &mut State) {
+    let quotas: Vec<_> = state.all("", "resourcequotas", "").cloned().collect();
+    for quota in quotas {
+        let namespace = meta(&quota, "namespace");
+        let hard = quota["spec"]["hard"].clone();
+        let used: serde_json::Map<_, _> = hard
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(resource, _)| (resource.clone(), json!(usage(state, namespace, resource).to_string())))
+            .collect();
+        let id = Id::new("", "resourcequotas", namespace, meta(&quota, "name"));
+        state.amend(&id, true, "kube-controller-manager", |quota| {
+            quota["status"] = json!({"hard": hard, "used": used});
+        });
+    }
+}
+
+impl State {
+    /// Tells an event about an object, once.
+    pub(super) fn tell(&mut self, about: &Value, warning: bool, reason: &str, note: &str) {
+        let namespace = match meta(about, "namespace") {
+            "" => "default",
+            namespace => namespace,
+        };
+        let told = self.all("events.k8s.io", "events", namespace).any(|event| {
+            text(event, "/regarding/uid") == meta(about, "uid")
+                && text(event, "/reason") == reason
+                && text(event, "/note") == note
+        });
+        let Some(kind) = self.kind_of("events.k8s.io", "events").filter(|_| !told) else { return };
+        let event = json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event",
+            "metadata": {"generateName": format!("{}.", meta(about, "name")), "namespace": namespace},
+            "eventTime": now_micro(), "reason": reason, "note": note, "action": reason,
+            "type": if warning { "Warning" } else { "Normal" },
+            "reportingController": "larder.dev/test", "reportingInstance": "test",
+            "regarding": {
+                "apiVersion": about["apiVersion"], "kind": about["kind"], "name": meta(about, "name"),
+                "namespace": meta(about, "namespace"), "uid": meta(about, "uid"),
+            },
+        });
+        // A namespace that ends takes no more events.
+        let _ = self.create(&kind, namespace, event, &How::component("test"));
+    }
+}
+
+/// Sets a condition of a status; the time of the last change moves only when it changes.
+fn set_condition(object: &mut Value, kind: &str, status: bool, reason: &str, message: &str) {
+    let status = if status { "True" } else { "False" };
+    if !object["status"]["conditions"].is_array() {
+        object["status"]["conditions"] = json!([]);
+    }
+    let Some(conditions) = object["status"]["conditions"].as_array_mut() else { return };
+    let at = conditions.iter().position(|condition| condition["type"] == kind).unwrap_or_else(|| {
+        conditions.push(json!({"type": kind}));
+        conditions.len() - 1
+    });
+    let condition = &mut conditions[at];
+    if condition["status"] != status {
+        condition["lastTransitionTime"] = now().into();
+    }
+    condition["status"] = status.into();
+    for (field, value) in [("reason", reason), ("message", message)] {
+        if value.is_empty() {
+            condition.as_object_mut().map(|fields| fields.remove(field));
+        } else {
+            condition[field] = value.into();
+        }
+    }
+}
+
+fn id_of(kind: (&str, &str), object: &Value) -> Id {
+    Id::new(kind.0, kind.1, meta(object, "namespace"), meta(object, "name"))
+}

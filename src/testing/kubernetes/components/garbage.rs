@@ -1,0 +1,141 @@
+//! Garbage collector and namespace controller (pkg/controller/garbagecollector/garbagecollector.go, pkg/controller/namespace).
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::super::kind::Id;
+use super::super::object::{deleting, has_finalizer, list, meta, metadata, set_finalizer, text};
+use super::super::store::State;
+use super::super::write::DeleteOptions;
+
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+const MANAGER: &str = "kube-controller-manager";
+
+pub(super) fn step(state: &mut State) {
+    dependents(state);
+    owners(state);
+    namespaces(state);
+}
+
+/// Deletes what has lost its owners, and what an owner that waits for it is blocked by.
+fn dependents(state: &mut State) {
+    let owners: HashMap<String, Id> =
+        state.objects.iter().map(|(id, object)| (meta(object, "uid").to_owned(), id.clone())).collect();
+    let dependents: Vec<_> = state
+        .objects
+        .iter()
+        .filter(|(_, object)| !list(object, "/metadata/ownerReferences").is_empty())
+        .map(|(id, object)| (id.clone(), object.clone()))
+        .collect();
+    for (id, object) in dependents {
+        // An owner is in the same namespace or in none; one elsewhere is as good as gone.
+        let there = |owner: &&Value| {
+            let found = owners.get(text(owner, "/uid")).filter(|found| {
+                found.name == text(owner, "/name")
+                    && (found.namespace.is_empty() || found.namespace == id.namespace)
+            });
+            found.is_some_and(|found| state.get(found).is_some())
+        };
+        let waiting = |owner: &&Value| {
+            let owner = owners.get(text(owner, "/uid")).and_then(|id| state.get(id));
+            owner.is_some_and(|owner| deleting(owner) && has_finalizer(owner, FOREGROUND))
+        };
+        let references = list(&object, "/metadata/ownerReferences");
+        let left: Vec<_> = references.iter().filter(there).collect();
+        let solid = left.iter().filter(|owner| !waiting(owner)).count();
+        let blocking = left.iter().any(|owner| waiting(owner) && owner["blockOwnerDeletion"] == true);
+        if left.is_empty() || (solid == 0 && blocking) {
+            if !deleting(&object) {
+                let policy =
+                    if blocking && owns(state, meta(&object, "uid")) { "Foreground" } else { "Background" };
+                let options = DeleteOptions::of(meta(&object, "uid")).propagating(policy);
+                delete(state, &id, &options);
+            }
+        } else if left.len() < references.len() {
+            let left: Vec<Value> = left.into_iter().cloned().collect();
+            state.amend(&id, false, MANAGER, |object| {
+                metadata(object).insert("ownerReferences".to_owned(), left.into());
+            });
+        }
+    }
+}
+
+fn owns(state: &State, uid: &str) -> bool {
+    state
+        .objects
+        .values()
+        .any(|object| list(object, "/metadata/ownerReferences").iter().any(|owner| owner["uid"] == uid))
+}
+
+/// Lets owners go that waited for their dependents, or that leave them behind.
+fn owners(state: &mut State) {
+    let owners: Vec<_> = state
+        .objects
+        .iter()
+        .filter(|(_, object)| deleting(object))
+        .filter(|(_, object)| has_finalizer(object, FOREGROUND) || has_finalizer(object, ORPHAN))
+        .map(|(id, object)| (id.clone(), object.clone()))
+        .collect();
+    for (id, owner) in owners {
+        let uid = meta(&owner, "uid");
+        if has_finalizer(&owner, ORPHAN) {
+            let left: Vec<_> = state
+                .objects
+                .iter()
+                .filter(|(_, object)| {
+                    list(object, "/metadata/ownerReferences").iter().any(|owner| owner["uid"] == uid)
+                })
+                .map(|(id, _)| id.clone())
+                .collect();
+            for dependent in left {
+                state.amend(&dependent, false, MANAGER, |object| {
+                    if let Some(references) = metadata(object)["ownerReferences"].as_array_mut() {
+                        references.retain(|owner| owner["uid"] != uid);
+                    }
+                });
+            }
+            state.amend(&id, false, MANAGER, |owner| set_finalizer(owner, ORPHAN, false));
+            continue;
+        }
+        // Only who blocks is waited for; the others follow when the owner is gone.
+        let blocked = state.objects.values().any(|object| {
+            let references = list(object, "/metadata/ownerReferences");
+            references.iter().any(|owner| owner["uid"] == uid && owner["blockOwnerDeletion"] == true)
+        });
+        if !blocked {
+            state.amend(&id, false, MANAGER, |owner| set_finalizer(owner, FOREGROUND, false));
+        }
+    }
+}
+
+/// Empties namespaces that end, then lets them go.
+fn namespaces(state: &mut State) {
+    let ending: Vec<_> = state
+        .all("", "namespaces", "")
+        .filter(|namespace| deleting(namespace))
+        .map(|namespace| meta(namespace, "name").to_owned())
+        .collect();
+    for namespace in ending {
+        let content: Vec<_> = state
+            .objects
+            .iter()
+            .filter(|(id, _)| id.namespace == namespace)
+            .map(|(id, object)| (id.clone(), deleting(object)))
+            .collect();
+        if content.is_empty() {
+            state.take(&Id::new("", "namespaces", "", &namespace));
+        }
+        for (id, _) in content.into_iter().filter(|(_, deleting)| !deleting) {
+            delete(state, &id, &DeleteOptions::default());
+        }
+    }
+}
+
+fn delete(state: &mut State, id: &Id, options: &DeleteOptions) {
+    if let Some(kind) = state.kind_of(&id.group, &id.plural) {
+        // Gone meanwhile, or another of the same name: nothing to do.
+        let _ = state.delete(&kind, id, options);
+    }
+}

@@ -1,0 +1,383 @@
+//! Scheduler, kubelet and pod garbage collector (pkg/scheduler, pkg/kubelet, pkg/controller/podgc; facts/kubernetes.md, 1, 2.4).
+//!
+//! ```text
+//!           no node, claim, room           image, volumes            exit code, last words
+//! Pending ──────────────────────► Pending ─────────────► Running ─────────────────────────► Succeeded | Failed
+//!         Unschedulable                    ContainerCreating, ImagePullBackOff
+//! ```
+//!
+//! A pod has one container, which is a process of this machine: the program of its node with the container's `args`. Paths
+//! below a mount are rewritten to where the volume really is. Capabilities, users, read-only roots and limits are not
+//! enforced.
+
+mod container;
+mod log;
+mod mounts;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::super::kind::Id;
+use super::super::object::{deleting, list, meta, now, text};
+use super::super::store::State;
+use super::super::write::{DeleteOptions, How};
+use super::{id_of, set_condition, volumes};
+
+pub(in super::super) use container::start;
+pub(in super::super) use log::{Log, Tail};
+
+const KUBELET: &str = "kubelet";
+const PODS: (&str, &str) = ("", "pods");
+
+/// A node that runs pods.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Labels, for `nodeSelector`.
+    pub labels: Vec<(String, String)>,
+    /// What is started for every container, with the container's `args`.
+    pub program: PathBuf,
+    /// Images that can be pulled; none means all.
+    pub images: Option<Vec<String>>,
+    /// Variables that containers get beside their own.
+    pub environment: Vec<(OsString, OsString)>,
+}
+
+/// What the kubelets know that is in no object.
+#[derive(Debug, Default)]
+pub(in super::super) struct Nodes {
+    nodes: HashMap<String, Node>,
+    lost: Vec<String>,
+    /// Directory of pods.
+    root: PathBuf,
+    /// Containers that have been started, by the uid of their pod.
+    started: HashMap<String, mpsc::UnboundedSender<container::Kill>>,
+    logs: HashMap<String, Arc<Log>>,
+    pub(super) orders: Vec<container::Order>,
+}
+
+impl Nodes {
+    /// No nodes yet; their pods are put below `root`.
+    pub(in super::super) fn new(root: &Path) -> Self {
+        Nodes { root: root.to_owned(), ..Nodes::default() }
+    }
+
+    /// Whether nothing is heard of a node.
+    pub(in super::super) fn is_lost(&self, node: &str) -> bool {
+        self.lost.iter().any(|lost| lost == node)
+    }
+
+    pub(in super::super) fn kill(&self, uid: &str, out_of_memory: bool) {
+        if let Some(kill) = self.started.get(uid) {
+            let _ =
+                kill.send(if out_of_memory { container::Kill::OutOfMemory } else { container::Kill::Now });
+        }
+    }
+
+    /// The log of a pod's container, where it has begun.
+    pub(in super::super) fn log(&self, uid: &str) -> Option<Arc<Log>> {
+        self.logs.get(uid).cloned()
+    }
+}
+
+impl State {
+    pub(in super::super) fn add_node(&mut self, node: Node) {
+        let Some(kind) = self.kind_of("", "nodes") else { return };
+        let labels: HashMap<_, _> = node.labels.iter().cloned().collect();
+        let object = json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "labels": labels},
+        });
+        self.create(&kind, "", object, &How::component(KUBELET))
+            .map_or_else(|e| panic!("{}", e.message), drop);
+        let id = Id::new("", "nodes", "", &node.name);
+        self.amend(&id, true, KUBELET, |node| {
+            set_condition(node, "Ready", true, "KubeletReady", "kubelet is posting ready status");
+            // Its pods are processes of this machine.
+            node["status"]["addresses"] = json!([{"type": "InternalIP", "address": "127.0.0.1"}]);
+        });
+        self.node.lost.retain(|lost| *lost != node.name);
+        self.node.nodes.insert(node.name.clone(), node);
+    }
+
+    /// The machine is off: its processes end and nobody tells.
+    pub(in super::super) fn lose_node(&mut self, name: &str) {
+        self.switch_off(name);
+        self.amend(&Id::new("", "nodes", "", name), true, "node-controller", |node| {
+            set_condition(node, "Ready", false, "NodeStatusUnknown", "Kubelet stopped posting node status.");
+        });
+    }
+
+    fn switch_off(&mut self, name: &str) {
+        self.node.lost.push(name.to_owned());
+        let there: Vec<_> = self
+            .all("", "pods", "")
+            .filter(|pod| text(pod, "/spec/nodeName") == name)
+            .map(|pod| meta(pod, "uid").to_owned())
+            .collect();
+        for uid in there {
+            self.node.kill(&uid, false);
+        }
+    }
+
+    /// The cloud says that the machine is no more.
+    pub(in super::super) fn remove_node(&mut self, name: &str) {
+        self.switch_off(name);
+        self.node.nodes.remove(name);
+        self.take(&Id::new("", "nodes", "", name));
+    }
+}
+
+pub(super) fn step(state: &mut State) {
+    let pods: Vec<_> = state.all("", "pods", "").cloned().collect();
+    for pod in pods {
+        let node = text(&pod, "/spec/nodeName");
+        if node.is_empty() {
+            schedule(state, &pod);
+        } else if state.get(&Id::new("", "nodes", "", node)).is_none() {
+            collect(state, &pod);
+        } else if state.node.is_lost(node) {
+            evict(state, &pod);
+        } else {
+            run(state, &pod);
+        }
+    }
+}
+
+fn ended(pod: &Value) -> bool {
+    matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
+}
+
+fn schedule(state: &mut State, pod: &Arc<Value>) {
+    let id = id_of(PODS, pod);
+    if deleting(pod) {
+        // podgc, gcUnscheduledTerminating.
+        if !ended(pod) {
+            state.amend(&id, true, "pod-garbage-collector", |pod| pod["status"]["phase"] = "Failed".into());
+        }
+        return;
+    }
+    match place(state, pod) {
+        Ok(node) => {
+            state.amend(&id, false, "kube-scheduler", |pod| pod["spec"]["nodeName"] = node.into());
+            state.amend(&id, true, KUBELET, |pod| {
+                set_condition(pod, "PodScheduled", true, "", "");
+                waiting(pod, "ContainerCreating", "");
+            });
+        }
+        Err(why) => {
+            state.amend(&id, true, "kube-scheduler", |pod| {
+                set_condition(pod, "PodScheduled", false, "Unschedulable", &why);
+            });
+            state.tell(pod, true, "FailedScheduling", &why);
+        }
+    }
+}
+
+/// The node for a pod, or why there is none (pkg/scheduler/framework/plugins).
+fn place(state: &mut State, pod: &Value) -> Result<String, String> {
+    let (namespace, uid) = (meta(pod, "namespace"), meta(pod, "uid"));
+    let mut nodes: Vec<_> =
+        state.node.nodes.values().filter(|node| !state.node.is_lost(&node.name)).cloned().collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    if nodes.is_empty() {
+        return Err("no nodes available to schedule pods".to_owned());
+    }
+    let count = nodes.len();
+    let mut wanted = Vec::new();
+    for name in volumes::claims_of(pod) {
+        let Some(claim) = state.get(&Id::new("", "persistentvolumeclaims", namespace, name)).cloned() else {
+            return Err(format!(
+                "0/{count} nodes are available: persistentvolumeclaim \"{name}\" not found."
+            ));
+        };
+        if deleting(&claim) {
+            return Err(format!(
+                "0/{count} nodes are available: persistentvolumeclaim \"{name}\" is being deleted."
+            ));
+        }
+        let once = list(&claim, "/spec/accessModes").iter().any(|mode| mode == "ReadWriteOncePod");
+        let taken = state.all("", "pods", namespace).any(|other| {
+            let there = !text(other, "/spec/nodeName").is_empty() && !ended(other);
+            there && meta(other, "uid") != uid && volumes::claims_of(other).any(|used| used == name)
+        });
+        if once && taken {
+            return Err(format!(
+                "0/{count} nodes are available: {count} node has pod using PersistentVolumeClaim with the same name and \
+                 ReadWriteOncePod access mode."
+            ));
+        }
+        if text(&claim, "/status/phase") != "Bound" {
+            let class = text(&claim, "/spec/storageClassName");
+            let class = state.get(&Id::new("storage.k8s.io", "storageclasses", "", class));
+            if class.is_none_or(|class| text(class, "/volumeBindingMode") != "WaitForFirstConsumer") {
+                return Err(format!(
+                    "0/{count} nodes are available: pod has unbound immediate PersistentVolumeClaims."
+                ));
+            }
+            wanted.push(claim);
+        }
+    }
+    let selector = pod["spec"]["nodeSelector"].as_object();
+    let fits = |node: &&Node| {
+        selector.into_iter().flatten().all(|(name, value)| {
+            node.labels.iter().any(|(own, label)| own == name && value == label.as_str())
+        })
+    };
+    let Some(node) = nodes.iter().find(fits) else {
+        return Err(format!(
+            "0/{count} nodes are available: {count} node(s) didn't match Pod's node affinity/selector."
+        ));
+    };
+    if !wanted.is_empty() {
+        for claim in &wanted {
+            volumes::select_node(state, claim, &node.name);
+        }
+        return Err("waiting for volumes to be provisioned".to_owned());
+    }
+    Ok(node.name.clone())
+}
+
+/// podgc, gcOrphaned: the node is no more, so neither is what ran there.
+fn collect(state: &mut State, pod: &Arc<Value>) {
+    let id = id_of(PODS, pod);
+    if !ended(pod) {
+        state.amend(&id, true, "pod-garbage-collector", |pod| {
+            let why = "PodGC: node no longer exists";
+            set_condition(pod, "DisruptionTarget", true, "DeletionByPodGC", why);
+            pod["status"]["phase"] = "Failed".into();
+        });
+    }
+    gone(state, pod);
+}
+
+/// The node controller deletes pods of a node that is lost; they end when somebody can say so.
+fn evict(state: &mut State, pod: &Arc<Value>) {
+    if ended(pod) || deleting(pod) || !state.timers.due(meta(pod, "uid"), "evict", state.timing.eviction) {
+        return;
+    }
+    let id = id_of(PODS, pod);
+    state.amend(&id, true, "taint-eviction-controller", |pod| {
+        let why = "Taint manager: deleting due to NoExecute taint";
+        set_condition(pod, "DisruptionTarget", true, "DeletionByTaintManager", why);
+    });
+    if let Some(kind) = state.kind_of("", "pods") {
+        let _ = state.delete(&kind, &id, &DeleteOptions::of(meta(pod, "uid")));
+    }
+}
+
+/// The kubelet is done with a pod that is being deleted.
+fn gone(state: &mut State, pod: &Value) {
+    if let Some(kind) = state.kind_of("", "pods") {
+        let _ = state.delete(&kind, &id_of(PODS, pod), &DeleteOptions::now(meta(pod, "uid")));
+    }
+}
+
+fn run(state: &mut State, pod: &Arc<Value>) {
+    let (id, uid) = (id_of(PODS, pod), meta(pod, "uid").to_owned());
+    if ended(pod) {
+        // A grace period that still runs is cut short: nothing is left to be stopped.
+        if deleting(pod) && pod["metadata"]["deletionGracePeriodSeconds"] != 0 {
+            gone(state, pod);
+        }
+        return;
+    }
+    if let Some(kill) = state.node.started.get(&uid).cloned() {
+        if deleting(pod) {
+            let grace = pod["metadata"]["deletionGracePeriodSeconds"].as_u64().unwrap_or(0);
+            let grace = state.timing.second * u32::try_from(grace).unwrap_or(u32::MAX);
+            let over = state.timers.due(&uid, "grace", grace);
+            let _ = kill.send(if over { container::Kill::Now } else { container::Kill::Ask });
+        }
+        return;
+    }
+    if deleting(pod) {
+        state.amend(&id, true, KUBELET, |pod| pod["status"]["phase"] = "Failed".into());
+        return gone(state, pod);
+    }
+    let Some(container) = list(pod, "/spec/containers").first().cloned() else { return };
+    let Some(node) = state.node.nodes.get(text(pod, "/spec/nodeName")).cloned() else { return };
+    let laid = match mounts::lay(state, pod, &container) {
+        Ok(laid) => laid,
+        Err(why) => {
+            // Tried again for ever; nothing but the event says why (facts/kubernetes.md, 1).
+            state.amend(&id, true, KUBELET, |pod| waiting(pod, "ContainerCreating", ""));
+            state.timers.due(&uid, "mount", state.timing.second);
+            return state.tell(pod, true, "FailedMount", &why);
+        }
+    };
+    let image = text(&container, "/image");
+    if node.images.as_ref().is_some_and(|images| !images.iter().any(|known| known == image)) {
+        let again = state.timers.due(&uid, "pull", state.timing.start);
+        let (reason, message) = if again {
+            ("ImagePullBackOff", format!("Back-off pulling image \"{image}\""))
+        } else {
+            ("ErrImagePull", format!("failed to pull and unpack image \"{image}\": not found"))
+        };
+        state.amend(&id, true, KUBELET, |pod| waiting(pod, reason, &message));
+        return state.tell(pod, true, "Failed", &format!("Failed to pull image \"{image}\""));
+    }
+    if !state.timers.due(&uid, "start", state.timing.start) {
+        return;
+    }
+    let (kill, killed) = mpsc::unbounded_channel();
+    let log = Arc::new(Log::default());
+    state.node.started.insert(uid.clone(), kill);
+    state.node.logs.insert(uid.clone(), Arc::clone(&log));
+    state.amend(&id, true, KUBELET, |pod| {
+        pod["status"]["phase"] = "Running".into();
+        pod["status"]["startTime"] = now().into();
+        container_state(pod, true, json!({"running": {"startedAt": now()}}));
+        for condition in ["Initialized", "ContainersReady", "Ready"] {
+            set_condition(pod, condition, true, "", "");
+        }
+    });
+    state.node.orders.push(container::Order::new(&node, id, uid, &container, &laid, log, killed));
+}
+
+/// The container waits for a reason.
+fn waiting(pod: &mut Value, reason: &str, message: &str) {
+    let mut waiting = json!({"reason": reason});
+    if !message.is_empty() {
+        waiting["message"] = message.into();
+    }
+    container_state(pod, false, json!({"waiting": waiting}));
+}
+
+fn container_state(pod: &mut Value, ready: bool, state: Value) {
+    let container = &pod["spec"]["containers"][0];
+    pod["status"]["containerStatuses"] = json!([{
+        "name": container["name"], "image": container["image"], "imageID": "", "restartCount": 0, "lastState": {},
+        "ready": ready, "started": ready, "state": state,
+    }]);
+}
+
+/// A container has ended. Of a node that is lost nobody hears.
+fn exited(state: &mut State, id: &Id, uid: &str, exit: &container::Exit) {
+    state.node.started.remove(uid);
+    let Some(pod) = state.get(id).filter(|pod| meta(pod, "uid") == uid).cloned() else { return };
+    if state.node.is_lost(text(&pod, "/spec/nodeName")) || ended(&pod) {
+        return;
+    }
+    let begun =
+        pod.pointer("/status/containerStatuses/0/state/running/startedAt").cloned().unwrap_or_default();
+    state.amend(id, true, KUBELET, |pod| {
+        pod["status"]["phase"] = if exit.code == 0 { "Succeeded" } else { "Failed" }.into();
+        let mut terminated = json!({
+            "exitCode": exit.code, "reason": exit.reason, "startedAt": begun, "finishedAt": now(),
+        });
+        if !exit.message.is_empty() {
+            terminated["message"] = exit.message.clone().into();
+        }
+        container_state(pod, false, json!({"terminated": terminated}));
+        let reason = if exit.code == 0 { "PodCompleted" } else { "PodFailed" };
+        for condition in ["ContainersReady", "Ready"] {
+            set_condition(pod, condition, false, reason, "");
+        }
+    });
+}

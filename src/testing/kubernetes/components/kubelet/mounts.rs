@@ -1,0 +1,166 @@
+//! Volumes of a pod as directories (pkg/volume/{secret,emptydir,csi}, pkg/volume/util/atomic_writer.go).
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use super::super::super::kind::Id;
+use super::super::super::object::{list, meta, text};
+use super::super::super::store::State;
+use super::super::volumes;
+
+/// Where the mounts of a container really are.
+#[derive(Clone, Debug)]
+pub(super) struct Laid {
+    /// Path in the container and on this machine.
+    mounts: Vec<(String, PathBuf)>,
+    /// Directory of the pod.
+    pub(super) pod: PathBuf,
+    /// Path of the termination message in the container, its file on this machine, and the policy.
+    pub(super) termination: (String, PathBuf, String),
+}
+
+impl Laid {
+    /// A path in the container as one of this machine, also behind `--flag=`.
+    pub(super) fn rewrite(&self, argument: &str) -> String {
+        let (flag, path) = match argument.split_once('=') {
+            Some((flag, path)) => (format!("{flag}="), path),
+            None => (String::new(), argument),
+        };
+        if path == self.termination.0 {
+            return format!("{flag}{}", self.termination.1.display());
+        }
+        let below =
+            |mount: &str| path.strip_prefix(mount).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+        let found = self.mounts.iter().filter_map(|(mount, real)| Some((mount.len(), real, below(mount)?)));
+        match found.max_by_key(|(length, _, _)| *length) {
+            Some((_, real, rest)) => format!("{flag}{}{rest}", real.display()),
+            None => argument.to_owned(),
+        }
+    }
+}
+
+/// Lays out all volumes of a pod; says what keeps one from being mounted.
+pub(super) fn lay(state: &mut State, pod: &Value, container: &Value) -> Result<Laid, String> {
+    let directory = state.node.root.join("pods").join(meta(pod, "uid"));
+    let mut mounts = Vec::new();
+    for mount in list(container, "/volumeMounts") {
+        let name = text(mount, "/name");
+        let Some(volume) = list(pod, "/spec/volumes").iter().find(|volume| volume["name"] == name) else {
+            return Err(format!("volume \"{name}\" is not there"));
+        };
+        let path = directory.join("volumes").join(name);
+        let real = source(state, pod, volume, &path)
+            .map_err(|why| format!("MountVolume.SetUp failed for volume \"{name}\" : {why}"))?;
+        let real = match text(mount, "/subPath") {
+            "" => real,
+            below => real.join(below),
+        };
+        mounts.push((text(mount, "/mountPath").trim_end_matches('/').to_owned(), real));
+    }
+    let termination = directory.join("termination-log");
+    fs::create_dir_all(&directory).and_then(|()| fs::write(&termination, "")).map_err(|e| e.to_string())?;
+    Ok(Laid {
+        mounts,
+        pod: directory,
+        termination: (
+            text(container, "/terminationMessagePath").to_owned(),
+            termination,
+            text(container, "/terminationMessagePolicy").to_owned(),
+        ),
+    })
+}
+
+fn source(state: &mut State, pod: &Value, volume: &Value, path: &Path) -> Result<PathBuf, String> {
+    let namespace = meta(pod, "namespace");
+    if let Some(claim) = volume.pointer("/persistentVolumeClaim/claimName").and_then(Value::as_str) {
+        return mount_claim(state, namespace, claim, text(pod, "/spec/nodeName"));
+    }
+    for (sort, plural, named, decode) in
+        [("secret", "secrets", "secretName", true), ("configMap", "configmaps", "name", false)]
+    {
+        let source = &volume[sort];
+        if !source.is_object() {
+            continue;
+        }
+        let name = text(source, &format!("/{named}"));
+        let object = state.get(&Id::new("", plural, namespace, name));
+        if object.is_none() && source["optional"] != true {
+            let sort = sort.to_lowercase();
+            return Err(format!("{sort} \"{name}\" not found"));
+        }
+        let data = object.map(|object| object["data"].clone()).unwrap_or_default();
+        let files = project(source, &data, decode)?;
+        write(path, &files).map_err(|e| e.to_string())?;
+        return Ok(path.to_owned());
+    }
+    if volume["emptyDir"].is_object() {
+        fs::create_dir_all(path).map_err(|e| e.to_string())?;
+        return Ok(path.to_owned());
+    }
+    Err("a kind of volume that is not faked".to_owned())
+}
+
+fn mount_claim(state: &mut State, namespace: &str, claim: &str, node: &str) -> Result<PathBuf, String> {
+    let claim = state.get(&Id::new("", "persistentvolumeclaims", namespace, claim));
+    let volume = claim.map(|claim| text(claim, "/spec/volumeName").to_owned()).unwrap_or_default();
+    let Some(found) = state.get(&Id::new("", "persistentvolumes", "", &volume)).cloned() else {
+        return Err("the claim is not bound".to_owned());
+    };
+    volumes::attach(state, &volume, node);
+    Ok(state.driver.volume(text(&found, "/spec/csi/volumeHandle")))
+}
+
+/// Paths, contents and modes; without items every key is a file.
+fn project(source: &Value, data: &Value, encoded: bool) -> Result<Vec<(String, Vec<u8>, u32)>, String> {
+    let mode = |item: &Value| {
+        let mode = item["mode"].as_u64().or_else(|| source["defaultMode"].as_u64()).unwrap_or(0o644);
+        u32::try_from(mode).unwrap_or(0o644)
+    };
+    let bytes = |key: &str| {
+        let value = data.get(key).and_then(Value::as_str)?;
+        if encoded { STANDARD.decode(value).ok() } else { Some(value.as_bytes().to_vec()) }
+    };
+    let items = list(source, "/items");
+    if items.is_empty() {
+        let all = data.as_object().into_iter().flatten();
+        return Ok(all.filter_map(|(key, _)| Some((key.clone(), bytes(key)?, mode(&Value::Null)))).collect());
+    }
+    let mut files = Vec::new();
+    for item in items {
+        let key = text(item, "/key");
+        match bytes(key) {
+            Some(bytes) => files.push((text(item, "/path").to_owned(), bytes, mode(item))),
+            None if source["optional"] == true => {}
+            None => return Err(format!("references non-existent secret key: {key}")),
+        }
+    }
+    Ok(files)
+}
+
+/// Files lie in a directory of their own, `..data` is a link to it, and what is at the top links through `..data`, so that an
+/// update is seen whole.
+fn write(path: &Path, files: &[(String, Vec<u8>, u32)]) -> io::Result<()> {
+    if path.join("..data").is_symlink() {
+        return Ok(());
+    }
+    let real = "..2026_01_01_00_00_00.0000000000";
+    fs::create_dir_all(path.join(real))?;
+    for (name, bytes, mode) in files {
+        let file = path.join(real).join(name);
+        fs::create_dir_all(file.parent().unwrap_or(path))?;
+        fs::write(&file, bytes)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(*mode))?;
+    }
+    symlink(real, path.join("..data"))?;
+    for entry in fs::read_dir(path.join(real))? {
+        let name = entry?.file_name();
+        symlink(Path::new("..data").join(&name), path.join(&name))?;
+    }
+    Ok(())
+}

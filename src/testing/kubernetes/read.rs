@@ -1,0 +1,173 @@
+//! Get, list and the changes that a watch tells.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::kind::{Form, Id, Kind};
+use super::object::metadata;
+use super::select::Selection;
+use super::status::Refusal;
+use super::store::{Change, State};
+
+/// What is left of a list that is read page by page.
+#[derive(Debug)]
+pub(super) struct Page {
+    revision: u64,
+    rest: Vec<Arc<Value>>,
+}
+
+/// What to list or watch.
+#[derive(Clone, Debug)]
+pub(super) struct Scope {
+    pub(super) kind: Arc<Kind>,
+    /// Empty for all.
+    pub(super) namespace: String,
+    pub(super) selection: Selection,
+}
+
+/// Parameters of a list.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ListOptions {
+    pub(super) limit: usize,
+    pub(super) continues: String,
+    pub(super) version: String,
+    pub(super) exact: bool,
+}
+
+impl Scope {
+    fn holds(&self, id: &Id) -> bool {
+        self.kind.is(&id.group, &id.plural) && (self.namespace.is_empty() || id.namespace == self.namespace)
+    }
+}
+
+impl State {
+    pub(super) fn read(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Arc<Value>, Refusal> {
+        self.get(&kind.id(namespace, name)).cloned().ok_or_else(|| Refusal::not_found(kind, name))
+    }
+
+    /// All that the scope selects now.
+    pub(super) fn select(&self, scope: &Scope) -> Vec<Arc<Value>> {
+        let all = self.all(&scope.kind.group, &scope.kind.plural, &scope.namespace);
+        all.filter(|object| scope.selection.matches(object)).cloned().collect()
+    }
+
+    /// A list, or a page of one. All pages show the state of the first (apiserver pkg/storage/etcd3/store.go).
+    pub(super) fn list(&mut self, scope: &Scope, options: &ListOptions) -> Result<Value, Refusal> {
+        let (revision, mut items) = if options.continues.is_empty() {
+            self.items_at(scope, options)?
+        } else {
+            let page = self.pages.get(&options.continues).ok_or_else(|| {
+                Refusal::expired(
+                    "The provided continue parameter is too old to display a consistent list result. You can start a new \
+                     list without the continue parameter.",
+                )
+            })?;
+            (page.revision, page.rest.clone())
+        };
+        let mut meta = json!({"resourceVersion": revision.to_string()});
+        if options.limit > 0 && items.len() > options.limit {
+            let rest = items.split_off(options.limit);
+            meta["remainingItemCount"] = rest.len().into();
+            let token = format!("page-{revision}-{}", self.pages.len());
+            meta["continue"] = token.clone().into();
+            self.pages.insert(token, Page { revision, rest });
+        }
+        let mut items: Vec<_> = items.iter().map(|object| object.as_ref().clone()).collect();
+        if let Form::BuiltIn(_) = scope.kind.form {
+            // Typed lists leave out what all items have in common; lists of custom resources do not.
+            for fields in items.iter_mut().filter_map(Value::as_object_mut) {
+                fields.remove("apiVersion");
+                fields.remove("kind");
+            }
+        }
+        Ok(json!({
+            "apiVersion": scope.kind.api_version(),
+            "kind": format!("{}List", scope.kind.kind),
+            "metadata": meta,
+            "items": items,
+        }))
+    }
+
+    fn items_at(&self, scope: &Scope, options: &ListOptions) -> Result<(u64, Vec<Arc<Value>>), Refusal> {
+        let asked = version(&options.version)?;
+        self.not_ahead(asked)?;
+        if !options.exact || asked == self.revision {
+            return Ok((self.revision, self.select(scope)));
+        }
+        if asked < self.compacted {
+            return Err(Refusal::expired(&self.too_old(asked)));
+        }
+        let mut objects: BTreeMap<&Id, &Arc<Value>> = self.objects.iter().collect();
+        for change in self.changes.iter().rev().take_while(|change| change.revision > asked) {
+            match &change.before {
+                Some(before) => objects.insert(&change.id, before),
+                None => objects.remove(&change.id),
+            };
+        }
+        let held =
+            objects.into_iter().filter(|(id, object)| scope.holds(id) && scope.selection.matches(object));
+        Ok((asked, held.map(|(_, object)| Arc::clone(object)).collect()))
+    }
+
+    /// A version that is not yet (apiserver pkg/storage/errors.go, NewTooLargeResourceVersionError).
+    pub(super) fn not_ahead(&self, asked: u64) -> Result<(), Refusal> {
+        if asked <= self.revision {
+            return Ok(());
+        }
+        let message = format!("Too large resource version: {asked}, current: {}", self.revision);
+        let mut refusal = Refusal::new(504, "Timeout", message);
+        refusal.retry_after = Some(1);
+        Err(refusal)
+    }
+
+    fn too_old(&self, asked: u64) -> String {
+        format!("too old resource version: {asked} ({})", self.compacted)
+    }
+
+    /// Refuses to watch from before the compaction (apiserver pkg/storage/cacher/cacher.go: as an event of the watch, not as
+    /// its status).
+    pub(super) fn not_too_old(&self, seen: u64) -> Result<(), Refusal> {
+        if seen < self.compacted { Err(Refusal::expired(&self.too_old(seen))) } else { Ok(()) }
+    }
+
+    /// What a watch tells of the changes after `seen`.
+    pub(super) fn changes_since(&self, scope: &Scope, seen: u64) -> Vec<Value> {
+        let from = self.changes.partition_point(|change| change.revision <= seen);
+        let told = self.changes[from..].iter().filter(|change| scope.holds(&change.id));
+        told.filter_map(|change| event(scope, change)).collect()
+    }
+}
+
+/// An object that comes to match a selector is added to the watch, one that ceases to is deleted from it (apiserver
+/// pkg/storage/cacher/cache_watcher.go, convertToWatchEvent).
+fn event(scope: &Scope, change: &Change) -> Option<Value> {
+    let matching = |object: &&Arc<Value>| scope.selection.matches(object);
+    let (before, after) = (change.before.as_ref().filter(matching), change.after.as_ref().filter(matching));
+    let (kind, object) = match (before, after) {
+        (None, None) => return None,
+        (None, Some(after)) => ("ADDED", after.as_ref().clone()),
+        (Some(_), Some(after)) => ("MODIFIED", after.as_ref().clone()),
+        (Some(before), None) => {
+            let mut last = before.as_ref().clone();
+            metadata(&mut last).insert("resourceVersion".to_owned(), change.revision.to_string().into());
+            ("DELETED", last)
+        }
+    };
+    Some(json!({"type": kind, "object": object}))
+}
+
+/// A resource version; nothing is 0, which means any.
+pub(super) fn version(text: &str) -> Result<u64, Refusal> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    text.parse()
+        .map_err(|_| Refusal::bad_request(format!("Invalid value: \"{text}\": invalid resource version")))
+}
+
+/// The metadata of an object alone, as `Accept: …;as=PartialObjectMetadata` asks.
+pub(super) fn partial(object: &Value) -> Value {
+    json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"]})
+}

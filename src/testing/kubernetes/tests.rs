@@ -1,0 +1,95 @@
+//! The server through the real client. What a real server does as well is tested there too, when `LARDER_TEST_KUBECONFIG`
+//! names one: that is the proof that this one is faithful.
+
+mod access;
+mod apply;
+mod custom;
+mod faults;
+mod garbage;
+mod objects;
+mod pods;
+mod snapshots;
+mod watches;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DeleteParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::response::Status;
+use kube::{Api, Client, Config};
+use serde_json::{Value, json};
+
+use super::Cluster;
+
+/// A namespace of its own on the fake server or a real one.
+struct Place {
+    client: Client,
+    namespace: String,
+    /// None on a real server.
+    fake: Option<Cluster>,
+}
+
+impl Place {
+    async fn new() -> Self {
+        let (client, fake) = match std::env::var_os("LARDER_TEST_KUBECONFIG").map(PathBuf::from) {
+            Some(path) => {
+                let config = Kubeconfig::read_from(path).unwrap();
+                let config =
+                    Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+                (Client::try_from(config).unwrap(), None)
+            }
+            None => {
+                let fake = Cluster::new();
+                (fake.admin(), Some(fake))
+            }
+        };
+        let namespace = format!("larder-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let place = Place { client, namespace, fake };
+        place.namespaces().create(&PostParams::default(), &namespace_of(&place.namespace)).await.unwrap();
+        place
+    }
+
+    fn namespaces(&self) -> Api<Namespace> {
+        Api::all(self.client.clone())
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    async fn end(self) {
+        self.namespaces().delete(&self.namespace, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+fn namespace_of(name: &str) -> Namespace {
+    typed(json!({"metadata": {"name": name}}))
+}
+
+fn typed<K: serde::de::DeserializeOwned>(value: Value) -> K {
+    serde_json::from_value(value).unwrap()
+}
+
+/// The refusal of a request that must be refused.
+fn refused<T: std::fmt::Debug>(answer: kube::Result<T>) -> Box<Status> {
+    match answer {
+        Err(kube::Error::Api(status)) => status,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+/// Waits until `probe` answers.
+async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..600 {
+        if let Some(found) = probe().await {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{what}: not in time");
+}

@@ -1,0 +1,43 @@
+//! What goes wrong on purpose does.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::api::PostParams;
+use serde_json::json;
+
+use super::super::{Cluster, Fault, Harm};
+use super::{refused, typed};
+
+#[tokio::test]
+async fn faults_meet_whom_they_are_meant_for() {
+    let cluster = Cluster::new();
+    let api: Api<ConfigMap> = Api::namespaced(cluster.admin(), "default");
+    let map: ConfigMap = typed(json!({"metadata": {"name": "a"}}));
+    let post = PostParams::default();
+    for (harm, code) in [(Harm::Conflict, 409), (Harm::Gone, 410), (Harm::Broken, 500)] {
+        cluster.fault(Fault::once("create", "configmaps", harm));
+        assert_eq!(refused(api.create(&post, &map).await).code, code);
+    }
+    cluster.fault(Fault::once("get", "configmaps", Harm::Broken).after(1));
+    // The client itself tries again after 429, as it is told.
+    cluster.fault(Fault::once("create", "configmaps", Harm::Busy(1)));
+    let begun = Instant::now();
+    api.create(&post, &map).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    api.get("a").await.unwrap();
+    assert_eq!(refused(api.get("a").await).code, 500);
+    api.get("a").await.unwrap();
+
+    cluster.fault(Fault::once("create", "configmaps", Harm::NoAnswer));
+    let other: ConfigMap = typed(json!({"metadata": {"name": "b"}}));
+    assert!(api.create(&post, &other).await.is_err());
+    assert!(cluster.peek("", "configmaps", "default", "b").is_some());
+    cluster.fault(Fault::once("create", "configmaps", Harm::Refused));
+    let third: ConfigMap = typed(json!({"metadata": {"name": "c"}}));
+    assert!(api.create(&post, &third).await.is_err());
+    assert!(cluster.peek("", "configmaps", "default", "c").is_none());
+    let gets = cluster.seen().iter().filter(|seen| seen.verb == "get" && seen.name == "a").count();
+    assert_eq!(gets, 3);
+}

@@ -1,0 +1,514 @@
+//! A cluster with Larder in it: the API server of `larder::testing`, whose pods run the real `larder build`, or the real one
+//! that `LARDER_TEST_KUBECONFIG` names.
+//!
+//! On a real one its nodes must have the image `larder:<version>`, or the one that `LARDER_TEST_BUILDER_IMAGE` names, and
+//! reach this machine, where the registry of the test is; else `LARDER_TEST_IMAGE` names a small image that its pods can pull.
+//! The classes are found, or told by `LARDER_TEST_STORAGE_CLASS` and `LARDER_TEST_SNAPSHOT_CLASS`. Each test has namespaces of
+//! its own, and Larder the rights that `config/kubernetes` gives it.
+
+mod real;
+
+use std::env;
+use std::path::PathBuf;
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{Api, PostParams};
+use kube::{Client, CustomResourceExt as _, ResourceExt as _};
+use larder::caches::record::Record;
+use larder::caches::runner::child::{ChildRunner, Settings};
+use larder::caches::service::Service;
+use larder::config::Config;
+use larder::config::cluster::{Cluster as Section, Runner};
+use larder::config::log::Format;
+use larder::config::registry::Host;
+use larder::kubernetes::crd::{ImageCache, ImageCacheSpec};
+use larder::kubernetes::daemon::{Daemon, Habits, of_planner};
+use larder::kubernetes::runner::Pace;
+use larder::kubernetes::snapshot::VolumeSnapshot;
+use larder::model::image_cache::{Spec, Status, TenantName};
+use larder::sys::cgroup::Cgroups;
+use larder::sys::clock::{Clock, SystemClock};
+use larder::telemetry::metrics::Metrics;
+use larder::testing::image::{Format as ImageFormat, Image, Layer};
+use larder::testing::kubernetes::{Cluster, Node, Timing};
+use larder::testing::layer::LayerBuilder;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+use self::real::Real;
+use super::served::{Served, random};
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+/// The user that Larder is.
+pub(crate) const LARDER: &str = "system:serviceaccount:larder:larder";
+
+/// A cluster, and a registry with an image.
+pub(crate) struct World {
+    pub(crate) served: Served,
+    pub(crate) runtime: Runtime,
+    pub(crate) config: Config,
+    pub(crate) habits: Habits,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Namespaces of a tenant and of another.
+    pub(crate) team: String,
+    pub(crate) other: String,
+    admin: Client,
+    fake: Option<Cluster>,
+    real: Option<Real>,
+    /// Held on a real one.
+    turn: Option<MutexGuard<'static, ()>>,
+}
+
+/// Two layers, some kilobytes.
+pub(crate) fn image() -> Image {
+    let layer =
+        |seed| Layer::from(LayerBuilder::new().file(format!("f-{seed}"), random(seed, 50_000)).gzip());
+    Image::builder(ImageFormat::Oci).layers((0..2).map(layer)).build()
+}
+
+/// The documents of a file in `config/kubernetes`.
+pub(crate) fn shipped(name: &str) -> Vec<Value> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes").join(name);
+    let text = std::fs::read_to_string(path).unwrap();
+    text.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap()).collect()
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let runtime = Runtime::new().unwrap();
+        match runtime.block_on(Real::of_environment()) {
+            Some(real) => World::on(runtime, real, real::turn()),
+            None => World::in_process(runtime, image(), Timing::default()),
+        }
+    }
+
+    /// A world with the API server of `larder::testing`; none, where a test shall run on a real one, which can neither fail on
+    /// purpose nor say what its storage has.
+    pub(crate) fn faked() -> Option<Self> {
+        World::faked_with(image(), Timing::default())
+    }
+
+    /// The same with another image, and where things take as long as is said.
+    pub(crate) fn faked_with(image: Image, timing: Timing) -> Option<Self> {
+        if env::var_os("LARDER_TEST_KUBECONFIG").is_some() {
+            eprintln!("skipped: it needs an API server that fails on purpose");
+            return None;
+        }
+        Some(World::in_process(Runtime::new().unwrap(), image, timing))
+    }
+
+    fn in_process(runtime: Runtime, image: Image, timing: Timing) -> Self {
+        let (admin, fake) = {
+            let _in = runtime.enter();
+            let cluster = Cluster::with_timing(timing);
+            (cluster.admin(), cluster)
+        };
+        let section = Section {
+            builder_image: "larder:1".into(),
+            storage_class: "csi".into(),
+            snapshot_class: "csi".into(),
+            ..Section::default()
+        };
+        let names = ["team-a", "team-b"].map(str::to_owned);
+        let world = World::of(runtime, Served::new([image]), section, names, (admin, Some(fake), None));
+        world.furnish();
+        world
+    }
+
+    fn on(runtime: Runtime, real: Real, turn: MutexGuard<'static, ()>) -> Self {
+        let names = ["team-a", "team-b"].map(unique);
+        let (section, address) =
+            runtime.block_on(async { (real.section(unique("larder")).await, real.address().await) });
+        let admin = real.admin.clone();
+        let served = Served::at(address, [image()]);
+        let host = Host { name: served.registry.host(), plain_http: true, ..Host::default() };
+        let mut world = World::of(runtime, served, section, names, (admin, None, Some(real)));
+        world.turn = Some(turn);
+        world.config.registry.host.push(host);
+        world.name_namespaces();
+        let real = world.real.as_ref().unwrap();
+        world.wait(real.install(world.own(), &[&world.team, &world.other]));
+        world
+    }
+
+    fn of(
+        runtime: Runtime,
+        served: Served,
+        section: Section,
+        [team, other]: [String; 2],
+        (admin, fake, real): (Client, Option<Cluster>, Option<Real>),
+    ) -> Self {
+        let mut config = Config {
+            cluster: vec![Section { uid: "here".into(), runner: Runner::Kubernetes, ..section }],
+            ..Config::default()
+        };
+        (config.registry.retries, config.registry.backoff_max_seconds) = (1, 1);
+        config.caches.build_retries = 2;
+        let patient = |seconds| Duration::from_secs(if fake.is_some() { seconds } else { 300 });
+        World {
+            habits: Habits {
+                pace: Pace {
+                    look: Duration::from_millis(30),
+                    pending: patient(60),
+                    attached: patient(60),
+                    snapshot: patient(60),
+                    outage: Duration::from_millis(200),
+                },
+                // Long enough for a machine that is busy.
+                lease: Duration::from_secs(20),
+                tell: Duration::from_millis(100),
+            },
+            clock: Arc::new(SystemClock),
+            served,
+            runtime,
+            config,
+            team,
+            other,
+            admin,
+            fake,
+            real,
+            turn: None,
+        }
+    }
+
+    fn name_namespaces(&self) {
+        for name in [self.own(), &self.team, &self.other] {
+            // What the pods of builders keep within.
+            let labels = json!({"pod-security.kubernetes.io/enforce": "baseline"});
+            let namespace = json!({
+                "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
+            });
+            match &self.fake {
+                Some(fake) => {
+                    fake.install(&namespace);
+                }
+                None => {
+                    let api: Api<Namespace> = Api::all(self.admin.clone());
+                    let namespace = serde_json::from_value(namespace).unwrap();
+                    self.wait(api.create(&PostParams::default(), &namespace)).unwrap();
+                }
+            }
+        }
+    }
+
+    fn furnish(&self) {
+        self.name_namespaces();
+        let fake = self.fake();
+        fake.install(&serde_json::to_value(ImageCache::crd()).unwrap());
+        fake.install_storage("Delete");
+        for object in shipped("rbac.yaml") {
+            fake.install(&object);
+        }
+        for namespace in [&self.team, &self.other] {
+            for mut object in shipped("tenant.yaml") {
+                object["metadata"]["namespace"] = json!(namespace);
+                fake.install(&object);
+            }
+        }
+        self.add_node("node-a");
+    }
+
+    /// Adds a node whose pods are the `larder` under test.
+    pub(crate) fn add_node(&self, name: &str) {
+        self.add_node_with(name, env!("CARGO_BIN_EXE_larder").into());
+    }
+
+    /// Adds a node whose pods are another program.
+    pub(crate) fn add_node_with(&self, name: &str, program: PathBuf) {
+        self.fake().add_node(Node {
+            name: name.to_owned(),
+            labels: Vec::new(),
+            program,
+            images: Some(vec!["larder:1".to_owned()]),
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        });
+    }
+
+    /// Whether the cluster is a real one, of which less is known.
+    pub(crate) fn is_real(&self) -> bool {
+        self.fake.is_none()
+    }
+
+    pub(crate) fn fake(&self) -> &Cluster {
+        self.fake.as_ref().expect("a cluster of our own")
+    }
+
+    /// A client that may do everything.
+    pub(crate) fn admin(&self) -> Client {
+        self.admin.clone()
+    }
+
+    /// Namespace of Larder.
+    pub(crate) fn own(&self) -> &str {
+        &self.config.cluster[0].namespace
+    }
+
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Objects of one kind, for who may do everything.
+    pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.admin.clone(), namespace)
+    }
+
+    pub(crate) fn get<K>(&self, namespace: &str, name: &str) -> Option<K>
+    where
+        K: kube::Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
+    {
+        self.wait(self.api::<K>(namespace).get_opt(name)).unwrap()
+    }
+
+    pub(crate) fn tenant(&self) -> TenantName {
+        self.team.parse().unwrap()
+    }
+
+    pub(crate) fn images(&self) -> Vec<String> {
+        match env::var("LARDER_TEST_IMAGE") {
+            Ok(image) if self.is_real() => vec![image],
+            _ => self.served.references(),
+        }
+    }
+
+    pub(crate) fn spec(&self, name: &str) -> Spec {
+        Spec {
+            name: name.parse().unwrap(),
+            images: self.images().iter().map(|image| image.parse().unwrap()).collect(),
+            size_gib: 20,
+            retention_days: 0,
+            cluster: "here".into(),
+            pull_secrets: Vec::new(),
+        }
+    }
+
+    /// What somebody would write for `kubectl apply`.
+    pub(crate) fn object(&self, name: &str) -> ImageCache {
+        let spec = json!({"images": self.images()});
+        let mut object = ImageCache::new(name, serde_json::from_value::<ImageCacheSpec>(spec).unwrap());
+        object.metadata.namespace = Some(self.team.clone());
+        object
+    }
+
+    pub(crate) fn apply(&self, object: &ImageCache) -> ImageCache {
+        self.wait(self.api(&self.team).create(&PostParams::default(), object)).unwrap()
+    }
+
+    /// A daemon that may do what Larder may.
+    pub(crate) fn daemon(&self) -> Running {
+        let client = match &self.fake {
+            Some(fake) => {
+                let _in = self.runtime.enter();
+                fake.client(LARDER)
+            }
+            None => self.wait(self.real.as_ref().unwrap().larder(self.own())),
+        };
+        self.daemon_of(client)
+    }
+
+    /// The same for another user.
+    pub(crate) fn daemon_of(&self, client: Client) -> Running {
+        // LARDER_LOG=larder=debug: what the daemons say.
+        if let Ok(filter) = env::var("LARDER_LOG") {
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
+        let runtime = Runtime::new().unwrap();
+        let mut settings =
+            Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
+        settings.program = env!("CARGO_BIN_EXE_larder").into();
+        settings.cgroups = Arc::new(Cgroups::none("not in this test"));
+        let planner = ChildRunner::new(settings, &of_planner(&self.config)).unwrap();
+        let (section, config, habits) =
+            (self.config.cluster[0].clone(), self.config.clone(), self.habits.clone());
+        let clock = Arc::clone(&self.clock);
+        let daemon = runtime.block_on(async move {
+            Daemon::new(client, &section, &config, habits, planner, clock, Metrics::new()).await.unwrap()
+        });
+        let service = daemon.service().clone();
+        let stop = CancellationToken::new();
+        let told = stop.clone();
+        let running = runtime.spawn(async move {
+            let ended = Box::pin(daemon.run(&told)).await;
+            daemon.service().stop().await;
+            daemon.release().await;
+            ended.map_err(|error| error.to_string())
+        });
+        Running { runtime: Some(runtime), service, stop, running: Some(running) }
+    }
+
+    /// Waits until something is there.
+    pub(crate) fn until<T>(&self, what: &str, probe: impl FnMut() -> Option<T>) -> T {
+        self.until_within(if self.is_real() { PATIENCE * 5 } else { PATIENCE }, what, probe)
+    }
+
+    /// The same for what takes longer.
+    pub(crate) fn until_within<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut probe: impl FnMut() -> Option<T>,
+    ) -> T {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = probe() {
+                return found;
+            }
+            if start.elapsed() > patience {
+                self.show();
+                panic!("{what}: not within {patience:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until an image cache is so, and answers it.
+    pub(crate) fn phase(&self, name: &str, phase: Status) -> ImageCache {
+        self.until(&format!("{name} is {phase}"), || {
+            let object: ImageCache = self.get(&self.team, name)?;
+            let now = object.status.as_ref()?.phase.clone();
+            if now != phase.to_string()
+                && ["Failed", "Available"].contains(&now.as_str())
+                && phase != Status::Deleting
+            {
+                self.show();
+                panic!("{name} is {now}: {:?}", object.status.and_then(|status| status.message));
+            }
+            (now == phase.to_string()).then_some(object)
+        })
+    }
+
+    /// Waits until nothing is left of all image caches but what is named: the records, and their snapshots.
+    pub(crate) fn nothing_left(&self) {
+        self.until("nothing is left", || {
+            let own = self.own();
+            let jobs = self
+                .wait(self.api::<k8s_openapi::api::batch::v1::Job>(own).list(&Default::default()))
+                .unwrap();
+            let claims = self.wait(
+                self.api::<k8s_openapi::api::core::v1::PersistentVolumeClaim>(own).list(&Default::default()),
+            );
+            let snapshots = self.wait(self.api::<VolumeSnapshot>(own).list(&Default::default())).unwrap();
+            let copies = self.wait(self.api::<VolumeSnapshot>(&self.team).list(&Default::default())).unwrap();
+            let secrets = self
+                .wait(self.api::<k8s_openapi::api::core::v1::Secret>(own).list(&Default::default()))
+                .unwrap();
+            let left =
+                jobs.items.len() + claims.unwrap().items.len() + snapshots.items.len() + copies.items.len();
+            (left + secrets.items.len() == 0).then_some(())
+        });
+        if let Some(fake) = &self.fake {
+            self.until("the storage is empty", || (fake.stored_snapshots() == 0).then_some(()));
+        }
+    }
+
+    /// Prints what there is, for a person who wonders.
+    pub(crate) fn show(&self) {
+        let Some(fake) = &self.fake else { return };
+        for (group, plural) in [
+            ("larder.dev", "imagecaches"),
+            ("batch", "jobs"),
+            ("", "pods"),
+            ("", "persistentvolumeclaims"),
+            ("snapshot.storage.k8s.io", "volumesnapshots"),
+            ("snapshot.storage.k8s.io", "volumesnapshotcontents"),
+            ("coordination.k8s.io", "leases"),
+        ] {
+            for object in fake.peek_all(group, plural, "") {
+                let meta = &object["metadata"];
+                eprintln!(
+                    "{plural} {}/{} deleting {} finalizers {} status {}",
+                    meta["namespace"],
+                    meta["name"],
+                    meta["deletionTimestamp"],
+                    meta["finalizers"],
+                    object["status"]
+                );
+            }
+        }
+        let seen = fake.seen();
+        for seen in &seen[seen.len().saturating_sub(30)..] {
+            eprintln!("seen {} {} {}/{}", seen.verb, seen.resource, seen.namespace, seen.name);
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(real) = &self.real {
+            self.wait(real.clear(self.own(), &[&self.team, &self.other]));
+        }
+    }
+}
+
+fn unique(what: &str) -> String {
+    format!("{what}-{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
+}
+
+/// A daemon in this process, on threads of its own.
+pub(crate) struct Running {
+    runtime: Option<Runtime>,
+    pub(crate) service: Service,
+    stop: CancellationToken,
+    running: Option<tokio::task::JoinHandle<Result<(), String>>>,
+}
+
+impl Running {
+    pub(crate) fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().unwrap().block_on(future)
+    }
+
+    /// As if its process were killed: whatever it was at ends where it is.
+    pub(crate) fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    /// Asks it to stop, and answers how it did.
+    pub(crate) fn stop(mut self) -> Result<(), String> {
+        self.stop.cancel();
+        let running = self.running.take().unwrap();
+        self.wait(async { tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap() })
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.running.as_ref().is_none_or(tokio::task::JoinHandle::is_finished)
+    }
+
+    /// Waits until it ends by itself, and answers why.
+    pub(crate) fn ends(mut self) -> Result<(), String> {
+        let running = self.running.take().unwrap();
+        self.wait(async { tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap() })
+    }
+
+    pub(crate) fn create(&self, world: &World, name: &str) -> Record {
+        self.wait(self.service.create(&world.tenant(), world.spec(name), None)).unwrap()
+    }
+
+    pub(crate) fn record(&self, world: &World, record: &Record) -> Record {
+        self.wait(self.service.get(&world.tenant(), record.id)).unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The VolumeSnapshot of a record's content.
+pub(crate) fn snapshot_name(object: &ImageCache) -> String {
+    format!("ic-{}", object.uid().unwrap())
+}

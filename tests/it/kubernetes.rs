@@ -1,0 +1,9 @@
+//! Larder in a cluster: from an order to a snapshot, whatever happens on the way. The pods are the real `larder build`.
+
+mod builds;
+mod crash;
+mod failures;
+mod named;
+mod orders;
+mod serve;
+mod time;

@@ -1,0 +1,201 @@
+//! Daemons that are killed, that lose the lease, and API servers that fail.
+
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use larder::kubernetes::crd::ImageCache;
+use larder::model::image_cache::Status;
+use larder::testing::kubernetes::{Fault, Harm, Meets};
+use serde_json::json;
+
+use crate::harness::cluster::{LARDER, Running, World};
+
+/// A lease that is soon over.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// Requests of Larder that changed something, leases aside, which move by themselves.
+fn changes(world: &World) -> usize {
+    let writes = ["create", "update", "patch", "delete"];
+    let seen = world.fake().seen();
+    seen.iter()
+        .filter(|seen| seen.user == LARDER && writes.contains(&seen.verb) && seen.resource != "leases")
+        .count()
+}
+
+/// Runs a cache from order to deletion, with a daemon that is killed after its `kill`th change; false when it does not come to
+/// so many.
+fn killed_after(kill: usize) -> bool {
+    let Some(world) = World::faked() else { return false };
+    let mut first = world.daemon();
+    world.apply(&world.object("web"));
+    let mut died = false;
+    world.until("it is built", || {
+        if !died && changes(&world) >= kill {
+            kill_daemon(&world, &mut first);
+            died = true;
+            return Some(());
+        }
+        let status = world.get::<ImageCache>(&world.team, "web")?.status?;
+        (status.phase == "Available").then_some(())
+    });
+    let mut second = world.daemon();
+    let object = world.until("it is built", || {
+        let object: ImageCache = world.get(&world.team, "web")?;
+        (object.status.as_ref()?.phase == Status::Available.to_string()).then_some(object)
+    });
+    let snapshots = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
+    assert_eq!(snapshots.len(), 1, "after {kill}");
+    let digest = object.status.unwrap().content.unwrap().digest;
+    assert!(digest.starts_with("sha256:"));
+    let mut killed_again = false;
+    let before = changes(&world);
+    let api = world.api::<ImageCache>(&world.team);
+    world.wait(api.delete("web", &DeleteParams::default())).unwrap();
+    world.until("the object is gone", || {
+        // On the way out too.
+        let kill_again = !killed_again && changes(&world) > before + kill % 5;
+        if kill_again {
+            kill_daemon(&world, &mut second);
+            killed_again = true;
+            second = world.daemon();
+        }
+        world.get::<ImageCache>(&world.team, "web").is_none().then_some(())
+    });
+    world.nothing_left();
+    died
+}
+
+/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself.
+fn kill_daemon(world: &World, daemon: &mut Running) {
+    daemon.kill();
+    let leases = world.api::<Lease>(world.own());
+    for name in ["larder", "larder-admission"] {
+        if world.wait(leases.get_opt(name)).unwrap().is_some() {
+            world.wait(leases.delete(name, &DeleteParams::default())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_daemon_is_killed_at_every_step() {
+    let mut kill = 1;
+    while killed_after(kill) {
+        kill += 1;
+    }
+    assert!(kill > 8 || World::faked().is_none(), "there were only {kill} steps");
+}
+
+#[test]
+fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
+    let mut world = World::new();
+    world.habits.lease = SHORT;
+    let mut first = world.daemon();
+    world.until("it leads", || {
+        if first.has_ended() {
+            first = world.daemon();
+        }
+        first.service.leads().then_some(())
+    });
+    first.kill();
+    world.habits.lease = Duration::from_secs(20);
+    let second = world.daemon();
+    world.until("the next one leads", || second.service.leads().then_some(()));
+    second.create(&world, "web");
+    world.phase("web", Status::Available);
+}
+
+#[test]
+fn whoever_loses_the_lease_stops() {
+    let Some(world) = World::faked() else { return };
+    let first = world.daemon();
+    world.until("it leads", || first.service.leads().then_some(()));
+    let second = world.daemon();
+    let meets = Meets { resource: "leases", user: LARDER.into(), ..Meets::default() };
+    world.fake().fault(Fault { meets, harm: Harm::Broken, after: 0, times: u32::MAX });
+    let ended = first.ends();
+    assert!(ended.unwrap_err().contains("lease"), "it went on");
+    world.fake().heal();
+    world.until("the next one leads", || second.service.leads().then_some(()));
+    second.create(&world, "web");
+    world.phase("web", Status::Available);
+}
+
+#[test]
+fn a_lease_that_is_taken_away() {
+    let world = World::new();
+    let first = world.daemon();
+    world.until("it leads", || first.service.leads().then_some(()));
+    let patch = json!({"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3}});
+    let leases = world.api::<Lease>(world.own());
+    world.wait(leases.patch("larder", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
+    assert!(first.ends().unwrap_err().contains("lease"), "it went on");
+    // Nobody renews it.
+    let second = world.daemon();
+    world.until("the next one leads", || second.service.leads().then_some(()));
+}
+
+#[test]
+fn who_stops_makes_room_at_once() {
+    let mut world = World::new();
+    world.habits.lease = Duration::from_secs(600);
+    let first = world.daemon();
+    world.until("it leads", || first.service.leads().then_some(()));
+    first.create(&world, "web");
+    // It looks soon whether it is its turn, and would wait for long.
+    assert_eq!(first.stop(), Ok(()));
+    world.habits.lease = Duration::from_secs(20);
+    let second = world.daemon();
+    world.until("the next one leads", || second.service.leads().then_some(()));
+    // What was under way goes on.
+    world.phase("web", Status::Available);
+}
+
+#[test]
+fn an_api_server_that_fails_is_waited_for() {
+    // What is only read is never in conflict.
+    let conflicts = ["update", "patch"].map(|verb| (verb, Harm::Conflict));
+    let others = [Harm::Broken, Harm::Busy(1), Harm::NoAnswer, Harm::Refused, Harm::Unauthorized];
+    for (verb, harm) in conflicts.into_iter().chain(others.map(|harm| ("", harm))) {
+        let Some(world) = World::faked() else { return };
+        let daemon = world.daemon();
+        world.until("it leads", || daemon.service.leads().then_some(()));
+        // Every third request of any kind.
+        for after in 0..20 {
+            let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
+            world.fake().fault(Fault { meets, harm: harm.clone(), after: after * 3, times: 1 });
+        }
+        world.apply(&world.object("web"));
+        world.phase("web", Status::Available);
+        let api = world.api::<ImageCache>(&world.team);
+        world.wait(api.delete("web", &DeleteParams::default())).unwrap();
+        world.until("the object is gone", || {
+            world.get::<ImageCache>(&world.team, "web").is_none().then_some(())
+        });
+        world.nothing_left();
+    }
+}
+
+#[test]
+fn watches_that_break_miss_nothing() {
+    let Some(world) = World::faked() else { return };
+    let daemon = world.daemon();
+    world.until("it leads", || daemon.service.leads().then_some(()));
+    for round in 0..4 {
+        match round % 4 {
+            0 => world.fake().cut_watches(),
+            1 => world.fake().expire_watches(),
+            2 => {
+                world.fake().compact();
+                world.fake().cut_watches();
+            }
+            _ => {
+                world.fake().fault(Fault::once("watch", "imagecaches", Harm::CutAfter(0)).times(3));
+                world.fake().cut_watches();
+            }
+        }
+        let name = format!("web-{round}");
+        world.apply(&world.object(&name));
+        world.phase(&name, Status::Available);
+    }
+}
