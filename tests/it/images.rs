@@ -2,6 +2,7 @@
 
 mod mounts;
 mod unprivileged;
+mod verity;
 
 use std::collections::BTreeMap;
 use std::fs;

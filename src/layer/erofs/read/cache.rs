@@ -28,8 +28,11 @@ impl Cache {
         Ok(Cache { file, len, blocks: Mutex::new(vec![const { None }; KEPT]) })
     }
 
-    pub(super) fn len(&self) -> u64 {
-        self.len
+    /// Takes nothing behind `len` for the image; false where that is not there.
+    pub(super) fn cut(&mut self, len: u64) -> bool {
+        let is_there = len > 0 && len <= self.len;
+        self.len = self.len.min(len);
+        is_there
     }
 
     /// Whether `len` bytes at `at` lie in the image.
