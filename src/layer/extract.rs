@@ -188,7 +188,7 @@ impl<'a> Target<'a> {
             }
             Target::Erofs(target) => {
                 let (applied, filled) = erofs::apply::apply(reader, target)?;
-                Ok((applied, Rest::Erofs(filled)))
+                Ok((applied, Rest::Erofs(Box::new(filled))))
             }
         }
     }
@@ -197,7 +197,7 @@ impl<'a> Target<'a> {
 /// What is left to do when all members are written.
 enum Rest<'a> {
     Overlay(Vec<Replaced>, &'a Dir),
-    Erofs(erofs::apply::Filled<'a>),
+    Erofs(Box<erofs::apply::Filled<'a>>),
 }
 
 impl Rest<'_> {

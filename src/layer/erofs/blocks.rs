@@ -147,7 +147,7 @@ impl<'a> Blocks<'a> {
     ) -> Result<Option<Verity>, Error> {
         let blocks = u64::from(self.next);
         let image = self.file()?.try_clone().context("opening the image")?;
-        let proven = |put: &mut dyn FnMut(u64, &[u8]) -> Result<(), Error>| {
+        let proven = |put: &mut verity::Put<'_>| {
             verity.map(|uuid| verity::write(&image, blocks, uuid, put)).transpose()
         };
         let behind = verity.map_or(0, |_| verity::len(blocks));

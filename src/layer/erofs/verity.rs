@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt as _;
 use sha2::{Digest as _, Sha256};
 
 use super::error::{Context, Error};
-use super::format::{BLOCK, Put};
+use super::format::{self, BLOCK};
 use crate::model::digest::Digest;
 use crate::model::seal;
 
@@ -31,6 +31,9 @@ impl From<Verity> for seal::Verity {
         seal::Verity { root_hash: Digest::of_sha256(root), hash_offset: offset }
     }
 }
+
+/// Takes pieces of the tree, each with its place.
+pub(super) type Put<'p> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'p;
 
 const DIGEST: usize = 32;
 const SALT: [u8; 32] = [0; 32];
@@ -69,12 +72,7 @@ struct Level {
 }
 
 /// Hashes the first `blocks` blocks of `image` and hands what follows them to `put`, each piece with its place.
-pub(super) fn write(
-    image: &File,
-    blocks: u64,
-    uuid: &[u8; 16],
-    put: &mut dyn FnMut(u64, &[u8]) -> Result<(), Error>,
-) -> Result<Verity, Error> {
+pub(super) fn write(image: &File, blocks: u64, uuid: &[u8; 16], put: &mut Put<'_>) -> Result<Verity, Error> {
     let size = |blocks: u64| blocks * BLOCK as u64;
     put(size(blocks), &header(blocks, uuid))?;
     let counts = levels(blocks);
@@ -110,7 +108,7 @@ fn add(
     levels: &mut [Level],
     digest: [u8; DIGEST],
     root: &mut [u8; DIGEST],
-    put: &mut dyn FnMut(u64, &[u8]) -> Result<(), Error>,
+    put: &mut Put<'_>,
 ) -> Result<(), Error> {
     let Some(level) = levels.first_mut() else {
         *root = digest;
@@ -121,11 +119,7 @@ fn add(
 }
 
 /// Writes the begun block of the lowest of `levels`.
-fn close(
-    levels: &mut [Level],
-    root: &mut [u8; DIGEST],
-    put: &mut dyn FnMut(u64, &[u8]) -> Result<(), Error>,
-) -> Result<(), Error> {
+fn close(levels: &mut [Level], root: &mut [u8; DIGEST], put: &mut Put<'_>) -> Result<(), Error> {
     let Some((level, above)) = levels.split_first_mut() else { return Ok(()) };
     level.block.resize(BLOCK, 0);
     put(level.at, &level.block)?;
@@ -138,7 +132,7 @@ fn close(
 /// The header (cryptsetup, lib/verity/verity.c).
 fn header(blocks: u64, uuid: &[u8; 16]) -> [u8; BLOCK] {
     let mut header = [0; BLOCK];
-    let mut put = Put(&mut header);
+    let mut put = format::Put(&mut header);
     put.bytes(0, b"verity\0\0");
     // Version, and the kind of hash in which the salt comes first.
     put.bytes(8, &1u32.to_le_bytes());

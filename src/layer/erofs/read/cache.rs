@@ -11,12 +11,15 @@ use super::corrupt;
 /// Blocks that are kept, one for each remainder: 2 MiB.
 const KEPT: usize = 512;
 
+/// Blocks by their number.
+type Kept = Vec<Option<(u64, Box<[u8; BLOCK]>)>>;
+
 /// The bytes of an image.
 #[derive(Debug)]
 pub(super) struct Cache {
     file: File,
     len: u64,
-    blocks: Mutex<Vec<Option<(u64, Box<[u8; BLOCK]>)>>>,
+    blocks: Mutex<Kept>,
 }
 
 impl Cache {
@@ -78,7 +81,7 @@ impl Cache {
         }
     }
 
-    fn blocks(&self) -> MutexGuard<'_, Vec<Option<(u64, Box<[u8; BLOCK]>)>>> {
+    fn blocks(&self) -> MutexGuard<'_, Kept> {
         // A panic leaves whole blocks.
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
