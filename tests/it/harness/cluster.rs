@@ -14,8 +14,9 @@ use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DeleteParams, PostParams};
 use kube::{Client, CustomResourceExt as _, ResourceExt as _};
 use larder::caches::record::Record;
 use larder::caches::runner::child::{ChildRunner, Settings};
@@ -505,6 +506,17 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself.
+pub(crate) fn kill_daemon(world: &World, daemon: &mut Running) {
+    daemon.kill();
+    let leases = world.api::<Lease>(world.own());
+    for name in ["larder", "larder-admission"] {
+        if world.wait(leases.get_opt(name)).unwrap().is_some() {
+            world.wait(leases.delete(name, &DeleteParams::default())).unwrap();
+        }
     }
 }
 

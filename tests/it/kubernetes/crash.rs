@@ -9,7 +9,7 @@ use larder::model::image_cache::Status;
 use larder::testing::kubernetes::{Fault, Harm, Meets};
 use serde_json::json;
 
-use crate::harness::cluster::{LARDER, Running, World};
+use crate::harness::cluster::{LARDER, World, kill_daemon};
 
 /// A lease that is soon over.
 const SHORT: Duration = Duration::from_secs(3);
@@ -64,17 +64,6 @@ fn killed_after(kill: usize) -> bool {
     });
     world.nothing_left();
     died
-}
-
-/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself.
-fn kill_daemon(world: &World, daemon: &mut Running) {
-    daemon.kill();
-    let leases = world.api::<Lease>(world.own());
-    for name in ["larder", "larder-admission"] {
-        if world.wait(leases.get_opt(name)).unwrap().is_some() {
-            world.wait(leases.delete(name, &DeleteParams::default())).unwrap();
-        }
-    }
 }
 
 #[test]
