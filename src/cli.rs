@@ -10,6 +10,7 @@ mod config;
 mod confine;
 mod exit;
 mod export;
+mod image;
 mod import;
 mod inspect;
 mod keeper;
@@ -84,6 +85,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Export(args) => export::run(args, console),
         Command::Import(args) => import::run(args, call, config, console),
         Command::Prefetch(args) => prefetch::run(args, console),
+        Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
         Command::Config { action: ConfigAction::Crd } => config::crd(console),

@@ -26,6 +26,7 @@ mod monitor;
 mod names;
 mod oci;
 mod output;
+pub mod program;
 mod raw;
 mod restore;
 mod tar;

@@ -166,6 +166,11 @@ pub(super) enum Command {
     /// interpreters, and the libraries that it loads. Nothing is kept but what the kernel caches. Exits with 73 for a volume
     /// that is not sealed, with 64 for one without a list, and with 65 if the list and the volume do not agree.
     Prefetch(PrefetchArgs),
+    /// Write the container image of this very program: an OCI image layout, made by no container engine
+    ///
+    /// The program has to be static. `make image` builds it so and calls this. The time of the image is SOURCE_DATE_EPOCH.
+    #[command(hide = true)]
+    Image(ImageArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -424,6 +429,24 @@ pub(super) struct InspectArgs {
     /// Say, too, in how many pieces the layers lie on the disk; opens every file. With --json, as the member `placement`
     #[arg(long)]
     pub(super) extents: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImageArgs {
+    /// Directory of the layout
+    pub(super) out: PathBuf,
+    /// Certificate authorities that the image trusts, PEM
+    #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    pub(super) authorities: PathBuf,
+    /// Tag in the layout
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    pub(super) tag: String,
+    /// The commit that the program was built from
+    #[arg(long, value_name = "COMMIT")]
+    pub(super) revision: Option<String>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub(super) force: bool,
 }
 
 #[derive(Debug, Args)]
