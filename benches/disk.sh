@@ -5,9 +5,9 @@
 #   many   60,000 small files in 3 layers
 #   few    four large files (libraries of this machine, or random bytes) in 4 layers
 #
-# `directory` and `disk` are the builds that a user runs, each timed to its end, when its volume is durable. The others are a
-# disk made by hand, mounted, filled as a directory, unmounted and flushed: each differs from the first in one choice. The
-# variants take turns. Every run gets a directory of its own, and nothing is removed before the end: a file system is slow
+# `directory` and `disk` are the builds that a user runs, each timed to its end, when its volume is durable; what fills a disk
+# is confined, as `directory-confined` is. The others are a disk made by hand, mounted, filled as a directory, unmounted and
+# flushed: each differs from the first in one choice. The variants take turns. Every run gets a directory of its own, and nothing is removed before the end: a file system is slow
 # to fill where much was just deleted. Prints all walls. Needs root.
 # Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), HOST, LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
@@ -24,7 +24,7 @@ if [[ ${1:-} != --in-namespace ]]; then
 fi
 shift
 variants=("$@")
-((${#variants[@]})) || variants=(directory disk by-hand sparse written buffered block-512 journal ratio-16384 packed lazytime dioread_nolock dioread_lock)
+((${#variants[@]})) || variants=(directory directory-confined disk by-hand sparse written buffered block-512 journal ratio-16384 packed lazytime dioread_nolock dioread_lock)
 
 dir=$(mktemp -d)
 registry=
@@ -105,8 +105,11 @@ sync
 printf 'many: %d MB, few: %d MB of tar; %d cores, %s, a disk of %s on %s\n\n' $((bytes[many] / 1000000)) \
     $((bytes[few] / 1000000)) "$(nproc)" "$(uname --kernel-release)" "$size" "${HOST:-the disk of $dir}"
 
-build() { # kind, volume, image
-    "$larder" build --sizing warn --volume-kind "$1" --volume "$2" --size "${size}iB" "127.0.0.1:$port/bench/$3:1" >"$dir/log" 2>&1
+build() { # kind, volume, image, more
+    local kind=$1 volume=$2 image=$3
+    shift 3
+    "$larder" build --sizing warn --volume-kind "$kind" --volume "$volume" --size "${size}iB" "$@" \
+        "127.0.0.1:$port/bench/$image:1" >"$dir/log" 2>&1
 }
 base='64bit,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,metadata_csum,sparse_super'
 by_hand() { # variant, run's directory, image
@@ -148,6 +151,7 @@ measure() { # variant, image
     start=$(date +%s%N)
     case $1 in
     directory | disk) build "$1" "$run/volume" "$2" ;;
+    directory-confined) build directory "$run/volume" "$2" --confine ;;
     written)
         fallocate() { mv "$run/zeros" "$run/disk.img"; }
         by_hand "$1" "$run" "$2"

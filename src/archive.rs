@@ -175,3 +175,6 @@ impl Archive {
         blob.ok_or_else(|| Error::Absent { path: self.shown.clone(), digest: digest.clone() })
     }
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;

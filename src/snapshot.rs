@@ -29,6 +29,7 @@ mod output;
 pub mod program;
 mod raw;
 mod restore;
+mod summed;
 mod tar;
 mod target;
 

@@ -89,6 +89,16 @@ pub enum SourceOrder {
     },
 }
 
+impl SourceOrder {
+    /// The archive, where it is a directory: its files are opened while the build goes on.
+    pub fn directory(&self) -> Option<PathBuf> {
+        match self {
+            SourceOrder::Archive { path, .. } if path.is_dir() => Some(path.clone()),
+            _ => None,
+        }
+    }
+}
+
 /// How registries are asked, and as whom.
 #[derive(Clone, Debug)]
 pub struct RegistryOrder {

@@ -76,7 +76,7 @@ pub struct Snapshot {
     pub generation: u32,
     /// Whether it is the one that is served.
     pub served: bool,
-    /// Whether somebody reads it, has it attached or mounted, or a loop device stands on it.
+    /// Whether somebody has it attached or mounted, or a loop device stands on it.
     pub in_use: bool,
     /// Digest of what its `cache.json` says.
     pub digest: Digest,

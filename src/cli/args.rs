@@ -1,7 +1,8 @@
 //! What a user types.
 
+mod cache;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -9,9 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::keeper::Role;
 use crate::archive;
 use crate::build::order::SourceOrder;
-use crate::client::address::Address;
 use crate::config::log::Format;
-use crate::model::image_cache::CacheName;
 use crate::model::job::VolumeKind;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
@@ -21,6 +20,8 @@ use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
 use crate::snapshot;
 use crate::telemetry::Level;
+
+pub(super) use cache::{CacheArgs, CacheCommand, CacheOrder};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -75,22 +76,6 @@ disk, as `export --format raw` writes it, becomes a volume of kind disk: it is c
 is one, and proven whole, as `larder verify` does, before it counts as sealed; other flags than --volume and --output are
 not for it.";
 
-const CACHE_EXAMPLES: &str = "\
-Examples:
-  larder cache create web nginx:1.27 redis:7 --size 20 --wait
-  larder cache ls
-  larder cache show web
-  larder cache events web --json
-  LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder cache match nginx:1.27
-
-Variables: LARDER_HOST says where the daemon is, LARDER_CA names extra authorities. LARDER_TOKEN, or LARDER_ACCESS_KEY
-with LARDER_SECRET_KEY, says who you are; over the Unix socket root needs neither. No configuration file is read unless
---config names one.
-
-Exit codes: those of `larder --help`. Waiting ends with 0 when the cache is Available, with the code of the failure when
-it Failed, with 64 when it was deleted, with 73 when it is Unavailable and with 75 when --timeout is over. Waiting and
-events go on over a restart of the daemon that takes less than a minute.";
-
 /// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, after_help = EXAMPLES, propagate_version = true)]
@@ -136,7 +121,7 @@ pub(super) enum Command {
     /// stops, and unfinished builds go on with the next start. Exits with 73 if another daemon has the state directory.
     Serve,
     /// Use the daemon's image caches
-    #[command(after_help = CACHE_EXAMPLES)]
+    #[command(after_help = cache::EXAMPLES)]
     Cache(CacheArgs),
     /// Prove a sealed volume from its own bytes
     ///
@@ -199,6 +184,20 @@ pub(super) enum Output {
     Json,
 }
 
+/// How a disk is made and sealed.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(super) struct DiskArgs {
+    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
+    #[arg(long)]
+    pub(super) sparse: bool,
+    /// Kind disk: cut the sealed disk to the smallest size that holds its content
+    #[arg(long)]
+    pub(super) shrink: bool,
+    /// Kind block: format the device whatever it holds; all of that is lost
+    #[arg(long)]
+    pub(super) format_device: bool,
+}
+
 #[derive(Debug, Default, Args)]
 pub(super) struct OrderArgs {
     /// Images, as in nginx:1.27 or registry.example.com/team/app@sha256:…
@@ -217,15 +216,8 @@ pub(super) struct OrderArgs {
     /// what fills them is confined as by --confine unless --docker-config is given.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) volume_kind: Option<VolumeKind>,
-    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
-    #[arg(long)]
-    pub(super) sparse: bool,
-    /// Kind disk: cut the sealed disk to the smallest size that holds its content
-    #[arg(long)]
-    pub(super) shrink: bool,
-    /// Kind block: format the device whatever it holds; all of that is lost
-    #[arg(long)]
-    pub(super) format_device: bool,
+    #[command(flatten)]
+    pub(super) disk: DiskArgs,
     /// Most bytes the volume may occupy at any instant, as in 20GiB (required by build, here or in the job)
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
@@ -313,15 +305,8 @@ pub(super) struct ImportArgs {
     /// For disk and block name size and images: what makes the disk does not look into the archive.
     #[arg(long, value_enum, value_name = "KIND")]
     pub(super) volume_kind: Option<VolumeKind>,
-    /// Kind disk: take space of the host as it is used, instead of reserving all of it first
-    #[arg(long)]
-    pub(super) sparse: bool,
-    /// Kind disk: cut the sealed disk to the smallest size that holds its content
-    #[arg(long)]
-    pub(super) shrink: bool,
-    /// Kind block: format the device whatever it holds; all of that is lost
-    #[arg(long)]
-    pub(super) format_device: bool,
+    #[command(flatten)]
+    pub(super) disk: DiskArgs,
     /// Most bytes the volume may occupy at any instant, as in 20GiB [default: ten times the compressed images]
     #[arg(long, value_name = "SIZE")]
     pub(super) size: Option<ByteSize>,
@@ -369,9 +354,7 @@ impl From<ImportArgs> for OrderArgs {
             images: args.images,
             volume: Some(args.volume),
             volume_kind: args.volume_kind,
-            sparse: args.sparse,
-            shrink: args.shrink,
-            format_device: args.format_device,
+            disk: args.disk,
             size: args.size,
             sizing: args.sizing,
             platform: args.platform,
@@ -462,137 +445,6 @@ pub(super) struct PrefetchArgs {
     /// Every file of the images' layers, after those on the list
     #[arg(long)]
     pub(super) all: bool,
-}
-
-/// `larder cache`: which daemon, and what of it.
-#[derive(Debug, Args)]
-pub(super) struct CacheArgs {
-    /// Where the daemon is: unix:///path, http://host:port or https://host:port
-    /// [default: $LARDER_HOST, then unix:///run/larder/larder.sock]
-    #[arg(long, global = true, value_name = "ADDRESS")]
-    pub(super) host: Option<Address>,
-    /// File with extra certificate authorities, PEM [default: $LARDER_CA]
-    #[arg(long, global = true, value_name = "FILE")]
-    pub(super) ca: Option<PathBuf>,
-    /// Print the daemon's JSON instead
-    #[arg(long, global = true)]
-    pub(super) json: bool,
-    /// What to do
-    #[command(subcommand)]
-    pub(super) command: CacheCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum CacheCommand {
-    /// Order an image cache
-    Create {
-        #[command(flatten)]
-        order: CacheOrder,
-        /// Wait until it is Available, or why it is not
-        #[arg(long)]
-        wait: bool,
-    },
-    /// List image caches
-    Ls {
-        /// Only the one of this name
-        #[arg(long, value_name = "NAME")]
-        name: Option<String>,
-    },
-    /// Show an image cache with its images and layers
-    Show {
-        /// ID or name
-        cache: String,
-    },
-    /// Delete image caches
-    Rm {
-        /// IDs or names
-        #[arg(required = true, value_name = "CACHE")]
-        caches: Vec<String>,
-        /// Wait until they are gone
-        #[arg(long)]
-        wait: bool,
-    },
-    /// Wait until image caches are Available
-    Wait {
-        /// IDs or names
-        #[arg(required = true, value_name = "CACHE")]
-        caches: Vec<String>,
-        /// Most time for each, as in 90s, 30m or 2h [default: no limit]
-        #[arg(long, value_name = "TIME", value_parser = duration)]
-        timeout: Option<Duration>,
-    },
-    /// Print what happens to an image cache until it is settled
-    Events {
-        /// ID or name
-        cache: String,
-    },
-    /// Resolve the tags again and replace the content when the new one is sealed
-    Refresh {
-        /// ID or name
-        cache: String,
-        /// Wait until it is
-        #[arg(long)]
-        wait: bool,
-    },
-    /// List the sealed volumes of an image cache: what is served, and what a refresh replaced and somebody still uses
-    Snapshots {
-        /// ID or name
-        cache: String,
-    },
-    /// Give up a build or a refresh
-    Cancel {
-        /// ID or name
-        cache: String,
-    },
-    /// Name the Available image cache that serves a workload best
-    Match {
-        /// The images of the workload
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<ImageReference>,
-    },
-    /// Say what a create would fetch and whether it fits; keeps nothing
-    Plan {
-        #[command(flatten)]
-        order: CacheOrder,
-    },
-}
-
-/// An order for the daemon.
-#[derive(Debug, Args)]
-pub(super) struct CacheOrder {
-    /// Name: 1 to 128 of a-z 0-9 -, a letter first
-    pub(super) name: CacheName,
-    /// Images, 1 to 20
-    #[arg(required = true, value_name = "IMAGE")]
-    pub(super) images: Vec<ImageReference>,
-    /// Size of the volume in GiB, 20 to 400
-    #[arg(long, default_value_t = 20, value_name = "GIB")]
-    pub(super) size: u32,
-    /// Days until it expires; 0 is never
-    #[arg(long, default_value_t = 0, value_name = "DAYS")]
-    pub(super) retention_days: u32,
-    /// UID of the cluster that builds it, as the daemon's configuration names it
-    #[arg(long, default_value = "local", value_name = "UID")]
-    pub(super) cluster: String,
-    /// Pull secret as namespace:name; repeatable
-    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
-    pub(super) pull_secrets: Vec<String>,
-    /// A text of yours that makes a repeated create give the first answer
-    #[arg(long, value_name = "TEXT")]
-    pub(super) idempotency_key: Option<String>,
-}
-
-/// `90s`, `30m`, `2h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let refuse = || "not a time: want a number and s, m or h, as in 30m".to_owned();
-    let unit = match text.chars().last() {
-        Some('s') => 1,
-        Some('m') => 60,
-        Some('h') => 3600,
-        _ => return Err(refuse()),
-    };
-    let number: u32 = text[..text.len() - 1].parse().map_err(|_| refuse())?;
-    Ok(Duration::from_secs(u64::from(number) * unit))
 }
 
 /// Bytes per second: a size, with `/s` or without.

@@ -19,7 +19,6 @@ use super::output::{Renderer, result_file, stdout, summary};
 use super::{confine, exit, merge, signals};
 use crate::build::cancel::{Cancel, Reason};
 use crate::build::events::{self, Events, Lines};
-use crate::build::order::SourceOrder;
 use crate::build::{Prepared, sweep};
 use crate::config::Config;
 use crate::model::class::Class;
@@ -74,7 +73,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         }
     };
     let result = if call.kept.is_some() { None } else { merge::result_file(&args, job.as_deref()) };
-    let (confine, wishes) = (args.confine, keeper::Wishes::of(&args));
+    let (confine, wishes) = (args.confine, args.disk);
     let mut order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
         Ok(order) => order,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
@@ -105,10 +104,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         return end(&outcome, result.as_deref(), output, &volume, console);
     }
     let share = order.share.as_ref().map(|share| share.dir.clone());
-    let layout = match &order.source {
-        SourceOrder::Archive { path, .. } if path.is_dir() => Some(path.clone()),
-        _ => None,
-    };
+    let layout = order.source.directory();
     let deadline = order.deadline;
     let (events, lines) = events::channel();
     let mut runtime = runtime::Builder::new_multi_thread();

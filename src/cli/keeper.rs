@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::args::OrderArgs;
+use super::args::DiskArgs;
 use super::build::usage_outcome;
 use crate::build;
 use crate::build::cancel::Cancel;
@@ -42,24 +42,6 @@ use mounts::Mounts;
 
 pub(super) use child::Role;
 
-/// How the disk is made and sealed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wishes {
-    /// Its space on the host is not reserved.
-    pub(super) sparse: bool,
-    /// It is cut to what it holds when it is sealed.
-    pub(super) shrink: bool,
-    /// A device is formatted whatever it holds.
-    pub(super) format_device: bool,
-}
-
-impl Wishes {
-    /// What the flags say.
-    pub(super) fn of(args: &OrderArgs) -> Self {
-        Wishes { sparse: args.sparse, shrink: args.shrink, format_device: args.format_device }
-    }
-}
-
 /// Meets the keeper that started this process; it has the text of the job. To be called once.
 pub(super) fn meet() -> io::Result<(build::keeper::Keeper, Option<Vec<u8>>)> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -72,7 +54,7 @@ pub(super) fn meet() -> io::Result<(build::keeper::Keeper, Option<Vec<u8>>)> {
 pub(super) struct Keeping {
     /// The order, of which only the volume matters here.
     pub(super) order: Order,
-    pub(super) wishes: Wishes,
+    pub(super) wishes: DiskArgs,
     /// How this process was called.
     pub(super) argv: Vec<OsString>,
     /// The text of the job.

@@ -36,6 +36,7 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let (sizing, deadline) = (order.sizing, order.deadline);
+    let layout = order.source.directory();
     let (events, _) = events::channel();
     let prepared = Prepared::new(order, config, events);
     let mut runtime = runtime::Builder::new_multi_thread();
@@ -43,7 +44,8 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     let _confined = if confine {
         // The runtime counts processors by files that are out of reach afterwards.
         runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
-        match Confinement::default().enter() {
+        let readable = layout.into_iter().collect();
+        match (Confinement { readable, ..Confinement::default() }).enter() {
             Ok(confined) => Some(confined),
             Err(e) => return exit::fail(console, e.class(), &e.to_string()),
         }

@@ -91,8 +91,8 @@ impl Lease {
         let Some(mut present) = opt(ask!(&doing, self.api.get(&self.name)))? else { return Ok(()) };
         let spec = present.spec.get_or_insert_default();
         if spec.holder_identity.as_deref() == Some(&self.identity) {
-            spec.holder_identity = Some(String::new());
-            // client-go's way to say that nobody need wait.
+            // client-go's way to say that nobody need wait (tools/leaderelection, release): no holder, and soon over.
+            spec.holder_identity = None;
             spec.lease_duration_seconds = Some(1);
             self.replace(present).await?;
         }

@@ -36,7 +36,7 @@ pub enum Event {
     Started {
         /// Version of the builder.
         larder: String,
-        /// Number of images.
+        /// Number of images; 0 where an archive says which.
         images: usize,
     },
     /// A reference was resolved.

@@ -3,13 +3,13 @@
 //! Its UUID is the seal's, so the same volume gives the same image. What is in it is not proven here, but by whoever gets it.
 
 use std::fs::File;
-use std::io::{Seek as _, Write as _};
+use std::io::Seek as _;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::error::Context;
-use super::output::Unfinished;
-use super::raw::{beside, line, read};
+use super::raw::read;
+use super::summed::Summed;
 use super::{Error, Monitor, Report, Request};
 use crate::layer::erofs::{self, Label, Options, TreeError, Watch, Writer};
 use crate::layer::space::Uncounted;
@@ -37,20 +37,14 @@ pub(super) fn export(
         }
         None => None,
     };
-    let unfinished = Unfinished::begin(out, request.force)?;
-    let sum = Unfinished::begin(&beside(out), request.force)?;
+    let unfinished = Summed::begin(out, request.force)?;
     monitor.expect(space::occupied(&root).context("measuring", volume.display())?);
     let mut image = unfinished.file()?;
     write(root, &sealed.digest, &image, &unfinished.parent()?, monitor)?;
     // Its first block was written last, so the sum takes reading it.
     image.rewind().context("reading", "the image")?;
     let report = read(&image, monitor, &mut |_, _| Ok(()))?;
-    if let Some(sha256) = &report.sha256 {
-        sum.file()?.write_all(&line(sha256, out)).context("writing", "the sum beside the image")?;
-    }
-    unfinished.finish()?;
-    sum.finish()?;
-    Ok(report)
+    unfinished.finish(report)
 }
 
 fn write(root: Dir, seal: &Digest, image: &File, dir: &Dir, monitor: &Monitor) -> Result<(), Error> {

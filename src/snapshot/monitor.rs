@@ -29,7 +29,7 @@ impl Monitor {
     }
 
     pub(super) fn expect(&self, bytes: u64) {
-        self.total.store(bytes, Ordering::Relaxed);
+        self.total.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Counts bytes that are done.

@@ -5,14 +5,13 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::Context;
-use super::output::Unfinished;
+use super::summed::Summed;
 use super::{Error, Monitor, Report, Request};
-use crate::model::digest::{Algorithm, Digest, Hasher};
+use crate::model::digest::{Algorithm, Hasher};
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, space};
 use crate::volume;
@@ -59,8 +58,7 @@ pub(super) fn export(
         return Err(Error::WholeDisk);
     }
     let disk = Disk::open(volume)?;
-    let unfinished = Unfinished::begin(out, request.force)?;
-    let sum = Unfinished::begin(&beside(out), request.force)?;
+    let unfinished = Summed::begin(out, request.force)?;
     let file = unfinished.file()?;
     let report = if space::reflink(&disk.image, &file).context("sharing the blocks of", "disk.img")? {
         read(&disk.image, monitor, &mut |_, _| Ok(()))?
@@ -68,12 +66,7 @@ pub(super) fn export(
         file.set_len(disk.size()?).context("writing", "the image")?;
         read(&disk.image, monitor, &mut |at, bytes| file.write_all_at(bytes, at))?
     };
-    if let Some(sha256) = &report.sha256 {
-        sum.file()?.write_all(&line(sha256, out)).context("writing", "the sum beside the image")?;
-    }
-    unfinished.finish()?;
-    sum.finish()?;
-    Ok(report)
+    unfinished.finish(report)
 }
 
 pub(super) fn export_to(
@@ -135,30 +128,4 @@ pub(super) fn read(
 
 fn chunk(left: u64) -> usize {
     usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)
-}
-
-/// The file of sums beside an image.
-pub(super) fn beside(out: &Path) -> PathBuf {
-    let mut name = out.as_os_str().to_owned();
-    name.push(".sha256");
-    name.into()
-}
-
-/// A line of sha256sum(1), which escapes names with a line break or a backslash.
-pub(super) fn line(sha256: &Digest, out: &Path) -> Vec<u8> {
-    let name = out.file_name().unwrap_or_default().as_bytes();
-    let odd = name.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));
-    let mut line = if odd { b"\\".to_vec() } else { Vec::new() };
-    line.extend_from_slice(sha256.hex().as_bytes());
-    line.extend_from_slice(b"  ");
-    for byte in name {
-        match byte {
-            b'\\' => line.extend_from_slice(b"\\\\"),
-            b'\n' => line.extend_from_slice(b"\\n"),
-            b'\r' => line.extend_from_slice(b"\\r"),
-            byte => line.push(*byte),
-        }
-    }
-    line.push(b'\n');
-    line
 }

@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::error::Context;
-use super::raw::{self, beside};
+use super::raw;
+use super::summed::beside;
 use super::{Error, Monitor};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
@@ -21,7 +22,7 @@ use crate::volume::disk::{self, Superblock};
 /// Most bytes of a file of sums that are looked at.
 const MAX_SUMS: u64 = 64 << 10;
 
-/// Whether the file at `path` is the image of a disk: an ext4.
+/// Whether the file at `path` is the image of a disk: an ext4 or an EROFS.
 pub fn is_image(path: &Path) -> bool {
     path.is_file()
         && File::open(path).and_then(|file| Superblock::read(&file)).is_ok_and(|found| found.is_some())

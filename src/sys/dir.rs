@@ -70,20 +70,16 @@ impl Dir {
 
     /// Opens the regular file `name` for reading. Never follows a link, and never blocks on or touches a device.
     pub fn open_file(&self, name: &[u8]) -> io::Result<File> {
-        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        if self.stat(name)?.file_type != FileType::Regular {
-            return Err(Errno::EINVAL.into());
-        }
-        let file = File::from(fcntl::openat(&self.0, name, flags, Mode::empty())?);
-        match Stat::from(stat::fstat(&file)?).file_type {
-            FileType::Regular => Ok(file),
-            _ => Err(Errno::EINVAL.into()),
-        }
+        self.open_regular(name, OFlag::O_RDONLY)
     }
 
     /// Opens the regular file `name` for reading and writing, under the same rules.
     pub fn open_file_to_write(&self, name: &[u8]) -> io::Result<File> {
-        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        self.open_regular(name, OFlag::O_RDWR)
+    }
+
+    fn open_regular(&self, name: &[u8], access: OFlag) -> io::Result<File> {
+        let flags = access | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         if self.stat(name)?.file_type != FileType::Regular {
             return Err(Errno::EINVAL.into());
         }

@@ -5,8 +5,10 @@
 
 mod ioctl;
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use super::dir::stat_fd;
@@ -103,6 +105,35 @@ pub fn attached(backing: &File) -> io::Result<Vec<Attached>> {
             && status.file == wanted
         {
             found.push(Attached { path, writes: status.writes });
+        }
+    }
+    Ok(found)
+}
+
+/// A device that is in use, and the path of its file when it was attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// Where it is.
+    pub device: PathBuf,
+    /// Its file.
+    pub file: PathBuf,
+}
+
+/// All devices that are in use, by the paths of their files (sysfs).
+pub fn backing() -> io::Result<Vec<Backing>> {
+    let mut found = Vec::new();
+    let devices = match fs::read_dir("/sys/block") {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
+        other => other?,
+    };
+    for entry in devices {
+        let entry = entry?;
+        // Only a device in use has the file.
+        if let Ok(mut file) = fs::read(entry.path().join("loop/backing_file")) {
+            file.truncate(file.trim_ascii_end().len());
+            let file = file.strip_suffix(b" (deleted)").unwrap_or(&file);
+            let device = Path::new("/dev").join(entry.file_name());
+            found.push(Backing { device, file: OsString::from_vec(file.to_vec()).into() });
         }
     }
     Ok(found)

@@ -12,6 +12,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
+use super::loop_device::{self, Backing};
+
 /// What was mounted, and what loop devices stood on, when it was read.
 #[derive(Clone, Debug, Default)]
 pub struct Mounts {
@@ -30,12 +32,6 @@ struct Mount {
     point: PathBuf,
     /// Options of the file system.
     options: Vec<u8>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Backing {
-    device: String,
-    file: PathBuf,
 }
 
 /// One way in which a directory is used.
@@ -78,14 +74,14 @@ impl Mounts {
                 namespaces.push(parse(&bytes));
             }
         }
-        Ok(Mounts { namespaces, backing: backing()? })
+        Ok(Mounts { namespaces, backing: loop_device::backing()? })
     }
 
     /// The first way in which the directory at `path`, absolute and without symbolic links, is used; `None` where nobody
     /// is seen to use it.
     pub fn use_of(&self, path: &Path) -> Option<Use> {
         if let Some(found) = self.backing.iter().find(|backing| backing.file.starts_with(path)) {
-            return Some(Use::Attached(found.device.clone()));
+            return Some(Use::Attached(found.device.display().to_string()));
         }
         let own = self.namespaces.first()?;
         let holder = own.iter().rev().find(|mount| path.starts_with(&mount.point))?;
@@ -103,25 +99,6 @@ impl Mounts {
             }
         })
     }
-}
-
-fn backing() -> io::Result<Vec<Backing>> {
-    let mut found = Vec::new();
-    let devices = match fs::read_dir("/sys/block") {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(found),
-        other => other?,
-    };
-    for entry in devices {
-        let entry = entry?;
-        // Only a loop device that is in use has the file.
-        if let Ok(mut file) = fs::read(entry.path().join("loop/backing_file")) {
-            file.truncate(file.trim_ascii_end().len());
-            let file = file.strip_suffix(b" (deleted)").unwrap_or(&file);
-            let device = format!("/dev/{}", entry.file_name().to_string_lossy());
-            found.push(Backing { device, file: path(file) });
-        }
-    }
-    Ok(found)
 }
 
 /// `36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`; lines of another form are left out.

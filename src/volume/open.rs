@@ -91,6 +91,8 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     layers.append_file(b"layers.lock", 0o644).context("creating", "layers.lock")?;
     images.append_file(b"images.lock", 0o644).context("creating", "images.lock")?;
 
+    // First of all: on a full disk the journal has no room before.
+    remove::tree(&larder, layout::STAGING).context("removing", "staging")?;
     let (journal, trusted) = Journal::open(&larder, opening.trust)?;
     let mut committed = std::collections::HashMap::new();
     let mut unsynced = Vec::new();
@@ -100,7 +102,7 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
         }
         committed.insert(layer.chain_id.clone(), layer);
     }
-    sweep(&larder, &overlay, &links, &layers, &committed.keys().cloned().collect())?;
+    sweep(&overlay, &links, &layers, &committed.keys().cloned().collect())?;
 
     let file_system = FileSystem::of(&root).context("examining the file system of", &shown)?;
     let used = space::occupied(&root).context("measuring", &shown)?;
@@ -161,13 +163,11 @@ fn refuse_foreign(root: &Dir, path: &str) -> Result<(), Error> {
 
 /// Removes what no line of the journal vouches for.
 fn sweep(
-    larder: &Dir,
     overlay: &Dir,
     links: &Dir,
     layers: &Dir,
     kept: &HashSet<crate::model::chain::ChainId>,
 ) -> Result<(), Error> {
-    remove::tree(larder, layout::STAGING).context("removing", "staging")?;
     let directories: HashSet<&[u8]> =
         kept.iter().map(|id| id.hex().as_bytes()).chain([layout::LINKS]).collect();
     let short: HashSet<Vec<u8>> = kept.iter().map(|id| id.link().into_bytes()).collect();

@@ -5,3 +5,4 @@ mod crash;
 mod failures;
 mod orders;
 mod serve;
+mod time;

@@ -23,3 +23,4 @@ mod hostile;
 mod leaks;
 mod reuse;
 mod served;
+mod slow;

@@ -36,14 +36,6 @@ struct Disk {
     _lock: Lock,
 }
 
-/// Whether a volume may be removed.
-enum Claim {
-    Absent,
-    Used(String),
-    /// It may, while this is held.
-    Free(Option<Lease>),
-}
-
 impl HostVolumes {
     /// Makes the state directory where it is absent, and takes it. Blocking.
     pub fn take(layout: Layout) -> Result<Self, StateError> {
@@ -153,7 +145,7 @@ impl Disk {
         Ok(Some(Snapshot {
             generation: volume.generation,
             served: false,
-            in_use: self.user_of(volume)?.is_some(),
+            in_use: self.use_of(volume)?.is_some(),
             digest: sealed.digest,
             sealed_at: facts.modified().map(DateTime::from).unwrap_or_default(),
             kind: if image.is_some() { Kind::Disk } else { Kind::Directory },
@@ -203,51 +195,34 @@ impl Disk {
     /// attached, mounted or below a loop device stays.
     fn discard(&self, volume: &VolumeId) -> Result<Discarded, StateError> {
         let path = self.path(volume);
-        match self.claim(&path)? {
-            Claim::Absent => Ok(Discarded::Gone),
-            Claim::Used(how) => Ok(Discarded::InUse(how)),
-            Claim::Free(_lease) => {
-                let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
-                let failed = |source| StateError::Io { doing: "moving aside", path: path.clone(), source };
-                fs::rename(&path, trash).map_err(failed)?;
-                Ok(Discarded::Gone)
-            }
-        }
-    }
-
-    /// How a volume is used, if it is.
-    fn user_of(&self, volume: &VolumeId) -> Result<Option<String>, StateError> {
-        let path = self.path(volume);
-        Ok(match self.claim(&path)? {
-            Claim::Used(how) => Some(how),
-            Claim::Absent | Claim::Free(_) => None,
-        })
-    }
-
-    /// The right to remove the volume at `path`, where nobody uses it.
-    fn claim(&self, path: &Path) -> Result<Claim, StateError> {
-        let failed = |doing, source| StateError::Io { doing, path: path.to_owned(), source };
-        let root = match Dir::open(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Claim::Absent),
+        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
+        let root = match Dir::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Discarded::Gone),
             other => other.map_err(|e| failed("opening", e))?,
         };
         // A builder that died early left nothing to hold.
         let begun = root.try_stat(volume::layout::LARDER).map_err(|e| failed("examining", e))?.is_some();
         let lease = if begun { Lease::exclusive(&root)? } else { None };
         if begun && lease.is_none() {
-            return Ok(Claim::Used("it is being read".to_owned()));
+            return Ok(Discarded::InUse("it is being read".to_owned()));
         }
         // Under the lease: who attaches takes one, and writes a record before anything is mounted.
-        Ok(match self.use_of(path)? {
-            Some(how) => Claim::Used(how),
-            None => Claim::Free(lease),
-        })
+        if let Some(how) = self.use_of(volume)? {
+            return Ok(Discarded::InUse(how));
+        }
+        let trash = self.layout.trash().join(format!("{}.{}", volume.id, volume.generation));
+        fs::rename(&path, trash).map_err(|e| failed("moving aside", e))?;
+        Ok(Discarded::Gone)
     }
 
-    /// How the volume at `path` is attached or mounted, if it is.
-    fn use_of(&self, path: &Path) -> Result<Option<String>, StateError> {
-        let failed = |doing, source| StateError::Io { doing, path: path.to_owned(), source };
-        let path = fs::canonicalize(path).map_err(|e| failed("resolving", e))?;
+    /// How a volume is attached or mounted, if it is. Holds nothing, so that nobody who reads it is in the way of that.
+    fn use_of(&self, volume: &VolumeId) -> Result<Option<String>, StateError> {
+        let path = self.path(volume);
+        let failed = |doing, source| StateError::Io { doing, path: path.clone(), source };
+        let path = match fs::canonicalize(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|e| failed("resolving", e))?,
+        };
         let attached = Attachments::new(self.layout.attached()).list()?;
         if let Some(record) = attached.iter().find(|record| record.volume == path) {
             return Ok(Some(format!("it is attached at {}", record.at.display())));

@@ -1,7 +1,5 @@
 //! The suite of all stores, and what is this one's alone: objects that others write.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
-
 use std::sync::Arc;
 
 use kube::CustomResourceExt as _;

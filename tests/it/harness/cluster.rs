@@ -300,7 +300,7 @@ impl World {
         let stop = CancellationToken::new();
         let told = stop.clone();
         let running = runtime.spawn(async move {
-            let ended = daemon.run(&told).await;
+            let ended = Box::pin(daemon.run(&told)).await;
             daemon.service().stop().await;
             daemon.release().await;
             ended.map_err(|error| error.to_string())

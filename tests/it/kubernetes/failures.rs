@@ -8,11 +8,16 @@ use k8s_openapi::api::batch::v1::Job;
 use larder::caches::record::Record;
 use larder::model::class::Class;
 use larder::model::image_cache::Status;
+use larder::testing::image::{Format as ImageFormat, Image, Layer};
 use larder::testing::kubernetes::SnapshotFate;
+use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::Auth;
 use serde_json::json;
 
 use crate::harness::cluster::{Running, World, image};
+use crate::harness::filesystem::{FileSystem, Kind};
+use crate::harness::served::random;
+use crate::harness::{Need, isolated};
 
 /// Waits until a cache has failed, and answers it.
 fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
@@ -238,4 +243,37 @@ fn pull_secrets_by_name() {
             assert!(!object.to_string().contains("swordfish"), "{object}");
         }
     }
+}
+
+#[test]
+fn a_volume_that_is_full() {
+    isolated(&[Need::Root], || {
+        let disk = FileSystem::new(Kind::Ext4 { inodes: 1000 }, 4 << 20);
+        let big = Layer::from(LayerBuilder::new().file("big", random(1, 6 << 20)).gzip());
+        let world = World::with(Image::builder(ImageFormat::Oci).layer(big).build(), Default::default());
+        world.fake().put_volumes(&disk.path());
+        let daemon = world.daemon();
+        let record = daemon.create(&world, "web");
+        let (class, message) = failed(&world, &daemon, &record);
+        assert_eq!(class, Class::NoSpace, "{message}");
+        world.nothing_left();
+    });
+}
+
+#[test]
+fn a_node_that_nobody_hears_of() {
+    let larder = env!("CARGO_BIN_EXE_larder");
+    let world = scripted(&format!("sleep 1; exec {larder} \"$@\""));
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    world.until("it runs", || {
+        let pods = world.fake().peek_all("", "pods", world.own());
+        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
+    });
+    world.add_node("node-c");
+    // Its pods are deleted and stay, for nobody says that they have ended; then somebody takes the node out.
+    world.fake().lose_node("node-b");
+    std::thread::sleep(Duration::from_millis(500));
+    world.fake().remove_node("node-b");
+    world.phase("web", Status::Available);
 }

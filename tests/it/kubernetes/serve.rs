@@ -4,13 +4,20 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use kube::ResourceExt as _;
 use larder::kubernetes::crd::ImageCache;
 use larder::model::image_cache::Status;
-use serde_json::Value;
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use serde_json::{Value, json};
 
 use crate::harness::cluster::{LARDER, PATIENCE, World};
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
+use crate::harness::python::pytest;
+use crate::harness::registry::Registry;
+use crate::harness::{Need, isolated};
 
 const TEAM: Tenant = Tenant("team-a");
 
@@ -60,8 +67,7 @@ fn from_http_to_a_snapshot() {
         Some(id.as_str()),
         "{found}"
     );
-    let order =
-        serde_json::json!({"name": "plan", "images": [image], "building_config": {"cluster": "here"}});
+    let order = json!({"name": "plan", "images": [image], "building_config": {"cluster": "here"}});
     let plan = two.ask(TEAM, "POST", "/larder/v1/plan", Some(&order)).expect(200);
     assert_eq!(plan["plan"]["images"].as_array().unwrap().len(), 1, "{plan}");
 
@@ -116,12 +122,49 @@ fn what_it_may_not_do_is_told() {
     let (more, _) = configured(&world);
     let daemon = Daemon::start(&[TEAM, Tenant("nowhere")], &more);
     // A tenant without a namespace has no place for records.
-    let order = serde_json::json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "here"}});
+    let order = json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "here"}});
     let answer: Value = daemon.ask(Tenant("nowhere"), "POST", "/v5/imagecaches", Some(&order)).expect(403);
     assert!(answer["errorMessage"].as_str().unwrap().contains("namespace nowhere"), "{answer}");
     let listed = daemon.ask(Tenant("nowhere"), "GET", "/v5/imagecaches", None).expect(200);
     assert_eq!(listed["image_caches"].as_array().unwrap().len(), 0);
-    let other =
-        serde_json::json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "other"}});
+    let other = json!({"name": "web", "images": ["a:1"], "building_config": {"cluster": "other"}});
     daemon.ask(TEAM, "POST", "/v5/imagecaches", Some(&other)).expect(400);
+}
+
+#[test]
+fn the_vendors_sdk() {
+    const NEEDS: &[Need] =
+        &[Need::Program("docker-registry"), Need::Program("htpasswd"), Need::Program("curl"), Need::Python];
+    isolated(NEEDS, || {
+        let world = World::new();
+        if world.is_real() {
+            return;
+        }
+        let small = || {
+            let layer = Layer::from(LayerBuilder::new().file("etc/motd", "small").gzip());
+            Image::builder(Format::Oci).layer(layer).build()
+        };
+        let registry = Registry::open();
+        let image = registry.push(&small(), "team/small", "1");
+        let private = Registry::with_password();
+        let secret_image = private.push(&small(), "team/private", "1");
+        // Both tenants have a secret of the name; each may use its own.
+        let config = fs::read(private.docker_config().join("config.json")).unwrap();
+        for namespace in ["team-a", "team-b"] {
+            world.fake().install(&json!({
+                "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
+                "metadata": {"name": "registry", "namespace": namespace},
+                "data": {".dockerconfigjson": BASE64_STANDARD.encode(&config)},
+            }));
+        }
+        let (more, _) = configured(&world);
+        let daemon = Daemon::start(&[TEAM, Tenant("team-b")], &more);
+        let stage = json!({
+            "endpoint": daemon.endpoint(), "cluster": "here", "image": image, "registry": registry.host(),
+            "tenants": [TEAM.credentials(), Tenant("team-b").credentials()], "private": secret_image,
+        });
+        let files =
+            ["test_calls.py", "test_inputs.py", "test_signature.py", "test_tenants.py", "test_http.py"];
+        daemon.explain(|| pytest(&files, &stage, Duration::from_secs(600)));
+    });
 }

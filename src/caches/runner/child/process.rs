@@ -157,7 +157,11 @@ async fn ending(
     loop {
         // Until it was waited for, its number is its own.
         let kill = tokio::select! {
-            status = child.wait() => return (status, asked, killed),
+            status = child.wait() => {
+                // One whose output is not read any more may die of that before it is killed.
+                let distrusted = verdict.distrusted.is_cancelled().then_some(Kill::Distrusted);
+                return (status, asked, killed.or(distrusted));
+            }
             () = verdict.distrusted.cancelled(), if killed.is_none() => Kill::Distrusted,
             () = sleep_until(at), if killed.is_none() => why,
             () = verdict.finished.cancelled(), if !finished => {

@@ -1,0 +1,118 @@
+//! What time does, and what nobody knows of any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder::caches::volumes::VolumeId;
+use larder::kubernetes::crd::ImageCache;
+use larder::kubernetes::names::{Names, object};
+use larder::model::image_cache::{CacheId, Status};
+use larder::sys::clock::Clock as _;
+use larder::testing::clock::FakeClock;
+use larder::testing::kubernetes::{Fault, Harm};
+use serde_json::{Value, json};
+
+use crate::harness::cluster::World;
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[test]
+fn an_expired_cache_goes_with_its_copies() {
+    let mut world = World::new();
+    let clock = Arc::new(FakeClock::default());
+    // Builders have the clock of this machine.
+    clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
+    world.clock = clock.clone();
+    let daemon = world.daemon();
+    let mut spec = world.spec("web");
+    spec.retention_days = 1;
+    let record = daemon.wait(daemon.service.create(&world.tenant(), spec, None)).unwrap();
+    world.phase("web", Status::Available);
+    clock.pass(DAY + Duration::from_secs(1));
+    daemon.service.reload(&world.config);
+    let object = world.until("it has expired", || {
+        let object: ImageCache = world.get(&world.team, "web")?;
+        (object.status.as_ref()?.phase == "Unavailable").then_some(object)
+    });
+    assert!(object.status.unwrap().message.unwrap().contains("expired"));
+    clock.pass(Duration::from_secs(3700));
+    daemon.service.reload(&world.config);
+    world.until("its object is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
+    world.nothing_left();
+    // The copy before its owner: the storage was asked for nothing that was still offered.
+    let seen = world.fake().seen();
+    let at = |namespace: &str| {
+        let name = format!("ic-{}", record.id);
+        let mut deletions = seen.iter().enumerate().filter(|(_, seen)| {
+            (seen.verb, seen.resource.as_str(), seen.name.as_str()) == ("delete", "volumesnapshots", &name)
+        });
+        deletions.find(|(_, seen)| seen.namespace == namespace).unwrap().0
+    };
+    assert!(at(&world.team) < at(world.own()));
+}
+
+#[test]
+fn what_nobody_knows_of_is_swept() {
+    let world = World::new();
+    let names = Names { namespace: world.own().to_owned() };
+    let stray = VolumeId { tenant: world.tenant(), id: CacheId::random(), generation: 3 };
+    let install = |mut object: Value, labels: bool| {
+        object["metadata"]["namespace"] = json!(world.own());
+        if labels {
+            object["metadata"]["labels"] = serde_json::to_value(names.labels(&stray)).unwrap();
+        }
+        world.fake().install(&object)
+    };
+    let claim = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
+            "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "csi", "resources": {"requests": {"storage": "1Gi"}}},
+        })
+    };
+    let snapshot = |name: &str| {
+        json!({
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": name},
+            "spec": {"volumeSnapshotClassName": "csi", "source": {"persistentVolumeClaimName": name}},
+        })
+    };
+    let name = object(&stray);
+    install(claim(&name), true);
+    install(snapshot(&name), true);
+    // What is not labelled as ours is not touched.
+    install(claim("theirs"), false);
+    install(snapshot("theirs"), false);
+    let _daemon = world.daemon();
+    let there =
+        |group: &str, plural: &str, name: &str| world.fake().peek(group, plural, world.own(), name).is_some();
+    world.until("the strays are gone", || {
+        let claim = there("", "persistentvolumeclaims", &name);
+        let snapshot = there("snapshot.storage.k8s.io", "volumesnapshots", &name);
+        (!claim && !snapshot).then_some(())
+    });
+    assert!(there("", "persistentvolumeclaims", "theirs"));
+    assert!(there("snapshot.storage.k8s.io", "volumesnapshots", "theirs"));
+}
+
+#[test]
+fn nothing_is_swept_on_half_a_list() {
+    let world = World::new();
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    world.phase("web", Status::Available);
+    drop(daemon);
+    // The records cannot be read: what they name is not nobody's.
+    let forbidden = Fault::once("list", "imagecaches", Harm::Forbidden).times(u32::MAX);
+    world.fake().fault(forbidden);
+    let client = {
+        let _in = world.runtime.enter();
+        world.fake().admin()
+    };
+    let second = world.daemon_of(client);
+    assert!(second.ends().is_err(), "it leads without records");
+    assert_eq!(world.fake().stored_snapshots(), 1);
+    world.fake().heal();
+    let third = world.daemon();
+    world.until("it leads", || third.service.leads().then_some(()));
+    assert_eq!(world.fake().stored_snapshots(), 1);
+    world.phase("web", Status::Available);
+}

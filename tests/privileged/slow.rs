@@ -1,0 +1,91 @@
+//! An ext4 without a journal steps over every inode that was freed a moment ago: filling one again is many times slower.
+//! No build meets that.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+use larder::testing::image::{Format, Image, Layer};
+use larder::testing::layer::LayerBuilder;
+use larder::testing::registry::Fault;
+
+use crate::harness::served::{Served, random};
+use crate::harness::{larder, succeed};
+use crate::served::{Filling, MIB, build, events, let_go, with_disks};
+
+const FILES: usize = 25_000;
+const SIZE: u64 = 512 * MIB;
+
+/// Many small files, and a large one behind them that does not compress.
+fn image() -> Image {
+    let new =
+        (0..FILES).fold(LayerBuilder::new(), |b, n| b.file(format!("d/{}/{n}", n % 100), format!("{n}")));
+    Image::builder(Format::Oci).layer(Layer::from(new.file("last", random(5, 1 << 20)).gzip())).build()
+}
+
+fn timed(build: &mut std::process::Command) -> (Duration, String) {
+    let started = Instant::now();
+    let said = succeed(build.args(["--output", "json"]));
+    (started.elapsed(), said)
+}
+
+/// The trap makes this fifty times slower; four times and some seconds are for a busy machine.
+fn no_trap(what: &str, fresh: Duration, again: Duration) {
+    eprintln!("{what}: {again:?}, a new disk: {fresh:?}");
+    assert!(again < 4 * fresh + Duration::from_secs(8), "{what}: {again:?}, a new disk: {fresh:?}");
+}
+
+#[test]
+fn a_disk_that_was_half_filled_is_filled_as_fast_as_a_new_one() {
+    with_disks(|| {
+        let served = Served::new([image()]);
+        let (fresh, _) = timed(&mut build(&served, &served.beside("fresh"), SIZE));
+        let volume = served.volume();
+        let blob = &served.images[0].layers[0];
+        let end = blob.blob.len() as u64 - 1000;
+        served.registry.fault(Fault::StallAt { digest: blob.digest.clone(), offsets: vec![end] });
+        let mut filling = Filling::start(&mut build(&served, &volume, SIZE), served.beside("events"));
+        // All files but the last are there when nothing more comes.
+        served.registry.forget();
+        assert!(filling.keeper.until(|| served.registry.served(&blob.digest) >= end));
+        std::thread::sleep(Duration::from_secs(3) + fresh);
+        filling.keeper.kill();
+        let_go(&volume);
+        served.registry.heal();
+        let (again, _) = timed(&mut build(&served, &volume, SIZE));
+        succeed(larder().arg("verify").arg(&volume));
+        no_trap("half filled", fresh, again);
+    });
+}
+
+#[test]
+fn a_copy_that_turns_out_to_be_corrupt_does_not_slow_what_is_fetched() {
+    with_disks(|| {
+        let served = Served::new([image()]);
+        let share = served.beside("share");
+        fs::create_dir_all(share.join("volumes")).unwrap();
+        let shared = |name: &str| {
+            let mut command = build(&served, &share.join("volumes").join(name), SIZE);
+            command.arg("--share").arg(&share);
+            command
+        };
+        let (fresh, _) = timed(&mut shared("a"));
+        // A byte of the last file.
+        let disk = fs::File::options().read(true).write(true).open(share.join("volumes/a/disk.img")).unwrap();
+        let mut bytes = vec![0; usize::try_from(SIZE).unwrap()];
+        disk.read_exact_at(&mut bytes, 0).unwrap();
+        let needle = &random(5, 1 << 20)[(1 << 20) - 4096..];
+        let at = bytes.chunks(4096).position(|chunk| chunk == needle).unwrap() * 4096;
+        disk.write_all_at(&[!needle[4000]], at as u64 + 4000).unwrap();
+        disk.sync_all().unwrap();
+
+        let (again, said) = timed(&mut shared("b"));
+        let warned = |event: &serde_json::Value| {
+            event["event"] == "warning" && event["message"].as_str().unwrap().contains("volume a")
+        };
+        assert!(events(&said).iter().any(warned), "{said}");
+        assert!(said.contains("\"layer_committed\""), "{said}");
+        succeed(larder().arg("verify").arg(share.join("volumes/b")));
+        no_trap("fetched after a corrupt copy", fresh, again);
+    });
+}
