@@ -11,7 +11,9 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
+};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use larder::caches::volumes::VolumeId;
@@ -220,7 +222,8 @@ fn every_document_is_what_its_type_says() {
     }
     // And what is not would be told.
     let mut deployment = documents().into_iter().find(|document| document.kind() == "Deployment").unwrap();
-    deployment.value["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readonly"] = true.into();
+    deployment.value["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readonly"] =
+        true.into();
     deployment.value["spec"]["replica"] = 2.into();
     assert_eq!(strange(&deployment.value).len(), 2);
 }
@@ -230,7 +233,10 @@ fn the_definition_is_what_the_program_says() {
     let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
     let output = larder.args(["config", "crd"]).output().unwrap();
     assert!(output.status.success());
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), fs::read_to_string(root().join("crd.yaml")).unwrap());
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        fs::read_to_string(root().join("crd.yaml")).unwrap()
+    );
 }
 
 #[test]
@@ -241,7 +247,9 @@ fn everything_is_in_the_kustomization_once() {
         let dir = Path::new(&document.file).parent().unwrap().to_owned();
         listed.push(document.file.clone());
         let generated = kustomization.config_map_generator.iter().flat_map(|generator| &generator.files);
-        listed.extend(kustomization.resources.iter().chain(generated).map(|file| dir.join(file).display().to_string()));
+        listed.extend(
+            kustomization.resources.iter().chain(generated).map(|file| dir.join(file).display().to_string()),
+        );
     }
     // Each tenant's administrator agrees for himself.
     listed.push("tenant.yaml".to_owned());
@@ -259,7 +267,10 @@ fn what_is_named_is_there() {
     let mut seen = BTreeSet::new();
     for document in documents().iter().filter(|document| document.kind() != "Kustomization") {
         let (kind, name, namespace) = (document.kind(), document.name(), document.namespace());
-        assert!(seen.insert((kind.to_owned(), name.to_owned(), namespace.map(str::to_owned))), "{kind} {name}");
+        assert!(
+            seen.insert((kind.to_owned(), name.to_owned(), namespace.map(str::to_owned))),
+            "{kind} {name}"
+        );
         let wanted = match kind {
             "Namespace" | "ClusterRole" | "ClusterRoleBinding" | "CustomResourceDefinition" => None,
             _ if document.file == "tenant.yaml" => Some("team-a"),
@@ -290,21 +301,30 @@ fn what_is_named_is_there() {
 
 #[test]
 fn no_right_is_given_by_wildcard_and_secrets_are_read_by_name() {
-    let cluster = all::<ClusterRole>("ClusterRole").into_iter().map(|role| (None, role.metadata.name, role.rules));
-    let local = all::<Role>("Role").into_iter().map(|role| (role.metadata.namespace, role.metadata.name, role.rules));
+    let cluster =
+        all::<ClusterRole>("ClusterRole").into_iter().map(|role| (None, role.metadata.name, role.rules));
+    let local =
+        all::<Role>("Role").into_iter().map(|role| (role.metadata.namespace, role.metadata.name, role.rules));
     for (namespace, name, rules) in cluster.chain(local) {
         for rule in rules.unwrap() {
             let PolicyRule { api_groups, resources, verbs, resource_names, non_resource_urls } = rule.clone();
             let (groups, resources) = (api_groups.unwrap(), resources.unwrap());
             assert!(non_resource_urls.is_none(), "{rule:?}");
             assert!([&groups, &resources, &verbs].iter().all(|words| !words.is_empty()), "{rule:?}");
-            assert!(![&groups, &resources, &verbs].iter().any(|words| words.iter().any(|word| word.contains('*'))));
+            assert!(
+                ![&groups, &resources, &verbs]
+                    .iter()
+                    .any(|words| words.iter().any(|word| word.contains('*')))
+            );
             for forbidden in ["escalate", "bind", "impersonate", "deletecollection"] {
                 assert!(!verbs.iter().any(|verb| verb == forbidden), "{rule:?}");
             }
             let reads = verbs.iter().any(|verb| ["get", "list", "watch"].contains(&verb.as_str()));
             if resources.iter().any(|resource| resource == "secrets") && reads {
-                assert_eq!((verbs, namespace.as_deref(), name.as_deref()), (vec!["get".to_owned()], Some("team-a"), Some("larder-pull-secrets")));
+                assert_eq!(
+                    (verbs, namespace.as_deref(), name.as_deref()),
+                    (vec!["get".to_owned()], Some("team-a"), Some("larder-pull-secrets"))
+                );
                 assert!(!resource_names.unwrap().is_empty());
             }
         }
@@ -333,7 +353,9 @@ fn pods_are_selected_by_the_labels_that_they_have() {
     let budget = budget.spec.unwrap();
     daemons_alone(budget.selector.unwrap().match_labels);
     // A drain can go on, and one daemon stays.
-    assert!(matches!(budget.min_available, Some(IntOrString::Int(least)) if 0 < least && least < spec.replicas.unwrap()));
+    assert!(
+        matches!(budget.min_available, Some(IntOrString::Int(least)) if 0 < least && least < spec.replicas.unwrap())
+    );
     for constraint in spec.template.spec.unwrap().topology_spread_constraints.unwrap() {
         daemons_alone(constraint.label_selector.unwrap().match_labels);
     }
@@ -347,7 +369,8 @@ fn pods_are_selected_by_the_labels_that_they_have() {
         .map(|policy| (policy.metadata.name.unwrap(), policy.spec.unwrap()))
         .collect();
     let selects = |name: &str, labels| {
-        let selector = policies[name].pod_selector.clone().unwrap_or_default().match_labels.unwrap_or_default();
+        let selector =
+            policies[name].pod_selector.clone().unwrap_or_default().match_labels.unwrap_or_default();
         meets(&selector, labels)
     };
     assert_eq!(policies.len(), 3);
@@ -382,8 +405,12 @@ fn the_daemon_finds_what_its_configuration_names() {
     assert_eq!(container.args.as_deref().unwrap(), ["serve"]);
 
     // The configuration is where it is looked for, by the name of the file that it is made of.
-    let mounts: BTreeMap<_, _> =
-        container.volume_mounts.iter().flatten().map(|mount| (mount.mount_path.as_str(), mount.name.as_str())).collect();
+    let mounts: BTreeMap<_, _> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| (mount.mount_path.as_str(), mount.name.as_str()))
+        .collect();
     let volume = |path: &str| {
         let volume = pod.volumes.iter().flatten().find(|volume| volume.name == mounts[path]);
         volume.unwrap_or_else(|| panic!("{path}"))
@@ -392,7 +419,10 @@ fn the_daemon_finds_what_its_configuration_names() {
         documents().iter().find(|document| document.file == "kustomization.yaml").unwrap().typed();
     let generator = &kustomization.config_map_generator[0];
     assert_eq!(volume("/etc/larder").config_map.as_ref().unwrap().name, generator.name);
-    assert_eq!((generator.files.as_slice(), generator.namespace.as_str()), (&["larder.toml".to_owned()][..], "larder"));
+    assert_eq!(
+        (generator.files.as_slice(), generator.namespace.as_str()),
+        (&["larder.toml".to_owned()][..], "larder")
+    );
     // What it writes to is writable; and every volume is mounted.
     for path in [config.state.dir.as_path(), config.api.socket.parent().unwrap(), Path::new("/tmp")] {
         assert!(volume(path.to_str().unwrap()).empty_dir.is_some(), "{}", path.display());
@@ -429,11 +459,15 @@ fn the_daemon_finds_what_its_configuration_names() {
     assert_eq!((context.run_as_user, context.run_as_group, context.fs_group), (user, user, user));
     assert_eq!(context.run_as_non_root, Some(true));
     let context = container.security_context.as_ref().unwrap();
-    assert_eq!((context.allow_privilege_escalation, context.read_only_root_filesystem), (Some(false), Some(true)));
+    assert_eq!(
+        (context.allow_privilege_escalation, context.read_only_root_filesystem),
+        (Some(false), Some(true))
+    );
     let capabilities = context.capabilities.as_ref().unwrap();
     assert_eq!(capabilities.drop.as_deref().unwrap(), ["ALL"]);
     assert!(capabilities.add.is_none());
     // It has as long for its end as on a host.
-    let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/larder.service")).unwrap();
+    let unit =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/larder.service")).unwrap();
     assert!(unit.contains(&format!("\nTimeoutStopSec={}s\n", pod.termination_grace_period_seconds.unwrap())));
 }

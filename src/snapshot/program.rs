@@ -36,6 +36,9 @@ const PROGRAM: &str = "usr/bin/larder";
 /// Where the authorities are in the image, as on Debian.
 const AUTHORITIES: &str = "etc/ssl/certs/ca-certificates.crt";
 
+/// One member of the layer, and its content.
+type Entry = (Member<'static>, Bytes);
+
 /// What an image is made of.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -58,7 +61,7 @@ impl Program {
     /// [`Error`]; nothing is left at `out`, and what was there before is untouched.
     pub fn package(&self, out: &Path, force: bool) -> Result<Digest, Error> {
         let shown = self.path.display();
-        let program = File::open(&self.path).context("opening", shown)?;
+        let program = File::open(&self.path).context("opening", &shown)?;
         if !prefetch::is_static(program) {
             return Err(Error::Dynamic { path: shown.to_string() });
         }
@@ -70,8 +73,8 @@ impl Program {
     }
 
     /// In the order of their paths, directories before what is in them.
-    fn files(&self) -> Result<Vec<(Member, Bytes)>, Error> {
-        let read = |path: &Path| Ok(Bytes::from(fs::read(path).context("reading", path.display())?));
+    fn files(&self) -> Result<Vec<Entry>, Error> {
+        let read = |path: &Path| fs::read(path).map(Bytes::from).context("reading", path.display());
         let passwd = format!(
             "root:x:0:0:root:/:/sbin/nologin\nlarder:x:{USER}:{USER}:larder:/var/lib/larder:/sbin/nologin\n"
         );
@@ -97,7 +100,7 @@ impl Program {
         ])
     }
 
-    fn write(&self, files: &[(Member, Bytes)], target: &mut dyn Target) -> Result<Digest, Error> {
+    fn write(&self, files: &[Entry], target: &mut dyn Target) -> Result<Digest, Error> {
         oci::begin(target)?;
         let mut layer = None;
         target.stream(None, &mut |out| {
@@ -151,17 +154,17 @@ impl Program {
     }
 }
 
-fn directory(name: &'static str, mode: u32, owner: u32) -> (Member, Bytes) {
+fn directory(name: &'static str, mode: u32, owner: u32) -> Entry {
     (Member { name, kind: Kind::Directory, mode, owner, size: 0 }, Bytes::new())
 }
 
-fn file(name: &'static str, mode: u32, content: impl Into<Bytes>) -> (Member, Bytes) {
+fn file(name: &'static str, mode: u32, content: impl Into<Bytes>) -> Entry {
     let content = content.into();
     (Member { name, kind: Kind::File, mode, owner: 0, size: content.len() as u64 }, content)
 }
 
 /// The tar of the layer, piece by piece.
-fn pack(files: &[(Member, Bytes)], take: &mut compress::Take<'_>) -> Result<(), Error> {
+fn pack(files: &[Entry], take: &mut compress::Take<'_>) -> Result<(), Error> {
     for (member, content) in files {
         take(Bytes::copy_from_slice(&member.header()))?;
         take(content.clone())?;
@@ -170,7 +173,7 @@ fn pack(files: &[(Member, Bytes)], take: &mut compress::Take<'_>) -> Result<(), 
     take(Bytes::from_static(&END))
 }
 
-fn diff_id(files: &[(Member, Bytes)]) -> Result<Digest, Error> {
+fn diff_id(files: &[Entry]) -> Result<Digest, Error> {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     pack(files, &mut |piece| {
         hasher.update(&piece);

@@ -4,5 +4,6 @@ mod builds;
 mod crash;
 mod failures;
 mod orders;
+mod page;
 mod serve;
 mod time;

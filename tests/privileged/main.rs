@@ -20,6 +20,7 @@ mod disk;
 mod full;
 mod host;
 mod hostile;
+mod image;
 mod leaks;
 mod reuse;
 mod served;
