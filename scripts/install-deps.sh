@@ -32,6 +32,8 @@ packages=(
     python3-venv
     # Tests: the API without an SDK.
     curl
+    # Tests: the commands of docs/kubernetes.md.
+    kubernetes-client
     # Benchmarks: the unpacker that skopeo is measured with, and peak memory.
     umoci time
 )

@@ -5,5 +5,6 @@ mod crash;
 mod failures;
 mod orders;
 mod page;
+mod rights;
 mod serve;
 mod time;

@@ -20,7 +20,6 @@ mod disk;
 mod full;
 mod host;
 mod hostile;
-mod image;
 mod leaks;
 mod reuse;
 mod served;

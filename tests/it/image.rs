@@ -43,12 +43,9 @@ struct Packaged {
 
 impl Packaged {
     fn new(more: &[&str]) -> Self {
-        // podman takes no capitals in the path of a layout.
-        let dir = tempfile::Builder::new()
-            .prefix("image")
-            .rand_bytes(0)
-            .tempdir_in(tempfile::tempdir().unwrap().keep());
-        let dir = dir.unwrap();
+        // podman takes the path of a layout for a name, which has no capitals.
+        let name = format!("larder-image-{}", uuid::Uuid::new_v4().simple());
+        let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir().unwrap();
         succeed(package().arg(dir.path().join("image")).args(more));
         Packaged { dir, podman: Podman::new() }
     }
@@ -205,6 +202,7 @@ fn its_authorities_are_those_that_it_was_given() {
         let options = [
             format!("--volume={}:/tls:ro", dir.path().display()),
             "--user=0".into(),
+            format!("--cap-add={CAPABILITIES}"),
             "--env=LARDER_REGISTRY__RETRIES=0".into(),
         ];
         let ours = dir.path().join("ca.pem");
