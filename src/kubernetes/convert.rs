@@ -47,13 +47,12 @@ pub fn read(object: &ImageCache, cluster: &str) -> Read {
             Err(reason) => Read::Invalid(reason),
         };
     };
-    let spec = match spec {
-        Ok(spec) => spec,
-        Err(reason) if status.content.is_none() && status.work.is_none() => return Read::Invalid(reason),
-        Err(reason) => return Read::Corrupt(reason),
-    };
-    match record(meta, spec, status) {
+    match spec.and_then(|spec| record(meta, spec, status)) {
         Ok(record) => Read::Record(Box::new(record)),
+        // Nothing was made for it, so nothing can be lost by passing it over.
+        Err(reason) if status.content.is_none() && status.work.is_none() && status.generation == 0 => {
+            Read::Invalid(reason)
+        }
         Err(reason) => Read::Corrupt(reason),
     }
 }

@@ -5,7 +5,7 @@
 //! right to make VolumeSnapshots in a namespace is how its administrator agrees.
 
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use kube::{Client, ResourceExt as _};
+use kube::{Client, ResourceExt};
 use serde_json::json;
 
 use super::client::ApiServer;
@@ -67,10 +67,24 @@ impl Copies {
         let snapshots = self.snapshots(namespace);
         let doing = format!("offering the snapshot {name} in {namespace}");
         let present = opt(ask!(&doing, snapshots.get(&name)))?;
+        let present = present
+            .filter(|one| one.spec.source.volume_snapshot_content_name.as_deref() == Some(&content_name));
         if let Some(present) = &present
-            && present.spec.source.volume_snapshot_content_name.as_deref() == Some(&content_name)
+            && (present.is_ready() || present.metadata.deletion_timestamp.is_some())
         {
-            return Ok(present.is_ready());
+            return Ok(present.metadata.deletion_timestamp.is_none());
+        }
+        let contents = self.contents();
+        if let Some(content) = opt(ask!(&doing, contents.get(&content_name)))? {
+            let bound = content.spec.volume_snapshot_ref.uid.is_some();
+            if bound && content.spec.volume_snapshot_ref.uid != present.as_ref().and_then(ResourceExt::uid) {
+                // Somebody has deleted the copy, and what was bound to it can be bound to no other.
+                opt(ask!(&doing, contents.delete(&content_name, &DeleteParams::default())))?;
+                return Ok(false);
+            }
+            if present.is_some() {
+                return Ok(false);
+            }
         }
         let content = json!({
             "apiVersion": "snapshot.storage.k8s.io/v1",
@@ -91,7 +105,6 @@ impl Copies {
             "spec": {"source": {"volumeSnapshotContentName": content_name}},
         });
         // The content first: whoever finds it knows of the copy. Both are new, or as they were.
-        let contents = self.contents();
         ask!(&doing, contents.patch(&content_name, &parameters, &Patch::Apply(&content)))?;
         let made = ask!(&doing, snapshots.patch(&name, &parameters, &Patch::Apply(&copied)))?;
         Ok(made.is_ready())

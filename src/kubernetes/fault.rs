@@ -74,9 +74,11 @@ impl Fault {
     pub fn is_transient(&self) -> bool {
         match &self.error {
             Error::Late => true,
-            Error::Kube(kube::Error::Api(status)) => status.code == 429 || status.code >= 500,
+            // 401: the token is being renewed. Whoever asks can do nothing but ask again.
+            Error::Kube(kube::Error::Api(status)) => matches!(status.code, 401 | 429 | 500..),
             Error::Kube(
-                kube::Error::HyperError(_)
+                kube::Error::Auth(_)
+                | kube::Error::HyperError(_)
                 | kube::Error::Service(_)
                 | kube::Error::ReadEvents(_)
                 | kube::Error::HttpError(_),

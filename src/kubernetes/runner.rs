@@ -57,6 +57,9 @@ use crate::model::pull_secret::PullSecretName;
 /// (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
 const MAX_RESULT: usize = 64 << 10;
 
+/// Why a pod does not go.
+const STUCK: &str = "nothing is heard of its node; see that it is back, or taken out of the cluster";
+
 /// How patient a runner is.
 #[derive(Clone, Debug)]
 pub struct Pace {
@@ -202,7 +205,10 @@ struct Build<'a> {
 impl Build<'_> {
     /// Goes on from whatever is there.
     async fn go_on(&self) -> Result<Ended, Halt> {
-        if let Some(snapshot) = self.snapshot().await? {
+        // One that was given up is on its way out, and its name not free before it is gone.
+        if let Some(snapshot) = self.snapshot().await?
+            && snapshot.metadata.deletion_timestamp.is_none()
+        {
             return self.finish(snapshot).await;
         }
         let mut unusable: Unusable = self.order.unusable_secrets.iter().collect();
@@ -341,6 +347,7 @@ impl Build<'_> {
         let labels = self.runner.names.of(&self.volume);
         let mut logs = Logs::new(pods.clone(), self.lines.clone(), unusable.clone(), look);
         let mut idle = Instant::now();
+        let mut doomed = None;
         loop {
             let doing = format!("reading the job {}", self.name);
             let Some(job) = opt(ask!(&doing, jobs.get(&self.name)))? else {
@@ -359,6 +366,12 @@ impl Build<'_> {
             if let Some(end) = verdict::end(&job) {
                 logs.hear_out().await;
                 return Ok(self.name_unusable(verdict::of(&end, &pods, |pod| logs.said(pod)), &unusable));
+            }
+            if let Some(why) = verdict::doom(&job)
+                && doomed.get_or_insert_with(Instant::now).elapsed() >= pending
+            {
+                let message = format!("the job has failed ({why}), and its builder does not end: {STUCK}");
+                return Ok(exhausted(Class::Busy, message));
             }
             if pods.iter().any(waiting::runs) {
                 idle = Instant::now();

@@ -100,6 +100,9 @@ pub struct Reference {
     /// Its namespace.
     #[serde(default)]
     pub namespace: String,
+    /// Its UID, once it is bound to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
 }
 
 /// What the storage says.

@@ -30,7 +30,7 @@ use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
 use crate::caches::record::{OrderedBy, Record};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
-use crate::model::image_cache::{CacheId, Status, TenantName};
+use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
 use crate::sys::clock::guard::Noted;
 
 /// For how long one daemon may be at a create before another takes its place.
@@ -201,7 +201,11 @@ impl KubeStore {
                     && record.created_at - convert::created(&object.metadata) < REPAIR
             })
         {
-            if annotation(object, REQUEST) != Some(&hex(&key.request)) {
+            // Whoever may write objects can write the annotation: it makes no other order out of one.
+            let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
+            let same = spec
+                .is_ok_and(|spec| Spec { retention_days: record.spec.retention_days, ..spec } == record.spec);
+            if !same || annotation(object, REQUEST) != Some(&hex(&key.request)) {
                 return Err(StoreError::KeyReused);
             }
             let stored = self.settle(object.clone(), &record).await?;
@@ -359,6 +363,25 @@ impl KubeStore {
 
     fn forget(&self, id: CacheId) {
         self.places().remove(&id);
+    }
+
+    /// Lets an object go that is being deleted and that nothing was made for.
+    pub async fn let_go(&self, object: &ImageCache) -> Result<(), StoreError> {
+        let ours = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+        if ours && object.metadata.deletion_timestamp.is_some() { self.unpin(object).await } else { Ok(()) }
+    }
+
+    /// Writes the status anew where the order has changed since: when it expires is said there, too.
+    pub async fn observe(&self, object: &ImageCache, stored: &Stored) -> Result<(), StoreError> {
+        let observed = object.status.as_ref().and_then(|status| status.observed_generation);
+        if observed == object.metadata.generation || stored.record.status == Status::Deleting {
+            return Ok(());
+        }
+        match self.put(object.clone(), stored.record.clone()).await {
+            // Whoever was faster has observed it, or is heard of again.
+            Ok(_) | Err(StoreError::Changed(_) | StoreError::Gone(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Takes our finalizer off an object, whatever else is there.

@@ -85,6 +85,10 @@ impl KubeVolumes {
         };
         let snapshot = self.snapshot(volume).await?.ok_or_else(|| incomplete("is gone"))?;
         let content = self.content(&snapshot).await?.ok_or_else(|| incomplete("has no content"))?;
+        let of = &content.spec.volume_snapshot_ref;
+        if (&of.namespace, &of.name) != (&self.names.namespace, &object(volume)) || of.uid != snapshot.uid() {
+            return Err(incomplete("has the content of another"));
+        }
         let status = content.status.unwrap_or_default();
         let handle = status.snapshot_handle.ok_or_else(|| incomplete("has no handle"))?;
         let snapshot = ClusterSnapshot {

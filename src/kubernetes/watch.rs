@@ -30,6 +30,8 @@ use crate::sys::clock::Clock;
 const SOON: Duration = Duration::from_secs(1);
 /// How often all objects are looked at again, whatever the watch tells.
 const AGAIN: Duration = Duration::from_secs(60);
+/// How often copies that were ready are looked at again: whoever may delete them in their namespace may have.
+const COPIES_AGAIN: Duration = Duration::from_secs(600);
 
 /// Watches the objects of a cluster.
 #[derive(Debug)]
@@ -53,8 +55,8 @@ struct Known {
     objects: HashMap<CacheId, ImageCache>,
     /// The records that were told of.
     records: HashMap<CacheId, Record>,
-    /// The versions whose copies are as they ask for.
-    copied: HashMap<CacheId, Option<String>>,
+    /// The versions whose copies are as they ask for, and when that was seen.
+    copied: HashMap<CacheId, (Option<String>, Instant)>,
 }
 
 impl Watch {
@@ -151,26 +153,39 @@ impl Watch {
         known: &mut Known,
     ) -> Result<bool, StoreError> {
         let leads = self.service.leads();
-        if object.status.is_none() {
-            if leads && object.metadata.deletion_timestamp.is_none() {
+        let deleted = object.metadata.deletion_timestamp.is_some();
+        if object.status.is_none() && !deleted {
+            if leads {
                 let namespace = object.namespace().unwrap_or_default();
                 let (admission, now) = (self.service.admission()?, self.clock.now());
                 self.store.adopt(&namespace, &object.name_any(), admission, now).await?;
             }
             return Ok(true);
         }
-        let Some(stored) = self.store.read(object)? else { return Ok(true) };
+        let Some(stored) = self.store.read(object)? else {
+            if leads && deleted {
+                self.store.let_go(object).await?;
+            }
+            return Ok(true);
+        };
+        if leads {
+            self.store.observe(object, &stored).await?;
+        }
         let record = stored.record;
         let told = known.records.get(&id).map_or(0, |record| record.sequence);
         known.records.insert(id, record.clone());
         self.service.notice(&record, told).await?;
         let version = object.resource_version();
-        if !leads || record.status != Status::Available || known.copied.get(&id) == Some(&version) {
+        let copied = known
+            .copied
+            .get(&id)
+            .is_some_and(|(copied, seen)| *copied == version && seen.elapsed() < COPIES_AGAIN);
+        if !leads || record.status != Status::Available || copied {
             return Ok(true);
         }
         let done = self.copy(object, &record).await?;
         if done {
-            known.copied.insert(id, version);
+            known.copied.insert(id, (version, Instant::now()));
         }
         Ok(done)
     }

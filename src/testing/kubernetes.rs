@@ -154,6 +154,11 @@ impl Cluster {
         self.shared.write(|state| state.access.revoke(token));
     }
 
+    /// Whether a token was shown yet.
+    pub fn was_used(&self, token: &str) -> bool {
+        self.shared.read(|state| state.access.was_used(token))
+    }
+
     /// The text of a kubeconfig whose token is read from a file, as that of a service account in a pod is.
     pub fn kubeconfig(&self, token_file: &Path, namespace: &str) -> String {
         json!({

@@ -8,7 +8,7 @@ mod serve;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -154,8 +154,12 @@ impl Registry {
 
     /// Starts a registry on a free port of 127.0.0.1; for blocking tests.
     pub fn spawn() -> Self {
-        let listener =
-            std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has free ports");
+        Registry::spawn_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// The same on another address of this machine.
+    pub fn spawn_at(address: IpAddr) -> Self {
+        let listener = std::net::TcpListener::bind((address, 0)).expect("an address of ours has free ports");
         let address = listener.local_addr().expect("a bound socket has an address");
         listener.set_nonblocking(true).expect("sockets can be set non-blocking");
         let state = Arc::new(Mutex::new(State::default()));

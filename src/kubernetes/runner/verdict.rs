@@ -1,6 +1,6 @@
 //! What an ended Job means for its build.
 
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod};
 use kube::ResourceExt as _;
 
@@ -29,17 +29,22 @@ pub(super) enum End {
 
 /// Whether a Job has ended, and how.
 pub(super) fn end(job: &Job) -> Option<End> {
-    let conditions = job.status.as_ref()?.conditions.as_ref()?;
-    conditions.iter().filter(|condition| condition.status == "True").find_map(|condition| {
+    let failed = condition(job, "Failed").map(|failed| {
         let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        match condition.type_.as_str() {
-            "Complete" => Some(End::Complete),
-            "Failed" => {
-                Some(End::Failed { reason: text(&condition.reason), message: text(&condition.message) })
-            }
-            _ => None,
-        }
-    })
+        End::Failed { reason: text(&failed.reason), message: text(&failed.message) }
+    });
+    failed.or_else(|| condition(job, "Complete").map(|_| End::Complete))
+}
+
+/// Why a Job will fail that waits for the end of its pods. On a node that nobody hears of they end when that is back, or taken
+/// out of the cluster.
+pub(super) fn doom(job: &Job) -> Option<&str> {
+    Some(condition(job, "FailureTarget")?.reason.as_deref().unwrap_or("FailureTarget"))
+}
+
+fn condition<'a>(job: &'a Job, name: &str) -> Option<&'a JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == name && condition.status == "True")
 }
 
 /// The state of the builder in a pod.

@@ -15,6 +15,9 @@ const TOLD: usize = 400;
 /// the image is malformed, it may not be pulled and is not there, a key of the secret is missing.
 const FOR_EVER: [&str; 3] = ["InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"];
 
+/// Events of a claim without a disk (pkg/controller/volume/events/event.go). The first is no warning.
+const NO_DISK: [&str; 2] = ["FailedBinding", "ProvisioningFailed"];
+
 /// Whether the builder of a pod runs or has run.
 pub(super) fn has_begun(pod: &Pod) -> bool {
     state(pod).is_some_and(|state| state.running.is_some() || state.terminated.is_some())
@@ -34,6 +37,8 @@ pub(super) fn never(pod: &Pod) -> Option<String> {
 
 /// What is known of why a build waits: what its pod says, else what was told of its objects.
 pub(super) async fn reason(pods: &[Pod], events: &Api<Event>, name: &str) -> String {
+    // What was told of the objects, which is a matter of luck: events are kept for an hour and may be dropped.
+    let told = events.list(&ListParams::default()).await.map(|events| events.items).unwrap_or_default();
     for pod in pods {
         if let Some(waiting) = state(pod).and_then(|state| state.waiting.as_ref())
             && let Some(reason) = waiting.reason.as_deref().filter(|reason| *reason != "ContainerCreating")
@@ -44,26 +49,32 @@ pub(super) async fn reason(pods: &[Pod], events: &Api<Event>, name: &str) -> Str
         for condition in conditions {
             if condition.type_ == "PodScheduled" && condition.status == "False" {
                 let reason = condition.reason.as_deref().unwrap_or("Unschedulable");
-                return said(reason, condition.message.as_deref());
+                let reason = said(reason, condition.message.as_deref());
+                // It may wait for its disk, of which more is known than that it is not there.
+                let disk =
+                    told.iter().filter(|event| NO_DISK.contains(&event.reason.as_deref().unwrap_or("")));
+                return match last(disk, name) {
+                    Some(disk) => format!("{reason} ({disk})"),
+                    None => reason,
+                };
             }
         }
     }
-    // What was told of the objects, which is a matter of luck: events are kept for an hour and may be dropped.
-    let told = events.list(&ListParams::default()).await.map(|events| events.items).unwrap_or_default();
     // Of the pod first: a volume that cannot be mounted is told of it alone; of the Job, pods that a quota forbids; of the PVC,
     // a disk that cannot be made.
     let names = pods.iter().map(ResourceExt::name_any).chain([name.to_owned()]);
-    let warning = names.filter_map(|name| warning(&told, &name)).next();
+    let warnings = || told.iter().filter(|event| event.type_.as_deref() == Some("Warning"));
+    let warning = names.filter_map(|name| last(warnings(), &name)).next();
     warning.unwrap_or_else(|| "nothing is told of why".to_owned())
 }
 
-/// The last warning about objects of this name.
-fn warning(events: &[Event], name: &str) -> Option<String> {
+/// The last of these events that is about objects of this name.
+fn last<'a>(events: impl Iterator<Item = &'a Event>, name: &str) -> Option<String> {
     let about = |event: &&Event| {
         let named = event.regarding.as_ref().and_then(|about| about.name.as_deref());
-        named == Some(name) && event.type_.as_deref() == Some("Warning")
+        named == Some(name)
     };
-    let last = events.iter().filter(about).max_by_key(|event| {
+    let last = events.filter(about).max_by_key(|event| {
         let repeated = event.series.as_ref().map(|series| series.last_observed_time.0);
         let older = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
         repeated.or(event.event_time.as_ref().map(|time| time.0)).or(older)

@@ -145,3 +145,27 @@ async fn objects_by_others() {
     store.remove(stored.record.id, going.version).await.unwrap();
     assert!(api.get_opt("web").await.unwrap().is_none());
 }
+
+/// Whoever may write objects cannot make the answer to a key of the API, nor keep others from being read.
+#[tokio::test]
+async fn a_forged_key() {
+    let cluster = cluster();
+    let store = store(&cluster, "one");
+    let api: Api<ImageCache> = Api::namespaced(cluster.admin(), "a");
+    let order = suite::record("a", "web", 1);
+    let key = suite::key("k", 1).unwrap();
+    let mut forged = convert::object(&order, "here");
+    forged.spec.images = vec!["Not An Image".into()];
+    forged.annotations_mut().insert(KEY.to_owned(), keys::hash(&order.tenant, &key.key));
+    forged.annotations_mut().insert(REQUEST.to_owned(), hex(&key.request));
+    api.create(&PostParams::default(), &forged).await.unwrap();
+    for _ in 0..2 {
+        let made = (*store).create(order.clone(), ROOM, Some(key.clone())).await;
+        assert!(matches!(made, Err(StoreError::KeyReused)), "{made:?}");
+        assert_eq!(store.list(None).await.unwrap(), []);
+        // Refused by the one that leads.
+        store.adopt("a", "web", ROOM, at(5)).await.unwrap();
+    }
+    let object = api.get("web").await.unwrap();
+    assert_eq!(object.status.unwrap().phase, "Failed");
+}

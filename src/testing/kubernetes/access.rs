@@ -1,7 +1,8 @@
 //! Who may do what: bearer tokens, and RBAC by the roles and bindings that are stored (plugin/pkg/auth/authorizer/rbac/rbac.go,
 //! pkg/registry/rbac/validation/rule.go).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
@@ -14,6 +15,7 @@ use super::store::State;
 #[derive(Debug, Default)]
 pub(super) struct Access {
     tokens: HashMap<String, String>,
+    used: Mutex<HashSet<String>>,
     issued: u32,
 }
 
@@ -43,11 +45,22 @@ impl Access {
         self.tokens.remove(token);
     }
 
+    /// Whether anybody has shown a token.
+    pub(super) fn was_used(&self, token: &str) -> bool {
+        self.used().contains(token)
+    }
+
+    fn used(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The user of an Authorization header. A token that is not known is 401, no token at all is `system:anonymous`.
     pub(super) fn user(&self, authorization: Option<&str>) -> Result<String, Refusal> {
         let Some(given) = authorization else { return Ok("system:anonymous".to_owned()) };
-        let token = given.strip_prefix("Bearer ").map(str::trim);
-        token.and_then(|token| self.tokens.get(token)).cloned().ok_or_else(Refusal::unauthorized)
+        let token = given.strip_prefix("Bearer ").map_or("", str::trim);
+        let user = self.tokens.get(token).cloned().ok_or_else(Refusal::unauthorized)?;
+        self.used().insert(token.to_owned());
+        Ok(user)
     }
 }
 

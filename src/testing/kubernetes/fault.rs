@@ -32,6 +32,8 @@ pub enum Harm {
     Broken,
     /// 403 though the roles allow it.
     Forbidden,
+    /// 401, as while a token is being renewed.
+    Unauthorized,
     /// The request is carried out, and the connection ends before the answer.
     NoAnswer,
     /// The connection ends before the request is read.
@@ -157,6 +159,7 @@ impl Harm {
                 refusal.details = Some(json!({"causes": [{"message": "etcdserver: request timed out"}]}));
                 refusal
             }
+            Harm::Unauthorized => Refusal::unauthorized(),
             Harm::Forbidden => Refusal::new(403, "Forbidden", "forbidden on purpose"),
             _ => return None,
         })

@@ -1,8 +1,12 @@
 //! A cluster with Larder in it: the API server of `larder::testing`, whose pods run the real `larder build`, or the real one
 //! that `LARDER_TEST_KUBECONFIG` names.
 //!
-//! On a real one these say what is there: `LARDER_TEST_BUILDER_IMAGE`, `LARDER_TEST_STORAGE_CLASS`,
-//! `LARDER_TEST_SNAPSHOT_CLASS`, and `LARDER_TEST_IMAGE`, a small image that its pods can pull.
+//! On a real one its nodes must have the image `larder:<version>`, or the one that `LARDER_TEST_BUILDER_IMAGE` names, and
+//! reach this machine, where the registry of the test is; else `LARDER_TEST_IMAGE` names a small image that its pods can pull.
+//! The classes are found, or told by `LARDER_TEST_STORAGE_CLASS` and `LARDER_TEST_SNAPSHOT_CLASS`. Each test has namespaces of
+//! its own, and Larder the rights that `config/kubernetes` gives it.
+
+mod real;
 
 use std::env;
 use std::path::PathBuf;
@@ -11,8 +15,7 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, DeleteParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::api::{Api, PostParams};
 use kube::{Client, CustomResourceExt as _, ResourceExt as _};
 use larder::caches::record::Record;
 use larder::caches::runner::child::{ChildRunner, Settings};
@@ -20,6 +23,7 @@ use larder::caches::service::Service;
 use larder::config::Config;
 use larder::config::cluster::{Cluster as Section, Runner};
 use larder::config::log::Format;
+use larder::config::registry::Host;
 use larder::kubernetes::crd::{ImageCache, ImageCacheSpec};
 use larder::kubernetes::daemon::{Daemon, Habits, of_planner};
 use larder::kubernetes::runner::Pace;
@@ -36,10 +40,11 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
+use self::real::Real;
 use super::served::{Served, random};
 
 /// How long anything may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The user that Larder is.
 pub(crate) const LARDER: &str = "system:serviceaccount:larder:larder";
 
@@ -55,6 +60,7 @@ pub(crate) struct World {
     pub(crate) other: String,
     admin: Client,
     fake: Option<Cluster>,
+    real: Option<Real>,
 }
 
 /// Two layers, some kilobytes.
@@ -73,69 +79,86 @@ pub(crate) fn shipped(name: &str) -> Vec<Value> {
 
 impl World {
     pub(crate) fn new() -> Self {
-        World::with(image(), Timing::default())
+        let runtime = Runtime::new().unwrap();
+        match runtime.block_on(Real::of_environment()) {
+            Some(real) => World::on(runtime, real),
+            None => World::in_process(runtime, image(), Timing::default()),
+        }
     }
 
-    pub(crate) fn with(image: Image, timing: Timing) -> Self {
-        let runtime = Runtime::new().unwrap();
-        let real = env::var_os("LARDER_TEST_KUBECONFIG").map(PathBuf::from);
-        let served = Served::new([image]);
-        let (admin, fake) = match &real {
-            Some(path) => {
-                let config = runtime.block_on(async {
-                    let file = Kubeconfig::read_from(path).unwrap();
-                    kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap()
-                });
-                let _in = runtime.enter();
-                (Client::try_from(config).unwrap(), None)
-            }
-            None => {
-                let _in = runtime.enter();
-                let cluster = Cluster::with_timing(timing);
-                (cluster.admin(), Some(cluster))
-            }
+    /// A world with the API server of `larder::testing`; none, where a test shall run on a real one, which can neither fail on
+    /// purpose nor say what its storage has.
+    pub(crate) fn faked() -> Option<Self> {
+        World::faked_with(image(), Timing::default())
+    }
+
+    /// The same with another image, and where things take as long as is said.
+    pub(crate) fn faked_with(image: Image, timing: Timing) -> Option<Self> {
+        if env::var_os("LARDER_TEST_KUBECONFIG").is_some() {
+            eprintln!("skipped: it needs an API server that fails on purpose");
+            return None;
+        }
+        Some(World::in_process(Runtime::new().unwrap(), image, timing))
+    }
+
+    fn in_process(runtime: Runtime, image: Image, timing: Timing) -> Self {
+        let (admin, fake) = {
+            let _in = runtime.enter();
+            let cluster = Cluster::with_timing(timing);
+            (cluster.admin(), cluster)
         };
-        let section = match &fake {
-            Some(_) => Section {
-                builder_image: "larder:1".into(),
-                storage_class: "csi".into(),
-                snapshot_class: "csi".into(),
-                ..Section::default()
-            },
-            None => {
-                let told = |name: &str| env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
-                Section {
-                    namespace: unique("larder"),
-                    builder_image: told("LARDER_TEST_BUILDER_IMAGE"),
-                    storage_class: told("LARDER_TEST_STORAGE_CLASS"),
-                    snapshot_class: told("LARDER_TEST_SNAPSHOT_CLASS"),
-                    kubeconfig: real.clone(),
-                    ..Section::default()
-                }
-            }
+        let section = Section {
+            builder_image: "larder:1".into(),
+            storage_class: "csi".into(),
+            snapshot_class: "csi".into(),
+            ..Section::default()
         };
+        let names = ["team-a", "team-b"].map(str::to_owned);
+        let world = World::of(runtime, Served::new([image]), section, names, (admin, Some(fake), None));
+        world.furnish();
+        world
+    }
+
+    fn on(runtime: Runtime, real: Real) -> Self {
+        let names = ["team-a", "team-b"].map(unique);
+        let (section, address) =
+            runtime.block_on(async { (real.section(unique("larder")).await, real.address().await) });
+        let admin = real.admin.clone();
+        let served = Served::at(address, [image()]);
+        let host = Host { name: served.registry.host(), plain_http: true, ..Host::default() };
+        let mut world = World::of(runtime, served, section, names, (admin, None, Some(real)));
+        world.config.registry.host.push(host);
+        world.name_namespaces();
+        let real = world.real.as_ref().unwrap();
+        world.wait(real.install(world.own(), &[&world.team, &world.other]));
+        world
+    }
+
+    fn of(
+        runtime: Runtime,
+        served: Served,
+        section: Section,
+        [team, other]: [String; 2],
+        (admin, fake, real): (Client, Option<Cluster>, Option<Real>),
+    ) -> Self {
         let mut config = Config {
             cluster: vec![Section { uid: "here".into(), runner: Runner::Kubernetes, ..section }],
             ..Config::default()
         };
         (config.registry.retries, config.registry.backoff_max_seconds) = (1, 1);
         config.caches.build_retries = 2;
-        let quick = Duration::from_millis(30);
-        let (team, other) = match fake {
-            Some(_) => ("team-a".to_owned(), "team-b".to_owned()),
-            None => (unique("team-a"), unique("team-b")),
-        };
-        let world = World {
+        let patient = |seconds| Duration::from_secs(if fake.is_some() { seconds } else { 300 });
+        World {
             habits: Habits {
                 pace: Pace {
-                    look: quick,
-                    pending: if fake.is_some() { Duration::from_secs(3) } else { Duration::from_secs(300) },
-                    attached: Duration::from_secs(5),
-                    snapshot: Duration::from_secs(if fake.is_some() { 3 } else { 300 }),
+                    look: Duration::from_millis(30),
+                    pending: patient(60),
+                    attached: patient(60),
+                    snapshot: patient(60),
                     outage: Duration::from_millis(200),
                 },
-                // Long enough for a machine that is busy; who takes over soon in a test says so.
-                lease: Duration::from_secs(15),
+                // Long enough for a machine that is busy.
+                lease: Duration::from_secs(20),
                 tell: Duration::from_millis(100),
             },
             clock: Arc::new(SystemClock),
@@ -146,14 +169,17 @@ impl World {
             other,
             admin,
             fake,
-        };
-        world.prepare();
-        world
+            real,
+        }
     }
 
-    fn prepare(&self) {
-        for name in [&self.config.cluster[0].namespace, &self.team, &self.other] {
-            let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    fn name_namespaces(&self) {
+        for name in [self.own(), &self.team, &self.other] {
+            // What the pods of builders keep within.
+            let labels = json!({"pod-security.kubernetes.io/enforce": "baseline"});
+            let namespace = json!({
+                "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels},
+            });
             match &self.fake {
                 Some(fake) => {
                     fake.install(&namespace);
@@ -165,7 +191,11 @@ impl World {
                 }
             }
         }
-        let Some(fake) = &self.fake else { return };
+    }
+
+    fn furnish(&self) {
+        self.name_namespaces();
+        let fake = self.fake();
         fake.install(&serde_json::to_value(ImageCache::crd()).unwrap());
         fake.install_storage("Delete");
         for object in shipped("rbac.yaml") {
@@ -273,7 +303,7 @@ impl World {
                 let _in = self.runtime.enter();
                 fake.client(LARDER)
             }
-            None => self.admin.clone(),
+            None => self.wait(self.real.as_ref().unwrap().larder(self.own())),
         };
         self.daemon_of(client)
     }
@@ -309,9 +339,18 @@ impl World {
     }
 
     /// Waits until something is there.
-    pub(crate) fn until<T>(&self, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn until<T>(&self, what: &str, probe: impl FnMut() -> Option<T>) -> T {
+        self.until_within(if self.is_real() { PATIENCE * 5 } else { PATIENCE }, what, probe)
+    }
+
+    /// The same for what takes longer.
+    pub(crate) fn until_within<T>(
+        &self,
+        patience: Duration,
+        what: &str,
+        mut probe: impl FnMut() -> Option<T>,
+    ) -> T {
         let start = Instant::now();
-        let patience = if self.is_real() { PATIENCE * 10 } else { PATIENCE };
         loop {
             if let Some(found) = probe() {
                 return found;
@@ -397,11 +436,8 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        if self.fake.is_none() {
-            let api: Api<Namespace> = Api::all(self.admin.clone());
-            for name in [self.own().to_owned(), self.team.clone(), self.other.clone()] {
-                let _ = self.wait(api.delete(&name, &DeleteParams::default()));
-            }
+        if let Some(real) = &self.real {
+            self.wait(real.clear(self.own(), &[&self.team, &self.other]));
         }
     }
 }

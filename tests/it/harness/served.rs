@@ -1,6 +1,7 @@
 //! Images in a registry that counts and misbehaves, and the builds from it.
 
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,7 +27,12 @@ pub(crate) struct Served {
 
 impl Served {
     pub(crate) fn new(images: impl IntoIterator<Item = Image>) -> Self {
-        let mut registry = Registry::spawn();
+        Served::at(Ipv4Addr::LOCALHOST.into(), images)
+    }
+
+    /// The same on another address of this machine.
+    pub(crate) fn at(address: IpAddr, images: impl IntoIterator<Item = Image>) -> Self {
+        let mut registry = Registry::spawn_at(address);
         let images: Vec<_> = images.into_iter().collect();
         for (number, image) in images.iter().enumerate() {
             image.push(&mut registry, &format!("app-{number}"), "1").unwrap();

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
 use larder::caches::record::Record;
+use larder::kubernetes::crd::ImageCache;
+use larder::kubernetes::snapshot::VolumeSnapshot;
 use larder::model::class::Class;
 use larder::model::image_cache::Status;
 use larder::testing::image::{Format as ImageFormat, Image, Layer};
-use larder::testing::kubernetes::SnapshotFate;
+use larder::testing::kubernetes::{SnapshotFate, Timing};
 use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::Auth;
 use serde_json::json;
 
-use crate::harness::cluster::{Running, World, image};
+use crate::harness::cluster::{Running, World, image, snapshot_name};
 use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::served::random;
 use crate::harness::{Need, isolated};
@@ -30,14 +32,26 @@ fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
 }
 
 /// A world whose only node runs a script in place of the builder. It gets the same arguments.
-fn scripted(script: &str) -> World {
-    let world = World::new();
+fn scripted(script: &str) -> Option<World> {
+    scripted_with(script, Timing::default())
+}
+
+fn scripted_with(script: &str, timing: Timing) -> Option<World> {
+    let world = World::faked_with(image(), timing)?;
     world.fake().remove_node("node-a");
     let program = world.served.beside("program");
     fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     world.add_node_with("node-b", program);
-    world
+    Some(world)
+}
+
+/// Waits until a builder runs.
+fn runs(world: &World) {
+    world.until("it runs", || {
+        let pods = world.fake().peek_all("", "pods", world.own());
+        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
+    });
 }
 
 #[test]
@@ -60,20 +74,22 @@ fn what_no_retry_heals_fails_at_once() {
 fn a_builder_that_dies_is_started_again() {
     // The first pod is killed by the kernel, the second fails for now, the third seals.
     let larder = env!("CARGO_BIN_EXE_larder");
-    let world = scripted(&format!(
-        "n=$(cat {0} 2>/dev/null || echo 0); echo $((n+1)) > {0}; \
-         [ $n = 0 ] && kill -9 $$; [ $n = 1 ] && exit 69; exec {larder} \"$@\"",
-        "/tmp/larder-it-$PPID"
-    ));
+    let Some(world) = scripted(&format!(
+        "n=$(cat $0.n 2>/dev/null || echo 0); echo $((n+1)) > $0.n; \
+         [ $n = 0 ] && kill -9 $$; [ $n = 1 ] && exit 69; exec {larder} \"$@\""
+    )) else {
+        return;
+    };
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");
     world.phase("web", Status::Available);
     assert_eq!(daemon.record(&world, &record).content.unwrap().images.len(), 1);
+    assert_eq!(fs::read_to_string(world.served.beside("program.n")).unwrap().trim(), "3");
 }
 
 #[test]
 fn a_builder_that_never_succeeds_is_given_up() {
-    let world = scripted("echo 'no such luck' >&2; exit 69");
+    let Some(world) = scripted("echo 'no such luck' >&2; exit 69") else { return };
     let daemon = world.daemon();
     let record = daemon.create(&world, "web");
     let (class, message) = failed(&world, &daemon, &record);
@@ -82,23 +98,32 @@ fn a_builder_that_never_succeeds_is_given_up() {
     assert_eq!(daemon.record(&world, &record).generation, 1);
 }
 
+/// How long a thing may take that never comes.
+const SOON: Duration = Duration::from_secs(3);
+
+/// No more of these in Larder's namespace.
+fn quota(world: &World, resource: &str) {
+    world.fake().install(&json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": "larder"},
+        "spec": {"hard": {resource: "0"}},
+    }));
+}
+
 #[test]
 fn what_never_starts_is_told() {
     // Each is one thing that a cluster cannot do.
     type Spoil = fn(&mut World);
-    let spoils: [(&str, Spoil); 4] = [
-        ("StorageClass", |world| world.config.cluster[0].storage_class = "absent".into()),
+    let spoils: [(&str, Spoil); 6] = [
+        ("there is no StorageClass", |world| world.config.cluster[0].storage_class = "absent".into()),
+        ("no storage class is set", |world| world.config.cluster[0].storage_class.clear()),
         ("ImagePullBackOff", |world| world.config.cluster[0].builder_image = "absent:1".into()),
         ("nodes", |world| world.fake().remove_node("node-a")),
-        ("exceeded quota", |world| {
-            world.fake().install(&json!({
-                "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": "larder"},
-                "spec": {"hard": {"persistentvolumeclaims": "0"}},
-            }));
-        }),
+        ("exceeded quota", |world| quota(world, "persistentvolumeclaims")),
+        ("exceeded quota", |world| quota(world, "pods")),
     ];
     for (what, spoil) in spoils {
-        let mut world = World::new();
+        let Some(mut world) = World::faked() else { return };
+        world.habits.pace.pending = SOON;
         spoil(&mut world);
         let daemon = world.daemon();
         let record = daemon.create(&world, "web");
@@ -110,29 +135,32 @@ fn what_never_starts_is_told() {
 
 #[test]
 fn the_secret_of_a_job_is_missed() {
-    let world = World::new();
+    let Some(mut world) = World::faked() else { return };
+    world.habits.pace.pending = SOON;
     let daemon = world.daemon();
     // It goes before the pod has it.
-    let meets = larder::testing::kubernetes::Meets { verb: "patch", resource: "jobs", ..Default::default() };
-    let slow = larder::testing::kubernetes::Harm::Slow(Duration::from_millis(300));
-    world.fake().fault(larder::testing::kubernetes::Fault { meets, harm: slow, after: 1, times: 1 });
+    world.fake().remove_node("node-a");
     let record = daemon.create(&world, "web");
     let name = format!("ic-{}", record.id);
     let secrets = world.api::<k8s_openapi::api::core::v1::Secret>(world.own());
     world.until("there is a secret", || world.wait(secrets.get_opt(&name)).unwrap());
     world.wait(secrets.delete(&name, &Default::default())).unwrap();
+    world.add_node("node-b");
     let (_, message) = failed(&world, &daemon, &record);
     assert!(message.contains("FailedMount") && message.contains("secret"), "{message}");
 }
 
 #[test]
 fn a_snapshot_that_heals_and_one_that_does_not() {
-    let world = World::new();
+    let Some(mut world) = World::faked() else { return };
     let daemon = world.daemon();
     let refused = |times| SnapshotFate::Fails { message: "the array is busy".into(), times };
     world.fake().decide_snapshot(refused(3));
     daemon.create(&world, "heals");
     world.phase("heals", Status::Available);
+    assert_eq!(daemon.stop(), Ok(()));
+    world.habits.pace.snapshot = SOON;
+    let daemon = world.daemon();
     world.fake().decide_snapshot(refused(u32::MAX));
     let record = daemon.create(&world, "web");
     let (class, message) = failed(&world, &daemon, &record);
@@ -145,15 +173,46 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
 }
 
 #[test]
+fn a_storage_that_does_not_answer() {
+    let Some(mut world) = World::faked() else { return };
+    world.habits.pace.snapshot = SOON;
+    let daemon = world.daemon();
+    world.fake().decide_snapshot(SnapshotFate::Hangs);
+    let record = daemon.create(&world, "web");
+    let (class, message) = failed(&world, &daemon, &record);
+    assert_eq!(class, Class::Transient);
+    assert!(message.contains("the snapshot was not ready within"), "{message}");
+    // Nobody knows whether it has one: the record stays until it says so.
+    let api = world.api::<ImageCache>(&world.team);
+    world.wait(api.delete("web", &Default::default())).unwrap();
+    world.until("its snapshot goes", || {
+        let left = world.fake().peek_all("snapshot.storage.k8s.io", "volumesnapshots", world.own());
+        left.iter().all(|one| one["metadata"]["deletionTimestamp"].is_string()).then_some(())
+    });
+    assert!(world.get::<ImageCache>(&world.team, "web").is_some());
+    world.fake().heal_snapshots();
+    world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
+    world.nothing_left();
+}
+
+#[test]
+fn what_the_storage_takes_its_time_for() {
+    let Some(world) = World::faked() else { return };
+    let daemon = world.daemon();
+    // Cut at once, and not to be used before it is uploaded.
+    world.fake().decide_snapshot(SnapshotFate::Uploads(Duration::from_secs(2)));
+    daemon.create(&world, "web");
+    let object = world.phase("web", Status::Available);
+    let snapshot: VolumeSnapshot = world.get(world.own(), &snapshot_name(&object)).unwrap();
+    assert!(snapshot.is_ready());
+}
+
+#[test]
 fn a_node_is_lost_while_it_builds() {
-    let larder = env!("CARGO_BIN_EXE_larder");
-    let world = scripted(&format!("sleep 1; exec {larder} \"$@\""));
+    let Some(world) = scripted("exec sleep 600") else { return };
     let daemon = world.daemon();
     daemon.create(&world, "web");
-    world.until("it runs", || {
-        let pods = world.fake().peek_all("", "pods", world.own());
-        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
-    });
+    runs(&world);
     world.add_node("node-c");
     // The cloud says so: its pods are disrupted, which costs no attempt.
     world.fake().remove_node("node-b");
@@ -162,13 +221,10 @@ fn a_node_is_lost_while_it_builds() {
 
 #[test]
 fn a_cancelled_build_leaves_nothing() {
-    let world = scripted("exec sleep 600");
+    let Some(world) = scripted("exec sleep 600") else { return };
     let (one, two) = (world.daemon(), world.daemon());
     let record = one.create(&world, "web");
-    world.until("it runs", || {
-        let pods = world.fake().peek_all("", "pods", world.own());
-        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
-    });
+    runs(&world);
     // By the one that does not build it.
     let other = if one.service.leads() { &two } else { &one };
     other.wait(other.service.cancel(&world.tenant(), record.id)).unwrap();
@@ -179,7 +235,7 @@ fn a_cancelled_build_leaves_nothing() {
 
 #[test]
 fn pull_secrets_by_name() {
-    let mut world = World::with(image(), Default::default());
+    let Some(mut world) = World::faked() else { return };
     world.served.registry.require(Auth::Basic(vec![("user".into(), "swordfish".into())]));
     let host = world.served.registry.host();
     let secret = |namespace: &str, name: &str, annotations: serde_json::Value| {
@@ -250,7 +306,8 @@ fn a_volume_that_is_full() {
     isolated(&[Need::Root], || {
         let disk = FileSystem::new(Kind::Ext4 { inodes: 1000 }, 4 << 20);
         let big = Layer::from(LayerBuilder::new().file("big", random(1, 6 << 20)).gzip());
-        let world = World::with(Image::builder(ImageFormat::Oci).layer(big).build(), Default::default());
+        let image = Image::builder(ImageFormat::Oci).layer(big).build();
+        let Some(world) = World::faked_with(image, Timing::default()) else { return };
         world.fake().put_volumes(&disk.path());
         let daemon = world.daemon();
         let record = daemon.create(&world, "web");
@@ -262,18 +319,50 @@ fn a_volume_that_is_full() {
 
 #[test]
 fn a_node_that_nobody_hears_of() {
-    let larder = env!("CARGO_BIN_EXE_larder");
-    let world = scripted(&format!("sleep 1; exec {larder} \"$@\""));
+    let Some(world) = scripted("exec sleep 600") else { return };
     let daemon = world.daemon();
     daemon.create(&world, "web");
-    world.until("it runs", || {
-        let pods = world.fake().peek_all("", "pods", world.own());
-        pods.iter().any(|pod| pod["status"]["phase"] == "Running").then_some(())
-    });
+    runs(&world);
     world.add_node("node-c");
     // Its pods are deleted and stay, for nobody says that they have ended; then somebody takes the node out.
     world.fake().lose_node("node-b");
-    std::thread::sleep(Duration::from_millis(500));
+    world.until("its pod is to go", || {
+        let pods = world.fake().peek_all("", "pods", world.own());
+        pods.iter().any(|pod| pod["metadata"]["deletionTimestamp"].is_string()).then_some(())
+    });
     world.fake().remove_node("node-b");
     world.phase("web", Status::Available);
+}
+
+#[test]
+fn a_node_that_never_comes_back() {
+    // Its Job is over after 17 s, and waits for a pod of which nobody hears.
+    let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
+    let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
+    world.habits.pace.pending = SOON;
+    world.config.caches.build_timeout_minutes = 60;
+    let daemon = world.daemon();
+    let record = daemon.create(&world, "web");
+    runs(&world);
+    world.fake().lose_node("node-b");
+    let (class, message) = failed(&world, &daemon, &record);
+    assert_eq!(class, Class::Busy);
+    assert!(message.contains("DeadlineExceeded") && message.contains("its node"), "{message}");
+    // What is left goes when the node is taken out.
+    world.fake().remove_node("node-b");
+    world.nothing_left();
+}
+
+#[test]
+fn a_builder_that_does_not_end_in_time() {
+    // The Job's own deadline, should that of the builder not have helped: its pod is gone, and what it said.
+    let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
+    let Some(mut world) = scripted_with("exec sleep 600", timing) else { return };
+    world.config.caches.build_timeout_minutes = 60;
+    let daemon = world.daemon();
+    let record = daemon.create(&world, "web");
+    let (class, message) = failed(&world, &daemon, &record);
+    assert_eq!(class, Class::Busy);
+    assert!(message.contains("did not end within its time"), "{message}");
+    world.nothing_left();
 }

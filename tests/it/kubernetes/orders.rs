@@ -32,8 +32,20 @@ fn an_object_is_an_order() {
         let patch = json!({"spec": spec});
         world.wait(api.patch("web", &PatchParams::default(), &Patch::Merge(&patch)))
     };
-    assert!(patch(json!({"images": ["other:1"]})).is_err());
-    patch(json!({"retentionDays": 7})).unwrap();
+    for spec in [
+        json!({"images": ["other:1"]}),
+        json!({"imageCacheSize": 21}),
+        json!({"cluster": "other"}),
+        json!({"imagePullSecrets": [format!("{}:registry", world.team)]}),
+    ] {
+        let refused = patch(spec.clone()).unwrap_err().to_string();
+        assert!(refused.contains("never change"), "{spec}: {refused}");
+    }
+    let patched = patch(json!({"retentionDays": 7})).unwrap();
+    world.until("the status says when it expires", || {
+        let status = world.get::<ImageCache>(&world.team, "web")?.status?;
+        (status.observed_generation == patched.metadata.generation).then_some(status.expires_at?)
+    });
     let record = daemon.wait(daemon.service.get(&world.tenant(), listed[0].id)).unwrap();
     assert_eq!(record.spec.retention_days, 7);
 
@@ -89,6 +101,51 @@ fn the_quota_holds_for_objects_too() {
 }
 
 #[test]
+fn the_cluster_counts_to_fifty() {
+    // Without a daemon: the ResourceQuota of tenant.yaml says so.
+    let world = World::new();
+    let api = world.api::<ImageCache>(&world.team);
+    let refused = (0..).find_map(|number| {
+        let object = world.object(&format!("cache-{number}"));
+        // A quota is counted with some delay on a real cluster, and refused while that is under way.
+        for _ in 0..20 {
+            match world.wait(api.create(&Default::default(), &object)) {
+                Ok(_) => return None,
+                Err(kube::Error::Api(status)) if status.message.contains("exceeded quota") => {
+                    return Some(number);
+                }
+                Err(error) => eprintln!("{error}"),
+            }
+        }
+        panic!("neither made nor refused");
+    });
+    assert_eq!(refused, Some(50));
+    assert_eq!(world.config.caches.max_per_tenant, 50);
+}
+
+#[test]
+fn what_nothing_was_made_for_goes_at_once() {
+    // Daemons that died between an object and its status, and objects that come with our finalizer.
+    let world = World::new();
+    let api = world.api::<ImageCache>(&world.team);
+    for (name, images) in [("begun", world.images()), ("wrong", vec!["Not An Image".into()])] {
+        let mut object = world.object(name);
+        object.spec.images = images;
+        object.metadata.finalizers = Some(vec![larder::kubernetes::names::FINALIZER.to_owned()]);
+        world.apply(&object);
+    }
+    world.wait(api.delete("begun", &DeleteParams::default())).unwrap();
+    let _daemon = world.daemon();
+    world.until("one is refused", || {
+        world.get::<ImageCache>(&world.team, "wrong")?.status.filter(|status| status.phase == "Failed")
+    });
+    world.wait(api.delete("wrong", &DeleteParams::default())).unwrap();
+    for name in ["begun", "wrong"] {
+        world.until("it is gone", || world.get::<ImageCache>(&world.team, name).is_none().then_some(()));
+    }
+}
+
+#[test]
 fn any_daemon_answers_and_one_leads() {
     let world = World::new();
     let (one, two) = (world.daemon(), world.daemon());
@@ -114,6 +171,30 @@ fn any_daemon_answers_and_one_leads() {
     }
     assert_eq!(told, seen.events.len());
     other.wait(other.service.delete(&world.tenant(), made.id)).unwrap();
+    world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
+    world.nothing_left();
+}
+
+#[test]
+fn a_copy_that_was_deleted_is_made_again() {
+    let world = World::new();
+    let daemon = world.daemon();
+    world.apply(&world.object("web"));
+    let name = format!("ic-{}", world.phase("web", Status::Available).uid().unwrap());
+    let ready = || {
+        world.until("the copy is ready", || {
+            world.get::<VolumeSnapshot>(&world.team, &name).filter(VolumeSnapshot::is_ready)
+        })
+    };
+    let first = ready();
+    assert_eq!(daemon.stop(), Ok(()));
+    let copies = world.api::<VolumeSnapshot>(&world.team);
+    world.wait(copies.delete(&name, &DeleteParams::default())).unwrap();
+    world.until("it is gone", || world.get::<VolumeSnapshot>(&world.team, &name).is_none().then_some(()));
+    // Whoever leads next looks at all of them, and from time to time.
+    let _daemon = world.daemon();
+    assert_ne!(ready().uid(), first.uid());
+    world.wait(world.api::<ImageCache>(&world.team).delete("web", &DeleteParams::default())).unwrap();
     world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.nothing_left();
 }

@@ -105,6 +105,13 @@ impl State {
 
     /// The machine is off: its processes end and nobody tells.
     pub(in super::super) fn lose_node(&mut self, name: &str) {
+        self.switch_off(name);
+        self.amend(&Id::new("", "nodes", "", name), true, "node-controller", |node| {
+            set_condition(node, "Ready", false, "NodeStatusUnknown", "Kubelet stopped posting node status.");
+        });
+    }
+
+    fn switch_off(&mut self, name: &str) {
         self.node.lost.push(name.to_owned());
         let there: Vec<_> = self
             .all("", "pods", "")
@@ -114,13 +121,11 @@ impl State {
         for uid in there {
             self.node.kill(&uid, false);
         }
-        self.amend(&Id::new("", "nodes", "", name), true, "node-controller", |node| {
-            set_condition(node, "Ready", false, "NodeStatusUnknown", "Kubelet stopped posting node status.");
-        });
     }
 
     /// The cloud says that the machine is no more.
     pub(in super::super) fn remove_node(&mut self, name: &str) {
+        self.switch_off(name);
         self.node.nodes.remove(name);
         self.take(&Id::new("", "nodes", "", name));
     }
