@@ -12,6 +12,7 @@ pub(crate) mod daemon;
 pub(crate) mod dns;
 pub(crate) mod du;
 pub(crate) mod filesystem;
+pub(crate) mod front;
 pub(crate) mod http;
 pub(crate) mod layers;
 pub(crate) mod need;

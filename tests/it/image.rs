@@ -269,7 +269,10 @@ fn it_serves_as_in_the_deployment() {
             ("\"larder:0.1.0\"", "\"larder:1\"".to_owned()),
             ("storage_class = \"\"", "storage_class = \"csi\"".to_owned()),
             ("snapshot_class = \"larder\"", "snapshot_class = \"csi\"".to_owned()),
-            ("[log]", format!("[[tenant]]\nname = \"team-a\"\ntoken_sha256 = [\"{}\"]\n\n[log]", hash.hex())),
+            (
+                "\ntoken_sha256 = [\"0000000000000000",
+                format!("\ntoken_sha256 = [\"{}\", \"0000000000000000", hash.hex()),
+            ),
         ]
         .into_iter()
         .fold(shipped, |text, (from, to)| {

@@ -1,18 +1,22 @@
 //! `docs/kubernetes.md`, done: its commands, by the real `kubectl`, with a daemon in between.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use larder::testing::image::{Format, Image, Layer};
-use larder::testing::kubernetes::{Cluster, Node};
+use larder::testing::kubernetes::{Cluster, DRIVER, Node};
 use larder::testing::layer::LayerBuilder;
+use serde_json::{Value, json};
 
+use crate::harness::authority::Authority;
 use crate::harness::cluster::LARDER;
+use crate::harness::front::Front;
 use crate::harness::registry::{PASSWORD, Registry, USER};
 use crate::harness::served::{Running, random};
-use crate::harness::{Need, isolated, larder, succeed};
+use crate::harness::{Need, isolated, larder, run_within};
 
 const NEEDS: &[Need] = &[
     Need::Program("kubectl"),
@@ -20,6 +24,20 @@ const NEEDS: &[Need] = &[
     Need::Program("htpasswd"),
     Need::Program("openssl"),
 ];
+
+/// More than a block of commands may take.
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// The server of tests takes no protobuf, as `kubectl create` sends it, and describes no fields, for which `kubectl apply`
+/// asks; what it does not know it refuses by itself.
+const KUBECTL: &str = r#"#!/bin/bash
+set -euo pipefail
+case " $* " in
+*" create "*) /usr/bin/kubectl "$@" --dry-run=client -o yaml | /usr/bin/kubectl apply --validate=false --server-side -f - ;;
+*" apply "*) exec /usr/bin/kubectl "$@" --validate=false ;;
+*) exec /usr/bin/kubectl "$@" ;;
+esac
+"#;
 
 /// The blocks of the page that are marked `sh`, in order.
 fn commands() -> Vec<String> {
@@ -47,35 +65,46 @@ fn the_page_for_administrators_holds() {
             images: Some(vec![format!("{}/larder:0.1.0", registry.host())]),
             environment: Vec::new(),
         });
+        let authority = Authority::new(dir.path());
+        authority.sign("server", "subjectAltName=IP:127.0.0.1");
+        let behind = cluster.url().trim_start_matches("http://").parse().unwrap();
+        let front = Front::start(behind, dir.path(), "server");
         for (name, user) in [("admin", "kubernetes-admin"), ("larder", LARDER)] {
-            fs::write(at(&format!("{name}.token")), cluster.token(user)).unwrap();
-            let kubeconfig = cluster.kubeconfig(&at(&format!("{name}.token")), "default");
-            fs::write(at(&format!("{name}.kubeconfig")), kubeconfig).unwrap();
+            let token = at(&format!("{name}.token"));
+            fs::write(&token, cluster.token(user)).unwrap();
+            let mut kubeconfig: Value = serde_json::from_str(&cluster.kubeconfig(&token, "default")).unwrap();
+            kubeconfig["clusters"][0]["cluster"] =
+                json!({"server": front.url(), "certificate-authority": at("ca.pem")});
+            fs::write(at(&format!("{name}.kubeconfig")), kubeconfig.to_string()).unwrap();
         }
         // The sources, and what is an administrator's own.
         copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes"), &at("config/kubernetes"));
         fs::create_dir(at("bin")).unwrap();
         symlink(env!("CARGO_BIN_EXE_larder"), at("bin/larder")).unwrap();
-        let certificate = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=larder.larder.svc -keyout tls.key \
-                           -out tls.crt && cp tls.crt ca.crt";
-        succeed(Command::new("sh").args(["-c", certificate]).current_dir(dir.path()));
+        fs::write(at("bin/kubectl"), KUBECTL).unwrap();
+        fs::set_permissions(at("bin/kubectl"), fs::Permissions::from_mode(0o755)).unwrap();
+        authority.sign("tls", "subjectAltName=DNS:larder.larder.svc");
+        for (from, to) in [("tls.pem", "tls.crt"), ("ca.pem", "ca.crt")] {
+            fs::copy(at(from), at(to)).unwrap();
+        }
 
         let mut daemon = None;
         for block in commands() {
             let script = block
                 .replace("registry.example.com", &registry.host())
-                // The server of tests describes no fields to clients; it refuses what it does not know by itself.
-                .replace("kubectl apply ", "kubectl apply --validate=false ")
+                .replace("csi.example.com", DRIVER)
                 .replace("--docker-username=puller", &format!("--docker-username={USER}"))
                 .replace("--docker-password=secret", &format!("--docker-password='{PASSWORD}'"));
-            let said = succeed(
-                Command::new("bash")
-                    .args(["-euo", "pipefail", "-c", &script])
-                    .current_dir(dir.path())
-                    .env("PATH", format!("{}:/usr/bin:/bin", at("bin").display()))
-                    .env("HOME", dir.path())
-                    .env("KUBECONFIG", at("admin.kubeconfig")),
-            );
+            // With all that it started, should it take too long.
+            let mut bash = Command::new("timeout");
+            bash.args(["60", "bash", "-euo", "pipefail", "-c", &script])
+                .current_dir(dir.path())
+                .env("HOME", dir.path());
+            bash.env("PATH", format!("{}:/usr/bin:/bin", at("bin").display()));
+            let done = run_within(bash.env("KUBECONFIG", at("admin.kubeconfig")), LIMIT);
+            let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+            let log = || fs::read_to_string(at("log")).unwrap_or_default();
+            assert!(done.status.success(), "{script}\n{said}\n{}", log());
             if block.contains("kubectl apply --server-side -k cluster") && daemon.is_none() {
                 daemon = Some(deployed(&cluster, &at("larder.kubeconfig"), dir.path()));
             }
@@ -104,17 +133,16 @@ fn deployed(cluster: &Cluster, kubeconfig: &Path, dir: &Path) -> Running {
     let name = pod["volumes"][0]["configMap"]["name"].as_str().unwrap();
     let config = cluster.peek("", "configmaps", "larder", name).unwrap();
     let config = config["data"]["larder.toml"].as_str().unwrap();
-    let own = |name: &str| dir.join(name).display().to_string();
     // No pod: it has neither the mounts nor the ServiceAccount of one.
     let config = config
         .replace("0.0.0.0:8443", "127.0.0.1:0")
         .replace("/tls/", &format!("{}/", dir.display()))
         .replace("runner = ", &format!("kubeconfig = \"{}\"\nrunner = ", kubeconfig.display()));
-    let config = format!("state.dir = \"{}\"\napi.socket = \"{}\"\n{config}", own("state"), own("socket"));
     fs::write(dir.join("larder.toml"), config).unwrap();
     let log = fs::File::create(dir.join("log")).unwrap();
     let mut serve = larder();
     serve.arg("serve").arg("--config").arg(dir.join("larder.toml")).stderr(log);
+    serve.env("LARDER_STATE__DIR", dir.join("state")).env("LARDER_API__SOCKET", dir.join("socket"));
     Running::of(serve.spawn().unwrap())
 }
 

@@ -89,13 +89,16 @@ fn every_right_is_used_and_none_is_missing() {
     world.apply(&world.object("stuck"));
     world.phase("stuck", Status::Failed);
     // Everything goes: by the API, by kubectl, and when its time is over.
+    let gone = |name: &str| {
+        world.until("it is gone", || world.get::<ImageCache>(&world.team, name).is_none().then_some(()));
+    };
     daemon.wait(daemon.service.delete(&world.tenant(), made.id)).unwrap();
     world.wait(objects.delete("web", &DeleteParams::default())).unwrap();
+    gone("api");
+    gone("web");
     clock.pass(Duration::from_secs(2 * 86_400));
     daemon.service.reload(&world.config);
-    for name in ["api", "web", "stuck"] {
-        world.until("it is gone", || world.get::<ImageCache>(&world.team, name).is_none().then_some(()));
-    }
+    gone("stuck");
     world.nothing_left();
     world.until("the key is forgotten", || {
         let seen = world.fake().seen();
