@@ -16,7 +16,7 @@ use crate::harness::cluster::LARDER;
 use crate::harness::front::Front;
 use crate::harness::registry::{PASSWORD, Registry, USER};
 use crate::harness::served::{Running, random};
-use crate::harness::{Need, isolated, larder, run_within};
+use crate::harness::{Need, isolated, larder, run_within, succeed};
 
 const NEEDS: &[Need] = &[
     Need::Program("kubectl"),
@@ -88,11 +88,15 @@ fn the_page_for_administrators_holds() {
             fs::copy(at(from), at(to)).unwrap();
         }
 
+        // Kustomize 2.0, in Debian 12's kubectl, knows what lies below by another word.
+        let version = succeed(Command::new("kubectl").args(["version", "--client"]));
+        let below = if version.contains("v1.20") { "bases: [" } else { "resources: [" };
         let mut daemon = None;
         for block in commands() {
             let script = block
                 .replace("registry.example.com", &registry.host())
                 .replace("csi.example.com", DRIVER)
+                .replace("resources: [", below)
                 .replace("--docker-username=puller", &format!("--docker-username={USER}"))
                 .replace("--docker-password=secret", &format!("--docker-password='{PASSWORD}'"));
             // With all that it started, should it take too long.
