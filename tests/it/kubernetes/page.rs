@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use larder::testing::image::{Format, Image, Layer};
 use larder::testing::kubernetes::{Cluster, DRIVER, Node};
@@ -112,12 +113,19 @@ fn the_page_for_administrators_holds() {
             if block.contains("kubectl apply --server-side -k cluster") && daemon.is_none() {
                 daemon = Some(deployed(&cluster, &at("larder.kubeconfig"), dir.path()));
             }
+            if block.contains("kind: PersistentVolumeClaim") {
+                let claim = || cluster.peek("", "persistentvolumeclaims", "team-b", "images").unwrap();
+                let deadline = Instant::now() + LIMIT;
+                while claim()["status"]["phase"] != "Bound" {
+                    assert!(Instant::now() < deadline, "{}", claim());
+                    sleep(Duration::from_millis(50));
+                }
+            }
             if block.contains("get ic") {
                 let line = said.lines().find(|line| line.starts_with("web ")).unwrap();
                 assert!(line.contains("web"), "{said}");
             }
         }
-        // A disk with the images on it is what the page ends with before everything goes.
         for (group, plural) in [
             ("larder.dev", "imagecaches"),
             ("apps", "deployments"),

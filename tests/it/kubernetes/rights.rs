@@ -55,6 +55,7 @@ fn every_right_is_used_and_none_is_missing() {
     let clock = Arc::new(FakeClock::default());
     clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
     world.clock = clock.clone();
+    world.habits.pace.pending = Duration::from_secs(10);
     world.fake().install(&json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": "team-a"},
         "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": "{\"auths\":{}}"},
@@ -87,7 +88,8 @@ fn every_right_is_used_and_none_is_missing() {
         "spec": {"hard": {"pods": "0"}},
     }));
     world.apply(&world.object("stuck"));
-    world.phase("stuck", Status::Failed);
+    let stuck = world.phase("stuck", Status::Failed).status.unwrap().message.unwrap();
+    assert!(stuck.contains("exceeded quota"), "{stuck}");
     // Everything goes: by the API, by kubectl, and when its time is over.
     let gone = |name: &str| {
         world.until("it is gone", || world.get::<ImageCache>(&world.team, name).is_none().then_some(()));
