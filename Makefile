@@ -38,8 +38,9 @@ demo: deps build
 	scripts/demo.sh
 
 # With LARDER_REQUIRE_ALL a test whose tool or privilege is missing fails instead of being skipped.
-# LARDER_TEST_KUBECONFIG names a cluster for the tests that say what a Kubernetes API server does, in place of the one of
-# src/testing/kubernetes: `cargo test --features testing --lib testing::kubernetes`.
+# LARDER_TEST_KUBECONFIG names a cluster in place of the one of src/testing/kubernetes, for the tests that say what an API
+# server does (`--lib testing::kubernetes`) and for those of Larder in it (`--test it kubernetes::`; what the cluster needs
+# is in tests/it/harness/cluster.rs).
 test: deps static
 	LARDER_REQUIRE_ALL=1 LARDER_TEST_STATIC=$(CURDIR)/target/larder-static $(CARGO) test --features testing --locked
 

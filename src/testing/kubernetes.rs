@@ -139,6 +139,11 @@ impl Cluster {
         Client::try_from(self.config(Some(&self.admin))).expect("a client needs no file")
     }
 
+    /// The token of who may do everything.
+    pub fn admin_token(&self) -> &str {
+        &self.admin
+    }
+
     /// A client of a user with a new token: `system:serviceaccount:<namespace>:<name>`, or a plain name.
     pub fn client(&self, user: &str) -> Client {
         Client::try_from(self.config(Some(&self.token(user)))).expect("a client needs no file")

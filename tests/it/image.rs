@@ -246,6 +246,9 @@ fn it_serves_as_in_the_deployment() {
     let needs = [NEEDS, &[Need::Program("openssl"), Need::Program("curl")]].concat();
     isolated(&needs, || {
         let world = World::new();
+        if world.is_real() {
+            return;
+        }
         let packaged = Packaged::new(&[]);
         for name in ["tls", "etc"] {
             fs::create_dir(packaged.at(name)).unwrap();

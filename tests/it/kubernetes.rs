@@ -1,8 +1,10 @@
 //! Larder in a cluster: from an order to a snapshot, whatever happens on the way. The pods are the real `larder build`.
 
 mod builds;
+mod chaos;
 mod crash;
 mod failures;
+mod named;
 mod orders;
 mod page;
 mod rights;

@@ -4,7 +4,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::Value;
+use chrono::{SecondsFormat, TimeDelta, Utc};
+use serde_json::{Value, json};
 
 use super::kind::{Id, Kind};
 use super::object::{list, text};
@@ -65,6 +66,24 @@ impl Access {
 }
 
 impl State {
+    /// A token of a service account (pkg/registry/core/serviceaccount/storage/token.go). It does not expire here.
+    pub(super) fn request_token(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        mut request: Value,
+    ) -> Result<Value, Refusal> {
+        let kind = self.kind("", "v1", "serviceaccounts")?;
+        self.read(&kind, namespace, name)?;
+        let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(3600);
+        let expires = Utc::now() + TimeDelta::seconds(seconds);
+        request["status"] = json!({
+            "token": self.access.issue(&format!("system:serviceaccount:{namespace}:{name}")),
+            "expirationTimestamp": expires.to_rfc3339_opts(SecondsFormat::Secs, true),
+        });
+        Ok(request)
+    }
+
     pub(super) fn authorize(&self, user: &str, wanted: Attributes<'_>) -> Result<(), Refusal> {
         if user == ADMIN || self.granted(user, wanted) {
             return Ok(());

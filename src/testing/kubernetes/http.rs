@@ -176,6 +176,11 @@ fn carry_out(call: &Call, shared: &Arc<Shared>, harm: Option<&Harm>) -> Result<R
         let body = shared.read(|state| logs::body(state, route, query, harm))?;
         return Ok(response(200, "text/plain", body));
     }
+    if kind.is("", "serviceaccounts") && route.subresource == "token" && call.verb == "create" {
+        let request = json_body(&call.body)?;
+        let made = shared.write(|state| state.request_token(&route.namespace, &route.name, request))?;
+        return Ok(json_response(Answer { code: 201, ..Answer::ok(made) }));
+    }
     let mut answer = shared.write(|state| change(state, call, &scope))?;
     if call.partial {
         answer.body = match answer.body["items"].take() {

@@ -10,12 +10,13 @@ mod real;
 
 use std::env;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, DeleteParams, PostParams};
 use kube::{Client, CustomResourceExt as _, ResourceExt as _};
 use larder::caches::record::Record;
 use larder::caches::runner::child::{ChildRunner, Settings};
@@ -61,6 +62,8 @@ pub(crate) struct World {
     admin: Client,
     fake: Option<Cluster>,
     real: Option<Real>,
+    /// Held on a real one.
+    turn: Option<MutexGuard<'static, ()>>,
 }
 
 /// Two layers, some kilobytes.
@@ -81,7 +84,7 @@ impl World {
     pub(crate) fn new() -> Self {
         let runtime = Runtime::new().unwrap();
         match runtime.block_on(Real::of_environment()) {
-            Some(real) => World::on(runtime, real),
+            Some(real) => World::on(runtime, real, real::turn()),
             None => World::in_process(runtime, image(), Timing::default()),
         }
     }
@@ -119,7 +122,7 @@ impl World {
         world
     }
 
-    fn on(runtime: Runtime, real: Real) -> Self {
+    fn on(runtime: Runtime, real: Real, turn: MutexGuard<'static, ()>) -> Self {
         let names = ["team-a", "team-b"].map(unique);
         let (section, address) =
             runtime.block_on(async { (real.section(unique("larder")).await, real.address().await) });
@@ -127,6 +130,7 @@ impl World {
         let served = Served::at(address, [image()]);
         let host = Host { name: served.registry.host(), plain_http: true, ..Host::default() };
         let mut world = World::of(runtime, served, section, names, (admin, None, Some(real)));
+        world.turn = Some(turn);
         world.config.registry.host.push(host);
         world.name_namespaces();
         let real = world.real.as_ref().unwrap();
@@ -170,6 +174,7 @@ impl World {
             admin,
             fake,
             real,
+            turn: None,
         }
     }
 
@@ -233,6 +238,11 @@ impl World {
 
     pub(crate) fn fake(&self) -> &Cluster {
         self.fake.as_ref().expect("a cluster of our own")
+    }
+
+    /// A client that may do everything.
+    pub(crate) fn admin(&self) -> Client {
+        self.admin.clone()
     }
 
     /// Namespace of Larder.
@@ -496,6 +506,17 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself.
+pub(crate) fn kill_daemon(world: &World, daemon: &mut Running) {
+    daemon.kill();
+    let leases = world.api::<Lease>(world.own());
+    for name in ["larder", "larder-admission"] {
+        if world.wait(leases.get_opt(name)).unwrap().is_some() {
+            world.wait(leases.delete(name, &DeleteParams::default())).unwrap();
+        }
     }
 }
 

@@ -3,9 +3,12 @@
 use std::fs;
 
 use k8s_openapi::api::batch::v1::Job;
+use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
 use larder::model::image_cache::Status;
 use larder::model::seal::CacheManifest;
+use larder::testing::kubernetes::{Harm, Meets};
+use larder::testing::registry::Fault;
 
 use crate::harness::cluster::{World, snapshot_name};
 
@@ -32,7 +35,7 @@ fn ordered_by_the_api() {
     });
     assert!(copy.spec.source.volume_snapshot_content_name.is_some());
     let object = world.until("the copy is told", || {
-        let object: larder::kubernetes::crd::ImageCache = world.get(&world.team, "web")?;
+        let object: ImageCache = world.get(&world.team, "web")?;
         object.status.as_ref()?.copies.iter().any(|copy| copy.ready).then_some(object)
     });
     assert_eq!(object.status.unwrap().copies[0].namespace, world.team);
@@ -50,9 +53,43 @@ fn ordered_by_the_api() {
     assert_eq!(seen.content.unwrap().images.len(), 1);
 
     daemon.wait(daemon.service.delete(&world.tenant(), record.id)).unwrap();
-    world.until("the record is gone", || {
-        world.get::<larder::kubernetes::crd::ImageCache>(&world.team, "web").is_none().then_some(())
-    });
+    world.until("the record is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.nothing_left();
     assert_eq!(daemon.stop(), Ok(()));
+}
+
+/// What is told of a build under way, to whoever asks the API and to whoever looks at the object.
+#[test]
+fn progress_is_told_per_image() {
+    let Some(mut world) = World::faked() else { return };
+    world.config.registry.stall_timeout_seconds = 5;
+    let slow = world.served.images[0].layers[1].digest.clone();
+    // Half of one layer, and nothing more until the builder has had enough of waiting.
+    world.served.registry.fault(Fault::StallAt { digest: slow, offsets: vec![25_000, 25_001, 25_002] });
+    let daemon = world.daemon();
+    let record = daemon.create(&world, "web");
+    let image = world.until("it is told in the object", || {
+        let status = world.get::<ImageCache>(&world.team, "web")?.status?;
+        assert_ne!(status.phase, "Failed", "{:?}", status.message);
+        status.images.into_iter().find(|image| image.layers_done == 1)
+    });
+    assert_eq!((image.reference.as_str(), image.layers), (world.images()[0].as_str(), 2));
+    assert!(image.received > 0 && image.received < image.compressed_size, "{image:?}");
+    let other = world.daemon();
+    let seen = other.record(&world, &record);
+    assert_eq!((seen.progress.len(), seen.progress[0].layers_done), (1, 1));
+    world.phase("web", Status::Available);
+}
+
+/// The log of a pod is only for those who look: how a build ended is in its termination message.
+#[test]
+fn a_log_that_is_lost() {
+    let Some(world) = World::faked() else { return };
+    let lost = Harm::Broken;
+    let meets = Meets { resource: "pods/log", ..Meets::default() };
+    world.fake().fault(larder::testing::kubernetes::Fault { meets, harm: lost, after: 0, times: u32::MAX });
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    let content = world.phase("web", Status::Available).status.unwrap().content.unwrap();
+    assert_eq!((content.images.len(), content.totals.layers), (1, 2));
 }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::kubernetes::crd::ImageCache;
 use larder::model::image_cache::Status;
 use larder::testing::kubernetes::{Fault, Harm, Meets};
+use serde_json::json;
 
-use crate::harness::cluster::{LARDER, Running, World};
+use crate::harness::cluster::{LARDER, World, kill_daemon};
 
 /// A lease that is soon over.
 const SHORT: Duration = Duration::from_secs(3);
@@ -65,17 +66,6 @@ fn killed_after(kill: usize) -> bool {
     died
 }
 
-/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself.
-fn kill_daemon(world: &World, daemon: &mut Running) {
-    daemon.kill();
-    let leases = world.api::<Lease>(world.own());
-    for name in ["larder", "larder-admission"] {
-        if world.wait(leases.get_opt(name)).unwrap().is_some() {
-            world.wait(leases.delete(name, &DeleteParams::default())).unwrap();
-        }
-    }
-}
-
 #[test]
 fn a_daemon_is_killed_at_every_step() {
     let mut kill = 1;
@@ -118,6 +108,20 @@ fn whoever_loses_the_lease_stops() {
     world.until("the next one leads", || second.service.leads().then_some(()));
     second.create(&world, "web");
     world.phase("web", Status::Available);
+}
+
+#[test]
+fn a_lease_that_is_taken_away() {
+    let world = World::new();
+    let first = world.daemon();
+    world.until("it leads", || first.service.leads().then_some(()));
+    let patch = json!({"spec": {"holderIdentity": "somebody", "leaseDurationSeconds": 3}});
+    let leases = world.api::<Lease>(world.own());
+    world.wait(leases.patch("larder", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
+    assert!(first.ends().unwrap_err().contains("lease"), "it went on");
+    // Nobody renews it.
+    let second = world.daemon();
+    world.until("the next one leads", || second.service.leads().then_some(()));
 }
 
 #[test]

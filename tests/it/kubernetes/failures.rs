@@ -366,3 +366,32 @@ fn a_builder_that_does_not_end_in_time() {
     assert!(message.contains("did not end within its time"), "{message}");
     world.nothing_left();
 }
+
+#[test]
+fn exit_codes_decide_about_retries() {
+    // model::class: what is in vain ends the Job at once, the rest is tried as often as is configured.
+    for (code, pods) in [(64, 1), (65, 1), (73, 1), (77, 1), (69, 3), (70, 3), (75, 3)] {
+        let Some(world) = scripted(&format!("echo >> $0.n; exit {code}")) else { return };
+        assert_eq!(world.config.caches.build_retries, 2);
+        let daemon = world.daemon();
+        let record = daemon.create(&world, "web");
+        let (_, message) = failed(&world, &daemon, &record);
+        assert!(message.contains(&format!("exit code {code}")), "{message}");
+        let begun = fs::read_to_string(world.served.beside("program.n")).unwrap().lines().count();
+        assert_eq!(begun, pods, "exit code {code}");
+    }
+}
+
+#[test]
+fn memory_that_has_run_out() {
+    let Some(mut world) = scripted("exec sleep 600") else { return };
+    world.config.caches.build_retries = 0;
+    let daemon = world.daemon();
+    let record = daemon.create(&world, "web");
+    runs(&world);
+    let pods = world.fake().peek_all("", "pods", world.own());
+    world.fake().kill(world.own(), pods[0]["metadata"]["name"].as_str().unwrap(), true);
+    let (_, message) = failed(&world, &daemon, &record);
+    assert!(message.contains("137 (OOMKilled)"), "{message}");
+    world.nothing_left();
+}

@@ -1,5 +1,6 @@
 //! Orders by objects, as `kubectl apply` writes them, and by several daemons at once.
 
+use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::caches::record::OrderedBy;
@@ -172,6 +173,20 @@ fn any_daemon_answers_and_one_leads() {
     assert_eq!(told, seen.events.len());
     other.wait(other.service.delete(&world.tenant(), made.id)).unwrap();
     world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
+    world.nothing_left();
+}
+
+#[test]
+fn a_namespace_takes_its_caches_along() {
+    let world = World::new();
+    let _daemon = world.daemon();
+    world.apply(&world.object("web"));
+    world.phase("web", Status::Available);
+    let namespaces: kube::Api<Namespace> = kube::Api::all(world.admin());
+    world.wait(namespaces.delete(&world.team, &DeleteParams::default())).unwrap();
+    // With it go the rights that Larder has there, and the copies.
+    world
+        .until("it is gone", || world.wait(namespaces.get_opt(&world.team)).unwrap().is_none().then_some(()));
     world.nothing_left();
 }
 

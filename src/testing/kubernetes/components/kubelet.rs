@@ -98,6 +98,8 @@ impl State {
         let id = Id::new("", "nodes", "", &node.name);
         self.amend(&id, true, KUBELET, |node| {
             set_condition(node, "Ready", true, "KubeletReady", "kubelet is posting ready status");
+            // Its pods are processes of this machine.
+            node["status"]["addresses"] = json!([{"type": "InternalIP", "address": "127.0.0.1"}]);
         });
         self.node.lost.retain(|lost| *lost != node.name);
         self.node.nodes.insert(node.name.clone(), node);

@@ -3,6 +3,7 @@
 use std::env;
 use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
@@ -21,6 +22,14 @@ use serde_json::{Value, json};
 use super::shipped;
 
 const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
+
+/// There is one Larder in a cluster: its image caches are all that there are.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Waits until no other test of this process is at a cluster that is not its own.
+pub(super) fn turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A cluster that `LARDER_TEST_KUBECONFIG` names.
 pub(super) struct Real {

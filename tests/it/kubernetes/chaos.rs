@@ -1,0 +1,128 @@
+//! Everything at once: daemons that are killed, an API server that fails, watches that break, tenants who come and go. What must
+//! hold afterwards: every cache that is still asked for is there once, and of the others nothing.
+
+use std::env;
+use std::thread::sleep;
+use std::time::Duration;
+
+use kube::ResourceExt as _;
+use kube::api::DeleteParams;
+use larder::kubernetes::crd::ImageCache;
+use larder::kubernetes::snapshot::VolumeSnapshot;
+use larder::model::image_cache::Status;
+use larder::testing::kubernetes::{Fault, Harm, Meets};
+
+use crate::harness::cluster::{LARDER, World, kill_daemon};
+
+const CACHES: u64 = 4;
+const ROUNDS: usize = 60;
+
+/// Numbers that are as good as random, the same for one seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+/// One thing that goes wrong, as often as the dice say. What is only read is never in conflict, and only lists and watches
+/// are told 410.
+fn fault(dice: &mut Dice) -> Fault {
+    let (verb, harm) = match dice.roll(9) {
+        0 => ("update", Harm::Conflict),
+        1 => ("patch", Harm::Conflict),
+        2 => ("watch", Harm::Gone),
+        3 => ("watch", Harm::CutAfter(usize::try_from(dice.roll(4)).unwrap())),
+        4 => ("", Harm::Busy(1)),
+        5 => ("", Harm::Broken),
+        6 => ("", Harm::NoAnswer),
+        7 => ("", Harm::Refused),
+        _ => ("", Harm::Slow(Duration::from_millis(dice.roll(500)))),
+    };
+    let meets = Meets { verb, user: LARDER.into(), ..Meets::default() };
+    Fault {
+        meets,
+        harm,
+        after: u32::try_from(dice.roll(20)).unwrap(),
+        times: u32::try_from(1 + dice.roll(4)).unwrap(),
+    }
+}
+
+fn live_through(seed: u64) {
+    let Some(mut world) = World::faked() else { return };
+    // Attempts are counted, and here they are many.
+    (world.config.caches.build_retries, world.config.caches.build_retry_pause_seconds) = (1000, 1);
+    let mut dice = Dice(seed);
+    let api = world.api::<ImageCache>(&world.team);
+    let mut daemons = [world.daemon(), world.daemon()];
+    for _ in 0..ROUNDS {
+        let name = format!("web-{}", dice.roll(CACHES));
+        match dice.roll(8) {
+            0 => world.fake().cut_watches(),
+            1 => world.fake().expire_watches(),
+            2 => world.fake().compact(),
+            3 => {
+                let daemon = &mut daemons[usize::from(dice.roll(2) == 0)];
+                kill_daemon(&world, daemon);
+                *daemon = world.daemon();
+            }
+            4 | 5 => world.fake().fault(fault(&mut dice)),
+            6 => {
+                // It is there, or on its way out.
+                let _ = world.wait(api.create(&Default::default(), &world.object(&name)));
+            }
+            _ => {
+                let _ = world.wait(api.delete(&name, &DeleteParams::default()));
+            }
+        }
+        for daemon in daemons.iter_mut().filter(|daemon| daemon.has_ended()) {
+            *daemon = world.daemon();
+        }
+        sleep(Duration::from_millis(dice.roll(150)));
+    }
+    world.fake().heal();
+    let [mut one, mut two] = daemons;
+    let mut settled = |what: &str, done: &dyn Fn(&[ImageCache]) -> bool| {
+        world.until(&format!("seed {seed}: {what}"), || {
+            for daemon in [&mut one, &mut two].into_iter().filter(|daemon| daemon.has_ended()) {
+                *daemon = world.daemon();
+            }
+            let all = world.wait(api.list(&Default::default())).unwrap().items;
+            done(&all).then_some(all)
+        })
+    };
+    let all = settled("all are there or gone", &|all| {
+        all.iter().all(|object| {
+            let phase = object.status.as_ref().map_or("", |status| status.phase.as_str());
+            assert_ne!(phase, Status::Failed.to_string(), "seed {seed}: {:?}", object.status);
+            phase == Status::Available.to_string()
+        })
+    });
+    for object in &all {
+        let name = format!("ic-{}", object.uid().unwrap());
+        world.until("its copy is ready", || {
+            world.get::<VolumeSnapshot>(&world.team, &name).filter(VolumeSnapshot::is_ready)
+        });
+    }
+    world.until("there is one snapshot of each", || {
+        (world.fake().stored_snapshots() == all.len()).then_some(())
+    });
+    for object in &all {
+        world.wait(api.delete(&object.name_any(), &DeleteParams::default())).unwrap();
+    }
+    settled("all are gone", &<[ImageCache]>::is_empty);
+    world.nothing_left();
+}
+
+#[test]
+fn what_is_asked_for_is_there_once() {
+    // `LARDER_TEST_SEED=7`: that one alone.
+    let told = env::var("LARDER_TEST_SEED").map(|seed| vec![seed.parse().unwrap()]);
+    for seed in told.unwrap_or_else(|_| vec![1, 20, 300]) {
+        live_through(seed);
+    }
+}

@@ -1,0 +1,44 @@
+//! The way to a cluster that is not ours, on one of ours that is taken for one: what these tests need of it is found, Larder has the
+//! rights that are shipped and a token of its ServiceAccount, and nothing stays.
+
+use std::env;
+use std::fs;
+use std::process::Command;
+
+use larder::testing::kubernetes::{Cluster, Node};
+use serde_json::Value;
+
+#[test]
+fn the_same_tests_on_a_cluster_that_is_named() {
+    const KUBECONFIG: &str = "LARDER_TEST_KUBECONFIG";
+    if env::var_os(KUBECONFIG).is_some() {
+        return;
+    }
+    let cluster = Cluster::new();
+    cluster.install_storage("Delete");
+    cluster.add_node(Node {
+        name: "node-a".to_owned(),
+        labels: Vec::new(),
+        program: env!("CARGO_BIN_EXE_larder").into(),
+        images: None,
+        environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let (token, kubeconfig) = (dir.path().join("token"), dir.path().join("kubeconfig"));
+    fs::write(&token, cluster.admin_token()).unwrap();
+    fs::write(&kubeconfig, cluster.kubeconfig(&token, "default")).unwrap();
+    let tests =
+        ["kubernetes::builds::ordered_by_the_api", "kubernetes::orders::a_snapshot_is_shared_and_taken_back"];
+    let mut command = Command::new(env::current_exe().unwrap());
+    let output = command.arg("--exact").args(tests).env(KUBECONFIG, &kubeconfig).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let failed = || format!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("2 passed"), "{}", failed());
+    for (group, plural) in [
+        ("larder.dev", "imagecaches"),
+        ("rbac.authorization.k8s.io", "clusterroles"),
+        ("snapshot.storage.k8s.io", "volumesnapshotcontents"),
+    ] {
+        assert_eq!(cluster.peek_all(group, plural, ""), Vec::<Value>::new(), "{}", failed());
+    }
+}
