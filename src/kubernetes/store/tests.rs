@@ -11,7 +11,7 @@ use crate::testing::kubernetes::{Cluster, Fault as Trouble, Harm};
 /// A cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {
     let cluster = Cluster::new();
-    cluster.install(&serde_json::to_value(ImageCache::crd()).unwrap());
+    cluster.install(&serde_json::to_value(ImageCache::crd()).expect("a definition is JSON"));
     let teams = (0..60).map(|i| format!("team-{i}"));
     for name in ["larder", "a", "b", "c", "d"].into_iter().map(str::to_owned).chain(teams) {
         cluster.install(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
