@@ -37,6 +37,8 @@ packages=(
     # Benchmarks: the unpacker that skopeo is measured with, and peak memory.
     umoci time
 )
+# Tests: the commands of docs/kubernetes.md, by whatever kubectl is there; Debian 12 has 1.20.
+command -v kubectl >/dev/null || packages+=(kubernetes-client)
 
 # Packages of Debian: asks for root only when one is missing.
 install_packages() {

@@ -10,6 +10,7 @@ mod config;
 mod confine;
 mod exit;
 mod export;
+mod image;
 mod import;
 mod inspect;
 mod keeper;
@@ -87,6 +88,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
+        Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),
         Command::Config { action: ConfigAction::Show } => config::show(&config, console),
         Command::Config { action: ConfigAction::Crd } => config::crd(console),

@@ -25,6 +25,7 @@ mod start;
 mod view;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -69,6 +70,11 @@ pub fn list(root: &Dir, content: &Content, documents: &[Documents]) -> Result<Ve
         sections.push(Section { manifest: image.manifest.clone(), name, files });
     }
     Ok(list::render(&sections))
+}
+
+/// Whether a file is a program that needs neither a loader nor a library beside itself.
+pub fn is_static(program: File) -> bool {
+    elf::read(program).is_some_and(|object| object.interpreter.is_none() && object.needed.is_empty())
 }
 
 fn files(root: &Dir, content: &Content, image: &Image, process: &Process) -> io::Result<Vec<Entry>> {

@@ -27,6 +27,7 @@ mod names;
 mod oci;
 mod output;
 mod pack;
+pub mod program;
 mod raw;
 mod restore;
 mod summed;

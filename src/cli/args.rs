@@ -162,6 +162,11 @@ pub(super) enum Command {
     ///
     /// Exits with 73 where that is nothing of ours, and with 75 while somebody uses it.
     Umount(UmountArgs),
+    /// Write the container image of this very program: an OCI image layout, made by no container engine
+    ///
+    /// The program has to be static. `make image` builds it so and calls this. The time of the image is SOURCE_DATE_EPOCH.
+    #[command(hide = true)]
+    Image(ImageArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -454,6 +459,24 @@ pub(super) struct MountArgs {
 pub(super) struct UmountArgs {
     /// Directory that `mount` was given
     pub(super) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImageArgs {
+    /// Directory of the layout
+    pub(super) out: PathBuf,
+    /// Certificate authorities that the image trusts, PEM
+    #[arg(long, value_name = "FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
+    pub(super) authorities: PathBuf,
+    /// Tag in the layout
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    pub(super) tag: String,
+    /// The commit that the program was built from
+    #[arg(long, value_name = "COMMIT")]
+    pub(super) revision: Option<String>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub(super) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -121,6 +121,14 @@ pub enum Error {
         /// Where.
         path: String,
     },
+    /// A program that an image would have to have libraries for.
+    #[error(
+        "{path} needs libraries that its image would not have: want a static one, as `make image` links it (-C target-feature=+crt-static)"
+    )]
+    Dynamic {
+        /// The program.
+        path: String,
+    },
     /// Somebody asked to stop.
     #[error("interrupted; nothing was written")]
     Interrupted,
@@ -151,9 +159,11 @@ impl Error {
             Error::Volume(error) => error.class(),
             Error::Disk(error) => error.class(),
             Error::Erofs(error) => error.class(),
-            Error::NoTarSplit { .. } | Error::ToStream | Error::NoDisk { .. } | Error::WholeDisk => {
-                Class::Invalid
-            }
+            Error::NoTarSplit { .. }
+            | Error::ToStream
+            | Error::NoDisk { .. }
+            | Error::WholeDisk
+            | Error::Dynamic { .. } => Class::Invalid,
             Error::Leaving { .. } | Error::InUse { .. } | Error::Busy { .. } => Class::Busy,
             Error::Contradiction { .. } | Error::Sum { .. } => Class::Corrupt,
             Error::Layer { class, .. } | Error::Unproven { class, .. } => *class,

@@ -9,15 +9,16 @@ use serde_json::{Map, Value, json};
 
 use super::cache::{Cache, Documents};
 use super::compress::{self, Written};
+use super::layer::{rebuild, rebuild_into};
 use super::target::{Place, Target};
-use super::{Error, Exported, Monitor, docker, layer, names};
+use super::{Error, Exported, Monitor, docker, names};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Digest};
 use crate::model::seal::{Compression, Image};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(super) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// Writes the layout.
 pub(super) fn write(
@@ -28,9 +29,7 @@ pub(super) fn write(
     target: &mut dyn Target,
     monitor: &Monitor,
 ) -> Result<Vec<Exported>, Error> {
-    target.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    target.directory("blobs")?;
-    target.directory("blobs/sha256")?;
+    begin(target)?;
     let mut writer =
         Writer { cache, compression, target, monitor, layers: HashMap::new(), there: HashSet::new() };
     let (mut entries, mut docker_list) = (Vec::new(), docker::List::default());
@@ -55,12 +54,24 @@ pub(super) fn write(
         let reference = image.reference.clone();
         exported.push(Exported { reference, name: Some(name), manifest: Some(digest), config });
     }
-    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
-    target.file("index.json", &to_json("index.json", &index)?)?;
+    end(target, &entries)?;
     if with_docker_list {
         target.file(docker::LIST, &docker_list.to_json()?)?;
     }
     Ok(exported)
+}
+
+/// What comes before blobs.
+pub(super) fn begin(target: &mut dyn Target) -> Result<(), Error> {
+    target.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    target.directory("blobs")?;
+    target.directory("blobs/sha256")
+}
+
+/// What comes after them: the index of the layout.
+pub(super) fn end(target: &mut dyn Target, entries: &[Value]) -> Result<(), Error> {
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
+    target.file("index.json", &to_json("index.json", &index)?)
 }
 
 struct Writer<'a> {
@@ -98,10 +109,10 @@ impl Writer<'_> {
         self.target.stream(known.as_ref(), &mut |out| {
             let blob = match compression {
                 Compression::None => {
-                    layer::rebuild_into(cache, layer, monitor, out)?;
+                    rebuild_into(cache, layer, monitor, out)?;
                     tar.clone()
                 }
-                _ => compress::encode(compression, out, |take| layer::rebuild(cache, layer, monitor, take))?,
+                _ => compress::encode(compression, out, |take| rebuild(cache, layer, monitor, take))?,
             };
             let place = place(&blob);
             written = Some(blob);
@@ -121,8 +132,17 @@ fn path(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
-fn place(blob: &Written) -> Place {
+pub(super) fn place(blob: &Written) -> Place {
     Place { path: path(&blob.digest), size: blob.size }
+}
+
+pub(super) fn descriptor(media_type: &str, blob: &Written) -> Value {
+    json!({"mediaType": media_type, "digest": blob.digest, "size": blob.size})
+}
+
+/// The descriptor of a layer.
+pub(super) fn layer(blob: &Written, compression: Compression) -> Value {
+    descriptor(media_type(compression), blob)
 }
 
 fn media_type(compression: Compression) -> &'static str {
@@ -153,12 +173,12 @@ fn manifest(
     if as_it_came {
         return Ok(documents.manifest_bytes.clone());
     }
-    let descriptor = |media_type: &str, digest: &Digest, size: u64| json!({"mediaType": media_type, "digest": digest, "size": size});
+    let config = Written { digest: config.clone(), size: documents.config.len() as u64 };
     let mut manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": descriptor(CONFIG, config, documents.config.len() as u64),
-        "layers": layers.iter().map(|l| descriptor(layer_type, &l.digest, l.size)).collect::<Vec<_>>(),
+        "config": descriptor(CONFIG, &config),
+        "layers": layers.iter().map(|blob| layer(blob, compression)).collect::<Vec<_>>(),
     });
     if let Some(annotations) = annotations(&documents.manifest_bytes) {
         manifest["annotations"] = Value::Object(annotations);
@@ -192,6 +212,6 @@ fn entry(image: &Image, name: &str, digest: &Digest, size: usize) -> Value {
     })
 }
 
-fn to_json(what: &'static str, value: &Value) -> Result<Vec<u8>, Error> {
+pub(super) fn to_json(what: &'static str, value: &Value) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value).map_err(|source| Error::Json { what, source })
 }

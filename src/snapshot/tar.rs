@@ -1,4 +1,4 @@
-//! Headers of the archives that are written: POSIX ustar, owned by root, without a time.
+//! Headers of the archives that are written: POSIX ustar, without a time.
 
 /// Size of a block.
 pub(super) const BLOCK: usize = 512;
@@ -13,33 +13,58 @@ pub(super) enum Kind {
     Directory,
 }
 
-/// The header of a member. `name` has at most 100 bytes.
+/// What a header says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member<'a> {
+    /// At most 100 bytes.
+    pub(super) name: &'a str,
+    pub(super) kind: Kind,
+    /// Permission bits.
+    pub(super) mode: u32,
+    /// User and group.
+    pub(super) owner: u32,
+    /// Bytes of content.
+    pub(super) size: u64,
+}
+
+/// The header of a file or directory of root's. `name` has at most 100 bytes.
 pub(super) fn header(name: &str, kind: Kind, size: u64) -> [u8; BLOCK] {
-    let mut block = [0; BLOCK];
-    let (mode, flag) = match kind {
-        Kind::File => (0o644, b'0'),
-        Kind::Directory => (0o755, b'5'),
+    let mode = match kind {
+        Kind::File => 0o644,
+        Kind::Directory => 0o755,
     };
-    debug_assert!(name.len() <= 100);
-    put(&mut block, 0, &name.as_bytes()[..name.len().min(100)]);
-    put(&mut block, 100, format!("{mode:07o}\0").as_bytes());
-    put(&mut block, 108, b"0000000\0");
-    put(&mut block, 116, b"0000000\0");
-    block[156] = flag;
-    // Eleven octal digits end at 8 GiB; above that base-256, which is GNU's and read by all.
-    if size < 1 << 33 {
-        put(&mut block, 124, format!("{size:011o}\0").as_bytes());
-        put(&mut block, 257, b"ustar\x0000");
-    } else {
-        block[124] = 0x80;
-        put(&mut block, 128, &size.to_be_bytes());
-        put(&mut block, 257, b"ustar  \0");
+    Member { name, kind, mode, owner: 0, size }.header()
+}
+
+impl Member<'_> {
+    pub(super) fn header(&self) -> [u8; BLOCK] {
+        let Member { name, kind, mode, owner, size } = *self;
+        let mut block = [0; BLOCK];
+        let flag = match kind {
+            Kind::File => b'0',
+            Kind::Directory => b'5',
+        };
+        debug_assert!(name.len() <= 100);
+        put(&mut block, 0, &name.as_bytes()[..name.len().min(100)]);
+        put(&mut block, 100, format!("{mode:07o}\0").as_bytes());
+        put(&mut block, 108, format!("{owner:07o}\0").as_bytes());
+        put(&mut block, 116, format!("{owner:07o}\0").as_bytes());
+        block[156] = flag;
+        // Eleven octal digits end at 8 GiB; above that base-256, which is GNU's and read by all.
+        if size < 1 << 33 {
+            put(&mut block, 124, format!("{size:011o}\0").as_bytes());
+            put(&mut block, 257, b"ustar\x0000");
+        } else {
+            block[124] = 0x80;
+            put(&mut block, 128, &size.to_be_bytes());
+            put(&mut block, 257, b"ustar  \0");
+        }
+        put(&mut block, 136, b"00000000000\0");
+        put(&mut block, 148, b"        ");
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        put(&mut block, 148, format!("{sum:06o}\0 ").as_bytes());
+        block
     }
-    put(&mut block, 136, b"00000000000\0");
-    put(&mut block, 148, b"        ");
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    put(&mut block, 148, format!("{sum:06o}\0 ").as_bytes());
-    block
 }
 
 /// Bytes from the end of `size` bytes to the next block.

@@ -15,12 +15,12 @@ use larder::testing::image::{self, Format, Image, Layer};
 use larder::testing::layer::LayerBuilder;
 use serde_json::json;
 
+use crate::harness::authority::Authority;
 use crate::harness::layers::{Member, Node, Packing, layer};
 use crate::harness::registry::{PASSWORD, Registry, USER};
 use crate::harness::served::{Running, Served, random};
 use crate::harness::tree::{Kind, Tolerance, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, succeed};
-use crate::tls::Authority;
 
 const REGISTRY: Need = Need::Program("docker-registry");
 

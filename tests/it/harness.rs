@@ -5,12 +5,15 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+pub(crate) mod authority;
 pub(crate) mod cgroup;
 pub(crate) mod cluster;
 pub(crate) mod containerd;
 pub(crate) mod daemon;
+pub(crate) mod dns;
 pub(crate) mod du;
 pub(crate) mod filesystem;
+pub(crate) mod front;
 pub(crate) mod http;
 pub(crate) mod layers;
 pub(crate) mod need;

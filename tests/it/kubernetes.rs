@@ -6,5 +6,7 @@ mod crash;
 mod failures;
 mod named;
 mod orders;
+mod page;
+mod rights;
 mod serve;
 mod time;

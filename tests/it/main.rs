@@ -17,6 +17,7 @@ mod events;
 mod export;
 mod faults;
 mod harness;
+mod image;
 mod images;
 mod imports;
 mod kubernetes;

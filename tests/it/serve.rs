@@ -13,12 +13,12 @@ use larder::testing::layer::LayerBuilder;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::harness::authority::Authority;
 use crate::harness::daemon::{Daemon, ROOMY, Tenant, configure, serve};
 use crate::harness::filesystem::unmount;
 use crate::harness::registry::Registry;
 use crate::harness::served::Running;
 use crate::harness::{Need, exits, isolated, larder, succeed};
-use crate::tls::Authority;
 
 const A: Tenant = Tenant("team-a");
 const B: Tenant = Tenant("team-b");

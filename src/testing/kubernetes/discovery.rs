@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::kind::Kind;
+use super::kind::{Id, Kind};
 use super::store::State;
 
 /// The document at a path, if it is one of discovery or health.
@@ -53,10 +53,14 @@ fn resources(state: &State, group: &str, version: &str) -> Option<Value> {
     const VERBS: [&str; 8] =
         ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
     let resource = |kind: &Kind, name: String, verbs: &[&str]| {
-        json!({
+        let mut described = json!({
             "name": name, "singularName": kind.kind.to_lowercase(), "namespaced": kind.namespaced, "kind": kind.kind,
             "verbs": verbs,
-        })
+        });
+        if let Some(short) = short_names(state, kind).filter(|_| name == kind.plural) {
+            described["shortNames"] = short;
+        }
+        described
     };
     let mut listed = Vec::new();
     for kind in &kinds {
@@ -68,4 +72,11 @@ fn resources(state: &State, group: &str, version: &str) -> Option<Value> {
     Some(json!({
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": first.api_version(), "resources": listed,
     }))
+}
+
+/// Those of a custom resource, by its definition.
+fn short_names(state: &State, kind: &Kind) -> Option<Value> {
+    let name = format!("{}.{}", kind.plural, kind.group);
+    let id = Id::new("apiextensions.k8s.io", "customresourcedefinitions", "", &name);
+    state.get(&id)?.pointer("/spec/names/shortNames").cloned()
 }

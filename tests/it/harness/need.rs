@@ -1,6 +1,6 @@
 //! What a test needs of the machine, and a mount namespace of its own.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, panic, thread};
 
@@ -23,6 +23,8 @@ pub(crate) enum Need {
     Erofs,
     /// The packages of `tests/requirements.txt`.
     Python,
+    /// The `larder` under test as a static program.
+    Static,
 }
 
 impl Need {
@@ -55,6 +57,10 @@ impl Need {
                 };
                 (known() || load()).then_some(()).ok_or_else(|| "this kernel has no EROFS".into())
             }
+            Need::Static => statically_linked()
+                .is_some_and(|path| path.is_file())
+                .then_some(())
+                .ok_or_else(|| "LARDER_TEST_STATIC names no program (make static)".into()),
             Need::MemoryCgroup => Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes")
                 .exists()
                 .then_some(())
@@ -66,6 +72,11 @@ impl Need {
             }
         }
     }
+}
+
+/// The static `larder` of `make static`: of the same library, and the same tests.
+pub(crate) fn statically_linked() -> Option<PathBuf> {
+    env::var_os("LARDER_TEST_STATIC").map(PathBuf::from)
 }
 
 /// Runs `test` on a thread in a private mount namespace, where nothing that it or its children mount outlives it.

@@ -18,6 +18,10 @@ pub(crate) struct Podman {
     dir: TempDir,
 }
 
+/// Options of every `podman run`.
+const RUN_OPTIONS: [&str; 5] =
+    ["run", "--rm", "--cgroups=disabled", "--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"];
+
 /// Mounts cgroup2, and the volume (`$1`, at `$2`) if there is one, then becomes podman with the arguments that follow.
 const RUN: &str = r#"
 set -e
@@ -83,6 +87,20 @@ impl Podman {
     }
 
     fn run_command(&self, volume: &Path, image: &str, command: &[&str]) -> Command {
+        let mut podman = self.isolated(volume);
+        podman.args(RUN_OPTIONS).args(["--pull=never", "--network=none", image]).args(command);
+        podman
+    }
+
+    /// A container of an image, by its name or as `oci:` and the path of a layout, in the network of this machine.
+    pub(crate) fn container(&self, options: &[String], image: &str, command: &[&str]) -> Command {
+        let mut podman = self.isolated(Path::new(""));
+        podman.args(RUN_OPTIONS).arg("--network=host").args(options).arg(image).args(command);
+        podman
+    }
+
+    /// podman in a mount namespace of its own, where the volume, if there is one, is an additional store.
+    fn isolated(&self, volume: &Path) -> Command {
         let mut podman = Command::new("unshare");
         podman.args(["--mount", "sh", "-c", RUN, "podman"]);
         let mounted = self.dir.path().join("v");
@@ -91,9 +109,6 @@ impl Podman {
             podman.arg("--storage-opt");
             podman.arg(format!("additionalimagestore={}", mounted.display()));
         }
-        podman.args(["run", "--rm", "--pull=never", "--cgroups=disabled", "--network=none"]);
-        podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024", image]);
-        podman.args(command);
         podman
     }
 

@@ -1,0 +1,33 @@
+//! `larder image`: the container image of this very program, for maintainers.
+
+use std::env;
+
+use chrono::DateTime;
+
+use super::args::ImageArgs;
+use super::exit;
+use super::output::stdout;
+use crate::model::class::Class;
+use crate::model::escape::escape;
+use crate::snapshot::program::Program;
+use crate::telemetry::Console;
+
+/// The time of what is made, seconds since 1970 (reproducible-builds.org, "SOURCE_DATE_EPOCH").
+const TIME: &str = "SOURCE_DATE_EPOCH";
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: ImageArgs, console: &Console) -> u8 {
+    let created = match env::var(TIME) {
+        Ok(seconds) => seconds.parse().ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0)),
+        Err(_) => Some(DateTime::UNIX_EPOCH),
+    };
+    let Some(created) = created else {
+        return exit::fail(console, Class::Invalid, &format!("{TIME} is no time: want seconds since 1970"));
+    };
+    let ImageArgs { out, authorities, tag, revision, force } = args;
+    let program = Program { path: "/proc/self/exe".into(), authorities, tag, revision, created };
+    match program.package(&out, force) {
+        Ok(digest) => stdout::print(console, &format!("{} {digest}\n", escape(&out.display().to_string()))),
+        Err(error) => exit::fail(console, error.class(), &error.to_string()),
+    }
+}

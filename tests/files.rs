@@ -1,0 +1,473 @@
+//! `config/kubernetes`: each document is what Kubernetes has, by its types, and agrees with the others and with the program.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
+};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use larder::caches::volumes::VolumeId;
+use larder::config::Config;
+use larder::config::cluster::{Cluster, Runner, kubernetes};
+use larder::kubernetes::names::{MANAGER, Names};
+use larder::snapshot::program;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes")
+}
+
+/// What Kustomize takes of a kustomization.yaml (v1beta1), as far as ours say it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Kustomization {
+    api_version: String,
+    kind: String,
+    resources: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    config_map_generator: Vec<Generator>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Generator {
+    name: String,
+    namespace: String,
+    files: Vec<String>,
+}
+
+/// A ServiceMonitor of the Prometheus operator (monitoring.coreos.com/v1), as far as ours says it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct ServiceMonitor {
+    api_version: String,
+    kind: String,
+    metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    spec: Monitored,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Monitored {
+    selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Endpoint {
+    port: String,
+    path: String,
+    scheme: String,
+    authorization: Authorization,
+    tls_config: Tls,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Authorization {
+    credentials: k8s_openapi::api::core::v1::SecretKeySelector,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Tls {
+    server_name: String,
+    ca: Authority,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Authority {
+    secret: k8s_openapi::api::core::v1::SecretKeySelector,
+}
+
+/// A document, and the file that it is in.
+#[derive(Debug)]
+struct Document {
+    file: String,
+    value: Value,
+}
+
+impl Document {
+    fn kind(&self) -> &str {
+        self.value["kind"].as_str().unwrap()
+    }
+
+    fn name(&self) -> &str {
+        self.value["metadata"]["name"].as_str().unwrap()
+    }
+
+    fn namespace(&self) -> Option<&str> {
+        self.value["metadata"]["namespace"].as_str()
+    }
+
+    fn typed<T: DeserializeOwned>(&self) -> T {
+        serde_json::from_value(self.value.clone()).unwrap_or_else(|error| panic!("{}: {error}", self.file))
+    }
+}
+
+fn files(below: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(below).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files(&path, found) } else { found.push(path) }
+    }
+    found.sort_unstable();
+}
+
+/// All documents of all YAML files.
+fn documents() -> Vec<Document> {
+    let mut paths = Vec::new();
+    files(&root(), &mut paths);
+    let mut documents = Vec::new();
+    for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "yaml")) {
+        let file = path.strip_prefix(root()).unwrap().display().to_string();
+        let text = fs::read_to_string(path).unwrap();
+        for text in text.split("\n---\n") {
+            let value = serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+            documents.push(Document { file: file.clone(), value });
+        }
+    }
+    assert!(documents.len() > 20);
+    documents
+}
+
+fn all<T: DeserializeOwned>(kind: &str) -> Vec<T> {
+    documents().iter().filter(|document| document.kind() == kind).map(Document::typed).collect()
+}
+
+fn only<T: DeserializeOwned>(kind: &str) -> T {
+    let mut found = all(kind);
+    assert_eq!(found.len(), 1, "{kind}");
+    found.remove(0)
+}
+
+/// Where `given` says what `known`, which a type wrote of it, does not.
+fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (key, value) in given {
+                let path = format!("{path}.{key}");
+                match known.get(key) {
+                    Some(other) => unknown(value, other, &path, found),
+                    None if value.as_array().is_some_and(Vec::is_empty) => {}
+                    // An empty selector is all.
+                    None if value.as_object().is_some_and(serde_json::Map::is_empty) => {}
+                    None => found.push(path),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            assert_eq!(given.len(), known.len(), "{path}");
+            for (at, (value, other)) in given.iter().zip(known).enumerate() {
+                unknown(value, other, &format!("{path}[{at}]"), found);
+            }
+        }
+        (Value::Number(one), Value::Number(other)) if one.as_f64() == other.as_f64() => {}
+        (given, known) if given != known => found.push(format!("{path}: {given} is {known}")),
+        _ => {}
+    }
+}
+
+/// Fields of a document that its type does not have.
+fn strange(value: &Value) -> Vec<String> {
+    fn read<T: Serialize + DeserializeOwned>(value: &Value) -> Result<Value, String> {
+        let typed: T = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
+        Ok(serde_json::to_value(typed).unwrap())
+    }
+    let known = match (value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap()) {
+        ("v1", "Namespace") => read::<Namespace>(value),
+        ("v1", "ResourceQuota") => read::<ResourceQuota>(value),
+        ("v1", "Service") => read::<Service>(value),
+        ("v1", "ServiceAccount") => read::<ServiceAccount>(value),
+        ("apps/v1", "Deployment") => read::<Deployment>(value),
+        ("policy/v1", "PodDisruptionBudget") => read::<PodDisruptionBudget>(value),
+        ("networking.k8s.io/v1", "NetworkPolicy") => read::<NetworkPolicy>(value),
+        ("rbac.authorization.k8s.io/v1", "ClusterRole") => read::<ClusterRole>(value),
+        ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding") => read::<ClusterRoleBinding>(value),
+        ("rbac.authorization.k8s.io/v1", "Role") => read::<Role>(value),
+        ("rbac.authorization.k8s.io/v1", "RoleBinding") => read::<RoleBinding>(value),
+        ("apiextensions.k8s.io/v1", "CustomResourceDefinition") => read::<CustomResourceDefinition>(value),
+        ("monitoring.coreos.com/v1", "ServiceMonitor") => read::<ServiceMonitor>(value),
+        ("kustomize.config.k8s.io/v1beta1", "Kustomization") => read::<Kustomization>(value),
+        other => panic!("what is {other:?}?"),
+    };
+    let mut found = Vec::new();
+    match known {
+        Ok(known) => unknown(value, &known, "", &mut found),
+        Err(error) => found.push(error),
+    }
+    found
+}
+
+#[test]
+fn every_document_is_what_its_type_says() {
+    for document in documents() {
+        let strange = strange(&document.value);
+        assert!(strange.is_empty(), "{}: {strange:#?}", document.file);
+    }
+    // And what is not would be told.
+    let mut deployment = documents().into_iter().find(|document| document.kind() == "Deployment").unwrap();
+    deployment.value["spec"]["template"]["spec"]["containers"][0]["securityContext"]["readonly"] =
+        true.into();
+    deployment.value["spec"]["replica"] = 2.into();
+    assert_eq!(strange(&deployment.value).len(), 2);
+}
+
+#[test]
+fn the_definition_is_what_the_program_says() {
+    let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
+    let output = larder.args(["config", "crd"]).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        fs::read_to_string(root().join("crd.yaml")).unwrap()
+    );
+}
+
+#[test]
+fn everything_is_in_the_kustomization_once() {
+    let mut listed: Vec<String> = Vec::new();
+    for document in documents().iter().filter(|document| document.kind() == "Kustomization") {
+        let kustomization: Kustomization = document.typed();
+        let dir = Path::new(&document.file).parent().unwrap().to_owned();
+        listed.push(document.file.clone());
+        let generated = kustomization.config_map_generator.iter().flat_map(|generator| &generator.files);
+        listed.extend(
+            kustomization.resources.iter().chain(generated).map(|file| dir.join(file).display().to_string()),
+        );
+    }
+    // Each tenant's administrator agrees for himself.
+    listed.push("tenant.yaml".to_owned());
+    listed.sort_unstable();
+    let mut there = Vec::new();
+    files(&root(), &mut there);
+    let there: Vec<_> =
+        there.iter().map(|path| path.strip_prefix(root()).unwrap().display().to_string()).collect();
+    assert_eq!(listed, there);
+}
+
+#[test]
+fn what_is_named_is_there() {
+    let own = Cluster::default().namespace;
+    let mut seen = BTreeSet::new();
+    for document in documents().iter().filter(|document| document.kind() != "Kustomization") {
+        let (kind, name, namespace) = (document.kind(), document.name(), document.namespace());
+        assert!(
+            seen.insert((kind.to_owned(), name.to_owned(), namespace.map(str::to_owned))),
+            "{kind} {name}"
+        );
+        let wanted = match kind {
+            "Namespace" | "ClusterRole" | "ClusterRoleBinding" | "CustomResourceDefinition" => None,
+            _ if document.file == "tenant.yaml" => Some("team-a"),
+            _ => Some(own.as_str()),
+        };
+        assert_eq!(namespace, wanted, "{kind} {name}");
+    }
+    let there = |kind: &str, name: &str, namespace: Option<&str>| {
+        let key = (kind.to_owned(), name.to_owned(), namespace.map(str::to_owned));
+        assert!(seen.contains(&key), "{key:?}");
+    };
+    there("Namespace", &own, None);
+    there("ServiceAccount", &Cluster::default().builder_service_account, Some(&own));
+    let bound = |role: &RoleRef, subjects: Option<Vec<Subject>>, namespace: Option<&str>| {
+        there(&role.kind, &role.name, namespace.filter(|_| role.kind == "Role"));
+        for subject in subjects.unwrap() {
+            assert_eq!((subject.kind.as_str(), subject.name.as_str()), ("ServiceAccount", MANAGER));
+            there(&subject.kind, &subject.name, subject.namespace.as_deref());
+        }
+    };
+    for binding in all::<RoleBinding>("RoleBinding") {
+        bound(&binding.role_ref, binding.subjects, binding.metadata.namespace.as_deref());
+    }
+    for binding in all::<ClusterRoleBinding>("ClusterRoleBinding") {
+        bound(&binding.role_ref, binding.subjects, None);
+    }
+}
+
+#[test]
+fn no_right_is_given_by_wildcard_and_secrets_are_read_by_name() {
+    let cluster =
+        all::<ClusterRole>("ClusterRole").into_iter().map(|role| (None, role.metadata.name, role.rules));
+    let local =
+        all::<Role>("Role").into_iter().map(|role| (role.metadata.namespace, role.metadata.name, role.rules));
+    for (namespace, name, rules) in cluster.chain(local) {
+        for rule in rules.unwrap() {
+            let PolicyRule { api_groups, resources, verbs, resource_names, non_resource_urls } = rule.clone();
+            let (groups, resources) = (api_groups.unwrap(), resources.unwrap());
+            assert!(non_resource_urls.is_none(), "{rule:?}");
+            assert!([&groups, &resources, &verbs].iter().all(|words| !words.is_empty()), "{rule:?}");
+            assert!(
+                ![&groups, &resources, &verbs]
+                    .iter()
+                    .any(|words| words.iter().any(|word| word.contains('*')))
+            );
+            for forbidden in ["escalate", "bind", "impersonate", "deletecollection"] {
+                assert!(!verbs.iter().any(|verb| verb == forbidden), "{rule:?}");
+            }
+            let reads = verbs.iter().any(|verb| ["get", "list", "watch"].contains(&verb.as_str()));
+            if resources.iter().any(|resource| resource == "secrets") && reads {
+                assert_eq!(
+                    (verbs, namespace.as_deref(), name.as_deref()),
+                    (vec!["get".to_owned()], Some("team-a"), Some("larder-pull-secrets"))
+                );
+                assert!(!resource_names.unwrap().is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn pods_are_selected_by_the_labels_that_they_have() {
+    let deployment: Deployment = only("Deployment");
+    let spec = deployment.spec.unwrap();
+    let daemon = spec.template.metadata.unwrap().labels.unwrap();
+    let id = "8f14e45f-ceea-4e7a-9c2b-0123456789ab".parse().unwrap();
+    let volume = VolumeId { tenant: "team-a".parse().unwrap(), id, generation: 1 };
+    let builder = Names { namespace: "larder".into() }.labels(&volume);
+    let meets = |selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>| {
+        selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    };
+    let daemons_alone = |selector: Option<BTreeMap<String, String>>| {
+        let selector = selector.unwrap();
+        assert!(meets(&selector, &daemon) && !meets(&selector, &builder), "{selector:?}");
+    };
+    daemons_alone(spec.selector.match_labels);
+    let service: Service = only("Service");
+    daemons_alone(service.spec.unwrap().selector);
+    let budget: PodDisruptionBudget = only("PodDisruptionBudget");
+    let budget = budget.spec.unwrap();
+    daemons_alone(budget.selector.unwrap().match_labels);
+    // A drain can go on, and one daemon stays.
+    assert!(
+        matches!(budget.min_available, Some(IntOrString::Int(least)) if 0 < least && least < spec.replicas.unwrap())
+    );
+    for constraint in spec.template.spec.unwrap().topology_spread_constraints.unwrap() {
+        daemons_alone(constraint.label_selector.unwrap().match_labels);
+    }
+    // The service is what is monitored, by its own labels.
+    let monitor: ServiceMonitor = only("ServiceMonitor");
+    let service = only::<Service>("Service").metadata.labels.unwrap();
+    assert!(meets(&monitor.spec.selector.match_labels.unwrap(), &service));
+
+    let policies: BTreeMap<_, _> = all::<NetworkPolicy>("NetworkPolicy")
+        .into_iter()
+        .map(|policy| (policy.metadata.name.unwrap(), policy.spec.unwrap()))
+        .collect();
+    let selects = |name: &str, labels| {
+        let selector =
+            policies[name].pod_selector.clone().unwrap_or_default().match_labels.unwrap_or_default();
+        meets(&selector, labels)
+    };
+    assert_eq!(policies.len(), 3);
+    assert!(selects("larder-none", &daemon) && selects("larder-none", &builder));
+    assert!(selects("larder", &daemon) && !selects("larder", &builder));
+    assert!(!selects("larder-builder", &daemon) && selects("larder-builder", &builder));
+    for policy in policies.values() {
+        assert_eq!(policy.policy_types.as_deref().unwrap(), ["Ingress", "Egress"]);
+    }
+    assert!(policies["larder-none"].ingress.is_none() && policies["larder-none"].egress.is_none());
+    assert!(policies["larder-builder"].ingress.is_none());
+}
+
+#[test]
+fn the_daemon_finds_what_its_configuration_names() {
+    let deployment: Deployment = only("Deployment");
+    let pod = deployment.spec.unwrap().template.spec.unwrap();
+    let container = &pod.containers[0];
+    let config = Config::load(Some(&root().join("larder.toml")), []).unwrap();
+    let cluster = kubernetes(&config.cluster).unwrap();
+    // All that an administrator need not say is as it is without saying.
+    let told = Cluster {
+        uid: "this".into(),
+        runner: Runner::Kubernetes,
+        builder_image: format!("larder:{VERSION}"),
+        snapshot_class: "larder".into(),
+        ..Cluster::default()
+    };
+    assert_eq!(*cluster, told);
+    assert_eq!(container.image.as_ref(), Some(&told.builder_image));
+    assert_eq!(pod.service_account_name.as_deref(), Some(MANAGER));
+    assert_eq!(container.args.as_deref().unwrap(), ["serve"]);
+
+    // The configuration is where it is looked for, by the name of the file that it is made of.
+    let mounts: BTreeMap<_, _> = container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| (mount.mount_path.as_str(), mount.name.as_str()))
+        .collect();
+    let volume = |path: &str| {
+        let volume = pod.volumes.iter().flatten().find(|volume| volume.name == mounts[path]);
+        volume.unwrap_or_else(|| panic!("{path}"))
+    };
+    let kustomization: Kustomization =
+        documents().iter().find(|document| document.file == "kustomization.yaml").unwrap().typed();
+    let generator = &kustomization.config_map_generator[0];
+    assert_eq!(volume("/etc/larder").config_map.as_ref().unwrap().name, generator.name);
+    assert_eq!(
+        (generator.files.as_slice(), generator.namespace.as_str()),
+        (&["larder.toml".to_owned()][..], "larder")
+    );
+    // What it writes to is writable; and every volume is mounted.
+    for path in [config.state.dir.as_path(), config.api.socket.parent().unwrap(), Path::new("/tmp")] {
+        assert!(volume(path.to_str().unwrap()).empty_dir.is_some(), "{}", path.display());
+    }
+    assert_eq!(mounts.len(), pod.volumes.as_ref().unwrap().len());
+    let secret = volume("/tls").secret.as_ref().unwrap().secret_name.as_deref();
+    assert_eq!(config.api.tls_certificate.as_deref(), Some(Path::new("/tls/tls.crt")));
+    assert_eq!(config.api.tls_key.as_deref(), Some(Path::new("/tls/tls.key")));
+
+    // One port, by one name, for all who ask.
+    let port = &container.ports.as_ref().unwrap()[0];
+    assert_eq!(i32::from(config.api.tcp.unwrap().port()), port.container_port);
+    let name = IntOrString::String(port.name.clone().unwrap());
+    for probe in [&container.startup_probe, &container.liveness_probe, &container.readiness_probe] {
+        let get = probe.as_ref().unwrap().http_get.as_ref().unwrap();
+        assert_eq!((&get.port, get.scheme.as_deref()), (&name, Some("HTTPS")));
+    }
+    let service: Service = only("Service");
+    let served = &service.spec.unwrap().ports.unwrap()[0];
+    assert_eq!(served.target_port.as_ref(), Some(&name));
+    let monitor: ServiceMonitor = only("ServiceMonitor");
+    let endpoint = &monitor.spec.endpoints[0];
+    assert_eq!(Some(&endpoint.port), served.name.as_ref());
+    assert_eq!(endpoint.tls_config.ca.secret.name, secret.unwrap());
+    for policy in all::<NetworkPolicy>("NetworkPolicy") {
+        for rule in policy.spec.unwrap().ingress.into_iter().flatten() {
+            assert_eq!(rule.ports.unwrap()[0].port.as_ref(), Some(&name));
+        }
+    }
+
+    // It runs as whom the image knows, with no right at all.
+    let context = pod.security_context.as_ref().unwrap();
+    let user = Some(i64::from(program::USER));
+    assert_eq!((context.run_as_user, context.run_as_group, context.fs_group), (user, user, user));
+    assert_eq!(context.run_as_non_root, Some(true));
+    let context = container.security_context.as_ref().unwrap();
+    assert_eq!(
+        (context.allow_privilege_escalation, context.read_only_root_filesystem),
+        (Some(false), Some(true))
+    );
+    let capabilities = context.capabilities.as_ref().unwrap();
+    assert_eq!(capabilities.drop.as_deref().unwrap(), ["ALL"]);
+    assert!(capabilities.add.is_none());
+    // It has as long for its end as on a host.
+    let unit =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/larder.service")).unwrap();
+    assert!(unit.contains(&format!("\nTimeoutStopSec={}s\n", pod.termination_grace_period_seconds.unwrap())));
+}

@@ -1,0 +1,53 @@
+//! HTTPS in front of a server of plain HTTP: kubectl sends no token over anything else.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::crypto::ring::default_provider;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
+
+/// Connections are taken off TLS and passed on. Ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Front {
+    address: SocketAddr,
+    _runtime: Runtime,
+}
+
+impl Front {
+    /// In front of `behind`, on a port of its own of 127.0.0.1, with the certificate `<name>.pem` and its key in `dir`.
+    pub(crate) fn start(behind: SocketAddr, dir: &Path, name: &str) -> Self {
+        let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem"))).unwrap();
+        let chain = chain.map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(dir.join(format!("{name}.key"))).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let acceptor = TlsAcceptor::from(Arc::new(config.with_single_cert(chain, key).unwrap()));
+        let runtime = Runtime::new().unwrap();
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let Ok(mut outside) = acceptor.accept(stream).await else { return };
+                    let Ok(mut inside) = TcpStream::connect(behind).await else { return };
+                    // Whoever breaks off ends it for both.
+                    let _ = copy_bidirectional(&mut outside, &mut inside).await;
+                });
+            }
+        });
+        Front { address, _runtime: runtime }
+    }
+
+    /// `https://127.0.0.1:1234`.
+    pub(crate) fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+}

@@ -1,0 +1,135 @@
+//! What `config/kubernetes` lets Larder do is what it does, and no more.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{DeleteParams, Patch, PatchParams};
+use larder::caches::store::IdempotencyKey;
+use larder::kubernetes::crd::ImageCache;
+use larder::model::image_cache::Status;
+use larder::sys::clock::Clock as _;
+use larder::testing::clock::FakeClock;
+use serde_json::{Value, json};
+
+use crate::harness::cluster::{LARDER, World, shipped};
+
+/// A right: in the cluster (empty), in Larder's namespace, or in a tenant's; a resource, and a verb.
+type Right = (&'static str, String, String);
+
+/// Rights for what no test can bring about: a Secret that was left by a daemon that ended between two requests, and that says
+/// something else than now.
+const UNSEEN: &[(&str, &str, &str)] = &[("larder", "secrets", "delete")];
+
+/// What the roles of Larder give it.
+fn given() -> BTreeSet<Right> {
+    let mut given = BTreeSet::new();
+    for (file, place) in [("rbac.yaml", "larder"), ("tenant.yaml", "tenant")] {
+        for object in shipped(file) {
+            let place = match object["kind"].as_str().unwrap() {
+                "ClusterRole" => "",
+                // The tenant's own people have it.
+                "Role" if object["metadata"]["name"] != "larder-user" => place,
+                _ => continue,
+            };
+            let words = |rule: &Value, key: &str| -> Vec<String> {
+                serde_json::from_value(rule[key].clone()).unwrap()
+            };
+            for rule in object["rules"].as_array().unwrap() {
+                for resource in words(rule, "resources") {
+                    given
+                        .extend(words(rule, "verbs").into_iter().map(|verb| (place, resource.clone(), verb)));
+                }
+            }
+        }
+    }
+    given
+}
+
+#[test]
+fn every_right_is_used_and_none_is_missing() {
+    let mut world = World::new();
+    if world.is_real() {
+        return;
+    }
+    let clock = Arc::new(FakeClock::default());
+    clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
+    world.clock = clock.clone();
+    world.habits.pace.pending = Duration::from_secs(10);
+    world.fake().install(&json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry", "namespace": "team-a"},
+        "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": "{\"auths\":{}}"},
+    }));
+    let daemon = world.daemon();
+    // An order over HTTP, twice, that is made anew; one by kubectl, that is shared and no longer shared.
+    let key = Some(IdempotencyKey { key: "k".into(), request: [1; 32] });
+    let order =
+        || daemon.wait(daemon.service.create(&world.tenant(), world.spec("api"), key.clone())).unwrap();
+    let made = order();
+    assert_eq!(order().id, made.id);
+    let mut object = world.object("web");
+    object.spec.image_pull_secrets = vec!["team-a:registry".into()];
+    object.spec.share = vec![world.other.clone()];
+    world.apply(&object);
+    for name in ["api", "web"] {
+        world.phase(name, Status::Available);
+    }
+    daemon.wait(daemon.service.refresh(&world.tenant(), made.id)).unwrap();
+    world.until("it is made anew", || {
+        let status = world.get::<ImageCache>(&world.team, "api")?.status?;
+        (status.content?.generation == 2).then_some(())
+    });
+    let objects = world.api::<ImageCache>(&world.team);
+    let unshared = Patch::Merge(json!({"spec": {"share": []}}));
+    world.wait(objects.patch("web", &PatchParams::default(), &unshared)).unwrap();
+    // One whose pod cannot be made: why is told nowhere else than in an event.
+    world.fake().install(&json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "tight", "namespace": "larder"},
+        "spec": {"hard": {"pods": "0"}},
+    }));
+    world.apply(&world.object("stuck"));
+    let stuck = world.phase("stuck", Status::Failed).status.unwrap().message.unwrap();
+    assert!(stuck.contains("exceeded quota"), "{stuck}");
+    // Everything goes: by the API, by kubectl, and when its time is over.
+    let gone = |name: &str| {
+        world.until("it is gone", || world.get::<ImageCache>(&world.team, name).is_none().then_some(()));
+    };
+    daemon.wait(daemon.service.delete(&world.tenant(), made.id)).unwrap();
+    world.wait(objects.delete("web", &DeleteParams::default())).unwrap();
+    gone("api");
+    gone("web");
+    clock.pass(Duration::from_secs(2 * 86_400));
+    daemon.service.reload(&world.config);
+    gone("stuck");
+    world.nothing_left();
+    world.until("the key is forgotten", || {
+        let seen = world.fake().seen();
+        seen.iter().any(|seen| (seen.verb, seen.resource.as_str()) == ("delete", "configmaps")).then_some(())
+    });
+    daemon.stop().unwrap();
+
+    let given = given();
+    let in_cluster =
+        |resource: &str| given.iter().any(|(place, known, _)| place.is_empty() && known == resource);
+    let mut used = BTreeSet::new();
+    for seen in world.fake().seen().into_iter().filter(|seen| seen.user == LARDER) {
+        let place = match seen.namespace.as_str() {
+            _ if in_cluster(&seen.resource) => "",
+            "" => "",
+            "larder" => "larder",
+            _ => "tenant",
+        };
+        // What is applied is created where it is not there (apiserver, pkg/endpoints/handlers/patch.go).
+        if seen.verb == "patch" && !seen.resource.contains('/') {
+            used.insert((place, seen.resource.clone(), "create".to_owned()));
+        }
+        used.insert((place, seen.resource, seen.verb.to_owned()));
+    }
+    let unseen =
+        UNSEEN.iter().map(|(place, resource, verb)| (*place, (*resource).to_owned(), (*verb).to_owned()));
+    let unseen: BTreeSet<Right> = unseen.collect();
+    let unused: Vec<_> = given.difference(&used).filter(|right| !unseen.contains(*right)).collect();
+    assert!(unused.is_empty(), "given and not used: {unused:#?}");
+    let missing: Vec<_> = used.difference(&given).collect();
+    assert!(missing.is_empty(), "used and not given: {missing:#?}");
+}
