@@ -3,6 +3,7 @@
 //! Everything works on directory descriptors and single names, so that no path is ever resolved twice and nothing
 //! outside a directory that was opened on purpose can be reached. Names are bytes: Linux knows no encoding.
 
+pub mod advice;
 pub mod atomic;
 pub mod cgroup;
 pub mod clock;

@@ -12,15 +12,16 @@ use super::path::{self, escape};
 use super::stored::{StoredDir, StoredFile};
 use super::tar;
 use super::tar_split::{Assembler, TarSplitReader};
+use crate::sys::advice;
 
 /// How much is read at once, bytes.
 const CHUNK: usize = 1 << 17;
 
-type Open = Box<dyn FnMut(&[u8]) -> io::Result<StoredFile>>;
+type Open = Box<dyn FnMut(&[u8]) -> io::Result<Noted>>;
 
 /// A tar that is being rebuilt.
 pub struct Rebuilt {
-    assembler: Assembler<BufReader<File>, Open, StoredFile>,
+    assembler: Assembler<BufReader<File>, Open, Noted>,
     read: FilesRead,
     given: Offset,
 }
@@ -77,12 +78,15 @@ impl Rebuilt {
         let read = FilesRead::default();
         let given = Offset::default();
         let (noted, offset) = (read.clone(), given.clone());
+        let mut files = Files { top: diff, last: None };
         let open: Open = Box::new(move |name| {
-            let file = open_named(&diff, name)
+            let file = files
+                .open(name)
                 .map_err(|e| io::Error::new(e.kind(), format!("opening {:?}: {e}", escape(name))))?;
-            // A file is opened when everything before it has been given out.
-            noted.0.borrow_mut().insert(offset.get(), name.to_vec());
-            Ok(file)
+            if let StoredFile::File(file) = &file {
+                advice::will_read(file);
+            }
+            Ok(Noted { file, note: Some((name.to_vec(), noted.clone(), offset.clone())) })
         });
         let records = TarSplitReader::new(BufReader::with_capacity(CHUNK, split));
         Rebuilt { assembler: Assembler::new(records, open), read, given }
@@ -110,13 +114,44 @@ impl ChunkSource for Rebuilt {
     }
 }
 
-/// Opens a regular file below `diff`, following no link.
-fn open_named(diff: &StoredDir, name: &[u8]) -> io::Result<StoredFile> {
-    let clean = path::clean(name).map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, fault))?;
-    let (parent, name) = path::split(&clean);
-    let mut dir = diff.try_clone()?;
-    for component in path::components(parent) {
-        dir = dir.open_dir(component)?;
+/// A file that is noted when it is first read, which is when everything before it has been given out.
+struct Noted {
+    file: StoredFile,
+    note: Option<(Vec<u8>, FilesRead, Offset)>,
+}
+
+impl Read for Noted {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        if let Some((name, read, offset)) = self.note.take() {
+            read.0.borrow_mut().insert(offset.get(), name);
+        }
+        self.file.read(to)
     }
-    dir.open_file(name)
+}
+
+/// The regular files of a layer.
+struct Files {
+    top: StoredDir,
+    /// The directory of the last one, which is that of the next one mostly, and its path.
+    last: Option<(Vec<u8>, StoredDir)>,
+}
+
+impl Files {
+    /// Opens one, following no link.
+    fn open(&mut self, name: &[u8]) -> io::Result<StoredFile> {
+        let clean = path::clean(name).map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, fault))?;
+        let (parent, name) = path::split(&clean);
+        if let Some((path, dir)) = &self.last
+            && path == parent
+        {
+            return dir.open_file(name);
+        }
+        let mut dir = self.top.try_clone()?;
+        for component in path::components(parent) {
+            dir = dir.open_dir(component)?;
+        }
+        let file = dir.open_file(name);
+        self.last = Some((parent.to_vec(), dir));
+        file
+    }
 }

@@ -1,16 +1,33 @@
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read};
 
 use super::{Error, Record, TarSplitReader, crc};
 
+/// Most pieces that are ready before it is their turn: a header and a file for each of some 30 files.
+const PIECES_AHEAD: usize = 64;
+/// Most raw bytes in them, but for the last one.
+const BYTES_AHEAD: usize = 1 << 20;
+
 /// Builds the tar again: a [`Read`] over the bytes of the layer's tar. Errors come as [`io::Error`] around [`Error`].
 ///
-/// Size and checksum of every file are checked, at the latest before the byte after it is given out.
+/// Files are opened some time before they are read, so that whoever opens them can have them brought in meanwhile. Size and
+/// checksum of every file are checked, at the latest before the byte after it is given out.
 pub struct Assembler<R, F, T> {
     records: TarSplitReader<R>,
     open: F,
+    ahead: VecDeque<Result<Piece<T>, Error>>,
+    bytes_ahead: usize,
+    /// Whether nothing follows what is ready: the end, or a fault.
+    ended: bool,
     segment: Vec<u8>,
     taken: usize,
     file: Option<File<T>>,
+}
+
+/// A record with everything that it takes to give it out.
+enum Piece<T> {
+    Segment(Vec<u8>),
+    File(File<T>),
 }
 
 /// A file that is being given out.
@@ -64,24 +81,60 @@ where
 {
     /// An assembler that gets the content of files from `open`, by their names in the tar-split.
     pub fn new(records: TarSplitReader<R>, open: F) -> Self {
-        Assembler { records, open, segment: Vec::new(), taken: 0, file: None }
+        Assembler {
+            records,
+            open,
+            ahead: VecDeque::with_capacity(PIECES_AHEAD),
+            bytes_ahead: 0,
+            ended: false,
+            segment: Vec::new(),
+            taken: 0,
+            file: None,
+        }
     }
 
-    /// Makes the next record current; `false` at the end.
+    /// Makes the next piece current; `false` at the end.
     fn advance(&mut self) -> Result<bool, Error> {
-        let position = self.records.position();
-        match self.records.next().transpose()? {
+        // In batches: what is opened together is brought in together.
+        if self.ahead.len() <= PIECES_AHEAD / 2 {
+            self.look_ahead();
+        }
+        match self.ahead.pop_front().transpose()? {
             None => return Ok(false),
-            Some(Record::Segment(segment)) => {
+            Some(Piece::Segment(segment)) => {
+                self.bytes_ahead -= segment.len();
                 self.segment = segment;
                 self.taken = 0;
             }
-            Some(Record::File { name, size, crc }) => {
-                let content = (self.open)(&name).map_err(|source| Error::Io { position, source })?;
-                self.file = Some(File::new(content, name, size, crc));
-            }
+            Some(Piece::File(file)) => self.file = Some(file),
         }
         Ok(true)
+    }
+
+    fn look_ahead(&mut self) {
+        while !self.ended && self.ahead.len() < PIECES_AHEAD && self.bytes_ahead < BYTES_AHEAD {
+            let Some(piece) = self.next_piece().transpose() else {
+                self.ended = true;
+                return;
+            };
+            self.ended = piece.is_err();
+            if let Ok(Piece::Segment(segment)) = &piece {
+                self.bytes_ahead += segment.len();
+            }
+            self.ahead.push_back(piece);
+        }
+    }
+
+    fn next_piece(&mut self) -> Result<Option<Piece<T>>, Error> {
+        let position = self.records.position();
+        Ok(match self.records.next().transpose()? {
+            None => None,
+            Some(Record::Segment(segment)) => Some(Piece::Segment(segment)),
+            Some(Record::File { name, size, crc }) => {
+                let content = (self.open)(&name).map_err(|source| Error::Io { position, source })?;
+                Some(Piece::File(File::new(content, name, size, crc)))
+            }
+        })
     }
 }
 
