@@ -17,6 +17,7 @@ mod events;
 mod export;
 mod faults;
 mod harness;
+mod imports;
 mod kubernetes;
 mod limits;
 mod memory;
