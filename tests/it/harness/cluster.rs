@@ -514,12 +514,14 @@ impl Drop for Running {
     }
 }
 
-/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself.
-pub(crate) fn kill_daemon(world: &World, daemon: &mut Running) {
+/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself. With others beside
+/// it (`alone` is false) only what is surely its own is taken from it.
+pub(crate) fn kill_daemon(world: &World, daemon: &mut Running, alone: bool) {
+    let led = daemon.service.leads() && !daemon.has_ended();
     daemon.kill();
     let leases = world.api::<Lease>(world.own());
-    for name in ["larder", "larder-admission"] {
-        if world.wait(leases.get_opt(name)).unwrap().is_some() {
+    for (name, its) in [("larder", alone || led), ("larder-admission", alone)] {
+        if its && world.wait(leases.get_opt(name)).unwrap().is_some() {
             world.wait(leases.delete(name, &DeleteParams::default())).unwrap();
         }
     }

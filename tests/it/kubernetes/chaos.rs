@@ -67,7 +67,7 @@ fn live_through(seed: u64) {
             2 => world.fake().compact(),
             3 => {
                 let daemon = &mut daemons[usize::from(dice.roll(2) == 0)];
-                kill_daemon(&world, daemon);
+                kill_daemon(&world, daemon, false);
                 *daemon = world.daemon();
             }
             4 | 5 => world.fake().fault(fault(&mut dice)),
