@@ -29,6 +29,7 @@ use larder::kubernetes::crd::{ImageCache, ImageCacheSpec};
 use larder::kubernetes::daemon::{Daemon, Habits, of_planner};
 use larder::kubernetes::runner::Pace;
 use larder::kubernetes::snapshot::VolumeSnapshot;
+use larder::model::class::Class;
 use larder::model::image_cache::{Spec, Status, TenantName};
 use larder::sys::cgroup::Cgroups;
 use larder::sys::clock::{Clock, SystemClock};
@@ -325,16 +326,22 @@ impl World {
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         }
         let runtime = Runtime::new().unwrap();
-        let mut settings =
-            Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
-        settings.program = env!("CARGO_BIN_EXE_larder").into();
-        settings.cgroups = Arc::new(Cgroups::none("not in this test"));
-        let planner = ChildRunner::new(settings, &of_planner(&self.config)).unwrap();
-        let (section, config, habits) =
-            (self.config.cluster[0].clone(), self.config.clone(), self.habits.clone());
-        let clock = Arc::clone(&self.clock);
-        let daemon = runtime.block_on(async move {
-            Daemon::new(client, &section, &config, habits, planner, clock, Metrics::new()).await.unwrap()
+        let begin = || {
+            let mut settings =
+                Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
+            settings.program = env!("CARGO_BIN_EXE_larder").into();
+            settings.cgroups = Arc::new(Cgroups::none("not in this test"));
+            let planner = ChildRunner::new(settings, &of_planner(&self.config)).unwrap();
+            let (section, habits, clock) =
+                (&self.config.cluster[0], self.habits.clone(), Arc::clone(&self.clock));
+            let new =
+                Daemon::new(client.clone(), section, &self.config, habits, planner, clock, Metrics::new());
+            runtime.block_on(new)
+        };
+        // Its supervisor starts it again when the API server fails it.
+        let daemon = self.until("it starts", || match begin() {
+            Err(error) if error.class() == Class::Transient => None,
+            other => Some(other.unwrap()),
         });
         let service = daemon.service().clone();
         let stop = CancellationToken::new();
