@@ -206,15 +206,12 @@ impl From<Error> for Problem {
         let message = error.to_string();
         match error {
             Error::NotFound(_) | Error::Store(StoreError::Gone(_)) => Problem::no_such_cache(),
-            Error::Spec(_) => Problem::new(Code::Invalid, message),
+            Error::Spec(_) | Error::NoImports => Problem::new(Code::Invalid, message),
             Error::UnknownCluster(_) => Problem::new(Code::UnknownCluster, message),
             Error::QueueFull { retry_after, .. } => {
                 Problem::new(Code::QueueFull, message).retry_after(retry_after)
             }
-            Error::NotCancellable { .. }
-            | Error::NotRefreshable { .. }
-            | Error::Imported(_)
-            | Error::NoImports => Problem::new(Code::State, message),
+            X::new(Code::State, message),
             Error::NoRoomToRefresh { .. } | Error::NoRoomForArchive => Problem::new(Code::NoSpace, message),
             Error::ArchiveTooLarge { .. } => Problem::new(Code::TooLarge, message),
             Error::ArchiveCompressed => Problem::new(Code::MediaType, message),
@@ -354,7 +351,7 @@ mod tests {
         assert_eq!(status(Error::NotFound(id)), 404);
         assert_eq!(status(Error::Imported(id)), 409);
         assert_eq!(status(Error::ArchiveTooLarge { gib: 20 }), 413);
-        assert_eq!(status(Error::NoImports), 409);
+        assert_eq!(status(Error::NoImports), 400);
         assert_eq!(status(Error::ArchiveCompressed), 415);
         assert_eq!(status(Error::NoRoomForArchive), 507);
         assert_eq!(status(Error::UnknownCluster("x".into())), 400);

@@ -69,14 +69,12 @@ pub enum Error {
         /// Size of the cache.
         gib: u32,
     },
-    /// Volumes are kept where no archive gets to.
-    #[error(
-        "this daemon builds in a cluster, where no archive gets to: import into the daemon of a host, or push the images to a registry"
-    )]
-    NoImports,
     /// A stream of gzip or zstd, which would have to be inflated to a file first.
     #[error("the archive is compressed as a whole: send the tar in it; its layers may be compressed")]
     ArchiveCompressed,
+    /// Builders are pods elsewhere, which have nothing of what lies here.
+    #[error("a cluster takes no archives: push the images to a registry and order them from there")]
+    NoImports,
     /// The disk of this host is full.
     #[error("there is no room for the archive on this host now")]
     NoRoomForArchive,

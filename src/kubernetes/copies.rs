@@ -5,8 +5,9 @@
 //! right to make VolumeSnapshots in a namespace is how its administrator agrees.
 
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use kube::{Client, ResourceExt};
+use kube::{Client, ResourceExt as _};
 use serde_json::json;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::client::ApiServer;
 use super::crd::CopyState;
@@ -21,12 +22,19 @@ use crate::caches::volumes::VolumeId;
 pub struct Copies {
     client: ApiServer,
     names: Names,
+    turn: Mutex<()>,
 }
 
 impl Copies {
     /// Those that `names` made.
     pub fn new(client: Client, names: Names) -> Self {
-        Copies { client: client.into(), names }
+        Copies { client: client.into(), names, turn: Mutex::default() }
+    }
+
+    /// Held from the look at what a record asks for until it is done: who offers and who takes back must not meet, or a copy
+    /// would be made of what goes.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     fn contents(&self) -> Api<VolumeSnapshotContent> {
@@ -75,16 +83,8 @@ impl Copies {
             return Ok(present.metadata.deletion_timestamp.is_none());
         }
         let contents = self.contents();
-        if let Some(content) = opt(ask!(&doing, contents.get(&content_name)))? {
-            let bound = content.spec.volume_snapshot_ref.uid.is_some();
-            if bound && content.spec.volume_snapshot_ref.uid != present.as_ref().and_then(ResourceExt::uid) {
-                // Somebody has deleted the copy, and what was bound to it can be bound to no other.
-                opt(ask!(&doing, contents.delete(&content_name, &DeleteParams::default())))?;
-                return Ok(false);
-            }
-            if present.is_some() {
-                return Ok(false);
-            }
+        if present.is_some() && opt(ask!(&doing, contents.get(&content_name)))?.is_some() {
+            return Ok(false);
         }
         let content = json!({
             "apiVersion": "snapshot.storage.k8s.io/v1",
@@ -98,14 +98,26 @@ impl Copies {
                 "volumeSnapshotRef": {"name": name, "namespace": namespace},
             },
         });
+        // The content first: whoever finds it knows of the copy. Both are new, or as they were; a content whose copy somebody
+        // has deleted is free again, for the reference in it is written as a whole (its schema says atomic).
+        let content = ask!(&doing, contents.patch(&content_name, &parameters, &Patch::Apply(&content)))?;
         let copied = json!({
             "apiVersion": "snapshot.storage.k8s.io/v1",
             "kind": "VolumeSnapshot",
-            "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "labels": labels,
+                // Should this come late, after somebody has taken it back, the cluster collects it.
+                "ownerReferences": [{
+                    "apiVersion": "snapshot.storage.k8s.io/v1",
+                    "kind": "VolumeSnapshotContent",
+                    "name": content_name,
+                    "uid": content.uid(),
+                }],
+            },
             "spec": {"source": {"volumeSnapshotContentName": content_name}},
         });
-        // The content first: whoever finds it knows of the copy. Both are new, or as they were.
-        ask!(&doing, contents.patch(&content_name, &parameters, &Patch::Apply(&content)))?;
         let made = ask!(&doing, snapshots.patch(&name, &parameters, &Patch::Apply(&copied)))?;
         Ok(made.is_ready())
     }

@@ -7,6 +7,7 @@ use kube::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::client;
+use super::copies::Copies;
 use super::leader::{self, Ended};
 use super::lease::Lease;
 use super::names::Names;
@@ -113,16 +114,18 @@ impl Daemon {
         let store = Arc::new(KubeStore::new(client.clone(), &cluster.uid, own, &identity));
         let runner = KubeRunner::new(client.clone(), cluster, config, habits.pace, planner)?;
         let runner = Arc::new(runner);
+        let copies = Arc::new(Copies::new(client.clone(), names.clone()));
         let parts = Parts {
             store: Arc::clone(&store) as _,
             runner: Arc::clone(&runner) as _,
-            volumes: Arc::new(KubeVolumes::new(client.clone(), names.clone())),
+            volumes: Arc::new(KubeVolumes::new(client.clone(), names.clone(), Arc::clone(&copies))),
             clock: Arc::clone(&clock),
             metrics,
             tell_progress: Some(habits.tell),
         };
         let service = Service::new(parts, config).await?;
-        let watch = Watch { client: client.clone().into(), store, service: service.clone(), names, clock };
+        let watch =
+            Watch { client: client.clone().into(), store, service: service.clone(), names, copies, clock };
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
         Ok(Daemon { service, runner, watch, lease })
     }

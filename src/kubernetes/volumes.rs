@@ -1,6 +1,8 @@
 //! What there is of an image cache in the cluster, and how it goes: copies before their owner, for the storage of a copy is the
 //! owner's, and a copy whose owner has gone still says that it is ready.
 
+use std::sync::Arc;
+
 use futures_util::future::BoxFuture;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
@@ -29,13 +31,13 @@ use crate::model::event::Outcome;
 pub struct KubeVolumes {
     client: ApiServer,
     names: Names,
-    copies: Copies,
+    copies: Arc<Copies>,
 }
 
 impl KubeVolumes {
     /// Those of the installation `names`.
-    pub fn new(client: Client, names: Names) -> Self {
-        KubeVolumes { copies: Copies::new(client.clone(), names.clone()), client: client.into(), names }
+    pub fn new(client: Client, names: Names, copies: Arc<Copies>) -> Self {
+        KubeVolumes { copies, client: client.into(), names }
     }
 
     fn own<K>(&self) -> Api<K>
@@ -128,6 +130,7 @@ impl KubeVolumes {
 
     async fn discard(&self, volume: &VolumeId) -> Result<Discarded, Fault> {
         let name = object(volume);
+        let _turn = self.copies.turn().await;
         if self.copies.remove(volume, |_| true).await? > 0 {
             return Ok(Discarded::Going);
         }

@@ -21,7 +21,7 @@ use super::names::{Names, namespace};
 use super::store::KubeStore;
 use crate::caches::record::Record;
 use crate::caches::service::Service;
-use crate::caches::store::StoreError;
+use crate::caches::store::{Store as _, StoreError};
 use crate::caches::volumes::VolumeId;
 use crate::model::image_cache::{CacheId, Status};
 use crate::sys::clock::Clock;
@@ -44,6 +44,8 @@ pub struct Watch {
     pub service: Service,
     /// Whose objects.
     pub names: Names,
+    /// The snapshots in other namespaces.
+    pub copies: Arc<Copies>,
     /// The time.
     pub clock: Arc<dyn Clock>,
 }
@@ -191,10 +193,15 @@ impl Watch {
     }
 
     /// Makes the copies that are asked for, and takes back the others. Says whether all are as they shall be.
-    async fn copy(&self, object: &ImageCache, record: &Record) -> Result<bool, Fault> {
-        let Some(content) = &record.content else { return Ok(true) };
+    async fn copy(&self, object: &ImageCache, record: &Record) -> Result<bool, StoreError> {
+        let _turn = self.copies.turn().await;
+        // What was heard of may be over: of what goes there are no copies any more.
+        let Some(stored) = self.store.get(record.id).await? else { return Ok(true) };
+        let record = &stored.record;
+        let Some(content) = record.content.as_ref().filter(|_| record.status == Status::Available) else {
+            return Ok(true);
+        };
         let Some(snapshot) = &content.snapshot else { return Ok(true) };
-        let copies = Copies::new(self.client.clone(), self.names.clone());
         let volume =
             VolumeId { tenant: record.tenant.clone(), id: record.id, generation: content.generation };
         let mut wanted = vec![namespace(&record.tenant).to_owned()];
@@ -205,9 +212,9 @@ impl Watch {
         wanted.retain(|namespace| *namespace != self.names.namespace);
         let mut states = Vec::with_capacity(wanted.len());
         for namespace in &wanted {
-            states.push(copies.offer(&volume, snapshot, namespace).await);
+            states.push(self.copies.offer(&volume, snapshot, namespace).await);
         }
-        copies.remove(&volume, |namespace| !wanted.iter().any(|wanted| wanted == namespace)).await?;
+        self.copies.remove(&volume, |namespace| !wanted.iter().any(|wanted| wanted == namespace)).await?;
         let ready = states.iter().all(|state| state.ready);
         let told = object.status.as_ref().map(|status| &status.copies);
         if told != Some(&states) {

@@ -85,7 +85,8 @@ fn refused<T: std::fmt::Debug>(answer: kube::Result<T>) -> Box<Status> {
 
 /// Waits until `probe` answers.
 async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    for _ in 0..600 {
+    // A machine may be busy: two minutes.
+    for _ in 0..6000 {
         if let Some(found) = probe().await {
             return found;
         }

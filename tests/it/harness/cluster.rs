@@ -29,12 +29,13 @@ use larder::kubernetes::crd::{ImageCache, ImageCacheSpec};
 use larder::kubernetes::daemon::{Daemon, Habits, of_planner};
 use larder::kubernetes::runner::Pace;
 use larder::kubernetes::snapshot::VolumeSnapshot;
+use larder::model::class::Class;
 use larder::model::image_cache::{Spec, Status, TenantName};
 use larder::sys::cgroup::Cgroups;
 use larder::sys::clock::{Clock, SystemClock};
 use larder::telemetry::metrics::Metrics;
 use larder::testing::image::{Format as ImageFormat, Image, Layer};
-use larder::testing::kubernetes::{Cluster, Node, Timing};
+use larder::testing::kubernetes::{Cluster, Node, Seen, Timing};
 use larder::testing::layer::LayerBuilder;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -325,16 +326,22 @@ impl World {
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         }
         let runtime = Runtime::new().unwrap();
-        let mut settings =
-            Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
-        settings.program = env!("CARGO_BIN_EXE_larder").into();
-        settings.cgroups = Arc::new(Cgroups::none("not in this test"));
-        let planner = ChildRunner::new(settings, &of_planner(&self.config)).unwrap();
-        let (section, config, habits) =
-            (self.config.cluster[0].clone(), self.config.clone(), self.habits.clone());
-        let clock = Arc::clone(&self.clock);
-        let daemon = runtime.block_on(async move {
-            Daemon::new(client, &section, &config, habits, planner, clock, Metrics::new()).await.unwrap()
+        let begin = || {
+            let mut settings =
+                Settings::of_this_process(self.served.beside("work"), "debug".into(), Format::Text);
+            settings.program = env!("CARGO_BIN_EXE_larder").into();
+            settings.cgroups = Arc::new(Cgroups::none("not in this test"));
+            let planner = ChildRunner::new(settings, &of_planner(&self.config)).unwrap();
+            let (section, habits, clock) =
+                (&self.config.cluster[0], self.habits.clone(), Arc::clone(&self.clock));
+            let new =
+                Daemon::new(client.clone(), section, &self.config, habits, planner, clock, Metrics::new());
+            runtime.block_on(new)
+        };
+        // Its supervisor starts it again when the API server fails it.
+        let daemon = self.until("it starts", || match begin() {
+            Err(error) if error.class() == Class::Transient => None,
+            other => Some(other.unwrap()),
         });
         let service = daemon.service().clone();
         let stop = CancellationToken::new();
@@ -410,6 +417,7 @@ impl World {
         });
         if let Some(fake) = &self.fake {
             self.until("the storage is empty", || (fake.stored_snapshots() == 0).then_some(()));
+            assert_eq!(fake.torn_snapshots(), 0, "an owner went before its copies");
         }
     }
 
@@ -437,8 +445,12 @@ impl World {
                 );
             }
         }
-        let seen = fake.seen();
-        for seen in &seen[seen.len().saturating_sub(30)..] {
+        eprintln!("{} snapshots in the storage", fake.stored_snapshots());
+        let writes = |seen: &Seen| {
+            ["create", "update", "patch", "delete"].contains(&seen.verb) && seen.resource != "leases"
+        };
+        let seen: Vec<Seen> = fake.seen().into_iter().filter(writes).collect();
+        for seen in &seen[seen.len().saturating_sub(200)..] {
             eprintln!("seen {} {} {}/{}", seen.verb, seen.resource, seen.namespace, seen.name);
         }
     }
@@ -509,12 +521,14 @@ impl Drop for Running {
     }
 }
 
-/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself.
-pub(crate) fn kill_daemon(world: &World, daemon: &mut Running) {
+/// Kills a daemon. The next one need not wait until its leases are over: that they end is tested by itself. With others beside
+/// it (`alone` is false) only what is surely its own is taken from it.
+pub(crate) fn kill_daemon(world: &World, daemon: &mut Running, alone: bool) {
+    let led = daemon.service.leads() && !daemon.has_ended();
     daemon.kill();
     let leases = world.api::<Lease>(world.own());
-    for name in ["larder", "larder-admission"] {
-        if world.wait(leases.get_opt(name)).unwrap().is_some() {
+    for (name, its) in [("larder", alone || led), ("larder-admission", alone)] {
+        if its && world.wait(leases.get_opt(name)).unwrap().is_some() {
             world.wait(leases.delete(name, &DeleteParams::default())).unwrap();
         }
     }

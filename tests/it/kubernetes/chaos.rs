@@ -67,7 +67,7 @@ fn live_through(seed: u64) {
             2 => world.fake().compact(),
             3 => {
                 let daemon = &mut daemons[usize::from(dice.roll(2) == 0)];
-                kill_daemon(&world, daemon);
+                kill_daemon(&world, daemon, false);
                 *daemon = world.daemon();
             }
             4 | 5 => world.fake().fault(fault(&mut dice)),
@@ -99,7 +99,7 @@ fn live_through(seed: u64) {
         all.iter().all(|object| {
             let phase = object.status.as_ref().map_or("", |status| status.phase.as_str());
             assert_ne!(phase, Status::Failed.to_string(), "seed {seed}: {:?}", object.status);
-            phase == Status::Available.to_string()
+            phase == Status::Available.to_string() && object.metadata.deletion_timestamp.is_none()
         })
     });
     for object in &all {

@@ -32,7 +32,7 @@ fn killed_after(kill: usize) -> bool {
     let mut died = false;
     world.until("it is built", || {
         if !died && changes(&world) >= kill {
-            kill_daemon(&world, &mut first);
+            kill_daemon(&world, &mut first, true);
             died = true;
             return Some(());
         }
@@ -56,7 +56,7 @@ fn killed_after(kill: usize) -> bool {
         // On the way out too.
         let kill_again = !killed_again && changes(&world) > before + kill % 5;
         if kill_again {
-            kill_daemon(&world, &mut second);
+            kill_daemon(&world, &mut second, true);
             killed_again = true;
             second = world.daemon();
         }
