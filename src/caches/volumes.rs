@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::attachments::AttachmentError;
+use super::layout::Layout;
 use super::record::ClusterSnapshot;
 use crate::build::share;
 use crate::model::class::Class;
@@ -39,6 +40,11 @@ pub trait Volumes: fmt::Debug + Send + Sync {
 
     /// A volume as a snapshot, if it is one: sealed, and to be read. `tell_path` says whether its path is told.
     fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>>;
+
+    /// Where archives that tenants send wait for their builders; none where no builder could read them.
+    fn imports(&self) -> Option<&Layout> {
+        None
+    }
 
     /// Takes a volume out of use, with everything that was made for it or from it. One that somebody holds stays.
     fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>>;

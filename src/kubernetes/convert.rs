@@ -151,6 +151,7 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
         sequence: status.sequence,
         ordered_by: word("orderedBy", &status.ordered_by)?,
         progress: Vec::new(),
+        import: None,
     };
     if record.work.is_some() {
         record.progress = progress.collect::<Result<_, _>>()?;

@@ -5,7 +5,7 @@
 //! right to make VolumeSnapshots in a namespace is how its administrator agrees.
 
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
-use kube::{Client, ResourceExt};
+use kube::{Client, ResourceExt as _};
 use serde_json::json;
 
 use super::client::ApiServer;
@@ -75,16 +75,8 @@ impl Copies {
             return Ok(present.metadata.deletion_timestamp.is_none());
         }
         let contents = self.contents();
-        if let Some(content) = opt(ask!(&doing, contents.get(&content_name)))? {
-            let bound = content.spec.volume_snapshot_ref.uid.is_some();
-            if bound && content.spec.volume_snapshot_ref.uid != present.as_ref().and_then(ResourceExt::uid) {
-                // Somebody has deleted the copy, and what was bound to it can be bound to no other.
-                opt(ask!(&doing, contents.delete(&content_name, &DeleteParams::default())))?;
-                return Ok(false);
-            }
-            if present.is_some() {
-                return Ok(false);
-            }
+        if present.is_some() && opt(ask!(&doing, contents.get(&content_name)))?.is_some() {
+            return Ok(false);
         }
         let content = json!({
             "apiVersion": "snapshot.storage.k8s.io/v1",
@@ -104,7 +96,8 @@ impl Copies {
             "metadata": {"name": name, "namespace": namespace, "labels": labels},
             "spec": {"source": {"volumeSnapshotContentName": content_name}},
         });
-        // The content first: whoever finds it knows of the copy. Both are new, or as they were.
+        // The content first: whoever finds it knows of the copy. Both are new, or as they were; a content whose copy somebody
+        // has deleted is free again, for the reference in it is written as a whole (its schema says atomic).
         ask!(&doing, contents.patch(&content_name, &parameters, &Patch::Apply(&content)))?;
         let made = ask!(&doing, snapshots.patch(&name, &parameters, &Patch::Apply(&copied)))?;
         Ok(made.is_ready())

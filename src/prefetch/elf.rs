@@ -3,7 +3,6 @@
 //! The file is an enemy's. It is read by ranges, never whole and never more than [`MAX_RANGE`] at once; what cannot be
 //! read has no libraries.
 
-use std::fs::File;
 use std::ops::Range;
 
 use object::Endianness;
@@ -12,7 +11,7 @@ use object::elf::{
     PT_INTERP, PT_LOAD,
 };
 use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _};
-use object::read::{ReadCache, ReadRef, StringTable};
+use object::read::{ReadCache, ReadCacheOps, ReadRef, StringTable};
 
 /// First bytes of the file.
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
@@ -50,7 +49,7 @@ pub(super) struct Object {
 }
 
 /// Reads what is in the file, if it is one.
-pub(super) fn read(file: File) -> Option<Object> {
+pub(super) fn read(file: impl ReadCacheOps) -> Option<Object> {
     let cache = ReadCache::new(file);
     let data = Ranges(&cache);
     let ident = data.read_bytes_at(0, 5).ok()?;
@@ -61,7 +60,7 @@ pub(super) fn read(file: File) -> Option<Object> {
     }
 }
 
-fn parse<Elf: FileHeader<Endian = Endianness>>(data: Ranges<'_>) -> Option<Object> {
+fn parse<'a, Elf: FileHeader<Endian = Endianness>>(data: impl ReadRef<'a>) -> Option<Object> {
     let header = Elf::parse(data).ok()?;
     let endian = header.endian().ok()?;
     let segments = header.program_headers(endian, data).ok()?;
@@ -96,10 +95,17 @@ fn parse<Elf: FileHeader<Endian = Endianness>>(data: Ranges<'_>) -> Option<Objec
 }
 
 /// A file of which no large range is read at once.
-#[derive(Clone, Copy)]
-struct Ranges<'a>(&'a ReadCache<File>);
+struct Ranges<'a, R: ReadCacheOps>(&'a ReadCache<R>);
 
-impl<'a> ReadRef<'a> for Ranges<'a> {
+impl<R: ReadCacheOps> Clone for Ranges<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: ReadCacheOps> Copy for Ranges<'_, R> {}
+
+impl<'a, R: ReadCacheOps> ReadRef<'a> for Ranges<'a, R> {
     fn len(self) -> Result<u64, ()> {
         self.0.len()
     }
@@ -116,6 +122,7 @@ impl<'a> ReadRef<'a> for Ranges<'a> {
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod tests {
+    use std::fs::File;
     use std::io::Write as _;
 
     use proptest::prelude::*;

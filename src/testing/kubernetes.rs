@@ -275,6 +275,12 @@ impl Cluster {
         self.shared.read(|state| state.driver.snapshots())
     }
 
+    /// How many snapshots went from the storage while another content still offered them: what has such a copy says that it is
+    /// ready, and is not (facts/kubernetes.md, 1).
+    pub fn torn_snapshots(&self) -> usize {
+        self.shared.read(|state| state.driver.torn())
+    }
+
     /// The directory of a volume of the driver.
     pub fn volume(&self, handle: &str) -> PathBuf {
         self.shared.read(|state| state.driver.volume(handle))

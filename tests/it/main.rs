@@ -18,6 +18,7 @@ mod export;
 mod faults;
 mod harness;
 mod image;
+mod imports;
 mod kubernetes;
 mod limits;
 mod memory;

@@ -19,6 +19,7 @@ use crate::model::class::Class;
 use crate::model::escape::escape_to;
 use crate::model::event::{Event, Line, Outcome, Status as BuildStatus};
 use crate::model::image_cache::{CacheId, Status, TenantName};
+use crate::model::job::Source;
 use crate::telemetry::metrics::BuildResult;
 
 /// Lines of a builder that wait to be taken up.
@@ -116,6 +117,9 @@ impl Service {
         let deadline = now + TimeDelta::minutes(i64::from(minutes));
         let (usable, unusable_secrets) = self.secrets(tenant, &record.spec, record.ordered_by);
         let volume = VolumeId { tenant: tenant.clone(), id, generation: work.generation };
+        let mut job = self.job(&record.spec, usable, Some(deadline));
+        let imports = self.0.volumes.imports().filter(|_| record.import.is_some());
+        job.source = imports.map(|layout| Source::Received(layout.import(&id)));
         let start = Instant::now();
         let ended = match self.0.volumes.places(volume.clone()).await {
             Ok(Places { volume: path, share }) => {
@@ -124,7 +128,7 @@ impl Service {
                     id,
                     generation: work.generation,
                     ordered_by: record.ordered_by,
-                    job: self.job(&record.spec, usable, Some(deadline)),
+                    job,
                     unusable_secrets,
                     volume: path,
                     share,

@@ -125,10 +125,13 @@ impl Service {
         Ok(())
     }
 
-    /// Discards every volume that no record needs, and removes the records of deleted caches that have none left.
+    /// Discards every volume and archive that no record needs, and removes the records of deleted caches that have none left.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // Volumes before records: a volume that is made after its record was read is not in the list.
         let volumes = self.0.volumes.list().await.map_err(|e| state_failed(&e))?;
+        let archives = self.archives().await?;
+        // What is being sent before records, too: it is promised for until its record is there.
+        let promised: HashSet<CacheId> = self.promised().keys().copied().collect();
         // Builders before records too: one that has ended has written down how.
         let building: HashSet<CacheId> = self.live().keys().copied().collect();
         let records = self.records().await?;
@@ -142,6 +145,9 @@ impl Service {
         let discarded = !unneeded.is_empty();
         let in_the_way = self.discard(unneeded, &records).await?;
         self.0.volumes.tidy(discarded);
+        let done =
+            |id: &CacheId| !promised.contains(id) && records.get(id).is_none_or(|r| !r.needs_archive());
+        self.remove_archives(archives.into_iter().filter(done).collect()).await?;
         for record in records.values() {
             let id = record.id;
             if record.status != Status::Deleting || building.contains(&id) {

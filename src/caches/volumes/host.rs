@@ -39,7 +39,7 @@ struct Disk {
 impl HostVolumes {
     /// Makes the state directory where it is absent, and takes it. Blocking.
     pub fn take(layout: Layout) -> Result<Self, StateError> {
-        for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work()] {
+        for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work(), &layout.imports()] {
             make(dir)?;
         }
         let failed = |doing, source| StateError::Io { doing, path: layout.root().to_owned(), source };
@@ -104,6 +104,10 @@ impl Volumes for HostVolumes {
 
     fn look(&self, volume: VolumeId, tell_path: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
         self.on_disk(move |disk| disk.look(&volume, tell_path))
+    }
+
+    fn imports(&self) -> Option<&Layout> {
+        Some(self.layout())
     }
 
     fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>> {

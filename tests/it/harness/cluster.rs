@@ -34,7 +34,7 @@ use larder::sys::cgroup::Cgroups;
 use larder::sys::clock::{Clock, SystemClock};
 use larder::telemetry::metrics::Metrics;
 use larder::testing::image::{Format as ImageFormat, Image, Layer};
-use larder::testing::kubernetes::{Cluster, Node, Timing};
+use larder::testing::kubernetes::{Cluster, Node, Seen, Timing};
 use larder::testing::layer::LayerBuilder;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -410,6 +410,7 @@ impl World {
         });
         if let Some(fake) = &self.fake {
             self.until("the storage is empty", || (fake.stored_snapshots() == 0).then_some(()));
+            assert_eq!(fake.torn_snapshots(), 0, "an owner went before its copies");
         }
     }
 
@@ -437,8 +438,12 @@ impl World {
                 );
             }
         }
-        let seen = fake.seen();
-        for seen in &seen[seen.len().saturating_sub(30)..] {
+        eprintln!("{} snapshots in the storage", fake.stored_snapshots());
+        let writes = |seen: &Seen| {
+            ["create", "update", "patch", "delete"].contains(&seen.verb) && seen.resource != "leases"
+        };
+        let seen: Vec<Seen> = fake.seen().into_iter().filter(writes).collect();
+        for seen in &seen[seen.len().saturating_sub(200)..] {
             eprintln!("seen {} {} {}/{}", seen.verb, seen.resource, seen.namespace, seen.name);
         }
     }

@@ -1,16 +1,20 @@
 //! From an order to a snapshot, and away again.
 
 use std::fs;
+use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
+use kube::ResourceExt as _;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use larder::kubernetes::crd::ImageCache;
-use larder::kubernetes::snapshot::VolumeSnapshot;
+use larder::kubernetes::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use larder::model::image_cache::Status;
 use larder::model::seal::CacheManifest;
-use larder::testing::kubernetes::{Harm, Meets};
+use larder::testing::kubernetes::{Harm, Meets, Timing};
 use larder::testing::registry::Fault;
+use serde_json::json;
 
-use crate::harness::cluster::{World, snapshot_name};
+use crate::harness::cluster::{World, image, snapshot_name};
 
 #[test]
 fn ordered_by_the_api() {
@@ -92,4 +96,51 @@ fn a_log_that_is_lost() {
     daemon.create(&world, "web");
     let content = world.phase("web", Status::Available).status.unwrap().content.unwrap();
     assert_eq!((content.images.len(), content.totals.layers), (1, 2));
+}
+
+/// A disk that is still attached has a journal to replay.
+#[test]
+fn a_snapshot_is_taken_of_a_disk_that_is_detached() {
+    let timing = Timing { detach: Duration::from_secs(2), ..Timing::default() };
+    let Some(world) = World::faked_with(image(), timing) else { return };
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    let content = world.phase("web", Status::Available).status.unwrap().content.unwrap();
+    assert!(!world.fake().stored(&content.snapshot.unwrap().handle).unwrap().attached);
+}
+
+/// Whoever has a copy is not left with one of which the storage knows nothing.
+#[test]
+fn an_owner_waits_for_its_copies() {
+    let Some(world) = World::faked() else { return };
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    let object = world.phase("web", Status::Available);
+    let (name, uid) = (snapshot_name(&object), object.uid().unwrap());
+    world.until("the copy is ready", || {
+        world.get::<VolumeSnapshot>(&world.team, &name).filter(VolumeSnapshot::is_ready)
+    });
+    // Something holds the content of the copy.
+    let contents: Api<VolumeSnapshotContent> = Api::all(world.admin());
+    let content = format!("ic-{uid}.1.{}", world.team);
+    let hold = |finalizers: &[&str]| {
+        let present = world.wait(contents.get(&content)).unwrap();
+        let others = present.finalizers().iter().map(String::as_str).filter(|one| *one != "test/hold");
+        let all: Vec<&str> = others.chain(finalizers.iter().copied()).collect();
+        let patch = json!({"metadata": {"finalizers": all}});
+        world.wait(contents.patch(&content, &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
+    };
+    hold(&["test/hold"]);
+    let api = world.api::<ImageCache>(&world.team);
+    world.wait(api.delete("web", &DeleteParams::default())).unwrap();
+    world.until("it is looked at again and again", || {
+        let tries = world.fake().seen().into_iter();
+        let tries = tries.filter(|seen| seen.verb == "delete" && seen.resource == "volumesnapshotcontents");
+        (tries.filter(|seen| seen.name == content).count() >= 3).then_some(())
+    });
+    let owner: VolumeSnapshot = world.get(world.own(), &name).unwrap();
+    assert!(owner.metadata.deletion_timestamp.is_none() && owner.is_ready());
+    hold(&[]);
+    world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
+    world.nothing_left();
 }

@@ -99,7 +99,7 @@ fn live_through(seed: u64) {
         all.iter().all(|object| {
             let phase = object.status.as_ref().map_or("", |status| status.phase.as_str());
             assert_ne!(phase, Status::Failed.to_string(), "seed {seed}: {:?}", object.status);
-            phase == Status::Available.to_string()
+            phase == Status::Available.to_string() && object.metadata.deletion_timestamp.is_none()
         })
     });
     for object in &all {

@@ -33,6 +33,8 @@ pub enum SnapshotFate {
 pub(in super::super) struct Driver {
     root: PathBuf,
     snapshots: HashMap<String, Stored>,
+    /// How many snapshots went while another content still offered them.
+    torn: usize,
     fates: VecDeque<SnapshotFate>,
     /// Fates of contents, by their uid.
     decided: HashMap<String, Option<SnapshotFate>>,
@@ -55,6 +57,7 @@ impl Driver {
         Driver {
             root: root.to_owned(),
             snapshots: HashMap::new(),
+            torn: 0,
             fates: VecDeque::new(),
             decided: HashMap::new(),
         }
@@ -123,7 +126,9 @@ impl Driver {
         Ok(handle)
     }
 
-    pub(super) fn delete_snapshot(&mut self, handle: &str) {
+    /// `offered` says that another content has it, too.
+    pub(super) fn delete_snapshot(&mut self, handle: &str, offered: bool) {
+        self.torn += usize::from(offered);
         if let Some(stored) = self.snapshots.remove(handle) {
             let _ = std::fs::remove_dir_all(stored.path);
         }
@@ -131,6 +136,10 @@ impl Driver {
 
     pub(in super::super) fn snapshot(&self, handle: &str) -> Option<&Stored> {
         self.snapshots.get(handle)
+    }
+
+    pub(in super::super) fn torn(&self) -> usize {
+        self.torn
     }
 
     pub(in super::super) fn snapshots(&self) -> usize {

@@ -275,7 +275,11 @@ fn sync_content(state: &mut State, content: &Arc<Value>) {
         // shouldDelete of the sidecar.
         if unbound || (!annotated(BEING_CREATED) && annotated(BEING_DELETED)) {
             if text(content, "/spec/deletionPolicy") == "Delete" {
-                state.driver.delete_snapshot(text(content, "/status/snapshotHandle"));
+                let handle = text(content, "/status/snapshotHandle");
+                let offered = state
+                    .all(GROUP, "volumesnapshotcontents", "")
+                    .any(|other| text(other, "/spec/source/snapshotHandle") == handle && !handle.is_empty());
+                state.driver.delete_snapshot(handle, offered);
             }
             state.amend(&id, false, SIDECAR, |content| set_finalizer(content, CONTENT_BOUND, false));
             return;
