@@ -22,12 +22,14 @@ build:
 # names of hosts in /etc/hosts and DNS by itself; glibc 2.34 or newer (Debian 12) is wanted for that.
 STATIC = -C target-feature=+crt-static -C strip=debuginfo
 
-# The time of the image is that of the commit: the same sources, compiler and authorities give the same image.
+# The time of the image is that of the commit: the same sources, compiler and authorities give the same image. AUTHORITIES
+# names a bundle to trust in place of this machine's.
 image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 image: REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 image:
 	$(CARGO) rustc --release --locked --bin larder -- $(STATIC)
-	target/release/larder image target/image --force $(if $(REVISION),--revision $(REVISION))
+	target/release/larder image target/image --force $(if $(REVISION),--revision $(REVISION)) \
+		$(if $(AUTHORITIES),--authorities $(AUTHORITIES))
 
 # What the tests of images put into one: the larder that all tests use, but static.
 static:

@@ -16,7 +16,7 @@
 //! | [`prefetch`] | what containers read first when they start: `prefetch.list`, and reading it |
 //! | [`rootfs`] | an image of a sealed volume, mounted as one read-only tree |
 //! | [`verify`] | proves a sealed volume from its own bytes |
-//! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk |
+//! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk; the container image of larder itself |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease |

@@ -15,6 +15,8 @@
 //! ```text
 //! cache (sealed volume) ─► layer (tar, proven) ─► compress ─► target: layout | tar ─► output (named when it is whole)
 //! ```
+//!
+//! [`program`] writes the container image of larder itself by the same parts.
 
 mod cache;
 mod compress;

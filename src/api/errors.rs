@@ -211,7 +211,9 @@ impl From<Error> for Problem {
             Error::QueueFull { retry_after, .. } => {
                 Problem::new(Code::QueueFull, message).retry_after(retry_after)
             }
-            X::new(Code::State, message),
+            Error::NotCancellable { .. } | Error::NotRefreshable { .. } | Error::Imported(_) => {
+                Problem::new(Code::State, message)
+            }
             Error::NoRoomToRefresh { .. } | Error::NoRoomForArchive => Problem::new(Code::NoSpace, message),
             Error::ArchiveTooLarge { .. } => Problem::new(Code::TooLarge, message),
             Error::ArchiveCompressed => Problem::new(Code::MediaType, message),
