@@ -18,6 +18,7 @@ mod export;
 mod faults;
 mod harness;
 mod images;
+mod imports;
 mod limits;
 mod memory;
 mod notify;
