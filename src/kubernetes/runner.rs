@@ -49,7 +49,7 @@ use crate::config::cluster::Cluster;
 use crate::model::class::Class;
 use crate::model::event::{Failure, Line, Outcome};
 use crate::model::image_cache::TenantName;
-use crate::model::job::Job;
+use crate::model::job::{Job, LayerFormat};
 use crate::model::plan_report::PlanReport;
 use crate::model::pull_secret::PullSecretName;
 
@@ -105,6 +105,7 @@ pub struct KubeRunner {
 #[derive(Debug)]
 struct InEffect {
     caches: Caches,
+    layer_format: LayerFormat,
     /// What builders read of the configuration.
     config: String,
 }
@@ -113,7 +114,11 @@ impl InEffect {
     fn of(config: &Config) -> Result<Self, ChildRunnerError> {
         let of_builders =
             Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
-        Ok(InEffect { caches: config.caches.clone(), config: toml::to_string(&of_builders)? })
+        Ok(InEffect {
+            caches: config.caches.clone(),
+            layer_format: config.build.layer_format,
+            config: toml::to_string(&of_builders)?,
+        })
     }
 }
 
@@ -241,7 +246,8 @@ impl Build<'_> {
 
     fn parts<'b>(&'b self, job: &'b Job) -> Parts<'b> {
         let KubeRunner { names, cluster, .. } = self.runner;
-        Parts { names, cluster, caches: &self.with.caches, volume: &self.volume, job }
+        let InEffect { caches, layer_format, .. } = &*self.with;
+        Parts { names, cluster, caches, layer_format: *layer_format, volume: &self.volume, job }
     }
 
     /// The job that the builder gets: its secrets are those that there are.

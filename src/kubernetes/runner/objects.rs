@@ -1,5 +1,6 @@
-//! What a build is made of in the cluster: Job, Secret, PVC. The pod is one of Pod Security "baseline": root with the six
-//! capabilities that writing layers takes, nothing that escapes, no token.
+//! What a build is made of in the cluster: Job, Secret, PVC. Where layers are directories the pod is one of Pod Security
+//! "baseline": root with the six capabilities that writing them takes, nothing that escapes, no token. Where they are images it is
+//! one of "restricted": a user of no rights, to whose group the disk is given.
 //!
 //! ```text
 //! /cache              the PVC
@@ -19,11 +20,13 @@ use crate::caches::volumes::VolumeId;
 use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
 use crate::kubernetes::names::{Names, VOLUME, object};
-use crate::model::job::Job;
+use crate::model::job::{Job, LayerFormat};
 use crate::model::pull_secret::PullSecretName;
 
 /// The container.
 pub(super) const CONTAINER: &str = "builder";
+/// User and group of a builder that needs no rights: "nonroot" of many images, Larder's own among them.
+const NOBODY: u32 = 65532;
 /// How much longer than its builder a Job may take, seconds: with its Job a pod is deleted, and what it said with it.
 const MARGIN: i64 = 600;
 
@@ -33,6 +36,8 @@ pub(super) struct Parts<'a> {
     pub(super) names: &'a Names,
     pub(super) cluster: &'a Cluster,
     pub(super) caches: &'a Caches,
+    /// Of what is built.
+    pub(super) layer_format: LayerFormat,
     pub(super) volume: &'a VolumeId,
     pub(super) job: &'a Job,
 }
@@ -76,11 +81,7 @@ impl Parts<'_> {
                         "automountServiceAccountToken": false,
                         "enableServiceLinks": false,
                         "terminationGracePeriodSeconds": 60,
-                        "securityContext": {
-                            "runAsUser": 0,
-                            "fsGroupChangePolicy": "OnRootMismatch",
-                            "seccompProfile": {"type": "RuntimeDefault"},
-                        },
+                        "securityContext": self.pod_security(),
                         "containers": [{
                             "name": CONTAINER,
                             "image": self.cluster.builder_image,
@@ -99,10 +100,7 @@ impl Parts<'_> {
                             "securityContext": {
                                 "allowPrivilegeEscalation": false,
                                 "readOnlyRootFilesystem": true,
-                                "capabilities": {
-                                    "drop": ["ALL"],
-                                    "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP"],
-                                },
+                                "capabilities": self.capabilities(),
                             },
                             "resources": {
                                 "requests": {"cpu": "500m", "memory": "256Mi", "ephemeral-storage": "64Mi"},
@@ -117,14 +115,61 @@ impl Parts<'_> {
                         }],
                         "volumes": [
                             {"name": "cache", "persistentVolumeClaim": {"claimName": name}},
-                            {"name": "job", "secret": {"secretName": name, "defaultMode": 0o400, "items": job}},
-                            auth_volume(&name, auth),
+                            {"name": "job", "secret": {"secretName": name, "defaultMode": self.secret_mode(), "items": job}},
+                            self.auth_volume(&name, auth),
                             {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
                         ],
                     },
                 },
             },
         })
+    }
+
+    fn pod_security(&self) -> Value {
+        let user = match self.layer_format {
+            LayerFormat::Overlay => json!({"runAsUser": 0}),
+            LayerFormat::Erofs => json!({
+                "runAsNonRoot": true,
+                "runAsUser": NOBODY,
+                "runAsGroup": NOBODY,
+                "fsGroup": NOBODY,
+            }),
+        };
+        let mut context = json!({
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        });
+        for (name, value) in user.as_object().into_iter().flatten() {
+            context[name] = value.clone();
+        }
+        context
+    }
+
+    fn capabilities(&self) -> Value {
+        match self.layer_format {
+            LayerFormat::Overlay => json!({
+                "drop": ["ALL"],
+                "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP"],
+            }),
+            LayerFormat::Erofs => json!({"drop": ["ALL"]}),
+        }
+    }
+
+    /// Of files from secrets: root's, or the group's that the pod gets.
+    fn secret_mode(&self) -> u32 {
+        match self.layer_format {
+            LayerFormat::Overlay => 0o400,
+            LayerFormat::Erofs => 0o440,
+        }
+    }
+
+    /// With no item at all a volume would hold every key of the secret.
+    fn auth_volume(&self, name: &str, items: Vec<Value>) -> Value {
+        if items.is_empty() {
+            return json!({"name": "auth", "emptyDir": {"sizeLimit": "1Mi"}});
+        }
+        let mode = self.secret_mode();
+        json!({"name": "auth", "secret": {"secretName": name, "defaultMode": mode, "items": items}})
     }
 
     /// What the pod is given to read.
@@ -206,16 +251,6 @@ impl Parts<'_> {
     }
 }
 
-/// With no item at all a volume would hold every key of the secret.
-fn auth_volume(name: &str, items: Vec<Value>) -> Value {
-    match items.is_empty() {
-        true => json!({"name": "auth", "emptyDir": {"sizeLimit": "1Mi"}}),
-        false => {
-            json!({"name": "auth", "secret": {"secretName": name, "defaultMode": 0o400, "items": items}})
-        }
-    }
-}
-
 fn auth_key(at: usize) -> String {
     format!("auth-{at}.json")
 }
@@ -244,10 +279,12 @@ mod tests {
         let id = "8f14e45f-ceea-4e7a-9c2b-0123456789ab".parse().unwrap();
         let volume = VolumeId { tenant: "team".parse().unwrap(), id, generation: 1 };
         let job = Job::parse(br#"{"images":["a:1"]}"#).unwrap();
+        let (caches, layer_format) = (Caches::default(), LayerFormat::Overlay);
         let parts = Parts {
             names: &names,
             cluster: &cluster,
-            caches: &Caches::default(),
+            caches: &caches,
+            layer_format,
             volume: &volume,
             job: &job,
         };
@@ -269,6 +306,11 @@ mod tests {
             parts.job(&[], 1)["spec"]["template"]["spec"]["volumes"][2]["emptyDir"]["sizeLimit"],
             "1Mi"
         );
+        let images = Parts { layer_format: LayerFormat::Erofs, ..parts };
+        let pod = &images.job(&secrets, 1)["spec"]["template"]["spec"];
+        let _: k8s_openapi::api::core::v1::PodSpec = serde_json::from_value(pod.clone()).unwrap();
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["containers"][0]["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
         let mut owner = typed;
         owner.metadata.uid = Some("u".into());
         let secret: Secret = serde_json::from_value(parts.secret(&owner, "", &secrets).unwrap()).unwrap();

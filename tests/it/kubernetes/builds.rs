@@ -4,11 +4,13 @@ use std::fs;
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Namespace;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use larder::model::image_cache::Status;
+use larder::model::job::LayerFormat;
 use larder::model::seal::CacheManifest;
 use larder::testing::kubernetes::{Harm, Meets, Timing};
 use larder::testing::registry::Fault;
@@ -60,6 +62,25 @@ fn ordered_by_the_api() {
     world.until("the record is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.nothing_left();
     assert_eq!(daemon.stop(), Ok(()));
+}
+
+/// Layers that are images take no right at all.
+#[test]
+fn images_are_built_under_restricted() {
+    let mut world = World::new();
+    world.config.build.layer_format = LayerFormat::Erofs;
+    let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+    let namespaces: Api<Namespace> = Api::all(world.admin());
+    world.wait(namespaces.patch(world.own(), &PatchParams::default(), &Patch::Merge(&labels))).unwrap();
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    let content = world.phase("web", Status::Available).status.unwrap().content.unwrap();
+    assert_eq!(content.totals.layers, 2);
+    if !world.is_real() {
+        let stored = world.fake().stored(&content.snapshot.unwrap().handle).unwrap();
+        let seal = CacheManifest::parse(&fs::read(stored.path.join("cache.json")).unwrap()).unwrap();
+        assert_eq!(seal.content.layer_format, LayerFormat::Erofs);
+    }
 }
 
 /// What is told of a build under way, to whoever asks the API and to whoever looks at the object.
