@@ -1,5 +1,5 @@
 //! What applying a tar means whatever form the layer gets: names are cleaned, whiteouts understood, attributes screened,
-//! and what no honest layer holds is refused. A [`Sink`] does the rest.
+//! and what no honest layer holds is refused. A `Sink` does the rest.
 
 use std::io::BufRead;
 

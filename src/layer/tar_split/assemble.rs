@@ -25,6 +25,10 @@ pub struct Assembler<R, F, T> {
 }
 
 /// A record with everything that it takes to give it out.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there are 64 at most; a box would be one more allocation per file"
+)]
 enum Piece<T> {
     Segment(Vec<u8>),
     File(File<T>),
