@@ -24,21 +24,34 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 
+/// The entries of the ACL `value`, as far as the kernel looks before it knows of what file they are (`posix_acl_from_xattr`).
+pub(super) fn entries(value: &[u8]) -> Result<&[[u8; 8]], Verdict> {
+    let (head, entries) = value.split_first_chunk().ok_or(Verdict::Malformed)?;
+    if u32::from_le_bytes(*head) != VERSION {
+        return Err(Verdict::Unknown);
+    }
+    let (entries, []) = entries.as_chunks::<8>() else { return Err(Verdict::Malformed) };
+    let is_known = |[low, high, _, _, id @ ..]: &[u8; 8]| match u16::from_le_bytes([*low, *high]) {
+        USER_OBJ | GROUP_OBJ | MASK | OTHER => true,
+        USER | GROUP => u32::from_le_bytes(*id) != u32::MAX,
+        _ => false,
+    };
+    if entries.iter().all(is_known) { Ok(entries) } else { Err(Verdict::Malformed) }
+}
+
 /// Judges the ACL `value` of a file with `mode`.
 pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
-    let Some((head, entries)) = value.split_first_chunk() else { return Verdict::Malformed };
-    if u32::from_le_bytes(*head) != VERSION {
-        return Verdict::Unknown;
-    }
-    let (entries, []) = entries.as_chunks::<8>() else { return Verdict::Malformed };
+    let entries = match entries(value) {
+        Ok(entries) => entries,
+        Err(verdict) => return verdict,
+    };
     if entries.is_empty() {
         return Verdict::Mode(mode);
     }
     let (mut expected, mut needs_mask, mut permissions) = (USER_OBJ, false, 0);
-    for [tag_low, tag_high, low, high, id @ ..] in entries {
+    for [tag_low, tag_high, low, high, ..] in entries {
         let (tag, permission) =
             (u16::from_le_bytes([*tag_low, *tag_high]), u16::from_le_bytes([*low, *high]));
-        let named = u32::from_le_bytes(*id) != u32::MAX;
         let bits = u32::from(permission);
         if permission > 7 {
             return Verdict::Malformed;
@@ -48,7 +61,7 @@ pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
                 permissions |= bits << 6;
                 USER
             }
-            (USER, USER) if named => {
+            (USER, USER) => {
                 needs_mask = true;
                 USER
             }
@@ -56,7 +69,7 @@ pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
                 permissions |= bits << 3;
                 GROUP
             }
-            (GROUP, GROUP) if named => {
+            (GROUP, GROUP) => {
                 needs_mask = true;
                 GROUP
             }

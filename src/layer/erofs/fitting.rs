@@ -82,9 +82,16 @@ fn judge(file_type: FileType, name: &[u8], value: &[u8], mode: u32) -> Judged {
         _ if name.starts_with(b"user.") && !has_user => Judged::Lost,
         b"user." | b"trusted." | b"security." => Judged::Malformed,
         b"system.posix_acl_access" | b"system.posix_acl_default" if file_type == FileType::Symlink => {
-            Judged::Lost
+            match acl::entries(value) {
+                Err(Verdict::Malformed) => Judged::Malformed,
+                _ => Judged::Lost,
+            }
         }
-        b"system.posix_acl_default" if file_type != FileType::Directory => Judged::Malformed,
+        b"system.posix_acl_default" if file_type != FileType::Directory => match acl::entries(value) {
+            Err(Verdict::Unknown) => Judged::Lost,
+            Ok([]) => Judged::Mode(mode),
+            _ => Judged::Malformed,
+        },
         b"system.posix_acl_default" => match acl::judge(value, mode) {
             Verdict::Kept(_) => Judged::Kept(mode),
             // Here even three entries are no mode of anything.
