@@ -97,6 +97,7 @@ impl Error {
 fn class(error: &io::Error) -> Class {
     match error.kind() {
         io::ErrorKind::ResourceBusy => Class::Busy,
+        io::ErrorKind::NotFound => Class::NotFound,
         _ => crate::layer::error::io_class(error),
     }
 }

@@ -90,6 +90,7 @@ fn what_cannot_be_mounted_leaves_nothing() {
         succeed(&mut served.build(&volume, SIZE));
         let reference = &served.references()[0];
         let before = mountinfo();
+        exits(64, &mut mount(&served.beside("none"), reference, over.path()));
         let said = exits(64, &mut mount(&volume, "other:1", over.path()));
         assert!(said.contains("it has"), "{said}");
         exits(64, &mut mount(&volume, reference, volume.parent().unwrap()));
