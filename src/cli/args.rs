@@ -259,18 +259,8 @@ pub(super) struct OrderArgs {
     /// Form of standard output; json also silences the progress on standard error
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
-    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
-    ///
-    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
-    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
-    #[arg(long, value_enum, value_name = "FORM")]
-    pub(super) layer_format: Option<LayerFormat>,
-    /// Put a dm-verity hash tree behind each image, and what containerd reads of it beside it; only with --layer-format erofs
-    #[arg(long)]
-    pub(super) verity: bool,
-    /// Write no tar-split files: quicker, but verify and export then refuse the volume
-    #[arg(long)]
-    pub(super) no_tar_split: bool,
+    #[command(flatten)]
+    pub(super) layers: LayerArgs,
     /// Build without the privileges a layer asks for; what cannot be kept is recorded, see inspect
     #[arg(long)]
     pub(super) rootless: bool,
@@ -310,6 +300,23 @@ pub(super) struct OrderArgs {
     pub(super) source: Option<SourceOrder>,
 }
 
+/// How layers lie on the volume.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(super) struct LayerArgs {
+    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
+    ///
+    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
+    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(super) layer_format: Option<LayerFormat>,
+    /// Put a dm-verity hash tree behind each image, and what containerd reads of it beside it; only with --layer-format erofs
+    #[arg(long)]
+    pub(super) verity: bool,
+    /// Write no tar-split files: quicker, but verify and export then refuse the volume
+    #[arg(long)]
+    pub(super) no_tar_split: bool,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
     /// The archive or the image of a disk (raw, erofs): a file, a directory, - for standard input
@@ -345,18 +352,8 @@ pub(super) struct ImportArgs {
     /// Form of standard output, as of build
     #[arg(long, value_enum, default_value_t = Output::Text, value_name = "FORM")]
     pub(super) output: Output,
-    /// Form in which layers lie on the volume: directories, or EROFS images [default: the configuration's]
-    ///
-    /// An image per layer is written as fast as one file and takes no privilege: no root, no capability. containerd 2.4 and
-    /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
-    #[arg(long, value_enum, value_name = "FORM")]
-    pub(super) layer_format: Option<LayerFormat>,
-    /// Put a dm-verity hash tree behind each image, and what containerd reads of it beside it; only with --layer-format erofs
-    #[arg(long)]
-    pub(super) verity: bool,
-    /// Write no tar-split files: quicker, but verify and export then refuse the volume
-    #[arg(long)]
-    pub(super) no_tar_split: bool,
+    #[command(flatten)]
+    pub(super) layers: LayerArgs,
     /// Import without the privileges a layer asks for; what cannot be kept is recorded, see inspect
     #[arg(long)]
     pub(super) rootless: bool,
@@ -389,9 +386,7 @@ impl From<ImportArgs> for OrderArgs {
             platform: args.platform,
             concurrency: args.concurrency,
             output: args.output,
-            layer_format: args.layer_format,
-            verity: args.verity,
-            no_tar_split: args.no_tar_split,
+            layers: args.layers,
             rootless: args.rootless,
             share: args.share,
             verify_after: args.verify_after,

@@ -117,6 +117,7 @@ pub(super) fn order(
     if let (Some(first), None) = (pull_secrets.first(), &args.secrets) {
         return Err(UsageError::NoSecretsDirectory { first: first.to_string() });
     }
+    let layer_format = args.layers.layer_format.or(of_job.and_then(|job| job.layer_format));
     Ok(Order {
         images,
         volume,
@@ -127,13 +128,10 @@ pub(super) fn order(
             .or_else(|| of_job.and_then(|job| job.platform.clone()))
             .unwrap_or_else(Platform::host),
         volume_kind,
-        layer_format_given: args.layer_format.or(of_job.and_then(|job| job.layer_format)).is_some(),
-        verity: args.verity || of_job.and_then(|job| job.verity).unwrap_or(false),
-        layer_format: args
-            .layer_format
-            .or(of_job.and_then(|job| job.layer_format))
-            .unwrap_or(config.build.layer_format),
-        tar_split: !args.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
+        layer_format_given: layer_format.is_some(),
+        layer_format: layer_format.unwrap_or(config.build.layer_format),
+        verity: args.layers.verity || of_job.and_then(|job| job.verity).unwrap_or(false),
+        tar_split: !args.layers.no_tar_split && of_job.and_then(|job| job.tar_split).unwrap_or(true),
         rootless: args.rootless,
         verify_after: args.verify_after,
         concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),

@@ -162,6 +162,9 @@ impl Service {
 
     /// Removes archives that nobody needs.
     pub(super) async fn remove_archives(&self, ids: Vec<CacheId>) -> Result<(), StoreError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         self.on_imports(move |imports| ids.iter().try_for_each(|id| imports.remove(id))).await.map(drop)
     }
 
