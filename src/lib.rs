@@ -21,13 +21,14 @@
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`client`] | the client of the daemon's API |
+//! | [`node`] | what starts containers from caches: the snapshotter for containerd |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
 //! | [`telemetry`] | logs, metrics, the service manager |
 //! | `testing` | feature `testing`: builders of layers and images, a registry that misbehaves on purpose |
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client} → caches → {build, snapshot, rootfs} → verify →
+//! Imports run one way: `main → cli → {api, client, node} → caches → {build, snapshot, rootfs} → verify →
 //! prefetch → trees → {registry, secrets, archive, volume} → layer → {sys, model, config}`.
 //! `registry`, `secrets`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
 //! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`, by way of `trees`. `telemetry` may be imported by
@@ -42,6 +43,7 @@ pub mod client;
 pub mod config;
 pub mod layer;
 pub mod model;
+pub mod node;
 pub mod prefetch;
 pub mod registry;
 pub mod rootfs;

@@ -34,6 +34,7 @@ Examples:
   larder import images.tar --volume ./cache
   larder prefetch ./cache --image nginx:1.27
   larder serve
+  larder snapshotter
   larder cache create web nginx:1.27 --wait
 
 Exit codes (sysexits.h):
@@ -63,6 +64,14 @@ Examples:
 podman load, skopeo copy and ctr images import take all three archives, docker load the docker-archive. gzip is what every
 tool reads; zstd is smaller and much faster, for containerd 1.5, podman and skopeo, and docker 23 or newer; none is fastest,
 and for networks that compress.";
+
+const SNAPSHOTTER_EXAMPLES: &str = "\
+containerd finds it by its configuration (1.6: version = 2):
+  [proxy_plugins.larder]
+    type = \"snapshot\"
+    address = \"/run/larder/snapshotter.sock\"
+  [plugins.\"io.containerd.grpc.v1.cri\".containerd]     # containerd 2: [plugins.\"io.containerd.cri.v1.images\"]
+    snapshotter = \"larder\"";
 
 const IMPORT_EXAMPLES: &str = "\
 Examples:
@@ -161,6 +170,13 @@ pub(super) enum Command {
     ///
     /// Exits with 73 where that is nothing of ours, and with 75 while somebody uses it.
     Umount(UmountArgs),
+    /// Run a snapshotter for containerd that has the layers of attached volumes
+    ///
+    /// A proxy plugin of type `snapshot`, of containerd 1.6 and newer. Images of attached volumes are pulled without their
+    /// layers, everything else as usual, so it can be the only snapshotter of a node. Of the configuration it reads
+    /// state.dir and [log]. Takes root. Exits with 73 if another one has its directory or its socket.
+    #[command(after_help = SNAPSHOTTER_EXAMPLES)]
+    Snapshotter(SnapshotterArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -444,6 +460,17 @@ pub(super) struct MountArgs {
 pub(super) struct UmountArgs {
     /// Directory that `mount` was given
     pub(super) dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SnapshotterArgs {
+    /// Socket for containerd: root's alone
+    #[arg(long, value_name = "PATH", default_value = "/run/larder/snapshotter.sock")]
+    pub(super) socket: PathBuf,
+    /// Directory for what containerd unpacks and writes, on a file system that overlayfs takes upper directories from
+    /// [default: snapshotter in state.dir]
+    #[arg(long, value_name = "DIR")]
+    pub(super) root: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
