@@ -36,7 +36,11 @@ pub(super) fn run(args: SnapshotterArgs, config: &Config, console: &Console) -> 
     let runtime = match Builder::new_multi_thread().enable_all().max_blocking_threads(THREADS).build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            return exit::fail(console, Class::Internal, &format!("starting the threads of the snapshotter: {e}"));
+            return exit::fail(
+                console,
+                Class::Internal,
+                &format!("starting the threads of the snapshotter: {e}"),
+            );
         }
     };
     tracing::info!(socket = %settings.socket.display(), root = %settings.root.display(), "answering containerd");

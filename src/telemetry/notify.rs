@@ -19,7 +19,10 @@ pub fn reloading() {
 
 /// The service is on its way out.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("finishing what can be, leaving the rest to the next start")]);
+    tell(&[
+        NotifyState::Stopping,
+        NotifyState::Status("finishing what can be, leaving the rest to the next start"),
+    ]);
 }
 
 /// The service is alive.

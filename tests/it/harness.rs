@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 pub(crate) mod cgroup;
 pub(crate) mod containerd;
+pub(crate) mod cri;
 pub(crate) mod daemon;
 pub(crate) mod du;
 pub(crate) mod filesystem;
+pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod layers;
 pub(crate) mod need;
@@ -19,6 +21,7 @@ pub(crate) mod python;
 pub(crate) mod registry;
 pub(crate) mod served;
 pub(crate) mod skopeo;
+pub(crate) mod snapshots;
 pub(crate) mod token;
 pub(crate) mod tree;
 

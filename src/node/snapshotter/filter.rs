@@ -241,9 +241,24 @@ mod tests {
     fn what_is_no_filter() {
         let huge = format!("name==\"{}\"", "a".repeat(MAX));
         for filter in [
-            "==", ".", "name=", "name==", "name==a b", "name==\"a", "name==\"\\", "name==\"\\q\"",
-            "name==\"\\xg0\"", "name==\"\\x+1\"", "name==\"\\uD800\"", "name==\"\\xff\"", "labels.", "labels.==a",
-            "name~=(", "name~=(a{1000}){1000}", "name,,kind", &huge,
+            "==",
+            ".",
+            "name=",
+            "name==",
+            "name==a b",
+            "name==\"a",
+            "name==\"\\",
+            "name==\"\\q\"",
+            "name==\"\\xg0\"",
+            "name==\"\\x+1\"",
+            "name==\"\\uD800\"",
+            "name==\"\\xff\"",
+            "labels.",
+            "labels.==a",
+            "name~=(",
+            "name~=(a{1000}){1000}",
+            "name,,kind",
+            &huge,
         ] {
             let parsed = Filters::parse(&[filter.to_owned()]);
             assert!(matches!(parsed, Err(Error::Invalid(_))), "{filter}: {parsed:?}");

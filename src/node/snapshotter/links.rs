@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::error::{Error, io as failed};
 use super::volumes::Volume;
@@ -111,11 +111,6 @@ impl Links {
             mount::unmount(&path)?;
         }
         fs::remove_dir(path)
-    }
-
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 }
 

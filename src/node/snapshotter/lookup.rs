@@ -37,8 +37,9 @@ impl Snapshotter {
                 return Ok(false);
             }
             let known = store::layers(db, &chain)?;
-            let wanted =
-                |record: &&Record| record.info.parent == parent && record.info.labels.get(TARGET) == Some(target);
+            let wanted = |record: &&Record| {
+                record.info.parent == parent && record.info.labels.get(TARGET) == Some(target)
+            };
             if let Some(known) = known.iter().find(wanted) {
                 self.place(known)?;
                 return Ok(true);

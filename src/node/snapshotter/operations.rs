@@ -77,7 +77,9 @@ impl Snapshotter {
         let store = lock(&self.store);
         let record = store::get(store.read(), name)?;
         if record.info.kind == Kind::Committed {
-            return Err(Error::Precondition(format!("snapshot {name:?} is committed, and is not mounted itself")));
+            return Err(Error::Precondition(format!(
+                "snapshot {name:?} is committed, and is not mounted itself"
+            )));
         }
         let lower = self.lower(store.read(), name)?;
         Ok(self.describe(record.id, record.info.kind, &lower))
@@ -101,8 +103,14 @@ impl Snapshotter {
         }
         let (id, now) = (self.next_id(), Utc::now());
         let labels = labels.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        let info =
-            Info { name: name.to_owned(), parent: parent.to_owned(), kind, created: now, updated: now, labels };
+        let info = Info {
+            name: name.to_owned(),
+            parent: parent.to_owned(),
+            kind,
+            created: now,
+            updated: now,
+            labels,
+        };
         let record = Record { id, info, chain: None, usage: Usage::default() };
         let prepared = lock(&self.store).write(|db| {
             let above = parent_of(db, parent)?;

@@ -175,7 +175,12 @@ fn info(info: Info) -> api::Info {
 }
 
 fn mount(mount: Mount) -> types::Mount {
-    types::Mount { r#type: mount.kind.to_owned(), source: mount.source, target: String::new(), options: mount.options }
+    types::Mount {
+        r#type: mount.kind.to_owned(),
+        source: mount.source,
+        target: String::new(),
+        options: mount.options,
+    }
 }
 
 /// containerd takes its own errors back out of the code (package errdefs).
@@ -189,7 +194,11 @@ fn status(error: Error) -> Status {
         Error::Layer(_) | Error::Store { .. } | Error::Io { .. } if error.class() == Class::NoSpace => {
             Code::ResourceExhausted
         }
-        Error::Layer(_) | Error::Store { .. } | Error::Damaged { .. } | Error::Io { .. } | Error::Thread(_) => {
+        Error::Layer(_)
+        | Error::Store { .. }
+        | Error::Damaged { .. }
+        | Error::Io { .. }
+        | Error::Thread(_) => {
             tracing::error!(%error, "a request failed");
             Code::Internal
         }

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
-use super::error::{Error, io as failed};
 use super::Usage;
+use super::error::{Error, io as failed};
 use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, Stat};
 

@@ -68,7 +68,8 @@ fn prove(db: &Connection, path: &Path) -> Result<(), Error> {
         let known = STEPS.len();
         return Err(damaged(path, format!("it has version {version}, this larder knows {known} and older")));
     }
-    let sound: String = db.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(told(path))?;
+    let sound: String =
+        db.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(told(path))?;
     if sound == "ok" { Ok(()) } else { Err(damaged(path, sound)) }
 }
 

@@ -1,0 +1,6 @@
+//! `larder snapshotter` at its socket, with real mounts.
+
+mod containers;
+mod crash;
+mod layers;
+mod suite;

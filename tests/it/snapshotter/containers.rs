@@ -1,0 +1,299 @@
+//! Debian's containerd, with this as its only snapshotter: what is fetched, what runs, and what goes on.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use larder::model::job::LayerFormat;
+use larder::testing::image::{Format, Image, busybox};
+use larder::testing::layer::LayerBuilder;
+
+use crate::harness::containerd::Containerd;
+use crate::harness::cri;
+use crate::harness::served::Served;
+use crate::harness::snapshots::Snapshotter;
+use crate::harness::{Need, isolated, succeed};
+
+const NEEDS: [Need; 4] =
+    [Need::Program("containerd"), Need::Program("ctr"), Need::Program("runc"), Need::Program("busybox")];
+const SIZE: u64 = 256 << 20;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A shell, and layers that each hold a file of their own and one in a directory that they imply.
+fn image(name: &str, layers: usize) -> Image {
+    let more = (0..layers).map(|number| {
+        let content = format!("{name} {number}\n");
+        LayerBuilder::new()
+            .file(format!("file-{number}"), &content)
+            .file(format!("etc/{number}"), &content)
+            .gzip()
+    });
+    Image::builder(Format::Oci).layer(busybox().unwrap()).layers(more.map(Into::into)).build()
+}
+
+/// containerd on a snapshotter.
+struct Node {
+    // Dropped first: it stops before what it stands on.
+    containerd: Containerd,
+    snapshotter: Snapshotter,
+}
+
+impl Node {
+    fn start() -> Self {
+        let snapshotter = Snapshotter::start();
+        Node { containerd: Containerd::start_with_snapshotter(&snapshotter.socket()), snapshotter }
+    }
+
+    fn pull(&self, reference: &str) {
+        if let Err(status) = cri::pull(&self.containerd.socket(), reference) {
+            panic!("pulling {reference}: {status}\n{}", self.snapshotter.log());
+        }
+    }
+
+    fn run(&self, arguments: &[&str], image: &str, name: &str, script: &str) -> Command {
+        let run = ["run", "--snapshotter", "larder"];
+        self.containerd.k8s(&[&run, arguments, &[image, name, "/bin/sh", "-c", script]].concat())
+    }
+
+    /// What a script prints in a container that is removed afterwards.
+    fn printed(&self, image: &str, script: &str) -> String {
+        succeed(&mut self.run(&["--rm"], image, "once", script))
+    }
+
+    fn forget(&self, image: &str) {
+        succeed(&mut self.containerd.k8s(&["images", "rm", "--sync", image]));
+    }
+
+    fn snapshots(&self) -> usize {
+        self.snapshotter.client.list(&[]).unwrap().len()
+    }
+}
+
+/// Bytes of layers that the registry has given since it was asked last, and of documents.
+fn fetched(served: &Served) -> (u64, u64) {
+    let layers: u64 = served
+        .images
+        .iter()
+        .flat_map(|image| &image.layers)
+        .map(|layer| layer.digest.clone())
+        .collect::<std::collections::BTreeSet<_>>()
+        .iter()
+        .map(|digest| served.registry.served(digest))
+        .sum();
+    let all = served.registry.served_total();
+    served.registry.forget();
+    (layers, all - layers)
+}
+
+#[test]
+fn nothing_of_a_cached_image_is_fetched() {
+    isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
+        for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
+            let served = Served::new([image("cached", 3), image("foreign", 2)]).with(form);
+            let (cached, foreign) = (&served.references()[0], &served.references()[1]);
+            let volume = served.volume();
+            let mut build = Command::new(served.build(&volume, SIZE).get_program());
+            // Only the first is in the cache.
+            build.args(served.build(&volume, SIZE).get_args().filter(|word| *word != foreign.as_str()));
+            succeed(&mut build);
+            fetched(&served);
+            let node = Node::start();
+            let at = node.snapshotter.attach(&volume, "v");
+
+            node.pull(cached);
+            let (layers, documents) = fetched(&served);
+            assert_eq!(layers, 0, "{form:?}");
+            assert!((1..20_000).contains(&documents), "{documents}");
+            let printed = node
+                .printed(cached, "cat /file-0 /file-1 /file-2 /etc/2; echo new > /etc/new && cat /etc/new");
+            assert_eq!(printed, "cached 0\ncached 1\ncached 2\ncached 2\nnew\n");
+
+            // The shell is cached, the rest is not.
+            node.pull(foreign);
+            let (layers, _) = fetched(&served);
+            let want: usize = served.images[1].layers[1..].iter().map(|layer| layer.blob.len()).sum();
+            assert_eq!(layers, want as u64);
+            assert_eq!(node.printed(foreign, "cat /file-0 /file-1"), "foreign 0\nforeign 1\n");
+
+            // Images that are removed leave nothing.
+            node.forget(cached);
+            node.forget(foreign);
+            let deadline = Instant::now() + PATIENCE;
+            while node.snapshots() > 0 {
+                assert!(Instant::now() < deadline, "{:?}", node.snapshotter.client.names(&[]));
+                sleep(Duration::from_millis(100));
+            }
+            node.snapshotter.detach(&at);
+        }
+    });
+}
+
+#[test]
+fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
+    isolated(&NEEDS, || {
+        let served = Served::new([image("cached", 1)]);
+        let volume = served.volume();
+        succeed(&mut served.build(&volume, SIZE));
+        let node = Node::start();
+        // From another registry, before anything is attached.
+        let elsewhere = Served::new([image("foreign", 2), image("late", 1)]);
+        let [foreign, late] = &elsewhere.references()[..] else { panic!() };
+        node.pull(foreign);
+        let all: usize = elsewhere.images[0].layers.iter().map(|layer| layer.blob.len()).sum();
+        assert_eq!(
+            elsewhere.images[0].layers.iter().map(|l| elsewhere.registry.served(&l.digest)).sum::<u64>(),
+            all as u64
+        );
+        let at = node.snapshotter.attach(&volume, "v");
+        let cached = &served.references()[0];
+        fetched(&served);
+        node.pull(cached);
+        // Its shell was unpacked here, on which the cached layer stands.
+        assert_eq!(fetched(&served).0, 0);
+        assert_eq!(node.printed(cached, "cat /file-0"), "cached 0\n");
+        node.snapshotter.detach(&at);
+        assert_eq!(node.printed(foreign, "cat /file-1; echo x > /x; cat /x"), "foreign 1\nx\n");
+        let refused = node.run(&["--rm"], cached, "refused", "true").output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && said.contains("not attached"), "{said}");
+        // Removed and pulled again it is as any other.
+        node.forget(cached);
+        node.pull(cached);
+        assert_eq!(fetched(&served).0, served.images[0].layers[1].blob.len() as u64);
+        assert_eq!(node.printed(cached, "cat /file-0"), "cached 0\n");
+        // The old way of pulling, which fetches all before it unpacks any.
+        succeed(&mut node.containerd.k8s(&[
+            "images",
+            "pull",
+            "--plain-http",
+            "--snapshotter",
+            "larder",
+            late,
+        ]));
+        assert_eq!(node.printed(late, "cat /file-0"), "late 0\n");
+    });
+}
+
+#[test]
+fn images_of_many_layers() {
+    isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
+        for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
+            let served = Served::new([image("deep", 119)]).with(form);
+            let volume = served.volume();
+            succeed(&mut served.build(&volume, SIZE));
+            fetched(&served);
+            let node = Node::start();
+            // A long path is no hindrance.
+            let at = node.snapshotter.attach(&volume, &format!("{}/v", "a-long-name-".repeat(15)));
+            let reference = &served.references()[0];
+            node.pull(reference);
+            assert_eq!(fetched(&served).0, 0);
+            let printed = node.printed(reference, "cat /file-0 /file-60 /file-118 /etc/118");
+            assert_eq!(printed, "deep 0\ndeep 60\ndeep 118\ndeep 118\n");
+            node.forget(reference);
+            node.snapshotter.detach(&at);
+        }
+    });
+}
+
+#[test]
+fn caches_that_share_layers() {
+    isolated(&NEEDS, || {
+        let both = [image("shared", 2), image("shared", 3)];
+        let served = Served::new(both);
+        let references = served.references();
+        let node = Node::start();
+        let mut places: Vec<PathBuf> = Vec::new();
+        for (number, reference) in references.iter().enumerate() {
+            let volume = served.beside(&format!("cache-{number}"));
+            let build = served.build(&volume, SIZE);
+            let mut one = Command::new(build.get_program());
+            one.args(build.get_args().filter(|word| {
+                *word == reference.as_str() || !references.iter().any(|r| *word == r.as_str())
+            }));
+            succeed(&mut one);
+            places.push(node.snapshotter.attach(&volume, &format!("v{number}")));
+        }
+        fetched(&served);
+        for reference in &references {
+            node.pull(reference);
+        }
+        assert_eq!(fetched(&served).0, 0);
+        assert_eq!(node.snapshots(), 4, "what they share is there once");
+        // The first cache goes; the second has all that both images share.
+        node.snapshotter.detach(&places[0]);
+        assert_eq!(node.printed(&references[0], "cat /file-0 /file-1"), "shared 0\nshared 1\n");
+        assert_eq!(node.printed(&references[1], "cat /file-2"), "shared 2\n");
+        node.snapshotter.detach(&places[1]);
+    });
+}
+
+#[test]
+fn containers_outlive_the_snapshotter() {
+    isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
+        for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
+            let served = Served::new([image("cached", 2)]).with(form);
+            let volume = served.volume();
+            succeed(&mut served.build(&volume, SIZE));
+            let mut node = Node::start();
+            let at = node.snapshotter.attach(&volume, "v");
+            let reference = &served.references()[0];
+            node.pull(reference);
+            let script = "trap 'exit 0' TERM; n=0; while true; do n=$((n+1)); echo $n > /count; cat /file-1 > /dev/null || exit 9; sleep 0.1; done";
+            succeed(&mut node.run(&["--detach"], reference, "long", script));
+            let exec = |node: &Node, script: &str| {
+                let mut exec = node.containerd.k8s(&[
+                    "tasks",
+                    "exec",
+                    "--exec-id",
+                    "look",
+                    "long",
+                    "/bin/sh",
+                    "-c",
+                    script,
+                ]);
+                succeed(&mut exec)
+            };
+            let count = |node: &Node| exec(node, "cat /count").trim().parse::<u64>().unwrap_or(0);
+            let counts_on = |node: &Node| {
+                let (before, deadline) = (count(node), Instant::now() + PATIENCE);
+                while count(node) <= before {
+                    assert!(Instant::now() < deadline, "the container stands still");
+                    sleep(Duration::from_millis(100));
+                }
+            };
+            counts_on(&node);
+            node.snapshotter.kill();
+            counts_on(&node);
+            assert_eq!(exec(&node, "cat /file-0 /file-1"), "cached 0\ncached 1\n");
+            node.snapshotter.restart();
+            counts_on(&node);
+            // containerd may take a moment to find it again.
+            let deadline = Instant::now() + PATIENCE;
+            while !node.run(&["--rm"], reference, "next", "cat /file-1").status().unwrap().success() {
+                assert!(
+                    Instant::now() < deadline,
+                    "nothing starts after a restart\n{}",
+                    node.snapshotter.log()
+                );
+                let _ = node.containerd.k8s(&["containers", "rm", "next"]).output();
+                sleep(Duration::from_millis(200));
+            }
+            succeed(&mut node.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", "long"]));
+            let deadline = Instant::now() + PATIENCE;
+            while !node.containerd.k8s(&["tasks", "rm", "long"]).output().unwrap().status.success() {
+                assert!(Instant::now() < deadline, "the task does not end");
+                sleep(Duration::from_millis(100));
+            }
+            succeed(&mut node.containerd.k8s(&["containers", "rm", "long"]));
+            node.forget(reference);
+            let deadline = Instant::now() + PATIENCE;
+            while node.snapshots() > 0 {
+                assert!(Instant::now() < deadline, "{:?}", node.snapshotter.client.names(&[]));
+                sleep(Duration::from_millis(100));
+            }
+            node.snapshotter.detach(&at);
+        }
+    });
+}
