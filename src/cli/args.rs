@@ -69,7 +69,7 @@ const SNAPSHOTTER_EXAMPLES: &str = "\
 containerd finds it by its configuration (1.6: version = 2):
   [proxy_plugins.larder]
     type = \"snapshot\"
-    address = \"/run/larder/snapshotter.sock\"
+    address = \"/run/larder-snapshotter/snapshotter.sock\"
   [plugins.\"io.containerd.grpc.v1.cri\".containerd]     # containerd 2: [plugins.\"io.containerd.cri.v1.images\"]
     snapshotter = \"larder\"";
 
@@ -465,7 +465,7 @@ pub(super) struct UmountArgs {
 #[derive(Debug, Args)]
 pub(super) struct SnapshotterArgs {
     /// Socket for containerd: root's alone
-    #[arg(long, value_name = "PATH", default_value = "/run/larder/snapshotter.sock")]
+    #[arg(long, value_name = "PATH", default_value = "/run/larder-snapshotter/snapshotter.sock")]
     pub(super) socket: PathBuf,
     /// Directory for what containerd unpacks and writes, on a file system that overlayfs takes upper directories from
     /// [default: snapshotter in state.dir]

@@ -15,6 +15,7 @@
 //! ROOT/snapshots/N/work   what overlayfs wants beside an upper directory
 //! ROOT/l/N                what overlays of its children stand on: a symbolic link to its fs or to the tree on a volume, or
 //! ROOT/l/N.0, N.1         directories over which the EROFS images of the layer are mounted, topmost first
+//! ROOT/l/N.from           a symbolic link to nowhere, which says of which volume
 //! ```
 //!
 //! The names in `l/` are short and have one parent, because overlayfs takes all lower directories in one page of options
@@ -24,8 +25,9 @@
 //!
 //! A volume is attached when its record is there and a sealed volume lies where the record says. Records are looked at
 //! whenever a layer is asked for and every [`EVERY`]. When a record is gone, links are taken back and images unmounted, so
-//! that the volume can be unmounted; who detaches removes the record first and unmounts until it is not busy. What runs
-//! keeps what it stands on: overlays hold the file systems below them. What would start is refused with `UNAVAILABLE` until
+//! that the volume can be unmounted; who detaches removes the record first and then unmounts, again while it is busy. What
+//! runs keeps what it stands on: overlays hold the file systems below them, and images the files in which they lie, so that
+//! a volume of images is busy until the last container of it has ended. What would start is refused with `UNAVAILABLE` until
 //! the volume, or another one with the same layers, is attached again, or until the image is removed and pulled.
 //!
 //! # What is believed
@@ -37,7 +39,8 @@
 //! # Crashes
 //!
 //! A snapshot is there when its row is: directories are made before, and removed after. What has no row is swept at the
-//! start and by `Cleanup`. Numbers are not given twice while the process lives.
+//! start and by `Cleanup`. Numbers are not given twice while the process lives. Rows are flushed before they are answered;
+//! files are when the kernel does so, as with containerd's own snapshotter.
 
 mod error;
 mod filter;

@@ -4,3 +4,4 @@ mod containers;
 mod crash;
 mod layers;
 mod suite;
+mod unit;

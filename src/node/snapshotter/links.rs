@@ -40,6 +40,14 @@ impl Links {
         let paths = layout::parts(volume.format, layer).trees;
         let root = Dir::open(&volume.at).map_err(failed("opening the volume", &volume.at))?;
         if volume.format == LayerFormat::Erofs {
+            let from = of_volume(&root, volume).map_err(failed("examining", &volume.at))?;
+            let note = format!("{id}.from");
+            if self.dir.read_link(note.as_bytes()).ok().as_ref() != Some(&from) {
+                // Images that are mounted from another volume would keep that busy.
+                self.let_go(id)?;
+                let noted = self.dir.symlink(&from, note.as_bytes());
+                noted.map_err(failed("noting the volume of", &self.path.join(&note)))?;
+            }
             let mounted = paths.iter().enumerate().map(|(number, path)| self.image(id, number, &root, path));
             return mounted.collect();
         }
@@ -114,7 +122,15 @@ impl Links {
     }
 }
 
-/// `7`, `7.new` and `7.0` are of snapshot 7.
+/// Which volume it is: the top of its file system, and where that is.
+fn of_volume(root: &Dir, volume: &Volume) -> io::Result<Vec<u8>> {
+    let (device, inode) = root.stat_self()?.identity;
+    let mut text = format!("{device}:{inode} ").into_bytes();
+    text.extend_from_slice(volume.at.as_os_str().as_bytes());
+    Ok(text)
+}
+
+/// `7`, `7.new`, `7.0` and `7.from` are of snapshot 7.
 fn owner(name: &[u8]) -> Option<i64> {
     std::str::from_utf8(name).ok()?.split('.').next()?.parse().ok()
 }

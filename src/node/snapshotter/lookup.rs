@@ -87,7 +87,8 @@ impl Snapshotter {
 
     /// Looks at the records of attachments, and makes and takes back links as volumes came and went. Whether all is settled.
     pub(super) fn look_around(&self, anew: bool) -> bool {
-        if !lock(&self.volumes).refresh() && !anew {
+        let changed = lock(&self.volumes).refresh();
+        if !changed && !anew {
             return true;
         }
         let store = lock(&self.store);
@@ -105,8 +106,11 @@ impl Snapshotter {
                 other => other.map(drop),
             };
             if let Err(error) = placed {
-                tracing::warn!(snapshot = record.info.name, %error, "a layer of a volume is in between");
                 settled = false;
+                // Tried again and again, and told once.
+                if changed {
+                    tracing::warn!(snapshot = record.info.name, %error, "a layer of a volume is in between");
+                }
             }
         }
         settled

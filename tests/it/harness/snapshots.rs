@@ -34,6 +34,8 @@ pub(crate) const TARGET: &str = "containerd.io/snapshot.ref";
 #[derive(Debug)]
 pub(crate) struct Snapshotter {
     running: Option<Running>,
+    /// What starts it, in front of its own command line.
+    starter: Vec<String>,
     dir: TempDir,
     pub(crate) client: Client,
 }
@@ -41,17 +43,30 @@ pub(crate) struct Snapshotter {
 impl Snapshotter {
     /// Starts one and waits until it answers. In an isolated test: it mounts.
     pub(crate) fn start() -> Self {
+        Snapshotter::start_by(&[])
+    }
+
+    /// The same by another program that becomes it.
+    pub(crate) fn start_by(starter: &[String]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let client = Client::new(dir.path().join("s"));
-        let mut snapshotter = Snapshotter { running: None, dir, client };
+        let mut snapshotter = Snapshotter { running: None, starter: starter.to_vec(), dir, client };
         snapshotter.restart();
         snapshotter
     }
 
     /// The command line.
     pub(crate) fn command(&self) -> Command {
-        let mut command = larder();
-        command.arg("snapshotter").arg("--socket").arg(self.socket()).arg("--root").arg(self.root());
+        let program = larder().get_program().to_str().unwrap().to_owned();
+        let mut words = self.starter.iter().chain([&program]);
+        let mut command = Command::new(words.next().unwrap());
+        command
+            .args(words)
+            .arg("snapshotter")
+            .arg("--socket")
+            .arg(self.socket())
+            .arg("--root")
+            .arg(self.root());
         command.env("LARDER_STATE__DIR", self.dir.path().join("state"));
         command
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -37,12 +38,17 @@ struct Node {
     // Dropped first: it stops before what it stands on.
     containerd: Containerd,
     snapshotter: Snapshotter,
+    /// In the names of its containers: runc knows them by name on all of the machine.
+    number: usize,
 }
+
+static NODES: AtomicUsize = AtomicUsize::new(0);
 
 impl Node {
     fn start() -> Self {
         let snapshotter = Snapshotter::start();
-        Node { containerd: Containerd::start_with_snapshotter(&snapshotter.socket()), snapshotter }
+        let number = NODES.fetch_add(1, Ordering::Relaxed);
+        Node { containerd: Containerd::start_with_snapshotter(&snapshotter.socket()), snapshotter, number }
     }
 
     fn pull(&self, reference: &str) {
@@ -51,9 +57,13 @@ impl Node {
         }
     }
 
+    fn name(&self, name: &str) -> String {
+        format!("larder-{}-{}-{name}", std::process::id(), self.number)
+    }
+
     fn run(&self, arguments: &[&str], image: &str, name: &str, script: &str) -> Command {
         let run = ["run", "--snapshotter", "larder"];
-        self.containerd.k8s(&[&run, arguments, &[image, name, "/bin/sh", "-c", script]].concat())
+        self.containerd.k8s(&[&run, arguments, &[image, &self.name(name), "/bin/sh", "-c", script]].concat())
     }
 
     /// What a script prints in a container that is removed afterwards.
@@ -61,12 +71,31 @@ impl Node {
         succeed(&mut self.run(&["--rm"], image, "once", script))
     }
 
-    fn forget(&self, image: &str) {
-        succeed(&mut self.containerd.k8s(&["images", "rm", "--sync", image]));
+    /// Removes an image by all the names that CRI gives it.
+    fn forget(&self, served: &Served, number: usize) {
+        let (image, host) = (&served.images[number], served.registry.host());
+        let by_digest = format!("{host}/app-{number}@{}", image.manifest.digest);
+        let names = [&served.references()[number], &by_digest, &image.config.digest.to_string()];
+        succeed(self.containerd.k8s(&["images", "rm", "--sync"]).args(names));
+    }
+
+    fn until_nothing_is_left(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.snapshotter.client.names(&[]).is_empty() {
+            assert!(Instant::now() < deadline, "{:?}", self.snapshotter.client.names(&[]));
+            sleep(Duration::from_millis(100));
+        }
     }
 
     fn snapshots(&self) -> usize {
         self.snapshotter.client.list(&[]).unwrap().len()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // What a test that failed has left; otherwise there is none.
+        let _ = self.containerd.k8s(&["tasks", "rm", "--force", &self.name("long")]).output();
     }
 }
 
@@ -117,13 +146,9 @@ fn nothing_of_a_cached_image_is_fetched() {
             assert_eq!(node.printed(foreign, "cat /file-0 /file-1"), "foreign 0\nforeign 1\n");
 
             // Images that are removed leave nothing.
-            node.forget(cached);
-            node.forget(foreign);
-            let deadline = Instant::now() + PATIENCE;
-            while node.snapshots() > 0 {
-                assert!(Instant::now() < deadline, "{:?}", node.snapshotter.client.names(&[]));
-                sleep(Duration::from_millis(100));
-            }
+            node.forget(&served, 0);
+            node.forget(&served, 1);
+            node.until_nothing_is_left();
             node.snapshotter.detach(&at);
         }
     });
@@ -158,7 +183,7 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(!refused.status.success() && said.contains("not attached"), "{said}");
         // Removed and pulled again it is as any other.
-        node.forget(cached);
+        node.forget(&served, 0);
         node.pull(cached);
         assert_eq!(fetched(&served).0, served.images[0].layers[1].blob.len() as u64);
         assert_eq!(node.printed(cached, "cat /file-0"), "cached 0\n");
@@ -191,7 +216,7 @@ fn images_of_many_layers() {
             assert_eq!(fetched(&served).0, 0);
             let printed = node.printed(reference, "cat /file-0 /file-60 /file-118 /etc/118");
             assert_eq!(printed, "deep 0\ndeep 60\ndeep 118\ndeep 118\n");
-            node.forget(reference);
+            node.forget(&served, 0);
             node.snapshotter.detach(&at);
         }
     });
@@ -271,28 +296,31 @@ fn containers_outlive_the_snapshotter() {
             counts_on(&node);
             // containerd may take a moment to find it again.
             let deadline = Instant::now() + PATIENCE;
-            while !node.run(&["--rm"], reference, "next", "cat /file-1").status().unwrap().success() {
+            while !node.run(&["--rm"], reference, "next", "cat /file-1").output().unwrap().status.success() {
                 assert!(
                     Instant::now() < deadline,
                     "nothing starts after a restart\n{}",
                     node.snapshotter.log()
                 );
-                let _ = node.containerd.k8s(&["containers", "rm", "next"]).output();
+                let _ = node.containerd.k8s(&["containers", "rm", &node.name("next")]).output();
                 sleep(Duration::from_millis(200));
             }
-            succeed(&mut node.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", "long"]));
+            succeed(&mut node.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", &node.name("long")]));
             let deadline = Instant::now() + PATIENCE;
-            while !node.containerd.k8s(&["tasks", "rm", "long"]).output().unwrap().status.success() {
+            while !node
+                .containerd
+                .k8s(&["tasks", "rm", &node.name("long")])
+                .output()
+                .unwrap()
+                .status
+                .success()
+            {
                 assert!(Instant::now() < deadline, "the task does not end");
                 sleep(Duration::from_millis(100));
             }
-            succeed(&mut node.containerd.k8s(&["containers", "rm", "long"]));
-            node.forget(reference);
-            let deadline = Instant::now() + PATIENCE;
-            while node.snapshots() > 0 {
-                assert!(Instant::now() < deadline, "{:?}", node.snapshotter.client.names(&[]));
-                sleep(Duration::from_millis(100));
-            }
+            succeed(&mut node.containerd.k8s(&["containers", "rm", &node.name("long")]));
+            node.forget(&served, 0);
+            node.until_nothing_is_left();
             node.snapshotter.detach(&at);
         }
     });

@@ -117,14 +117,21 @@ fn volumes_come_and_go() {
             let read = |mounted: &Mounted| fs::read_to_string(mounted.at("etc/passwd")).unwrap();
             let passwd = read(&running);
 
+            // What runs goes on. It stands on the trees of a volume, or on files that hold it.
+            let mut running = Some(running);
+            if form == LayerFormat::Erofs {
+                assert_eq!(nix::mount::umount(&a), Err(nix::errno::Errno::EBUSY));
+                running = None;
+            }
             // Another volume that has the same layers takes over.
             snapshotter.detach(&a);
-            assert_eq!(read(&running), passwd, "what runs goes on");
+            if let Some(running) = running {
+                assert_eq!(read(&running), passwd);
+            }
             assert_eq!(read(&Mounted::new(&client.view("one", &top).unwrap())), passwd);
             assert_eq!(take(client, &served.images[0]).unwrap(), top);
 
             // Without one nothing starts from them, and they are fetched like any other.
-            drop(running);
             snapshotter.detach(&b);
             let refused = client.view("two", &top).unwrap_err();
             assert_eq!(refused.code(), Code::Unavailable);
@@ -133,7 +140,7 @@ fn volumes_come_and_go() {
             assert_eq!(take(client, &served.images[0]), None);
             assert_eq!(client.stat(&top).unwrap().kind(), Kind::Committed);
             fs::write(own.at("file"), "what is not of a volume does not mind").unwrap();
-            assert_eq!(Mounted::new(&client.mounts("own").unwrap()).path().join("file").exists(), true);
+            assert!(Mounted::new(&client.mounts("own").unwrap()).at("file").exists());
 
             // Wherever it comes back.
             let c = snapshotter.attach(&first, "elsewhere");
@@ -174,7 +181,7 @@ fn a_layer_on_a_parent_that_was_pulled() {
         assert_eq!(client.take(&chain[1].to_string(), ""), None);
         assert_eq!(client.take(&chain[0].to_string(), &base), None);
         for odd in ["sha256:zz", "", "sha256:00", "../../etc"] {
-            client.prepare(odd.len().to_string().as_str(), "", &[(TARGET, odd)]).unwrap();
+            client.prepare(&format!("odd {odd}"), "", &[(TARGET, odd)]).unwrap();
         }
         let missing = client.prepare("x", "none", &[(TARGET, &chain[1].to_string())]).unwrap_err();
         assert_eq!(missing.code(), Code::NotFound);
