@@ -273,7 +273,7 @@ fn containers_outlive_the_snapshotter() {
                     "exec",
                     "--exec-id",
                     "look",
-                    "long",
+                    &node.name("long"),
                     "/bin/sh",
                     "-c",
                     script,

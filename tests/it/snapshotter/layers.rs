@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::thread;
 
 use larder::model::chain::ChainId;
 use larder::model::digest::Digest;
@@ -187,6 +188,30 @@ fn a_layer_on_a_parent_that_was_pulled() {
         assert_eq!(missing.code(), Code::NotFound);
         let taken = client.prepare("view", "", &[(TARGET, &chain[0].to_string())]).unwrap_err();
         assert_eq!(taken.code(), Code::AlreadyExists);
+    });
+}
+
+#[test]
+fn many_ask_at_once() {
+    isolated(&[Need::Erofs], || {
+        let served = Served::new(images()).with(LayerFormat::Erofs);
+        let volume = served.volume();
+        succeed(&mut served.build(&volume, SIZE));
+        let snapshotter = Snapshotter::start();
+        snapshotter.attach(&volume, "v");
+        let image = &served.images[0];
+        let ask = || {
+            let client = Client::new(snapshotter.socket());
+            let won = client.prepare("same", "", &[]).is_ok();
+            (take(&client, image).unwrap(), won)
+        };
+        let answers: Vec<_> = thread::scope(|scope| {
+            let asking: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+            asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+        });
+        assert_eq!(answers.iter().filter(|(_, won)| *won).count(), 1);
+        assert!(answers.iter().all(|(top, _)| *top == answers[0].0), "{answers:?}");
+        assert_eq!(snapshotter.client.names(&[]).len(), 1 + image.layers.len());
     });
 }
 

@@ -29,6 +29,7 @@ fn snapshots_stand_on_each_other() {
         let snapshotter = Snapshotter::start();
         let client = &snapshotter.client;
         let first = Mounted::new(&client.prepare("first", "", &[("color", "blue")]).unwrap());
+        assert_eq!(fs::metadata(first.path()).unwrap().mode() & 0o7777, 0o755);
         fs::write(first.at("file"), "one").unwrap();
         fs::create_dir_all(first.at("a/b/c")).unwrap();
         let active = client.stat("first").unwrap();

@@ -1,6 +1,7 @@
 //! `systemd/larder-snapshotter.service`, without a systemd that runs.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -90,7 +91,7 @@ fn exercise(snapshotter: &Snapshotter, served: &Served, volume: &Path) {
     fs::create_dir(active.at("dir")).unwrap();
     nix::unistd::chown(&active.at("dir"), Some(5.into()), Some(6.into())).unwrap();
     fs::write(active.at("dir/file"), "x").unwrap();
-    fs::set_permissions(active.at("dir"), std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(active.at("dir"), Permissions::from_mode(0o000)).unwrap();
     assert_eq!(client.usage("active").unwrap().inodes, 3);
     drop(active);
     client.commit("layer", "active", &[]).unwrap();
