@@ -30,6 +30,7 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         volume_kind: VolumeKind::Directory,
         layer_format: LayerFormat::Overlay,
         layer_format_given: false,
+        verity: false,
         tar_split,
         rootless: false,
         verify_after: false,

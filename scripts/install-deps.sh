@@ -24,6 +24,8 @@ packages=(
     e2fsprogs
     # Tests, benchmarks: fsck.erofs, a second opinion on EROFS images, and mkfs.erofs to be measured with.
     erofs-utils
+    # Tests: veritysetup, a second opinion on hash trees.
+    cryptsetup-bin
     # Tests: small loop-mounted file systems, private mount namespaces.
     xfsprogs mount util-linux
     # Tests: the systemd unit, and the daemon under what the unit allows. The programs alone; nothing is booted.

@@ -14,7 +14,7 @@ use crate::layer::overlay::{copy, settle};
 use crate::layer::stored::StoredDir;
 use crate::model::class::Class;
 use crate::model::job::LayerFormat;
-use crate::model::seal::{Layer, LayerImage, Settled};
+use crate::model::seal::{Layer, LayerImage, Settled, Verity};
 use crate::trees;
 use crate::volume::layout;
 
@@ -97,7 +97,8 @@ fn image(
             Some(written.map_err(|e| unsettled(ready, e))?.size)
         }
     };
-    Ok((settled, Some(LayerImage { size, fixup_size })))
+    let verity = ready.extracted.image.and_then(|image| image.verity).map(Verity::from);
+    Ok((settled, Some(LayerImage { size, fixup_size, verity })))
 }
 
 fn unsettled(ready: &Ready, error: layer::Error) -> Fail {

@@ -62,8 +62,17 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     /// Whether tar-split files are written.
     pub(super) tar_split: bool,
+    /// Whether images get hash trees.
+    pub(super) verity: bool,
     /// Ends the work.
     pub(super) cancel: Cancel,
+}
+
+impl Shared {
+    /// How the image of a change set is written.
+    fn image_options(&self, diff_id: &Digest) -> erofs::Options {
+        erofs::Options { verity: self.verity, ..erofs::Options::of(diff_id) }
+    }
 }
 
 /// A layer that is extracted and verified, and waits for its parents.
@@ -288,10 +297,12 @@ pub(super) async fn copy(
                 let tar = Rebuilt::new(split, StoredDir::Directory(diff));
                 rebuild(&sharing, tar, diff_id, at.size, &counters)
             }
-            Lies::Image { image, split } if sharing.volume.format() == LayerFormat::Erofs => {
+            Lies::Image { image, split, verity }
+                if sharing.volume.format() == LayerFormat::Erofs && sharing.verity == verity =>
+            {
                 take(&sharing, &image, &split, diff_id, at.size, &counters)
             }
-            Lies::Image { image, split } => {
+            Lies::Image { image, split, .. } => {
                 let tar = image_tar(open(&image)?, open(&split)?)?;
                 rebuild(&sharing, tar, diff_id, at.size, &counters)
             }
@@ -369,7 +380,7 @@ fn prove(
         image: Image::Present(image),
         dir: staging.dir(),
         space: &**staging.account(),
-        options: erofs::Options::of(&expected.diff_id),
+        options: shared.image_options(&expected.diff_id),
         written: &counters.written,
         keep_replaced: false,
     };
@@ -465,7 +476,7 @@ pub(super) fn run<S: ChunkSource>(
         }
         LayerFormat::Erofs => {
             let image = Image::New(staging.create_image(layout::IMAGE).map_err(RunError::Volume)?);
-            let (dir, options) = (staging.dir(), erofs::Options::of(&expected.diff_id));
+            let (dir, options) = (staging.dir(), shared.image_options(&expected.diff_id));
             let target = erofs::apply::Target { image, dir, space, options, written, keep_replaced };
             extract(decoder, Target::Erofs(target), split, &shared.limits, expected)
         }

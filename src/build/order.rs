@@ -34,6 +34,8 @@ pub struct Order {
     pub layer_format: LayerFormat,
     /// Whether somebody asked for that form; else a volume that was begun in another one keeps it.
     pub layer_format_given: bool,
+    /// Whether images have dm-verity hash trees.
+    pub verity: bool,
     /// Whether tar-split files are written.
     pub tar_split: bool,
     /// Whether what an unprivileged process cannot keep is recorded instead of refused.
@@ -61,6 +63,7 @@ impl Order {
             images: self.images.iter().map(ToString::to_string).collect(),
             platform: self.platform.clone(),
             layer_format: self.layer_format,
+            verity: self.verity,
             tar_split: self.tar_split,
             rootless: self.rootless,
         }

@@ -98,6 +98,10 @@ async fn build(
     {
         order.layer_format = format;
     }
+    if order.verity && order.layer_format != LayerFormat::Erofs {
+        let message = "hash trees are for layers that are images: give --layer-format erofs, or no --verity";
+        return Err(vec![Fail::job(Class::Invalid, message)]);
+    }
     let rights = rights(&order)?;
     process::clear_umask();
     // A soft limit that stays low only means fewer layers at once before the kernel says so.
@@ -142,6 +146,7 @@ async fn build(
             rights,
             limits: registry::limits(config),
             tar_split: order.tar_split,
+            verity: order.verity,
             cancel: cancel.clone(),
         }),
         share,

@@ -128,6 +128,8 @@ pub(super) enum Lies {
         image: (Dir, String),
         /// Where its tar-split file is, and its name.
         split: (Dir, String),
+        /// Whether it has a hash tree.
+        verity: bool,
     },
 }
 
@@ -208,7 +210,13 @@ impl Share {
                     erofs.open_dir(algorithm.as_bytes()).and_then(|dir| dir.open_dir(prefix.as_bytes()));
                 let images = images.map_err(io("opening the image of the layer of"))?;
                 let splits = erofs.open_dir(layout::SPLITS).map_err(io("opening erofs/tar-split/ of"))?;
-                Lies::Image { image: (images, name), split: (splits, layout::image_split(diff_id)) }
+                let sidecar = format!("{name}{}", layout::VERITY);
+                let verity = images.try_stat(sidecar.as_bytes()).map_err(io("examining the image of"))?;
+                Lies::Image {
+                    image: (images, name),
+                    split: (splits, layout::image_split(diff_id)),
+                    verity: verity.is_some(),
+                }
             }
         };
         Ok(Copy { at, lies, lease })

@@ -66,6 +66,7 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         images: (0..images.len()).map(|n| format!("example.com/image:{n}")).collect(),
         platform: Platform::new("linux", "amd64", ""),
         layer_format: LayerFormat::Overlay,
+        verity: false,
         tar_split: true,
         rootless: false,
     };
@@ -79,6 +80,7 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         rights: Rights { ids: process::ids(), trusted: options.trusted, rootless: false },
         limits: Limits::default(),
         tar_split: true,
+        verity: false,
         cancel: Cancel::new(),
     });
     let mut layers: Vec<Layer> = Vec::new();

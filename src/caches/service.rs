@@ -402,6 +402,7 @@ impl Service {
             platform: None,
             volume_kind: None,
             layer_format: None,
+            verity: None,
             pull_secrets,
             deadline,
             result_file: None,

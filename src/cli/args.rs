@@ -273,6 +273,9 @@ pub(super) struct OrderArgs {
     /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
     #[arg(long, value_enum, value_name = "FORM")]
     pub(super) layer_format: Option<LayerFormat>,
+    /// Put a dm-verity hash tree behind each image, and what containerd reads of it beside it; only with --layer-format erofs
+    #[arg(long)]
+    pub(super) verity: bool,
     /// Write no tar-split files: quicker, but verify and export then refuse the volume
     #[arg(long)]
     pub(super) no_tar_split: bool,
@@ -356,6 +359,9 @@ pub(super) struct ImportArgs {
     /// newer take the directory erofs/ of the volume as a layer content cache; `larder mount` mounts images for others.
     #[arg(long, value_enum, value_name = "FORM")]
     pub(super) layer_format: Option<LayerFormat>,
+    /// Put a dm-verity hash tree behind each image, and what containerd reads of it beside it; only with --layer-format erofs
+    #[arg(long)]
+    pub(super) verity: bool,
     /// Write no tar-split files: quicker, but verify and export then refuse the volume
     #[arg(long)]
     pub(super) no_tar_split: bool,
@@ -392,6 +398,7 @@ impl From<ImportArgs> for OrderArgs {
             concurrency: args.concurrency,
             output: args.output,
             layer_format: args.layer_format,
+            verity: args.verity,
             no_tar_split: args.no_tar_split,
             rootless: args.rootless,
             share: args.share,

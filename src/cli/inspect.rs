@@ -173,9 +173,12 @@ fn write_layer(out: &mut String, layer: &Layer, users: usize) {
     let _ = writeln!(out, "  {size} from {compressed}, {} entries{shared}", layer.entries);
     let _ = writeln!(out, "  diff ID   {}", layer.diff_id);
     let _ = writeln!(out, "  blob      {}", layer.blob);
-    if let Some(LayerImage { size, fixup_size }) = layer.image {
+    if let Some(LayerImage { size, fixup_size, verity }) = &layer.image {
         let over = fixup_size.map(|size| format!(", and {} laid over it", ByteSize(size)));
-        let _ = writeln!(out, "  image     {}{}", ByteSize(size), over.unwrap_or_default());
+        let _ = writeln!(out, "  image     {}{}", ByteSize(*size), over.unwrap_or_default());
+        if let Some(verity) = verity {
+            let _ = writeln!(out, "  verity    {}", verity.root_hash);
+        }
     }
     let settled = &layer.settled;
     write_paths(out, "inherited", settled.inherited.iter().cloned());

@@ -128,6 +128,7 @@ pub(super) fn order(
             .unwrap_or_else(Platform::host),
         volume_kind,
         layer_format_given: args.layer_format.or(of_job.and_then(|job| job.layer_format)).is_some(),
+        verity: args.verity || of_job.and_then(|job| job.verity).unwrap_or(false),
         layer_format: args
             .layer_format
             .or(of_job.and_then(|job| job.layer_format))

@@ -38,6 +38,7 @@
 //! | `read` | reader of images, ours or an enemy's |
 //! | `finish` | where everything lies, and writing it |
 //! | `apply` | a layer from its tar; `fitting` what the kernel would have taken of it, `acl` of its ACLs |
+//! | `verity` | the hash tree behind an image, where one is wanted |
 //! | `fixup` | what of a layer depends on those below it |
 
 mod acl;
@@ -61,6 +62,7 @@ mod spill;
 #[cfg(feature = "testing")]
 mod tests;
 mod tree;
+mod verity;
 mod writer;
 mod xattrs;
 
@@ -70,4 +72,5 @@ pub use self::finish::Summary;
 pub use self::inode::InodeId;
 pub use self::options::{Label, Options};
 pub use self::tree::{TreeError, Watch};
+pub use self::verity::Verity;
 pub use self::writer::{Special, Writer};

@@ -56,8 +56,8 @@ pub struct Extracted {
     pub decoded: Decoded,
     /// Size of the tar-split file, bytes, where one is kept.
     pub tar_split_size: Option<u64>,
-    /// Size of the image, bytes, where the layer is one.
-    pub image_size: Option<u64>,
+    /// The image, where the layer is one.
+    pub image: Option<erofs::Summary>,
 }
 
 /// A layer cannot be extracted.
@@ -167,7 +167,7 @@ pub fn extract<S: ChunkSource>(
     };
     let decoded = decoder.finish().map_err(Error::Decode)?;
     check(&decoded, expected)?;
-    Ok(Extracted { applied, decoded, tar_split_size, image_size: rest.finish()? })
+    Ok(Extracted { applied, decoded, tar_split_size, image: rest.finish()? })
 }
 
 impl<'a> Target<'a> {
@@ -188,7 +188,7 @@ impl<'a> Target<'a> {
             }
             Target::Erofs(target) => {
                 let (applied, filled) = erofs::apply::apply(reader, target)?;
-                Ok((applied, Rest::Erofs(filled)))
+                Ok((applied, Rest::Erofs(Box::new(filled))))
             }
         }
     }
@@ -197,7 +197,7 @@ impl<'a> Target<'a> {
 /// What is left to do when all members are written.
 enum Rest<'a> {
     Overlay(Vec<Replaced>, &'a Dir),
-    Erofs(erofs::apply::Filled<'a>),
+    Erofs(Box<erofs::apply::Filled<'a>>),
 }
 
 impl Rest<'_> {
@@ -221,13 +221,13 @@ impl Rest<'_> {
         }
     }
 
-    /// Completes the layer; answers the size of an image.
-    fn finish(self) -> Result<Option<u64>, Error> {
+    /// Completes the layer.
+    fn finish(self) -> Result<Option<erofs::Summary>, Error> {
         match self {
             Rest::Overlay(..) => Ok(None),
             Rest::Erofs(filled) => {
                 let summary = filled.finish().map_err(|e| erofs::apply::explain(b"", e))?;
-                Ok(Some(summary.size))
+                Ok(Some(summary))
             }
         }
     }

@@ -26,6 +26,15 @@ impl<'a> Reserved<'a> {
         Ok(Reserved { file, space, is_xfs, written: 0 })
     }
 
+    /// Sets room aside for `bytes`, whole blocks, that are written behind what is there in some other way.
+    pub(super) fn claim(&mut self, bytes: u64) -> io::Result<()> {
+        self.space.reserve(bytes).map_err(|full| io::Error::new(io::ErrorKind::StorageFull, NoRoom(full)))?;
+        if self.is_xfs && bytes > 0 {
+            preallocate(&self.file, self.written.div_ceil(BLOCK) * BLOCK, bytes)?;
+        }
+        Ok(())
+    }
+
     /// The file.
     pub(super) fn file(&self) -> &File {
         &self.file

@@ -55,6 +55,11 @@ impl Digest {
         Hasher::digest_of(Algorithm::Sha256, bytes)
     }
 
+    /// A sha256 digest that was computed elsewhere.
+    pub fn of_sha256(bytes: [u8; 32]) -> Self {
+        Digest { algorithm: Algorithm::Sha256, hex: hex(&bytes).into() }
+    }
+
     /// The algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

@@ -56,6 +56,9 @@ pub struct Job {
     /// Form in which layers lie on the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_format: Option<LayerFormat>,
+    /// Whether each image of a layer has a dm-verity hash tree; only with the format `erofs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verity: Option<bool>,
     /// Pull secrets, in the order in which they are tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pull_secrets: Vec<PullSecretName>,

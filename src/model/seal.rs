@@ -109,6 +109,25 @@ pub struct LayerImage {
     /// layers by their diff IDs alone misses what it holds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fixup_size: Option<u64>,
+    /// The dm-verity hash tree behind the image by diff ID, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub verity: Option<Verity>,
+}
+
+/// A dm-verity hash tree (Linux, admin-guide/device-mapper/verity.rst): sha256, blocks of 4096 bytes, 32 zero bytes of salt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verity {
+    /// Digest over the top of the tree.
+    pub root_hash: Digest,
+    /// Where its header lies, bytes.
+    pub hash_offset: u64,
+}
+
+impl Verity {
+    /// The file beside the image, as containerd reads it.
+    pub fn sidecar(&self) -> String {
+        format!("{{\"roothash\":\"{}\",\"hashoffset\":{}}}\n", self.root_hash.hex(), self.hash_offset)
+    }
 }
 
 /// How a blob was compressed.

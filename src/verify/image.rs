@@ -2,6 +2,7 @@
 //! there. What is laid over it is planned and compared in the same way.
 
 use std::collections::HashMap;
+use std::io::Read as _;
 use std::sync::atomic::AtomicU64;
 
 use super::error::{Error, Fault};
@@ -17,7 +18,7 @@ use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::job::LayerFormat;
-use crate::model::seal::{Layer, LayerImage};
+use crate::model::seal::{Layer, LayerImage, Verity};
 use crate::sys::{Dir, unnamed};
 use crate::trees;
 use crate::volume::layout::{self, Parts};
@@ -98,7 +99,7 @@ impl<'a> Images<'a> {
             image: Image::Present(file),
             dir: &self.scratch,
             space: &Uncounted,
-            options: Options::of(&layer.diff_id),
+            options: Options { verity: image.verity.is_some(), ..Options::of(&layer.diff_id) },
             written: &AtomicU64::new(0),
             keep_replaced: false,
         };
@@ -110,6 +111,21 @@ impl<'a> Images<'a> {
         })?;
         if extracted.applied.entries != layer.entries {
             return Err(states(layer, &format!("it has {} members", layer.entries)));
+        }
+        let verity = extracted.image.and_then(|image| image.verity).map(Verity::from);
+        if verity != image.verity {
+            return Err(states(layer, "its hash tree has another top"));
+        }
+        if let (Some(path), Some(verity)) = (&parts.verity, verity) {
+            let mut found = Vec::new();
+            let want = verity.sidecar();
+            let file = self.open(path, want.len() as u64)?;
+            file.take(want.len() as u64)
+                .read_to_end(&mut found)
+                .map_err(|e| Error::io("reading", path, e))?;
+            if found != want.as_bytes() {
+                return Err(Error::volume(path, Fault::Index));
+            }
         }
         Ok(extracted.applied)
     }

@@ -146,6 +146,7 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         let parts = layout::parts(content.layer_format, layer);
         explained.extend(parts.trees);
         explained.insert(parts.tar_split);
+        explained.extend(parts.verity);
     }
     match content.layer_format {
         LayerFormat::Overlay => image_store(content, &mut expected, &mut links),

@@ -25,6 +25,9 @@ pub struct Identity {
     pub platform: Platform,
     /// Form of the layers.
     pub layer_format: LayerFormat,
+    /// Whether images have hash trees.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub verity: bool,
     /// Whether tar-split files are kept.
     pub tar_split: bool,
     /// Whether losses of an unprivileged build are allowed.

@@ -51,6 +51,8 @@ pub const SPLITS: &[u8] = b"tar-split";
 pub const IMAGE: &[u8] = b"layer.erofs";
 /// The image to be laid over it while it is staged.
 pub const FIXUP: &[u8] = b"fixup.erofs";
+/// What follows the name of an image in that of the file which says of its hash tree.
+pub const VERITY: &str = ".dmverity";
 /// What mkfs leaves in an empty file system.
 pub const LOST_AND_FOUND: &[u8] = b"lost+found";
 
@@ -83,6 +85,8 @@ pub struct Parts {
     pub trees: Vec<String>,
     /// Its tar-split file.
     pub tar_split: String,
+    /// What says of the hash tree of its image.
+    pub verity: Option<String>,
 }
 
 /// Where a layer lies.
@@ -91,15 +95,19 @@ pub fn parts(format: LayerFormat, layer: &Layer) -> Parts {
         LayerFormat::Overlay => Parts {
             trees: vec![format!("overlay/{}/diff", layer.chain_id.hex())],
             tar_split: format!("overlay-layers/{}", tar_split(&layer.chain_id)),
+            verity: None,
         },
         LayerFormat::Erofs => {
             let ([algorithm, prefix], name) = image(&layer.diff_id);
             let has_fixup = layer.image.as_ref().is_some_and(|image| image.fixup_size.is_some());
             let fixup = has_fixup.then(|| format!("erofs/chain/{}", fixup(&layer.chain_id)));
             let image = format!("erofs/{algorithm}/{prefix}/{name}");
+            let has_verity = layer.image.as_ref().is_some_and(|image| image.verity.is_some());
+            let verity = has_verity.then(|| format!("{image}{VERITY}"));
             Parts {
                 trees: fixup.into_iter().chain([image]).collect(),
                 tar_split: format!("erofs/tar-split/{}", image_split(&layer.diff_id)),
+                verity,
             }
         }
     }

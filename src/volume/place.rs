@@ -84,7 +84,8 @@ impl Place {
                             .clone()
                             .map(|layer| layout::image(&layer.diff_id))
                             .filter(|([_, of], _)| of.as_bytes() == prefix)
-                            .map(|(_, name)| name.into_bytes())
+                            .flat_map(|(_, name)| [format!("{name}{}", layout::VERITY), name])
+                            .map(String::into_bytes)
                             .collect();
                         if names.is_empty() {
                             remove::tree(&blobs, &prefix).context("removing", "images of layers")?;
@@ -143,12 +144,18 @@ impl Place {
                 let ([algorithm, prefix], name) = layout::image(&layer.diff_id);
                 let images = counted(erofs, &algorithm, budget)?;
                 let images = counted(&images, &prefix, budget)?;
-                budget.growing(&[&images, chain, splits], &name, || {
+                // Two names in the first.
+                budget.growing(&[&images, &images, chain, splits], &name, || {
                     let is_new = images.try_stat(name.as_bytes()).context("examining", &name)?.is_none();
                     if is_new {
                         // The image comes last: where one is, all of it is.
                         if layer.tar_split_size.is_some() {
                             put(&staging, layout::TAR_SPLIT, splits, &layout::image_split(&layer.diff_id))?;
+                        }
+                        if let Some(verity) = layer.image.as_ref().and_then(|image| image.verity.as_ref()) {
+                            let sidecar = format!("{name}{}", layout::VERITY);
+                            staging.write(layout::VERITY.as_bytes(), verity.sidecar().as_bytes())?;
+                            put(&staging, layout::VERITY.as_bytes(), &images, &sidecar)?;
                         }
                         put(&staging, layout::IMAGE, &images, &name)?;
                     }

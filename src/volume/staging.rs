@@ -131,7 +131,8 @@ impl Staging {
         let block = self.account.block();
         let room = stat.size.max(stat.allocated).div_ceil(block) * block;
         self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
-        // Another file system, a confined process, an owner or a count of links that forbids it.
+        // Another file system, an owner or a count of links that forbids it; or a confined process, to which a second name
+        // would give the right to write that it has here (Landlock, LANDLOCK_ACCESS_FS_REFER).
         if stat.file_type == FileType::Regular && from.link(name, &self.dir, here).is_ok() {
             return Ok(());
         }

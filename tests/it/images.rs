@@ -1,7 +1,9 @@
 //! Volumes whose layers are EROFS images: what is on them, that no bit of it can change unseen, and what building them takes.
 
+mod daemon;
 mod mounts;
 mod unprivileged;
+mod verity;
 
 use std::collections::BTreeMap;
 use std::fs;

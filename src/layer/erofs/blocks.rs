@@ -8,6 +8,7 @@ use super::super::reserved::Reserved;
 use super::super::space::Space;
 use super::error::{Context, Error};
 use super::format::{BLOCK, MAX_BLOCKS};
+use super::verity::{self, Verity};
 
 /// Bytes handed to the kernel at once.
 const BUFFER: usize = 256 << 10;
@@ -138,16 +139,30 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// Writes the first block. Nothing may follow it.
-    pub(super) fn finish(mut self, first: &[u8; BLOCK]) -> Result<(), Error> {
-        let len = u64::from(self.next) * BLOCK as u64;
-        self.file()?;
-        match &self.output {
-            Output::New(out) => out.get_ref().file().write_all_at(first, 0).context(DOING),
+    /// Writes the first block, and a hash tree behind the last where `verity` has the identity of one. Nothing may follow.
+    pub(super) fn finish(
+        mut self,
+        first: &[u8; BLOCK],
+        verity: Option<&[u8; 16]>,
+    ) -> Result<Option<Verity>, Error> {
+        let blocks = u64::from(self.next);
+        let image = self.file()?.try_clone().context("opening the image")?;
+        let proven = |put: &mut verity::Put<'_>| {
+            verity.map(|uuid| verity::write(&image, blocks, uuid, put)).transpose()
+        };
+        let behind = verity.map_or(0, |_| verity::len(blocks));
+        match &mut self.output {
+            Output::New(out) => {
+                out.get_mut().claim(behind).context(DOING)?;
+                image.write_all_at(first, 0).context(DOING)?;
+                proven(&mut |at, bytes| image.write_all_at(bytes, at).context(DOING))
+            }
             Output::Present(file) => {
                 compare(file, 0, first)?;
+                let proof = proven(&mut |at, bytes| compare(&image, at, bytes))?;
+                let len = blocks * BLOCK as u64 + behind;
                 match file.metadata().context("examining the image")?.len() {
-                    found if found == len => Ok(()),
+                    found if found == len => Ok(proof),
                     found => Err(Error::Differs { at: found.min(len) }),
                 }
             }

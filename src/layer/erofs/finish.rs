@@ -12,6 +12,7 @@ use super::inode::{Content, Directory, Inode, InodeId, Place};
 use super::listing::{self, Extent};
 use super::pack::{Packed, Packer};
 use super::spill::Spill;
+use super::verity::{self, Verity};
 use super::writer::Writer;
 use super::xattrs::Xattrs;
 use crate::sys::Timestamp;
@@ -19,8 +20,10 @@ use crate::sys::Timestamp;
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Length of the image, bytes.
+    /// Length of the file, bytes.
     pub size: u64,
+    /// What proves it block by block, where that was wanted.
+    pub verity: Option<Verity>,
     /// Inodes in it.
     pub inodes: u64,
     /// Bytes of it that are not content of files in whole blocks.
@@ -110,9 +113,10 @@ impl Writer<'_> {
             chunked,
         };
         superblock.seal(&mut block);
-        self.blocks.finish(&block)?;
-        let size = u64::from(blocks) * BLOCK as u64;
-        Ok(Summary { size, inodes, metadata: size - u64::from(first - 1) * BLOCK as u64 })
+        let verity = self.blocks.finish(&block, self.options.verity.then_some(&self.options.uuid))?;
+        let image = u64::from(blocks) * BLOCK as u64;
+        let size = image + verity.map_or(0, |_| verity::len(blocks.into()));
+        Ok(Summary { size, verity, inodes, metadata: image - u64::from(first - 1) * BLOCK as u64 })
     }
 
     /// Decides how directories lie; answers the number of blocks that lie outside of inodes.

@@ -10,6 +10,8 @@ pub struct Options {
     pub uuid: [u8; 16],
     /// Name of the file system.
     pub label: Label,
+    /// Whether a dm-verity hash tree follows the image.
+    pub verity: bool,
     /// Bytes of memory that entries may take until the end. Default 1 GiB, some six million entries.
     pub max_memory: usize,
 }
@@ -26,7 +28,7 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { uuid: [0; 16], label: Label::default(), max_memory: 1 << 30 }
+        Options { uuid: [0; 16], label: Label::default(), verity: false, max_memory: 1 << 30 }
     }
 }
 

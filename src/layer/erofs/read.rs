@@ -48,11 +48,12 @@ impl ImageNode {
     /// # Errors
     /// Those of reading; [`io::ErrorKind::InvalidData`] where it is no image of the kind that this larder writes.
     pub fn root(file: File) -> io::Result<Self> {
-        let cache = Cache::new(file)?;
+        let mut cache = Cache::new(file)?;
         let mut head = [0; BLOCK];
         cache.read(0, &mut head)?;
         let facts = verify_superblock(&head).ok_or_else(|| corrupt("its superblock"))?;
-        if u64::from(facts.blocks) * BLOCK as u64 != cache.len() {
+        // A hash tree may follow.
+        if !cache.cut(u64::from(facts.blocks) * BLOCK as u64) {
             return Err(corrupt("its length"));
         }
         let start = |block: u32| u64::from(block) * BLOCK as u64;

@@ -19,6 +19,8 @@ use crate::sys::Dir;
 /// Attributes longer than this are shared even where one inode has them: inodes stay small.
 const LARGE: u32 = 1024;
 
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Memory that one distinct attribute takes, bytes.
 const PAIR: usize = 96;
 
@@ -116,7 +118,7 @@ impl<'a> Xattrs<'a> {
     }
 
     /// The attributes of a set, sorted by name.
-    pub(super) fn get(&mut self, set: SetId) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    pub(super) fn get(&mut self, set: SetId) -> Result<Attributes, Error> {
         let set = Arc::clone(&self.sets[set.0 as usize]);
         let mut attributes = Vec::with_capacity(set.len());
         for id in set.iter() {

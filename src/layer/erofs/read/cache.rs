@@ -11,12 +11,15 @@ use super::corrupt;
 /// Blocks that are kept, one for each remainder: 2 MiB.
 const KEPT: usize = 512;
 
+/// Blocks by their number.
+type Kept = Vec<Option<(u64, Box<[u8; BLOCK]>)>>;
+
 /// The bytes of an image.
 #[derive(Debug)]
 pub(super) struct Cache {
     file: File,
     len: u64,
-    blocks: Mutex<Vec<Option<(u64, Box<[u8; BLOCK]>)>>>,
+    blocks: Mutex<Kept>,
 }
 
 impl Cache {
@@ -28,8 +31,11 @@ impl Cache {
         Ok(Cache { file, len, blocks: Mutex::new(vec![const { None }; KEPT]) })
     }
 
-    pub(super) fn len(&self) -> u64 {
-        self.len
+    /// Takes nothing behind `len` for the image; false where that is not there.
+    pub(super) fn cut(&mut self, len: u64) -> bool {
+        let is_there = len > 0 && len <= self.len;
+        self.len = self.len.min(len);
+        is_there
     }
 
     /// Whether `len` bytes at `at` lie in the image.
@@ -75,7 +81,7 @@ impl Cache {
         }
     }
 
-    fn blocks(&self) -> MutexGuard<'_, Vec<Option<(u64, Box<[u8; BLOCK]>)>>> {
+    fn blocks(&self) -> MutexGuard<'_, Kept> {
         // A panic leaves whole blocks.
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }

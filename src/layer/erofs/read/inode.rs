@@ -188,7 +188,7 @@ impl Inode {
 
     /// Where a chunk lies.
     fn chunk(&self, image: &Image, chunk: u64) -> io::Result<Option<u64>> {
-        let mut item = [0; ITEM as usize];
+        let mut item = [0; size_of::<u32>()];
         image.cache.read(self.rest + chunk * ITEM, &mut item)?;
         match u32::from_le_bytes(item) {
             NO_BLOCK => Ok(None),

@@ -1,0 +1,119 @@
+//! dm-verity hash trees behind images, against veritysetup.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use larder::testing::image::{Format, Image};
+use larder::testing::layer::LayerBuilder;
+use serde_json::Value;
+
+use super::files;
+use crate::erofs::fsck;
+use crate::harness::served::{Served, cache, random};
+use crate::harness::{Need, exits, isolated, larder, succeed};
+
+const NEEDS: [Need; 2] = [Need::Program("veritysetup"), Need::Program("fsck.erofs")];
+
+/// Images of two, of some hundred, and of more than 128 x 128 blocks: trees of one, two and three levels.
+fn image() -> Image {
+    let sized = |seed: u64, len: usize| LayerBuilder::new().file("f", random(seed, len)).gzip().into();
+    Image::builder(Format::Oci).layers([sized(1, 10), sized(2, 1 << 20), sized(3, 66 << 20)]).build()
+}
+
+fn blobs(volume: &Path) -> Vec<PathBuf> {
+    let found = files(&volume.join("erofs/sha256")).into_values();
+    found.filter(|path| path.extension().is_some_and(|extension| extension == "erofs")).collect()
+}
+
+fn sidecar(blob: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.dmverity", blob.display()))
+}
+
+#[test]
+fn veritysetup_accepts_every_tree() {
+    isolated(&NEEDS, || {
+        let served = Served::new([image()]);
+        let volume = served.volume();
+        let with_size = |volume: &Path| {
+            let mut command = served.build(volume, 256 << 20);
+            command.args(["--layer-format", "erofs"]);
+            command
+        };
+        succeed(with_size(&volume).args(["--verity", "--verify-after"]));
+        let said = succeed(larder().arg("inspect").arg(&volume));
+        let recorded = cache(&volume).content.layers;
+        let blobs = blobs(&volume);
+        assert_eq!(blobs.len(), 3);
+        for blob in &blobs {
+            let text: Value = serde_json::from_slice(&fs::read(sidecar(blob)).unwrap()).unwrap();
+            let (root, offset) = (text["roothash"].as_str().unwrap(), text["hashoffset"].as_u64().unwrap());
+            assert!(said.contains(&format!("verity    sha256:{root}")), "{said}");
+            let size = fs::metadata(blob).unwrap().len();
+            let of =
+                |layer: &&larder::model::seal::Layer| blob.to_str().unwrap().contains(layer.diff_id.hex());
+            assert_eq!(recorded.iter().find(of).unwrap().image.as_ref().unwrap().size, size);
+            let check = |root: &str| {
+                let mut command = Command::new("veritysetup");
+                command.arg("verify").arg(blob).arg(blob).arg(root).arg(format!("--hash-offset={offset}"));
+                command
+            };
+            succeed(&mut check(root));
+            assert!(!check(&"0".repeat(64)).output().unwrap().status.success(), "veritysetup takes anything");
+            assert_eq!(fsck(blob), "");
+            // The tree is what veritysetup would have made, but for nothing.
+            let copy = served.beside("copy");
+            fs::copy(blob, &copy).unwrap();
+            fs::File::options().write(true).open(&copy).unwrap().set_len(offset).unwrap();
+            let uuid = uuid_of(blob, offset);
+            let mut format = Command::new("veritysetup");
+            format.arg("format").arg(&copy).arg(&copy).arg(format!("--hash-offset={offset}"));
+            format.args([format!("--salt={}", "0".repeat(64)), format!("--uuid={uuid}")]);
+            format.args(["--data-blocks", &(offset / 4096).to_string()]);
+            succeed(&mut format);
+            assert!(fs::read(&copy).unwrap() == fs::read(blob).unwrap(), "{}", blob.display());
+            // A bit of it, wherever.
+            let sound = fs::read(blob).unwrap();
+            for n in 0..6 {
+                let behind = u64::from_le_bytes(random(n, 8).try_into().unwrap()) % (size - offset);
+                let at = usize::try_from(offset + behind).unwrap();
+                fs::File::options()
+                    .write(true)
+                    .open(blob)
+                    .unwrap()
+                    .write_all_at(&[sound[at] ^ 4], at as u64)
+                    .unwrap();
+                exits(65, larder().arg("verify").arg(&volume));
+                fs::File::options()
+                    .write(true)
+                    .open(blob)
+                    .unwrap()
+                    .write_all_at(&[sound[at]], at as u64)
+                    .unwrap();
+            }
+        }
+        let name = sidecar(&blobs[0]);
+        let sound = fs::read_to_string(&name).unwrap();
+        fs::write(&name, sound.replace("\":\"", "\": \"")).unwrap();
+        exits(65, larder().arg("verify").arg(&volume));
+        fs::write(&name, &sound).unwrap();
+        succeed(larder().arg("verify").arg(&volume));
+
+        // Another job without them, and none for directories.
+        let said = exits(73, &mut with_size(&volume));
+        assert!(said.contains("another job"), "{said}");
+        let said = {
+            let mut command = served.build(&served.beside("x"), 256 << 20);
+            exits(64, command.args(["--verity", "--layer-format", "overlay"]))
+        };
+        assert!(said.contains("--layer-format erofs"), "{said}");
+    });
+}
+
+/// The identity in the header of the tree.
+fn uuid_of(blob: &Path, offset: u64) -> uuid::Uuid {
+    let mut bytes = [0; 16];
+    fs::File::open(blob).unwrap().read_exact_at(&mut bytes, offset + 16).unwrap();
+    uuid::Uuid::from_bytes(bytes)
+}
