@@ -141,7 +141,7 @@ pub fn mount(volume: &Path, image: &ImageReference, over: &Path) -> Result<(), E
     assembled.map_err(ended)??.attach(&below).map_err(io("mounting over", &over))
 }
 
-/// Unmounts what [`mount`] mounted over `over`.
+/// Unmounts what [`mount()`] mounted over `over`.
 ///
 /// # Errors
 /// [`Error`]: nothing of ours is there, or somebody uses it.

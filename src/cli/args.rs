@@ -174,7 +174,7 @@ pub(super) enum Command {
     ///
     /// A proxy plugin of type `snapshot`, of containerd 1.6 and newer. Images of attached volumes are pulled without their
     /// layers, everything else as usual, so it can be the only snapshotter of a node. Of the configuration it reads
-    /// state.dir and [log]. Takes root. Exits with 73 if another one has its directory or its socket.
+    /// state.dir and the section log. Takes root. Exits with 73 if another one has its directory or its socket.
     #[command(after_help = SNAPSHOTTER_EXAMPLES)]
     Snapshotter(SnapshotterArgs),
     /// Check or show the configuration

@@ -30,7 +30,9 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let [protos, out] = arguments.as_slice() else {
         return Err("want two arguments: PROTOS OUT".into());
     };
-    let described = protox::compile([SERVICE], [protos])?;
+    let mut described = protox::compile([SERVICE], [protos])?;
+    // Comments, which are in the form of another language.
+    described.file.iter_mut().for_each(|file| file.source_code_info = None);
     fs::create_dir_all(out)?;
     tonic_prost_build::configure()
         // Callers bring their own connections.

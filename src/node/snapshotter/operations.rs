@@ -164,7 +164,7 @@ impl Snapshotter {
         let id = lock(&self.store).write(|db| {
             let record = store::get(db, name)?;
             if store::has_children(db, record.id)? {
-                return Err(Error::Precondition(format!("snapshot {name:?} has children")));
+                return Err(Error::Precondition(format!("cannot remove snapshot {name:?}: it has children")));
             }
             store::remove(db, record.id)?;
             Ok(record.id)

@@ -118,6 +118,7 @@ fn what_is_refused_and_how() {
             let status = answer.unwrap_err();
             assert_eq!(status.code(), code, "{status}");
         }
+        assert!(client.remove("base").unwrap_err().message().contains("remove"));
         // Nothing came of it, and the rest can go.
         assert_eq!(client.names(&[]), ["active", "base", "child", "view"]);
         for name in ["child", "view", "base", "active"] {
@@ -189,6 +190,7 @@ fn lists_are_filtered_and_come_in_parts() {
         assert_eq!(client.names(&["labels.par.ity==odd,name~=^s1"]).len(), 56);
         assert_eq!(client.names(&["kind==view", "kind==committed"]), ["base", "view"]);
         assert_eq!(client.names(&["parent==base"]), ["view"]);
+        assert_eq!(client.names(&[r#"parent!="""#]), ["view"]);
         let messages = client.list_messages(&[]).unwrap();
         assert_eq!(messages.iter().map(Vec::len).sum::<usize>(), 231);
         assert!(messages.len() >= 3 && messages.iter().all(|message| message.len() <= 100));
