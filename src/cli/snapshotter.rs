@@ -15,8 +15,7 @@ use crate::model::class::Class;
 use crate::node::snapshotter::{Server, Settings};
 use crate::telemetry::{Console, notify};
 
-/// How long requests in progress are waited for; within `TimeoutStopSec` of systemd/larder-snapshotter.service. containerd
-/// keeps its connection, so the wait is for requests alone.
+/// How long requests in progress are waited for; within `TimeoutStopSec` of systemd/larder-snapshotter.service.
 const GRACE: Duration = Duration::from_secs(10);
 /// Threads that may block: requests that are answered at a time, and some more.
 const THREADS: usize = 64;
@@ -59,18 +58,15 @@ async fn serve(server: Server) -> io::Result<()> {
     let serving = server.serve(stop.clone());
     tokio::pin!(serving);
     notify::ready();
-    let alive = tokio::spawn(notify::stay_alive());
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    };
+    tokio::spawn(notify::stay_alive());
+    tokio::select! {
+        ended = &mut serving => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     notify::stopping();
     stop.cancel();
-    if ended.is_ok() {
-        // A second look at a future that has ended would be a fault; it has not here.
-        let _ = tokio::time::timeout(GRACE, &mut serving).await;
-    }
-    alive.abort();
-    ended
+    // Whoever does not close its connection is not waited for longer.
+    let _ = tokio::time::timeout(GRACE, serving).await;
+    Ok(())
 }

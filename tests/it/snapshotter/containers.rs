@@ -187,7 +187,7 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
         node.pull(cached);
         assert_eq!(fetched(&served).0, served.images[0].layers[1].blob.len() as u64);
         assert_eq!(node.printed(cached, "cat /file-0"), "cached 0\n");
-        // The old way of pulling, which fetches all before it unpacks any.
+        // By ctr, too.
         succeed(&mut node.containerd.k8s(&[
             "images",
             "pull",
@@ -197,6 +197,25 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
             late,
         ]));
         assert_eq!(node.printed(late, "cat /file-0"), "late 0\n");
+    });
+}
+
+#[test]
+fn ctr_does_not_ask() {
+    isolated(&NEEDS, || {
+        let served = Served::new([image("cached", 2)]);
+        let volume = served.volume();
+        succeed(&mut served.build(&volume, SIZE));
+        fetched(&served);
+        let node = Node::start();
+        node.snapshotter.attach(&volume, "v");
+        let reference = &served.references()[0];
+        // That of 1.6 unpacks by itself and names no layer, so that none can be recognised.
+        let pull = ["images", "pull", "--plain-http", "--snapshotter", "larder", reference];
+        succeed(&mut node.containerd.k8s(&pull));
+        let all: usize = served.images[0].layers.iter().map(|layer| layer.blob.len()).sum();
+        assert_eq!(fetched(&served).0, all as u64);
+        assert_eq!(node.printed(reference, "cat /file-0 /file-1"), "cached 0\ncached 1\n");
     });
 }
 

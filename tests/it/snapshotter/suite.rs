@@ -1,4 +1,5 @@
-//! What containerd expects of any snapshotter: what its own suite (core/snapshots/testsuite) looks at, in our words.
+//! What containerd expects of any snapshotter: what its own suite (core/snapshots/testsuite) looks at, in our words. The suite
+//! itself is run by scripts/containerd-suite.sh.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
