@@ -7,8 +7,10 @@
 #
 # `directory` and `disk` are the builds that a user runs, each timed to its end, when its volume is durable; what fills a disk
 # is confined, as `directory-confined` is. The others are a disk made by hand, mounted, filled as a directory, unmounted and
-# flushed: each differs from the first in one choice. The variants take turns. Every run gets a directory of its own, and nothing is removed before the end: a file system is slow
-# to fill where much was just deleted. Prints all walls. Needs root.
+# flushed: each differs from the first in one choice. `reuse` is a disk that takes its layers from another disk, made before the
+# clock starts, `reuse-directory` the same among directories. The variants take turns. Every run gets a directory of its own,
+# and nothing is removed before the end: a file system is slow to fill where much was just deleted. Prints all walls. Needs
+# root.
 # Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), HOST, LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
 
@@ -24,7 +26,7 @@ if [[ ${1:-} != --in-namespace ]]; then
 fi
 shift
 variants=("$@")
-((${#variants[@]})) || variants=(directory directory-confined disk by-hand sparse written buffered block-512 journal ratio-16384 packed lazytime dioread_nolock dioread_lock)
+((${#variants[@]})) || variants=(directory directory-confined disk reuse reuse-directory by-hand sparse written buffered block-512 journal ratio-16384 packed lazytime dioread_nolock dioread_lock)
 
 dir=$(mktemp -d)
 registry=
@@ -146,12 +148,22 @@ measure() { # variant, image
         # Written before the clock starts: what it costs to have no unwritten extents.
         dd if=/dev/zero of="$run/zeros" bs=1M count=$((${size%G} * 1024)) status=none conv=fsync
     fi
+    local source=
+    case $1 in
+    reuse) source=disk ;;
+    reuse-directory) source=directory ;;
+    esac
+    if [[ -n $source ]]; then
+        mkdir "$run/volumes"
+        build "$source" "$run/volumes/source" "$2" --share "$run"
+    fi
     sync
     local start end
     start=$(date +%s%N)
     case $1 in
     directory | disk) build "$1" "$run/volume" "$2" ;;
     directory-confined) build directory "$run/volume" "$2" --confine ;;
+    reuse | reuse-directory) build "$source" "$run/volumes/volume" "$2" --share "$run" ;;
     written)
         fallocate() { mv "$run/zeros" "$run/disk.img"; }
         by_hand "$1" "$run" "$2"
@@ -162,7 +174,7 @@ measure() { # variant, image
     end=$(date +%s%N)
     echo $(((end - start) / 1000000)) >>"$dir/$1.$2"
     # A disk is one file, which costs nothing to remove.
-    rm -f "$run/disk.img" "$run/volume/disk.img"
+    rm -f "$run"/disk.img "$run"/{,volumes/}*/disk.img
 }
 
 for ((run = 0; run < runs; run++)); do

@@ -7,7 +7,7 @@ set -euo pipefail
 seconds=${1:?usage: run.sh SECONDS [TARGET...]}
 shift
 cd "$(dirname "$0")"
-((${#})) || set -- tar_reader pax tar_split manifest reference keyring erofs
+((${#})) || set -- tar_reader pax tar_split manifest reference keyring prefetch erofs
 
 coverage=(
     --cfg=fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4

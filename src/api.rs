@@ -13,6 +13,7 @@
 //! | `/larder/v1/caches/{id}` | GET | a tenant |
 //! | `/larder/v1/caches/{id}/events` | GET | a tenant |
 //! | `/larder/v1/caches/{id}/cancel`, `…/refresh` | POST | a tenant |
+//! | `/larder/v1/import` | POST | a tenant |
 //! | `/larder/v1/match` | GET | a tenant |
 //! | `/larder/v1/plan` | POST | a tenant |
 //! | `/metrics` | GET | the Unix socket, or a token of `api.metrics_token_sha256` |
@@ -25,6 +26,7 @@ mod body;
 mod caller;
 pub mod errors;
 mod health;
+mod import;
 mod limit;
 pub mod listen;
 mod observe;
@@ -55,6 +57,8 @@ use listen::Listeners;
 const STREAMS_PER_TENANT: usize = 32;
 /// Plans of a tenant at once. Each is a process, and this host runs few of them: nobody is to have all.
 const PLANS_PER_TENANT: usize = 2;
+/// Archives that a tenant may send at once.
+const IMPORTS_PER_TENANT: usize = 2;
 /// Failed authentications of one address that are answered at once, and how many more each second; the rest wait.
 const FAILURES_AT_ONCE: u32 = 32;
 const FAILURES_PER_SECOND: u32 = 4;
@@ -87,6 +91,7 @@ pub(crate) struct App {
     failures: Limiter<Stranger>,
     streams: Shares<TenantName>,
     plans: Shares<TenantName>,
+    imports: Shares<TenantName>,
     body_time: Duration,
     room: body::Room,
     /// Cancelled when the daemon stops: streams end, connections finish what they have.
@@ -109,6 +114,7 @@ impl Api {
             failures: Limiter::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE, now),
             streams: Shares::new(STREAMS_PER_TENANT),
             plans: Shares::new(PLANS_PER_TENANT),
+            imports: Shares::new(IMPORTS_PER_TENANT),
             body_time: Duration::from_secs(settings.body_timeout_seconds),
             room: body::Room::default(),
             stop: CancellationToken::new(),

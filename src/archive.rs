@@ -17,6 +17,7 @@ mod oci;
 mod store;
 
 use std::collections::HashMap;
+use std::fs::File;
 
 use clap::ValueEnum;
 
@@ -94,6 +95,14 @@ impl Archive {
             Format::DockerArchive => docker::read(&mut archive)?,
         }
         Ok(archive)
+    }
+
+    /// The tar, uncompressed as a whole; none of a layout.
+    pub fn tar(&self) -> Option<&File> {
+        match &self.store {
+            Store::Tar { file, .. } => Some(file),
+            Store::Layout(_) => None,
+        }
     }
 
     /// The names of its images, each once, in its order.

@@ -4,6 +4,7 @@
 //! api ──► service ──► store     records, by compare-and-swap
 //!            │
 //!            ├──► queue ──► runner ──► larder build (a child process)
+//!            ├──► imports              archives that are sent, kept until they are a sealed volume
 //!            ├──► expiry               retention, failed records, what is still in use
 //!            └──► recovery             at start: unfinished builds, unfinished deletions, leftovers
 //! ```
@@ -14,6 +15,7 @@
 pub mod attachments;
 pub mod error;
 pub mod hub;
+pub mod imports;
 pub mod layout;
 pub mod matching;
 mod measured;

@@ -4,20 +4,23 @@ pub mod address;
 pub mod credentials;
 pub mod error;
 pub mod events;
+pub mod upload;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::Utc;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use reqwest::{Method, Response, Url};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 
 use address::Address;
 use credentials::Credentials;
 use error::{Error, Refusal};
 use events::Events;
 
+use crate::model::digest::hex;
 use crate::model::signature;
 
 /// Most bytes of an answer.
@@ -35,6 +38,7 @@ pub struct Client {
     address: Address,
     credentials: Credentials,
     http: reqwest::Client,
+    ca: Option<PathBuf>,
 }
 
 /// A request to the daemon.
@@ -62,29 +66,8 @@ impl<'a> Request<'a> {
 impl Client {
     /// A client of the daemon at `address`. `ca` is a file of extra authorities, PEM.
     pub fn new(address: Address, credentials: Credentials, ca: Option<&Path>) -> Result<Self, Error> {
-        // Fails only where the process has a provider already, which then serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let setup = |reason: String| Error::Setup { reason };
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE);
-        builder = match &address {
-            Address::Unix(path) => builder.no_proxy().tls_certs_only([]).unix_socket(path.clone()),
-            // Without TLS a daemon is on loopback, and its credentials are for no proxy to see.
-            Address::Http(url) if url.scheme() == "http" => builder.no_proxy().tls_certs_only([]),
-            Address::Http(_) => builder,
-        };
-        if let Some(path) = ca {
-            let pem = std::fs::read(path).map_err(|e| setup(format!("reading {}: {e}", path.display())))?;
-            let parsed = reqwest::Certificate::from_pem_bundle(&pem);
-            let authorities =
-                parsed.map_err(|_| setup(format!("{} holds no certificate in PEM", path.display())))?;
-            builder = builder.tls_certs_merge(authorities);
-        }
-        let http = builder.build().map_err(|e| setup(e.to_string()))?;
-        Ok(Client { address, credentials, http })
+        let http = http(&address, ca, Some(SILENCE))?;
+        Ok(Client { address, credentials, http, ca: ca.map(Path::to_owned) })
     }
 
     /// Sends a request and gives the JSON of its answer.
@@ -108,27 +91,63 @@ impl Client {
     }
 
     async fn send(&self, request: Request<'_>, after: Option<u64>) -> Result<Response, Error> {
-        let mut url = self.address.base();
-        url.set_path(request.path);
-        if !request.query.is_empty() {
-            // Not as forms do it, which write a space as a plus sign: the daemon takes that for one, and it is signed so.
-            url.set_query(Some(&signature::query(request.query.iter().copied())));
-        }
         let body = request.body.map(Value::to_string);
-        let mut builder = self.http.request(request.method.clone(), url.clone());
-        for (name, value) in self.credentials.headers(&request, &url, body.as_deref(), Utc::now()) {
-            builder = builder.header(name, value);
-        }
-        if let Some(key) = request.key {
-            builder = builder.header("Idempotency-Key", key);
-        }
+        let hash = Sha256::digest(body.as_deref().unwrap_or_default()).into();
+        let mut builder = self.begin(&self.http, &request, hash);
         if let Some(after) = after.filter(|after| *after > 0) {
             builder = builder.header("Last-Event-ID", after);
         }
         if let Some(body) = body {
             builder = builder.header(CONTENT_TYPE, "application/json").body(body);
         }
-        let response = builder.send().await.map_err(|e| self.not_sent(&e))?;
+        self.answer(builder).await
+    }
+
+    /// Sends a body of any size, as long as it may take.
+    async fn send_body(
+        &self,
+        request: Request<'_>,
+        body: reqwest::Body,
+        length: Option<u64>,
+        sha256: Option<[u8; 32]>,
+    ) -> Result<Response, Error> {
+        let http = http(&self.address, self.ca.as_deref(), None)?;
+        let mut builder = self.begin(&http, &request, sha256.unwrap_or_default());
+        builder = builder.header(CONTENT_TYPE, "application/octet-stream").body(body);
+        if let Some(length) = length {
+            builder = builder.header(CONTENT_LENGTH, length);
+        }
+        if let Some(sha256) = sha256 {
+            builder = builder.header("X-Sdk-Content-Sha256", hex(&sha256));
+        }
+        self.answer(builder).await
+    }
+
+    /// A request without its body, of which `hash` is the SHA-256.
+    fn begin(
+        &self,
+        http: &reqwest::Client,
+        request: &Request<'_>,
+        hash: [u8; 32],
+    ) -> reqwest::RequestBuilder {
+        let mut url = self.address.base();
+        url.set_path(request.path);
+        if !request.query.is_empty() {
+            // Not as forms do it, which write a space as a plus sign: the daemon takes that for one, and it is signed so.
+            url.set_query(Some(&signature::query(request.query.iter().copied())));
+        }
+        let mut builder = http.request(request.method.clone(), url.clone());
+        for (name, value) in self.credentials.headers(request, &url, hash, Utc::now()) {
+            builder = builder.header(name, value);
+        }
+        if let Some(key) = request.key {
+            builder = builder.header("Idempotency-Key", key);
+        }
+        builder
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Response, Error> {
+        let response = request.send().await.map_err(|e| self.not_sent(&e))?;
         if response.status().is_success() {
             return Ok(response);
         }
@@ -164,6 +183,34 @@ impl Client {
     fn malformed(&self, reason: String) -> Error {
         Error::Malformed { address: self.address.to_string(), reason }
     }
+}
+
+/// What speaks HTTP. `silence` is the longest wait for anything to be heard; none while a body of any size is sent.
+fn http(address: &Address, ca: Option<&Path>, silence: Option<Duration>) -> Result<reqwest::Client, Error> {
+    // Fails only where the process has a provider already, which then serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let setup = |reason: String| Error::Setup { reason };
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT);
+    if let Some(silence) = silence {
+        builder = builder.read_timeout(silence);
+    }
+    builder = match address {
+        Address::Unix(path) => builder.no_proxy().tls_certs_only([]).unix_socket(path.clone()),
+        // Without TLS a daemon is on loopback, and its credentials are for no proxy to see.
+        Address::Http(url) if url.scheme() == "http" => builder.no_proxy().tls_certs_only([]),
+        Address::Http(_) => builder,
+    };
+    if let Some(path) = ca {
+        let pem = std::fs::read(path).map_err(|e| setup(format!("reading {}: {e}", path.display())))?;
+        let parsed = reqwest::Certificate::from_pem_bundle(&pem);
+        let authorities =
+            parsed.map_err(|_| setup(format!("{} holds no certificate in PEM", path.display())))?;
+        builder = builder.tls_certs_merge(authorities);
+    }
+    builder.build().map_err(|e| setup(e.to_string()))
 }
 
 /// What `Host` is for a URL: the port only where it is not the scheme's own.

@@ -158,6 +158,22 @@ fn distinct(trees: &[Vec<String>]) -> Vec<String> {
     trees
 }
 
+/// What a file of an image says of libraries, by its bytes: for fuzzing, which wants no file.
+#[cfg(feature = "testing")]
+pub mod bytes {
+    use std::io::Cursor;
+
+    /// The libraries that an ELF file names; none where it is no such file.
+    pub fn needed(file: &[u8]) -> Option<Vec<Vec<u8>>> {
+        super::elf::read(Cursor::new(file)).map(|object| object.needed)
+    }
+
+    /// Names and paths of a cache of the dynamic loader.
+    pub fn loader_cache(file: &[u8], little: bool) -> Vec<(Vec<u8>, Vec<Vec<u8>>)> {
+        super::ld_cache::parse(file, little).into_iter().collect()
+    }
+}
+
 /// The images that are meant.
 fn choose<'a>(content: &'a Content, wanted: &[ImageReference]) -> Result<Vec<&'a Image>, Error> {
     if wanted.is_empty() {

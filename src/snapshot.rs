@@ -26,6 +26,7 @@ mod monitor;
 mod names;
 mod oci;
 mod output;
+mod pack;
 mod raw;
 mod restore;
 mod summed;
@@ -39,6 +40,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::Error;
 pub use monitor::Monitor;
+pub use pack::pack;
 pub use restore::{is_image, restore};
 
 use crate::model::digest::Digest;
@@ -136,7 +138,7 @@ pub fn export(volume: &Path, out: &Path, request: &Request, monitor: &Monitor) -
 /// [`Error`], of class Invalid for a layout, which is a directory.
 pub fn export_to(
     volume: &Path,
-    out: Box<dyn std::io::Write + Send>,
+    out: Box<dyn std::io::Write + Send + '_>,
     request: &Request,
     monitor: &Monitor,
 ) -> Result<Report, Error> {
@@ -147,6 +149,17 @@ pub fn export_to(
             archive(volume, request, &mut Tar::of_stream(out), monitor)
         }
     }
+}
+
+/// The images of a sealed volume by their names.
+pub fn images(volume: &Path) -> Result<Vec<ImageReference>, Error> {
+    let entered = disk::enter(volume)?;
+    let cache = Cache::open(entered.path())?;
+    let names = cache.choose(&[])?.into_iter().map(|image| {
+        let name = image.name.parse();
+        name.map_err(|e| Error::Contradiction { what: format!("an image has no name: {e}") })
+    });
+    names.collect()
 }
 
 fn archive(

@@ -20,6 +20,7 @@ use crate::model::image_cache::TenantName;
 use crate::model::signature as signing;
 
 pub(super) use signature::Claim as Signed;
+pub(super) use signature::stated;
 
 /// The scheme that a 401 names.
 pub(super) const SCHEME: &str = signing::ALGORITHM;

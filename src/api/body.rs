@@ -64,8 +64,23 @@ impl Pending {
         Pending(Arc::new(Mutex::new(Some(body))))
     }
 
-    fn take(&self) -> Option<Body> {
+    /// The body itself, for who reads it in parts. A second call gets none.
+    pub(super) fn take(&self) -> Option<Body> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Gives back what was not read.
+    pub(super) fn put_back(&self, body: Body) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+    }
+
+    /// How long it is, bytes, where the head says so.
+    pub(super) fn length(&self) -> Option<u64> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .and_then(|body| body.size_hint().exact())
     }
 
     /// Reads the body to its end, [`MAX`] bytes at most, within `time` in all. A second call gets an empty body.

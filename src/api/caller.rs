@@ -68,21 +68,8 @@ impl FromRequest<Arc<App>> for Caller {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
         let (parts, _) = request.into_parts();
-        let missing = |what| Problem::internal(format!("a request came without its {what}"));
-        let peer = parts.extensions.get::<Peer>().ok_or_else(|| missing("peer"))?.clone();
-        let body = parts.extensions.get::<Pending>().ok_or_else(|| missing("body"))?.clone();
         let query = Query::parse(parts.uri.query())?;
-        let tenants = app.parts.tenants.current();
-        let known = authenticate(app, &tenants, &peer, &parts, &query, &body).await;
-        let (tenant, received) = match known {
-            Ok(known) => known,
-            Err(problem) => return Err(failed(app, &peer, problem).await),
-        };
-        tracing::Span::current().record("tenant", tenant.as_str());
-        app.rates.take(&tenant, Instant::now()).map_err(|wait| {
-            Problem::new(Code::TooMany, "more requests than this tenant may send: slow down")
-                .retry_after(wait)
-        })?;
+        let Known { tenant, body, received } = know(app, &parts, &query, Bodied::Small).await?;
         let received = match received {
             Some(received) => received,
             None => body.receive(app.body_time, Keep::Bytes(&app.room)).await?,
@@ -104,6 +91,42 @@ impl FromRequest<Arc<App>> for Caller {
     }
 }
 
+/// What the body of a request is, as far as a signature is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bodied {
+    /// Small: it is read before the signature is checked.
+    Small,
+    /// Any size: its hash is stated in the head, and checked by who reads it.
+    Stated,
+}
+
+/// Who sends a request.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) tenant: TenantName,
+    pub(super) body: Pending,
+    /// The body where it had to be read to know the tenant.
+    received: Option<Received>,
+}
+
+/// Finds out who sends a request, and whether it is within the rate.
+pub(super) async fn know(app: &App, parts: &Parts, query: &Query, bodied: Bodied) -> Result<Known, Problem> {
+    let missing = |what| Problem::internal(format!("a request came without its {what}"));
+    let peer = parts.extensions.get::<Peer>().ok_or_else(|| missing("peer"))?.clone();
+    let body = parts.extensions.get::<Pending>().ok_or_else(|| missing("body"))?.clone();
+    let tenants = app.parts.tenants.current();
+    let known = authenticate(app, &tenants, &peer, parts, query, &body, bodied).await;
+    let (tenant, received) = match known {
+        Ok(known) => known,
+        Err(problem) => return Err(failed(app, &peer, problem).await),
+    };
+    tracing::Span::current().record("tenant", tenant.as_str());
+    app.rates.take(&tenant, Instant::now()).map_err(|wait| {
+        Problem::new(Code::TooMany, "more requests than this tenant may send: slow down").retry_after(wait)
+    })?;
+    Ok(Known { tenant, body, received })
+}
+
 /// The tenant, and the body where it had to be read to know it.
 async fn authenticate(
     app: &App,
@@ -112,6 +135,7 @@ async fn authenticate(
     parts: &Parts,
     query: &Query,
     body: &Pending,
+    bodied: Bodied,
 ) -> Result<(TenantName, Option<Received>), Problem> {
     let authority = parts.uri.authority().map(|authority| authority.as_str());
     match Claim::of(&parts.headers, authority)? {
@@ -129,6 +153,18 @@ async fn authenticate(
             Some(tenant) => Ok((tenant.clone(), None)),
             None => Err(Problem::new(Code::Unauthenticated, "the token is not valid")),
         },
+        Claim::Signed(signed) if bodied == Bodied::Stated => {
+            signed.check_date(app.now())?;
+            let stated = auth::stated(&parts.headers)?.ok_or_else(|| {
+                let want = "X-Sdk-Content-Sha256: want the hash of the body, which is not read before it is known whose it is";
+                Problem::new(Code::Unauthenticated, want)
+            })?;
+            let (secret, tenant) = tenants.of_key(&signed.access).unzip();
+            signed.verify(parts, query, stated, secret)?;
+            let tenant =
+                tenant.ok_or_else(|| Problem::internal("a signature was verified without a secret"))?;
+            Ok((tenant.clone(), None))
+        }
         Claim::Signed(signed) => {
             let (tenant, received) = verify(app, tenants, &signed, parts, query, body).await?;
             Ok((tenant, Some(received)))
@@ -192,22 +228,13 @@ impl Caller {
 
     /// The `Idempotency-Key`, with the hash of what it came with.
     pub(super) fn idempotency_key(&self) -> Result<Option<IdempotencyKey>, Problem> {
-        let mut values = self.headers.get_all("idempotency-key").iter();
-        let Some(value) = values.next() else { return Ok(None) };
-        let key = value.to_str().unwrap_or_default();
-        let visible =
-            !key.is_empty() && key.len() <= LONGEST_KEY && key.bytes().all(|b| b.is_ascii_graphic());
-        if !visible || values.next().is_some() {
-            return Err(Problem::invalid(format!(
-                "Idempotency-Key: want it once, 1 to {LONGEST_KEY} visible ASCII characters"
-            )));
-        }
+        let Some(key) = key(&self.headers)? else { return Ok(None) };
         let mut request = Sha256::new();
         for part in [self.method.as_bytes(), self.path.as_bytes(), &self.body] {
             request.update((part.len() as u64).to_be_bytes());
             request.update(part);
         }
-        Ok(Some(IdempotencyKey { key: key.to_owned(), request: request.finalize().into() }))
+        Ok(Some(IdempotencyKey { key, request: request.finalize().into() }))
     }
 
     /// The number of the last event that the client has (`Last-Event-ID`); 0 where it says none.
@@ -217,6 +244,20 @@ impl Caller {
         let number = number.and_then(|text| text.parse().ok());
         number.ok_or_else(|| Problem::invalid("Last-Event-ID: want the number of an event"))
     }
+}
+
+/// The `Idempotency-Key`.
+pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut values = headers.get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let key = value.to_str().unwrap_or_default();
+    let visible = !key.is_empty() && key.len() <= LONGEST_KEY && key.bytes().all(|b| b.is_ascii_graphic());
+    if !visible || values.next().is_some() {
+        return Err(Problem::invalid(format!(
+            "Idempotency-Key: want it once, 1 to {LONGEST_KEY} visible ASCII characters"
+        )));
+    }
+    Ok(Some(key.to_owned()))
 }
 
 #[cfg(test)]

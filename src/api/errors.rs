@@ -211,8 +211,12 @@ impl From<Error> for Problem {
             Error::QueueFull { retry_after, .. } => {
                 Problem::new(Code::QueueFull, message).retry_after(retry_after)
             }
-            Error::NotCancellable { .. } | Error::NotRefreshable { .. } => Problem::new(Code::State, message),
-            Error::NoRoomToRefresh { .. } => Problem::new(Code::NoSpace, message),
+            Error::NotCancellable { .. } | Error::NotRefreshable { .. } | Error::Imported(_) => {
+                Problem::new(Code::State, message)
+            }
+            Error::NoRoomToRefresh { .. } | Error::NoRoomForArchive => Problem::new(Code::NoSpace, message),
+            Error::ArchiveTooLarge { .. } => Problem::new(Code::TooLarge, message),
+            Error::ArchiveCompressed => Problem::new(Code::MediaType, message),
             Error::Plan(_) => planned(error.class(), message),
             Error::Stopping => Problem::new(Code::Unavailable, message).retry_after(Duration::from_secs(5)),
             Error::Store(StoreError::NameTaken(_)) => Problem::new(Code::NameTaken, message),
@@ -342,6 +346,10 @@ mod tests {
         let id = CacheId::random();
         let status = |error: Error| Problem::from(error).code.status().as_u16();
         assert_eq!(status(Error::NotFound(id)), 404);
+        assert_eq!(status(Error::Imported(id)), 409);
+        assert_eq!(status(Error::ArchiveTooLarge { gib: 20 }), 413);
+        assert_eq!(status(Error::ArchiveCompressed), 415);
+        assert_eq!(status(Error::NoRoomForArchive), 507);
         assert_eq!(status(Error::UnknownCluster("x".into())), 400);
         assert_eq!(status(Error::Stopping), 503);
         assert_eq!(status(Error::NotCancellable { id, status: Status::Available }), 409);

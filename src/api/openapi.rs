@@ -14,7 +14,7 @@ use super::errors::Envelope;
 use super::wire::beyond::{Detailed, Health, Match, Matched, Planned, Snapshots};
 use super::wire::order::Order;
 use super::wire::{BuildingConfig, ImageCache, Many, One};
-use super::{health, routes, sse};
+use super::{health, import, routes, sse};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -32,6 +32,7 @@ use super::{health, routes, sse};
         routes::cancel,
         routes::refresh,
         routes::snapshots,
+        import::import,
         routes::find,
         routes::plan,
         health::alive,
@@ -55,8 +56,8 @@ const ERRORS: [(&str, &str); 12] = [
     ("404", "The tenant has no such image cache"),
     ("405", "The path has no such method"),
     ("409", "The name is taken, or the state of the image cache does not allow this"),
-    ("413", "The body is longer than 1 MiB"),
-    ("415", "The body is not application/json"),
+    ("413", "The body is longer than 1 MiB, an archive than its cache"),
+    ("415", "The body is not application/json, an archive no tar"),
     ("429", "Too many requests or waiting builds: see Retry-After"),
     ("500", "The daemon failed; its log has the reason under X-Request-Id"),
     ("503", "The daemon starts, stops, or cannot reach what it needs"),

@@ -14,7 +14,7 @@ use super::errors::{Code, Problem};
 use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use super::wire::order::Order;
 use super::wire::{ImageCache, Many, One};
-use super::{health, observe, openapi, sse};
+use super::{health, import, observe, openapi, sse};
 use crate::model::image_cache::spec::MAX_IMAGES;
 use crate::model::reference::ImageReference;
 
@@ -34,6 +34,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/larder/v1/caches/{id}/cancel", post(cancel))
         .route("/larder/v1/caches/{id}/refresh", post(refresh))
         .route("/larder/v1/caches/{id}/snapshots", get(snapshots))
+        .route("/larder/v1/import", post(import::import))
         .route("/larder/v1/match", get(find))
         .route("/larder/v1/plan", post(plan))
         .route("/healthz", get(health::alive))

@@ -61,6 +61,14 @@ impl Input {
         Ok(Input { shown, place })
     }
 
+    /// Opens the tar that a daemon received and keeps at `path`. It is taken as it is, never inflated to a file: what came
+    /// compressed as a whole was refused.
+    pub fn received(path: &Path) -> Result<Self, Error> {
+        let shown = "the archive".to_owned();
+        let file = File::open(path).context("opening", &shown)?;
+        Ok(Input { shown, place: Place::File(file) })
+    }
+
     /// Looks at what it has.
     pub(super) fn into_store(self) -> Result<(String, Store), Error> {
         let file = match self.place {

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 use super::events::Events;
 use super::extraction::{self, Counters, Ready, Shared};
@@ -31,6 +33,9 @@ impl Running {
     }
 }
 
+/// A slot, or a place in the queue for one.
+pub(super) type Place = BoxFuture<'static, Result<OwnedSemaphorePermit, AcquireError>>;
+
 /// What getting any layer takes.
 #[derive(Clone, Debug)]
 pub(super) struct Acquire {
@@ -45,14 +50,28 @@ pub(super) struct Acquire {
 }
 
 impl Acquire {
+    /// Queues for a slot now: the tasks of a runtime begin in any order.
+    pub(super) fn queue(&self) -> Place {
+        let mut place = Arc::clone(&self.slots).acquire_owned().boxed();
+        match (&mut place).now_or_never() {
+            Some(slot) => std::future::ready(slot).boxed(),
+            None => place,
+        }
+    }
+
     /// Extracts a layer that `images` need into a staging directory.
-    pub(super) async fn layer(&self, change: &Change, images: Vec<String>) -> Result<Ready, Fail> {
-        let result = self.anywhere(change, images).await;
+    pub(super) async fn layer(
+        &self,
+        place: Place,
+        change: &Change,
+        images: Vec<String>,
+    ) -> Result<Ready, Fail> {
+        let result = self.anywhere(place, change, images).await;
         self.idle.finished();
         result
     }
 
-    async fn anywhere(&self, change: &Change, images: Vec<String>) -> Result<Ready, Fail> {
+    async fn anywhere(&self, mut place: Place, change: &Change, images: Vec<String>) -> Result<Ready, Fail> {
         let cancelled = || Fail::job(Class::Cancelled, "interrupted");
         let Some((_, blob)) = change.sources.first() else {
             return Err(Fail::job(Class::Internal, "a layer without a source"));
@@ -61,7 +80,7 @@ impl Acquire {
         let mut refused: Vec<VolumeName> = Vec::new();
         loop {
             let slot = tokio::select! {
-                slot = self.slots.acquire() => slot.map_err(|_| cancelled())?,
+                slot = &mut place => slot.map_err(|_| cancelled())?,
                 () = self.shared.cancel.cancelled() => return Err(cancelled()),
             };
             if let Some(layer) = self.shared.volume.with_diff_id(&change.diff_id) {
@@ -96,6 +115,7 @@ impl Acquire {
                         }),
                     }
                     refused.push(volume);
+                    place = std::future::ready(Ok(slot)).boxed();
                     continue;
                 }
                 Some(Turn::Fetch(hold)) => {
@@ -109,6 +129,7 @@ impl Acquire {
                 () = tokio::time::sleep(LOOK_EVERY) => {}
                 () = self.shared.cancel.cancelled() => return Err(cancelled()),
             }
+            place = self.queue();
         }
     }
 

@@ -91,6 +91,8 @@ pub enum SourceOrder {
         path: PathBuf,
         /// What it is; without one that is found out.
         format: Option<Format>,
+        /// Whether a daemon received it: then its path is not told.
+        received: bool,
     },
 }
 

@@ -135,8 +135,9 @@ impl Pipeline {
     fn start(&self, tasks: &mut JoinSet<(Change, Result<Ready, Fail>)>, change: Change, acquire: &Acquire) {
         let acquire = acquire.clone();
         let images = self.references(&change.images);
+        let place = acquire.queue();
         tasks.spawn(async move {
-            let result = acquire.layer(&change, images).await;
+            let result = acquire.layer(place, &change, images).await;
             (change, result)
         });
     }

@@ -168,8 +168,9 @@ impl Opened {
 
     /// Opens the archive that the order names, if it names one.
     pub(super) fn archive(order: &Order) -> Option<Self> {
-        let SourceOrder::Archive { path, format } = &order.source else { return None };
-        let opened = Input::open(path).map_err(|e| Fail::job(e.class(), e.to_string()));
+        let SourceOrder::Archive { path, format, received } = &order.source else { return None };
+        let opened = if *received { Input::received(path) } else { Input::open(path) };
+        let opened = opened.map_err(|e| Fail::job(e.class(), e.to_string()));
         Some(Opened::Archive(opened, *format))
     }
 
@@ -258,11 +259,13 @@ impl Ready {
 /// The source that a job names.
 impl From<job::Source> for SourceOrder {
     fn from(source: job::Source) -> Self {
-        let archive = |path: PathBuf, format| SourceOrder::Archive { path, format: Some(format) };
+        let archive =
+            |path: PathBuf, format| SourceOrder::Archive { path, format: Some(format), received: false };
         match source {
             job::Source::OciLayout(path) => archive(path, archive::Format::OciLayout),
             job::Source::OciArchive(path) => archive(path, archive::Format::OciArchive),
             job::Source::DockerArchive(path) => archive(path, archive::Format::DockerArchive),
+            job::Source::Received(path) => SourceOrder::Archive { path, format: None, received: true },
         }
     }
 }

@@ -56,6 +56,25 @@ pub enum Error {
         /// What there is in all.
         capacity_gib: u64,
     },
+    /// There is nothing to resolve again.
+    #[error(
+        "image cache {0} was made of an archive: to replace it import another, under another name, and delete this one"
+    )]
+    Imported(CacheId),
+    /// An archive is larger than the cache that it is for.
+    #[error(
+        "the archive is larger than image_cache_size, {gib} GiB: want three times what its images come to"
+    )]
+    ArchiveTooLarge {
+        /// Size of the cache.
+        gib: u32,
+    },
+    /// A stream of gzip or zstd, which would have to be inflated to a file first.
+    #[error("the archive is compressed as a whole: send the tar in it; its layers may be compressed")]
+    ArchiveCompressed,
+    /// The disk of this host is full.
+    #[error("there is no room for the archive on this host now")]
+    NoRoomForArchive,
     /// The images cannot be resolved.
     #[error("{}", .0.first().map_or("the images cannot be resolved", |first| first.message.as_str()))]
     Plan(Vec<Failure>),
@@ -74,8 +93,13 @@ impl Error {
             Error::Spec(_) | Error::UnknownCluster(_) => Class::Invalid,
             Error::NotFound(_) => Class::NotFound,
             Error::QueueFull { .. } => Class::Busy,
-            Error::NotCancellable { .. } | Error::NotRefreshable { .. } => Class::Conflict,
-            Error::NoRoomToRefresh { .. } => Class::NoSpace,
+            Error::NotCancellable { .. } | Error::NotRefreshable { .. } | Error::Imported(_) => {
+                Class::Conflict
+            }
+            Error::NoRoomToRefresh { .. } | Error::NoRoomForArchive | Error::ArchiveTooLarge { .. } => {
+                Class::NoSpace
+            }
+            Error::ArchiveCompressed => Class::Invalid,
             Error::Plan(failures) => {
                 Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal)
             }

@@ -8,6 +8,7 @@
 //! attached/                                   which volumes are attached where (caches::attachments)
 //! snapshotter/                                what containerd keeps here (node::snapshotter)
 //! trash/                                      volumes on their way out
+//! imports/<id>                                archives that were sent, until what is made of them is sealed
 //! work/<id>/                                  secrets of a running builder; gone when it ends
 //! ```
 
@@ -75,6 +76,16 @@ impl Layout {
     /// Volumes on their way out.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
+    }
+
+    /// Archives that caches are made of.
+    pub fn imports(&self) -> PathBuf {
+        self.root.join("imports")
+    }
+
+    /// The archive of one cache.
+    pub fn import(&self, id: &CacheId) -> PathBuf {
+        self.imports().join(id.to_string())
     }
 
     /// What a running builder needs and nobody keeps.

@@ -43,6 +43,9 @@ pub struct Record {
     /// The build that was asked for and has not ended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub work: Option<Work>,
+    /// The archive that it is made of instead of registries.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub import: Option<Import>,
     /// Number of the last volume that was begun; the next one gets the next number.
     pub generation: u32,
     /// The last events, oldest first.
@@ -60,6 +63,20 @@ pub struct Work {
     pub generation: u32,
     /// How often a builder was started for it.
     pub attempts: u32,
+}
+
+/// An archive that was sent. It is kept as long as there is work to do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// Its size, bytes.
+    pub bytes: u64,
+}
+
+impl Import {
+    /// GiB that it takes on the host, rounded up.
+    pub fn gib(self) -> u64 {
+        self.bytes.div_ceil(1 << 30)
+    }
 }
 
 /// What a sealed volume holds.
@@ -103,7 +120,7 @@ pub struct LayerHistory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// Its registry.
+    /// Its registry, or the archive that was sent.
     Fetched,
     /// An earlier attempt at this volume.
     Present,
@@ -138,6 +155,7 @@ impl Record {
             class: None,
             content: None,
             work: Some(Work { generation: 1, attempts: 0 }),
+            import: None,
             generation: 1,
             events: VecDeque::new(),
             sequence: 0,
@@ -165,13 +183,19 @@ impl Record {
     }
 
     /// GiB that the cache may occupy on this host and that nobody else can have: its size for the volume that is served
-    /// and for the one that is filled. A failed cache has neither.
+    /// and for the one that is filled, and the archive that it is filled from. A failed cache has none of them.
     pub fn reserved_gib(&self) -> u64 {
         let volumes = match self.status {
             Status::Failed => 0,
             _ => 1 + u64::from(self.is_refreshing()),
         };
-        volumes * u64::from(self.spec.size_gib)
+        let archive = if self.needs_archive() { self.import.map_or(0, Import::gib) } else { 0 };
+        volumes * u64::from(self.spec.size_gib) + archive
+    }
+
+    /// Whether the archive that was sent is still to be read.
+    pub fn needs_archive(&self) -> bool {
+        self.import.is_some() && self.work.is_some() && self.status != Status::Deleting
     }
 
     /// Whether a second volume is being filled beside the one that is served.
@@ -224,6 +248,11 @@ mod tests {
         assert_eq!(record.events.len(), MAX_EVENTS);
         assert_eq!((record.sequence, record.events.back().unwrap().sequence), (101, 101));
         assert_eq!(record.expires_at().unwrap().timestamp(), 86_400);
+        assert_eq!(record.reserved_gib(), 20);
+        record.import = Some(Import { bytes: (2 << 30) + 1 });
+        assert!(record.needs_archive());
+        assert_eq!(record.reserved_gib(), 23);
+        record.work = None;
         assert_eq!(record.reserved_gib(), 20);
         record.turn(Status::Failed, now, "no such image");
         assert_eq!(record.reserved_gib(), 0);

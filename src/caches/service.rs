@@ -3,6 +3,7 @@
 mod admission;
 mod build;
 mod details;
+mod import;
 mod janitor;
 mod recovery;
 mod snapshots;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use details::{Details, ImageDetails, LayerDetails};
+pub use import::{Received, Receiving};
 pub use snapshots::Snapshot;
 
 use super::error::Error;
@@ -81,6 +83,8 @@ struct Inner {
     wake: Notify,
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
+    /// GiB that are kept for caches whose archives are being sent.
+    promised: Mutex<HashMap<CacheId, u64>>,
     hub: Hub,
     /// Held while room for a volume, and a place in the queue, are looked for and taken, and while a build is given up:
     /// whoever orders the next one meanwhile must not lose it.
@@ -142,6 +146,7 @@ impl Service {
             wake: Notify::new(),
             sweep: Notify::new(),
             live: Mutex::default(),
+            promised: Mutex::default(),
             hub: Hub::default(),
             admission: tokio::sync::Mutex::default(),
             stop: CancellationToken::new(),
@@ -196,19 +201,8 @@ impl Service {
     ) -> Result<Record, Error> {
         self.check(&spec)?;
         let _one_at_a_time = self.0.admission.lock().await;
-        let full = self.check_queue();
-        // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
-        let max_per_tenant = match full {
-            Ok(()) => self.settings(|settings| settings.caches.max_per_tenant),
-            Err(_) => 0,
-        };
-        let admission = Admission { max_per_tenant, capacity_gib: self.capacity_gib()? };
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
-        let created = match (self.0.store.create(record, admission, key).await, full) {
-            (Err(StoreError::Quota { .. }), Err(full)) => return Err(full),
-            (created, _) => created?,
-        };
-        match created {
+        match self.place(record, key).await? {
             Created::New(Stored { record, .. }) => {
                 let images = &record.spec.images;
                 tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
@@ -216,6 +210,22 @@ impl Service {
                 Ok(record)
             }
             Created::Before(record) => Ok(*record),
+        }
+    }
+
+    /// Writes a new record, if there is room for it. Who asks holds [`Inner::admission`].
+    async fn place(&self, record: Record, key: Option<IdempotencyKey>) -> Result<Created, Error> {
+        let full = self.check_queue();
+        // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
+        let max_per_tenant = match full {
+            Ok(()) => self.settings(|settings| settings.caches.max_per_tenant),
+            Err(_) => 0,
+        };
+        let capacity_gib = self.capacity_gib()?.saturating_sub(self.promised_gib());
+        let admission = Admission { max_per_tenant, capacity_gib };
+        match (self.0.store.create(record, admission, key).await, full) {
+            (Err(StoreError::Quota { .. }), Err(full)) => Err(full),
+            (created, _) => Ok(created?),
         }
     }
 
@@ -295,6 +305,9 @@ impl Service {
         }
         let _one_at_a_time = self.0.admission.lock().await;
         let before = self.get(tenant, id).await?;
+        if before.import.is_some() {
+            return Err(Error::Imported(id));
+        }
         let refuse = |record: &Record| Error::NotRefreshable {
             id,
             status: record.status,
@@ -358,6 +371,12 @@ impl Service {
         let (usable, unusable) = self.secrets(tenant, &spec);
         let job = self.job(&spec, usable, None);
         self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
+    }
+
+    /// How long a build may take.
+    pub fn longest_build(&self) -> Duration {
+        let minutes = self.settings(|settings| settings.caches.build_timeout_minutes);
+        Duration::from_secs(u64::from(minutes) * 60)
     }
 
     /// The metrics as they are now.
@@ -467,6 +486,14 @@ impl Service {
 
     fn live(&self) -> MutexGuard<'_, HashMap<CacheId, Live>> {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn promised(&self) -> MutexGuard<'_, HashMap<CacheId, u64>> {
+        self.0.promised.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn promised_gib(&self) -> u64 {
+        self.promised().values().sum()
     }
 
     /// Runs something that waits for the disk off the runtime's threads.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, TryLockError};
 
 use super::attachments::{AttachmentError, Attachments};
+use super::imports;
 use super::layout::{self, Layout};
 use super::runner::child::clear_work;
 use crate::build::share;
@@ -98,7 +99,7 @@ pub enum Discarded {
 impl Volumes {
     /// Makes the state directory where it is absent, and takes it.
     pub fn take(layout: Layout) -> Result<Self, StateError> {
-        for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work()] {
+        for dir in [layout.root(), &layout.tenants(), &layout.trash(), &layout.work(), &layout.imports()] {
             make(dir)?;
         }
         let failed = |doing, source| StateError::Io { doing, path: layout.root().to_owned(), source };
@@ -192,6 +193,18 @@ impl Volumes {
         }
         let mounts = Mounts::read().map_err(|e| failed("looking for mounts of", e))?;
         Ok(mounts.use_of(&path).map(|used| used.to_string()))
+    }
+
+    /// Caches of which an archive is kept.
+    pub fn archives(&self) -> Result<Vec<CacheId>, StateError> {
+        let path = self.layout.imports();
+        imports::list(&self.layout).map_err(|source| StateError::Io { doing: "listing", path, source })
+    }
+
+    /// Removes the archive that was sent for a cache.
+    pub fn remove_archive(&self, id: &CacheId) -> Result<(), StateError> {
+        let removed = imports::remove(&self.layout, id);
+        removed.map_err(|source| StateError::Io { doing: "removing", path: self.layout.import(id), source })
     }
 
     /// Its directory.

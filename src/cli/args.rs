@@ -21,7 +21,7 @@ use crate::model::sizing::Sizing;
 use crate::snapshot;
 use crate::telemetry::Level;
 
-pub(super) use cache::{CacheArgs, CacheCommand, CacheOrder};
+pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +36,7 @@ Examples:
   larder serve
   larder snapshotter
   larder cache create web nginx:1.27 --wait
+  larder cache import web images.tar --wait
 
 Exit codes (sysexits.h):
   0 done   64 usage, no such image   65 corrupt or hostile content   69 registry fails for now
@@ -83,7 +84,7 @@ Archives are OCI layouts, tars of them, and what docker save writes, also compre
 one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies. The image of a
 disk, as `export --format raw` writes it, becomes a volume of kind disk: it is compared with the .sha256 beside it, if there
 is one, and proven whole, as `larder verify` does, before it counts as sealed; other flags than --volume and --output are
-not for it.";
+not for it. `larder cache import` makes an image cache of a daemon instead.";
 
 /// Builds node-level image caches: a list of container images in, one sealed and proven volume out.
 #[derive(Debug, Parser)]
@@ -406,7 +407,7 @@ impl From<ImportArgs> for OrderArgs {
             result_file: args.result_file,
             deadline: args.deadline,
             confine: args.confine,
-            source: Some(SourceOrder::Archive { path: args.input, format: args.format }),
+            source: Some(SourceOrder::Archive { path: args.input, format: args.format, received: false }),
             ..OrderArgs::default()
         }
     }
@@ -544,6 +545,7 @@ mod tests {
             "larder cache",
             "larder cache create web",
             "larder cache create Web nginx",
+            "larder cache import web",
             "larder cache wait a --timeout 3",
             "larder cache ls --host ftp://x",
         ] {

@@ -1,6 +1,7 @@
 //! `larder cache`: the daemon's image caches, from the command line.
 
 mod follow;
+mod import;
 mod table;
 
 use serde_json::{Value, json};
@@ -72,6 +73,13 @@ async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> 
             let key = order.idempotency_key.as_deref();
             let request = Request { body: Some(&body), key, ..Request::new(post(), "/v5/imagecaches") };
             let mut answer = client.call(request).await?;
+            if *wait {
+                answer = follow::until(&client, &id_of(&answer)?, Wanted::Available, None, console).await?;
+            }
+            Ok(show(&answer, &table::one))
+        }
+        CacheCommand::Import { import, wait } => {
+            let mut answer = import::send(&client, import, console).await?;
             if *wait {
                 answer = follow::until(&client, &id_of(&answer)?, Wanted::Available, None, console).await?;
             }

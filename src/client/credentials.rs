@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 use reqwest::Url;
-use sha2::{Digest as _, Sha256};
 
 use super::{Request, host};
 use crate::model::credential::Secret;
@@ -61,12 +60,12 @@ impl Credentials {
         }
     }
 
-    /// The headers that prove it for one request.
+    /// The headers that prove it for one request whose body has the SHA-256 `body`.
     pub(super) fn headers(
         &self,
         request: &Request<'_>,
         url: &Url,
-        body: Option<&str>,
+        body: [u8; 32],
         now: DateTime<Utc>,
     ) -> Vec<(&'static str, String)> {
         match self {
@@ -85,7 +84,7 @@ impl Credentials {
                     path: request.path,
                     query: &query,
                     headers: &headers,
-                    body: Sha256::digest(body.unwrap_or_default()).into(),
+                    body,
                 };
                 let signature = hex(&signable.sign(&date, secret));
                 let claim = format!(

@@ -46,6 +46,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// What was to be sent cannot be read.
+    #[error("{message}")]
+    Body {
+        /// The class of the fault.
+        class: Class,
+        /// What is wrong.
+        message: String,
+    },
     /// The daemon refuses.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -96,13 +104,14 @@ impl Error {
             Error::Unreachable { .. } => Class::Transient,
             Error::NotAdmitted { .. } => Class::Denied,
             Error::Malformed { .. } => Class::Internal,
+            Error::Body { class, .. } => *class,
             Error::Refused(refusal) => match refusal.status {
                 401 | 403 => Class::Denied,
                 404 => Class::NotFound,
                 409 => Class::Conflict,
+                413 | 507 => Class::NoSpace,
                 429 => Class::Busy,
                 503 => Class::Transient,
-                507 => Class::NoSpace,
                 400..=499 => Class::Invalid,
                 _ => Class::Internal,
             },

@@ -28,7 +28,7 @@ pub struct Api {
     pub max_connections: usize,
     /// Most seconds until the head of a request is there, and until a TLS handshake is done.
     pub header_timeout_seconds: u64,
-    /// Most seconds until the body of a request is there.
+    /// Most seconds until the body of a request is there; of an archive that is imported, until more of it is.
     pub body_timeout_seconds: u64,
     /// Requests per second of one tenant, and how many it may have saved up.
     pub requests_per_second: u32,

@@ -88,6 +88,8 @@ pub enum Source {
     OciArchive(PathBuf),
     /// What `docker save` writes.
     DockerArchive(PathBuf),
+    /// One of the two tars, as a daemon received it for a tenant. Messages call it `the archive`: its path is the host's own.
+    Received(PathBuf),
 }
 
 /// What holds the volume.

@@ -11,9 +11,7 @@ use object::elf::{
     PT_INTERP, PT_LOAD,
 };
 use object::read::elf::{Dyn as _, FileHeader, ProgramHeader as _};
-use object::read::{ReadCache, ReadRef, StringTable};
-
-use crate::layer::stored::StoredFile;
+use object::read::{ReadCache, ReadCacheOps, ReadRef, StringTable};
 
 /// First bytes of the file.
 pub(super) const MAGIC: &[u8] = b"\x7fELF";
@@ -51,7 +49,7 @@ pub(super) struct Object {
 }
 
 /// Reads what is in the file, if it is one.
-pub(super) fn read(file: StoredFile) -> Option<Object> {
+pub(super) fn read(file: impl ReadCacheOps) -> Option<Object> {
     let cache = ReadCache::new(file);
     let data = Ranges(&cache);
     let ident = data.read_bytes_at(0, 5).ok()?;
@@ -62,7 +60,7 @@ pub(super) fn read(file: StoredFile) -> Option<Object> {
     }
 }
 
-fn parse<Elf: FileHeader<Endian = Endianness>>(data: Ranges<'_>) -> Option<Object> {
+fn parse<'a, Elf: FileHeader<Endian = Endianness>>(data: impl ReadRef<'a>) -> Option<Object> {
     let header = Elf::parse(data).ok()?;
     let endian = header.endian().ok()?;
     let segments = header.program_headers(endian, data).ok()?;
@@ -97,10 +95,17 @@ fn parse<Elf: FileHeader<Endian = Endianness>>(data: Ranges<'_>) -> Option<Objec
 }
 
 /// A file of which no large range is read at once.
-#[derive(Clone, Copy)]
-struct Ranges<'a>(&'a ReadCache<StoredFile>);
+struct Ranges<'a, R: ReadCacheOps>(&'a ReadCache<R>);
 
-impl<'a> ReadRef<'a> for Ranges<'a> {
+impl<R: ReadCacheOps> Clone for Ranges<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: ReadCacheOps> Copy for Ranges<'_, R> {}
+
+impl<'a, R: ReadCacheOps> ReadRef<'a> for Ranges<'a, R> {
     fn len(self) -> Result<u64, ()> {
         self.0.len()
     }
@@ -127,13 +132,13 @@ mod tests {
     fn of(bytes: &[u8]) -> Option<Object> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        read(StoredFile::File(file))
+        read(file)
     }
 
     #[test]
     fn this_very_program() {
         let program = std::env::current_exe().unwrap();
-        let object = read(StoredFile::File(File::open(&program).unwrap())).unwrap();
+        let object = read(File::open(&program).unwrap()).unwrap();
         // Whatever the C library, a program of Rust's standard targets has it by name, or has no loader at all.
         assert_eq!(object.interpreter.is_some(), object.needed.iter().any(|name| name.starts_with(b"libc.")));
         assert_eq!(object.machine.wide, cfg!(target_pointer_width = "64"));

@@ -71,7 +71,7 @@ pub(super) fn export(
 
 pub(super) fn export_to(
     volume: &Path,
-    mut out: Box<dyn Write + Send>,
+    mut out: Box<dyn Write + Send + '_>,
     monitor: &Monitor,
 ) -> Result<Report, Error> {
     let disk = Disk::open(volume)?;

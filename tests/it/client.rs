@@ -10,6 +10,7 @@ use larder::testing::layer::LayerBuilder;
 use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
+use crate::harness::filesystem::unmount;
 use crate::harness::registry::Registry;
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
@@ -84,7 +85,7 @@ fn an_operator_over_the_socket() {
         let [used] = &snapshots("in_use")[..] else { panic!("one is in use") };
         assert_eq!((&used["path"], &used["served"]), (&path.into(), &false.into()));
         assert!(run(&["snapshots", "web"]).contains("in use"));
-        succeed(Command::new("umount").arg(mount.path()));
+        unmount(mount.path());
         // What a create would be refused for, a plan is.
         let planned = daemon.explain(|| exits(73, &mut cache(&socket, &["plan", "web", &reference])));
         assert!(planned.contains("taken"), "{planned}");

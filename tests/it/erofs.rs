@@ -19,7 +19,6 @@ use larder::layer::metadata::Metadata;
 use larder::layer::space::Uncounted;
 use larder::layer::tar::Region;
 use larder::sys::{Dir, process};
-use nix::mount::{MntFlags, umount2};
 use nix::unistd::{Whence, lseek};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -28,6 +27,7 @@ use tempfile::TempDir;
 
 use self::found::{differences, scan};
 use self::model::{Model, Node};
+use crate::harness::filesystem::unmount;
 use crate::harness::{Need, isolated, succeed};
 
 const FSCK: Need = Need::Program("fsck.erofs");
@@ -102,7 +102,7 @@ fn mounted(image: &Path, look: impl FnOnce(&Path)) {
     let root = tempfile::tempdir().unwrap();
     succeed(Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(image).arg(root.path()));
     look(root.path());
-    umount2(root.path(), MntFlags::empty()).unwrap();
+    unmount(root.path());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the tests stand on: registries, consumers and file systems of this machine, each gone when it is dropped.
 
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -30,6 +31,19 @@ pub(crate) use need::{Need, isolated};
 /// The `larder` under test.
 pub(crate) fn larder() -> Command {
     Command::new(env!("CARGO_BIN_EXE_larder"))
+}
+
+/// A shell's `script`, to which `$0` is a path and `$@` a command.
+pub(crate) fn in_shell(script: &str, path: &Path, command: &Command) -> Command {
+    let mut shell = Command::new("bash");
+    shell.arg("-c").arg(script).arg(path).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 /// Runs a command to its end and panics with what it printed unless it succeeded.

@@ -136,7 +136,7 @@ fn nothing_that_a_fuzzer_sends_is_a_fault_of_ours() {
 }
 
 /// What the fuzzer must have met.
-const ANSWERED: [(&str, &str, u16); 11] = [
+const ANSWERED: [(&str, &str, u16); 12] = [
     ("POST", "/v5/imagecaches", 201),
     ("GET", "/v5/imagecaches", 200),
     ("GET", "/v5/imagecaches/{id}", 200),
@@ -146,6 +146,7 @@ const ANSWERED: [(&str, &str, u16); 11] = [
     ("POST", "/larder/v1/caches/{id}/refresh", 202),
     ("POST", "/larder/v1/caches/{id}/cancel", 409),
     ("GET", "/larder/v1/match", 200),
+    ("POST", "/larder/v1/import", 201),
     ("POST", "/larder/v1/plan", 200),
     ("POST", "/larder/v1/plan", 400),
 ];

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant, configure, serve};
+use crate::harness::filesystem::unmount;
 use crate::harness::registry::Registry;
 use crate::harness::served::Running;
 use crate::harness::{Need, exits, isolated, larder, succeed};
@@ -148,6 +149,6 @@ fn a_full_disk_of_the_state_is_told_and_heals() {
             assert_eq!(cache["image_cache"]["status"], "Available");
         }
         daemon.stop();
-        succeed(Command::new("umount").arg(&state));
+        unmount(&state);
     });
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::harness::filesystem::{FileSystem, Kind};
+use crate::harness::filesystem::{FileSystem, Kind, unmount};
 use crate::harness::served::{Served, random};
 use crate::harness::{exits, larder, succeed};
 use crate::served::{Filling, MIB, build, image, let_go, with_disks};
@@ -70,7 +70,7 @@ fn an_empty_device_becomes_a_volume() {
         succeed(larder().arg("verify").arg(&at));
         let said = exits(75, &mut onto(&served, &device, 256 * MIB));
         assert!(said.contains("in use"), "{said}");
-        succeed(Command::new("umount").arg(&at));
+        unmount(&at);
         // The same job again: it is sealed.
         served.registry.forget();
         succeed(&mut onto(&served, &device, 256 * MIB));

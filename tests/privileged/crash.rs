@@ -94,11 +94,14 @@ fn killed_while_the_disk_is_made() {
 
 /// A build that has committed all but the last layer, whose blob stalls.
 fn all_but_the_last(served: &Served, synced: bool) -> Filling {
-    let last = served.images[0].layers.last().unwrap();
-    served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
+    let last = served.images[0].layers.last().unwrap().digest.clone();
+    // Each is met once.
+    let stall = || served.registry.fault(Fault::StallAt { digest: last.clone(), offsets: vec![10_000] });
+    stall();
     let mut filling = Filling::start(&mut build(served, &served.volume(), SIZE), served.beside("events"));
     assert!(filling.told("layer_committed", usize::try_from(LAYERS).unwrap() - 1));
     if synced {
+        stall();
         filling.keeper.signal(Signal::SIGTERM);
         assert_eq!(filling.keeper.code_within(Duration::from_secs(20)), Some(143));
         filling = Filling::start(&mut build(served, &served.volume(), SIZE), served.beside("events"));

@@ -127,6 +127,48 @@ fn a_daemon_that_is_killed_goes_on_with_the_disk() {
     });
 }
 
+/// An exported disk becomes a cache on another host, which has no registry and makes disks too.
+#[test]
+fn an_exported_disk_is_imported_by_another_daemon() {
+    let needs = ["docker-registry", "podman", "busybox"].map(Need::Program);
+    isolated(&[&TOOLS[..], &needs].concat(), || {
+        let registry = docker::Registry::open();
+        let shell = Image::builder(Format::Oci).layer(busybox().unwrap()).build();
+        let reference = registry.push(&shell, "team/shell", "1");
+        let mut first = Daemon::start(&[TEAM], &on_disks());
+        let id = first.order(TEAM, "web", std::slice::from_ref(&reference));
+        first.settle(TEAM, &id, "Available", SOON);
+        let dir = tempfile::tempdir().unwrap();
+        let (raw, archive) = (dir.path().join("raw"), dir.path().join("archive"));
+        for (format, out) in [("raw", &raw), ("docker-archive", &archive)] {
+            succeed(larder().arg("export").arg(disk(&first, &id, 1)).arg(out).args(["--format", format]));
+        }
+        first.stop();
+        registry.stop();
+
+        let second = Daemon::start(&[TEAM], &on_disks());
+        for (name, source) in [("raw", &raw), ("archive", &archive)] {
+            let mut import = larder();
+            import.env("LARDER_HOST", second.endpoint()).env("LARDER_TOKEN", TEAM.token());
+            import.args(["cache", "import", name, "--wait", "--json"]).arg(source);
+            let answer: Value = serde_json::from_str(&second.explain(|| succeed(&mut import))).unwrap();
+            let id = answer["image_cache"]["id"].as_str().unwrap();
+            let imported = disk(&second, id, 1);
+            let_go(&imported);
+            succeed(larder().arg("verify").arg(&imported));
+            let at = tempfile::tempdir().unwrap();
+            let image = imported.join("disk.img");
+            succeed(
+                Command::new("mount").args(["-o", "loop,ro,noload,nodev,nosuid"]).arg(image).arg(at.path()),
+            );
+            let said = Podman::new().run(at.path(), &reference, &["/bin/echo", "hello"]);
+            assert_eq!(said, "hello\n", "{name}");
+            succeed(Command::new("umount").arg(at.path()));
+        }
+        assert_eq!(fs::read_dir(second.state().join("imports")).unwrap().count(), 0);
+    });
+}
+
 #[test]
 fn a_container_starts_from_the_disk_of_a_daemon() {
     let needs = ["docker-registry", "podman", "busybox"].map(Need::Program);

@@ -9,6 +9,7 @@ use larder::model::digest::Digest;
 use larder::testing::image::{self, Format, Image};
 use serde_json::Value;
 
+use crate::harness::filesystem::unmount;
 use crate::harness::layers::{Member, Packing, layer};
 use crate::harness::podman::Podman;
 use crate::harness::registry::Registry;
@@ -90,7 +91,7 @@ fn a_container_runs_from_a_sealed_disk() {
         let diff_ids: Vec<Digest> = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         assert_eq!(skopeo::copy_out(&at, &reference, dir.path()), diff_ids);
         assert_eq!(fs::read(at.join("cache.json")).unwrap(), fs::read(volume.join("cache.json")).unwrap());
-        succeed(Command::new("umount").arg(&at));
+        unmount(&at);
     });
 }
 
@@ -116,7 +117,7 @@ fn a_disk_holds_what_a_directory_does() {
         };
         let differ = differences(&of(&directory), &of(&at), tolerance);
         assert!(differ.is_empty(), "{differ:#?}");
-        succeed(Command::new("umount").arg(&at));
+        unmount(&at);
     });
 }
 

@@ -144,6 +144,15 @@ impl Claim {
     }
 }
 
+/// The hash of the body that the head states (`X-Sdk-Content-Sha256`), signed or not.
+pub(in crate::api) fn stated(headers: &HeaderMap) -> Result<Option<[u8; 32]>, Problem> {
+    let Some(text) = single(headers, CONTENT.as_str())? else { return Ok(None) };
+    let hash = super::token::hash_of_hex(&text.to_ascii_lowercase());
+    let hash =
+        hash.ok_or_else(|| Problem::invalid("X-Sdk-Content-Sha256: want the SHA-256 of the body, 64 digits"));
+    hash.map(Some)
+}
+
 /// The value of a header that may stand once.
 fn single(headers: &HeaderMap, name: &str) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all(name).iter();

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use super::BuildingConfig;
 use crate::api::errors::Problem;
+use crate::api::query::Query;
 use crate::model::image_cache::Spec;
 use crate::model::image_cache::spec::{
     MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MIN_SIZE_GIB, SpecError,
@@ -66,6 +67,35 @@ impl Order {
                     MAX_PULL_SECRETS,
                 )?
                 .unwrap_or_default(),
+            },
+        })
+    }
+
+    /// Reads the query of an import, whose body is the archive.
+    pub(in crate::api) fn of_query(query: &Query) -> Result<Self, Problem> {
+        let wanted = |field: &str| {
+            let given = query.one(field)?;
+            given.ok_or_else(|| Problem::invalid(format!("query: {field} is absent, want it once")))
+        };
+        let number = |field: &str, default: u32, (least, most): (u32, u32)| {
+            let Some(given) = query.one(field)? else { return Ok(default) };
+            let digits = !given.is_empty() && given.bytes().all(|b| b.is_ascii_digit());
+            let number = given.parse().ok().filter(|number| digits && (least..=most).contains(number));
+            number.ok_or_else(|| {
+                let given = quoted(given);
+                Problem::invalid(format!(
+                    "query: {field}: {given} given, want an integer from {least} to {most}"
+                ))
+            })
+        };
+        Ok(Order {
+            name: wanted("name")?.to_owned(),
+            images: query.all("image").map(str::to_owned).collect(),
+            image_cache_size: number("image_cache_size", MIN_SIZE_GIB, (MIN_SIZE_GIB, MAX_SIZE_GIB))?,
+            retention_days: number("retention_days", 0, (0, MAX_RETENTION_DAYS))?,
+            building_config: BuildingConfig {
+                cluster: wanted("cluster")?.to_owned(),
+                image_pull_secrets: Vec::new(),
             },
         })
     }
@@ -233,6 +263,37 @@ mod tests {
         }
         let absent = spec(&json!({"images": ["a"], "building_config": {"cluster": "c"}})).unwrap_err();
         assert_eq!(absent, "name: it is absent, want a string");
+    }
+
+    #[test]
+    fn the_query_of_an_import() {
+        let of = |text: &str| {
+            let order = Query::parse(Some(text)).and_then(|query| Order::of_query(&query));
+            order.and_then(Order::into_spec).map_err(|problem| problem.message().to_owned())
+        };
+        let plain = of("name=web&image=nginx:1&image=redis:7&cluster=c").unwrap();
+        assert_eq!((plain.size_gib, plain.retention_days, plain.images.len()), (20, 0, 2));
+        let full = of("name=web&image=a&cluster=c&image_cache_size=400&retention_days=10000&more=x").unwrap();
+        assert_eq!((full.size_gib, full.retention_days), (400, 10_000));
+        for bad in [
+            "",
+            "name=web&cluster=c",
+            "image=a&cluster=c",
+            "name=web&image=a",
+            "name=web&name=x&image=a&cluster=c",
+            "name=Web&image=a&cluster=c",
+            "name=web&image=A%20B&cluster=c",
+            "name=web&image=a&cluster=",
+            "name=web&image=a&cluster=c&image_cache_size=19",
+            "name=web&image=a&cluster=c&image_cache_size=401",
+            "name=web&image=a&cluster=c&image_cache_size=%2B20",
+            "name=web&image=a&cluster=c&image_cache_size=",
+            "name=web&image=a&cluster=c&retention_days=-1",
+            "name=web&image=a&cluster=c&retention_days=99999999999999999999",
+            &format!("name=web&cluster=c{}", "&image=a".repeat(21)),
+        ] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -54,10 +54,13 @@ impl Service {
         Ok(())
     }
 
-    /// GiB that no record has reserved, and those that there are in all.
-    fn free_gib<'a>(&self, records: impl Iterator<Item = &'a Record>) -> Result<(u64, u64), Error> {
+    /// GiB that no record has reserved and that are promised to none, and those that there are in all.
+    pub(super) fn free_gib<'a>(
+        &self,
+        records: impl Iterator<Item = &'a Record>,
+    ) -> Result<(u64, u64), Error> {
         let capacity_gib = self.capacity_gib()?;
-        let reserved: u64 = records.map(Record::reserved_gib).sum();
+        let reserved: u64 = records.map(Record::reserved_gib).sum::<u64>() + self.promised_gib();
         Ok((capacity_gib.saturating_sub(reserved), capacity_gib))
     }
 }

@@ -18,6 +18,7 @@ use crate::model::class::Class;
 use crate::model::escape::escape_to;
 use crate::model::event::{Event, Line, Outcome, Status as BuildStatus};
 use crate::model::image_cache::{CacheId, Status, TenantName};
+use crate::model::job::Source;
 use crate::telemetry::metrics::BuildResult;
 
 /// Lines of a builder that wait to be taken up.
@@ -115,10 +116,12 @@ impl Service {
         let deadline = now + TimeDelta::minutes(i64::from(minutes));
         let (usable, unusable_secrets) = self.secrets(tenant, &record.spec);
         let layout = self.0.volumes.layout();
+        let mut job = self.job(&record.spec, usable, Some(deadline));
+        job.source = record.import.map(|_| Source::Received(layout.import(&id)));
         let order = BuildOrder {
             tenant: tenant.clone(),
             id,
-            job: self.job(&record.spec, usable, Some(deadline)),
+            job,
             unusable_secrets,
             volume: layout.volume(tenant, &id, work.generation),
             share: layout.tenant(tenant),

@@ -25,6 +25,9 @@ pub struct Details {
     /// The class of the failure that the message tells.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub class: Option<Class>,
+    /// Size of the archive that it was made of, bytes, where it was made of one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub archive: Option<u64>,
     /// Whether a new volume is being filled beside the one that is served.
     pub refreshing: bool,
     /// Builders started for the present work.
@@ -108,6 +111,7 @@ impl Details {
             sealed_at: content.map(|content| content.sealed_at),
             expires_at: record.expires_at(),
             class: record.class,
+            archive: record.import.map(|import| import.bytes),
             refreshing: record.is_refreshing(),
             attempts: record.work.as_ref().map_or(0, |work| work.attempts),
             fetch_bytes: live.and_then(|progress| progress.fetch_bytes),

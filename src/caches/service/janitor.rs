@@ -116,10 +116,13 @@ impl Service {
         Ok(())
     }
 
-    /// Discards every volume that no record needs, and removes the records of deleted caches that have none left.
+    /// Discards every volume and archive that no record needs, and removes the records of deleted caches that have none left.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // Volumes before records: a volume that is made after its record was read is not in the list.
-        let (volumes, left) = self.on_disk(|volumes| Ok((volumes.list()?, volumes.has_trash()?))).await?;
+        let (volumes, archives, left) =
+            self.on_disk(|disk| Ok((disk.list()?, disk.archives()?, disk.has_trash()?))).await?;
+        // What is being sent before records, too: it is promised for until its record is there.
+        let promised: HashSet<CacheId> = self.promised().keys().copied().collect();
         // Builders before records too: one that has ended has written down how.
         let building: HashSet<CacheId> = self.live().keys().copied().collect();
         let records = self.records().await?;
@@ -134,6 +137,12 @@ impl Service {
         let in_use = self.discard(unneeded, &records).await?;
         if trash {
             self.empty_trash();
+        }
+        let done =
+            |id: &CacheId| !promised.contains(id) && records.get(id).is_none_or(|r| !r.needs_archive());
+        let done: Vec<CacheId> = archives.into_iter().filter(done).collect();
+        if !done.is_empty() {
+            self.on_disk(move |disk| done.iter().try_for_each(|id| disk.remove_archive(id))).await?;
         }
         for record in records.values() {
             let id = record.id;

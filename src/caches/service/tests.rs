@@ -1,6 +1,7 @@
 //! The service over the real store and the real disk, with a clock that is set and a runner that does what it is told
 //! (real builders: tests/it).
 
+mod imports;
 mod races;
 
 use std::collections::VecDeque;

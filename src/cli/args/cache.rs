@@ -12,6 +12,7 @@ use crate::model::reference::ImageReference;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   larder cache create web nginx:1.27 redis:7 --size 20 --wait
+  larder cache import app images.tar --wait
   larder cache ls
   larder cache show web
   larder cache events web --json
@@ -49,6 +50,18 @@ pub(in crate::cli) enum CacheCommand {
     Create {
         #[command(flatten)]
         order: CacheOrder,
+        /// Wait until it is Available, or why it is not
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Make an image cache of an archive or a sealed volume of this host; no registry is asked
+    ///
+    /// SOURCE is an archive or layout as `larder import` takes it, or a volume as `larder verify` takes it (directory, image of a
+    /// disk, device); an image and a device are mounted here, which takes root. It is sent to the daemon as one tar. The cache
+    /// has what SOURCE has at that moment: it cannot be refreshed. Exits with 73 if it does not fit.
+    Import {
+        #[command(flatten)]
+        import: CacheImport,
         /// Wait until it is Available, or why it is not
         #[arg(long)]
         wait: bool,
@@ -139,6 +152,30 @@ pub(in crate::cli) struct CacheOrder {
     #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
     pub(in crate::cli) pull_secrets: Vec<String>,
     /// A text of yours that makes a repeated create give the first answer
+    #[arg(long, value_name = "TEXT")]
+    pub(in crate::cli) idempotency_key: Option<String>,
+}
+
+/// An order whose images are sent.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct CacheImport {
+    /// Name: 1 to 128 of a-z 0-9 -, a letter first
+    pub(in crate::cli) name: CacheName,
+    /// Archive, layout or sealed volume; - for an archive on standard input
+    pub(in crate::cli) source: PathBuf,
+    /// Only this image; repeatable. Also what to call an image that has no name [default: all images, 1 to 20]
+    #[arg(long = "image", value_name = "IMAGE")]
+    pub(in crate::cli) images: Vec<ImageReference>,
+    /// Size of the volume in GiB, 20 to 400; three times the layers as they are in the archive
+    #[arg(long, default_value_t = 20, value_name = "GIB")]
+    pub(in crate::cli) size: u32,
+    /// Days until it expires; 0 is never
+    #[arg(long, default_value_t = 0, value_name = "DAYS")]
+    pub(in crate::cli) retention_days: u32,
+    /// UID of the cluster, as the daemon's configuration names it
+    #[arg(long, default_value = "local", value_name = "UID")]
+    pub(in crate::cli) cluster: String,
+    /// A text of yours that makes a repeated import of the same archive give the first answer
     #[arg(long, value_name = "TEXT")]
     pub(in crate::cli) idempotency_key: Option<String>,
 }

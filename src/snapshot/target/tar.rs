@@ -11,31 +11,31 @@ use crate::snapshot::tar::{BLOCK, END, Kind, header, padding};
 use crate::sys::unnamed;
 
 /// A tar that is being written.
-pub(in crate::snapshot) struct Tar {
-    sink: Sink,
+pub(in crate::snapshot) struct Tar<'a> {
+    sink: Sink<'a>,
     /// Bytes so far.
     at: u64,
 }
 
-enum Sink {
+enum Sink<'a> {
     /// Headers can be written after the content.
     File(File),
     /// What has no known size is kept in a file without a name first.
-    Stream(Box<dyn Write + Send>),
+    Stream(Box<dyn Write + Send + 'a>),
 }
 
-impl std::fmt::Debug for Tar {
+impl std::fmt::Debug for Tar<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tar").field("at", &self.at).finish_non_exhaustive()
     }
 }
 
-impl Tar {
+impl<'a> Tar<'a> {
     pub(in crate::snapshot) fn of_file(file: File) -> Self {
         Tar { sink: Sink::File(file), at: 0 }
     }
 
-    pub(in crate::snapshot) fn of_stream(stream: Box<dyn Write + Send>) -> Self {
+    pub(in crate::snapshot) fn of_stream(stream: Box<dyn Write + Send + 'a>) -> Self {
         Tar { sink: Sink::Stream(stream), at: 0 }
     }
 
@@ -61,7 +61,7 @@ impl Tar {
     }
 }
 
-impl Sink {
+impl Sink<'_> {
     fn writer(&mut self) -> &mut (dyn Write + Send) {
         match self {
             Sink::File(file) => file,
@@ -70,7 +70,7 @@ impl Sink {
     }
 }
 
-impl Target for Tar {
+impl Target for Tar<'_> {
     fn directory(&mut self, path: &str) -> Result<(), Error> {
         self.put(&header(&format!("{path}/"), Kind::Directory, 0))
     }

@@ -1,6 +1,7 @@
 //! A volume as one EROFS image: the same from a directory and from a disk, mounted as it is, and back.
 
 use super::*;
+use crate::harness::filesystem::unmount;
 use crate::harness::podman::Podman;
 
 const NEEDS: [Need; 3] = [Need::Program("busybox"), Need::Program("mkfs.ext4"), Need::Program("podman")];
@@ -36,7 +37,7 @@ fn an_image_of_any_volume_comes_back_and_runs() {
         fs::create_dir(&mounted).unwrap();
         succeed(Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(&image).arg(&mounted));
         let printed = Podman::new().run(&mounted, &served.references()[0], &["/bin/sh", "-c", SCRIPT]);
-        succeed(Command::new("umount").arg(&mounted));
+        unmount(&mounted);
         assert_eq!(printed, PRINTED);
     });
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::time::Duration;
 
 use super::*;
+use crate::harness::filesystem::unmount;
 use crate::harness::podman::Podman;
 use crate::harness::served::Running;
 
@@ -50,7 +51,7 @@ fn an_image_comes_back_and_runs() {
         fs::create_dir(&mounted).unwrap();
         succeed(Command::new("mount").args(["-o", "loop,ro,noload"]).arg(&raw).arg(&mounted));
         let printed = Podman::new().run(&mounted, &served.references()[0], &["/bin/sh", "-c", SCRIPT]);
-        succeed(Command::new("umount").arg(&mounted));
+        unmount(&mounted);
         assert_eq!(printed, PRINTED);
     });
 }

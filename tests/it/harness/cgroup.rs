@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+
+use super::in_shell;
 use std::time::Duration;
 
 /// A memory cgroup. Removed when it is dropped.
@@ -22,17 +24,7 @@ impl MemoryCgroup {
 
     /// A command that enters the cgroup and becomes `command`.
     pub(crate) fn wrap(&self, command: &Command) -> Command {
-        let mut wrapped = Command::new("sh");
-        wrapped.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]);
-        wrapped.arg(self.dir.join("cgroup.procs"));
-        wrapped.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        wrapped
+        in_shell("echo $$ > \"$0\" && exec \"$@\"", &self.dir.join("cgroup.procs"), command)
     }
 
     /// Most memory used so far, bytes.

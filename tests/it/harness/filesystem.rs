@@ -3,7 +3,10 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use tempfile::TempDir;
 
@@ -57,7 +60,7 @@ impl FileSystem {
     /// Makes this ext4 `size` bytes large. It is mounted anew, for growing in place asks for more rights.
     pub(crate) fn grow(&self, size: u64) {
         let image = self.dir.path().join("image");
-        umount2(&self.path(), MntFlags::empty()).unwrap();
+        unmount(&self.path());
         File::options().write(true).open(&image).unwrap().set_len(size).unwrap();
         succeed(Command::new("e2fsck").arg("-fp").arg(&image));
         succeed(Command::new("resize2fs").arg(&image));
@@ -73,6 +76,16 @@ impl FileSystem {
 impl Drop for FileSystem {
     fn drop(&mut self) {
         let _ = umount2(&self.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Unmounts what is mounted at `at`. Whatever another test starts holds for a moment what was open when it was forked.
+pub(crate) fn unmount(at: &Path) {
+    let started = Instant::now();
+    while let Err(error) = umount2(at, MntFlags::empty()) {
+        let waits = error == Errno::EBUSY && started.elapsed() < Duration::from_secs(30);
+        assert!(waits, "unmounting {}: {error}", at.display());
+        sleep(Duration::from_millis(20));
     }
 }
 

@@ -113,7 +113,7 @@ def test_the_document(stage):
     methods = {(path, method) for path, item in document["paths"].items() for method in item if method != "parameters"}
     assert {(PATH, "get"), (PATH, "post"), (PATH + "/{id}", "get"), (PATH + "/{id}", "delete")} <= methods, methods
     for path in ("/larder/v1/caches/{id}", "/larder/v1/caches/{id}/events", "/larder/v1/caches/{id}/cancel", "/larder/v1/match",
-                 "/larder/v1/caches/{id}/refresh", "/larder/v1/plan", "/healthz", "/readyz", "/metrics"):
+                 "/larder/v1/caches/{id}/refresh", "/larder/v1/import", "/larder/v1/plan", "/healthz", "/readyz", "/metrics"):
         assert path in document["paths"], path
     create = document["paths"][PATH]["post"]["responses"]
     assert {"201", "400", "401", "403", "409", "413", "415", "429", "507"} <= set(create), set(create)

@@ -1,0 +1,44 @@
+//! Any bytes as what `prefetch` reads of images and volumes: an ELF file, `ld.so.cache`, `prefetch.list`.
+#![no_main]
+
+use larder::prefetch::{bytes, list};
+use libfuzzer_sys::fuzz_target;
+
+/// An ELF header of either width and order, so that what comes after it is reached.
+const HEADS: [&[u8]; 4] = [b"\x7fELF\x01\x01\x01", b"\x7fELF\x01\x02\x01", b"\x7fELF\x02\x01\x01", b"\x7fELF\x02\x02\x01"];
+const CACHE: &[u8] = b"glibc-ld.so.cache1.1";
+const LIST: &[u8] = b"larder-prefetch 1\n";
+
+fuzz_target!(|input: &[u8]| {
+    elf(input);
+    for head in HEADS {
+        let mut file = input.to_vec();
+        if let Some(start) = file.get_mut(..head.len()) {
+            start.copy_from_slice(head);
+            elf(&file);
+        }
+    }
+    for file in [input, &[CACHE, input].concat()] {
+        for little in [true, false] {
+            for (name, paths) in bytes::loader_cache(file, little) {
+                assert!(name.len() <= 4096 && paths.iter().all(|path| path.starts_with(b"/") && path.len() <= 4096));
+            }
+        }
+    }
+    for text in [input, &[LIST, input].concat()] {
+        let Ok(sections) = list::parse(text) else { continue };
+        // What is read is written the same, and leads nowhere but down.
+        let written = list::render(&sections);
+        assert_eq!(list::parse(&written).as_ref(), Ok(&sections));
+        for entry in sections.iter().flat_map(|section| &section.files) {
+            assert!(!entry.tree.contains("..") && !entry.path.starts_with(b"/"));
+            assert!(entry.path.split(|byte| *byte == b'/').all(|part| !matches!(part, b"" | b"." | b"..")));
+        }
+    }
+});
+
+fn elf(file: &[u8]) {
+    if let Some(needed) = bytes::needed(file) {
+        assert!(needed.len() <= 512 && needed.iter().all(|name| name.len() <= 4096));
+    }
+}

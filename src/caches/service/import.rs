@@ -1,0 +1,217 @@
+//! A cache from an archive that its tenant sends: admitted before a byte is read, a record when all of it is there, and from
+//! then on a build like any other.
+//!
+//! While it is sent, the room that it and its volume will take is promised in memory, so that nobody else is given it. A daemon
+//! that dies meanwhile leaves neither record nor file.
+
+use std::io;
+use std::mem;
+
+use sha2::{Digest as _, Sha256};
+
+use super::Service;
+use crate::caches::error::Error;
+use crate::caches::imports::{self, Spool};
+use crate::caches::record::{Import, Record};
+use crate::caches::store::{Created, IdempotencyKey, StoreError};
+use crate::model::image_cache::{CacheId, Spec, TenantName};
+
+/// Bytes that are written at once.
+const CHUNK: usize = 1 << 20;
+/// How gzip and zstd streams begin. A tar begins with the name of its first member.
+const COMPRESSED: [&[u8]; 2] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd]];
+
+/// An archive on its way in. Dropped, it leaves nothing.
+#[derive(Debug)]
+pub struct Receiving {
+    tenant: TenantName,
+    spec: Spec,
+    /// Most bytes: an archive that is larger than its cache cannot be a third of it.
+    pub(super) most: u64,
+    spool: Option<Spool>,
+    buffer: Vec<u8>,
+    bytes: u64,
+    hash: Sha256,
+    promise: Promise,
+}
+
+/// An archive that is there as a whole.
+#[derive(Debug)]
+pub struct Received {
+    tenant: TenantName,
+    spec: Spec,
+    spool: Spool,
+    bytes: u64,
+    /// SHA-256 of it.
+    pub sha256: [u8; 32],
+    promise: Promise,
+}
+
+/// Room on this host for a cache that has no record yet; given back on drop.
+#[derive(Debug)]
+struct Promise {
+    service: Service,
+    id: CacheId,
+}
+
+impl Promise {
+    fn of(service: &Service, id: CacheId, gib: u64) -> Self {
+        service.promised().insert(id, gib);
+        Promise { service: service.clone(), id }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.service.promised().remove(&self.id);
+    }
+}
+
+impl Service {
+    /// Makes ready for an archive of `length` bytes, where the sender says how long it is. What a create would be refused for is
+    /// told before any of it is read, but where the sender `may_repeat` an import that was answered before.
+    pub async fn receive(
+        &self,
+        tenant: &TenantName,
+        spec: Spec,
+        length: Option<u64>,
+        may_repeat: bool,
+    ) -> Result<Receiving, Error> {
+        self.check(&spec)?;
+        let most = spec.size().0;
+        if length.is_some_and(|length| length > most) {
+            return Err(Error::ArchiveTooLarge { gib: spec.size_gib });
+        }
+        let archive = Import { bytes: length.unwrap_or(most) };
+        let promise = {
+            let _one_at_a_time = self.0.admission.lock().await;
+            if !may_repeat {
+                self.check_queue()?;
+                self.would_admit(tenant, &spec).await?;
+            }
+            let need_gib = u64::from(spec.size_gib) + archive.gib();
+            let (free_gib, capacity_gib) = self.free_gib(self.records().await?.values())?;
+            if need_gib > free_gib {
+                return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
+            }
+            Promise::of(self, CacheId::random(), need_gib)
+        };
+        let (id, layout) = (promise.id, self.0.volumes.layout().clone());
+        let begun = blocking(move || {
+            let spool = Spool::begin(&layout, id)?;
+            let free = spool.free()?;
+            Ok((spool, free))
+        });
+        let (spool, free) = begun.await?;
+        if length.is_some_and(|length| length > free) {
+            return Err(Error::NoRoomForArchive);
+        }
+        let (tenant, spool) = (tenant.clone(), Some(spool));
+        let (buffer, hash) = (Vec::with_capacity(CHUNK), Sha256::new());
+        Ok(Receiving { tenant, spec, most, spool, buffer, bytes: 0, hash, promise })
+    }
+
+    /// Orders the cache that an archive was sent for. As with a create, the record is the first answer where the key was used
+    /// before; then the archive is not kept.
+    pub async fn import(&self, received: Received, key: Option<IdempotencyKey>) -> Result<Record, Error> {
+        let service = self.clone();
+        self.to_its_end(async move { service.import_now(received, key).await }).await
+    }
+
+    async fn import_now(&self, received: Received, key: Option<IdempotencyKey>) -> Result<Record, Error> {
+        let Received { tenant, spec, spool, bytes, promise, .. } = received;
+        let id = promise.id;
+        self.check(&spec)?;
+        // First the archive, then the record that needs it. Until the promise ends nobody sweeps it.
+        blocking(move || spool.keep()).await?;
+        let created = {
+            let _one_at_a_time = self.0.admission.lock().await;
+            // The record itself asks for the room now.
+            self.promised().insert(id, 0);
+            let now = self.now();
+            let mut record = Record::new(id, tenant.clone(), spec, now);
+            record.import = Some(Import { bytes });
+            record.note(now, format!("an archive of {bytes} bytes was received"));
+            self.place(record, key).await
+        };
+        match created {
+            Ok(Created::New(stored)) => {
+                let record = stored.record;
+                let images = &record.spec.images;
+                tracing::info!(tenant = %tenant, cache = %id, name = %record.spec.name, ?images, bytes, "import ordered");
+                self.enqueue(&tenant, id);
+                Ok(record)
+            }
+            other => {
+                let layout = self.0.volumes.layout().clone();
+                blocking(move || imports::remove(&layout, &id)).await?;
+                match other? {
+                    Created::Before(record) => Ok(*record),
+                    Created::New(stored) => Ok(stored.record),
+                }
+            }
+        }
+    }
+}
+
+impl Receiving {
+    /// Takes what comes next.
+    pub async fn take(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        let length = self.bytes.saturating_add(bytes.len() as u64);
+        if length > self.most {
+            return Err(Error::ArchiveTooLarge { gib: self.spec.size_gib });
+        }
+        self.hash.update(bytes);
+        let first = self.bytes < CHUNK as u64;
+        self.bytes = length;
+        while !bytes.is_empty() {
+            let (now, rest) = bytes.split_at(bytes.len().min(CHUNK - self.buffer.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = rest;
+            if first && COMPRESSED.iter().any(|magic| self.buffer.starts_with(magic)) {
+                return Err(Error::ArchiveCompressed);
+            }
+            if self.buffer.len() == CHUNK {
+                self.flush().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        let (buffer, spool) = (mem::take(&mut self.buffer), self.spool.take());
+        let Some(mut spool) = spool else { return Err(failed(&io::Error::other("it was given up"))) };
+        let written = blocking(move || {
+            spool.write(&buffer)?;
+            Ok((spool, buffer))
+        });
+        let (spool, mut buffer) = written.await?;
+        buffer.clear();
+        (self.buffer, self.spool) = (buffer, Some(spool));
+        Ok(())
+    }
+
+    /// Says that nothing more comes.
+    pub async fn end(mut self) -> Result<Received, Error> {
+        self.flush().await?;
+        let Receiving { tenant, spec, spool, bytes, hash, promise, .. } = self;
+        let Some(spool) = spool else { return Err(failed(&io::Error::other("it was given up"))) };
+        Ok(Received { tenant, spec, spool, bytes, sha256: hash.finalize().into(), promise })
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Err(e)) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            Err(Error::NoRoomForArchive)
+        }
+        Ok(done) => done.map_err(|e| failed(&e)),
+        Err(e) => Err(failed(&io::Error::other(e))),
+    }
+}
+
+fn failed(error: &io::Error) -> Error {
+    StoreError::Failed { doing: "keeping an archive beside", reason: error.to_string(), full: false }.into()
+}

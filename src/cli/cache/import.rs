@@ -1,0 +1,184 @@
+//! `larder cache import`: an archive, a layout or a sealed volume of this host becomes an image cache of the daemon.
+//!
+//! What is sent is always one uncompressed tar, so that a daemon never mounts, and never inflates to a file, what a client
+//! gives it: a layout is packed, a sealed volume and the image of a disk exported as they are sent, each layer proven.
+
+use std::fs::File;
+use std::io::{self, Read, Seek as _, Write};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::{Error, post};
+use crate::archive::{Archive, Input};
+use crate::cli::args::CacheImport;
+use crate::cli::output::bar::{self, Bar};
+use crate::client::error::Error as ClientError;
+use crate::client::upload::{Upload, Writer};
+use crate::client::{Client, Request};
+use crate::model::class::Class;
+use crate::model::image_cache::spec::MAX_IMAGES;
+use crate::model::reference::ImageReference;
+use crate::model::seal::Compression;
+use crate::snapshot::{self, Format, Monitor};
+use crate::sys::unnamed;
+use crate::telemetry::Console;
+
+/// What is sent, and the names of the images in it.
+struct Source {
+    images: Vec<ImageReference>,
+    length: Option<u64>,
+    write: Writer,
+}
+
+/// Sends it and gives the daemon's answer.
+pub(super) async fn send(client: &Client, args: &CacheImport, console: &Console) -> Result<Value, Error> {
+    let (input, images, signs) = (args.source.clone(), args.images.clone(), client.signs());
+    let opened = tokio::task::spawn_blocking(move || {
+        let source = open(&input, images)?;
+        if signs { hashed(source) } else { Ok((source, None)) }
+    });
+    let opened = opened.await.map_err(|e| failed(Class::Internal, format!("opening ended: {e}")))?;
+    let (source, sha256) = opened?;
+    let (size, days) = (args.size.to_string(), args.retention_days.to_string());
+    let mut query =
+        vec![("name", args.name.as_str()), ("image_cache_size", &size), ("retention_days", &days)];
+    query.push(("cluster", &args.cluster));
+    query.extend(source.images.iter().map(|image| ("image", image.given())));
+    let key = args.idempotency_key.as_deref();
+    let request = Request { query: &query, key, ..Request::new(post(), "/larder/v1/import") };
+    let sent = Arc::new(AtomicU64::new(0));
+    let upload = Upload { length: source.length, sha256, write: source.write, sent: Arc::clone(&sent) };
+    let sending = client.upload(request, upload);
+    tokio::pin!(sending);
+    let bar = Bar::new(console);
+    let mut ticks = tokio::time::interval(bar::EVERY);
+    loop {
+        tokio::select! {
+            answer = &mut sending => return Ok(answer?),
+            _ = ticks.tick() => {
+                let sent = sent.load(Ordering::Relaxed);
+                bar.set((sent, source.length.unwrap_or(sent)));
+            }
+        }
+    }
+}
+
+/// Finds out what `input` is.
+fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
+    if is_volume(input) {
+        return volume(input.to_owned(), images);
+    }
+    let of_archive = |e: crate::archive::Error| failed(e.class(), e.to_string());
+    let archive = Archive::index(Input::open(input).map_err(of_archive)?, None).map_err(of_archive)?;
+    let images = if images.is_empty() { archive.names() } else { images };
+    if images.is_empty() {
+        return Err(of_archive(archive.unnamed()));
+    }
+    let images = counted(images)?;
+    let Some(tar) = archive.tar() else {
+        let layout = input.to_owned();
+        let write: Writer =
+            Box::new(move |out| snapshot::pack(&layout, out).map_err(|e| body(e.class(), e.to_string())));
+        return Ok(Source { images, length: None, write });
+    };
+    let io = |e: io::Error| failed(Class::Internal, format!("reading the archive: {e}"));
+    let mut tar = tar.try_clone().map_err(io)?;
+    tar.rewind().map_err(io)?;
+    let length = tar.metadata().map_err(io)?.len();
+    Ok(Source { images, length: Some(length), write: copy(tar, length) })
+}
+
+/// Whether it is a sealed volume, or the image or device of one.
+fn is_volume(input: &Path) -> bool {
+    input.join("cache.json").is_file()
+        || snapshot::is_image(input)
+        || std::fs::metadata(input).is_ok_and(|facts| facts.file_type().is_block_device())
+}
+
+fn volume(path: PathBuf, images: Vec<ImageReference>) -> Result<Source, Error> {
+    let of_volume = |e: snapshot::Error| failed(e.class(), e.to_string());
+    let images = if images.is_empty() { snapshot::images(&path).map_err(of_volume)? } else { images };
+    let images = counted(images)?;
+    if let Some(image) = images.iter().find(|image| image.tag().is_none()) {
+        let message = format!(
+            "{image} is known by the digest of a manifest that is made anew when its layers are packed: choose others with \
+             --image, or `larder export` the volume and import the archive"
+        );
+        return Err(failed(Class::Invalid, message));
+    }
+    // Three times the size of the layers as they are sent have to fit, so they are compressed.
+    let request = snapshot::Request {
+        format: Format::OciArchive,
+        compression: Compression::Zstd,
+        images: images.clone(),
+        force: false,
+    };
+    let write: Writer = Box::new(move |out| {
+        let sent = snapshot::export_to(&path, Box::new(out), &request, &Monitor::new());
+        sent.map(drop).map_err(|e| body(e.class(), e.to_string()))
+    });
+    Ok(Source { images, length: None, write })
+}
+
+fn counted(images: Vec<ImageReference>) -> Result<Vec<ImageReference>, Error> {
+    if images.len() <= MAX_IMAGES {
+        return Ok(images);
+    }
+    let have = images.len();
+    let message = format!("there are {have} images, and a cache has {MAX_IMAGES}: choose some with --image");
+    Err(failed(Class::Invalid, message))
+}
+
+/// The same with its hash. What has no length is written to a temporary file first: a signature covers the hash.
+fn hashed(source: Source) -> Result<(Source, Option<[u8; 32]>), Error> {
+    let io = |e: io::Error| failed(Class::Internal, format!("keeping what is sent in a temporary file: {e}"));
+    let mut file = unnamed::temporary().map_err(io)?;
+    let mut out = Hashing { file: &mut file, hash: Sha256::new(), length: 0 };
+    (source.write)(&mut out)?;
+    let (hash, length) = (out.hash.finalize().into(), out.length);
+    file.rewind().map_err(io)?;
+    Ok((Source { images: source.images, length: Some(length), write: copy(file, length) }, Some(hash)))
+}
+
+struct Hashing<'a> {
+    file: &'a mut File,
+    hash: Sha256,
+    length: u64,
+}
+
+impl Write for Hashing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_all(bytes)?;
+        self.hash.update(bytes);
+        self.length += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn copy(file: File, length: u64) -> Writer {
+    Box::new(move |out| {
+        let copied = io::copy(&mut file.take(length), out);
+        let copied = copied.map_err(|e| body(Class::Internal, format!("reading the archive: {e}")))?;
+        if copied == length {
+            return Ok(());
+        }
+        Err(body(Class::Corrupt, "the archive became shorter while it was sent".to_owned()))
+    })
+}
+
+fn body(class: Class, message: String) -> ClientError {
+    ClientError::Body { class, message }
+}
+
+fn failed(class: Class, message: String) -> Error {
+    Error::Client(body(class, message))
+}
