@@ -27,8 +27,9 @@
 //! whenever a layer is asked for and every [`EVERY`]. When a record is gone, links are taken back and images unmounted, so
 //! that the volume can be unmounted; who detaches removes the record first and then unmounts, again while it is busy. What
 //! runs keeps what it stands on: overlays hold the file systems below them, and images the files in which they lie, so that
-//! a volume of images is busy until the last container of it has ended. What would start is refused with `UNAVAILABLE` until
-//! the volume, or another one with the same layers, is attached again, or until the image is removed and pulled.
+//! a volume of images is busy until the last container of it has ended. What would start, and what would be unpacked on such
+//! a layer, is refused with `UNAVAILABLE` until the volume, or another one with the same layers, is attached again, or until
+//! the images that have it are removed: containerd keeps names of its own for snapshots, and nothing here can take them back.
 //!
 //! # What is believed
 //!

@@ -201,6 +201,28 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
 }
 
 #[test]
+fn a_layer_that_went_is_in_the_way_until_its_image_is_removed() {
+    isolated(&NEEDS, || {
+        let served = Served::new([image("cached", 1)]);
+        let volume = served.volume();
+        succeed(&mut served.build(&volume, SIZE));
+        // The shell is the same.
+        let elsewhere = Served::new([image("foreign", 1)]);
+        let (cached, foreign) = (&served.references()[0], &elsewhere.references()[0]);
+        let node = Node::start();
+        let at = node.snapshotter.attach(&volume, "v");
+        node.pull(cached);
+        node.snapshotter.detach(&at);
+        // containerd knows the layer, and would unpack the next one on top of it.
+        let refused = cri::pull(&node.containerd.socket(), foreign).unwrap_err();
+        assert!(refused.message().contains("not attached"), "{refused}");
+        node.forget(&served, 0);
+        node.pull(foreign);
+        assert_eq!(node.printed(foreign, "cat /file-0"), "foreign 0\n");
+    });
+}
+
+#[test]
 fn ctr_does_not_ask() {
     isolated(&NEEDS, || {
         let served = Served::new([image("cached", 2)]);
