@@ -21,6 +21,7 @@ mod plan;
 mod prefetch;
 mod serve;
 mod signals;
+mod snapshotter;
 mod usage;
 mod verify;
 
@@ -87,6 +88,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Import(args) => import::run(args, call, config, console),
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
+        Command::Snapshotter(args) => snapshotter::run(args, &config, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),

@@ -22,13 +22,14 @@
 //! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`client`] | the client of the daemon's API |
+//! | [`node`] | what starts containers from caches: the snapshotter for containerd |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
 //! | [`telemetry`] | logs, metrics, the service manager |
 //! | `testing` | feature `testing`: builders of layers and images, a registry and a Kubernetes API server that misbehave on purpose |
 //!
 //! # The import rule
 //!
-//! Imports run one way: `main → cli → {api, client, kubernetes} → caches → {build, snapshot, rootfs} → verify →
+//! Imports run one way: `main → cli → {api, client, kubernetes, node} → caches → {build, snapshot, rootfs} → verify →
 //! prefetch → trees → {registry, secrets, archive, volume} → layer → {sys, model, config}`.
 //! `registry`, `secrets`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
 //! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`, by way of `trees`. `telemetry` may be imported by
@@ -44,6 +45,7 @@ pub mod config;
 pub mod kubernetes;
 pub mod layer;
 pub mod model;
+pub mod node;
 pub mod prefetch;
 pub mod registry;
 pub mod rootfs;

@@ -224,8 +224,12 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
     Ok(if is_plain && joined.len() < MAX_OPTIONS { joined } else { short.join(":") })
 }
 
-/// Mounts the image at `path` of the volume over the new directory `at`.
-fn erofs(root: &Dir, path: &str, at: &Path) -> Result<(), Error> {
+/// Mounts the image at `path` of a volume over the new directory `at`: read-only, without devices and setuid bits, which an
+/// overlay of it may have all the same.
+///
+/// # Errors
+/// [`Error`]; the directory may be there then.
+pub fn erofs(root: &Dir, path: &str, at: &Path) -> Result<(), Error> {
     fs::create_dir(at).map_err(io("creating", at))?;
     let below = Dir::open(at).map_err(io("opening", at))?;
     let failed = |source| Error::Mount { what: path.to_owned(), source };

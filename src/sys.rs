@@ -18,6 +18,7 @@ pub mod privilege;
 pub mod process;
 pub mod remove;
 pub mod signal;
+pub mod socket;
 pub mod space;
 pub mod stat;
 pub mod unnamed;

@@ -6,6 +6,7 @@
 //! tenants/<tenant>/volumes/<id>.<generation>  volumes; what a builder of the tenant may read
 //! tenants/<tenant>/layers/                    which volume has which layer (build::share)
 //! attached/                                   which volumes are attached where (caches::attachments)
+//! snapshotter/                                what containerd keeps here (node::snapshotter)
 //! trash/                                      volumes on their way out
 //! imports/<id>                                archives that were sent, until what is made of them is sealed
 //! work/<id>/                                  secrets of a running builder; gone when it ends
@@ -65,6 +66,11 @@ impl Layout {
     /// Records of what is attached.
     pub fn attached(&self) -> PathBuf {
         self.root.join("attached")
+    }
+
+    /// What containerd keeps in a snapshotter beside the daemon, or without one.
+    pub fn snapshotter(&self) -> PathBuf {
+        self.root.join("snapshotter")
     }
 
     /// Volumes on their way out.

@@ -1,6 +1,7 @@
 //! What a user types.
 
 mod cache;
+mod node;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,7 @@ use crate::snapshot;
 use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
+pub(super) use node::SnapshotterArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,6 +36,7 @@ Examples:
   larder import images.tar --volume ./cache
   larder prefetch ./cache --image nginx:1.27
   larder serve
+  larder snapshotter
   larder cache create web nginx:1.27 --wait
   larder cache import web images.tar --wait
 
@@ -167,6 +170,13 @@ pub(super) enum Command {
     /// The program has to be static. `make image` builds it so and calls this. The time of the image is SOURCE_DATE_EPOCH.
     #[command(hide = true)]
     Image(ImageArgs),
+    /// Run a snapshotter for containerd that has the layers of attached volumes
+    ///
+    /// A proxy plugin of type `snapshot`, of containerd 1.6 and newer. Images of attached volumes are pulled without their
+    /// layers, everything else as usual, so it can be the only snapshotter of a node. Of the configuration it reads
+    /// state.dir and the section log. Takes root. Exits with 73 if another one has its directory or its socket.
+    #[command(after_help = node::SNAPSHOTTER_EXAMPLES)]
+    Snapshotter(SnapshotterArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it

@@ -141,7 +141,7 @@ async fn serve(config: &Config, reload: &Reload, logs: Logs) -> Result<u8, Error
     let serving = Api::new(parts, config.api.clone()).serve(listeners, stop.clone());
     tokio::pin!(serving);
     notify::ready();
-    let alive = tokio::spawn(stay_alive());
+    let alive = tokio::spawn(notify::stay_alive());
 
     let mut failed = None;
     let running = place.run(&stop);
@@ -215,14 +215,4 @@ fn take_up(reload: &Reload, service: &Service, place: &Place, shared: &SharedTen
     tracing::info!(
         "the configuration was read again; state, log, listeners and the number of builders stay as they were"
     );
-}
-
-/// Tells the service manager that the threads still turn.
-async fn stay_alive() {
-    let Some(every) = notify::watchdog() else { return };
-    let mut interval = tokio::time::interval(every);
-    loop {
-        interval.tick().await;
-        notify::alive();
-    }
 }

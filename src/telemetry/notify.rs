@@ -19,7 +19,10 @@ pub fn reloading() {
 
 /// The service is on its way out.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("leaving unfinished builds to the next start")]);
+    tell(&[
+        NotifyState::Stopping,
+        NotifyState::Status("finishing what can be, leaving the rest to the next start"),
+    ]);
 }
 
 /// The service is alive.
@@ -30,6 +33,16 @@ pub fn alive() {
 /// How often [`alive`] is to be said: twice in the time after which the service manager takes the service for dead.
 pub fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|within| within / 2).filter(|every| !every.is_zero())
+}
+
+/// Says [`alive`] for as long as threads turn, where somebody wants to hear it.
+pub async fn stay_alive() {
+    let Some(every) = watchdog() else { return };
+    let mut interval = tokio::time::interval(every);
+    loop {
+        interval.tick().await;
+        alive();
+    }
 }
 
 fn tell(states: &[NotifyState<'_>]) {

@@ -1,6 +1,6 @@
 //! `systemd/larder.service`, without a systemd that runs: its words, its measure, and the daemon under what it allows.
 
-mod syscalls;
+pub(crate) mod syscalls;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -20,11 +20,26 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// Starts it and waits until it answers.
     pub(crate) fn start() -> Self {
+        Containerd::start_with("disabled_plugins = ['io.containerd.grpc.v1.cri']\n", "")
+    }
+
+    /// The same with CRI, and with the snapshotter at `socket` under the name `larder`.
+    pub(crate) fn start_with_snapshotter(socket: &Path) -> Self {
+        let tables = format!(
+            "[proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{}'\n\
+             [plugins.'io.containerd.grpc.v1.cri']\ndisable_cgroup = true\nstream_server_port = '0'\n\
+             [plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'larder'\n",
+            socket.display()
+        );
+        Containerd::start_with("", &tables)
+    }
+
+    fn start_with(keys: &str, tables: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).display().to_string();
         let config = format!(
-            "version = 2\nroot = '{}'\nstate = '{}'\ndisabled_plugins = ['io.containerd.grpc.v1.cri']\n\
-             [grpc]\naddress = '{}'\n[ttrpc]\naddress = '{}'\n",
+            "version = 2\nroot = '{}'\nstate = '{}'\n{keys}\
+             [grpc]\naddress = '{}'\n[ttrpc]\naddress = '{}'\n{tables}",
             path("root"),
             path("state"),
             path("socket"),
@@ -53,6 +68,16 @@ impl Containerd {
         let mut version = self.ctr(&["version"]);
         version.stdout(Stdio::null()).stderr(Stdio::null());
         version.status().is_ok_and(|status| status.success())
+    }
+
+    /// Where it answers.
+    pub(crate) fn socket(&self) -> PathBuf {
+        path_of(&self.dir, "socket")
+    }
+
+    /// `ctr` in the namespace of kubelets.
+    pub(crate) fn k8s(&self, arguments: &[&str]) -> Command {
+        self.ctr(&[&["--namespace", "k8s.io"], arguments].concat())
     }
 
     fn ctr(&self, arguments: &[&str]) -> Command {

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Writes src/node/api/*.rs anew: what tonic and prost make of the protos that containerd publishes. They come in the crate
+# containerd-client, pinned by the lock file of scripts/containerd-api/. With --check nothing is written, and a difference
+# is an error.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+manifest=$root/scripts/containerd-api/Cargo.toml
+made=$(mktemp -d)
+trap 'rm -rf "$made"' EXIT
+
+cargo fetch --quiet --locked --manifest-path "$manifest"
+crate=$(cargo metadata --locked --format-version 1 --manifest-path "$manifest" |
+    python3 -c 'import json, os, sys
+print(*(os.path.dirname(p["manifest_path"]) for p in json.load(sys.stdin)["packages"] if p["name"] == "containerd-client"))')
+cargo run --quiet --locked --manifest-path "$manifest" --target-dir "$root/target/containerd-api" -- "$crate/vendor" "$made"
+if [[ ${1-} == --check ]]; then
+    diff --recursive --unified "$root/src/node/api" "$made"
+else
+    mkdir -p "$root/src/node/api"
+    cp "$made"/*.rs "$root/src/node/api/"
+fi

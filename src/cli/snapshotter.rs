@@ -1,0 +1,72 @@
+//! `larder snapshotter`: the snapshotter of a node, until it is asked to stop.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::args::SnapshotterArgs;
+use super::exit;
+use crate::caches::layout::Layout;
+use crate::config::Config;
+use crate::model::class::Class;
+use crate::node::snapshotter::{Server, Settings};
+use crate::telemetry::{Console, notify};
+
+/// How long requests in progress are waited for; within `TimeoutStopSec` of systemd/larder-snapshotter.service.
+const GRACE: Duration = Duration::from_secs(10);
+/// Threads that may block: requests that are answered at a time, and some more.
+const THREADS: usize = 64;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: SnapshotterArgs, config: &Config, console: &Console) -> u8 {
+    let layout = Layout::new(&config.state.dir);
+    let settings = Settings {
+        root: args.root.unwrap_or_else(|| layout.snapshotter()),
+        attached: layout.attached(),
+        socket: args.socket,
+    };
+    let server = match Server::start(&settings) {
+        Ok(server) => server,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let runtime = match Builder::new_multi_thread().enable_all().max_blocking_threads(THREADS).build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            return exit::fail(
+                console,
+                Class::Internal,
+                &format!("starting the threads of the snapshotter: {e}"),
+            );
+        }
+    };
+    tracing::info!(socket = %settings.socket.display(), root = %settings.root.display(), "answering containerd");
+    let ended = runtime.block_on(serve(server));
+    // Whoever is still at work is not waited for: what it leaves is swept by the next start.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => 0,
+        Err(e) => exit::fail(console, Class::Internal, &format!("answering containerd: {e}")),
+    }
+}
+
+async fn serve(server: Server) -> io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let serving = server.serve(stop.clone());
+    tokio::pin!(serving);
+    notify::ready();
+    tokio::spawn(notify::stay_alive());
+    tokio::select! {
+        ended = &mut serving => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    notify::stopping();
+    stop.cancel();
+    // Whoever does not close its connection is not waited for longer.
+    let _ = tokio::time::timeout(GRACE, serving).await;
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! `l/`: the short names of what overlays stand on.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use super::error::{Error, io as failed};
+use super::volumes::Volume;
+use crate::model::job::LayerFormat;
+use crate::model::seal::Layer;
+use crate::rootfs;
+use crate::sys::{Dir, FileType, mount};
+use crate::trees;
+use crate::volume::layout;
+
+/// The directory.
+#[derive(Debug)]
+pub(super) struct Links {
+    path: PathBuf,
+    dir: Dir,
+}
+
+impl Links {
+    /// Opens the directory at `path`, which is there.
+    pub(super) fn open(path: PathBuf) -> Result<Self, Error> {
+        let dir = Dir::open(&path).map_err(failed("opening", &path))?;
+        Ok(Links { path, dir })
+    }
+
+    /// What stands for the files of snapshot `id`.
+    pub(super) fn local(&self, id: i64) -> Result<PathBuf, Error> {
+        self.point(id, format!("../snapshots/{id}/fs").as_bytes())
+    }
+
+    /// What stands for `layer` of `volume`, topmost first, as snapshot `id`. What lies there is opened, and links on the
+    /// way are not followed.
+    pub(super) fn layer(&self, id: i64, volume: &Volume, layer: &Layer) -> Result<Vec<PathBuf>, Error> {
+        let paths = layout::parts(volume.format, layer).trees;
+        let root = Dir::open(&volume.at).map_err(failed("opening the volume", &volume.at))?;
+        if volume.format == LayerFormat::Erofs {
+            let from = of_volume(&root, volume).map_err(failed("examining", &volume.at))?;
+            let note = format!("{id}.from");
+            if self.dir.read_link(note.as_bytes()).ok().as_ref() != Some(&from) {
+                // Images that are mounted from another volume would keep that busy.
+                self.let_go(id)?;
+                let noted = self.dir.symlink(&from, note.as_bytes());
+                noted.map_err(failed("noting the volume of", &self.path.join(&note)))?;
+            }
+            let mounted = paths.iter().enumerate().map(|(number, path)| self.image(id, number, &root, path));
+            return mounted.collect();
+        }
+        let mut found = Vec::new();
+        for path in paths {
+            trees::tree(&root, volume.format, &path).map_err(rootfs::Error::from)?;
+            found.push(self.point(id, volume.at.join(&path).as_os_str().as_bytes())?);
+        }
+        Ok(found)
+    }
+
+    /// Mounts the image at `path` of a volume.
+    fn image(&self, id: i64, number: usize, root: &Dir, path: &str) -> Result<PathBuf, Error> {
+        let name = format!("{id}.{number}");
+        let at = self.path.join(&name);
+        match self.dir.open_dir(name.as_bytes()) {
+            // Mounted already, before this process lived perhaps. The same chain ID is the same layer.
+            Ok(dir) if mount::is_mount_point(&dir).map_err(failed("examining", &at))? => return Ok(at),
+            Ok(_) => self.dir.remove_dir(name.as_bytes()).map_err(failed("removing", &at))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed("opening", &at)(e)),
+        }
+        trees::tree(root, LayerFormat::Erofs, path).map_err(rootfs::Error::from)?;
+        rootfs::erofs(root, path, &at)?;
+        Ok(at)
+    }
+
+    /// Makes `id` a link to `target`.
+    fn point(&self, id: i64, target: &[u8]) -> Result<PathBuf, Error> {
+        let name = id.to_string();
+        let path = self.path.join(&name);
+        if self.dir.read_link(name.as_bytes()).is_ok_and(|found| found == target) {
+            return Ok(path);
+        }
+        let new = format!("{name}.new");
+        let make = || {
+            let _ = self.dir.unlink(new.as_bytes());
+            self.dir.symlink(target, new.as_bytes())?;
+            self.dir.rename(new.as_bytes(), &self.dir, name.as_bytes())
+        };
+        make().map_err(failed("linking", &path))?;
+        Ok(path)
+    }
+
+    /// Lets go of what stands for `id`: links are removed, images unmounted.
+    pub(super) fn let_go(&self, id: i64) -> Result<(), Error> {
+        let of_it = |name: &Vec<u8>| owner(name) == Some(id);
+        for name in self.dir.names().map_err(failed("listing", &self.path))?.into_iter().filter(of_it) {
+            self.remove(&name).map_err(failed("removing", &self.path.join(OsStr::from_bytes(&name))))?;
+        }
+        Ok(())
+    }
+
+    /// The snapshots that something is there for.
+    pub(super) fn owners(&self) -> Result<Vec<i64>, Error> {
+        let names = self.dir.names().map_err(failed("listing", &self.path))?;
+        Ok(names.iter().filter_map(|name| owner(name)).collect())
+    }
+
+    fn remove(&self, name: &[u8]) -> io::Result<()> {
+        match self.dir.try_stat(name)? {
+            None => return Ok(()),
+            Some(stat) if stat.file_type != FileType::Directory => return self.dir.unlink(name),
+            Some(_) => {}
+        }
+        let path = self.path.join(OsStr::from_bytes(name));
+        // Overlays hold what they stand on, and do not mind.
+        if mount::is_mount_point(&self.dir.open_dir(name)?)? {
+            mount::unmount(&path)?;
+        }
+        fs::remove_dir(path)
+    }
+}
+
+/// Which volume it is: the top of its file system, and where that is.
+fn of_volume(root: &Dir, volume: &Volume) -> io::Result<Vec<u8>> {
+    let (device, inode) = root.stat_self()?.identity;
+    let mut text = format!("{device}:{inode} ").into_bytes();
+    text.extend_from_slice(volume.at.as_os_str().as_bytes());
+    Ok(text)
+}
+
+/// `7`, `7.new`, `7.0` and `7.from` are of snapshot 7.
+fn owner(name: &[u8]) -> Option<i64> {
+    std::str::from_utf8(name).ok()?.split('.').next()?.parse().ok()
+}

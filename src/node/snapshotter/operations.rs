@@ -1,0 +1,286 @@
+//! What containerd asks for. The rules are those of its package snapshots and of its overlay snapshotter.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use chrono::Utc;
+use rusqlite::Connection;
+
+use super::error::io as failed;
+use super::filter::Filters;
+use super::store::{self, Record};
+use super::{Error, Info, Kind, Labels, Mount, Snapshotter, Usage, lock, usage};
+use crate::sys::dir::{set_mode, set_owner};
+use crate::sys::{Dir, remove};
+
+/// Most bytes of a label, key and value together (containerd, package labels).
+const MAX_LABEL: usize = 4096;
+/// Most bytes of a name.
+const MAX_NAME: usize = 4096;
+
+/// What an update changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// All labels.
+    Labels,
+    /// One label; an empty value removes it.
+    Label(String),
+}
+
+impl Snapshotter {
+    /// What is known of a snapshot.
+    pub(super) fn stat(&self, name: &str) -> Result<Info, Error> {
+        Ok(store::get(lock(&self.store).read(), name)?.info)
+    }
+
+    /// All snapshots that pass.
+    pub(super) fn list(&self, filters: &Filters) -> Result<Vec<Info>, Error> {
+        let all = store::all(lock(&self.store).read())?;
+        Ok(all.into_iter().map(|record| record.info).filter(|info| filters.pass(info)).collect())
+    }
+
+    /// Changes labels.
+    pub(super) fn update(&self, name: &str, labels: &Labels, changes: &[Change]) -> Result<Info, Error> {
+        check_labels(labels)?;
+        lock(&self.store).write(|db| {
+            let mut record = store::get(db, name)?;
+            for change in changes {
+                match change {
+                    Change::Labels => record.info.labels = labels.clone(),
+                    Change::Label(key) => {
+                        let value = labels.get(key).cloned().unwrap_or_default();
+                        record.info.labels.insert(key.clone(), value);
+                    }
+                }
+            }
+            record.info.labels.retain(|_, value| !value.is_empty());
+            record.info.updated = Utc::now();
+            store::replace(db, &record)?;
+            Ok(record.info)
+        })
+    }
+
+    /// What a snapshot takes on disk, its parents apart: of a layer on a volume, nothing.
+    pub(super) fn usage(&self, name: &str) -> Result<Usage, Error> {
+        let record = store::get(lock(&self.store).read(), name)?;
+        match record.info.kind {
+            Kind::Active => usage::of(&self.files(record.id)),
+            Kind::View | Kind::Committed => Ok(record.usage),
+        }
+    }
+
+    /// How an active snapshot, or a view, is mounted.
+    pub(super) fn mounts(&self, name: &str) -> Result<Vec<Mount>, Error> {
+        lock(&self.volumes).refresh();
+        let store = lock(&self.store);
+        let record = store::get(store.read(), name)?;
+        if record.info.kind == Kind::Committed {
+            return Err(Error::Precondition(format!(
+                "snapshot {name:?} is committed, and is not mounted itself"
+            )));
+        }
+        let lower = self.lower(store.read(), name)?;
+        Ok(self.describe(record.id, record.info.kind, &lower))
+    }
+
+    /// Makes an active snapshot, or a view, on top of a committed one.
+    pub(super) fn prepare(
+        &self,
+        kind: Kind,
+        name: &str,
+        parent: &str,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
+        check_name(name)?;
+        check_labels(&labels)?;
+        lock(&self.volumes).refresh();
+        if kind == Kind::Active
+            && let Some(layer) = self.take_layer(name, parent, &labels)?
+        {
+            return Err(Error::Exists(format!("layer {layer}")));
+        }
+        let (id, now) = (self.next_id(), Utc::now());
+        let labels = labels.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        let info = Info {
+            name: name.to_owned(),
+            parent: parent.to_owned(),
+            kind,
+            created: now,
+            updated: now,
+            labels,
+        };
+        let record = Record { id, info, chain: None, usage: Usage::default() };
+        let prepared = lock(&self.store).write(|db| {
+            let above = parent_of(db, parent)?;
+            store::insert(db, &record, above.map(|above| above.id))?;
+            let lower = self.lower(db, name)?;
+            self.make(id, kind, lower.first())?;
+            Ok(self.describe(id, kind, &lower))
+        });
+        if prepared.is_err() {
+            self.discard(id);
+        }
+        prepared
+    }
+
+    /// Makes an active snapshot a committed one, under another name.
+    pub(super) fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<(), Error> {
+        check_name(name)?;
+        check_labels(&labels)?;
+        let active = |db: &Connection| {
+            let record = store::get(db, key)?;
+            match record.info.kind {
+                Kind::Active => Ok(record),
+                _ => Err(Error::Precondition(format!("snapshot {key:?} is not active"))),
+            }
+        };
+        let id = active(lock(&self.store).read())?.id;
+        // Takes its time, and others need not wait for it.
+        let usage = usage::of(&self.files(id))?;
+        lock(&self.store).write(|db| {
+            if store::find(db, name)?.is_some() {
+                return Err(Error::Exists(format!("snapshot {name:?}")));
+            }
+            let mut record = active(db)?;
+            let now = Utc::now();
+            let labels = labels.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+            record.info = Info {
+                name: name.to_owned(),
+                kind: Kind::Committed,
+                created: now,
+                updated: now,
+                labels,
+                ..record.info
+            };
+            record.usage = usage;
+            store::replace(db, &record)
+        })
+    }
+
+    /// Forgets a snapshot on which none stands, and removes its files.
+    pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
+        let id = lock(&self.store).write(|db| {
+            let record = store::get(db, name)?;
+            if store::has_children(db, record.id)? {
+                return Err(Error::Precondition(format!("cannot remove snapshot {name:?}: it has children")));
+            }
+            store::remove(db, record.id)?;
+            Ok(record.id)
+        })?;
+        self.discard(id);
+        Ok(())
+    }
+
+    /// What a snapshot stands on, topmost first.
+    fn lower(&self, db: &Connection, name: &str) -> Result<Vec<PathBuf>, Error> {
+        let mut lower = Vec::new();
+        for record in store::ancestors(db, name)? {
+            lower.extend(self.place(&record)?);
+        }
+        Ok(lower)
+    }
+
+    /// How it is mounted on top of `lower`.
+    fn describe(&self, id: i64, kind: Kind, lower: &[PathBuf]) -> Vec<Mount> {
+        let shown = |path: &Path| path.display().to_string();
+        let bind = |source: String, access: &str| Mount {
+            kind: "bind",
+            source,
+            options: vec![access.to_owned(), "rbind".to_owned()],
+        };
+        let mount = match (kind, lower) {
+            (Kind::View, []) => bind(shown(&self.files(id)), "ro"),
+            (Kind::View, [one]) => bind(shown(one), "ro"),
+            (_, []) => bind(shown(&self.files(id)), "rw"),
+            (_, lower) => {
+                let mut options = self.overlay.clone();
+                if kind == Kind::Active {
+                    options.push(format!("workdir={}", shown(&self.directory(id).join("work"))));
+                    options.push(format!("upperdir={}", shown(&self.files(id))));
+                }
+                let lower: Vec<String> = lower.iter().map(|path| shown(path)).collect();
+                options.push(format!("lowerdir={}", lower.join(":")));
+                Mount { kind: "overlay", source: "overlay".to_owned(), options }
+            }
+        };
+        vec![mount]
+    }
+
+    /// Makes the directories of a snapshot. The top of its files looks like that of what it stands on.
+    fn make(&self, id: i64, kind: Kind, below: Option<&PathBuf>) -> Result<(), Error> {
+        let directory = self.directory(id);
+        let files = self.files(id);
+        let make = || {
+            DirBuilder::new().mode(0o700).create(&directory)?;
+            DirBuilder::new().mode(0o755).create(&files)?;
+            let top = Dir::open(&files)?;
+            let like = below.map(|below| Dir::open(below)?.stat_self()).transpose()?;
+            if let Some(like) = like {
+                set_owner(&top, like.uid, like.gid)?;
+            }
+            // Whatever the umask is.
+            set_mode(&top, like.map_or(0o755, |like| like.mode))?;
+            if kind == Kind::Active {
+                DirBuilder::new().mode(0o711).create(directory.join("work"))?;
+            }
+            Ok::<_, io::Error>(())
+        };
+        make().map_err(failed("making", &directory))
+    }
+
+    /// Removes what was made for a snapshot that has no row, as far as that goes; the rest is swept.
+    pub(super) fn discard(&self, id: i64) {
+        let gone = self.links.let_go(id).and_then(|()| {
+            let snapshots = self.root.join("snapshots");
+            let remove = || remove::tree(&Dir::open(&snapshots)?, id.to_string().as_bytes());
+            remove().map_err(failed("removing", &self.directory(id)))
+        });
+        if let Err(error) = gone {
+            tracing::warn!(snapshot = id, %error, "what a snapshot leaves stays for the next cleanup");
+        }
+    }
+
+    fn directory(&self, id: i64) -> PathBuf {
+        self.root.join("snapshots").join(id.to_string())
+    }
+
+    fn files(&self, id: i64) -> PathBuf {
+        self.directory(id).join("fs")
+    }
+}
+
+/// The snapshot that another is to stand on; none for the empty name.
+pub(super) fn parent_of(db: &Connection, name: &str) -> Result<Option<Record>, Error> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let record = store::get(db, name)?;
+    match record.info.kind {
+        Kind::Committed => Ok(Some(record)),
+        _ => Err(Error::Invalid(format!("the parent {name:?} is not committed"))),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    match name.len() {
+        1..=MAX_NAME => Ok(()),
+        have => Err(Error::Invalid(format!("want a name of 1 to {MAX_NAME} bytes, have {have}"))),
+    }
+}
+
+fn check_labels(labels: &Labels) -> Result<(), Error> {
+    match labels.iter().find(|(key, value)| key.len() + value.len() > MAX_LABEL) {
+        None => Ok(()),
+        Some((key, value)) => {
+            let (have, key) = (key.len() + value.len(), key.chars().take(64).collect::<String>());
+            Err(Error::Invalid(format!("label {key:?}: want at most {MAX_LABEL} bytes, have {have}")))
+        }
+    }
+}
+
+/// Whether this kernel's overlayfs knows an option.
+pub(super) fn knows(option: &str) -> bool {
+    fs::exists(format!("/sys/module/overlay/parameters/{option}")).unwrap_or(false)
+}

@@ -1,0 +1,83 @@
+//! The start of a snapshotter, and what crashes left.
+
+use std::collections::BTreeSet;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::error::io as failed;
+use super::links::Links;
+use super::operations::knows;
+use super::store::{self, Store};
+use super::volumes::Volumes;
+use super::{Error, Settings, Snapshotter, lock};
+use crate::sys::Dir;
+use crate::sys::lock::Lock;
+
+impl Snapshotter {
+    /// Takes the directory, makes what is missing in it, and puts it in order.
+    pub(super) fn open(settings: &Settings) -> Result<Self, Error> {
+        let root = &settings.root;
+        DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(failed("making", root))?;
+        let root = root.canonicalize().map_err(failed("opening", root))?;
+        // They would end a path, a list or an option of an overlay.
+        let shown = root.to_str().filter(|path| !path.contains([':', ',', '\\', '"']));
+        if shown.is_none() {
+            return Err(Error::Invalid(format!(
+                "{}: a path with a colon, comma, quote or backslash, or that is not UTF-8, cannot stand in an overlay",
+                root.display()
+            )));
+        }
+        let dir = Dir::open(&root).map_err(failed("opening", &root))?;
+        let held = Lock::try_exclusive(&dir, b"lock").map_err(failed("locking", &root))?;
+        let Some(held) = held else {
+            return Err(Error::Precondition(format!("another snapshotter has {}", root.display())));
+        };
+        for name in ["snapshots", "l"] {
+            dir.ensure_dir(name.as_bytes(), 0o700).map_err(failed("making", &root.join(name)))?;
+        }
+        let store = Store::open(&root.join("snapshots.db"))?;
+        let snapshotter = Snapshotter {
+            links: Links::open(root.join("l"))?,
+            // As containerd: one upper directory may come to stand on layers that are other inodes.
+            overlay: knows("index").then(|| "index=off".to_owned()).into_iter().collect(),
+            store: Mutex::new(store),
+            volumes: Mutex::new(Volumes::new(settings.attached.clone())),
+            next: AtomicI64::new(1),
+            root,
+            _lock: held,
+        };
+        let highest = snapshotter.orphans()?.1;
+        snapshotter.next.store(highest + 1, Ordering::Relaxed);
+        snapshotter.cleanup()?;
+        Ok(snapshotter)
+    }
+
+    /// A number that no snapshot has or had since the start.
+    pub(super) fn next_id(&self) -> i64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Removes what has no row.
+    pub(super) fn cleanup(&self) -> Result<(), Error> {
+        for id in self.orphans()?.0 {
+            tracing::info!(snapshot = id, "removing what a snapshot left");
+            self.discard(id);
+        }
+        Ok(())
+    }
+
+    /// Numbers that have no row, and the highest of all.
+    fn orphans(&self) -> Result<(BTreeSet<i64>, i64), Error> {
+        // Rows and directories are made under this lock.
+        let store = lock(&self.store);
+        let rows: BTreeSet<i64> = store::all(store.read())?.into_iter().map(|record| record.id).collect();
+        let path = self.root.join("snapshots");
+        let names = Dir::open(&path).and_then(|dir| dir.names()).map_err(failed("listing", &path))?;
+        let directories = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok());
+        let found: BTreeSet<i64> = directories.chain(self.links.owners()?).collect();
+        let highest = rows.iter().chain(&found).max().copied().unwrap_or(0);
+        Ok((found.difference(&rows).copied().collect(), highest))
+    }
+}

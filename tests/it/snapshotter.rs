@@ -1,0 +1,7 @@
+//! `larder snapshotter` at its socket, with real mounts.
+
+mod containers;
+mod crash;
+mod layers;
+mod suite;
+mod unit;

@@ -1,0 +1,158 @@
+//! `systemd/larder-snapshotter.service`, without a systemd that runs.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use larder::model::chain::ChainId;
+use larder::model::job::LayerFormat;
+use nix::sys::signal::Signal;
+
+use crate::harness::served::Served;
+use crate::harness::snapshots::{Mounted, Snapshotter};
+use crate::harness::{Need, isolated, larder, run_within, succeed};
+use crate::images::images;
+use crate::unit::syscalls::{allowed, made};
+
+const UNIT: &str = include_str!("../../../systemd/larder-snapshotter.service");
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Most exposure that `systemd-analyze security` may find, tenths of 10. It mounts where all of the host sees it, so that
+/// nothing may give it a view of its own.
+const EXPOSURE: u32 = 64;
+
+fn analyze(arguments: &[&str], text: &str) -> (bool, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("larder-snapshotter.service");
+    let program = larder().get_program().to_str().unwrap().to_owned();
+    fs::write(&path, text.replace("/usr/bin/larder", &program)).unwrap();
+    let mut command = Command::new("systemd-analyze");
+    command.args(arguments).arg("--no-pager").arg(path);
+    let output = run_within(&mut command, LIMIT);
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn systemd_understands_it() {
+    isolated(&[Need::Program("systemd-analyze")], || {
+        let verify = |text: &str| {
+            let (content, said) = analyze(&["verify", "--man=no"], text);
+            (content && !said.contains("larder"), said)
+        };
+        let (content, said) = verify(UNIT);
+        assert!(content, "{said}");
+        assert!(!verify(&UNIT.replace("[Service]\n", "[Service]\nNoSuchKey=yes\n")).0);
+        let threshold = format!("--threshold={EXPOSURE}");
+        let (content, said) = analyze(&["security", "--offline=true", &threshold], UNIT);
+        assert!(content, "{said}");
+    });
+}
+
+#[test]
+fn nothing_hides_its_mounts() {
+    // Each of these gives a service a mount namespace (systemd.exec(5)).
+    let hiding = [
+        "Protect",
+        "Private",
+        "ReadOnly",
+        "ReadWrite",
+        "Inaccessible",
+        "Exec",
+        "TemporaryFileSystem",
+        "Bind",
+        "RootDirectory",
+        "RootImage",
+        "MountFlags",
+        "MountAPIVFS",
+        "DynamicUser",
+        "LoadCredential",
+        "ProcSubset",
+        "NoExecPaths",
+    ];
+    for key in UNIT.lines().filter_map(|line| Some(line.split_once('=')?.0)) {
+        let hides = hiding.iter().any(|word| key.starts_with(word) && key != "ExecStart");
+        assert!(!hides, "{key}");
+    }
+}
+
+/// What a snapshotter does, in short.
+fn exercise(snapshotter: &Snapshotter, served: &Served, volume: &Path) {
+    let client = &snapshotter.client;
+    let at = snapshotter.attach(volume, "v");
+    let diff_ids: Vec<_> = served.images[0].layers.iter().map(|layer| layer.diff_id.clone()).collect();
+    let mut parent = String::new();
+    for chain in ChainId::chain(&diff_ids) {
+        parent = client.take(&chain.to_string(), &parent).expect("the volume has it");
+    }
+    let active = Mounted::new(&client.prepare("active", &parent, &[]).unwrap());
+    fs::create_dir(active.at("dir")).unwrap();
+    nix::unistd::chown(&active.at("dir"), Some(5.into()), Some(6.into())).unwrap();
+    fs::write(active.at("dir/file"), "x").unwrap();
+    fs::set_permissions(active.at("dir"), Permissions::from_mode(0o000)).unwrap();
+    assert_eq!(client.usage("active").unwrap().inodes, 3);
+    drop(active);
+    client.commit("layer", "active", &[]).unwrap();
+    client.view("view", "layer").unwrap();
+    client.update("view", &[("a", "b")], &[]).unwrap();
+    let mut names: Vec<String> = client.list(&[]).unwrap().into_iter().map(|info| info.name).collect();
+    while let Some(name) = names.pop() {
+        client.remove(&name).unwrap();
+    }
+    client.cleanup().unwrap();
+    assert_eq!(fs::read_dir(snapshotter.root().join("snapshots")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(snapshotter.root().join("l")).unwrap().count(), 0);
+    snapshotter.detach(&at);
+}
+
+fn volume_of_images(form: LayerFormat) -> (Served, std::path::PathBuf) {
+    let served = Served::new(images()).with(form);
+    let volume = served.volume();
+    succeed(&mut served.build(&volume, 64 << 20));
+    (served, volume)
+}
+
+#[test]
+fn its_capabilities_are_enough() {
+    isolated(&[Need::Erofs, Need::Program("setpriv")], || {
+        let lines = UNIT.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        let names = lines.flat_map(str::split_whitespace).map(|name| name.strip_prefix("CAP_").unwrap());
+        let set: String = names.map(|name| format!(",+{}", name.to_lowercase())).collect();
+        let starter = ["setpriv", "--no-new-privs", "--inh-caps=-all", &format!("--bounding-set=-all{set}")];
+        for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
+            let (served, volume) = volume_of_images(form);
+            let snapshotter = Snapshotter::start_by(&starter.map(str::to_owned));
+            exercise(&snapshotter, &served, &volume);
+            assert!(!snapshotter.log().contains("WARN"), "{}", snapshotter.log());
+        }
+    });
+}
+
+#[test]
+fn every_call_that_is_made_is_allowed() {
+    isolated(&[Need::Erofs, Need::Program("systemd-analyze"), Need::Program("strace")], || {
+        let (served, volume) = volume_of_images(LayerFormat::Erofs);
+        let dir = tempfile::tempdir().unwrap();
+        let summary = dir.path().join("calls");
+        let starter = ["strace", "-D", "-f", "-c", "-U", "name", "-o", summary.to_str().unwrap()];
+        let mut snapshotter = Snapshotter::start_by(&starter.map(str::to_owned));
+        exercise(&snapshotter, &served, &volume);
+        snapshotter.process().signal(Signal::SIGTERM);
+        assert_eq!(snapshotter.process().code_within(LIMIT), Some(0));
+        let deadline = Instant::now() + LIMIT;
+        let made = loop {
+            if let Some(made) = made(&summary) {
+                break made;
+            }
+            assert!(Instant::now() < deadline, "strace does not sum up");
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        for certain in ["accept4", "fsmount", "move_mount", "umount2", "symlinkat", "fchown"] {
+            assert!(made.contains(certain), "{certain} is not in {made:?}");
+        }
+        let refused: Vec<_> = made.difference(&allowed(UNIT)).cloned().collect();
+        assert!(refused.is_empty(), "the unit refuses {refused:?}");
+    });
+}
