@@ -8,12 +8,14 @@ mod build;
 mod cache;
 mod config;
 mod confine;
+mod daemon;
 mod exit;
 mod export;
 mod image;
 mod import;
 mod inspect;
 mod keeper;
+mod matching;
 mod merge;
 mod mount;
 mod output;
@@ -88,6 +90,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Import(args) => import::run(args, call, config, console),
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
+        Command::Match(args) => matching::run(&args, &config, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),

@@ -9,6 +9,7 @@ pub mod event;
 pub mod image_cache;
 pub mod job;
 pub mod manifest;
+pub mod matching;
 pub mod plan_report;
 pub mod platform;
 pub mod pull_secret;

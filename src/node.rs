@@ -2,8 +2,12 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`access`] | whether who attaches a cache may read its images |
 //! | [`api`] | containerd's API, made of its published protos |
+//! | [`matching`] | which cache serves a workload best |
 //! | [`snapshotter`] | a snapshotter for containerd that knows the layers of attached volumes |
 
+pub mod access;
 pub mod api;
+pub mod matching;
 pub mod snapshotter;

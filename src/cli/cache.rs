@@ -8,10 +8,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::args::{CacheArgs, CacheCommand, CacheOrder};
-use super::exit;
 use super::output::stdout;
-use crate::client::address::{self, Address};
-use crate::client::credentials::{Credentials, CredentialsError};
+use super::{daemon, exit};
 use crate::client::{Client, Request};
 use crate::model::class::Class;
 use crate::model::image_cache::CacheId;
@@ -24,9 +22,7 @@ enum Error {
     #[error(transparent)]
     Client(#[from] crate::client::error::Error),
     #[error(transparent)]
-    Credentials(#[from] CredentialsError),
-    #[error("LARDER_HOST: {0}")]
-    Address(#[from] address::ParseAddressError),
+    Daemon(#[from] daemon::Error),
     #[error("there is no image cache {0:?}")]
     NoSuchName(String),
     #[error("image cache {name}: {message}")]
@@ -39,7 +35,7 @@ impl Error {
     fn class(&self) -> Class {
         match self {
             Error::Client(e) => e.class(),
-            Error::Credentials(_) | Error::Address(_) => Class::Invalid,
+            Error::Daemon(e) => e.class(),
             Error::NoSuchName(_) => Class::NotFound,
             Error::Ended { class, .. } => *class,
             Error::Absent(_) => Class::Internal,
@@ -63,7 +59,7 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
 
 /// What goes to standard output.
 async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> {
-    let client = connect(&args)?;
+    let client = daemon::connect(daemon::named(args.host.as_ref())?, args.ca.as_deref())?;
     let show = |json: &Value, people: &dyn Fn(&Value) -> String| {
         if args.json { table::json(json) } else { people(json) }
     };
@@ -169,18 +165,6 @@ fn get() -> reqwest::Method {
 
 fn post() -> reqwest::Method {
     reqwest::Method::POST
-}
-
-/// Flag over variable over the socket of this host.
-fn connect(args: &CacheArgs) -> Result<Client, Error> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let address: Address = match (&args.host, variable("LARDER_HOST")) {
-        (Some(address), _) => address.clone(),
-        (None, Some(text)) => text.parse()?,
-        (None, None) => address::DEFAULT.parse()?,
-    };
-    let ca = args.ca.clone().or_else(|| variable("LARDER_CA").map(Into::into));
-    Ok(Client::new(address, Credentials::of(variable)?, ca.as_deref())?)
 }
 
 impl CacheOrder {

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod access;
 mod build;
 mod cap;
 mod cli;
@@ -22,6 +23,7 @@ mod images;
 mod imports;
 mod kubernetes;
 mod limits;
+mod matching;
 mod memory;
 mod notify;
 mod operate;

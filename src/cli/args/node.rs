@@ -4,6 +4,53 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::client::address::Address;
+use crate::model::platform::Platform;
+use crate::model::reference::ImageReference;
+
+pub(super) const MATCH_EXAMPLES: &str = "\
+Examples:
+  larder match nginx:1.27 registry.example.com/team/app@sha256:…
+  larder match --require nginx:1.27 redis:7 || exit        # for those who must not pull
+  larder match --volume /dev/vdb --volume ./cache nginx:1.27
+  LARDER_HOST=https://larder.example.com LARDER_TOKEN=… larder match --json nginx:1.27
+
+An image by digest is held where the cache has that digest, its own or its index's; one by tag where it was ordered by the same
+name and tag. Variables are those of `larder cache`.";
+
+/// What a workload needs, and where to look for it.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct MatchArgs {
+    /// The images of the workload
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(in crate::cli) images: Vec<ImageReference>,
+    /// Fail with 64 if the best cache lacks any of the images, and name them
+    #[arg(long)]
+    pub(in crate::cli) require: bool,
+    #[command(flatten)]
+    pub(in crate::cli) sources: SourceArgs,
+    /// Print JSON instead
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+/// Where caches are looked for, beside the state directory of this host.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct SourceArgs {
+    /// A volume beside those of this node: directory, image file or block device; repeatable
+    #[arg(long = "volume", value_name = "PATH")]
+    pub(in crate::cli) volumes: Vec<PathBuf>,
+    /// A daemon that is asked, too: unix:///path, http://host:port or https://host:port [default: $LARDER_HOST, else none]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(in crate::cli) host: Option<Address>,
+    /// File with extra certificate authorities for --host, PEM [default: $LARDER_CA]
+    #[arg(long, value_name = "FILE")]
+    pub(in crate::cli) ca: Option<PathBuf>,
+    /// Platform that images on this node's volumes have to be for [default: this host's]
+    #[arg(long, value_name = "PLATFORM")]
+    pub(in crate::cli) platform: Option<Platform>,
+}
+
 pub(super) const SNAPSHOTTER_EXAMPLES: &str = "\
 containerd finds it by its configuration (1.6: version = 2):
   [proxy_plugins.larder]
