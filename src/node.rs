@@ -4,10 +4,12 @@
 //! |---|---|
 //! | [`access`] | whether who attaches a cache may read its images |
 //! | [`api`] | containerd's API, made of its published protos |
+//! | [`attach`] | a volume mounted, and runtimes told of it |
 //! | [`matching`] | which cache serves a workload best |
 //! | [`snapshotter`] | a snapshotter for containerd that knows the layers of attached volumes |
 
 pub mod access;
 pub mod api;
+pub mod attach;
 pub mod matching;
 pub mod snapshotter;

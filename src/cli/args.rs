@@ -23,7 +23,7 @@ use crate::snapshot;
 use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
-pub(super) use node::{MatchArgs, SnapshotterArgs, SourceArgs};
+pub(super) use node::{AttachArgs, DetachArgs, MatchArgs, NodeArgs, SnapshotterArgs, SourceArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -37,6 +37,7 @@ Examples:
   larder prefetch ./cache --image nginx:1.27
   larder serve
   larder match nginx:1.27 redis:7
+  larder attach web
   larder snapshotter
   larder cache create web nginx:1.27 --wait
   larder cache import web images.tar --wait
@@ -178,6 +179,16 @@ pub(super) enum Command {
     /// `verify` do. Exits with 64 where no cache holds any of the images.
     #[command(after_help = node::MATCH_EXAMPLES)]
     Match(MatchArgs),
+    /// Mount a sealed volume on this node and tell its container runtimes
+    ///
+    /// podman, buildah and CRI-O start containers from it as from an additional image store, containerd by way of `larder
+    /// snapshotter`. Takes root. Exits with 73 where something else has the place.
+    #[command(after_help = node::ATTACH_EXAMPLES)]
+    Attach(AttachArgs),
+    /// Let a volume go that `attach` attached
+    ///
+    /// Exits with 64 where it is not attached, and with 75, nothing changed, while containers use it.
+    Detach(DetachArgs),
     /// Run a snapshotter for containerd that has the layers of attached volumes
     ///
     /// A proxy plugin of type `snapshot`, of containerd 1.6 and newer. Images of attached volumes are pulled without their

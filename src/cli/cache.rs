@@ -4,12 +4,16 @@ mod follow;
 mod import;
 mod table;
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use super::args::{CacheArgs, CacheCommand, CacheOrder};
+use super::exit;
 use super::output::stdout;
-use super::{daemon, exit};
+use crate::client::address::{self, Address};
+use crate::client::credentials::{Credentials, CredentialsError};
 use crate::client::{Client, Request};
 use crate::model::class::Class;
 use crate::model::image_cache::CacheId;
@@ -18,11 +22,13 @@ use follow::Wanted;
 
 /// A command failed.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Client(#[from] crate::client::error::Error),
     #[error(transparent)]
-    Daemon(#[from] daemon::Error),
+    Credentials(#[from] CredentialsError),
+    #[error("LARDER_HOST: {0}")]
+    Address(#[from] address::ParseAddressError),
     #[error("there is no image cache {0:?}")]
     NoSuchName(String),
     #[error("image cache {name}: {message}")]
@@ -32,10 +38,10 @@ enum Error {
 }
 
 impl Error {
-    fn class(&self) -> Class {
+    pub(super) fn class(&self) -> Class {
         match self {
             Error::Client(e) => e.class(),
-            Error::Daemon(e) => e.class(),
+            Error::Credentials(_) | Error::Address(_) => Class::Invalid,
             Error::NoSuchName(_) => Class::NotFound,
             Error::Ended { class, .. } => *class,
             Error::Absent(_) => Class::Internal,
@@ -59,7 +65,7 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
 
 /// What goes to standard output.
 async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> {
-    let client = daemon::connect(daemon::named(args.host.as_ref())?, args.ca.as_deref())?;
+    let client = connect(args.host.as_ref(), args.ca.as_deref())?;
     let show = |json: &Value, people: &dyn Fn(&Value) -> String| {
         if args.json { table::json(json) } else { people(json) }
     };
@@ -167,6 +173,29 @@ fn post() -> reqwest::Method {
     reqwest::Method::POST
 }
 
+/// The daemon that the flag `host` names, else LARDER_HOST.
+pub(super) fn named(host: Option<&Address>) -> Result<Option<Address>, Error> {
+    match (host, variable("LARDER_HOST")) {
+        (Some(address), _) => Ok(Some(address.clone())),
+        (None, Some(text)) => Ok(Some(text.parse()?)),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Flag over variable over the socket of this host.
+pub(super) fn connect(host: Option<&Address>, ca: Option<&Path>) -> Result<Client, Error> {
+    let address = match named(host)? {
+        Some(address) => address,
+        None => address::DEFAULT.parse()?,
+    };
+    let ca = ca.map(Path::to_owned).or_else(|| variable("LARDER_CA").map(Into::into));
+    Ok(Client::new(address, Credentials::of(variable)?, ca.as_deref())?)
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 impl CacheOrder {
     fn body(&self) -> Value {
         let images: Vec<&str> = self.images.iter().map(|image| image.given()).collect();
@@ -181,7 +210,7 @@ impl CacheOrder {
 }
 
 /// The ID of a cache that is given by ID or by name.
-async fn resolve(client: &Client, cache: &str) -> Result<String, Error> {
+pub(super) async fn resolve(client: &Client, cache: &str) -> Result<String, Error> {
     if cache.parse::<CacheId>().is_ok() {
         return Ok(cache.to_owned());
     }

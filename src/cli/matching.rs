@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 
 use super::args::{MatchArgs, SourceArgs};
 use super::output::stdout;
-use super::{daemon, exit};
+use super::{cache, exit};
 use crate::caches::layout::Layout;
 use crate::client::Request;
 use crate::config::Config;
@@ -26,7 +26,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Volumes(#[from] matching::Error),
     #[error(transparent)]
-    Daemon(#[from] daemon::Error),
+    Daemon(#[from] cache::Error),
     #[error("the daemon answered without {0}")]
     Answer(&'static str),
     #[error("starting threads: {0}")]
@@ -86,15 +86,15 @@ pub(super) fn find(
 
 /// What the daemon that is named has to offer.
 fn ask(images: &[ImageReference], sources: &SourceArgs) -> Result<Option<Found>, Error> {
-    let Some(address) = daemon::named(sources.host.as_ref())? else { return Ok(None) };
+    let Some(address) = cache::named(sources.host.as_ref())? else { return Ok(None) };
     let host = address.to_string();
-    let client = daemon::connect(Some(address), sources.ca.as_deref())?;
+    let client = cache::connect(Some(&address), sources.ca.as_deref())?;
     let runtime = Runtime::new().map_err(Error::Threads)?;
     let query: Vec<(&str, &str)> = images.iter().map(|image| ("image", image.given())).collect();
     let request = Request { query: &query, ..Request::new(reqwest::Method::GET, "/larder/v1/match") };
     let answer = runtime.block_on(Box::pin(client.call(request)));
     runtime.shutdown_background();
-    let answer = answer.map_err(daemon::Error::from)?;
+    let answer = answer.map_err(cache::Error::from)?;
     match &answer["match"] {
         Value::Null => Ok(None),
         found => offer(found, host).map(Some),

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod access;
+mod attach;
 mod build;
 mod cap;
 mod cli;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use chrono::Utc;
-use larder::caches::attachments::Attachments;
+use larder::caches::attachments::{Attachment, Attachments};
 use larder::caches::layout::Layout;
 use larder::model::image_cache::CacheId;
 use larder::testing::image::{Format, Image, Layer, push_index};
@@ -139,7 +139,7 @@ fn the_best_volume_of_the_node() {
 
         // Attached, it is found without being named, also while it is not mounted; alike, it comes before others.
         let at = node.path("at");
-        Attachments::new(node.state().attached()).note(&mounted, &at, Utc::now()).unwrap();
+        Attachments::new(node.state().attached()).note(&Attachment::new(&mounted, &at, Utc::now())).unwrap();
         let found = node.found(&["other:1"], &[]);
         assert_eq!((&found["place"], &found["at"]), (&"attached".into(), &text(&at).into()));
         assert_eq!(found["volume"], text(&mounted));

@@ -125,6 +125,10 @@ fn attached(state: &Layout, found: &mut Volumes) {
     for record in records {
         let mounted = record.at.join("cache.json").exists();
         match read(if mounted { &record.at } else { &record.volume }) {
+            Ok((sealed, _)) if record.cache.as_ref().is_some_and(|cache| *cache != sealed.digest) => {
+                let at = record.at.display();
+                found.passed_over.push(format!("attached at {at}: it is not what was attached, but {}", sealed.digest));
+            }
             Ok((sealed, sealed_at)) => {
                 let place = Place::Attached { at: record.at };
                 found.volumes.push(Volume { place, path: record.volume, sealed, sealed_at });
