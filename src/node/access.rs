@@ -139,11 +139,15 @@ impl Asker {
     /// With the credentials of `order`, for the images of a volume. Its files are read here.
     pub fn new(order: &RegistryOrder, config: &Config, content: &Content) -> Result<Self, AccessError> {
         let images: Vec<ImageReference> = images(content)?.into_iter().map(|image| image.reference).collect();
-        let mut order = order.clone();
-        order.user_docker_config &= order.secrets_dir.is_none() && order.pull_secrets.is_empty();
-        let (registry, absent) = connect(&order, config, &images, Arc::new(ToLog))?;
+        let (registry, absent) = connect(&alone(order), config, &images, Arc::new(ToLog))?;
         Ok(Asker { registry, absent })
     }
+}
+
+/// Credentials that are named stand alone.
+fn alone(order: &RegistryOrder) -> RegistryOrder {
+    let named = order.secrets_dir.is_some() || !order.pull_secrets.is_empty();
+    RegistryOrder { user_docker_config: order.user_docker_config && !named, ..order.clone() }
 }
 
 /// Whether the images of a volume may be read.
@@ -244,5 +248,50 @@ impl Observer for ToLog {
     fn retried(&self, retry: &Retry) {
         let Retry { host, what, reason, wait } = retry;
         tracing::warn!(host, what, reason, wait_ms = wait.as_millis(), "a registry is asked again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_docker_config_does_not_help_named_secrets() {
+        let order = RegistryOrder {
+            connections_per_host: 1,
+            limit_rate: None,
+            docker_configs: Vec::new(),
+            user_docker_config: true,
+            secrets_dir: None,
+            pull_secrets: Vec::new(),
+        };
+        assert!(alone(&order).user_docker_config);
+        let secrets_dir = Some("/s".into());
+        assert!(!alone(&RegistryOrder { secrets_dir, ..order.clone() }).user_docker_config);
+        let pull_secrets = vec!["team:registry".parse().unwrap()];
+        assert!(!alone(&RegistryOrder { pull_secrets, ..order }).user_docker_config);
+    }
+
+    #[test]
+    fn many_refusals_are_told_in_short() {
+        let refusal = |number: usize| Refusal {
+            image: format!("r.io/app-{number}:1"),
+            class: if number == 9 { Class::Denied } else { Class::Transient },
+            reason: format!("reason {number}"),
+        };
+        let images: Vec<Refusal> = (0..10).map(refusal).collect();
+        let refused = |absent| Refused { images: images.clone(), of: 12, absent };
+        let error = AccessError::Refused(refused(vec!["team:registry".parse().unwrap()]));
+        let text = error.to_string();
+        assert_eq!(error.class(), Class::Denied);
+        assert!(
+            text.starts_with("10 of 12 images") && text.contains("attached; r.io/app-9:1: reason 9"),
+            "{text}"
+        );
+        assert!(
+            text.contains("reason 3") && !text.contains("reason 4") && text.contains("and 5 more"),
+            "{text}"
+        );
+        assert!(text.contains("team:registry"), "{text}");
     }
 }

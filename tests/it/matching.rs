@@ -1,6 +1,7 @@
 //! `larder match`: the best cache of this node and of a daemon.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -139,7 +140,8 @@ fn the_best_volume_of_the_node() {
 
         // Attached, it is found without being named, also while it is not mounted; alike, it comes before others.
         let at = node.path("at");
-        Attachments::new(node.state().attached()).note(&Attachment::new(&mounted, &at, Utc::now())).unwrap();
+        let records = Attachments::new(node.state().attached());
+        records.note(&Attachment::new(&mounted, &at, Utc::now())).unwrap();
         let found = node.found(&["other:1"], &[]);
         assert_eq!((&found["place"], &found["at"]), (&"attached".into(), &text(&at).into()));
         assert_eq!(found["volume"], text(&mounted));
@@ -147,6 +149,14 @@ fn the_best_volume_of_the_node() {
         assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&mounted), "attached before named");
         sealed(&named, 21);
         assert_eq!(node.found(&["small:1"], &volumes)["volume"], text(&named), "newer before attached");
+
+        let mut another = Attachment::new(&mounted, &at, Utc::now());
+        another.cache = Some(cache(&named).digest);
+        records.note(&another).unwrap();
+        let said = exits(64, &mut node.command(&["other:1"]));
+        assert!(said.contains("not what was attached"), "{said}");
+        records.forget(&at).unwrap();
+        records.note(&Attachment::new(&mounted, &at, Utc::now())).unwrap();
 
         let said = succeed(node.command(&["other:1", "absent:1"]).args(volumes));
         for line in [format!("attached at {}", at.display()), "1 of 2".into(), node.reference("absent:1")] {
@@ -222,6 +232,34 @@ fn what_cannot_be_looked_at_is_told() {
         exits(64, node.command(&["small:1"]).args(["--volume", "/nowhere"]));
         exits(65, node.command(&["small:1"]).arg("--volume").arg(node.of_daemon(id, 1)));
         exits(73, node.command(&["small:1"]).arg("--volume").arg(node.dir.path()));
+    });
+}
+
+#[test]
+fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
+    isolated(&[Need::Program("setpriv"), Need::Root], || {
+        let node = Node::new();
+        let volume = node.path("volume");
+        node.build(&volume, &["small:1"], 10);
+        node.build(&node.of_daemon(CacheId::random(), 1), &["small:1", "other:1"], 10);
+        fs::create_dir_all(node.state().attached()).unwrap();
+        for (path, mode) in [(node.dir.path(), 0o755), (node.state().root(), 0o700), (&volume, 0o755)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        // Somebody without rights cannot run a binary below a home directory of root.
+        let binary = node.path("larder");
+        succeed(Command::new("cp").arg(larder().get_program()).arg(&binary));
+        let nobody = |more: &[&str]| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps", "-all"]);
+            command.env_remove("LARDER_HOST").arg(&binary).arg("--config").arg(node.path("larder.toml"));
+            command.arg("match").arg(node.reference("small:1")).args(more);
+            command
+        };
+        let said = exits(64, &mut nobody(&[]));
+        assert!(!said.contains("passed over"), "what is not for this user is no news: {said}");
+        let said = succeed(&mut nobody(&["--volume", text(&volume)]));
+        assert!(said.contains("on this node") && said.contains("1 of 1"), "{said}");
     });
 }
 

@@ -127,7 +127,9 @@ fn attached(state: &Layout, found: &mut Volumes) {
         match read(if mounted { &record.at } else { &record.volume }) {
             Ok((sealed, _)) if record.cache.as_ref().is_some_and(|cache| *cache != sealed.digest) => {
                 let at = record.at.display();
-                found.passed_over.push(format!("attached at {at}: it is not what was attached, but {}", sealed.digest));
+                found
+                    .passed_over
+                    .push(format!("attached at {at}: it is not what was attached, but {}", sealed.digest));
             }
             Ok((sealed, sealed_at)) => {
                 let place = Place::Attached { at: record.at };
