@@ -76,29 +76,37 @@ mod tests {
 
     use super::*;
 
-    /// Images with their layers; a layer's number is its size.
-    struct Cache(Vec<(&'static str, Digest, Digest, Vec<(Digest, u64)>)>);
+    struct Held {
+        reference: &'static str,
+        index: Digest,
+        manifest: Digest,
+        layers: Vec<(Digest, u64)>,
+    }
 
     fn digest(of: &str) -> Digest {
         Digest::sha256(of.as_bytes())
     }
 
-    fn cache(images: &[(&'static str, &[u64])]) -> Cache {
+    /// Images with their layers; a layer's number is its size.
+    fn cache(images: &[(&'static str, &[u64])]) -> Vec<Held> {
         let layer = |size: &u64| (digest(&size.to_string()), *size);
-        let image = |(image, layers): &(&'static str, &[u64])| {
-            let index = digest(&format!("index of {image}"));
-            (*image, index, digest(image), layers.iter().map(layer).collect())
+        let held = |(reference, layers): &(&'static str, &[u64])| Held {
+            reference,
+            index: digest(&format!("index of {reference}")),
+            manifest: digest(reference),
+            layers: layers.iter().map(layer).collect(),
         };
-        Cache(images.iter().map(image).collect())
+        images.iter().map(held).collect()
     }
 
-    fn of(cache: &Cache, images: &[&str]) -> Option<Score> {
+    fn of(cache: &[Held], images: &[&str]) -> Option<Score> {
         let items: Vec<Item<'_>> = cache
-            .0
             .iter()
-            .map(|(reference, index, manifest, layers)| {
-                let layers = layers.iter().map(|(blob, size)| (blob, *size)).collect();
-                Item { reference, index: Some(index), manifest, layers }
+            .map(|held| Item {
+                reference: held.reference,
+                index: Some(&held.index),
+                manifest: &held.manifest,
+                layers: held.layers.iter().map(|(blob, size)| (blob, *size)).collect(),
             })
             .collect();
         score(&items, &references(images))
@@ -111,7 +119,7 @@ mod tests {
     #[test]
     fn images_then_bytes_then_age() {
         let at = |seconds| DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds);
-        let rank = |cache: &Cache, seconds| of(cache, &["a:1", "b:1"]).unwrap().rank(at(seconds));
+        let rank = |cache: &[Held], seconds| of(cache, &["a:1", "b:1"]).unwrap().rank(at(seconds));
         let two = cache(&[("a:1", &[1]), ("b:1", &[2])]);
         let large = cache(&[("a:1", &[100])]);
         assert!(rank(&two, 0) > rank(&large, 1));
