@@ -47,6 +47,9 @@ pub struct Attachment {
     /// Runtimes whose configuration tells of it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub runtimes: Vec<Runtime>,
+    /// It is being let go of: nothing new is to use it.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub leaving: bool,
     /// Where images of it were written into containerd's records.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub preload: Option<Preload>,
@@ -75,6 +78,7 @@ impl Attachment {
             cache: None,
             store: None,
             runtimes: Vec::new(),
+            leaving: false,
             preload: None,
         }
     }

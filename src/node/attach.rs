@@ -3,11 +3,12 @@
 //! ```text
 //! attach   plan: volume ─► opened where nobody sees it ─► cache.json, checks, limits     nothing is changed yet
 //!          ─► record ─► mounted at AT ─► image store ─► drop-ins of runtimes ─► unit
-//! detach   asked who uses it ─► drop-ins ─► record ─► image store ─► unmounted ─► unit
+//! detach   asked who uses it ─► drop-ins ─► record marked ─► image store ─► unmounted ─► unit ─► record gone
 //! ```
 //!
 //! The record (caches::attachments) is what others go by: the daemon does not remove a volume that has one, and the
-//! snapshotter serves the layers of the volumes that have one. It is written before the mount and removed before the unmount.
+//! snapshotter serves the layers of the volumes that have one. It is written before the mount, and goes after the unmount; that
+//! the volume leaves is noted in it before.
 //! Every step may be repeated, so that what was cut off goes on when the same command runs again, as it does at each boot.
 //!
 //! Configuration of others is never edited. What is written are whole files of ours ([`file`]), which name all attached

@@ -39,13 +39,15 @@ pub fn detach(wanted: &Path, host: &Host) -> Result<Detached, Error> {
         let by = format!("the overlay at {} stands on it", overlay.display());
         return Err(Error::Busy { at: at.clone(), by });
     }
-    host.records.forget(at)?;
+    let mut leaving = record.clone();
+    leaving.leaving = true;
+    host.records.note(&leaving)?;
     if let Err(error) = unmount(at) {
-        // It is attached still, and nobody may remove it.
         host.records.note(record)?;
         return Err(error);
     }
     unit::gone(host, at).write()?;
+    host.records.forget(at)?;
     // One that holds something was not made for this.
     let _ = fs::remove_dir(at);
     Ok(Detached { volume: record.volume.clone(), at: at.clone() })

@@ -73,6 +73,7 @@ impl Volumes {
             }
         };
         self.told = None;
+        records.retain(|record| !record.leaving);
         records.sort_by(|a, b| (a.since, &a.at).cmp(&(b.since, &b.at)));
         let mut before = std::mem::take(&mut self.seen);
         let mut changed = false;

@@ -3,13 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
 use larder::model::job::LayerFormat;
 use larder::testing::image::{Format, Image, busybox};
 use larder::testing::layer::LayerBuilder;
 
 use crate::harness::node::Node;
-use crate::harness::served::{Served, change_times};
+use crate::harness::served::{Running, Served, change_times};
 use crate::harness::{Need, exits, isolated, succeed};
 
 const SIZE: u64 = 64 << 20;
@@ -171,5 +173,39 @@ fn what_is_in_the_way_is_told_and_stays() {
         let said = exits(73, &mut node.attach(&volume, &at));
         assert!(said.contains("detach it first"), "{said}");
         succeed(&mut node.detach(&at));
+    });
+}
+
+#[test]
+fn whoever_is_killed_in_between_can_go_on() {
+    isolated(&[Need::Program("mkfs.ext4")], || {
+        let served = Served::new([image()]);
+        let (node, before) = (Node::new(), mounts());
+        let at = node.place("icv");
+        let volume = served.volume();
+        succeed(served.build(&volume, SIZE).args(["--volume-kind", "disk"]));
+        let (mut attached, mut detached) = (0, 0);
+        // From before anything was done to after everything was.
+        for step in 0..40 {
+            let cut = |mut command: Command| {
+                let mut running = Running::start(&mut command);
+                sleep(Duration::from_micros(step * 500));
+                let ended = running.has_ended();
+                running.kill();
+                usize::from(ended)
+            };
+            attached += cut(node.attach(&volume, &at));
+            succeed(&mut node.attach(&volume, &at));
+            assert!(at.join("cache.json").is_file());
+            assert_eq!(node.configured().len(), 2);
+            detached += cut(node.detach(&at));
+            // Gone already, or it goes now.
+            let code = node.detach(&at).status().unwrap().code();
+            assert!(matches!(code, Some(0 | 64)), "{code:?}");
+            assert_eq!(mounts(), before);
+            assert!(node.configured().is_empty());
+            assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
+        }
+        eprintln!("of 40, {attached} attached and {detached} detached before they were killed");
     });
 }
