@@ -6,4 +6,6 @@
 //! | [`snapshotter`] | a snapshotter for containerd that knows the layers of attached volumes |
 
 pub mod api;
+pub mod containerd;
+pub mod grpc;
 pub mod snapshotter;

@@ -8,7 +8,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
-use super::grpc;
+use larder::node::grpc;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct ImageSpec {

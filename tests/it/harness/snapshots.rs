@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::{Code, Response, Status};
 
-use super::grpc::{self, Channel};
+use larder::node::grpc::{self, Channel};
 use super::served::Running;
 use super::{larder, succeed};
 
