@@ -19,6 +19,7 @@ mod mount;
 mod output;
 mod plan;
 mod prefetch;
+mod preload;
 mod serve;
 mod signals;
 mod snapshotter;
@@ -89,6 +90,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
+        Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),

@@ -7,8 +7,8 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::Error;
-use crate::model::digest::{Digest, Hasher};
 use crate::model::chain::ChainId;
+use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::{Document, ImageConfig, Index, MAX_BYTES, Manifest};
 use crate::model::platform::Platform;
 use crate::model::reference::ImageReference;
@@ -97,8 +97,9 @@ impl Documents {
             }
             blobs.push(Blob { digest: digest.clone(), bytes, labels: manifests(&index) });
         }
-        let names = names(&reference, image)
-            .ok_or_else(|| self.damaged(format!("{} is another image than {}", image.manifest, image.name)))?;
+        let names = names(&reference, image).ok_or_else(|| {
+            self.damaged(format!("{} is another image than {}", image.manifest, image.name))
+        })?;
         Ok(Known { reference: image.reference.clone(), names, target, blobs, chain: image.chain.clone() })
     }
 
@@ -116,7 +117,7 @@ impl Documents {
                         | io::ErrorKind::InvalidInput
                         | io::ErrorKind::NotADirectory
                         | io::ErrorKind::FileTooLarge
-                ) || source.raw_os_error() == Some(Errno::ELOOP as i32);
+                ) || source.raw_os_error().map(Errno::from_raw) == Some(Errno::ELOOP);
                 return Err(if is_other {
                     self.damaged(format!("{path} cannot be read: {source}"))
                 } else {

@@ -28,7 +28,9 @@ pub enum Error {
     )]
     NoSnapshotter(String),
     /// containerd does not reach the snapshotter.
-    #[error("containerd does not reach the snapshotter {snapshotter:?}: is `larder snapshotter` running? ({message})")]
+    #[error(
+        "containerd does not reach the snapshotter {snapshotter:?}: is `larder snapshotter` running? ({message})"
+    )]
     SnapshotterDown {
         /// Its name.
         snapshotter: String,
@@ -60,7 +62,10 @@ pub enum Error {
         message: String,
     },
     /// containerd took too long.
-    #[error("{doing} {}: containerd has not answered for {seconds} s: try again, or look at its log", escape(what))]
+    #[error(
+        "{doing} {}: containerd has not answered for {seconds} s: try again, or look at its log",
+        escape(what)
+    )]
     Late {
         /// What was being done.
         doing: &'static str,
@@ -100,7 +105,9 @@ impl Error {
             Error::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Class::Denied
             }
-            Error::Unreachable { .. } | Error::SnapshotterDown { .. } | Error::Late { .. } => Class::Transient,
+            Error::Unreachable { .. } | Error::SnapshotterDown { .. } | Error::Late { .. } => {
+                Class::Transient
+            }
             Error::NoSnapshotter(_) => Class::Invalid,
             Error::NoLayer { .. } => Class::NotFound,
             Error::Refused { code, .. } => match code {

@@ -87,8 +87,7 @@ impl Session<'_> {
                 }
                 Err(failure) => return Err(self.failed(&call, &failure)),
                 Ok(_) => {
-                    let request =
-                        snapshots::RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
+                    let request = snapshots::RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
                     self.ask(call, request, async |request| client.remove(request).await).await?;
                     return Err(Error::NoLayer {
                         snapshotter: snapshotter.clone(),

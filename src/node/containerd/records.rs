@@ -14,10 +14,9 @@ use crate::node::api::services::images::v1 as api;
 use crate::node::api::services::images::v1::images_client::ImagesClient;
 use crate::node::grpc::{self, Channel};
 
-/// In front of the digest of a cache: the label which says that a record was made of it.
+/// In front of the digest of a cache: the label which says that a record was made of it. Its value is the name of the record,
+/// for who gives an image another name copies its labels.
 const CACHE: &str = "larder.dev/cache.";
-/// Its value; an empty one would be no label.
-const MADE: &str = "made";
 /// The label of images that CRI has to do with (containerd, internal/cri/labels).
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// The label of images that kubelets do not remove when disks are full (containerd 1.7 and newer).
@@ -81,7 +80,11 @@ impl fmt::Display for Record {
             Outcome::Replaced => write!(f, "{name}: was an image of another cache, and is of this one now"),
             Outcome::Known => write!(f, "{name}: known already, by somebody else"),
             Outcome::Skipped { target } => {
-                write!(f, "{name}: skipped, for it is another image that somebody else made: {}", escape(target))
+                write!(
+                    f,
+                    "{name}: skipped, for it is another image that somebody else made: {}",
+                    escape(target)
+                )
             }
             Outcome::Removed => write!(f, "{name}: forgotten"),
             Outcome::Left => write!(f, "{name}: stays, for others have the image, too"),
@@ -99,8 +102,14 @@ fn label(cache: &Digest) -> String {
     format!("{CACHE}{}", cache.hex())
 }
 
+/// The labels of caches of which a record was made.
+fn caches(image: &api::Image) -> impl Iterator<Item = &str> {
+    let ours = image.labels.iter().filter(|(key, value)| key.starts_with(CACHE) && **value == image.name);
+    ours.map(|(key, _)| key.as_str())
+}
+
 fn is_ours(image: &api::Image) -> bool {
-    image.labels.keys().any(|key| key.starts_with(CACHE))
+    caches(image).next().is_some()
 }
 
 fn target(image: &api::Image) -> &str {
@@ -122,7 +131,7 @@ impl Session<'_> {
     pub(super) async fn name(&self, image: &Known, name: &str, cache: &Digest) -> Result<Outcome, Error> {
         let mut client = self.containerd.images();
         let ours = label(cache);
-        let labels = [(ours.as_str(), MADE), MANAGED, PINNED];
+        let labels = [(ours.as_str(), name), MANAGED, PINNED];
         let record = api::Image {
             name: name.to_owned(),
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
@@ -143,7 +152,7 @@ impl Session<'_> {
         let (update_mask, outcome) = match (is_ours(&found), same) {
             (false, true) => return Ok(Outcome::Known),
             (false, false) => return Ok(Outcome::Skipped { target: target(&found).to_owned() }),
-            (true, true) if found.labels.contains_key(&ours) => return Ok(Outcome::Kept),
+            (true, true) if caches(&found).any(|key| key == ours) => return Ok(Outcome::Kept),
             (true, true) => (mask(&labels.map(|(key, _)| key)), Outcome::Kept),
             // What other caches called so is not known by that name any more.
             (true, false) => (None, Outcome::Replaced),
@@ -164,7 +173,7 @@ impl Session<'_> {
         let request = api::ListImagesRequest::default();
         let all = self.ask(call, request, async |request| client.list(request).await).await?.images;
         let key = label(cache);
-        Ok(all.into_iter().partition(|image| image.labels.contains_key(&key)))
+        Ok(all.into_iter().partition(|image| caches(image).any(|ours| ours == key)))
     }
 
     /// Takes the label of `cache` from a record that others need: other caches, or `others` who made it known by other names.
@@ -176,7 +185,7 @@ impl Session<'_> {
         others: &[api::Image],
     ) -> Result<bool, Error> {
         let ours = label(cache);
-        let has_other_caches = image.labels.keys().any(|key| key.starts_with(CACHE) && *key != ours);
+        let has_other_caches = caches(image).any(|key| key != ours);
         // CRI makes the record of an image's ID once, and relies on it for all its names.
         let is_id = image.name.parse::<Digest>().is_ok();
         let pulled = is_id && others.iter().any(|other| !is_ours(other) && target(other) == target(image));
@@ -193,11 +202,8 @@ impl Session<'_> {
             target: image.target.clone(),
             ..Default::default()
         };
-        let request = api::UpdateImageRequest {
-            image: Some(record),
-            update_mask: mask(keys),
-            ..Default::default()
-        };
+        let request =
+            api::UpdateImageRequest { image: Some(record), update_mask: mask(keys), ..Default::default() };
         let call = Call { doing: "updating the image", what: &image.name };
         match self.attempt(request, async |request| client.update(request).await).await {
             Err(failure) if !failure.is(Code::NotFound) => Err(self.failed(&call, &failure)),
