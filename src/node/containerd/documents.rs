@@ -30,10 +30,11 @@ pub(super) struct Blob {
 pub(super) struct Known {
     /// Its name on the volume.
     pub(super) reference: String,
-    /// What containerd calls it: the config's digest first, the tag last, so that who finds the tag finds all.
-    pub(super) names: Vec<String>,
-    /// What the names stand for.
-    pub(super) target: Descriptor,
+    /// What containerd calls it, and what each name stands for: the config's digest first, the tag last, so that who finds the
+    /// tag finds all.
+    pub(super) names: Vec<(String, Descriptor)>,
+    /// Digest of its config: what CRI calls its ID.
+    pub(super) id: String,
     /// Its documents, each after those that it names.
     pub(super) blobs: Vec<Blob>,
     /// Its layers, base first.
@@ -79,7 +80,8 @@ impl Documents {
         }
         let top = image.chain.last().map(ToString::to_string).unwrap_or_default();
         let snapshot = HashMap::from([(format!("containerd.io/gc.ref.snapshot.{snapshotter}"), top)]);
-        let mut target = descriptor(&manifest.media_type, &image.manifest, &manifest_bytes);
+        let own = descriptor(&manifest.media_type, &image.manifest, &manifest_bytes);
+        let mut target = own.clone();
         let mut blobs = vec![
             Blob { digest: image.config.clone(), bytes: config, labels: snapshot },
             Blob { digest: image.manifest.clone(), bytes: manifest_bytes, labels: layers(&manifest) },
@@ -97,10 +99,11 @@ impl Documents {
             }
             blobs.push(Blob { digest: digest.clone(), bytes, labels: manifests(&index) });
         }
-        let names = names(&reference, image).ok_or_else(|| {
+        let names = names(&reference, image, &own, &target).ok_or_else(|| {
             self.damaged(format!("{} is another image than {}", image.manifest, image.name))
         })?;
-        Ok(Known { reference: image.reference.clone(), names, target, blobs, chain: image.chain.clone() })
+        let (reference, id) = (image.reference.clone(), image.config.to_string());
+        Ok(Known { reference, names, id, blobs, chain: image.chain.clone() })
     }
 
     fn read(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
@@ -176,16 +179,24 @@ fn is_chosen(index: &Index, image: &Image) -> bool {
 
 /// What CRI calls an image after a pull, and its manifest where it was found by an index. None where the reference names
 /// another digest.
-fn names(reference: &ImageReference, image: &Image) -> Option<Vec<String>> {
+fn names(
+    reference: &ImageReference,
+    image: &Image,
+    manifest: &Descriptor,
+    target: &Descriptor,
+) -> Option<Vec<(String, Descriptor)>> {
     let repository = reference.name();
-    let mut names = vec![image.config.to_string(), format!("{repository}@{}", image.manifest)];
-    names.extend(image.index.as_ref().map(|index| format!("{repository}@{index}")));
+    let mut names = vec![
+        (image.config.to_string(), target.clone()),
+        (format!("{repository}@{}", image.manifest), manifest.clone()),
+    ];
+    names.extend(image.index.as_ref().map(|index| (format!("{repository}@{index}"), target.clone())));
     match (reference.digest(), reference.tag()) {
         (Some(digest), _) => {
             (*digest == image.manifest || Some(digest) == image.index.as_ref()).then_some(names)
         }
         (None, tag) => {
-            names.push(format!("{repository}:{}", tag.unwrap_or("latest")));
+            names.push((format!("{repository}:{}", tag.unwrap_or("latest")), target.clone()));
             Some(names)
         }
     }

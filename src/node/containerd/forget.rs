@@ -1,6 +1,6 @@
 //! What was made known of a cache is forgotten.
 
-use super::records::{Outcome, Report};
+use super::records::{Outcome, Report, is_of};
 use super::{Containerd, Error};
 use crate::model::digest::Digest;
 
@@ -14,11 +14,11 @@ impl Containerd {
     /// [`Error`]; the same again goes on where it ended.
     pub async fn forget(&self, cache: &Digest) -> Result<Report, Error> {
         let session = self.session();
-        let (ours, others) = session.records_of(cache).await?;
+        let all = session.records().await?;
         let mut report = Report::default();
         let mut leaving = Vec::new();
-        for image in &ours {
-            if session.leave(image, cache, &others).await? {
+        for image in all.iter().filter(|image| is_of(image, cache)) {
+            if session.leave(image, cache, &all).await? {
                 report.add(&image.name, Outcome::Left);
             } else {
                 leaving.push(image);

@@ -48,14 +48,18 @@ impl Session<'_> {
     async fn preload(&self, documents: &Documents, sealed: &CacheManifest) -> Result<Report, Error> {
         let mut report = Report::default();
         let mut taken = HashSet::new();
+        let mut named = HashSet::new();
         for image in &sealed.content.images {
             let known = documents.image(image, &self.containerd.snapshotter)?;
             self.layers(&known, &mut taken).await?;
             for blob in &known.blobs {
                 self.write(blob).await?;
             }
-            for name in &known.names {
-                report.add(name, self.name(&known, name, &sealed.digest).await?);
+            for (name, target) in &known.names {
+                // The ID of an image, for one, is that of all its names.
+                if named.insert(name.clone()) {
+                    report.add(name, self.name(&known, name, target, &sealed.digest).await?);
+                }
             }
         }
         Ok(report)

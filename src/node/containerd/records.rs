@@ -12,11 +12,14 @@ use crate::model::digest::Digest;
 use crate::model::escape::escape;
 use crate::node::api::services::images::v1 as api;
 use crate::node::api::services::images::v1::images_client::ImagesClient;
+use crate::node::api::types::Descriptor;
 use crate::node::grpc::{self, Channel};
 
 /// In front of the digest of a cache: the label which says that a record was made of it. Its value is the name of the record,
 /// for who gives an image another name copies its labels.
 const CACHE: &str = "larder.dev/cache.";
+/// The label that says of which image a record is: the digest of its config.
+const IMAGE: &str = "larder.dev/image";
 /// The label of images that CRI has to do with (containerd, internal/cri/labels).
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
 /// The label of images that kubelets do not remove when disks are full (containerd 1.7 and newer).
@@ -108,6 +111,12 @@ fn caches(image: &api::Image) -> impl Iterator<Item = &str> {
     ours.map(|(key, _)| key.as_str())
 }
 
+/// Whether a record was made of `cache`.
+pub(super) fn is_of(image: &api::Image, cache: &Digest) -> bool {
+    let key = label(cache);
+    caches(image).any(|ours| ours == key)
+}
+
 fn is_ours(image: &api::Image) -> bool {
     caches(image).next().is_some()
 }
@@ -128,14 +137,20 @@ impl Containerd {
 
 impl Session<'_> {
     /// Gives an image one of its names.
-    pub(super) async fn name(&self, image: &Known, name: &str, cache: &Digest) -> Result<Outcome, Error> {
+    pub(super) async fn name(
+        &self,
+        image: &Known,
+        name: &str,
+        stands_for: &Descriptor,
+        cache: &Digest,
+    ) -> Result<Outcome, Error> {
         let mut client = self.containerd.images();
         let ours = label(cache);
-        let labels = [(ours.as_str(), name), MANAGED, PINNED];
+        let labels = [(ours.as_str(), name), (IMAGE, image.id.as_str()), MANAGED, PINNED];
         let record = api::Image {
             name: name.to_owned(),
             labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
-            target: Some(image.target.clone()),
+            target: Some(stands_for.clone()),
             ..Default::default()
         };
         let call = Call { doing: "making the image", what: name };
@@ -148,11 +163,12 @@ impl Session<'_> {
         let request = api::GetImageRequest { name: name.to_owned() };
         let found = self.ask(call, request, async |request| client.get(request).await).await?;
         let found = found.image.unwrap_or_default();
-        let same = target(&found) == image.target.digest;
+        // By its ID it is the same image, whichever manifest or index it was found by.
+        let same = target(&found) == stands_for.digest || name == image.id;
         let (update_mask, outcome) = match (is_ours(&found), same) {
             (false, true) => return Ok(Outcome::Known),
             (false, false) => return Ok(Outcome::Skipped { target: target(&found).to_owned() }),
-            (true, true) if caches(&found).any(|key| key == ours) => return Ok(Outcome::Kept),
+            (true, true) if is_of(&found, cache) => return Ok(Outcome::Kept),
             (true, true) => (mask(&labels.map(|(key, _)| key)), Outcome::Kept),
             // What other caches called so is not known by that name any more.
             (true, false) => (None, Outcome::Replaced),
@@ -163,32 +179,28 @@ impl Session<'_> {
         Ok(outcome)
     }
 
-    /// Records that were made of `cache`, and all that there are.
-    pub(super) async fn records_of(
-        &self,
-        cache: &Digest,
-    ) -> Result<(Vec<api::Image>, Vec<api::Image>), Error> {
+    /// All records.
+    pub(super) async fn records(&self) -> Result<Vec<api::Image>, Error> {
         let mut client = self.containerd.images();
         let call = Call { doing: "listing", what: "images" };
         let request = api::ListImagesRequest::default();
-        let all = self.ask(call, request, async |request| client.list(request).await).await?.images;
-        let key = label(cache);
-        Ok(all.into_iter().partition(|image| caches(image).any(|ours| ours == key)))
+        Ok(self.ask(call, request, async |request| client.list(request).await).await?.images)
     }
 
-    /// Takes the label of `cache` from a record that others need: other caches, or `others` who made it known by other names.
-    /// Whether it stays.
+    /// Takes the label of `cache` from a record that others need: other caches, or those who made the image known by other
+    /// names, among `all`. Whether it stays.
     pub(super) async fn leave(
         &self,
         image: &api::Image,
         cache: &Digest,
-        others: &[api::Image],
+        all: &[api::Image],
     ) -> Result<bool, Error> {
         let ours = label(cache);
         let has_other_caches = caches(image).any(|key| key != ours);
         // CRI makes the record of an image's ID once, and relies on it for all its names.
-        let is_id = image.name.parse::<Digest>().is_ok();
-        let pulled = is_id && others.iter().any(|other| !is_ours(other) && target(other) == target(image));
+        let of_it = |other: &&api::Image| other.labels.get(IMAGE) == Some(&image.name);
+        let targets: Vec<&str> = all.iter().filter(of_it).map(target).collect();
+        let pulled = all.iter().any(|other| !is_ours(other) && targets.contains(&target(other)));
         let keys: &[&str] = match (has_other_caches, pulled) {
             (true, _) => &[&ours],
             (false, true) => &[&ours, PINNED.0],

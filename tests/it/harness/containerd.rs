@@ -27,7 +27,7 @@ impl Containerd {
     pub(crate) fn start_with_snapshotter(socket: &Path, sandbox: &str) -> Self {
         let tables = format!(
             "[proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{}'\n\
-             [plugins.'io.containerd.grpc.v1.cri']\ndisable_cgroup = true\nstream_server_port = '0'\n\
+             [plugins.'io.containerd.grpc.v1.cri']\ndisable_cgroup = true\nrestrict_oom_score_adj = true\nstream_server_port = '0'\n\
              sandbox_image = '{sandbox}'\n\
              [plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'larder'\n",
             socket.display()

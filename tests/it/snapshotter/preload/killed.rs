@@ -77,7 +77,9 @@ fn whoever_was_killed_goes_on() {
                 running.kill();
                 killed += 1;
             }
-            assert!(killed > 8, "it was killed {killed} times only");
+            // What was forgotten once needs no request again.
+            let least = if forget { 5 } else { 15 };
+            assert!(killed >= least, "it was killed {killed} times only");
             if !forget {
                 for (reference, name) in sealed.references.iter().zip(["cached", "second"]) {
                     assert_eq!(node.printed(reference, "cat /file-0"), format!("{name} 0\n"));
