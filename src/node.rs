@@ -11,5 +11,7 @@
 pub mod access;
 pub mod api;
 pub mod attach;
+pub mod containerd;
+pub mod grpc;
 pub mod matching;
 pub mod snapshotter;

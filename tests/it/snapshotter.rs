@@ -3,5 +3,6 @@
 mod containers;
 mod crash;
 mod layers;
+mod preload;
 mod suite;
 mod unit;

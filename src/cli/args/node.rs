@@ -8,6 +8,7 @@ use crate::client::address::Address;
 use crate::model::platform::Platform;
 use crate::model::reference::ImageReference;
 use crate::model::runtime::Runtime;
+use crate::node::containerd;
 
 pub(super) const ATTACH_EXAMPLES: &str = "\
 Examples:
@@ -148,4 +149,23 @@ impl AttachArgs {
         });
         named.collect()
     }
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct PreloadArgs {
+    /// The volume: where it is mounted
+    #[arg(value_name = "VOLUME")]
+    pub(in crate::cli) volume: PathBuf,
+    /// Socket of containerd
+    #[arg(long, value_name = "PATH", default_value = containerd::ADDRESS)]
+    pub(in crate::cli) address: PathBuf,
+    /// Namespace of containerd in which the images are to be known
+    #[arg(long, value_name = "NAME", default_value = containerd::NAMESPACE)]
+    pub(in crate::cli) namespace: String,
+    /// Name that `larder snapshotter` has in containerd's configuration
+    #[arg(long, value_name = "NAME", default_value = containerd::SNAPSHOTTER)]
+    pub(in crate::cli) snapshotter: String,
+    /// Remove what was made known of the volume, unless containers use it
+    #[arg(long)]
+    pub(in crate::cli) forget: bool,
 }

@@ -21,9 +21,9 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::{Code, Response, Status};
 
-use super::grpc::{self, Channel};
 use super::served::Running;
 use super::{larder, succeed};
+use larder::node::grpc::{self, Channel};
 
 /// How long it may take to start, and volumes to be let go of.
 const PATIENCE: Duration = Duration::from_secs(60);
