@@ -277,7 +277,7 @@ fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed()
         registry.fault(forbidden);
         let (class, refusals, text) = refused(&content, &nobody(), &config());
         assert_eq!((class, refusals.len()), (Class::Denied, 2), "{text}");
-        let (denied, transient) = (text.find("access denied").unwrap(), text.find("503").unwrap());
+        let (denied, transient) = (text.find("access denied").unwrap(), text.find("503 Service").unwrap());
         assert!(denied < transient, "what decides is told first: {text}");
 
         registry.heal();
