@@ -4,6 +4,7 @@
 //! them, are 64 and go to standard error.
 
 mod args;
+mod attach;
 mod build;
 mod cache;
 mod config;
@@ -14,6 +15,7 @@ mod image;
 mod import;
 mod inspect;
 mod keeper;
+mod matching;
 mod merge;
 mod mount;
 mod output;
@@ -89,6 +91,9 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Import(args) => import::run(args, call, config, console),
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
+        Command::Match(args) => matching::run(&args, &config, console),
+        Command::Attach(args) => attach::attach(&args, path.as_deref(), &config, console),
+        Command::Detach(args) => attach::detach(&args, &config, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
         Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),

@@ -23,7 +23,9 @@ use crate::snapshot;
 use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
-pub(super) use node::{PreloadArgs, SnapshotterArgs};
+pub(super) use node::{
+    AttachArgs, DetachArgs, MatchArgs, NodeArgs, PreloadArgs, SnapshotterArgs, SourceArgs,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,6 +38,8 @@ Examples:
   larder import images.tar --volume ./cache
   larder prefetch ./cache --image nginx:1.27
   larder serve
+  larder match nginx:1.27 redis:7
+  larder attach web
   larder snapshotter
   larder preload /icv
   larder cache create web nginx:1.27 --wait
@@ -171,6 +175,23 @@ pub(super) enum Command {
     /// The program has to be static. `make image` builds it so and calls this. The time of the image is SOURCE_DATE_EPOCH.
     #[command(hide = true)]
     Image(ImageArgs),
+    /// Name the cache that serves a workload best: on this node, or a daemon's
+    ///
+    /// Most of the images, then most bytes, then the newest. Looked at are volumes that are attached, those in state.dir of a
+    /// daemon of this host where this user may read them, and what --volume and --host name. Nothing is proven: `attach` and
+    /// `verify` do. Exits with 64 where no cache holds any of the images.
+    #[command(after_help = node::MATCH_EXAMPLES)]
+    Match(MatchArgs),
+    /// Mount a sealed volume on this node and tell its container runtimes
+    ///
+    /// podman, buildah and CRI-O start containers from it as from an additional image store, containerd by way of `larder
+    /// snapshotter`. Takes root. Exits with 73 where something else has the place.
+    #[command(after_help = node::ATTACH_EXAMPLES)]
+    Attach(AttachArgs),
+    /// Let a volume go that `attach` attached
+    ///
+    /// Exits with 64 where it is not attached, and with 75, nothing changed, while containers use it.
+    Detach(DetachArgs),
     /// Run a snapshotter for containerd that has the layers of attached volumes
     ///
     /// A proxy plugin of type `snapshot`, of containerd 1.6 and newer. Images of attached volumes are pulled without their
@@ -256,15 +277,8 @@ pub(super) struct OrderArgs {
     /// Platform as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,
-    /// Directory with a docker config.json; repeatable, tried in order after pull secrets
-    #[arg(long = "docker-config", value_name = "DIR")]
-    pub(super) docker_configs: Vec<PathBuf>,
-    /// Directory of secrets as Kubernetes writes them: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
-    #[arg(long, value_name = "DIR")]
-    pub(super) secrets: Option<PathBuf>,
-    /// Pull secret in --secrets as namespace:name; repeatable, tried in order
-    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
-    pub(super) pull_secrets: Vec<PullSecretName>,
+    #[command(flatten)]
+    pub(super) credentials: CredentialArgs,
     /// Most layers at once [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) concurrency: Option<u16>,
@@ -316,6 +330,20 @@ pub(super) struct OrderArgs {
     /// Where images come from; only `import` says so.
     #[arg(skip)]
     pub(super) source: Option<SourceOrder>,
+}
+
+/// As whom registries are asked.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct CredentialArgs {
+    /// Directory with a docker config.json; repeatable, tried in order after pull secrets
+    #[arg(long = "docker-config", value_name = "DIR")]
+    pub(super) docker_configs: Vec<PathBuf>,
+    /// Directory of secrets as Kubernetes writes them: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
+    #[arg(long, value_name = "DIR")]
+    pub(super) secrets: Option<PathBuf>,
+    /// Pull secret in --secrets as namespace:name; repeatable, tried in order
+    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
+    pub(super) pull_secrets: Vec<PullSecretName>,
 }
 
 /// How layers lie on the volume.
@@ -552,6 +580,8 @@ mod tests {
             "larder inspect a b",
             "larder prefetch",
             "larder prefetch a --image @",
+            "larder match",
+            "larder match a --platform x",
             "larder config",
             "larder cache",
             "larder cache create web",

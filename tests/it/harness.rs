@@ -18,6 +18,7 @@ pub(crate) mod front;
 pub(crate) mod http;
 pub(crate) mod layers;
 pub(crate) mod need;
+pub(crate) mod node;
 pub(crate) mod opened;
 pub(crate) mod overlay;
 pub(crate) mod podman;
