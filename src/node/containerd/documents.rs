@@ -201,3 +201,67 @@ fn names(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(number: u8) -> Digest {
+        Digest::sha256(&[number])
+    }
+
+    fn image(reference: &str, index: Option<u8>) -> Image {
+        Image {
+            reference: reference.to_owned(),
+            name: reference.parse::<ImageReference>().unwrap().to_string(),
+            index: index.map(digest),
+            manifest: digest(1),
+            config: digest(2),
+            platform: Platform::host(),
+            chain: Vec::new(),
+        }
+    }
+
+    fn called(reference: &str, index: Option<u8>) -> Option<Vec<String>> {
+        let (own, target) = (descriptor("m", &digest(1), b""), descriptor("i", &digest(3), b""));
+        let names = names(&reference.parse().unwrap(), &image(reference, index), &own, &target)?;
+        assert!(names.iter().all(|(name, of)| (of.media_type == "m") == name.ends_with(digest(1).hex())));
+        Some(names.into_iter().map(|(name, _)| name).collect())
+    }
+
+    #[test]
+    fn as_cri_calls_them() {
+        let (id, manifest, index) = (digest(2), digest(1), digest(3));
+        let by = |digest: &Digest| format!("docker.io/library/a@{digest}");
+        let want = [id.to_string(), by(&manifest), "docker.io/library/a:latest".into()];
+        assert_eq!(called("a", None).unwrap(), want);
+        let want = [id.to_string(), by(&manifest), by(&index), "docker.io/library/a:1".into()];
+        assert_eq!(called("a:1", Some(3)).unwrap(), want);
+        // A digest makes a tag a label only.
+        assert_eq!(called(&format!("a:1@{index}"), Some(3)).unwrap(), want[..3]);
+        assert_eq!(called(&format!("a@{manifest}"), None).unwrap(), want[..2]);
+        assert_eq!(called(&format!("a@{}", digest(9)), Some(3)), None);
+    }
+
+    #[test]
+    fn an_index_that_leaves_no_choice() {
+        let host = Platform::host();
+        let other = Platform::new("linux", "s390x", "");
+        let variant = Platform { variant: "v9".into(), ..host.clone() };
+        let entry = |number: u8, platform: Option<&Platform>| crate::model::manifest::Descriptor {
+            media_type: String::new(),
+            digest: digest(number),
+            size: 1,
+            urls: Vec::new(),
+            platform: platform.cloned(),
+        };
+        let chosen = |manifests: Vec<_>| {
+            is_chosen(&Index { media_type: String::new(), manifests }, &image("a", Some(3)))
+        };
+        assert!(chosen(vec![entry(4, Some(&other)), entry(1, Some(&host))]));
+        assert!(chosen(vec![entry(1, None)]));
+        assert!(!chosen(vec![entry(1, Some(&other)), entry(4, Some(&host))]));
+        assert!(!chosen(vec![entry(1, Some(&host)), entry(4, Some(&variant))]));
+        assert!(!chosen(vec![entry(1, Some(&other))]));
+    }
+}

@@ -1,3 +1,7 @@
+//! Files of containerd's below a root of their own, and what is made of them.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 
 use super::*;
@@ -5,7 +9,6 @@ use super::*;
 const OLD: Version = Version { major: 1, minor: 6 };
 const NEW: Version = Version { major: 2, minor: 1 };
 
-/// Files below a root of their own, and what is made of them.
 fn node(files: &[(&str, &str)], version: Version) -> Result<Node, ConfigError> {
     let root = tempfile::tempdir().unwrap();
     for (path, text) in files {
