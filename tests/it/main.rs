@@ -23,6 +23,7 @@ mod imports;
 mod kubernetes;
 mod limits;
 mod memory;
+mod node_store;
 mod notify;
 mod operate;
 mod oracle;
