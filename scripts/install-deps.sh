@@ -14,6 +14,8 @@ packages=(
     docker-registry apache2-utils openssl
     # Tests, demo: runs containers from a sealed volume. crun is named because podman only recommends a runtime.
     podman crun
+    # Tests: builds on images of a sealed volume.
+    buildah
     # Tests: copies images out of a sealed volume, which proves tar-split.
     skopeo
     # Tests: a second opinion on what applying layers means. Needs runc.

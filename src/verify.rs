@@ -22,9 +22,10 @@ pub use error::{Error, Fault};
 
 use crate::model::digest::Digest;
 use crate::model::job::LayerFormat;
-use crate::model::seal::Layer;
+use crate::model::seal::{Content, Layer};
 use crate::sys::Dir;
 use crate::volume;
+use crate::volume::store::Documents;
 use image::Images;
 
 /// What was proven.
@@ -47,6 +48,12 @@ pub struct Report {
 pub fn layers(path: &Path, format: LayerFormat, layers: &[Layer]) -> Result<(), Error> {
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
     each(&root, format, layers)
+}
+
+/// Reads the manifests and configs of a volume, one of each for every image, and checks them against their digests and what
+/// `content` says of images and layers against them.
+pub fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error> {
+    index::documents(root, content)
 }
 
 fn each(root: &Dir, format: LayerFormat, layers: &[Layer]) -> Result<(), Error> {

@@ -43,21 +43,28 @@ impl ChainId {
         self.0.hex()
     }
 
-    /// The short name under `overlay/l/`: ten base32 characters of sha256 over the hexadecimal chain ID.
-    ///
-    /// It is short because overlayfs takes its lower directories in one page of mount options, and derived because
-    /// podman looks short names up in every store of the machine, so two volumes must never give one name to
-    /// different layers.
+    /// The short name under `overlay/l/`, by the hexadecimal chain ID.
     pub fn link(&self) -> String {
-        const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-        let hash = sha2::Sha256::digest(self.hex().as_bytes());
-        let mut bits = 0u64;
-        for byte in &hash[..7] {
-            bits = bits << 8 | u64::from(*byte);
-        }
-        (0..10).map(|i| char::from(ALPHABET[(bits >> (51 - 5 * i) & 31) as usize])).collect()
+        short_name(self.hex())
     }
 }
+
+/// Ten base32 characters of sha256 over `text`: a short name under `overlay/l/` for the tree that `text` tells from all others.
+///
+/// It is short because overlayfs takes its lower directories in one page of mount options, and derived because podman looks
+/// short names up in every store of the machine, so two volumes must never give one name to different trees.
+pub fn short_name(text: &str) -> String {
+    const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash = sha2::Sha256::digest(text.as_bytes());
+    let mut bits = 0u64;
+    for byte in &hash[..7] {
+        bits = bits << 8 | u64::from(*byte);
+    }
+    (0..SHORT_NAME).map(|i| char::from(ALPHABET[(bits >> (51 - 5 * i) & 31) as usize])).collect()
+}
+
+/// Characters of a [`short_name`].
+pub const SHORT_NAME: usize = 10;
 
 impl fmt::Display for ChainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

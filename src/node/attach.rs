@@ -31,10 +31,13 @@ pub use error::Error;
 
 use crate::caches::attachments::{Attachment, Attachments};
 use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
 use crate::model::runtime::{Containerd, Runtime};
 use crate::model::seal::{CacheManifest, Content};
 use crate::node::containerd::Report;
 use crate::node::file::File;
+use crate::node::podman::skeleton;
+use crate::node::{limits, view};
 use crate::sys::{Dir, selinux};
 use crate::volume::disk::{self, Entered};
 use crate::volume::lease::Lease;
@@ -146,6 +149,21 @@ impl Plan {
             // What containerd knows already it keeps knowing.
             record.preloaded = order.preload || before.is_some_and(|before| before.preloaded);
         }
+        let is_for = |runtime| record.runtimes.contains(&runtime);
+        let stores = is_for(Runtime::Podman) || is_for(Runtime::Crio);
+        // Directories are a store as they are; builds find their layers in a view alone.
+        let is_store = manifest.content.layer_format == LayerFormat::Overlay && !is_for(Runtime::Podman);
+        if stores && !is_store {
+            record.store = Some(place::store(&at));
+        }
+        if stores {
+            limits::check(&manifest.content, record.image_store())?;
+        }
+        if let Some(store) = &record.store
+            && !view::is_there(store)?
+        {
+            place::check_empty(store)?;
+        }
         let mut attached: Vec<Attachment> =
             known.iter().filter(|other| other.at != at && !other.leaving).cloned().collect();
         attached.push(record.clone());
@@ -192,9 +210,18 @@ impl Plan {
     /// Does it, and answers what containerd was told of images, if anything.
     pub fn carry_out(self) -> Result<Option<Report>, Error> {
         self.host.records.note(&self.record)?;
+        let (at, store) = (&self.record.at, self.record.image_store());
         if let Some(entered) = self.entered {
-            place::make(&self.record.at)?;
-            entered.leave(&self.record.at)?;
+            place::make(at)?;
+            if store == at && self.record.runtimes.contains(&Runtime::Crio) {
+                skeleton::make(at)?;
+            }
+            entered.leave(at)?;
+        }
+        if store != at && !view::is_there(store)? {
+            place::make(store)?;
+            skeleton::make(store)?;
+            view::make(at, &self.manifest.content, store)?;
         }
         for file in &self.files {
             file.write()?;

@@ -77,6 +77,20 @@ impl Mount {
         Ok(Mount(open_tree(CWD, path, flags)?))
     }
 
+    /// The directory `dir` as the top of a mount of its own, nowhere. This thread must have opened it in its own namespace.
+    pub fn of_dir(dir: &Dir) -> io::Result<Self> {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        Ok(Mount(open_tree(dir, "", flags)?))
+    }
+
+    /// What is mounted at `path` and on directories in it, once more and nowhere: attached, it is there whole at once.
+    pub fn clone_of_tree(path: &Path) -> io::Result<Self> {
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        Ok(Mount(open_tree(CWD, path, flags)?))
+    }
+
     fn new(file_system: &str, device: &Path, flags: &[&str], read_only: bool) -> Result<Self, MountError> {
         let plain = |source: rustix::io::Errno| MountError { source: source.into(), said: String::new() };
         let context = fsopen(file_system, FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
@@ -166,6 +180,28 @@ pub fn memory(dir: &Path) -> io::Result<()> {
     Ok(nix::mount::mount(Some("larder"), dir, Some("tmpfs"), flags, Some("mode=0700"))?)
 }
 
+/// Mounts an empty file system in memory over `dir`, for everybody to read: see [`is_our_view`].
+pub fn memory_for_all(dir: &Path) -> io::Result<()> {
+    Ok(nix::mount::mount(Some(VIEW_SOURCE), dir, Some("tmpfs"), VIEW_FLAGS, Some("mode=0755"))?)
+}
+
+/// Has what is mounted at `path` read there only: no writing, no devices, no setuid bits, nothing executed.
+pub fn read_only(path: &Path) -> io::Result<()> {
+    let flags = VIEW_FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    Ok(nix::mount::mount(None::<&str>, path, None::<&str>, flags, None::<&str>)?)
+}
+
+/// Makes the file system that [`memory_for_all`] mounted over `dir` read-only.
+pub fn memory_read_only(dir: &Path) -> io::Result<()> {
+    let flags = VIEW_FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    Ok(nix::mount::mount(Some(VIEW_SOURCE), dir, None::<&str>, flags, None::<&str>)?)
+}
+
+/// What our file systems in memory for everybody call themselves.
+const VIEW_SOURCE: &str = "larder-view";
+
+const VIEW_FLAGS: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
+
 /// Mounts an overlay of directories, topmost first, read-only at `dir`: `lower` as in mount(8), less than a page.
 pub fn overlay(lower: &str, dir: &Path) -> io::Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
@@ -179,14 +215,23 @@ const OVERLAY_SOURCE: &str = "larder";
 /// Whether what is mounted at `path`, which is absolute and without symbolic links, is an overlay of ours; nothing where
 /// nothing is mounted there.
 pub fn is_our_overlay(path: &Path) -> io::Result<Option<bool>> {
-    let text = std::fs::read("/proc/self/mountinfo")?;
+    is_called(path, b"overlay", OVERLAY_SOURCE)
+}
+
+/// The same of what [`memory_for_all`] mounts.
+pub fn is_our_view(path: &Path) -> io::Result<Option<bool>> {
+    is_called(path, b"tmpfs", VIEW_SOURCE)
+}
+
+fn is_called(path: &Path, wanted: &[u8], name: &str) -> io::Result<Option<bool>> {
+    let text = std::fs::read("/proc/thread-self/mountinfo")?;
     let found = text.split(|b| *b == b'\n').rev().find_map(|line| {
         let mut fields = line.split(|b| *b == b' ');
         let point = fields.nth(4)?;
         let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
         let (kind, source) = (rest.next()?, rest.next()?);
         (super::mounts::unescaped(point) == path.as_os_str().as_bytes())
-            .then_some(kind == b"overlay" && source == OVERLAY_SOURCE.as_bytes())
+            .then_some(kind == wanted && source == name.as_bytes())
     });
     Ok(found)
 }
@@ -201,4 +246,22 @@ pub fn is_mount_point(dir: &Dir) -> io::Result<bool> {
 /// Unmounts what is mounted at `path`; `EBUSY` while anybody uses it. All that was written is on the device then.
 pub fn unmount(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW)?)
+}
+
+/// Whether nobody has anything open on what is mounted at `path`, on which nothing else is mounted. Overlays that stand on it
+/// are not seen.
+pub fn is_idle(path: &Path) -> io::Result<bool> {
+    // Looking at a mount takes back the mark of an earlier question, with which this one would unmount it.
+    Dir::open(path)?.stat_self()?;
+    match nix::mount::umount2(path, MntFlags::MNT_EXPIRE | MntFlags::UMOUNT_NOFOLLOW) {
+        Err(Errno::EAGAIN) => Ok(true),
+        Err(Errno::EBUSY) => Ok(false),
+        other => other.map(|()| true).map_err(io::Error::from),
+    }
+}
+
+/// Takes what is mounted at `path`, and on directories in it, out of sight in one step. What is in use of it goes when it is no
+/// longer.
+pub fn unmount_tree(path: &Path) -> io::Result<()> {
+    Ok(nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
 }

@@ -17,7 +17,7 @@ use super::loop_device::{self, Backing};
 /// What was mounted, and what loop devices stood on, when it was read.
 #[derive(Clone, Debug, Default)]
 pub struct Mounts {
-    /// Of this process first; in the order of the kernel, so that what lies on top comes last.
+    /// Of this thread first; in the order of the kernel, so that what lies on top comes last.
     namespaces: Vec<Vec<Mount>>,
     backing: Vec<Backing>,
 }
@@ -68,9 +68,9 @@ impl fmt::Display for Use {
 impl Mounts {
     /// Reads them.
     pub fn read() -> io::Result<Self> {
-        let mut namespaces = vec![parse(&fs::read("/proc/self/mountinfo")?)];
+        let mut namespaces = vec![parse(&fs::read("/proc/thread-self/mountinfo")?)];
         let mut seen: HashSet<OsString> = HashSet::new();
-        seen.extend(fs::read_link("/proc/self/ns/mnt").map(PathBuf::into_os_string));
+        seen.extend(fs::read_link("/proc/thread-self/ns/mnt").map(PathBuf::into_os_string));
         for entry in fs::read_dir("/proc")? {
             let process = entry?.path();
             // Whoever is gone meanwhile, or not to be looked at, is passed over.
@@ -111,6 +111,12 @@ impl Mounts {
     pub fn overlay_on(&self, path: &Path) -> Option<&Path> {
         let found = self.namespaces.iter().flatten().find(|mount| mount.stands_on(path));
         found.map(|mount| mount.point.as_path())
+    }
+
+    /// Where this thread has something mounted in the directory at `path`, the directory itself left out.
+    pub fn points_in(&self, path: &Path) -> Vec<&Path> {
+        let own = self.namespaces.first().into_iter().flatten().map(|mount| mount.point.as_path());
+        own.filter(|point| point.starts_with(path) && *point != path).collect()
     }
 }
 

@@ -39,11 +39,22 @@ pub fn files(content: &Content, documents: &[Documents]) -> Result<Vec<File>, se
     let mut files = Vec::new();
     // Stores and snapshotters look for directories.
     if content.layer_format == LayerFormat::Overlay {
-        files.push(("overlay-layers/layers.json".to_owned(), layers(content, documents)?));
         files.push(("snapshots.metadata".to_owned(), snapshots(content)));
-        files.extend(images(content, documents)?);
+        files.extend(image_store(content, documents, &|chain_id| chain_id.hex())?);
     }
     files.extend(oci(content, documents)?);
+    Ok(files)
+}
+
+/// The records of layers and images of a containers/storage image store, whichever form the layers have. `id` names layers;
+/// the store takes any name.
+pub fn image_store<'a>(
+    content: &'a Content,
+    documents: &[Documents],
+    id: &dyn Fn(&'a ChainId) -> &'a str,
+) -> Result<Vec<File>, serde_json::Error> {
+    let mut files = vec![("overlay-layers/layers.json".to_owned(), layers(content, documents, id)?)];
+    files.extend(images(content, documents, id)?);
     Ok(files)
 }
 
@@ -60,7 +71,11 @@ pub fn names(image: &Image) -> Vec<String> {
     }
 }
 
-fn layers(content: &Content, documents: &[Documents]) -> Result<Vec<u8>, serde_json::Error> {
+fn layers<'a>(
+    content: &'a Content,
+    documents: &[Documents],
+    id: &dyn Fn(&'a ChainId) -> &'a str,
+) -> Result<Vec<u8>, serde_json::Error> {
     let mut created: BTreeMap<&ChainId, &str> = BTreeMap::new();
     for (image, documents) in content.images.iter().zip(documents) {
         for chain_id in &image.chain {
@@ -72,7 +87,7 @@ fn layers(content: &Content, documents: &[Documents]) -> Result<Vec<u8>, serde_j
         .iter()
         .map(|layer| {
             let mut entry = json!({
-                "id": layer.chain_id.hex(),
+                "id": id(&layer.chain_id),
                 "created": created.get(&layer.chain_id).copied().unwrap_or(EPOCH),
                 "compressed-diff-digest": layer.blob,
                 "compressed-size": layer.compressed_size,
@@ -81,7 +96,7 @@ fn layers(content: &Content, documents: &[Documents]) -> Result<Vec<u8>, serde_j
                 "compression": compression(layer.compression),
             });
             if let Some(parent) = &layer.parent {
-                entry["parent"] = json!(parent.hex());
+                entry["parent"] = json!(id(parent));
             }
             entry
         })
@@ -107,10 +122,14 @@ fn snapshots(content: &Content) -> Vec<u8> {
 }
 
 /// One record per config digest, which is the image's ID; manifests that share a config share the record.
-fn images(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde_json::Error> {
+fn images<'a>(
+    content: &'a Content,
+    documents: &[Documents],
+    id: &dyn Fn(&'a ChainId) -> &'a str,
+) -> Result<Vec<File>, serde_json::Error> {
     let mut records: Vec<Value> = Vec::new();
     let mut files = Vec::new();
-    let mut by_config: BTreeMap<&Digest, Vec<(&Image, &Documents)>> = BTreeMap::new();
+    let mut by_config: BTreeMap<&Digest, Vec<(&'a Image, &Documents)>> = BTreeMap::new();
     for (image, documents) in content.images.iter().zip(documents) {
         by_config.entry(&image.config).or_default().push((image, documents));
     }
@@ -136,7 +155,7 @@ fn images(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde
             "id": config.hex(),
             "digest": first.manifest,
             "names": image_names,
-            "layer": first.chain.last().map(ChainId::hex),
+            "layer": first.chain.last().map(id),
             "created": first_documents.created.as_deref().unwrap_or(EPOCH),
             "big-data-names": data.keys().collect::<Vec<_>>(),
             "big-data-sizes": sizes,

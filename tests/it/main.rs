@@ -26,6 +26,7 @@ mod kubernetes;
 mod limits;
 mod matching;
 mod memory;
+mod node_store;
 mod notify;
 mod operate;
 mod oracle;

@@ -12,8 +12,8 @@ use super::{Host, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
 use crate::model::runtime::Containerd;
-use crate::node::containerd;
-use crate::node::snapshotter;
+use crate::node::podman::skeleton;
+use crate::node::{containerd, snapshotter, view};
 use crate::sys::mount;
 use crate::sys::mounts::Mounts;
 use crate::volume::seal;
@@ -41,7 +41,10 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     let record = find(wanted, &known)?;
     let at = &record.at;
     let mounts = Mounts::read().map_err(failed("looking for who uses", at))?;
-    if let Some(overlay) = mounts.overlay_on(at) {
+    let store = record.store.as_deref();
+    if let Some(overlay) =
+        [Some(at.as_path()), store].into_iter().flatten().find_map(|path| mounts.overlay_on(path))
+    {
         let by = format!("the overlay at {} stands on it", overlay.display());
         return Err(Error::Busy { at: at.clone(), by });
     }
@@ -62,14 +65,12 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     let mut leaving = record.clone();
     leaving.leaving = true;
     host.records.note(&leaving)?;
-    if let Err(error) = unmount(at) {
+    if let Err(error) = take_down(record) {
         host.records.note(record)?;
         return Err(error);
     }
     unit::gone(host, at).write()?;
     host.records.forget(at)?;
-    // One that holds something was not made for this.
-    let _ = fs::remove_dir(at);
     Ok(Detached { volume: record.volume.clone(), at: at.clone() })
 }
 
@@ -121,6 +122,20 @@ fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Er
         [record] => Ok(record),
         several => Err(Error::Several { given: wanted.to_owned(), at: places(several) }),
     }
+}
+
+/// Unmounts the store and the volume, and removes what they were mounted over.
+fn take_down(record: &Attachment) -> Result<(), Error> {
+    if let Some(store) = &record.store {
+        view::remove(store)?;
+    }
+    unmount(&record.at)?;
+    for place in [Some(&record.at), record.store.as_ref()].into_iter().flatten() {
+        skeleton::remove(place)?;
+        // One that holds something was not made for this.
+        let _ = fs::remove_dir(place);
+    }
+    Ok(())
 }
 
 fn unmount(at: &Path) -> Result<(), Error> {

@@ -22,6 +22,9 @@ impl fmt::Display for Plan {
         )?;
         let how = if self.entered.is_some() { "" } else { ", where it is already" };
         writeln!(f, "mounted   {}, read-only{how}", self.record.at.display())?;
+        if let Some(store) = &self.record.store {
+            writeln!(f, "store     {}, for podman, buildah and CRI-O", store.display())?;
+        }
         let runtimes: Vec<&str> = self.record.runtimes.iter().map(|runtime| runtime.name()).collect();
         writeln!(
             f,

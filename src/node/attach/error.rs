@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::caches::attachments::AttachmentError;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
-use crate::node::{containerd, file};
+use crate::node::{containerd, file, limits, podman, view};
 use crate::volume::{self, disk};
 
 /// A volume is not attached, or not detached.
@@ -59,6 +59,18 @@ pub enum Error {
     /// A file beside the configuration of others cannot be written.
     #[error(transparent)]
     File(#[from] file::Error),
+    /// The mount point is too long for the images.
+    #[error(transparent)]
+    Limits(#[from] limits::Unfit),
+    /// The image store cannot be made or let go of.
+    #[error(transparent)]
+    View(#[from] view::Error),
+    /// What lies below the image store cannot be made or removed.
+    #[error(transparent)]
+    Skeleton(#[from] podman::skeleton::Error),
+    /// What podman is configured to do cannot be read.
+    #[error(transparent)]
+    Podman(#[from] podman::node::Error),
     /// What containerd is configured to do cannot be read.
     #[error(transparent)]
     ContainerdConfig(#[from] containerd::config::ConfigError),
@@ -123,6 +135,10 @@ impl Error {
             Error::Disk(e) => e.class(),
             Error::Record(e) => e.class(),
             Error::File(e) => e.class(),
+            Error::Limits(e) => e.class(),
+            Error::View(e) => e.class(),
+            Error::Skeleton(podman::skeleton::Error { source, .. }) => crate::layer::error::io_class(source),
+            Error::Podman(podman::node::Error { source, .. }) => crate::layer::error::io_class(source),
             Error::ContainerdConfig(e) => e.class(),
             Error::Containerd(e) => e.class(),
             Error::Version(_) | Error::Unasked { .. } => Class::Transient,

@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::error::{Error, io as failed};
 use crate::caches::attachments::Attachment;
+use crate::node::podman::skeleton;
 use crate::sys::{Dir, mount};
 
 /// Where volumes are mounted if nobody says so. Short, for overlayfs takes the paths of all layers in one page.
@@ -61,6 +62,13 @@ pub(super) fn choose(volume: &Path, known: &[Attachment]) -> Result<PathBuf, Err
         .ok_or(Error::At { at: DEFAULT.into(), fault: "all places are taken: give one with --at" })
 }
 
+/// Where the image store that is made of the volume at `at` lies. Short as well.
+pub(super) fn store(at: &Path) -> PathBuf {
+    let mut path = at.as_os_str().to_owned();
+    path.push(".s");
+    path.into()
+}
+
 /// Whether something is mounted there.
 pub(super) fn is_mounted(at: &Path) -> Result<bool, Error> {
     match Dir::open(at) {
@@ -74,10 +82,10 @@ pub(super) fn is_mounted(at: &Path) -> Result<bool, Error> {
 
 /// That a mount there would hide nothing.
 pub(super) fn check_empty(at: &Path) -> Result<(), Error> {
-    match fs::read_dir(at).map(Iterator::count) {
+    match skeleton::is_all(at) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(failed("listing", at)(e)),
-        Ok(0) if !is_mounted(at)? => Ok(()),
+        Ok(true) if !is_mounted(at)? => Ok(()),
         Ok(_) => Err(Error::Foreign(at.to_owned())),
     }
 }

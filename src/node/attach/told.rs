@@ -9,6 +9,7 @@ use crate::caches::attachments::Attachment;
 use crate::model::runtime::{Containerd, Runtime};
 use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version};
 use crate::node::file::File;
+use crate::node::podman;
 
 /// Files, and sentences.
 #[derive(Debug, Default)]
@@ -24,7 +25,25 @@ const EROFS: &str = "erofs";
 pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {
     let mut told = Told::default();
     containerd(host, attached, &mut told)?;
+    podman(host, attached, &mut told)?;
     Ok(told)
+}
+
+/// podman, buildah and CRI-O.
+fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
+    let is_for = |record: &Attachment, runtime| record.runtimes.contains(&runtime);
+    let any = |runtime| attached.iter().any(|record| is_for(record, runtime));
+    let whom = podman::config::For { podman: any(Runtime::Podman), crio: any(Runtime::Crio) };
+    let mut of_it: Vec<&Attachment> = attached
+        .iter()
+        .filter(|record| is_for(record, Runtime::Podman) || is_for(record, Runtime::Crio))
+        .collect();
+    of_it.sort_by_key(|record| (record.since, &record.at));
+    let stores: Vec<PathBuf> = of_it.iter().map(|record| record.image_store().to_owned()).collect();
+    let change = podman::config::change(&podman::node::Node::read(&host.root)?, whom, &stores);
+    told.files.extend(change.files.into_iter().map(|(path, text)| File::new(host.root.join(path), text)));
+    told.advice.extend(change.advice);
+    Ok(())
 }
 
 fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {

@@ -1,23 +1,54 @@
-//! A node of its own for `larder attach`: a directory for its `/etc`, and one for its state. What is mounted is mounted in
-//! the namespace of an isolated test.
+//! A node of its own: a directory for its file system, one for its state, and podman and buildah with an empty store. What is
+//! mounted is mounted in the namespace of an isolated test.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use larder::node::podman::config::Change;
 use tempfile::TempDir;
 
-use super::larder;
+use super::filesystem::unmount_below;
+use super::{larder, succeed};
 
-/// A node without any runtime.
+/// A node. Use it in an isolated test.
 #[derive(Debug)]
 pub(crate) struct Node {
     dir: TempDir,
 }
 
+/// Has the node (`$0`) in the place of this machine, cgroup2 on /sys/fs/cgroup, and becomes the command.
+const ENTER: &str = r#"
+set -e
+mount --make-rprivate /
+if [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ]; then
+    umount -R /sys/fs/cgroup
+    mount -t cgroup2 none /sys/fs/cgroup
+fi
+mkdir -p /var/lib/containers /run/containers
+mount --bind "$0/etc/containers" /etc/containers
+mount --bind "$0/var/lib/containers" /var/lib/containers
+mount --bind "$0/run" /run/containers
+exec "$@"
+"#;
+
 impl Node {
+    /// One without any runtime.
     pub(crate) fn new() -> Self {
-        Node { dir: tempfile::tempdir().unwrap() }
+        let node = Node { dir: tempfile::tempdir().unwrap() };
+        fs::create_dir(node.root()).unwrap();
+        node
+    }
+
+    /// One with what Debian has in `/etc/containers`, and nothing else.
+    pub(crate) fn with_podman() -> Self {
+        let node = Node::new();
+        for name in ["etc", "var/lib/containers", "run", "usr/bin"] {
+            fs::create_dir_all(node.path(name)).unwrap();
+        }
+        succeed(Command::new("cp").args(["-a", "/etc/containers"]).arg(node.path("etc")));
+        let _ = fs::remove_file(node.path("etc/containers/storage.conf"));
+        node
     }
 
     /// Where its file system is.
@@ -81,5 +112,59 @@ impl Node {
         }
         found.sort();
         found
+    }
+
+    /// Writes and removes files as it says.
+    pub(crate) fn apply(&self, change: &Change) {
+        for (path, text) in &change.files {
+            let path = self.root().join(path);
+            match text {
+                Some(text) => {
+                    fs::create_dir_all(path.parent().unwrap()).unwrap();
+                    fs::write(path, text).unwrap();
+                }
+                None => drop(fs::remove_file(path)),
+            }
+        }
+    }
+
+    /// A program on the node.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "bash", "-c", ENTER]).arg(self.root()).arg(program);
+        if program == "podman" {
+            command.args(["--cgroup-manager=cgroupfs", "--events-backend=none"]);
+        }
+        command
+    }
+
+    /// `podman run` of an image that is there; a container in no network.
+    pub(crate) fn container(&self, options: &[&str], image: &str, command: &[&str]) -> Command {
+        let mut podman = self.command("podman");
+        podman.args(["run", "--rm", "--cgroups=disabled", "--pull=never", "--network=none"]);
+        podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]);
+        podman.args(options).arg(image).args(command);
+        podman
+    }
+
+    /// What a script prints in a container of an image.
+    pub(crate) fn printed(&self, image: &str, script: &str) -> String {
+        succeed(&mut self.container(&[], image, &["/bin/sh", "-c", script]))
+    }
+
+    /// The names of all images, sorted.
+    pub(crate) fn images(&self) -> Vec<String> {
+        let mut podman = self.command("podman");
+        let printed = succeed(podman.args(["images", "--format", "{{.Repository}}:{{.Tag}}"]));
+        let mut names: Vec<String> = printed.lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Node {
+    /// Unmounts what podman left mounted, so that the directory can go.
+    fn drop(&mut self) {
+        unmount_below(self.dir.path());
     }
 }

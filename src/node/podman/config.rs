@@ -1,0 +1,215 @@
+//! The one file that makes image stores known.
+//!
+//! | what reads it | file | found by |
+//! |---|---|---|
+//! | all versions of podman, buildah and CRI-O, where nobody else has one | `/etc/containers/storage.conf` | trying podman 4.3.1 and buildah 1.28 |
+//! | those with containers/storage after 1.62 (podman 6) | `/etc/containers/storage.conf.d/*.conf` | reading `storage/pkg/configfile` |
+//! | CRI-O 1.23 and newer, whatever `storage.conf` says | `/etc/crio/crio.conf.d/*` | reading `pkg/config/config.go`: options of files are added up |
+//!
+//! Each is ours, written whole and removed. An operator's `storage.conf` is never changed: where no other file reaches the programs,
+//! the operator is told the line.
+//!
+//! What does not work, with podman 4.3.1: `storage.conf.d` (not read); `env = ["STORAGE_OPTS=…"]` of `containers.conf.d` (read too
+//! late); a `storage.conf` without `runroot` and `graphroot` (`runroot must be set`), or without `driver` (an error in front of
+//! every answer). `env = ["CONTAINERS_STORAGE_CONF=…"]` works, but takes a second file, in the place of the operator's.
+//! Versions that read `storage.conf.d` take `graphroot` for users other than root, too, so theirs is not given one.
+
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+use super::node::{File, Node, STORAGE_CONF, VENDOR_CONF};
+use crate::node::file::MARK;
+
+/// Where stores are added to what `storage.conf` says.
+pub const STORAGE_DROP_IN: &str = "etc/containers/storage.conf.d/90-larder.conf";
+/// Where they are added for CRI-O alone.
+pub const CRIO_DROP_IN: &str = "etc/crio/crio.conf.d/90-larder.conf";
+
+/// For whom stores are made known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct For {
+    /// podman and buildah.
+    pub podman: bool,
+    /// CRI-O.
+    pub crio: bool,
+}
+
+/// A file of ours: its path from the root of the node, and its text; none where it is to go.
+pub type Written = (PathBuf, Option<String>);
+
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Files that are ours. At most one of them has a text for each of those for whom it is done.
+    pub files: Vec<Written>,
+    /// What the operator has to do, a sentence each.
+    pub advice: Vec<String>,
+}
+
+/// What makes `stores`, in the order in which they were attached, known on `node` to all for whom one of them is. No stores:
+/// what takes back what was done before. Paths are such as [`limits::check`](crate::node::limits::check) lets pass.
+pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
+    let mut change = Change::default();
+    let stores: Vec<&str> = stores.iter().filter_map(|store| store.to_str()).collect();
+    let (mut storage_conf, mut drop_in, mut crio) = (None, None, None);
+    if !stores.is_empty() && (whom.podman || whom.crio) {
+        if node.reads_drop_ins {
+            drop_in = Some(drop_in_text(&stores));
+        } else {
+            match (&node.storage, whole(node, &stores)) {
+                (storage, Ok(text)) if is_free(storage) => storage_conf = Some(text),
+                (_, whole) => {
+                    if whom.podman {
+                        change.advice.extend(advice(node, whole.err(), &stores));
+                    }
+                    if whom.crio {
+                        crio = Some(crio_text(&stores));
+                    }
+                }
+            }
+        }
+    }
+    if whom.crio {
+        change.advice.push("CRI-O reads its stores when it starts: systemctl restart crio".to_owned());
+    }
+    if storage_conf.is_some() || is_ours(&node.storage) {
+        change.files.push((STORAGE_CONF.into(), storage_conf));
+    }
+    change.files.push((STORAGE_DROP_IN.into(), drop_in));
+    change.files.push((CRIO_DROP_IN.into(), crio));
+    change
+}
+
+fn is_ours(file: &File) -> bool {
+    matches!(file, File::Text(text) if text.starts_with(MARK))
+}
+
+fn is_free(file: &File) -> bool {
+    *file == File::Absent || is_ours(file)
+}
+
+/// Why a whole `storage.conf` of ours would not do.
+#[derive(Debug)]
+enum Unfit {
+    /// Images are kept by this driver, which knows no additional stores of directories.
+    Driver(String),
+    /// The vendor's file cannot be understood.
+    Vendor,
+}
+
+/// A whole `storage.conf`: it stands in the place of the vendor's, so that what that one says is in it, too.
+fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
+    if let Some(driver) = &node.driver {
+        return Err(Unfit::Driver(driver.clone()));
+    }
+    let (mut table, said) = match &node.vendor {
+        File::Absent => (Table::new(), String::new()),
+        File::Text(text) => {
+            let table = text.parse::<Table>().map_err(|_| Unfit::Vendor)?;
+            (
+                table,
+                format!(
+                    "# What it says beside `additionalimagestores` is from /{VENDOR_CONF}, which is not read beside it.\n"
+                ),
+            )
+        }
+        File::Other => return Err(Unfit::Vendor),
+    };
+    let storage = sub(&mut table, "storage").ok_or(Unfit::Vendor)?;
+    for (key, value) in [
+        ("driver", "overlay"),
+        ("runroot", "/run/containers/storage"),
+        ("graphroot", "/var/lib/containers/storage"),
+    ] {
+        let said = storage.entry(key).or_insert_with(|| value.into());
+        if said.as_str() == Some("") {
+            *said = value.into();
+        }
+    }
+    match storage["driver"].as_str() {
+        Some("overlay" | "overlay2") => {}
+        other => return Err(Unfit::Driver(other.unwrap_or("of another kind").to_owned())),
+    }
+    let options = sub(storage, "options").ok_or(Unfit::Vendor)?;
+    let list = merged(options.get("additionalimagestores"), stores).ok_or(Unfit::Vendor)?;
+    options.insert("additionalimagestores".into(), list);
+    let text = toml::to_string(&table).map_err(|_| Unfit::Vendor)?;
+    Ok(format!("{MARK}{said}{text}"))
+}
+
+fn sub<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Table> {
+    table.entry(key).or_insert_with(|| Table::new().into()).as_table_mut()
+}
+
+/// What is there, and `stores` behind it.
+fn merged(there: Option<&Value>, stores: &[&str]) -> Option<Value> {
+    let mut list = match there {
+        None => Vec::new(),
+        Some(there) => there.as_array()?.clone(),
+    };
+    for store in stores {
+        if !list.iter().any(|known| known.as_str() == Some(store)) {
+            list.push((*store).into());
+        }
+    }
+    Some(list.into())
+}
+
+fn drop_in_text(stores: &[&str]) -> String {
+    let quoted: Vec<String> = stores.iter().map(|store| Value::from(*store).to_string()).collect();
+    format!("{MARK}[storage.options]\nadditionalimagestores = [{}, {{append = true}}]\n", quoted.join(", "))
+}
+
+fn crio_text(stores: &[&str]) -> String {
+    let options: Vec<String> =
+        stores.iter().map(|store| Value::from(format!("overlay.imagestore={store}")).to_string()).collect();
+    format!("{MARK}[crio]\nstorage_option = [{}]\n", options.join(", "))
+}
+
+/// What the operator has to write for podman and buildah, if anything.
+fn advice(node: &Node, unfit: Option<Unfit>, stores: &[&str]) -> Option<String> {
+    let by_driver = |driver: &str| {
+        format!(
+            "podman and buildah keep images by the driver {driver}, which takes no image store of directories: they do not see this \
+             one before /{STORAGE_CONF} says driver = \"overlay\", and then not the images that they have"
+        )
+    };
+    let list = |there: Option<&Value>| merged(there, stores).map(|list| list.to_string());
+    let line = match (&node.storage, unfit) {
+        (storage, Some(Unfit::Driver(driver))) if is_free(storage) => return Some(by_driver(&driver)),
+        (storage, _) if is_free(storage) => {
+            return Some(format!(
+                "/{VENDOR_CONF} cannot be understood, and a /{STORAGE_CONF} would be read in its place: write one that says \
+                 additionalimagestores = {} under [storage.options]",
+                list(None).unwrap_or_default()
+            ));
+        }
+        (File::Text(text), _) => {
+            let table = text.parse::<Table>().ok();
+            let storage = table.as_ref().and_then(|table| table.get("storage"));
+            match storage.and_then(|storage| storage.get("driver")?.as_str()) {
+                None | Some("" | "overlay" | "overlay2") => {}
+                Some(driver) => return Some(by_driver(driver)),
+            }
+            let there = storage.and_then(|storage| storage.get("options")?.get("additionalimagestores"));
+            let there_is = |store: &&str| {
+                let list = there.and_then(Value::as_array);
+                list.is_some_and(|list| list.iter().any(|known| known.as_str() == Some(store)))
+            };
+            if stores.iter().all(there_is) {
+                return None;
+            }
+            list(there)
+        }
+        _ => list(None),
+    };
+    let line = line.or_else(|| list(None)).unwrap_or_default();
+    Some(format!(
+        "/{STORAGE_CONF} is not larder's, and podman and buildah of this node read no other file: in it, under \
+         [storage.options], write additionalimagestores = {line}"
+    ))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+use std::path::Path;
+
+use super::*;
+
+const BOTH: For = For { podman: true, crio: true };
+const PODMAN: For = For { podman: true, crio: false };
+
+fn debian() -> Node {
+    Node {
+        storage: File::Absent,
+        vendor: File::Absent,
+        driver: None,
+        podman: true,
+        crio: false,
+        reads_drop_ins: false,
+    }
+}
+
+fn stores(names: &[&str]) -> Vec<PathBuf> {
+    names.iter().map(PathBuf::from).collect()
+}
+
+/// The texts that are written, by the last part of their path.
+fn written(change: &Change) -> Vec<(&str, &str)> {
+    let texts = change.files.iter().filter_map(|(path, text)| Some((path.to_str()?, text.as_deref()?)));
+    texts.collect()
+}
+
+fn list(text: &str) -> Vec<String> {
+    let table: Table = text.parse().unwrap();
+    let list = table["storage"]["options"]["additionalimagestores"].as_array().unwrap().clone();
+    list.iter().map(|value| value.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_node_without_a_file_gets_a_whole_one() {
+    let change = change(&debian(), BOTH, &stores(&["/icv", "/with \"quotes\""]));
+    let [(path, text)] = written(&change)[..] else { panic!("{change:?}") };
+    assert_eq!(path, STORAGE_CONF);
+    assert_eq!(list(text), ["/icv", "/with \"quotes\""]);
+    let table: Table = text.parse().unwrap();
+    assert_eq!(table["storage"]["driver"].as_str(), Some("overlay"));
+    assert_eq!(table["storage"]["graphroot"].as_str(), Some("/var/lib/containers/storage"));
+    assert_eq!(change.advice.len(), 1, "{change:?}");
+    // The same again, one store less, and none.
+    let mut node = debian();
+    node.storage = File::Text(text.to_owned());
+    assert_eq!(super::change(&node, BOTH, &stores(&["/icv", "/with \"quotes\""])), change);
+    assert_eq!(list(written(&super::change(&node, PODMAN, &stores(&["/icv"])))[0].1), ["/icv"]);
+    let gone = super::change(&node, PODMAN, &[]);
+    assert!(gone.files.contains(&(STORAGE_CONF.into(), None)) && written(&gone).is_empty());
+    assert!(gone.advice.is_empty());
+}
+
+#[test]
+fn what_the_vendor_says_is_kept() {
+    let vendor = "[storage]\ndriver = \"overlay\"\ngraphroot = \"/srv/images\"\n[storage.options]\n\
+                  additionalimagestores = [\"/usr/lib/containers/storage\"]\n[storage.options.overlay]\nmountopt = \"nodev\"\n";
+    let mut node = debian();
+    node.vendor = File::Text(vendor.into());
+    let change = change(&node, PODMAN, &stores(&["/icv"]));
+    let text = written(&change)[0].1;
+    assert_eq!(list(text), ["/usr/lib/containers/storage", "/icv"]);
+    let table: Table = text.parse().unwrap();
+    assert_eq!(table["storage"]["graphroot"].as_str(), Some("/srv/images"));
+    assert_eq!(table["storage"]["options"]["overlay"]["mountopt"].as_str(), Some("nodev"));
+    for unknown in ["[storage", "storage = 1", "[storage.options]\nadditionalimagestores = \"x\""] {
+        node.vendor = File::Text(unknown.into());
+        let change = super::change(&node, PODMAN, &stores(&["/icv"]));
+        assert!(
+            written(&change).is_empty() && change.advice[0].contains("cannot be understood"),
+            "{change:?}"
+        );
+    }
+}
+
+#[test]
+fn the_operators_file_is_left() {
+    let mut node = debian();
+    let theirs = "[storage]\ndriver = \"overlay\"\n[storage.options]\nadditionalimagestores = [ \"/nfs\" ]\n";
+    node.storage = File::Text(theirs.into());
+    let change = change(&node, BOTH, &stores(&["/icv"]));
+    let [(path, text)] = written(&change)[..] else { panic!("{change:?}") };
+    assert_eq!(path, CRIO_DROP_IN);
+    assert!(text.ends_with("[crio]\nstorage_option = [\"overlay.imagestore=/icv\"]\n"), "{text}");
+    assert!(change.files.iter().all(|(path, _)| path != Path::new(STORAGE_CONF)));
+    assert!(change.advice[0].ends_with("additionalimagestores = [\"/nfs\", \"/icv\"]"), "{change:?}");
+    // Done as advised.
+    node.storage = File::Text(theirs.replace("\"/nfs\"", "\"/nfs\", \"/icv\""));
+    assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice.is_empty());
+    node.storage = File::Other;
+    let change = super::change(&node, PODMAN, &stores(&["/icv"]));
+    assert!(written(&change).is_empty() && change.advice[0].ends_with("[\"/icv\"]"), "{change:?}");
+}
+
+#[test]
+fn new_programs_read_a_drop_in() {
+    let mut node = debian();
+    node.reads_drop_ins = true;
+    for storage in [File::Absent, File::Text("[storage]\n".into()), File::Other] {
+        node.storage = storage;
+        let change = change(&node, PODMAN, &stores(&["/icv", "/b"]));
+        let [(path, text)] = written(&change)[..] else { panic!("{change:?}") };
+        assert_eq!(path, STORAGE_DROP_IN);
+        assert!(text.ends_with("additionalimagestores = [\"/icv\", \"/b\", {append = true}]\n"), "{text}");
+        assert!(text.parse::<Table>().is_ok() && change.advice.is_empty());
+    }
+    // What an older podman was given goes.
+    node.storage = File::Text(format!("{MARK}[storage]\n"));
+    assert!(change(&node, PODMAN, &stores(&["/icv"])).files.contains(&(STORAGE_CONF.into(), None)));
+}
+
+#[test]
+fn another_driver_sees_no_store() {
+    let mut node = debian();
+    node.driver = Some("vfs".into());
+    let change = change(&node, PODMAN, &stores(&["/icv"]));
+    assert!(written(&change).is_empty() && change.advice[0].contains("the driver vfs"), "{change:?}");
+    // What the operator says counts more than what lies in the default place.
+    node.storage = File::Text("[storage]\ndriver = \"overlay\"\n".into());
+    assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice[0].contains("under [storage.options]"));
+    node.storage = File::Text("[storage]\ndriver = \"btrfs\"\n".into());
+    assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice[0].contains("the driver btrfs"));
+}

@@ -1,0 +1,188 @@
+//! What a node has of podman, buildah and CRI-O, read below its root directory. Nothing is run.
+
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use crate::sys::Dir;
+
+/// The configuration of containers/storage that is in force, and the one that we write.
+pub const STORAGE_CONF: &str = "etc/containers/storage.conf";
+/// What the vendor says where nobody else does.
+pub const VENDOR_CONF: &str = "usr/share/containers/storage.conf";
+
+/// Most bytes of a configuration.
+const MAX: u64 = 1 << 20;
+
+/// A configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum File {
+    /// It is not there.
+    Absent,
+    /// Its text.
+    Text(String),
+    /// Something that we do not read: a symbolic link, no text, too large.
+    Other,
+}
+
+/// What is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// [`STORAGE_CONF`].
+    pub storage: File,
+    /// [`VENDOR_CONF`].
+    pub vendor: File,
+    /// The driver by which root's images are kept, where there are some and it is not `overlay`.
+    pub driver: Option<String>,
+    /// Whether there is podman or buildah.
+    pub podman: bool,
+    /// Whether there is CRI-O.
+    pub crio: bool,
+    /// Whether each of these programs reads `storage.conf.d`.
+    pub reads_drop_ins: bool,
+}
+
+/// A node cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("examining {}: {source}", path.display())]
+pub struct Error {
+    /// What was read.
+    pub path: PathBuf,
+    /// Why not.
+    pub source: io::Error,
+}
+
+/// Programs, and whether they are CRI-O.
+const PROGRAMS: [(&str, bool); 3] = [("podman", false), ("buildah", false), ("crio", true)];
+const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin"];
+
+/// A function that containers/storage has since it reads `storage.conf.d` (container-libs 5eaf7d2ba1, March 2026: after 1.62). Its
+/// name is in every Go program that links it, also in a stripped one.
+const READS_DROP_INS: &[u8] = b"podman.io/storage/types.LoadStoreOptions";
+
+impl Node {
+    /// Reads what is below `root`. Symbolic links are not followed: they would lead out of it.
+    pub fn read(root: &Path) -> Result<Self, Error> {
+        let failed = |path: &str| {
+            let path = root.join(path);
+            move |source| Error { path, source }
+        };
+        let dir = Dir::open(root).map_err(failed(""))?;
+        let mut node = Node {
+            storage: file(&dir, STORAGE_CONF).map_err(failed(STORAGE_CONF))?,
+            vendor: file(&dir, VENDOR_CONF).map_err(failed(VENDOR_CONF))?,
+            driver: driver(&dir),
+            podman: false,
+            crio: false,
+            reads_drop_ins: true,
+        };
+        for directory in DIRECTORIES {
+            let Ok(directory) = dir.open_beneath(directory.as_bytes()) else { continue };
+            for (program, is_crio) in PROGRAMS {
+                if !matches!(directory.try_stat(program.as_bytes()), Ok(Some(_))) {
+                    continue;
+                }
+                *if is_crio { &mut node.crio } else { &mut node.podman } = true;
+                let is_new =
+                    || directory.open_file(program.as_bytes()).and_then(|file| holds(file, READS_DROP_INS));
+                // One that cannot be looked into is taken for an old one.
+                node.reads_drop_ins = node.reads_drop_ins && is_new().unwrap_or(false);
+            }
+        }
+        node.reads_drop_ins = node.reads_drop_ins && (node.podman || node.crio);
+        Ok(node)
+    }
+}
+
+fn file(root: &Dir, path: &str) -> io::Result<File> {
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let directory = match root.open_beneath(directory.as_bytes()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(File::Absent),
+        other => other?,
+    };
+    if directory.try_stat(name.as_bytes())?.is_none() {
+        return Ok(File::Absent);
+    }
+    let text = directory.read_file(name.as_bytes(), MAX).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    Ok(text.map_or(File::Other, File::Text))
+}
+
+/// Images lie in `<driver>-images`.
+fn driver(root: &Dir) -> Option<String> {
+    let names = root.open_beneath(b"var/lib/containers/storage").ok()?.names().ok()?;
+    let mut drivers = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.strip_suffix("-images"));
+    let first = drivers.next()?;
+    (first != "overlay" && drivers.all(|driver| driver != "overlay")).then(|| first.to_owned())
+}
+
+/// Whether `needle` is in the file.
+fn holds(mut file: std::fs::File, needle: &[u8]) -> io::Result<bool> {
+    let pattern = regex::escape(&String::from_utf8_lossy(needle));
+    let pattern = regex::bytes::Regex::new(&pattern).map_err(io::Error::other)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut kept = 0;
+    loop {
+        let read = file.read(&mut buffer[kept..])?;
+        if read == 0 {
+            return Ok(false);
+        }
+        let filled = kept + read;
+        if pattern.is_match(&buffer[..filled]) {
+            return Ok(true);
+        }
+        // It may begin in this piece and end in the next.
+        kept = filled.min(needle.len() - 1);
+        buffer.copy_within(filled - kept..filled, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn root(name: &str) -> PathBuf {
+        let root = std::env::temp_dir().join(format!("larder-node-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&root);
+        fs::create_dir_all(root.join("usr/bin")).unwrap();
+        root
+    }
+
+    #[test]
+    fn an_empty_node() {
+        let root = root("empty");
+        let node = Node::read(&root).unwrap();
+        assert_eq!((node.storage, node.vendor, node.driver), (File::Absent, File::Absent, None));
+        assert!(!node.podman && !node.crio && !node.reads_drop_ins);
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn programs_are_old_until_each_is_new() {
+        let root = root("programs");
+        let mut new = vec![0; (1 << 20) - 7];
+        // Where two pieces meet.
+        new.extend_from_slice(b"go.podman.io/storage/types.LoadStoreOptions\0");
+        fs::write(root.join("usr/bin/podman"), &new).unwrap();
+        let node = Node::read(&root).unwrap();
+        assert!(node.podman && node.reads_drop_ins && !node.crio);
+        fs::create_dir_all(root.join("usr/local/bin")).unwrap();
+        fs::write(root.join("usr/local/bin/crio"), "go.podman.io/storage/types.loadStoreOptions").unwrap();
+        let node = Node::read(&root).unwrap();
+        assert!(node.podman && node.crio && !node.reads_drop_ins);
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn files_of_others_are_not_followed() {
+        let root = root("links");
+        fs::create_dir_all(root.join("etc/containers")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", root.join(STORAGE_CONF)).unwrap();
+        fs::create_dir_all(root.join("var/lib/containers/storage/vfs-images")).unwrap();
+        let node = Node::read(&root).unwrap();
+        assert_eq!(node.storage, File::Other);
+        assert_eq!(node.driver.as_deref(), Some("vfs"));
+        fs::create_dir_all(root.join("var/lib/containers/storage/overlay-images")).unwrap();
+        assert_eq!(Node::read(&root).unwrap().driver, None);
+        fs::remove_dir_all(&root).unwrap();
+    }
+}

@@ -1,0 +1,140 @@
+//! What a view consists of, put together where nobody sees it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, io};
+use super::{NOTE, ids, names, stacks};
+use crate::model::chain::ChainId;
+use crate::model::job::LayerFormat;
+use crate::model::seal::Content;
+use crate::rootfs;
+use crate::sys::Dir;
+use crate::sys::mount::{self, Mount};
+use crate::trees;
+use crate::verify;
+use crate::volume::{layout, store};
+
+/// Most bytes of all manifests, configs and indexes: they are kept in memory as long as the view is there.
+const MAX_DOCUMENTS: u64 = 256 << 20;
+
+/// Puts the view together, in a mount namespace of this thread alone, over `stage`.
+pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Path) -> Result<Mount, Error> {
+    mount::private_namespace().map_err(io("making a mount namespace for", stage))?;
+    // Directories are mounted by those who opened them in their namespace.
+    let root = &Dir::open(volume).map_err(io("opening the volume", volume))?;
+    let sizes = content.images.iter().flat_map(|image| {
+        [Some(&image.manifest), Some(&image.config), image.index.as_ref()].into_iter().flatten()
+    });
+    let sizes = sizes.filter_map(|digest| trees::file(root, &store::blob_path(digest)).ok()?.metadata().ok());
+    let total = sizes.map(|facts| facts.len()).fold(0, u64::saturating_add);
+    if total > MAX_DOCUMENTS {
+        return Err(Error::TooMuch { have: total, most: MAX_DOCUMENTS });
+    }
+    let documents = verify::documents(root, content)?;
+    let ids = ids(&content.layers);
+    let id = |chain_id: &ChainId| ids.get(chain_id).map_or("", String::as_str);
+    let files = store::image_store(content, &documents, &id).map_err(Error::Json)?;
+    drop(documents);
+
+    mount::memory_for_all(stage).map_err(io("mounting a file system in memory over", stage))?;
+    mount::work_in(stage).map_err(io("working in", stage))?;
+    for directory in ["overlay", "overlay/l", "overlay-layers", "overlay-images"] {
+        make_dir(Path::new(directory))?;
+    }
+    for (path, bytes) in files {
+        write(Path::new(&path), &bytes)?;
+    }
+    for lock in ["overlay-layers/layers.lock", "overlay-images/images.lock"] {
+        write(Path::new(lock), b"")?;
+    }
+    layers(root, volume, content, &ids)?;
+    write(Path::new(NOTE), note)?;
+    mount::memory_read_only(stage).map_err(io("making read-only", stage))?;
+    Mount::clone_of_tree(stage).map_err(io("taking", stage))
+}
+
+fn layers(
+    root: &Dir,
+    volume: &Path,
+    content: &Content,
+    ids: &HashMap<&ChainId, String>,
+) -> Result<(), Error> {
+    let stacks = stacks(&content.layers);
+    let mut mounted: HashMap<String, PathBuf> = HashMap::new();
+    for layer in &content.layers {
+        let (Some(id), Some(stack)) = (ids.get(&layer.chain_id), stacks.get(&layer.chain_id)) else {
+            continue;
+        };
+        let parts = layout::parts(content.layer_format, layer);
+        for ((short, suffix), tree) in names(layer).into_iter().zip(&parts.trees) {
+            let directory = Path::new("overlay").join(format!("{id}{suffix}"));
+            make_dir(&directory)?;
+            place(root, content.layer_format, tree, &directory.join("diff"), &mut mounted)?;
+            let link = Path::new("overlay/l").join(short);
+            symlink(format!("../{id}{suffix}/diff"), &link).map_err(io("linking", &link))?;
+        }
+        let own = Path::new("overlay").join(id);
+        if let Some((first, rest)) = stack.split_first() {
+            write(&own.join("link"), first.as_bytes())?;
+            if !rest.is_empty() {
+                let lower: Vec<String> = rest.iter().map(|short| format!("l/{short}")).collect();
+                write(&own.join("lower"), lower.join(":").as_bytes())?;
+            }
+        }
+        if content.tar_split {
+            // Seen not to lead elsewhere; the volume does not change any more.
+            trees::file(root, &parts.tar_split).map_err(rootfs::Error::from)?;
+            let link = Path::new("overlay-layers").join(format!("{id}.tar-split.gz"));
+            symlink(volume.join(&parts.tar_split), &link).map_err(io("linking", &link))?;
+        }
+    }
+    Ok(())
+}
+
+/// Mounts the tree at `path` of the volume over the new directory `at`; an image that is mounted already is mounted there, too.
+fn place(
+    root: &Dir,
+    format: LayerFormat,
+    path: &str,
+    at: &Path,
+    mounted: &mut HashMap<String, PathBuf>,
+) -> Result<(), Error> {
+    let failed = || io("mounting over", at);
+    let again = match (format, mounted.get(path)) {
+        (LayerFormat::Overlay, _) => {
+            let tree = root.open_beneath(path.as_bytes()).map_err(io("opening", Path::new(path)))?;
+            Mount::of_dir(&tree).map_err(failed())?
+        }
+        (LayerFormat::Erofs, Some(first)) => Mount::clone_of(first).map_err(failed())?,
+        (LayerFormat::Erofs, None) => {
+            // Also sees that it is whole at first sight.
+            trees::tree(root, format, path).map_err(rootfs::Error::from)?;
+            rootfs::erofs(root, path, at)?;
+            mounted.insert(path.to_owned(), at.to_owned());
+            return Ok(());
+        }
+    };
+    make_dir(at)?;
+    let below = Dir::open(at).map_err(io("opening", at))?;
+    again.attach(&below).and_then(|()| mount::read_only(at)).map_err(failed())
+}
+
+/// Makes a directory, whatever the umask is; one that is there is left.
+fn make_dir(path: &Path) -> Result<(), Error> {
+    let made =
+        fs::create_dir(path).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)));
+    made.map_err(io("creating", path))
+}
+
+/// Writes a file, whatever the umask is. The directory of an image's records is made by the first of them.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+        make_dir(parent)?;
+    }
+    let written =
+        fs::write(path, bytes).and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)));
+    written.map_err(io("writing", path))
+}
