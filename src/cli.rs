@@ -4,6 +4,7 @@
 //! them, are 64 and go to standard error.
 
 mod args;
+mod attach;
 mod build;
 mod cache;
 mod config;
@@ -14,11 +15,13 @@ mod image;
 mod import;
 mod inspect;
 mod keeper;
+mod matching;
 mod merge;
 mod mount;
 mod output;
 mod plan;
 mod prefetch;
+mod preload;
 mod serve;
 mod signals;
 mod snapshotter;
@@ -88,7 +91,11 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Import(args) => import::run(args, call, config, console),
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
+        Command::Match(args) => matching::run(&args, &config, console),
+        Command::Attach(args) => attach::attach(args, path.as_deref(), &config, console),
+        Command::Detach(args) => attach::detach(&args, &config, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
+        Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),

@@ -2,14 +2,26 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+//! | [`access`] | whether who attaches a cache may read its images |
 //! | [`api`] | containerd's API, made of its published protos |
+//! | [`attach`] | a volume mounted, and runtimes told of it |
+//! | [`containerd`] | images in containerd without a registry, and its configuration |
+//! | [`file`] | files of ours beside the configuration of others |
+//! | [`grpc`] | calls over a Unix socket |
 //! | [`limits`] | how long the mount point of an image store may be |
+//! | [`matching`] | which cache serves a workload best |
 //! | [`podman`] | additional image stores in the configuration of podman, buildah and CRI-O |
 //! | [`snapshotter`] | a snapshotter for containerd that knows the layers of attached volumes |
 //! | [`view`] | a volume of EROFS images as an image store |
 
+pub mod access;
 pub mod api;
+pub mod attach;
+pub mod containerd;
+pub mod file;
+pub mod grpc;
 pub mod limits;
+pub mod matching;
 pub mod podman;
 pub mod snapshotter;
 pub mod view;

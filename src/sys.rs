@@ -17,6 +17,7 @@ pub mod mounts;
 pub mod privilege;
 pub mod process;
 pub mod remove;
+pub mod selinux;
 pub mod signal;
 pub mod socket;
 pub mod space;

@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod access;
+mod attach;
 mod build;
 mod cap;
 mod cli;
@@ -22,6 +24,7 @@ mod images;
 mod imports;
 mod kubernetes;
 mod limits;
+mod matching;
 mod memory;
 mod node_store;
 mod notify;

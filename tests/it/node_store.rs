@@ -14,7 +14,7 @@ use larder::node::view;
 use larder::testing::image::{Format, Image, Layer, busybox};
 use larder::testing::layer::LayerBuilder;
 
-use crate::harness::node::Node;
+use crate::harness::podman_node::Node;
 use crate::harness::served::{Served, cache};
 use crate::harness::{Need, isolated, skopeo, succeed};
 

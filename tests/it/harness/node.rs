@@ -1,105 +1,85 @@
-//! A node with podman and buildah: an `/etc/containers` of its own, an empty store, and what is mounted in the test's mount
-//! namespace.
+//! A node of its own for `larder attach`: a directory for its `/etc`, and one for its state. What is mounted is mounted in
+//! the namespace of an isolated test.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::node::podman::config::Change;
 use tempfile::TempDir;
 
-use super::filesystem::unmount_below;
-use super::succeed;
+use super::larder;
 
-/// The node. Use it in an isolated test.
+/// A node without any runtime.
 #[derive(Debug)]
 pub(crate) struct Node {
     dir: TempDir,
 }
 
-/// Has the node (`$0`) in the place of this machine, cgroup2 on /sys/fs/cgroup, and becomes the command.
-const ENTER: &str = r#"
-set -e
-mount --make-rprivate /
-if [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ]; then
-    umount -R /sys/fs/cgroup
-    mount -t cgroup2 none /sys/fs/cgroup
-fi
-mkdir -p /var/lib/containers /run/containers
-mount --bind "$0/etc/containers" /etc/containers
-mount --bind "$0/var/lib/containers" /var/lib/containers
-mount --bind "$0/run" /run/containers
-exec "$@"
-"#;
-
 impl Node {
-    /// A node with what Debian has in `/etc/containers`, and nothing else.
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["etc", "var/lib/containers", "run", "usr/bin"] {
-            fs::create_dir_all(dir.path().join(name)).unwrap();
-        }
-        succeed(Command::new("cp").args(["-a", "/etc/containers"]).arg(dir.path().join("etc")));
-        let _ = fs::remove_file(dir.path().join("etc/containers/storage.conf"));
-        Node { dir }
+        Node { dir: tempfile::tempdir().unwrap() }
     }
 
-    /// Its root directory, as far as there is one.
-    pub(crate) fn root(&self) -> &Path {
-        self.dir.path()
+    /// Where its file system is.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
     }
 
-    /// Writes and removes files as it says.
-    pub(crate) fn apply(&self, change: &Change) {
-        for (path, text) in &change.files {
-            let path = self.root().join(path);
-            match text {
-                Some(text) => {
-                    fs::create_dir_all(path.parent().unwrap()).unwrap();
-                    fs::write(path, text).unwrap();
+    /// A path of its file system.
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.root().join(path.trim_start_matches('/'))
+    }
+
+    /// A place for a mount.
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The directory of state.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// A program that is found on it, and does nothing.
+    pub(crate) fn install(&self, program: &str) {
+        let path = self.path("/usr/bin").join(program);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "").unwrap();
+    }
+
+    /// `larder attach` or `detach`.
+    pub(crate) fn larder(&self, command: &str, source: &Path) -> Command {
+        let mut larder = larder();
+        larder.env("LARDER_STATE__DIR", self.state());
+        larder.arg(command).arg(source).arg("--node-root").arg(self.root());
+        larder
+    }
+
+    /// `larder attach --at`.
+    pub(crate) fn attach(&self, source: &Path, at: &Path) -> Command {
+        let mut larder = self.larder("attach", source);
+        larder.arg("--at").arg(at);
+        larder
+    }
+
+    pub(crate) fn detach(&self, source: &Path) -> Command {
+        self.larder("detach", source)
+    }
+
+    /// Names of all files below its `/etc`.
+    pub(crate) fn configured(&self) -> Vec<PathBuf> {
+        let (etc, mut found) = (self.path("/etc"), Vec::new());
+        let mut pending = vec![etc.clone()];
+        while let Some(path) = pending.pop() {
+            match fs::read_dir(&path) {
+                Ok(names) if !path.is_symlink() => pending.extend(names.map(|name| name.unwrap().path())),
+                _ if path.symlink_metadata().is_ok() => {
+                    found.push(path.strip_prefix(&etc).unwrap().to_owned())
                 }
-                None => drop(fs::remove_file(path)),
+                _ => {}
             }
         }
-    }
-
-    /// A program on the node.
-    pub(crate) fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "bash", "-c", ENTER]).arg(self.root()).arg(program);
-        if program == "podman" {
-            command.args(["--cgroup-manager=cgroupfs", "--events-backend=none"]);
-        }
-        command
-    }
-
-    /// `podman run` of an image that is there; a container in no network.
-    pub(crate) fn container(&self, options: &[&str], image: &str, command: &[&str]) -> Command {
-        let mut podman = self.command("podman");
-        podman.args(["run", "--rm", "--cgroups=disabled", "--pull=never", "--network=none"]);
-        podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]);
-        podman.args(options).arg(image).args(command);
-        podman
-    }
-
-    /// What a script prints in a container of an image.
-    pub(crate) fn printed(&self, image: &str, script: &str) -> String {
-        succeed(&mut self.container(&[], image, &["/bin/sh", "-c", script]))
-    }
-
-    /// The names of all images, sorted.
-    pub(crate) fn images(&self) -> Vec<String> {
-        let mut podman = self.command("podman");
-        let printed = succeed(podman.args(["images", "--format", "{{.Repository}}:{{.Tag}}"]));
-        let mut names: Vec<String> = printed.lines().map(str::to_owned).collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Node {
-    /// Unmounts what podman left mounted, so that the directory can go.
-    fn drop(&mut self) {
-        unmount_below(self.dir.path());
+        found.sort();
+        found
     }
 }

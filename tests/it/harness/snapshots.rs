@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use larder::caches::attachments::Attachments;
+use larder::caches::attachments::{Attachment, Attachments};
 use larder::node::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use larder::node::api::services::snapshots::v1::{
     CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
@@ -21,9 +21,9 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tonic::{Code, Response, Status};
 
-use super::grpc::{self, Channel};
 use super::served::Running;
 use super::{larder, succeed};
+use larder::node::grpc::{self, Channel};
 
 /// How long it may take to start, and volumes to be let go of.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,7 +67,7 @@ impl Snapshotter {
             .arg(self.socket())
             .arg("--root")
             .arg(self.root());
-        command.env("LARDER_STATE__DIR", self.dir.path().join("state"));
+        command.env("LARDER_STATE__DIR", self.state());
         command
     }
 
@@ -111,15 +111,20 @@ impl Snapshotter {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// The state directory that it goes by.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     fn records(&self) -> Attachments {
-        Attachments::new(self.dir.path().join("state/attached"))
+        Attachments::new(self.state().join("attached"))
     }
 
     /// Mounts a volume read-only under `name` and writes its record; answers where.
     pub(crate) fn attach(&self, volume: &Path, name: &str) -> PathBuf {
         let at = self.dir.path().join(name);
         fs::create_dir_all(&at).unwrap();
-        self.records().note(volume, &at, Utc::now()).unwrap();
+        self.records().note(&Attachment::new(volume, &at, Utc::now())).unwrap();
         mount(Some(volume), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         mount(None::<&str>, &at, None::<&str>, flags, None::<&str>).unwrap();

@@ -12,7 +12,7 @@ use larder::testing::layer::LayerBuilder;
 use nix::mount::{MsFlags, mount, umount};
 
 use super::{NEEDS, PODMAN, attach, both_forms, change};
-use crate::harness::node::Node;
+use crate::harness::podman_node::Node;
 use crate::harness::{Need, exits, isolated, succeed};
 
 fn small() -> [Image; 2] {
