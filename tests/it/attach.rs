@@ -1,3 +1,4 @@
 //! `larder attach` and `larder detach`.
 
 mod mounts;
+mod podman;

@@ -11,6 +11,7 @@ use super::error::{Error, io as failed};
 use super::{Host, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
+use crate::model::job::LayerFormat;
 use crate::model::runtime::Containerd;
 use crate::node::podman::skeleton;
 use crate::node::{containerd, snapshotter, view};
@@ -74,7 +75,7 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     Ok(Detached { volume: record.volume.clone(), at: at.clone() })
 }
 
-/// Makes containerd forget the images, unless containers stand on layers that no other volume has.
+/// Makes containerd forget the images, unless containers stand on what would be gone.
 fn forget(
     containerd: &Containerd,
     record: &Attachment,
@@ -82,6 +83,8 @@ fn forget(
 ) -> Result<(), containerd::Error> {
     // Nobody stands on what is not mounted.
     if let Ok(sealed) = seal::read(&record.at) {
+        // An overlay of directories does not mind which volume they are on; images hold the file in which they lie.
+        let others = if sealed.content.layer_format == LayerFormat::Overlay { others } else { &[] };
         let elsewhere: HashSet<ChainId> = others
             .iter()
             .filter_map(|other| seal::read(&other.at).ok())
@@ -146,8 +149,8 @@ fn unmount(at: &Path) -> Result<(), Error> {
                 sleep(Duration::from_millis(50));
             }
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
-                let by = Mounts::read().ok().and_then(|mounts| mounts.use_of(at));
-                let by = by.map_or("a process has files of it open".to_owned(), |by| by.to_string());
+                let by =
+                    "a container stands on an image of it, or a process has a file of it open".to_owned();
                 return Err(Error::Busy { at: at.to_owned(), by });
             }
             other => other.map_err(failed("unmounting", at))?,

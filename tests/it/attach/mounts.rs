@@ -1,7 +1,7 @@
 //! What is mounted, noted and written, and how it goes again.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn mounts() -> String {
 }
 
 /// Each kind of volume, with the path that `attach` is given.
-fn kinds(served: &Served) -> Vec<std::path::PathBuf> {
+fn kinds(served: &Served) -> Vec<PathBuf> {
     let (directory, disk) = (served.beside("directory"), served.beside("disk"));
     succeed(&mut served.build(&directory, SIZE));
     succeed(served.build(&disk, SIZE).args(["--volume-kind", "disk"]));
@@ -85,12 +85,20 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
     });
 }
 
-/// What `ExecStart=` of the only unit says.
-fn exec_start(node: &Node) -> String {
+/// The only unit.
+fn unit(node: &Node) -> PathBuf {
     let units = fs::read_dir(node.path("/etc/systemd/system")).unwrap();
-    let unit = units.map(|unit| unit.unwrap().path()).find(|path| path.is_file()).unwrap();
-    let text = fs::read_to_string(unit).unwrap();
-    text.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap().to_owned()
+    units.map(|unit| unit.unwrap().path()).find(|path| path.is_file()).unwrap()
+}
+
+/// What it does at a boot.
+pub(super) fn exec_start(node: &Node) -> Command {
+    let text = fs::read_to_string(unit(node)).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let mut boot = Command::new("sh");
+    boot.arg("-c").arg(format!("exec {line} --node-root {}", node.root().display()));
+    boot.env("LARDER_STATE__DIR", node.state());
+    boot
 }
 
 #[test]
@@ -104,12 +112,9 @@ fn it_is_there_again_after_a_boot() {
             let mut attach = node.attach(&volume, &at);
             attach.args(["--runtime", "podman"]);
             succeed(&mut attach);
-            let unit = node.path("/etc/systemd/system").join(node.configured()[0].file_name().unwrap());
-            succeed(Command::new("systemd-analyze").arg("verify").arg(&unit));
+            succeed(Command::new("systemd-analyze").arg("verify").arg(unit(&node)));
             nix::mount::umount(&at).unwrap();
-            let mut boot = Command::new("sh");
-            boot.arg("-c").arg(format!("exec {} --node-root {}", exec_start(&node), node.root().display()));
-            boot.env("LARDER_STATE__DIR", node.state());
+            let mut boot = exec_start(&node);
             for _ in 0..2 {
                 succeed(&mut boot);
             }

@@ -71,13 +71,6 @@ impl Node {
         self.dir.path().join("state")
     }
 
-    /// A program that is found on it, and does nothing.
-    pub(crate) fn install(&self, program: &str) {
-        let path = self.path("/usr/bin").join(program);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, "").unwrap();
-    }
-
     /// `larder attach` or `detach`.
     pub(crate) fn larder(&self, command: &str, source: &Path) -> Command {
         let mut larder = larder();

@@ -94,9 +94,16 @@ fn containers_start_from_what_is_attached() {
             assert!(listed.contains("app-0") && !listed.contains("app-1"), "{listed}");
             exits(75, &mut place.detach(&node, &place.at("b")));
             succeed(&mut place.attach(&node, &both, "a"));
-            succeed(&mut place.detach(&node, &place.at("b")));
-            exits(75, &mut place.detach(&node, &both));
-            node.end("long");
+            if form == LayerFormat::Erofs {
+                // The image lies on the one that was there when the container started.
+                exits(75, &mut place.detach(&node, &place.at("b")));
+                node.end("long");
+                succeed(&mut place.detach(&node, &place.at("b")));
+            } else {
+                succeed(&mut place.detach(&node, &place.at("b")));
+                exits(75, &mut place.detach(&node, &both));
+                node.end("long");
+            }
             succeed(&mut place.detach(&node, &both));
             assert!(!place.drop_in().exists());
             assert_eq!(succeed(&mut node.containerd.k8s(&["images", "ls", "--quiet"])), "");

@@ -1,0 +1,107 @@
+//! podman on a node with attached volumes: nothing is fetched, and nothing is in its way when they are not there.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use larder::model::job::LayerFormat;
+use larder::sys::mounts::Mounts;
+use larder::testing::image::{Format, Image, busybox};
+use larder::testing::layer::LayerBuilder;
+
+use super::mounts::exec_start;
+use crate::harness::node::Node;
+use crate::harness::served::Served;
+use crate::harness::{Need, exits, isolated, succeed};
+
+const NEEDS: [Need; 4] =
+    [Need::Program("podman"), Need::Program("crun"), Need::Program("busybox"), Need::Erofs];
+const SIZE: u64 = 256 << 20;
+
+/// With a whiteout, and a directory that a layer implies.
+fn image(name: &str) -> Image {
+    let lower = LayerBuilder::new().file("etc/name", name).file("gone", "x").gzip();
+    let upper = LayerBuilder::new().file(".wh.gone", "").file("etc/more", "more").gzip();
+    Image::builder(Format::Oci).layer(busybox().unwrap()).layers([lower.into(), upper.into()]).build()
+}
+
+const SHOW: &str = "cat /etc/name /etc/more; test -e /gone || echo; echo x > /etc/name";
+
+#[test]
+fn images_of_all_attached_volumes_are_there() {
+    isolated(&NEEDS, || {
+        let (mut served, node) = (Served::new([image("one "), image("two ")]), Node::with_podman());
+        let references = served.references();
+        let mut places = Vec::new();
+        for (form, name) in [(LayerFormat::Overlay, "a"), (LayerFormat::Erofs, "b")] {
+            served = served.with(form);
+            let volume = served.beside(name);
+            succeed(&mut served.build(&volume, SIZE));
+            served.registry.forget();
+            let at = node.place(name);
+            succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));
+            for (reference, text) in references.iter().zip(["one more\n", "two more\n"]) {
+                assert_eq!(node.printed(reference, SHOW), text, "{form:?}");
+            }
+            assert_eq!(served.registry.served_total(), 0);
+            places.push(at);
+        }
+        let (first, second) = (&places[0], &places[1]);
+        let conf = node.path("/etc/containers/storage.conf");
+        let text = fs::read_to_string(&conf).unwrap();
+        assert!(text.contains(&format!("{}.s", first.display())), "{text}");
+
+        // Nobody takes away what a container stands on.
+        let mut podman = node.container(&["--interactive"], &references[0], &["/bin/cat"]);
+        let mut container = podman.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !stands_on(first) && !stands_on(second) {
+            assert!(
+                Instant::now() < deadline && container.try_wait().unwrap().is_none(),
+                "it does not start"
+            );
+            sleep(Duration::from_millis(20));
+        }
+        let used = if stands_on(first) { first } else { second };
+        let said = exits(75, &mut node.detach(used));
+        assert!(said.contains("stands on it"), "{said}");
+        // It ends with its input.
+        drop(container.stdin.take());
+        assert!(container.wait().unwrap().success());
+        succeed(&mut node.detach(first));
+        assert!(
+            !first.exists()
+                && !fs::read_to_string(&conf).unwrap().contains(&format!("{}.s", first.display()))
+        );
+        assert_eq!(node.printed(&references[1], SHOW), "two more\n");
+        succeed(&mut node.detach(second));
+        assert!(!conf.exists() && !second.exists());
+        assert!(node.images().is_empty());
+    });
+}
+
+/// Whether a container stands on what is attached; also podman's mount namespace is looked into.
+fn stands_on(at: &Path) -> bool {
+    Mounts::read().unwrap().overlay_on(&at.with_extension("s")).is_some()
+}
+
+#[test]
+fn a_node_that_starts_again() {
+    isolated(&NEEDS, || {
+        let (served, node) = (Served::new([image("one ")]).with(LayerFormat::Erofs), Node::with_podman());
+        let (volume, at) = (served.volume(), node.place("icv"));
+        succeed(served.build(&volume, SIZE).args(["--volume-kind", "disk"]));
+        succeed(node.attach(&volume, &at).args(["--runtime", "podman"]));
+        let reference = &served.references()[0];
+        assert_eq!(node.printed(reference, SHOW), "one more\n");
+        // Everything that a boot takes away.
+        nix::mount::umount2(&at.with_extension("s"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        nix::mount::umount(&at).unwrap();
+        assert!(node.images().is_empty(), "a store that is not mounted is in nobody's way");
+        succeed(&mut exec_start(&node));
+        assert_eq!(node.printed(reference, SHOW), "one more\n");
+        succeed(&mut node.detach(&volume));
+    });
+}
