@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cache.json                     what is on the volume and the digests that prove it: the seal
+//! cache.json.sig                 who vouches for it, where the build was given a key
 //! overlay/<chain ID>/            diff/ (the tree), link, lower        ┐ a containers/storage
 //! overlay/l/<link>               -> ../<chain ID>/diff                │ additional image store
 //! overlay-layers/                layers.lock, layers.json, <chain ID>.tar-split.gz
@@ -30,6 +31,7 @@ pub mod mounted;
 mod open;
 mod place;
 pub mod seal;
+mod signature;
 pub mod staging;
 pub mod store;
 

@@ -30,7 +30,9 @@ use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
+use crate::model::trust::Trust as KeyTrust;
 use crate::prefetch;
+use crate::sys::Dir;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
@@ -114,6 +116,7 @@ async fn build(
     let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
         Opened::Sealed(sealed) => {
             source.check_sealed(order, &sealed)?;
+            check_signed(order).await?;
             if order.verify_after {
                 verify(order).await?;
             }
@@ -446,7 +449,32 @@ async fn seal(
         let documents: Vec<Documents> = images.into_iter().map(documents).collect();
         let prefetch = prefetch::list(volume.root(), &content, &documents)
             .map_err(|e| Fail::job(e.class(), e.to_string()))?;
-        Ok(volume.seal(content, &documents, &prefetch)?)
+        Ok(volume.seal(content, &documents, &prefetch, order.signer.as_deref())?)
+    })
+    .await
+}
+
+/// A sealed volume is not written to, so one that is to be signed has to be signed already, and by this key.
+async fn check_signed(order: &Order) -> Result<(), Vec<Fail>> {
+    let Some(signer) = &order.signer else { return Ok(()) };
+    let (path, key) = (order.volume.clone(), signer.public());
+    blocking(move || {
+        let shown = path.display().to_string();
+        let root = Dir::open(&path)
+            .map_err(|e| Fail::job(Class::Internal, format!("opening the volume {shown}: {e}")))?;
+        let seal = volume::seal::Files::read(&root, &shown)?;
+        match KeyTrust::only(vec![key]).judge(&seal.cache_json, seal.signature.as_deref()) {
+            Ok(_) => Ok(()),
+            Err(error) if error.class() == Class::Denied => Err(Fail::job(
+                Class::Conflict,
+                format!(
+                    "{shown} is sealed already, not signed by {}, and a sealed volume is never written to: \
+                     give another directory, or build without a signing key",
+                    key.id()
+                ),
+            )),
+            Err(error) => Err(Fail::job(error.class(), format!("{shown}: {error}"))),
+        }
     })
     .await
 }

@@ -1,5 +1,7 @@
 //! `[build]`: how images are built into a volume.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, within};
@@ -17,6 +19,9 @@ pub struct Build {
     pub sizing: Sizing,
     /// Form in which layers lie on a volume.
     pub layer_format: LayerFormat,
+    /// File of the private key by which volumes are signed; without it they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_key: Option<PathBuf>,
     /// Most bytes of ranges that wait in memory for their turn, all layers together.
     pub memory_budget: ByteSize,
     /// Most members of one layer.
@@ -35,6 +40,7 @@ impl Default for Build {
             concurrency: 4,
             sizing: Sizing::Enforce,
             layer_format: LayerFormat::Overlay,
+            sign_key: None,
             memory_budget: ByteSize(32 << 20),
             max_entries: 10_000_000,
             max_logical_size: ByteSize(1 << 40),
