@@ -35,6 +35,7 @@ mod runner;
 mod sdk;
 mod secrets;
 mod serve;
+mod sign;
 mod snapshotter;
 mod store;
 mod tamper;
