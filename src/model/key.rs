@@ -2,6 +2,9 @@
 //!
 //! A public key is a SubjectPublicKeyInfo: 44 bytes of DER, 60 characters of base64. Those are one line, and between the two of
 //! a PEM they are a file. Its ID is the sha256 of the DER: `openssl pkey -pubin -in FILE -outform DER | sha256sum`.
+//!
+//! The arithmetic is ring's: it is in the tree through rustls, runs in constant time, and refuses a private key whose public half,
+//! where the file has both, is another's.
 
 mod signing;
 
