@@ -7,7 +7,8 @@
 # Usage: compare.sh [DIRECTORY...]; RUNS (3) and TMPDIR are taken from the environment.
 set -euo pipefail
 
-larder=$(realpath "${LARDER:-$(dirname "$0")/../target/release/larder}")
+here=$(dirname "$(realpath "$0")")
+larder=$(realpath "${LARDER:-$here/../target/release/larder}")
 runs=${RUNS:-3}
 
 if ((EUID != 0)); then
@@ -32,35 +33,24 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# A registry with the image in it.
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-image=127.0.0.1:$port/bench/files:1
-cat >"$dir/registry.yml" <<YAML
-version: 0.1
-log: {level: error, accesslog: {disabled: true}}
-storage: {filesystem: {rootdirectory: $dir/registry}}
-http: {addr: "127.0.0.1:$port"}
-YAML
-docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
-registry=$!
-umoci init --layout "$dir/layout"
-umoci new --image "$dir/layout:files"
-total=0 files=0
+# shellcheck source=benches/images.sh
+. "$here/images.sh"
+start_registry
+image=$host/bench/files:1
+new_image files
+files=0
 for path; do
     tar --create --file "$dir/layer.tar" --numeric-owner --sort name --directory / "${path#/}" 2>/dev/null
-    total=$((total + $(stat --format %s "$dir/layer.tar")))
     files=$((files + $(tar --list --file "$dir/layer.tar" | wc -l)))
-    umoci raw add-layer --image "$dir/layout:files" "$dir/layer.tar"
-    rm "$dir/layer.tar"
+    add_layer files
 done
+total=${bytes[files]}
 if ((total < 1000000000)); then
     echo "compare: the layers have $total bytes; name more directories, to reach 1 GB" >&2
     exit 64
 fi
-skopeo copy --quiet --insecure-policy --dest-tls-verify=false "oci:$dir/layout:files" "docker://$image"
 compressed=$(find "$dir/layout/blobs" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
-rm -rf "$dir/layout"
-sync
+push_images
 printf '%d layers, %d members, %d MB compressed, %d MB uncompressed; %d cores, %s\n\n' \
     $# "$files" $((compressed / 1000000)) $((total / 1000000)) "$(nproc)" "$(uname --kernel-release)"
 

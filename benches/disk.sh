@@ -14,7 +14,8 @@
 # Usage: disk.sh [VARIANT...]; RUNS (3), SIZE (4G), HOST, LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
 
-larder=$(realpath "${LARDER:-$(dirname "$0")/../target/release/larder}")
+here=$(dirname "$(realpath "$0")")
+larder=$(realpath "${LARDER:-$here/../target/release/larder}")
 runs=${RUNS:-3} size=${SIZE:-4G}
 
 if ((EUID != 0)); then
@@ -40,60 +41,18 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-cat >"$dir/registry.yml" <<YAML
-version: 0.1
-log: {level: error, accesslog: {disabled: true}}
-storage: {filesystem: {rootdirectory: $dir/registry}}
-http: {addr: "127.0.0.1:$port"}
-YAML
-docker-registry serve "$dir/registry.yml" >"$dir/registry.log" 2>&1 &
-registry=$!
-
-declare -A bytes
-add_layer() { # image; the layer is in layer.tar
-    bytes[$1]=$((${bytes[$1]:-0} + $(stat --format %s "$dir/layer.tar")))
-    umoci raw add-layer --image "$dir/layout:$1" "$dir/layer.tar"
-    rm "$dir/layer.tar"
-}
-umoci init --layout "$dir/layout"
-umoci new --image "$dir/layout:many"
-bytes[many]=0
+# shellcheck source=benches/images.sh
+. "$here/images.sh"
+start_registry
+new_image many
 for number in 0 1 2; do
-    # Straight into a tar: what is never there need not be removed.
-    python3 - "$number" >"$dir/layer.tar" <<'PYTHON'
-import io, random, sys, tarfile
-layer = int(sys.argv[1])
-random.seed(layer)
-words = [bytes(random.choice(b"etaoinshrdlu") for _ in range(random.randrange(2, 10))) for _ in range(4000)]
-text = b" ".join(random.choice(words) for _ in range(400000))
-with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
-    for number in range(20000):
-        length = int(random.expovariate(1 / 7000))
-        start = random.randrange(len(text) - length - 1)
-        member = tarfile.TarInfo(f"app/{layer}/{number // 100:03}/file-{number}.js")
-        member.size = length
-        tar.addfile(member, io.BytesIO(text[start:start + length]))
-PYTHON
-    add_layer many
+    small_files many "$number"
 done
-mapfile -t largest < <(find /usr/lib ~/.rustup -name '*.so*' -type f -size +60M -printf '%s %p\n' 2>/dev/null | sort -rn -u -k1,1 | head -4 | cut -d' ' -f2-)
-umoci new --image "$dir/layout:few"
-for ((number = 0; number < 4; number++)); do
-    mkdir "$dir/large"
-    if [[ -n ${largest[number]:-} ]]; then
-        ln -s "${largest[number]}" "$dir/large/large-$number"
-    else
-        head -c 160M /dev/urandom >"$dir/large/large-$number"
-    fi
-    tar --create --file "$dir/layer.tar" --dereference --directory "$dir/large" .
-    rm -r "$dir/large"
-    add_layer few
+new_image few
+for number in 0 1 2 3; do
+    large_file few "$number" 160M
 done
-for image in many few; do
-    skopeo copy --quiet --insecure-policy --dest-tls-verify=false "oci:$dir/layout:$image" "docker://127.0.0.1:$port/bench/$image:1"
-done
-rm -rf "$dir/layout"
+push_images
 
 # The machine's disk: where TMPDIR is, or with HOST=SIZE an ext4 as it comes, on which nothing was ever removed. On that one a
 # disk lies one loop device deeper than a directory does.
@@ -111,7 +70,7 @@ build() { # kind, volume, image, more
     local kind=$1 volume=$2 image=$3
     shift 3
     "$larder" build --sizing warn --volume-kind "$kind" --volume "$volume" --size "${size}iB" "$@" \
-        "127.0.0.1:$port/bench/$image:1" >"$dir/log" 2>&1
+        "$host/bench/$image:1" >"$dir/log" 2>&1
 }
 base='64bit,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,metadata_csum,sparse_super'
 by_hand() { # variant, run's directory, image

@@ -4,6 +4,7 @@
 //! them, are 64 and go to standard error.
 
 mod args;
+mod attach;
 mod build;
 mod cache;
 mod config;
@@ -91,6 +92,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Key { action } => key::run(&action, console),
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
+        Command::Attach(args) => attach::attach(&args, path.as_deref(), &config, console),
+        Command::Detach(args) => attach::detach(&args, &config, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),

@@ -14,6 +14,7 @@ pub mod plan_report;
 pub mod platform;
 pub mod pull_secret;
 pub mod reference;
+pub mod runtime;
 pub mod seal;
 pub mod shortage;
 pub mod signature;

@@ -18,6 +18,7 @@ pub mod private;
 pub mod privilege;
 pub mod process;
 pub mod remove;
+pub mod selinux;
 pub mod signal;
 pub mod socket;
 pub mod space;

@@ -28,7 +28,7 @@ use crate::model::key::KeyId;
 use crate::model::seal::Layer;
 use crate::model::trust::Trust;
 use crate::sys::Dir;
-use crate::volume::seal;
+use crate::volume;
 use image::Images;
 
 /// What was proven.
@@ -74,9 +74,7 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
 pub fn verify_trusting(path: &Path, trust: &Trust) -> Result<Report, Error> {
     let shown = path.display().to_string();
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", &shown, source))?;
-    let files = seal::Files::read(&root, &shown)?;
-    let signed_by = trust.check_seal(path, &files)?;
-    let sealed = seal::parse(&files.cache_json, &shown)?;
+    let (sealed, signed_by) = volume::read_trusted(path, trust)?;
     let content = &sealed.content;
     if !content.tar_split {
         return Err(Error::NoTarSplit { path: shown });

@@ -44,6 +44,7 @@ pub use budget::Budget;
 pub use error::Error;
 pub use journal::Trust;
 pub use open::{Cap, Opened, Opening, open};
+pub use signature::read_trusted;
 
 use crate::model::chain::ChainId;
 use crate::model::digest::Digest;

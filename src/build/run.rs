@@ -32,7 +32,6 @@ use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
 use crate::model::trust::Trust as KeyTrust;
 use crate::prefetch;
-use crate::sys::Dir;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
 use crate::volume::job::{Identity, Resolved};
@@ -458,23 +457,16 @@ async fn seal(
 async fn check_signed(order: &Order) -> Result<(), Vec<Fail>> {
     let Some(signer) = &order.signer else { return Ok(()) };
     let (path, key) = (order.volume.clone(), signer.public());
-    blocking(move || {
-        let shown = path.display().to_string();
-        let root = Dir::open(&path)
-            .map_err(|e| Fail::job(Class::Internal, format!("opening the volume {shown}: {e}")))?;
-        let seal = volume::seal::Files::read(&root, &shown)?;
-        match KeyTrust::only(vec![key]).judge(&seal.cache_json, seal.signature.as_deref()) {
-            Ok(_) => Ok(()),
-            Err(error) if error.class() == Class::Denied => Err(Fail::job(
-                Class::Conflict,
-                format!(
-                    "{shown} is sealed already, not signed by {}, and a sealed volume is never written to: \
+    blocking(move || match volume::read_trusted(&path, &KeyTrust::only(vec![key])) {
+        Err(volume::Error::Trust { path, source }) if source.class() == Class::Denied => {
+            let message = format!(
+                "{path} is sealed already, not signed by {}, and a sealed volume is never written to: \
                      give another directory, or build without a signing key",
-                    key.id()
-                ),
-            )),
-            Err(error) => Err(Fail::job(error.class(), format!("{shown}: {error}"))),
+                key.id()
+            );
+            Err(Fail::job(Class::Conflict, message))
         }
+        checked => Ok(checked.map(drop)?),
     })
     .await
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! attached/<16 hexadecimal digits of sha256 over the mount point>.json
-//! {"version":1,"volume":"/var/lib/larder/tenants/t/volumes/….1","at":"/icv","since":"2026-11-25T10:00:00Z"}
+//! {"version":1,"volume":"/var/lib/larder/tenants/t/volumes/….1","at":"/icv","since":"2026-11-25T10:00:00Z",
+//!  "cache":"sha256:…","runtimes":["podman","containerd"]}
 //! ```
 //!
 //! The records lie beside the volumes, not in them: a sealed volume is never written to.
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::model::runtime::Runtime;
 use crate::sys::{Dir, atomic};
 
 /// The version that is written.
@@ -36,6 +38,55 @@ pub struct Attachment {
     pub at: PathBuf,
     /// Since when.
     pub since: DateTime<Utc>,
+    /// Digest of its `cache.json`: another one is not what was attached. None where nobody looked.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cache: Option<Digest>,
+    /// The additional image store that is made of it, where it is not one itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub store: Option<PathBuf>,
+    /// Runtimes whose configuration tells of it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub runtimes: Vec<Runtime>,
+    /// It is being let go of: nothing new is to use it.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub leaving: bool,
+    /// Where images of it were written into containerd's records.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub preload: Option<Preload>,
+}
+
+/// Which containerd knows the images of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preload {
+    /// Its socket.
+    pub address: PathBuf,
+    /// Namespace of the images.
+    pub namespace: String,
+    /// The name by which it knows the snapshotter.
+    pub snapshotter: String,
+}
+
+impl Attachment {
+    /// That `volume` is attached at `at`, and nothing else.
+    pub fn new(volume: &Path, at: &Path, since: DateTime<Utc>) -> Self {
+        Attachment {
+            version: VERSION,
+            volume: volume.to_owned(),
+            at: at.to_owned(),
+            since,
+            cache: None,
+            store: None,
+            runtimes: Vec::new(),
+            leaving: false,
+            preload: None,
+        }
+    }
+
+    /// The directory that is an additional image store.
+    pub fn image_store(&self) -> &Path {
+        self.store.as_deref().unwrap_or(&self.at)
+    }
 }
 
 /// A record cannot be read or written.
@@ -98,19 +149,22 @@ impl Attachments {
         Attachments { dir }
     }
 
-    /// Notes that `volume` is attached at `at`, durably, before it is. The same again changes nothing.
-    pub fn note(&self, volume: &Path, at: &Path, now: DateTime<Utc>) -> Result<(), AttachmentError> {
-        let name = name(at);
+    /// Notes an attachment, durably, before it is made. Another one of the same volume at the same place takes its place and
+    /// keeps its time.
+    pub fn note(&self, new: &Attachment) -> Result<(), AttachmentError> {
+        let name = name(&new.at);
+        let mut record = new.clone();
         if let Some(found) = self.read(&name)? {
-            if found.volume == volume {
+            if found.volume != new.volume {
+                return Err(AttachmentError::Taken { at: found.at, volume: found.volume });
+            }
+            record.since = found.since;
+            if record == found {
                 return Ok(());
             }
-            return Err(AttachmentError::Taken { at: at.to_owned(), volume: found.volume });
         }
         fs::create_dir_all(&self.dir).map_err(|e| self.failed("creating", e))?;
         let dir = Dir::open(&self.dir).map_err(|e| self.failed("opening", e))?;
-        let record =
-            Attachment { version: VERSION, volume: volume.to_owned(), at: at.to_owned(), since: now };
         let written = serde_json::to_vec(&record).map_err(io::Error::from);
         let written = written.and_then(|bytes| atomic::write(&dir, name.as_bytes(), &bytes, 0o600));
         written.map_err(|e| self.failed("writing a record to", e))
@@ -180,10 +234,14 @@ mod tests {
         let now = DateTime::UNIX_EPOCH;
         assert!(records.list().unwrap().is_empty());
         records.forget(at).unwrap();
-        records.note(volume, at, now).unwrap();
-        records.note(volume, at, now).unwrap();
-        assert!(matches!(records.note(other, at, now), Err(AttachmentError::Taken { .. })));
-        records.note(volume, Path::new("/icv2"), now).unwrap();
+        records.note(&Attachment::new(volume, at, now)).unwrap();
+        let later = now + chrono::TimeDelta::seconds(1);
+        let more = Attachment { runtimes: vec![Runtime::Podman], ..Attachment::new(volume, at, later) };
+        records.note(&more).unwrap();
+        assert_eq!(records.list().unwrap(), [Attachment { since: now, ..more }]);
+        let taken = records.note(&Attachment::new(other, at, now));
+        assert!(matches!(taken, Err(AttachmentError::Taken { .. })));
+        records.note(&Attachment::new(volume, Path::new("/icv2"), now)).unwrap();
         let mut found: Vec<PathBuf> = records.list().unwrap().into_iter().map(|record| record.at).collect();
         found.sort();
         assert_eq!(found, [at, Path::new("/icv2")]);

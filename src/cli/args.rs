@@ -25,7 +25,7 @@ use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
 pub(super) use key::KeyAction;
-pub(super) use node::SnapshotterArgs;
+pub(super) use node::{AttachArgs, DetachArgs, NodeArgs, SnapshotterArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,6 +39,7 @@ Examples:
   larder import images.tar --volume ./cache
   larder prefetch ./cache --image nginx:1.27
   larder serve
+  larder attach web
   larder snapshotter
   larder cache create web nginx:1.27 --wait
   larder cache import web images.tar --wait
@@ -180,6 +181,16 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: KeyAction,
     },
+    /// Mount a sealed volume on this node and tell its container runtimes
+    ///
+    /// podman, buildah and CRI-O start containers from it as from an additional image store, containerd by way of `larder
+    /// snapshotter`. Takes root. Exits with 73 where something else has the place.
+    #[command(after_help = node::ATTACH_EXAMPLES)]
+    Attach(AttachArgs),
+    /// Let a volume go that `attach` attached
+    ///
+    /// Exits with 64 where it is not attached, and with 75, nothing changed, while containers use it.
+    Detach(DetachArgs),
     /// Run a snapshotter for containerd that has the layers of attached volumes
     ///
     /// A proxy plugin of type `snapshot`, of containerd 1.6 and newer. Images of attached volumes are pulled without their

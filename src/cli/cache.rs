@@ -4,6 +4,8 @@ mod follow;
 mod import;
 mod table;
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -20,7 +22,7 @@ use follow::Wanted;
 
 /// A command failed.
 #[derive(Debug, thiserror::Error)]
-enum Error {
+pub(super) enum Error {
     #[error(transparent)]
     Client(#[from] crate::client::error::Error),
     #[error(transparent)]
@@ -36,7 +38,7 @@ enum Error {
 }
 
 impl Error {
-    fn class(&self) -> Class {
+    pub(super) fn class(&self) -> Class {
         match self {
             Error::Client(e) => e.class(),
             Error::Credentials(_) | Error::Address(_) => Class::Invalid,
@@ -63,7 +65,7 @@ pub(super) fn run(args: CacheArgs, console: &Console) -> u8 {
 
 /// What goes to standard output.
 async fn carry_out(args: CacheArgs, console: &Console) -> Result<String, Error> {
-    let client = connect(&args)?;
+    let client = connect(args.host.as_ref(), args.ca.as_deref())?;
     let show = |json: &Value, people: &dyn Fn(&Value) -> String| {
         if args.json { table::json(json) } else { people(json) }
     };
@@ -172,14 +174,14 @@ fn post() -> reqwest::Method {
 }
 
 /// Flag over variable over the socket of this host.
-fn connect(args: &CacheArgs) -> Result<Client, Error> {
+pub(super) fn connect(host: Option<&Address>, ca: Option<&Path>) -> Result<Client, Error> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let address: Address = match (&args.host, variable("LARDER_HOST")) {
+    let address: Address = match (host, variable("LARDER_HOST")) {
         (Some(address), _) => address.clone(),
         (None, Some(text)) => text.parse()?,
         (None, None) => address::DEFAULT.parse()?,
     };
-    let ca = args.ca.clone().or_else(|| variable("LARDER_CA").map(Into::into));
+    let ca = ca.map(Path::to_owned).or_else(|| variable("LARDER_CA").map(Into::into));
     Ok(Client::new(address, Credentials::of(variable)?, ca.as_deref())?)
 }
 
@@ -197,7 +199,7 @@ impl CacheOrder {
 }
 
 /// The ID of a cache that is given by ID or by name.
-async fn resolve(client: &Client, cache: &str) -> Result<String, Error> {
+pub(super) async fn resolve(client: &Client, cache: &str) -> Result<String, Error> {
     if cache.parse::<CacheId>().is_ok() {
         return Ok(cache.to_owned());
     }

@@ -24,8 +24,8 @@
 //! # Volumes come and go
 //!
 //! A volume is attached when its record is there and a sealed volume lies where the record says. Records are looked at
-//! whenever a layer is asked for and every [`EVERY`]. When a record is gone, links are taken back and images unmounted, so
-//! that the volume can be unmounted; who detaches removes the record first and then unmounts, again while it is busy. What
+//! whenever a layer is asked for and every [`EVERY`]. When a record is gone, or says that the volume leaves, links are taken back and images unmounted, so
+//! that the volume can be unmounted; who detaches marks the record first and then unmounts, again while it is busy. What
 //! runs keeps what it stands on: overlays hold the file systems below them, and images the files in which they lie, so that
 //! a volume of images is busy until the last container of it has ended. What would start, and what would be unpacked on such
 //! a layer, is refused with `UNAVAILABLE` until the volume, or another one with the same layers, is attached again, or until

@@ -16,6 +16,7 @@ use rustix::mount::{
 };
 
 use super::dir::Dir;
+use super::selinux;
 
 /// How an ext4 is mounted. Devices and setuid bits on it mean nothing, and nothing on it is executed.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +82,9 @@ impl Mount {
         let context = fsopen(file_system, FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
         let made = fsconfig_set_string(&context, "source", device).and_then(|()| {
             flags.iter().try_for_each(|flag| fsconfig_set_flag(&context, *flag))?;
+            if read_only && selinux::is_enforcing() {
+                fsconfig_set_string(&context, "context", selinux::LAYERS)?;
+            }
             fsconfig_create(&context)
         });
         made.map_err(|e| MountError { source: e.into(), said: messages(&context) })?;
@@ -136,6 +140,24 @@ pub fn private_namespace() -> io::Result<()> {
 /// Makes `dir` the working directory of this thread, which has one of its own since [`private_namespace`].
 pub fn work_in(dir: &Path) -> io::Result<()> {
     Ok(nix::unistd::chdir(dir)?)
+}
+
+/// Mounts the directory at `path` once more over the directory `over`: read-only, without devices, setuid bits and programs.
+pub fn bind_read_only(path: &Path, over: &Path) -> io::Result<()> {
+    let none = None::<&str>;
+    nix::mount::mount(Some(path), over, none, MsFlags::MS_BIND, none)?;
+    // A bind takes its attributes in a second step (mount(2)).
+    let flags = MsFlags::MS_BIND
+        | MsFlags::MS_REMOUNT
+        | MsFlags::MS_RDONLY
+        | MsFlags::MS_NODEV
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NOEXEC;
+    if let Err(e) = nix::mount::mount(none, over, none, flags, none) {
+        let _ = unmount(over);
+        return Err(e.into());
+    }
+    Ok(())
 }
 
 /// Mounts an empty file system in memory over `dir`, for nobody but this user.

@@ -34,6 +34,13 @@ struct Mount {
     options: Vec<u8>,
 }
 
+impl Mount {
+    /// Whether it is an overlay with a layer that is the directory at `path` or in it.
+    fn stands_on(&self, path: &Path) -> bool {
+        lower(&self.options).any(|dir| Path::new(OsStr::from_bytes(dir)).starts_with(path))
+    }
+}
+
 /// One way in which a directory is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Use {
@@ -92,12 +99,18 @@ impl Mounts {
                 Some(Use::Covered(point()))
             } else if mount.device == holder.device && mount.root.starts_with(&inside) {
                 Some(Use::Mounted(point()))
-            } else if lower(&mount.options).any(|dir| Path::new(OsStr::from_bytes(dir)).starts_with(path)) {
+            } else if mount.stands_on(path) {
                 Some(Use::Layered(point()))
             } else {
                 None
             }
         })
+    }
+
+    /// An overlay that stands on the directory at `path` or on one in it.
+    pub fn overlay_on(&self, path: &Path) -> Option<&Path> {
+        let found = self.namespaces.iter().flatten().find(|mount| mount.stands_on(path));
+        found.map(|mount| mount.point.as_path())
     }
 }
 

@@ -5,8 +5,19 @@ use std::path::Path;
 use super::error::{Context, Error};
 use super::seal::{self, Files};
 use crate::model::key::KeyId;
+use crate::model::seal::CacheManifest;
 use crate::model::trust::Trust;
 use crate::sys::Dir;
+
+/// Reads and checks the seal of the volume at `path` as [`seal::read`] does, if it is one that `trust` asks for, and says who
+/// signed. Both are of the same bytes.
+pub fn read_trusted(path: &Path, trust: &Trust) -> Result<(CacheManifest, Option<KeyId>), Error> {
+    let shown = path.display().to_string();
+    let root = Dir::open(path).context("opening the volume", &shown)?;
+    let files = Files::read(&root, &shown)?;
+    let signed_by = trust.check_seal(path, &files)?;
+    Ok((seal::parse(&files.cache_json, &shown)?, signed_by))
+}
 
 impl Trust {
     /// Judges the volume at `root` whose `cache.json` was read as `cache_json`, by the signature beside it. The answer is who

@@ -19,6 +19,7 @@ pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod layers;
 pub(crate) mod need;
+pub(crate) mod node;
 pub(crate) mod opened;
 pub(crate) mod overlay;
 pub(crate) mod podman;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::caches::attachments::Attachments;
+use crate::caches::attachments::{Attachment, Attachments};
 use crate::caches::hub::Told;
 use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
@@ -513,7 +513,7 @@ async fn generations_stay_while_they_are_used() {
     let first = state.join(format!("tenants/team/volumes/{id}.1"));
     let attachments = Attachments::new(state.join("attached"));
     let (at, there) = (Path::new("/icv"), Path::new("/mnt/icv"));
-    attachments.note(&first, at, host.clock.now()).unwrap();
+    attachments.note(&Attachment::new(&first, at, host.clock.now())).unwrap();
     host.service.refresh(&team(), id).await.unwrap();
     host.until(id, |record| record.content.as_ref().is_some_and(|content| content.generation == 2)).await;
     host.service.look_over().await.unwrap();
@@ -525,7 +525,7 @@ async fn generations_stay_while_they_are_used() {
     assert!(matches!(stranger, Error::NotFound(_)));
 
     // A deletion waits for every generation.
-    attachments.note(&first, there, host.clock.now()).unwrap();
+    attachments.note(&Attachment::new(&first, there, host.clock.now())).unwrap();
     attachments.forget(at).unwrap();
     host.service.delete(&team(), id).await.unwrap();
     host.service.look_over().await.unwrap();

@@ -118,7 +118,7 @@ pub fn check(image: &File, len: u64, want: &seal::Verity) -> std::io::Result<()>
     let offset = want.hash_offset;
     let blocks = offset / BLOCK as u64;
     let whole = blocks.checked_add(tree_blocks(blocks)).and_then(|blocks| blocks.checked_mul(BLOCK as u64));
-    if offset % BLOCK as u64 != 0 || blocks == 0 || whole != Some(len) {
+    if !offset.is_multiple_of(BLOCK as u64) || blocks == 0 || whole != Some(len) {
         return Err(differs("its length is not that of an image and its hash tree"));
     }
     let mut uuid = [0; 16];

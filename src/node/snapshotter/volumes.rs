@@ -73,6 +73,7 @@ impl Volumes {
             }
         };
         self.told = None;
+        records.retain(|record| !record.leaving);
         records.sort_by(|a, b| (a.since, &a.at).cmp(&(b.since, &b.at)));
         let mut before = std::mem::take(&mut self.seen);
         let mut changed = false;
@@ -85,7 +86,7 @@ impl Volumes {
                 continue;
             }
             changed = true;
-            let volume = match read(&record.at) {
+            let volume = match read(&record) {
                 Ok(volume) => {
                     tracing::info!(at = %record.at.display(), layers = volume.layers.len(), "a volume is attached");
                     Some(Arc::new(volume))
@@ -117,8 +118,13 @@ fn look(at: &Path) -> Option<Seal> {
     Some(Seal { root: identity, file: file.identity, size: file.size, mtime: file.mtime })
 }
 
-fn read(at: &Path) -> Result<Volume, String> {
-    let content = seal::read(at).map_err(|e| e.to_string())?.content;
+fn read(record: &Attachment) -> Result<Volume, String> {
+    let at = &record.at;
+    let manifest = seal::read(at).map_err(|e| e.to_string())?;
+    if let Some(attached) = record.cache.as_ref().filter(|attached| **attached != manifest.digest) {
+        return Err(format!("its cache.json is {}, attached was {attached}", manifest.digest));
+    }
+    let content = manifest.content;
     prove(&content)?;
     let layers = content.layers.into_iter().map(|layer| (layer.chain_id.clone(), layer)).collect();
     Ok(Volume { at: at.to_owned(), format: content.layer_format, layers })

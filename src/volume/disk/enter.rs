@@ -12,7 +12,7 @@ use crate::sys::Dir;
 use crate::sys::dir::stat_fd;
 use crate::sys::lock::Lock;
 use crate::sys::loop_device::{self, Access, LoopDevice};
-use crate::sys::mount::{Ext4, Mount, unmount};
+use crate::sys::mount::{Ext4, Mount, bind_read_only, unmount};
 use crate::sys::process;
 use crate::volume::lease::Lease;
 use crate::volume::seal::Files;
@@ -45,6 +45,19 @@ impl Entered {
         }
         let over = over.canonicalize().context("opening", &shown)?;
         Ok(Attached { over, _entered: self })
+    }
+
+    /// Attaches the volume over the directory `over` for everybody, read-only, until it is unmounted. What it lies on is held
+    /// by the mount alone.
+    pub fn leave(mut self, over: &Path) -> Result<(), Error> {
+        let shown = over.display().to_string();
+        match self.mount.take() {
+            Some(mount) => {
+                let below = Dir::open(over).context("opening", &shown)?;
+                mount.attach(&below).context("mounting over", &shown)
+            }
+            None => bind_read_only(&self.path, over).context("mounting over", &shown),
+        }
     }
 
     fn plain(path: &Path) -> Self {

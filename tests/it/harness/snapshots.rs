@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use larder::caches::attachments::Attachments;
+use larder::caches::attachments::{Attachment, Attachments};
 use larder::node::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use larder::node::api::services::snapshots::v1::{
     CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
@@ -119,7 +119,7 @@ impl Snapshotter {
     pub(crate) fn attach(&self, volume: &Path, name: &str) -> PathBuf {
         let at = self.dir.path().join(name);
         fs::create_dir_all(&at).unwrap();
-        self.records().note(volume, &at, Utc::now()).unwrap();
+        self.records().note(&Attachment::new(volume, &at, Utc::now())).unwrap();
         mount(Some(volume), &at, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
         mount(None::<&str>, &at, None::<&str>, flags, None::<&str>).unwrap();

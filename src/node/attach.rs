@@ -1,0 +1,192 @@
+//! `larder attach` and `larder detach`: a sealed volume on a node, and what starts containers there told of it.
+//!
+//! ```text
+//! attach   plan: volume ─► opened where nobody sees it ─► cache.json, checks, limits     nothing is changed yet
+//!          ─► record ─► mounted at AT ─► image store ─► drop-ins of runtimes ─► unit
+//! detach   asked who uses it ─► drop-ins ─► record marked ─► image store ─► unmounted ─► unit ─► record gone
+//! ```
+//!
+//! The record (caches::attachments) is what others go by: the daemon does not remove a volume that has one, and the
+//! snapshotter serves the layers of the volumes that have one. It is written before the mount, and goes after the unmount; that
+//! the volume leaves is noted in it before.
+//! Every step may be repeated, so that what was cut off goes on when the same command runs again, as it does at each boot.
+//!
+//! Configuration of others is never edited. What is written are whole files of ours ([`file`]), which name all attached
+//! volumes and go with the last.
+
+mod detach;
+mod display;
+mod error;
+mod file;
+mod found;
+mod place;
+mod unit;
+
+use std::path::{Path, PathBuf};
+
+use chrono::Utc;
+
+pub use detach::{Detached, detach};
+pub use error::Error;
+pub use file::File;
+
+use crate::caches::attachments::{Attachment, Attachments};
+use crate::model::digest::Digest;
+use crate::model::runtime::Runtime;
+use crate::model::seal::{CacheManifest, Content};
+use crate::sys::{Dir, selinux};
+use crate::volume::disk::{self, Entered};
+use crate::volume::lease::Lease;
+use crate::volume::seal;
+
+/// The node.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Where its file system is for this process: `/`, or where a container has it.
+    pub root: PathBuf,
+    /// Its records.
+    pub records: Attachments,
+}
+
+impl Host {
+    /// Where a path of the node is for this process.
+    fn path(&self, path: &str) -> PathBuf {
+        self.root.join(path.trim_start_matches('/'))
+    }
+}
+
+/// What is to be attached, and how.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Directory of a volume, image file or block device.
+    pub volume: PathBuf,
+    /// Where it is mounted; none: where it is already, or at the first free of `/icv`, `/icv2`, ….
+    pub at: Option<PathBuf>,
+    /// Which runtimes are told of it; none: those that are found.
+    pub runtimes: Option<Vec<Runtime>>,
+    /// How it is attached again at each boot; none: not at all.
+    pub boot: Option<Boot>,
+}
+
+/// The command that a unit runs.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// The program, as the node has it.
+    pub program: PathBuf,
+    /// Flags of `attach`, but what is attached and where.
+    pub flags: Vec<String>,
+}
+
+/// What is going to be done. As long as it lives, the volume is there.
+#[derive(Debug)]
+pub struct Plan {
+    host: Host,
+    record: Attachment,
+    manifest: CacheManifest,
+    /// The volume where nobody sees it; none where it is mounted already.
+    entered: Option<Entered>,
+    _lease: Option<Lease>,
+    files: Vec<File>,
+    notes: Vec<String>,
+}
+
+impl Plan {
+    /// Reads and checks everything, and changes nothing.
+    pub fn make(order: &Order, host: &Host) -> Result<Self, Error> {
+        let known = host.records.list()?;
+        let volume = place::resolve(&order.volume)?;
+        let at = match &order.at {
+            Some(at) => place::check(at)?,
+            None => place::choose(&volume, &known)?,
+        };
+        if let Some(taken) = known.iter().find(|record| record.at == at && record.volume != volume) {
+            return Err(Error::Taken { at, volume: taken.volume.clone() });
+        }
+        let before = known.iter().find(|record| record.at == at);
+        let (entered, lease, manifest) = if place::is_mounted(&at)? {
+            if before.is_none() {
+                return Err(Error::Foreign(at));
+            }
+            (None, None, seal::read(&at)?)
+        } else {
+            place::check_empty(&at)?;
+            let lease = lease(&volume)?;
+            let entered = disk::enter(&volume)?;
+            let manifest = seal::read(entered.path())?;
+            (Some(entered), lease, manifest)
+        };
+        if let Some(cache) = before.and_then(|before| before.cache.as_ref())
+            && *cache != manifest.digest
+        {
+            return Err(Error::Changed { volume, was: cache.clone(), is: manifest.digest });
+        }
+        let mut record = Attachment::new(&volume, &at, Utc::now());
+        record.cache = Some(manifest.digest.clone());
+        record.runtimes = match &order.runtimes {
+            Some(runtimes) => runtimes.clone(),
+            None => found::runtimes(host),
+        };
+        record.runtimes.sort_unstable();
+        record.runtimes.dedup();
+        let mut notes = Vec::new();
+        if record.runtimes.is_empty() {
+            notes.push("no container runtime was found on this node: name one with --runtime".to_owned());
+        }
+        if selinux::is_enforcing() && entered.as_ref().is_some_and(|entered| entered.path() == volume) {
+            notes.push(format!(
+                "SELinux enforces, and files of a directory keep their own labels: containers read them if they are \
+                 container_ro_file_t (chcon -R -t container_ro_file_t {})",
+                volume.display()
+            ));
+        }
+        let files = match &order.boot {
+            Some(boot) => vec![unit::file(host, &record, boot)?],
+            None => Vec::new(),
+        };
+        Ok(Plan { host: host.clone(), record, manifest, entered, _lease: lease, files, notes })
+    }
+
+    /// What the volume holds.
+    pub fn content(&self) -> &Content {
+        &self.manifest.content
+    }
+
+    /// Digest of its `cache.json`.
+    pub fn cache(&self) -> &Digest {
+        &self.manifest.digest
+    }
+
+    /// Where it is going to be.
+    pub fn at(&self) -> &Path {
+        &self.record.at
+    }
+
+    /// What the operator should know, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Does it.
+    pub fn carry_out(self) -> Result<(), Error> {
+        self.host.records.note(&self.record)?;
+        if let Some(entered) = self.entered {
+            place::make(&self.record.at)?;
+            entered.leave(&self.record.at)?;
+        }
+        for file in &self.files {
+            file.write()?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the daemon from removing a volume until it has a record. Disks do so while they are open; a volume that cannot be
+/// written to, or that was carried here, is nobody's to remove.
+fn lease(volume: &Path) -> Result<Option<Lease>, Error> {
+    let Ok(root) = Dir::open(volume) else { return Ok(None) };
+    match Lease::shared(&root) {
+        Ok(None) => Err(Error::Going(volume.to_owned())),
+        Ok(lease) => Ok(lease),
+        Err(_) => Ok(None),
+    }
+}

@@ -1,0 +1,94 @@
+//! Letting a volume go.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::error::{Error, io as failed};
+use super::{Host, place, unit};
+use crate::caches::attachments::Attachment;
+use crate::node::snapshotter;
+use crate::sys::mount;
+use crate::sys::mounts::Mounts;
+
+/// How long a mount may stay busy: the snapshotter looks at the records every [`snapshotter::EVERY`], and unmounts what it
+/// has of a volume that lost its own.
+const PATIENCE: Duration = Duration::from_secs(3 * snapshotter::EVERY.as_secs());
+
+/// What was let go of.
+#[derive(Debug)]
+pub struct Detached {
+    /// The volume.
+    pub volume: PathBuf,
+    /// Where it was.
+    pub at: PathBuf,
+}
+
+/// Lets go of a volume, which is named by its own path or by where it is attached.
+///
+/// # Errors
+/// [`Error`]; while containers use it, nothing is changed. What was cut off goes on when it is called again.
+pub fn detach(wanted: &Path, host: &Host) -> Result<Detached, Error> {
+    let known = host.records.list()?;
+    let record = find(wanted, &known)?;
+    let at = &record.at;
+    let mounts = Mounts::read().map_err(failed("looking for who uses", at))?;
+    if let Some(overlay) = mounts.overlay_on(at) {
+        let by = format!("the overlay at {} stands on it", overlay.display());
+        return Err(Error::Busy { at: at.clone(), by });
+    }
+    let mut leaving = record.clone();
+    leaving.leaving = true;
+    host.records.note(&leaving)?;
+    if let Err(error) = unmount(at) {
+        host.records.note(record)?;
+        return Err(error);
+    }
+    unit::gone(host, at).write()?;
+    host.records.forget(at)?;
+    // One that holds something was not made for this.
+    let _ = fs::remove_dir(at);
+    Ok(Detached { volume: record.volume.clone(), at: at.clone() })
+}
+
+fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Error> {
+    let path = std::path::absolute(wanted).map_err(failed("resolving", wanted))?;
+    let resolved = path.canonicalize().unwrap_or_else(|_| path.clone());
+    if let Some(record) = known.iter().find(|record| record.at == path || record.at == resolved) {
+        return Ok(record);
+    }
+    let is_it = |record: &&Attachment| record.volume == path || record.volume == resolved;
+    let found: Vec<&Attachment> = known.iter().filter(is_it).collect();
+    let places = |records: &[&Attachment]| {
+        let places: Vec<String> = records.iter().map(|record| record.at.display().to_string()).collect();
+        if places.is_empty() { "none".to_owned() } else { places.join(", ") }
+    };
+    match found.as_slice() {
+        [] => {
+            let have = places(&known.iter().collect::<Vec<_>>());
+            Err(Error::NotAttached { given: wanted.to_owned(), have })
+        }
+        [record] => Ok(record),
+        several => Err(Error::Several { given: wanted.to_owned(), at: places(several) }),
+    }
+}
+
+fn unmount(at: &Path) -> Result<(), Error> {
+    let end = Instant::now() + PATIENCE;
+    while place::is_mounted(at)? {
+        match mount::unmount(at) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {
+                sleep(Duration::from_millis(50));
+            }
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+                let by = Mounts::read().ok().and_then(|mounts| mounts.use_of(at));
+                let by = by.map_or("a process has files of it open".to_owned(), |by| by.to_string());
+                return Err(Error::Busy { at: at.to_owned(), by });
+            }
+            other => other.map_err(failed("unmounting", at))?,
+        }
+    }
+    Ok(())
+}

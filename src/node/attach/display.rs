@@ -1,0 +1,45 @@
+//! A plan in words, for `--dry-run`.
+
+use std::fmt;
+
+use super::Plan;
+use crate::model::job::LayerFormat;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let content = self.content();
+        let form = match content.layer_format {
+            LayerFormat::Overlay => "directories",
+            LayerFormat::Erofs => "EROFS images",
+        };
+        writeln!(f, "volume    {}", self.record.volume.display())?;
+        writeln!(
+            f,
+            "cache     {}: {} images, {} layers as {form}",
+            self.cache(),
+            content.images.len(),
+            content.layers.len()
+        )?;
+        let how = if self.entered.is_some() { "" } else { ", where it is already" };
+        writeln!(f, "mounted   {}, read-only{how}", self.record.at.display())?;
+        let runtimes: Vec<&str> = self.record.runtimes.iter().map(|runtime| runtime.name()).collect();
+        writeln!(
+            f,
+            "runtimes  {}",
+            if runtimes.is_empty() { "none".to_owned() } else { runtimes.join(", ") }
+        )?;
+        for file in &self.files {
+            match &file.text {
+                Some(text) => {
+                    writeln!(f, "file      {}", file.path.display())?;
+                    text.lines().try_for_each(|line| writeln!(f, "        | {line}"))?;
+                }
+                None => writeln!(f, "no file   {}", file.path.display())?,
+            }
+            if let Some(link) = file.link.as_ref().filter(|_| file.text.is_some()) {
+                writeln!(f, "link      {}", link.display())?;
+            }
+        }
+        self.notes.iter().try_for_each(|note| writeln!(f, "note      {note}"))
+    }
+}

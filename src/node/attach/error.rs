@@ -1,0 +1,133 @@
+//! What goes wrong.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::caches::attachments::AttachmentError;
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::volume::{self, disk};
+
+/// A volume is not attached, or not detached.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The volume cannot be read or trusted.
+    #[error(transparent)]
+    Volume(#[from] volume::Error),
+    /// The disk that holds it cannot be mounted.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
+    /// A record cannot be read or written.
+    #[error(transparent)]
+    Record(#[from] AttachmentError),
+    /// It cannot be mounted there.
+    #[error("mounting at {}: {fault}", at.display())]
+    At {
+        /// Where.
+        at: PathBuf,
+        /// What is wrong with it, and the remedy.
+        fault: &'static str,
+    },
+    /// Another volume is there.
+    #[error("{} is taken by the volume {}: detach it first, or attach elsewhere with --at", at.display(), volume.display())]
+    Taken {
+        /// Where.
+        at: PathBuf,
+        /// What is attached there.
+        volume: PathBuf,
+    },
+    /// Something is mounted there, or lies there, that is not ours.
+    #[error("{} holds something that larder did not attach: give another directory with --at", .0.display())]
+    Foreign(PathBuf),
+    /// Somebody is about to remove the volume.
+    #[error("{} is being removed or filled: wait, or give another volume", .0.display())]
+    Going(PathBuf),
+    /// The volume is another one than the record says.
+    #[error(
+        "{} holds the cache {is}, and {was} is attached from there: detach it first",
+        volume.display()
+    )]
+    Changed {
+        /// The volume.
+        volume: PathBuf,
+        /// Digest of the cache that is attached.
+        was: Digest,
+        /// Digest of the cache that is there.
+        is: Digest,
+    },
+    /// A file of ours is not ours.
+    #[error("{} is not larder's (its first line does not say so): move it away, or put what it says elsewhere", .0.display())]
+    NotOurs(PathBuf),
+    /// Nothing of that name is attached.
+    #[error("{} is not attached; attached are: {have}", given.display())]
+    NotAttached {
+        /// What was asked for.
+        given: PathBuf,
+        /// What there is.
+        have: String,
+    },
+    /// A volume is attached at several places.
+    #[error("{} is attached at {at}: say which", given.display())]
+    Several {
+        /// What was asked for.
+        given: PathBuf,
+        /// Where.
+        at: String,
+    },
+    /// Containers use it.
+    #[error("{} is in use: {by}: stop and remove that first", at.display())]
+    Busy {
+        /// Where it is mounted.
+        at: PathBuf,
+        /// Who.
+        by: String,
+    },
+    /// A word cannot be written into a unit.
+    #[error("writing a unit with {0:?}: it has a character that a unit cannot hold: use --no-unit")]
+    Unit(String),
+    /// The kernel refused.
+    #[error("{doing} {}: {source}{}", what.display(), remedy(source))]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        what: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The class, which decides about the exit code.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Volume(e) => e.class(),
+            Error::Disk(e) => e.class(),
+            Error::Record(e) => e.class(),
+            Error::At { .. } | Error::Unit(_) | Error::Several { .. } => Class::Invalid,
+            Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } | Error::NotOurs(_) => {
+                Class::Conflict
+            }
+            Error::NotAttached { .. } => Class::NotFound,
+            Error::Busy { .. } | Error::Going(_) => Class::Busy,
+            Error::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => Class::NotFound,
+                io::ErrorKind::ResourceBusy => Class::Busy,
+                _ => crate::layer::error::io_class(source),
+            },
+        }
+    }
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => " (attaching takes root)",
+        io::ErrorKind::ResourceBusy => " (somebody uses it)",
+        _ => "",
+    }
+}
+
+pub(super) fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
+    let what = what.to_owned();
+    move |source| Error::Io { doing, what, source }
+}

@@ -1,0 +1,139 @@
+//! Files of ours beside the configuration of others: written whole, removed whole, never edited.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, io as failed};
+use crate::sys::{Dir, atomic};
+
+/// How each of them begins, so that nobody else's is taken for one.
+pub(super) const MARK: &str = "# Written by `larder attach`; `larder detach` removes it.\n";
+
+/// Most bytes that such a file has: a line for each of some thousand volumes.
+const MAX: u64 = 1 << 20;
+
+/// A file and what it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Where, for this process.
+    pub path: PathBuf,
+    /// All of it, which begins with [`MARK`]; none: it is to go.
+    pub text: Option<String>,
+    /// A symbolic link to it by which others find it.
+    pub link: Option<PathBuf>,
+}
+
+impl File {
+    /// A file with a text below the mark.
+    pub fn new(path: PathBuf, text: &str) -> Self {
+        File { path, text: Some(format!("{MARK}{text}")), link: None }
+    }
+
+    /// A file that is to go.
+    pub fn gone(path: PathBuf) -> Self {
+        File { path, text: None, link: None }
+    }
+
+    /// Whether something has to be done.
+    pub fn differs(&self) -> Result<bool, Error> {
+        Ok(self.read()? != self.text || self.is_unlinked())
+    }
+
+    fn is_unlinked(&self) -> bool {
+        let there = self.link.as_ref().map(|link| fs::read_link(link).ok());
+        there.is_some_and(|target| (target.as_deref() == Some(&self.path)) != self.text.is_some())
+    }
+
+    /// What it is now; none where it is not there.
+    fn read(&self) -> Result<Option<String>, Error> {
+        let Some((dir, name)) = self.open()? else { return Ok(None) };
+        let bytes = match dir.read_file(name.as_bytes(), MAX) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(failed("reading", &self.path))?,
+        };
+        match String::from_utf8(bytes) {
+            Ok(text) if text.starts_with(MARK) => Ok(Some(text)),
+            _ => Err(Error::NotOurs(self.path.clone())),
+        }
+    }
+
+    /// Makes it what it is to be, durably.
+    pub fn write(&self) -> Result<(), Error> {
+        if !self.differs()? {
+            return Ok(());
+        }
+        let Some(text) = &self.text else { return self.remove() };
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(failed("creating", parent))?;
+        if let Some((dir, name)) = self.open()? {
+            let written = atomic::write(&dir, name.as_bytes(), text.as_bytes(), 0o644);
+            written.map_err(failed("writing", &self.path))?;
+        }
+        if let Some(link) = &self.link {
+            let parent = link.parent().unwrap_or(Path::new("/"));
+            fs::create_dir_all(parent).map_err(failed("creating", parent))?;
+            remove(link)?;
+            std::os::unix::fs::symlink(&self.path, link).map_err(failed("linking", link))?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self) -> Result<(), Error> {
+        if let Some(link) = &self.link {
+            remove(link)?;
+        }
+        remove(&self.path)
+    }
+
+    fn open(&self) -> Result<Option<(Dir, &std::ffi::OsStr)>, Error> {
+        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(None) };
+        match Dir::open(parent) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => Ok(Some((other.map_err(failed("opening", parent))?, name))),
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("removing", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_again_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b.conf");
+        let link = dir.path().join("wants/b.conf");
+        let file = File { link: Some(link.clone()), ..File::new(path.clone(), "x = 1\n") };
+        assert!(file.differs().unwrap());
+        for _ in 0..2 {
+            file.write().unwrap();
+            assert!(!file.differs().unwrap());
+        }
+        assert_eq!(fs::read_to_string(&link).unwrap(), format!("{MARK}x = 1\n"));
+        let gone = File { link: Some(link.clone()), ..File::gone(path.clone()) };
+        for _ in 0..2 {
+            gone.write().unwrap();
+        }
+        assert!(!path.exists() && fs::read_link(link).is_err());
+    }
+
+    #[test]
+    fn what_is_not_ours_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.conf");
+        fs::write(&path, "y = 2\n").unwrap();
+        for file in [File::new(path.clone(), "x = 1\n"), File::gone(path.clone())] {
+            assert!(matches!(file.write(), Err(Error::NotOurs(_))));
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "y = 2\n");
+    }
+}

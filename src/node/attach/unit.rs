@@ -1,0 +1,102 @@
+//! The systemd unit by which a volume is attached again at each boot (systemd.unit(5), systemd.service(5)).
+
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use super::error::Error;
+use super::file::File;
+use super::{Boot, Host};
+use crate::caches::attachments::Attachment;
+
+const UNITS: &str = "/etc/systemd/system";
+
+/// The unit that attaches `record` again.
+pub(super) fn file(host: &Host, record: &Attachment, boot: &Boot) -> Result<File, Error> {
+    let text =
+        |path: &Path| path.to_str().and_then(quoted).ok_or_else(|| Error::Unit(path.display().to_string()));
+    let volume = text(&record.volume)?;
+    let mut words = vec![text(&boot.program)?, "attach".to_owned(), volume.clone()];
+    words.extend(["--at".to_owned(), text(&record.at)?, "--no-unit".to_owned()]);
+    for flag in &boot.flags {
+        words.push(quoted(flag).ok_or_else(|| Error::Unit(flag.clone()))?);
+    }
+    let text = format!(
+        "[Unit]
+Description=Image cache at {at}
+RequiresMountsFor={volume}
+After=local-fs.target remote-fs.target
+Before=larder-snapshotter.service containerd.service crio.service kubelet.service podman-restart.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={command}
+
+[Install]
+WantedBy=multi-user.target
+",
+        at = record.at.display(),
+        command = words.join(" "),
+    );
+    Ok(File { link: Some(link(host, &record.at)), ..File::new(path(host, &record.at), &text) })
+}
+
+/// That unit, when it is to go.
+pub(super) fn gone(host: &Host, at: &Path) -> File {
+    File { link: Some(link(host, at)), ..File::gone(path(host, at)) }
+}
+
+fn path(host: &Host, at: &Path) -> std::path::PathBuf {
+    host.path(UNITS).join(name(at))
+}
+
+/// What `systemctl enable` makes.
+fn link(host: &Host, at: &Path) -> std::path::PathBuf {
+    host.path(UNITS).join("multi-user.target.wants").join(name(at))
+}
+
+/// `/mnt/a-b` is `larder-attach-mnt-a\x2db.service` (systemd-escape(1)).
+fn name(at: &Path) -> String {
+    let mut name = "larder-attach-".to_owned();
+    for (index, byte) in at.as_os_str().as_bytes().iter().enumerate().skip(1) {
+        match byte {
+            b'/' => name.push('-'),
+            b'.' if index > 1 => name.push('.'),
+            b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'_' => name.push(char::from(*byte)),
+            other => name.push_str(&format!("\\x{other:02x}")),
+        }
+    }
+    name + ".service"
+}
+
+/// A word of a command line; none where it cannot be one.
+fn quoted(word: &str) -> Option<String> {
+    if word.chars().any(char::is_control) {
+        return None;
+    }
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-_.:@=+,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return Some(word.to_owned());
+    }
+    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    Some(format!("\"{escaped}\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_systemd() {
+        assert_eq!(name(Path::new("/icv")), "larder-attach-icv.service");
+        assert_eq!(name(Path::new("/mnt/a-b.c")), "larder-attach-mnt-a\\x2db.c.service");
+    }
+
+    #[test]
+    fn words_mean_what_they_say() {
+        assert_eq!(quoted("/usr/bin/larder").unwrap(), "/usr/bin/larder");
+        assert_eq!(quoted("a b$c%d\"e\\f").unwrap(), r#""a b$$c%%d\"e\\f""#);
+        assert_eq!(quoted("").unwrap(), "\"\"");
+        assert!(quoted("a\nb").is_none());
+    }
+}

@@ -1,0 +1,3 @@
+//! `larder attach` and `larder detach`.
+
+mod mounts;

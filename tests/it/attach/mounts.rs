@@ -1,0 +1,211 @@
+//! What is mounted, noted and written, and how it goes again.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use larder::model::job::LayerFormat;
+use larder::testing::image::{Format, Image, busybox};
+use larder::testing::layer::LayerBuilder;
+
+use crate::harness::node::Node;
+use crate::harness::served::{Running, Served, change_times};
+use crate::harness::{Need, exits, isolated, succeed};
+
+const SIZE: u64 = 64 << 20;
+
+fn image() -> Image {
+    let layer = LayerBuilder::new().file("etc/name", "one\n").gzip();
+    Image::builder(Format::Oci).layer(busybox().unwrap()).layer(layer.into()).build()
+}
+
+fn mounts() -> String {
+    fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+}
+
+/// Each kind of volume, with the path that `attach` is given.
+fn kinds(served: &Served) -> Vec<std::path::PathBuf> {
+    let (directory, disk) = (served.beside("directory"), served.beside("disk"));
+    succeed(&mut served.build(&directory, SIZE));
+    succeed(served.build(&disk, SIZE).args(["--volume-kind", "disk"]));
+    vec![directory, disk.clone(), disk.join("disk.img")]
+}
+
+#[test]
+fn a_volume_of_any_kind_is_attached_and_let_go() {
+    isolated(&[Need::Erofs, Need::Program("mkfs.ext4")], || {
+        for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
+            let served = Served::new([image()]).with(form);
+            for volume in kinds(&served) {
+                let node = Node::new();
+                let at = node.place("icv");
+                let before = (mounts(), if volume.is_dir() { change_times(&volume) } else { Vec::new() });
+
+                let said = succeed(node.attach(&volume, &at).arg("--dry-run"));
+                assert!(said.contains(&format!("mounted   {}", at.display())), "{said}");
+                assert!(mounts() == before.0 && !node.state().exists() && !node.root().exists(), "a dry run");
+
+                assert_eq!(succeed(&mut node.attach(&volume, &at)), format!("{}\n", at.display()));
+                assert!(at.join("cache.json").is_file());
+                let mounted = mounts();
+                let line = mounted.lines().last().unwrap();
+                assert!(line.contains("ro,nosuid,nodev,noexec"), "{line}");
+                fs::write(at.join("new"), "x").unwrap_err();
+                let unit = [
+                    "systemd/system/larder-attach-",
+                    "systemd/system/multi-user.target.wants/larder-attach-",
+                ];
+                let configured = node.configured();
+                assert_eq!(configured.len(), 2, "{configured:?}");
+                for (path, want) in configured.iter().zip(unit) {
+                    assert!(path.to_str().unwrap().starts_with(want), "{path:?}");
+                }
+
+                // Again, by all names, and without a place: nothing changes.
+                succeed(&mut node.attach(&volume, &at));
+                assert_eq!(succeed(&mut node.larder("attach", &volume)), format!("{}\n", at.display()));
+                assert_eq!(mounts(), mounted);
+
+                let said = exits(64, &mut node.detach(Path::new("/no/such")));
+                assert!(said.contains(at.to_str().unwrap()), "{said}");
+                let name = if volume.is_dir() { &volume } else { &at };
+                succeed(&mut node.detach(name));
+                assert_eq!(mounts(), before.0);
+                assert!(!at.exists() && node.configured().is_empty());
+                assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
+                exits(64, &mut node.detach(name));
+                if volume.is_dir() {
+                    assert_eq!(change_times(&volume), before.1, "a sealed volume is not written to");
+                }
+            }
+        }
+    });
+}
+
+/// What `ExecStart=` of the only unit says.
+fn exec_start(node: &Node) -> String {
+    let units = fs::read_dir(node.path("/etc/systemd/system")).unwrap();
+    let unit = units.map(|unit| unit.unwrap().path()).find(|path| path.is_file()).unwrap();
+    let text = fs::read_to_string(unit).unwrap();
+    text.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap().to_owned()
+}
+
+#[test]
+fn it_is_there_again_after_a_boot() {
+    isolated(&[Need::Program("systemd-analyze"), Need::Program("mkfs.ext4")], || {
+        let served = Served::new([image()]);
+        let node = Node::new();
+        let at = node.place("icv");
+        for volume in kinds(&served) {
+            // As root has it on a node: nothing of the command is left out.
+            let mut attach = node.attach(&volume, &at);
+            attach.args(["--runtime", "podman"]);
+            succeed(&mut attach);
+            let unit = node.path("/etc/systemd/system").join(node.configured()[0].file_name().unwrap());
+            succeed(Command::new("systemd-analyze").arg("verify").arg(&unit));
+            nix::mount::umount(&at).unwrap();
+            let mut boot = Command::new("sh");
+            boot.arg("-c").arg(format!("exec {} --node-root {}", exec_start(&node), node.root().display()));
+            boot.env("LARDER_STATE__DIR", node.state());
+            for _ in 0..2 {
+                succeed(&mut boot);
+            }
+            assert!(at.join("cache.json").is_file());
+            succeed(&mut node.detach(&at));
+        }
+    });
+}
+
+#[test]
+fn what_is_in_the_way_is_told_and_stays() {
+    isolated(&[], || {
+        let served = Served::new([image()]);
+        let (volume, other, node) = (served.volume(), served.beside("other"), Node::new());
+        succeed(&mut served.build(&volume, SIZE));
+        succeed(&mut served.build(&other, SIZE));
+        let at = node.place("icv");
+        fs::create_dir(&at).unwrap();
+        fs::write(at.join("mine"), "x").unwrap();
+        exits(73, &mut node.attach(&volume, &at));
+        fs::remove_file(at.join("mine")).unwrap();
+        exits(64, &mut node.attach(&volume, Path::new("icv")));
+        exits(64, &mut node.attach(&node.place("none"), &at));
+        let unsealed = served.beside("unsealed");
+        fs::create_dir(&unsealed).unwrap();
+        exits(73, &mut node.attach(&unsealed, &at));
+        assert!(!node.state().join("attached").exists());
+
+        succeed(&mut node.attach(&volume, &at));
+        let said = exits(73, &mut node.attach(&other, &at));
+        assert!(said.contains("taken by the volume"), "{said}");
+        let also = node.place("also");
+        succeed(&mut node.attach(&volume, &also));
+        let said = exits(64, &mut node.detach(&volume));
+        assert!(said.contains("say which"), "{said}");
+        succeed(&mut node.detach(&also));
+
+        // Somebody has a file open, and then a container's overlay stands on it.
+        let file = fs::File::open(at.join("cache.json")).unwrap();
+        exits(75, &mut node.detach(&at));
+        drop(file);
+        assert!(at.join("cache.json").is_file());
+        let hex = fs::read_dir(at.join("overlay")).unwrap().find_map(|entry| {
+            let path = entry.unwrap().path().join("diff");
+            path.is_dir().then_some(path)
+        });
+        let (lower, merged) = (hex.unwrap(), node.place("merged"));
+        fs::create_dir(&merged).unwrap();
+        let options = format!("lowerdir={}:{}", lower.display(), node.state().display());
+        let flags = nix::mount::MsFlags::empty();
+        nix::mount::mount(Some("x"), &merged, Some("overlay"), flags, Some(options.as_str())).unwrap();
+        let said = exits(75, &mut node.detach(&at));
+        assert!(said.contains(merged.to_str().unwrap()), "{said}");
+        nix::mount::umount(&merged).unwrap();
+        succeed(&mut node.detach(&at));
+
+        // A volume that was made anew is not the one that was attached.
+        succeed(&mut node.attach(&volume, &at));
+        nix::mount::umount(&at).unwrap();
+        fs::remove_dir_all(&volume).unwrap();
+        succeed(served.build(&volume, SIZE).args(["--layer-format", "erofs"]));
+        let said = exits(73, &mut node.attach(&volume, &at));
+        assert!(said.contains("detach it first"), "{said}");
+        succeed(&mut node.detach(&at));
+    });
+}
+
+#[test]
+fn whoever_is_killed_in_between_can_go_on() {
+    isolated(&[Need::Program("mkfs.ext4")], || {
+        let served = Served::new([image()]);
+        let (node, before) = (Node::new(), mounts());
+        let at = node.place("icv");
+        let volume = served.volume();
+        succeed(served.build(&volume, SIZE).args(["--volume-kind", "disk"]));
+        let (mut attached, mut detached) = (0, 0);
+        // From before anything was done to after everything was.
+        for step in 0..40 {
+            let cut = |mut command: Command| {
+                let mut running = Running::start(&mut command);
+                sleep(Duration::from_micros(step * 500));
+                let ended = running.has_ended();
+                running.kill();
+                usize::from(ended)
+            };
+            attached += cut(node.attach(&volume, &at));
+            succeed(&mut node.attach(&volume, &at));
+            assert!(at.join("cache.json").is_file());
+            assert_eq!(node.configured().len(), 2);
+            detached += cut(node.detach(&at));
+            // Gone already, or it goes now.
+            let code = node.detach(&at).status().unwrap().code();
+            assert!(matches!(code, Some(0 | 64)), "{code:?}");
+            assert_eq!(mounts(), before);
+            assert!(node.configured().is_empty());
+            assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
+        }
+        eprintln!("of 40, {attached} attached and {detached} detached before they were killed");
+    });
+}
