@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::model::class::Class;
 use crate::model::key::{ParseKeyError, PublicKey, SigningKey, SigningKeyError};
+use crate::model::trust::Trust;
 use crate::sys::private::{self, ReadError};
 
 /// Most bytes of a private key; one of ours has 119.
@@ -91,6 +92,15 @@ pub fn generate(path: &Path) -> Result<SigningKey, Error> {
         source,
     })?;
     Ok(key)
+}
+
+/// What a list of such texts asks for: a signature by one of all these keys; nothing, where there is none.
+pub fn trust(texts: &[String]) -> Result<Trust, Error> {
+    let mut keys = Vec::new();
+    for text in texts {
+        keys.append(&mut trusted(text)?);
+    }
+    Ok(Trust::only(keys))
 }
 
 /// The public keys that a text gives, as `--trust` does: one key, or the name of a file with some

@@ -6,21 +6,16 @@ use super::output::stdout;
 use crate::keys;
 use crate::model::escape::escape;
 use crate::model::size::ByteSize;
-use crate::model::trust::Trust;
 use crate::telemetry::Console;
 use crate::verify::verify_trusting;
 use crate::volume::disk;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
-    let mut keys = Vec::new();
-    for text in &args.trust {
-        match keys::trusted(text) {
-            Ok(mut given) => keys.append(&mut given),
-            Err(error) => return exit::fail(console, error.class(), &error.to_string()),
-        }
-    }
-    let trust = Trust::only(keys);
+    let trust = match keys::trust(&args.trust) {
+        Ok(trust) => trust,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
     let entered = match disk::enter(&args.volume) {
         Ok(entered) => entered,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),

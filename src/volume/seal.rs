@@ -6,6 +6,8 @@
 use std::io::{self, ErrorKind, Write as _};
 use std::path::Path;
 
+use nix::errno::Errno;
+
 use super::budget::full;
 use super::error::{Context, Error};
 use super::store::{self, Documents};
@@ -13,7 +15,7 @@ use super::{Volume, layout};
 use crate::model::digest::Digest;
 use crate::model::key::SigningKey;
 use crate::model::seal::{CacheManifest, Content};
-use crate::model::trust::SealSignature;
+use crate::model::trust::{SealSignature, TrustError};
 use crate::sys::{Dir, atomic, remove};
 
 /// Most bytes that `cache.json` may have.
@@ -37,13 +39,7 @@ impl Files {
     /// # Errors
     /// [`Error::NotSealed`] where there is no `cache.json`.
     pub fn read(root: &Dir, path: &str) -> Result<Self, Error> {
-        let cache_json = match root.read_file(layout::CACHE, MAX) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Error::NotSealed { path: path.to_owned() });
-            }
-            other => other.context("reading", "cache.json")?,
-        };
-        Ok(Files { cache_json, signature: signature(root)? })
+        Ok(Files { cache_json: cache_json(root, path)?, signature: signature(root, path)? })
     }
 
     /// Writes them in `root`, the signature first: from then on the volume is sealed.
@@ -56,11 +52,24 @@ impl Files {
     }
 }
 
+fn cache_json(root: &Dir, path: &str) -> Result<Vec<u8>, Error> {
+    match root.read_file(layout::CACHE, MAX) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::NotSealed { path: path.to_owned() }),
+        other => other.context("reading", "cache.json"),
+    }
+}
+
 /// The bytes of `cache.json.sig`, if there is one.
-pub(super) fn signature(root: &Dir) -> Result<Option<Vec<u8>>, Error> {
+pub(super) fn signature(root: &Dir, path: &str) -> Result<Option<Vec<u8>>, Error> {
+    let none = |what: String| Error::Trust { path: path.to_owned(), source: TrustError::Malformed(what) };
     match root.read_file(layout::SIGNATURE, MAX_SIGNATURE) {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        other => Ok(Some(other.context("reading", "cache.json.sig")?)),
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) => match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) => Ok(None),
+            Some(Errno::EINVAL | Errno::ELOOP) => Err(none("it is no regular file".to_owned())),
+            Some(Errno::EFBIG) => Err(none(format!("it has more than {MAX_SIGNATURE} bytes"))),
+            _ => Err(e).context("reading", "cache.json.sig"),
+        },
     }
 }
 
@@ -87,7 +96,7 @@ pub fn read(path: &Path) -> Result<CacheManifest, Error> {
 }
 
 pub(super) fn read_from(root: &Dir, path: &str) -> Result<CacheManifest, Error> {
-    parse(&Files::read(root, path)?.cache_json, path)
+    parse(&cache_json(root, path)?, path)
 }
 
 /// Checks the seal of the volume at `path` in the bytes of its `cache.json`.

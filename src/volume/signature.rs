@@ -29,7 +29,7 @@ impl Trust {
     /// Of class Denied: not signed, or by an unknown key. Of class Corrupt: the signature does not hold or is none.
     pub fn check(&self, root: &Path, cache_json: &[u8]) -> Result<Option<KeyId>, Error> {
         let path = root.display().to_string();
-        let signature = seal::signature(&Dir::open(root).context("opening the volume", &path)?)?;
+        let signature = seal::signature(&Dir::open(root).context("opening the volume", &path)?, &path)?;
         self.check_files(&path, cache_json, signature.as_deref())
     }
 
