@@ -130,7 +130,7 @@ impl Config {
         cluster::check(&config.cluster, &mut faults);
         config.registry.check(&mut faults);
         config.build.check(&mut faults);
-        if config.build.sign_key.is_some() && cluster::kubernetes(&config.cluster).is_some() {
+        if config.build.sign_key().is_some() && cluster::kubernetes(&config.cluster).is_some() {
             let reason = "a file of this machine, and builders are pods: want sign_secret in [[cluster]]";
             faults.push(Fault { key: "build.sign_key".to_owned(), reason: reason.to_owned() });
         }

@@ -137,7 +137,7 @@ pub(super) fn order(
         concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
         share,
         sign_key: match purpose {
-            Purpose::Build => args.sign_key.or_else(|| config.build.sign_key.clone()),
+            Purpose::Build => args.sign_key.or_else(|| config.build.sign_key().map(Path::to_owned)),
             Purpose::Plan => None,
         },
         signer: None,

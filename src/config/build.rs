@@ -1,6 +1,6 @@
 //! `[build]`: how images are built into a volume.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub struct Build {
     pub sizing: Sizing,
     /// Form in which layers lie on a volume.
     pub layer_format: LayerFormat,
-    /// File of the private key by which volumes are signed; without it they are not.
+    /// File of the private key by which volumes are signed; without it, or where it is empty, they are not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sign_key: Option<PathBuf>,
     /// Most bytes of ranges that wait in memory for their turn, all layers together.
@@ -51,6 +51,11 @@ impl Default for Build {
 }
 
 impl Build {
+    /// The file of the key by which volumes are signed. An empty variable of the environment takes that of the file away.
+    pub fn sign_key(&self) -> Option<&Path> {
+        self.sign_key.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
         within(faults, "build.concurrency", self.concurrency, 1..=64);
         within(faults, "build.max_entries", self.max_entries, 1..=u64::MAX);

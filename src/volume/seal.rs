@@ -21,7 +21,7 @@ use crate::sys::{Dir, atomic, remove};
 /// Most bytes that `cache.json` may have.
 pub(super) const MAX: u64 = 256 << 20;
 
-/// Most bytes that `cache.json.sig` may have; one of ours has 190.
+/// Most bytes that `cache.json.sig` may have; one of ours has 186.
 const MAX_SIGNATURE: u64 = 4 << 10;
 
 /// The files of a seal, byte for byte.

@@ -283,6 +283,18 @@ fn a_sealed_volume_is_signed_already_or_never() {
         let mut plan = larder();
         plan.env("LARDER_BUILD__SIGN_KEY", served.beside("absent")).arg("plan").args(served.references());
         succeed(&mut plan);
+        // What the file says is taken away by an empty variable.
+        let config = served.beside("larder.toml");
+        fs::write(&config, "[build]\nsign_key = '/absent'\n").unwrap();
+        let with_file = |volume: &str| {
+            let mut build = served.build(&served.beside(volume), SIZE);
+            build.arg("--config").arg(&config);
+            build
+        };
+        let said = exits(64, &mut with_file("by-file"));
+        assert!(said.contains("/absent"), "{said}");
+        succeed(with_file("by-file").env("LARDER_BUILD__SIGN_KEY", ""));
+        assert!(!signature(&served.beside("by-file")).exists());
     });
 }
 

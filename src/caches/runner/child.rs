@@ -152,7 +152,7 @@ struct InEffect {
 impl InEffect {
     fn of(settings: &Settings, config: &Config) -> Result<Self, ChildRunnerError> {
         // Each builder reads it for itself; a daemon does not start to make what nobody can sign.
-        config.build.sign_key.as_deref().map(keys::signing).transpose()?;
+        config.build.sign_key().map(keys::signing).transpose()?;
         let of_builders =
             Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
         Ok(InEffect {
