@@ -19,7 +19,7 @@ pub mod outcome;
 mod pipeline;
 pub mod progress;
 mod publish;
-mod registry;
+pub mod registry;
 mod resolve;
 mod run;
 pub mod share;

@@ -16,11 +16,13 @@ mod import;
 mod inspect;
 mod keeper;
 mod key;
+mod matching;
 mod merge;
 mod mount;
 mod output;
 mod plan;
 mod prefetch;
+mod preload;
 mod serve;
 mod signals;
 mod snapshotter;
@@ -92,9 +94,11 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Key { action } => key::run(&action, console),
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
-        Command::Attach(args) => attach::attach(&args, path.as_deref(), &config, console),
+        Command::Match(args) => matching::run(&args, &config, console),
+        Command::Attach(args) => attach::attach(args, path.as_deref(), &config, console),
         Command::Detach(args) => attach::detach(&args, &config, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
+        Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),

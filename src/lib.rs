@@ -23,7 +23,7 @@
 //! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`client`] | the client of the daemon's API |
-//! | [`node`] | what starts containers from caches: the snapshotter for containerd |
+//! | [`node`] | what starts containers from caches: the snapshotter for containerd, and images in it without a registry |
 //! | [`cli`] | one file per command, terminal and NDJSON output |
 //! | [`telemetry`] | logs, metrics, the service manager |
 //! | `testing` | feature `testing`: builders of layers and images, a registry and a Kubernetes API server that misbehave on purpose |

@@ -10,6 +10,7 @@ pub mod image_cache;
 pub mod job;
 pub mod key;
 pub mod manifest;
+pub mod matching;
 pub mod plan_report;
 pub mod platform;
 pub mod pull_secret;

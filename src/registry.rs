@@ -224,15 +224,35 @@ impl Registry {
         image: &ImageReference,
         by: ManifestReference<'_>,
     ) -> Result<FetchedManifest, Error> {
-        let (path, what, tag) = match by {
-            ManifestReference::Tag(tag) => {
-                (format!("manifests/{tag}"), format!("{}:{tag}", image.name()), true)
-            }
+        let tag = matches!(by, ManifestReference::Tag(_));
+        self.manifest_from(image, by, &self.inner.endpoints(image, tag)?).await
+    }
+
+    /// Whether the registry itself gives the manifest with this digest to whom the credentials belong.
+    ///
+    /// Mirrors are not asked, nor are headers sent that the configuration holds for the registry: what those authorize is this
+    /// host, not who gave the credentials. The bytes are read and checked, not only asked for: who answers has them.
+    pub async fn may_read(&self, image: &ImageReference, digest: &Digest) -> Result<(), Error> {
+        let mut endpoints = self.inner.endpoints(image, false)?;
+        let mut upstream = endpoints.split_off(endpoints.len().saturating_sub(1));
+        for endpoint in &mut upstream {
+            endpoint.headers.clear();
+        }
+        self.manifest_from(image, ManifestReference::Digest(digest), &upstream).await.map(drop)
+    }
+
+    async fn manifest_from(
+        &self,
+        image: &ImageReference,
+        by: ManifestReference<'_>,
+        endpoints: &[Endpoint],
+    ) -> Result<FetchedManifest, Error> {
+        let (path, what) = match by {
+            ManifestReference::Tag(tag) => (format!("manifests/{tag}"), format!("{}:{tag}", image.name())),
             ManifestReference::Digest(digest) => {
-                (format!("manifests/{digest}"), format!("{}@{digest}", image.name()), false)
+                (format!("manifests/{digest}"), format!("{}@{digest}", image.name()))
             }
         };
-        let endpoints = self.inner.endpoints(image, tag)?;
         let what = format!("reading manifest {what}");
         let ask =
             Ask { repository: image.repository(), path: &path, accept: Some(MANIFEST_TYPES), range: None };
@@ -252,7 +272,7 @@ impl Registry {
             let media_type = media_type.map(|value| printable(value.trim()));
             Ok(FetchedManifest { media_type, digest, bytes })
         };
-        self.inner.small(&what, &endpoints, ask, read).await
+        self.inner.small(&what, endpoints, ask, read).await
     }
 
     /// Gets a blob of at most `limit` bytes whole, its size and digest checked.

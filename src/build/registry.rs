@@ -17,33 +17,41 @@ use crate::layer::limits::{Limits, Ratio};
 use crate::model::credential::Credential;
 use crate::model::event::Event;
 use crate::model::pull_secret::PullSecretName;
+use crate::model::reference::ImageReference;
 use crate::registry::hosts::{Host, Hosts, Mirror, Server, Tls};
 use crate::registry::{
-    Credentials, CredentialsError, Observer, Options, Ranges, Registry, Retries, Retry, Timeouts,
+    Credentials, CredentialsError, Error, Observer, Options, Ranges, Registry, Retries, Retry, Timeouts,
 };
 use crate::secrets::docker_config::DockerConfig;
 use crate::secrets::keyring::Keyring;
 use crate::secrets::{Secrets, directory};
 
-/// The client, and the pull secrets that gave no credential. All files of the order are read here but docker configs, so
-/// that the process can be confined afterwards.
+/// The client of a build, and the pull secrets that gave no credential.
 pub(super) fn client(
     order: &Order,
     config: &Config,
     events: &Events,
 ) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
-    let secrets = secrets(&order.registry);
+    let observer = Arc::new(ToEvents(events.clone()));
+    connect(&order.registry, config, &order.images, observer)
+        .map_err(|e| vec![Fail::job(e.class(), format!("setting up the registry client: {e}"))])
+}
+
+/// A client for the registries of `images`, and the pull secrets that gave no credential. All files are read here but docker
+/// configs, so that the process can be confined afterwards.
+pub fn connect(
+    order: &RegistryOrder,
+    config: &Config,
+    images: &[ImageReference],
+    observer: Arc<dyn Observer>,
+) -> Result<(Registry, Vec<PullSecretName>), Error> {
+    let secrets = secrets(order);
     let absent = secrets.absent().to_vec();
-    let registries = || order.images.iter().map(|image| image.registry());
+    let registries = || images.iter().map(|image| image.registry());
     let mut options = options(order, &config.registry, config.build.memory_budget.0);
-    let credentials = Arc::new(FromSecrets(secrets));
-    let registry = options.hosts.settle(registries()).and_then(|()| {
-        let registry = Registry::new(options, credentials, Arc::new(ToEvents(events.clone())))?;
-        registry.read_ahead(registries());
-        Ok(registry)
-    });
-    let registry =
-        registry.map_err(|e| vec![Fail::job(e.class(), format!("setting up the registry client: {e}"))])?;
+    options.hosts.settle(registries())?;
+    let registry = Registry::new(options, Arc::new(FromSecrets(secrets)), observer)?;
+    registry.read_ahead(registries());
     Ok((registry, absent))
 }
 
@@ -71,10 +79,10 @@ fn secrets(order: &RegistryOrder) -> Secrets {
     Secrets::new(keyring, docker_configs)
 }
 
-fn options(order: &Order, section: &section::Registry, memory: u64) -> Options {
+fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> Options {
     Options {
-        connections_per_host: order.registry.connections_per_host,
-        limit_rate: order.registry.limit_rate,
+        connections_per_host: order.connections_per_host,
+        limit_rate: order.limit_rate,
         hosts: hosts(section),
         timeouts: Timeouts {
             connect: Duration::from_secs(section.connect_timeout_seconds),

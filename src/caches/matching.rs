@@ -1,9 +1,13 @@
-//! Which image cache serves a workload best: most of its images, then most bytes, then the newest.
+//! Which of a tenant's image caches serves a workload best ([`model::matching`](crate::model::matching)).
 
 use std::cmp::Reverse;
 
+use chrono::{DateTime, Utc};
+
 use super::record::{Content, Record};
+use crate::model::digest::Digest;
 use crate::model::image_cache::Status;
+use crate::model::matching::{self, Item, Score};
 use crate::model::reference::ImageReference;
 
 /// The best cache for a workload.
@@ -11,68 +15,43 @@ use crate::model::reference::ImageReference;
 pub struct Found {
     /// The cache.
     pub record: Record,
-    /// Distinct images of the workload that it holds.
-    pub images: usize,
-    /// Compressed bytes of these images, a layer that several share counted once.
-    pub bytes: u64,
+    /// How well it fits.
+    pub score: Score,
+    /// Digest of what its `cache.json` says.
+    pub digest: Digest,
+    /// When it was sealed.
+    pub sealed_at: DateTime<Utc>,
 }
 
 /// The best of `records`; none where no Available cache holds any of the images.
 pub fn best(records: impl IntoIterator<Item = Record>, images: &[ImageReference]) -> Option<Found> {
-    let found = records.into_iter().filter_map(|record| score(record, images));
-    found.max_by_key(|found| {
-        let sealed = found.record.content.as_ref().map(|content| content.sealed_at);
-        (found.images, found.bytes, sealed, Reverse(found.record.id))
-    })
+    let found = records.into_iter().filter_map(|record| {
+        let content = record.content.as_ref().filter(|_| record.status == Status::Available)?;
+        let score = matching::score(&items(content), images)?;
+        Some(Found { score, digest: content.digest.clone(), sealed_at: content.sealed_at, record })
+    });
+    found.max_by_key(|found| (found.score.rank(found.sealed_at), Reverse(found.record.id)))
 }
 
-fn score(record: Record, wanted: &[ImageReference]) -> Option<Found> {
-    if record.status != Status::Available {
-        return None;
-    }
-    let content = record.content.as_ref()?;
-    let mut held: Vec<&str> = Vec::new();
-    let mut seen: Vec<&ImageReference> = Vec::new();
-    for image in wanted {
-        if seen.contains(&image) {
-            continue;
+fn items(content: &Content) -> Vec<Item<'_>> {
+    let items = content.images.iter().map(|image| {
+        let layers = content.layers.iter().filter(|layer| layer.images.contains(&image.reference));
+        Item {
+            reference: &image.reference,
+            index: image.index.as_ref(),
+            manifest: &image.manifest,
+            layers: layers.map(|layer| (&layer.blob, layer.compressed_size)).collect(),
         }
-        seen.push(image);
-        if let Some(reference) = holds(content, image) {
-            held.push(reference);
-        }
-    }
-    let of_held = |layer: &&super::record::LayerHistory| {
-        layer.images.iter().any(|image| held.iter().any(|reference| reference == image))
-    };
-    let bytes = content.layers.iter().filter(of_held).map(|layer| layer.compressed_size).sum();
-    (!held.is_empty()).then_some(Found { images: held.len(), bytes, record })
-}
-
-/// The reference, as it was given to the cache, of the image that serves `wanted`: one of the same repository with the digest
-/// that is asked for, its own or its index's (what a workload is pinned to is most often the index), or, where none is, one
-/// that was ordered by the same name and tag.
-fn holds<'a>(content: &'a Content, wanted: &ImageReference) -> Option<&'a str> {
-    let serves = |image: &&crate::model::event::SealedImage| {
-        let Ok(held) = image.reference.parse::<ImageReference>() else { return false };
-        match wanted.digest() {
-            Some(digest) => {
-                let digests = [Some(&image.manifest), image.index.as_ref(), held.digest()];
-                held.name() == wanted.name() && digests.contains(&Some(digest))
-            }
-            None => held == *wanted,
-        }
-    };
-    content.images.iter().find(serves).map(|image| image.reference.as_str())
+    });
+    items.collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use chrono::{DateTime, TimeDelta};
+    use chrono::TimeDelta;
 
     use super::*;
     use crate::caches::record::{LayerHistory, Origin};
-    use crate::model::digest::Digest;
     use crate::model::event::SealedImage;
     use crate::model::image_cache::{CacheId, Spec};
     use crate::model::seal::Totals;
@@ -129,24 +108,20 @@ mod tests {
         let best_for = |images: &[&str]| best(all.clone(), &references(images));
         assert_eq!(best_for(&["a:1", "b:1"]).unwrap().record.id, two.id);
         assert_eq!(best_for(&["a:1"]).unwrap().record.id, large.id);
-        assert_eq!(best_for(&["a:1", "docker.io/library/a:1"]).unwrap().images, 1);
+        assert_eq!(best_for(&["a:1", "docker.io/library/a:1"]).unwrap().score.images, 1);
+        assert_eq!(best_for(&["a:1", "d:1"]).unwrap().score.missing, references(&["d:1"]));
         assert_eq!(best([all[2].clone(), new.clone()], &references(&["a:1"])).unwrap().record.id, new.id);
         assert_eq!(best_for(&["d:1"]), None);
+        let (mut first, mut second) = (new.clone(), new.clone());
+        (first.id, second.id) = (first.id.min(two.id), first.id.max(two.id));
+        let tied = [second.clone(), first.clone(), second];
+        assert_eq!(
+            best(tied, &references(&["a:1"])).unwrap().record.id,
+            first.id,
+            "the smaller ID of two alike"
+        );
         let mut failed = new;
         failed.status = Status::Unavailable;
         assert_eq!(best([failed], &references(&["a:1"])), None);
-    }
-
-    #[test]
-    fn a_digest_decides_over_a_tag() {
-        let held = record(&[("a:1", 1)], 0);
-        let digest = Digest::sha256(b"a:1");
-        let other = Digest::sha256(b"other");
-        let by = |text: String| best([held.clone()], &references(&[&text]));
-        assert!(by(format!("a@{digest}")).is_some());
-        assert!(by(format!("a:2@{digest}")).is_some());
-        assert!(by(format!("a@{}", Digest::sha256(b"index of a:1"))).is_some());
-        assert!(by(format!("b@{digest}")).is_none(), "another repository");
-        assert!(by(format!("a:1@{other}")).is_none());
     }
 }

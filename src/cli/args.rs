@@ -25,7 +25,7 @@ use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
 pub(super) use key::KeyAction;
-pub(super) use node::{AttachArgs, DetachArgs, NodeArgs, SnapshotterArgs};
+pub(super) use node::{AttachArgs, DetachArgs, MatchArgs, PreloadArgs, SnapshotterArgs, SourceArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,6 +39,7 @@ Examples:
   larder import images.tar --volume ./cache
   larder prefetch ./cache --image nginx:1.27
   larder serve
+  larder match nginx:1.27 redis:7
   larder attach web
   larder snapshotter
   larder cache create web nginx:1.27 --wait
@@ -181,6 +182,13 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: KeyAction,
     },
+    /// Name the cache that serves a workload best: on this node, or a daemon's
+    ///
+    /// Most of the images, then most bytes, then the newest. Looked at are volumes that are attached, those in state.dir of a
+    /// daemon of this host where this user may read them, and what --volume and --host name. Nothing is proven: `attach` and
+    /// `verify` do. Exits with 64 where no cache holds any of the images.
+    #[command(after_help = node::MATCH_EXAMPLES)]
+    Match(MatchArgs),
     /// Mount a sealed volume on this node and tell its container runtimes
     ///
     /// podman, buildah and CRI-O start containers from it as from an additional image store, containerd by way of `larder
@@ -198,6 +206,13 @@ pub(super) enum Command {
     /// state.dir and the section log. Takes root. Exits with 73 if another one has its directory or its socket.
     #[command(after_help = node::SNAPSHOTTER_EXAMPLES)]
     Snapshotter(SnapshotterArgs),
+    /// Make the images of an attached volume known to containerd, as `attach --preload` does
+    ///
+    /// Writes what a pull would: records of the images, pinned and known to Kubernetes, their manifests and configs. Layers are
+    /// the snapshotter's, so the volume is attached already. Records that others made of other images are left alone, and
+    /// named. The same again does nothing. --forget removes what was made known. Exits with 75 if containers use the
+    /// volume, with 69 if containerd or the snapshotter does not answer, and with 65 if the volume is damaged.
+    Preload(PreloadArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it
@@ -269,15 +284,8 @@ pub(super) struct OrderArgs {
     /// Platform as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
     pub(super) platform: Option<Platform>,
-    /// Directory with a docker config.json; repeatable, tried in order after pull secrets
-    #[arg(long = "docker-config", value_name = "DIR")]
-    pub(super) docker_configs: Vec<PathBuf>,
-    /// Directory of secrets as Kubernetes writes them: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
-    #[arg(long, value_name = "DIR")]
-    pub(super) secrets: Option<PathBuf>,
-    /// Pull secret in --secrets as namespace:name; repeatable, tried in order
-    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
-    pub(super) pull_secrets: Vec<PullSecretName>,
+    #[command(flatten)]
+    pub(super) credentials: CredentialArgs,
     /// Most layers at once [default: the configuration's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) concurrency: Option<u16>,
@@ -336,6 +344,20 @@ pub(super) struct OrderArgs {
     /// Where images come from; only `import` says so.
     #[arg(skip)]
     pub(super) source: Option<SourceOrder>,
+}
+
+/// As whom registries are asked.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct CredentialArgs {
+    /// Directory with a docker config.json; repeatable, tried in order after pull secrets
+    #[arg(long = "docker-config", value_name = "DIR")]
+    pub(super) docker_configs: Vec<PathBuf>,
+    /// Directory of secrets as Kubernetes writes them: NAMESPACE/NAME/.dockerconfigjson or .dockercfg
+    #[arg(long, value_name = "DIR")]
+    pub(super) secrets: Option<PathBuf>,
+    /// Pull secret in --secrets as namespace:name; repeatable, tried in order
+    #[arg(long = "pull-secret", value_name = "NAMESPACE:NAME")]
+    pub(super) pull_secrets: Vec<PullSecretName>,
 }
 
 /// How layers lie on the volume.
@@ -590,6 +612,8 @@ mod tests {
             "larder inspect a b",
             "larder prefetch",
             "larder prefetch a --image @",
+            "larder match",
+            "larder match a --platform x",
             "larder config",
             "larder cache",
             "larder cache create web",

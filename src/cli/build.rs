@@ -48,7 +48,7 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         // The rest of the command is the keeper's own.
         args.output = Output::Json;
         args.die_with_parent = Some(None);
-        args.confine = args.docker_configs.is_empty();
+        args.confine = args.credentials.docker_configs.is_empty();
         args.result_file = None;
     }
     let output = args.output;

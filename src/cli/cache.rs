@@ -173,16 +173,27 @@ fn post() -> reqwest::Method {
     reqwest::Method::POST
 }
 
+/// The daemon that the flag `host` names, else LARDER_HOST.
+pub(super) fn named(host: Option<&Address>) -> Result<Option<Address>, Error> {
+    match (host, variable("LARDER_HOST")) {
+        (Some(address), _) => Ok(Some(address.clone())),
+        (None, Some(text)) => Ok(Some(text.parse()?)),
+        (None, None) => Ok(None),
+    }
+}
+
 /// Flag over variable over the socket of this host.
 pub(super) fn connect(host: Option<&Address>, ca: Option<&Path>) -> Result<Client, Error> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let address: Address = match (host, variable("LARDER_HOST")) {
-        (Some(address), _) => address.clone(),
-        (None, Some(text)) => text.parse()?,
-        (None, None) => address::DEFAULT.parse()?,
+    let address = match named(host)? {
+        Some(address) => address,
+        None => address::DEFAULT.parse()?,
     };
     let ca = ca.map(Path::to_owned).or_else(|| variable("LARDER_CA").map(Into::into));
     Ok(Client::new(address, Credentials::of(variable)?, ca.as_deref())?)
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 impl CacheOrder {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::args::OrderArgs;
+use super::args::{CredentialArgs, OrderArgs};
 use super::usage::UsageError;
 use crate::build::order::{Order, RegistryOrder, Sharing, SourceOrder};
 use crate::build::share::VolumeName;
@@ -110,13 +110,11 @@ pub(super) fn order(
         (Some(dir), Purpose::Build) => Some(sharing(dir, &volume)?),
         _ => None,
     };
-    let mut pull_secrets = args.pull_secrets;
-    if pull_secrets.is_empty() {
-        pull_secrets = of_job.map(|job| job.pull_secrets.clone()).unwrap_or_default();
+    let mut credentials = args.credentials;
+    if credentials.pull_secrets.is_empty() {
+        credentials.pull_secrets = of_job.map(|job| job.pull_secrets.clone()).unwrap_or_default();
     }
-    if let (Some(first), None) = (pull_secrets.first(), &args.secrets) {
-        return Err(UsageError::NoSecretsDirectory { first: first.to_string() });
-    }
+    let registry = registry(credentials, config)?;
     let layer_format = args.layers.layer_format.or(of_job.and_then(|job| job.layer_format));
     Ok(Order {
         images,
@@ -147,13 +145,27 @@ pub(super) fn order(
         registry: RegistryOrder {
             connections_per_host: args
                 .connections_per_host
-                .map_or(config.registry.connections_per_host, usize::from),
+                .map_or(registry.connections_per_host, usize::from),
             limit_rate: args.limit_rate,
-            docker_configs: args.docker_configs,
             user_docker_config: !args.confine,
-            secrets_dir: args.secrets,
-            pull_secrets,
+            ..registry
         },
+    })
+}
+
+/// How registries are asked where nothing is said but as whom.
+pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<RegistryOrder, UsageError> {
+    let CredentialArgs { docker_configs, secrets, pull_secrets } = credentials;
+    if let (Some(first), None) = (pull_secrets.first(), &secrets) {
+        return Err(UsageError::NoSecretsDirectory { first: first.to_string() });
+    }
+    Ok(RegistryOrder {
+        connections_per_host: config.registry.connections_per_host,
+        limit_rate: None,
+        docker_configs,
+        user_docker_config: true,
+        secrets_dir: secrets,
+        pull_secrets,
     })
 }
 

@@ -15,7 +15,6 @@ pub(crate) mod dns;
 pub(crate) mod du;
 pub(crate) mod filesystem;
 pub(crate) mod front;
-pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod layers;
 pub(crate) mod need;

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod access;
 mod attach;
 mod build;
 mod cap;
@@ -23,6 +24,7 @@ mod images;
 mod imports;
 mod kubernetes;
 mod limits;
+mod matching;
 mod memory;
 mod notify;
 mod operate;

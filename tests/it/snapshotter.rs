@@ -1,7 +1,9 @@
 //! `larder snapshotter` at its socket, with real mounts.
 
+mod attached;
 mod containers;
 mod crash;
 mod layers;
+mod preload;
 mod suite;
 mod unit;

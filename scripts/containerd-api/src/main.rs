@@ -1,9 +1,20 @@
-//! `containerd-api PROTOS OUT`: the Rust of containerd's snapshots service, made of the protos below PROTOS.
+//! `containerd-api PROTOS OUT`: the Rust of those services of containerd that are used, made of the protos below PROTOS.
 
 use std::path::Path;
 use std::{env, error, fs};
 
-const SERVICE: &str = "github.com/containerd/containerd/api/services/snapshots/v1/snapshots.proto";
+const SERVICES: &str = "github.com/containerd/containerd/api/services";
+/// What is answered as well as asked.
+const SERVED: &str = "snapshots/v1/snapshots.proto";
+/// What is asked.
+const ASKED: [&str; 6] = [
+    "containers/v1/containers.proto",
+    "content/v1/content.proto",
+    "images/v1/images.proto",
+    "leases/v1/leases.proto",
+    "namespaces/v1/namespace.proto",
+    "version/v1/version.proto",
+];
 
 const NOTE: &str = "\
 // Written by scripts/containerd-api.sh, which writes it again. Not for editing.
@@ -30,19 +41,34 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let [protos, out] = arguments.as_slice() else {
         return Err("want two arguments: PROTOS OUT".into());
     };
-    let mut described = protox::compile([SERVICE], [protos])?;
-    // Comments, which are in the form of another language.
-    described.file.iter_mut().for_each(|file| file.source_code_info = None);
     fs::create_dir_all(out)?;
-    tonic_prost_build::configure()
-        // Callers bring their own connections.
-        .build_transport(false)
-        .out_dir(out)
-        .compile_fds(described)?;
-    for entry in fs::read_dir(Path::new(out))? {
+    let all: Vec<&str> = [SERVED].into_iter().chain(ASKED).collect();
+    write(protos, &all, false, Path::new(out))?;
+    // With the other half; what it has in common with the rest is there already.
+    let half = Path::new(out).join("served");
+    fs::create_dir_all(&half)?;
+    write(protos, &[SERVED], true, &half)?;
+    let name = "containerd.services.snapshots.v1.rs";
+    fs::rename(half.join(name), Path::new(out).join(name))?;
+    fs::remove_dir_all(&half)?;
+    for entry in fs::read_dir(out)? {
         let path = entry?.path();
         let text = fs::read_to_string(&path)?;
         fs::write(&path, format!("{NOTE}\n{text}"))?;
     }
+    Ok(())
+}
+
+fn write(protos: &str, services: &[&str], served: bool, out: &Path) -> Result<(), Box<dyn error::Error>> {
+    let files = services.iter().map(|service| format!("{SERVICES}/{service}"));
+    let mut described = protox::compile(files, [protos])?;
+    // Comments, which are in the form of another language.
+    described.file.iter_mut().for_each(|file| file.source_code_info = None);
+    tonic_prost_build::configure()
+        // Callers bring their own connections.
+        .build_transport(false)
+        .build_server(served)
+        .out_dir(out)
+        .compile_fds(described)?;
     Ok(())
 }

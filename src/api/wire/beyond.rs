@@ -1,5 +1,6 @@
 //! Bodies of `/larder/v1/`.
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -7,6 +8,7 @@ use super::ImageCache;
 use crate::caches::matching::Found;
 use crate::caches::service::Details;
 use crate::caches::volumes::Snapshot;
+use crate::model::digest::Digest;
 use crate::model::plan_report::PlanReport;
 
 /// Everything that is known of an image cache.
@@ -36,6 +38,14 @@ pub struct Match {
     pub images: usize,
     /// Compressed bytes of these, a layer that several share counted once.
     pub bytes: u64,
+    /// The other images of the workload.
+    pub missing: Vec<String>,
+    /// Digest of what its `cache.json` says.
+    #[schema(value_type = String)]
+    pub digest: Digest,
+    /// When it was sealed.
+    #[schema(value_type = String)]
+    pub sealed_at: DateTime<Utc>,
 }
 
 /// What a create would fetch, and whether it fits.
@@ -65,8 +75,11 @@ impl From<Option<Found>> for Matched {
     fn from(found: Option<Found>) -> Self {
         let found = found.map(|found| Match {
             image_cache: found.record.into(),
-            images: found.images,
-            bytes: found.bytes,
+            images: found.score.images,
+            bytes: found.score.bytes,
+            missing: found.score.missing.into_iter().map(String::from).collect(),
+            digest: found.digest,
+            sealed_at: found.sealed_at,
         });
         Matched { found }
     }

@@ -23,11 +23,12 @@ impl Containerd {
         Containerd::start_with("disabled_plugins = ['io.containerd.grpc.v1.cri']\n", "")
     }
 
-    /// The same with CRI, and with the snapshotter at `socket` under the name `larder`.
-    pub(crate) fn start_with_snapshotter(socket: &Path) -> Self {
+    /// The same with CRI, with the snapshotter at `socket` under the name `larder`, and with an image for sandboxes of pods.
+    pub(crate) fn start_with_snapshotter(socket: &Path, sandbox: &str) -> Self {
         let tables = format!(
             "[proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{}'\n\
-             [plugins.'io.containerd.grpc.v1.cri']\ndisable_cgroup = true\nstream_server_port = '0'\n\
+             [plugins.'io.containerd.grpc.v1.cri']\ndisable_cgroup = true\nrestrict_oom_score_adj = true\nstream_server_port = '0'\n\
+             sandbox_image = '{sandbox}'\n\
              [plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'larder'\n",
             socket.display()
         );
@@ -46,22 +47,35 @@ impl Containerd {
             path("ttrpc"),
         );
         fs::write(path("config.toml"), config).unwrap();
-        let log = File::create(path("log")).unwrap();
-        let process = Command::new("containerd")
-            .args(["--config", &path("config.toml")])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let containerd = Containerd { process, dir };
+        let containerd = Containerd { process: spawn(&dir), dir };
+        containerd.wait();
+        containerd
+    }
+
+    /// Kills it; its containers go on.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Kills it and starts it again.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        self.process = spawn(&self.dir);
+        self.wait();
+    }
+
+    fn wait(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while !containerd.answers() {
-            let log = || fs::read_to_string(path_of(&containerd.dir, "log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "containerd does not start:\n{}", log());
+        while !self.answers() {
+            assert!(Instant::now() < deadline, "containerd does not start:\n{}", self.log());
             sleep(Duration::from_millis(50));
         }
-        containerd
+    }
+
+    /// What it said.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(path_of(&self.dir, "log")).unwrap_or_default()
     }
 
     fn answers(&self) -> bool {
@@ -107,6 +121,13 @@ impl Containerd {
         succeed(self.ctr(&["images", "mount", reference]).arg(&target));
         target
     }
+}
+
+fn spawn(dir: &TempDir) -> Child {
+    let log = File::options().append(true).create(true).open(path_of(dir, "log")).unwrap();
+    let mut command = Command::new("containerd");
+    command.arg("--config").arg(path_of(dir, "config.toml")).stdin(Stdio::null());
+    command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
 
 fn path_of(dir: &TempDir, name: &str) -> PathBuf {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use larder::model::digest::Digest;
 use larder::testing::image::Image;
 use tempfile::TempDir;
 
@@ -133,6 +134,13 @@ impl Registry {
         self.reference(&format!("{repository}:{tag}"))
     }
 
+    /// Deletes a manifest, whatever tags point to it.
+    pub(crate) fn delete(&self, repository: &str, manifest: &Digest) {
+        let path = format!("/v2/{repository}/manifests/{manifest}");
+        let answer = self.client(repository).request("DELETE", &path, "text/plain", &[]).unwrap();
+        assert_eq!(answer.status, 202, "{path}");
+    }
+
     /// Writes a docker config with the credentials of [`USER`] and returns the directory that holds it.
     pub(crate) fn docker_config(&self) -> PathBuf {
         let dir = self.dir.path().join("docker");
@@ -196,7 +204,7 @@ fn spawn(dir: &Path, http: &str, auth: &str, address: SocketAddr) -> Option<Chil
     let config = dir.join("registry.yml");
     let storage = dir.join("storage");
     let text = format!(
-        "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+        "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {}}}, delete: {{enabled: true}}}}\n\
          http: {{addr: '{address}', secret: test{http}}}\n{auth}\n",
         storage.display()
     );

@@ -16,13 +16,13 @@ use crate::harness::served::Served;
 use crate::harness::snapshots::Snapshotter;
 use crate::harness::{Need, isolated, succeed};
 
-const NEEDS: [Need; 4] =
+pub(super) const NEEDS: [Need; 4] =
     [Need::Program("containerd"), Need::Program("ctr"), Need::Program("runc"), Need::Program("busybox")];
-const SIZE: u64 = 256 << 20;
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const SIZE: u64 = 256 << 20;
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A shell, and layers that each hold a file of their own and one in a directory that they imply.
-fn image(name: &str, layers: usize) -> Image {
+pub(super) fn image(name: &str, layers: usize) -> Image {
     let more = (0..layers).map(|number| {
         let content = format!("{name} {number}\n");
         LayerBuilder::new()
@@ -34,10 +34,10 @@ fn image(name: &str, layers: usize) -> Image {
 }
 
 /// containerd on a snapshotter.
-struct Node {
+pub(super) struct Node {
     // Dropped first: it stops before what it stands on.
-    containerd: Containerd,
-    snapshotter: Snapshotter,
+    pub(super) containerd: Containerd,
+    pub(super) snapshotter: Snapshotter,
     /// In the names of its containers: runc knows them by name on all of the machine.
     number: usize,
 }
@@ -46,9 +46,15 @@ static NODES: AtomicUsize = AtomicUsize::new(0);
 
 impl Node {
     fn start() -> Self {
+        Node::start_with_sandbox("none")
+    }
+
+    /// With an image for sandboxes of pods.
+    pub(super) fn start_with_sandbox(image: &str) -> Self {
         let snapshotter = Snapshotter::start();
         let number = NODES.fetch_add(1, Ordering::Relaxed);
-        Node { containerd: Containerd::start_with_snapshotter(&snapshotter.socket()), snapshotter, number }
+        let containerd = Containerd::start_with_snapshotter(&snapshotter.socket(), image);
+        Node { containerd, snapshotter, number }
     }
 
     fn pull(&self, reference: &str) {
@@ -57,18 +63,35 @@ impl Node {
         }
     }
 
-    fn name(&self, name: &str) -> String {
+    pub(super) fn name(&self, name: &str) -> String {
         format!("larder-{}-{}-{name}", std::process::id(), self.number)
     }
 
-    fn run(&self, arguments: &[&str], image: &str, name: &str, script: &str) -> Command {
+    pub(super) fn run(&self, arguments: &[&str], image: &str, name: &str, script: &str) -> Command {
         let run = ["run", "--snapshotter", "larder"];
         self.containerd.k8s(&[&run, arguments, &[image, &self.name(name), "/bin/sh", "-c", script]].concat())
     }
 
     /// What a script prints in a container that is removed afterwards.
-    fn printed(&self, image: &str, script: &str) -> String {
+    pub(super) fn printed(&self, image: &str, script: &str) -> String {
         succeed(&mut self.run(&["--rm"], image, "once", script))
+    }
+
+    /// Ends a container that was detached from, and removes it.
+    pub(super) fn end(&self, name: &str) {
+        let name = self.name(name);
+        self.kill(&name);
+        succeed(&mut self.containerd.k8s(&["containers", "rm", &name]));
+    }
+
+    /// Ends its process alone.
+    pub(super) fn kill(&self, name: &str) {
+        succeed(&mut self.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", name]));
+        let deadline = Instant::now() + PATIENCE;
+        while !self.containerd.k8s(&["tasks", "rm", name]).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "the task does not end");
+            sleep(Duration::from_millis(100));
+        }
     }
 
     /// Removes an image by all the names that CRI gives it.
@@ -79,7 +102,7 @@ impl Node {
         succeed(self.containerd.k8s(&["images", "rm", "--sync"]).args(names));
     }
 
-    fn until_nothing_is_left(&self) {
+    pub(super) fn until_nothing_is_left(&self) {
         let deadline = Instant::now() + PATIENCE;
         while !self.snapshotter.client.names(&[]).is_empty() {
             assert!(Instant::now() < deadline, "{:?}", self.snapshotter.client.names(&[]));
@@ -352,20 +375,7 @@ fn containers_outlive_the_snapshotter() {
                 let _ = node.containerd.k8s(&["containers", "rm", &node.name("next")]).output();
                 sleep(Duration::from_millis(200));
             }
-            succeed(&mut node.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", &node.name("long")]));
-            let deadline = Instant::now() + PATIENCE;
-            while !node
-                .containerd
-                .k8s(&["tasks", "rm", &node.name("long")])
-                .output()
-                .unwrap()
-                .status
-                .success()
-            {
-                assert!(Instant::now() < deadline, "the task does not end");
-                sleep(Duration::from_millis(100));
-            }
-            succeed(&mut node.containerd.k8s(&["containers", "rm", &node.name("long")]));
+            node.end("long");
             node.forget(&served, 0);
             node.until_nothing_is_left();
             node.snapshotter.detach(&at);

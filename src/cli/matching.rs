@@ -1,0 +1,180 @@
+//! `larder match`: the cache that serves a workload best.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use super::args::{MatchArgs, SourceArgs};
+use super::output::stdout;
+use super::{cache, exit};
+use crate::caches::layout::Layout;
+use crate::client::Request;
+use crate::config::Config;
+use crate::model::class::Class;
+use crate::model::escape::escape;
+use crate::model::matching::Score;
+use crate::model::platform::Platform;
+use crate::model::reference::ImageReference;
+use crate::model::size::ByteSize;
+use crate::node::matching::{self, Found, Place, Sources};
+use crate::telemetry::Console;
+
+/// Nothing can be chosen.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error(transparent)]
+    Volumes(#[from] matching::Error),
+    #[error(transparent)]
+    Daemon(#[from] cache::Error),
+    #[error("the daemon answered without {0}")]
+    Answer(&'static str),
+    #[error("starting threads: {0}")]
+    Threads(std::io::Error),
+}
+
+impl Error {
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Error::Volumes(e) => e.class(),
+            Error::Daemon(e) => e.class(),
+            Error::Answer(_) | Error::Threads(_) => Class::Internal,
+        }
+    }
+}
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: &MatchArgs, config: &Config, console: &Console) -> u8 {
+    let found = match find(&args.images, &args.sources, config, console) {
+        Ok(found) => found,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let shown = match (&found, args.json) {
+        (_, true) => {
+            stdout::print(console, &format!("{:#}\n", json!({"match": found.as_ref().map(document)})))
+        }
+        (Some(found), false) => stdout::print(console, &text(found)),
+        (None, false) => 0,
+    };
+    let complete = match &found {
+        None => return exit::fail(console, Class::NotFound, "no cache holds any of these images"),
+        Some(found) if args.require => found.require_all(),
+        Some(_) => Ok(()),
+    };
+    match complete {
+        Ok(()) => shown,
+        Err(error) => exit::fail(console, error.class(), &error.to_string()),
+    }
+}
+
+/// The best cache for `images`, of this node's and of the daemon's that is named.
+pub(super) fn find(
+    images: &[ImageReference],
+    sources: &SourceArgs,
+    config: &Config,
+    console: &Console,
+) -> Result<Option<Found>, Error> {
+    let state = Layout::new(&config.state.dir);
+    let found = matching::collect(&Sources { state: &state, named: &sources.volumes })?;
+    for reason in &found.passed_over {
+        console.print(&format!("warning: a volume is passed over: {}\n", escape(reason)));
+    }
+    let platform = sources.platform.clone().unwrap_or_else(Platform::host);
+    let daemon = ask(images, sources)?;
+    Ok(matching::best_with(&found.volumes, images, &platform, daemon))
+}
+
+/// What the daemon that is named has to offer.
+fn ask(images: &[ImageReference], sources: &SourceArgs) -> Result<Option<Found>, Error> {
+    let Some(address) = cache::named(sources.host.as_ref())? else { return Ok(None) };
+    let host = address.to_string();
+    let client = cache::connect(Some(&address), sources.ca.as_deref())?;
+    let runtime = Runtime::new().map_err(Error::Threads)?;
+    let query: Vec<(&str, &str)> = images.iter().map(|image| ("image", image.given())).collect();
+    let request = Request { query: &query, ..Request::new(reqwest::Method::GET, "/larder/v1/match") };
+    let answer = runtime.block_on(Box::pin(client.call(request)));
+    runtime.shutdown_background();
+    let answer = answer.map_err(cache::Error::from)?;
+    match &answer["match"] {
+        Value::Null => Ok(None),
+        found => offer(found, host).map(Some),
+    }
+}
+
+fn offer(found: &Value, host: String) -> Result<Found, Error> {
+    fn text<T: std::str::FromStr>(value: &Value, what: &'static str) -> Result<T, Error> {
+        value.as_str().and_then(|text| text.parse().ok()).ok_or(Error::Answer(what))
+    }
+    fn number(value: &Value, what: &'static str) -> Result<u64, Error> {
+        value.as_u64().ok_or(Error::Answer(what))
+    }
+    let missing = found["missing"].as_array().ok_or(Error::Answer("what is missing"))?;
+    let missing: Result<Vec<ImageReference>, Error> =
+        missing.iter().map(|image| text(image, "the names of missing images")).collect();
+    let cache = &found["image_cache"];
+    Ok(Found {
+        place: Place::Daemon {
+            host,
+            id: text(&cache["id"], "the ID of an image cache")?,
+            name: text(&cache["name"], "the name of an image cache")?,
+        },
+        volume: None,
+        digest: text(&found["digest"], "the digest of an image cache")?,
+        sealed_at: text(&found["sealed_at"], "the time of a seal")?,
+        score: Score {
+            images: usize::try_from(number(&found["images"], "a number of images")?).unwrap_or(usize::MAX),
+            bytes: number(&found["bytes"], "a number of bytes")?,
+            missing: missing?,
+        },
+    })
+}
+
+/// For programs.
+fn document(found: &Found) -> Value {
+    let missing: Vec<&str> = found.score.missing.iter().map(ImageReference::given).collect();
+    let mut document = json!({
+        "volume": found.volume.as_ref().map(|path| path.display().to_string()),
+        "digest": found.digest,
+        "sealed_at": found.sealed_at,
+        "images": found.score.images,
+        "of": found.of(),
+        "bytes": found.score.bytes,
+        "missing": missing,
+    });
+    let place = match &found.place {
+        Place::Attached { at } => json!({"place": "attached", "at": at.display().to_string()}),
+        Place::Named => json!({"place": "named"}),
+        Place::State { tenant, id } => json!({"place": "state", "tenant": tenant, "id": id}),
+        Place::Daemon { host, id, name } => json!({"place": "daemon", "host": host, "id": id, "name": name}),
+    };
+    if let (Value::Object(document), Value::Object(place)) = (&mut document, place) {
+        document.extend(place);
+    }
+    document
+}
+
+/// For people.
+fn text(found: &Found) -> String {
+    let place = match &found.place {
+        Place::Attached { at } => format!("attached at {}", at.display()),
+        Place::Named => "on this node".to_owned(),
+        Place::State { tenant, id } => format!("cache {id} of {tenant}, of the daemon of this host"),
+        Place::Daemon { host, id, name } => format!("cache {name} ({id}) of the daemon at {host}"),
+    };
+    let mut out = String::new();
+    let mut field = |name: &str, value: &str| {
+        let _ = writeln!(out, "{name:<12}{}", escape(value));
+    };
+    field("where", &place);
+    if let Some(volume) = &found.volume {
+        field("volume", &volume.display().to_string());
+    }
+    field("images", &format!("{} of {}", found.score.images, found.of()));
+    field("compressed", &ByteSize(found.score.bytes).to_string());
+    field("sealed", &found.sealed_at.to_rfc3339_opts(chrono::SecondsFormat::Secs, true));
+    field("digest", &found.digest.to_string());
+    for image in &found.score.missing {
+        field("missing", image.given());
+    }
+    out
+}

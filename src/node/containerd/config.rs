@@ -1,0 +1,404 @@
+//! How containerd is told of the snapshotter: the text of one file, which is ours, and whether containerd would read it.
+//!
+//! containerd reads `config.toml` and what that imports, one file after the other (its package server/config). Nothing is
+//! imported unless that file says so, whatever the version; what `containerd config default` of 2.2 and newer writes does, of
+//! `/etc/containerd/conf.d/*.toml`. How the files are merged depends on the version:
+//!
+//! | | 1.6, 1.7 | 2.x |
+//! |---|---|---|
+//! | section of a plugin | the last file's alone, whole | key by key |
+//! | list in it | | the last file's |
+//! | relative pattern with `*` | 1.6: from where containerd was started | from where the file is that has it |
+//!
+//! So the file for 1.x repeats the section of CRI that the node has, with the snapshotter changed; else the sandbox image,
+//! registries and runtimes that it configures would be gone. It has to be written anew when that section changes, and what it
+//! repeats may hold credentials: its mode is [`MODE`], and what is shown of it is [`DropIn::shown`].
+//!
+//! Everything here is a function of the files of the node; nothing is written.
+
+mod imports;
+mod version;
+
+pub use version::{UnknownVersion, Version};
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use crate::model::class::Class;
+use crate::model::platform::Platform;
+use crate::node::file::MARK;
+
+/// containerd's own configuration, unless it was started with another.
+pub const MAIN: &str = "/etc/containerd/config.toml";
+/// Our file: in the directory that files of version 2.2 and newer import, and the last one there.
+pub const PATH: &str = "/etc/containerd/conf.d/99-larder.toml";
+/// Its mode.
+pub const MODE: u32 = 0o600;
+/// What imports it.
+const PATTERN: &str = "/etc/containerd/conf.d/*.toml";
+
+const CRI: &str = "io.containerd.grpc.v1.cri";
+const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
+const TRANSFER: &str = "io.containerd.transfer.v1.local";
+const EROFS: &str = "io.containerd.snapshotter.v1.erofs";
+
+/// What the file for a node of containerd's own EROFS snapshotter does not say, because it is the node's to decide.
+pub const EROFS_SETTINGS: &str = "\
+containerd's own EROFS snapshotter takes layers of attached volumes by diff ID, when the node is set up for it:
+  [plugins.\"io.containerd.cri.v1.images\"]
+    snapshotter = \"erofs\"
+  [plugins.\"io.containerd.transfer.v1.local\"]
+    max_concurrent_unpacks = 4          # with 1, the default, only base layers are looked up
+    [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]
+      platform = \"linux/amd64\"          # the node's
+      snapshotter = \"erofs\"
+      differ = \"erofs\"
+enable_fsverity and set_immutable of the snapshotter have to be off. A layer whose directories, owners or links depend on the
+layers below is seen without them: `larder inspect` says of which images that is so.";
+
+/// The configuration cannot be used, or cannot be written for this version.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file of containerd's cannot be read.
+    #[error("reading {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no TOML. What it holds is not repeated: it may have credentials.
+    #[error("{path} is no TOML, line {line}: containerd would not start with it")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where, from 1.
+        line: usize,
+    },
+    /// Its version is 1, with which a file of version 2 cannot be merged.
+    #[error(
+        "{path} has no \"version = 2\": containerd {version} would misread it together with ours: write it anew with `containerd config dump`"
+    )]
+    Old {
+        /// The file.
+        path: PathBuf,
+        /// The version of containerd.
+        version: Version,
+    },
+    /// containerd is too old.
+    #[error("containerd {have} has no {what}: it takes {need} or newer")]
+    TooOld {
+        /// What it lacks.
+        what: &'static str,
+        /// Its version.
+        have: Version,
+        /// The version that has it.
+        need: Version,
+    },
+    /// Too many files, or files that import each other without end.
+    #[error("{path} and what it imports are more than {max} files")]
+    TooMany {
+        /// containerd's own configuration.
+        path: PathBuf,
+        /// Most that are read.
+        max: usize,
+    },
+}
+
+impl ConfigError {
+    /// The class, which decides about the exit code.
+    pub fn class(&self) -> Class {
+        match self {
+            ConfigError::Read { source, .. } => crate::layer::error::io_class(source),
+            _ => Class::Invalid,
+        }
+    }
+}
+
+/// The snapshotter that containerd is to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshotter {
+    /// Its name.
+    pub name: String,
+    /// Its socket.
+    pub socket: PathBuf,
+    /// Its directory, whose file system kubelets look at to see how full the disk of images is.
+    pub root: PathBuf,
+}
+
+/// The text of our file.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DropIn {
+    text: String,
+    shown: String,
+}
+
+impl std::fmt::Debug for DropIn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DropIn").field("shown", &self.shown).finish_non_exhaustive()
+    }
+}
+
+impl DropIn {
+    /// All of it.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The same without what may be credentials.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+}
+
+/// Whether our file is read, and counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Loading {
+    /// It does.
+    Counts,
+    /// It is not imported: what the operator has to do.
+    NotImported {
+        /// In words, with the line.
+        remedy: String,
+    },
+    /// A file that is read later says otherwise.
+    Overridden {
+        /// That file.
+        by: PathBuf,
+    },
+}
+
+/// The configuration of a node's containerd: the files that it reads, ours among them or not.
+#[derive(Debug)]
+pub struct Node {
+    version: Version,
+    main: PathBuf,
+    ours: PathBuf,
+    /// In the order in which they are read, without ours.
+    files: Vec<(PathBuf, Table)>,
+    /// How many of them are read before ours; none if ours is not read.
+    before: Option<usize>,
+}
+
+impl Node {
+    /// Reads the configuration at `main` ([`MAIN`]) and what it imports, for a file of ours at `ours` ([`PATH`]), which need not
+    /// be there. Paths are as containerd has them; all lie below `root` (`/`).
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn read(root: &Path, main: &Path, ours: &Path, version: Version) -> Result<Self, ConfigError> {
+        let (files, before) = imports::read(root, main, ours, version)?;
+        if version.major < 2
+            && let Some((path, _)) = files.iter().find(|(_, table)| is_of_version_1(table))
+        {
+            return Err(ConfigError::Old { path: path.clone(), version });
+        }
+        Ok(Node { version, main: main.to_owned(), ours: ours.to_owned(), files, before })
+    }
+
+    /// The text of our file that makes the snapshotter that of CRI, and of `ctr images pull` on 2.x.
+    ///
+    /// # Errors
+    /// [`ConfigError::TooOld`] before 1.6.
+    pub fn drop_in(&self, snapshotter: &Snapshotter) -> Result<DropIn, ConfigError> {
+        let (have, need) = (self.version, Version { major: 1, minor: 6 });
+        if have < need {
+            return Err(ConfigError::TooOld { what: "proxy snapshotters that name layers", have, need });
+        }
+        let mut proxy = Table::new();
+        proxy.insert("type".into(), "snapshot".into());
+        proxy.insert("address".into(), text(&snapshotter.socket));
+        let mut plugins = Table::new();
+        let mut note = String::new();
+        if self.version.major < 2 {
+            let (mut cri, from) = match self.last(&["plugins", CRI]) {
+                Some((path, Value::Table(table))) => (table.clone(), Some(path)),
+                _ => (Table::new(), None),
+            };
+            table(&mut cri, "containerd").insert("snapshotter".into(), snapshotter.name.clone().into());
+            plugins.insert(CRI.into(), cri.into());
+            if let Some(path) = from {
+                note = format!(
+                    "#\n# containerd {} takes the section of a plugin from one file alone, the last that has it. That of CRI is\n\
+                     # repeated here from {}: change it there, and attach again.\n",
+                    self.version,
+                    path.display()
+                );
+            }
+        } else {
+            let mut exports = Table::new();
+            exports.insert("root".into(), text(&snapshotter.root));
+            proxy.insert("exports".into(), exports.into());
+            let mut cri = Table::new();
+            cri.insert("snapshotter".into(), snapshotter.name.clone().into());
+            plugins.insert(CRI_IMAGES.into(), cri.into());
+            let mut transfer = Table::new();
+            transfer.insert("unpack_config".into(), Value::Array(self.unpack_config(&snapshotter.name)));
+            plugins.insert(TRANSFER.into(), transfer.into());
+        }
+        let mut proxies = Table::new();
+        proxies.insert(snapshotter.name.clone(), proxy.into());
+        let mut all = Table::new();
+        all.insert("version".into(), Value::Integer(if self.version.major < 2 { 2 } else { 3 }));
+        all.insert("plugins".into(), plugins.into());
+        all.insert("proxy_plugins".into(), proxies.into());
+        Ok(write(&note, all))
+    }
+
+    /// The text of our file for a node whose snapshotter is containerd's own for EROFS: `caches` are the directories `erofs` of
+    /// attached volumes of that form. [`EROFS_SETTINGS`] says what else such a node needs.
+    ///
+    /// # Errors
+    /// [`ConfigError::TooOld`] before 2.4.
+    pub fn erofs_drop_in(&self, caches: &[PathBuf]) -> Result<DropIn, ConfigError> {
+        let (have, need) = (self.version, Version { major: 2, minor: 4 });
+        if have < need {
+            return Err(ConfigError::TooOld { what: "caches of EROFS layers", have, need });
+        }
+        let key = "layer_content_caches";
+        let mut all_caches = match self.last(&["plugins", EROFS, key]) {
+            Some((_, Value::Array(theirs))) => theirs.clone(),
+            _ => Vec::new(),
+        };
+        for cache in caches.iter().map(|cache| text(cache)) {
+            if !all_caches.contains(&cache) {
+                all_caches.push(cache);
+            }
+        }
+        let mut erofs = Table::new();
+        erofs.insert(key.into(), Value::Array(all_caches));
+        let mut plugins = Table::new();
+        plugins.insert(EROFS.into(), erofs.into());
+        let mut all = Table::new();
+        all.insert("version".into(), Value::Integer(3));
+        all.insert("plugins".into(), plugins.into());
+        Ok(write("", all))
+    }
+
+    /// Whether containerd reads our file, and no other one takes back what it says.
+    pub fn loading(&self) -> Loading {
+        let Some(before) = self.before else {
+            return Loading::NotImported { remedy: self.remedy() };
+        };
+        let takes_back = |table: &Table| {
+            let has = |path: &[&str]| get(table, path).is_some();
+            match self.version.major {
+                0 | 1 => has(&["plugins", CRI]),
+                // Sections of older versions are understood, too.
+                _ => {
+                    has(&["plugins", CRI_IMAGES, "snapshotter"])
+                        || has(&["plugins", CRI, "containerd", "snapshotter"])
+                        || has(&["plugins", TRANSFER, "unpack_config"])
+                        || has(&["plugins", EROFS, "layer_content_caches"])
+                }
+            }
+        };
+        match self.files.iter().skip(before).find(|(_, table)| takes_back(table)) {
+            Some((path, _)) => Loading::Overridden { by: path.clone() },
+            None => Loading::Counts,
+        }
+    }
+
+    fn remedy(&self) -> String {
+        let main = self.main.display();
+        let pattern =
+            if self.ours == Path::new(PATH) { PATTERN.into() } else { self.ours.display().to_string() };
+        match self.files.first() {
+            None => {
+                let version = if self.version.major < 2 { 2 } else { 3 };
+                format!(
+                    "{main} does not exist: write it, with the lines\nversion = {version}\nimports = [{pattern:?}]"
+                )
+            }
+            Some((_, table)) if table.get("imports").and_then(Value::as_array).is_none_or(Vec::is_empty) => {
+                format!("write this line into {main}, above its first section:\nimports = [{pattern:?}]")
+            }
+            Some(_) => format!("add {pattern:?} to the list \"imports\" in {main}"),
+        }
+    }
+
+    /// Lists are not merged: what is there already is repeated, else containerd's default.
+    fn unpack_config(&self, name: &str) -> Vec<Value> {
+        let entry = |snapshotter: &str| {
+            let mut entry = Table::new();
+            entry.insert("platform".into(), Platform::host().to_string().into());
+            entry.insert("snapshotter".into(), snapshotter.into());
+            Value::Table(entry)
+        };
+        let mut entries = match self.last(&["plugins", TRANSFER, "unpack_config"]) {
+            Some((_, Value::Array(theirs))) => theirs.clone(),
+            _ => vec![entry("overlayfs")],
+        };
+        let is_there = |entry: &Value| entry.get("snapshotter").and_then(Value::as_str) == Some(name);
+        if !entries.iter().any(is_there) {
+            entries.push(entry(name));
+        }
+        entries
+    }
+
+    /// The last of the files before ours that says something at `path`; all of them where ours is not read yet.
+    fn last(&self, path: &[&str]) -> Option<(&Path, &Value)> {
+        let before = self.before.unwrap_or(self.files.len());
+        let files = self.files.iter().take(before).rev();
+        files.filter_map(|(file, table)| Some((file.as_path(), get(table, path)?))).next()
+    }
+}
+
+fn is_of_version_1(table: &Table) -> bool {
+    // A file that names no plugin may be of any version.
+    let names = |key: &str| table.get(key).and_then(Value::as_array).is_some_and(|names| !names.is_empty());
+    let version = table.get("version").and_then(Value::as_integer).unwrap_or(1);
+    version < 2 && (table.contains_key("plugins") || names("disabled_plugins") || names("required_plugins"))
+}
+
+fn get<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let value = table.get(*first)?;
+    if rest.is_empty() { Some(value) } else { get(value.as_table()?, rest) }
+}
+
+/// The table `key` in `parent`, made where there is none.
+fn table<'a>(parent: &'a mut Table, key: &str) -> &'a mut Table {
+    let value = parent.entry(key).or_insert_with(|| Table::new().into());
+    if !value.is_table() {
+        *value = Table::new().into();
+    }
+    match value {
+        Value::Table(table) => table,
+        _ => unreachable!("made a table above"),
+    }
+}
+
+fn text(path: &Path) -> Value {
+    path.display().to_string().into()
+}
+
+fn write(note: &str, mut all: Table) -> DropIn {
+    let head = format!("{MARK}{note}");
+    let text = format!("{head}{all}");
+    hide(&mut all);
+    DropIn { text, shown: format!("{head}{all}") }
+}
+
+/// Takes out what CRI's section may hold of credentials: those of registries, and headers that are sent to them.
+fn hide(all: &mut Table) {
+    let cri = all.get_mut("plugins").and_then(|plugins| plugins.get_mut(CRI));
+    if let Some(registry) = cri.and_then(|cri| cri.get_mut("registry")).and_then(Value::as_table_mut) {
+        for key in ["configs", "headers"] {
+            registry.get_mut(key).into_iter().for_each(blank);
+        }
+    }
+}
+
+fn blank(value: &mut Value) {
+    match value {
+        Value::String(text) => "(not shown)".clone_into(text),
+        Value::Array(values) => values.iter_mut().for_each(blank),
+        Value::Table(table) => table.iter_mut().for_each(|(_, value)| blank(value)),
+        _ => {}
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;

@@ -1,0 +1,266 @@
+//! Which cache serves a workload on this node best: of those that are attached, those that a daemon of this host has, and those
+//! that are named, by the ranking of [`model::matching`](crate::model::matching).
+//!
+//! One cache is chosen, since one is attached at a time; what it has not is named, even where another one has it. Images for
+//! machines of another kind do not count.
+
+mod volumes;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use chrono::{DateTime, Utc};
+
+pub use volumes::{Error, Sources, Volume, Volumes, collect};
+
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::image_cache::{CacheId, TenantName};
+use crate::model::matching::{self, Item, Score};
+use crate::model::platform::Platform;
+use crate::model::reference::ImageReference;
+use crate::model::seal::Content;
+
+/// Where a cache is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Attached to this node already.
+    Attached {
+        /// Where it is mounted.
+        at: PathBuf,
+    },
+    /// Somebody named it.
+    Named,
+    /// In the state directory of this host's daemon.
+    State {
+        /// Whose it is.
+        tenant: TenantName,
+        /// The cache that it is the volume of.
+        id: CacheId,
+    },
+    /// A daemon has it, and no volume that this process may read is the same.
+    Daemon {
+        /// The daemon, as it was named.
+        host: String,
+        /// The cache there.
+        id: CacheId,
+        /// The name of that.
+        name: String,
+    },
+}
+
+/// The best cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where it is.
+    pub place: Place,
+    /// The volume: a directory, an image file or a block device; none where only a daemon has it.
+    pub volume: Option<PathBuf>,
+    /// Digest of what its `cache.json` says.
+    pub digest: Digest,
+    /// When it was sealed: on this node the time of `cache.json`, which a copy may have lost.
+    pub sealed_at: DateTime<Utc>,
+    /// How well it fits; what is missing is named here.
+    pub score: Score,
+}
+
+/// The best cache does not hold all that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "not cached: {}; the best cache holds {held} of {of} images: have one made that holds all of them, or pull what is missing",
+    missing.join(", ")
+)]
+pub struct Incomplete {
+    /// The images that it lacks, as they were given.
+    pub missing: Vec<String>,
+    /// Images that it holds.
+    pub held: usize,
+    /// Distinct images that were asked for.
+    pub of: usize,
+}
+
+impl Incomplete {
+    /// The class, from which the exit code follows.
+    pub fn class(&self) -> Class {
+        Class::NotFound
+    }
+}
+
+impl Found {
+    /// Distinct images of the workload.
+    pub fn of(&self) -> usize {
+        self.score.images.saturating_add(self.score.missing.len())
+    }
+
+    /// For who must not pull: an error that names what is missing.
+    pub fn require_all(&self) -> Result<(), Incomplete> {
+        if self.score.missing.is_empty() {
+            return Ok(());
+        }
+        let missing = self.score.missing.iter().map(|image| image.given().to_owned()).collect();
+        Err(Incomplete { missing, held: self.score.images, of: self.of() })
+    }
+}
+
+/// The best of `volumes` for images of `platform`; of those that are alike the first. None where none holds anything of it.
+pub fn best(volumes: &[Volume], images: &[ImageReference], platform: &Platform) -> Option<Found> {
+    volumes.iter().fold(None, |best, volume| {
+        let Some(score) = matching::score(&items(&volume.sealed.content, platform), images) else {
+            return best;
+        };
+        let found = Found {
+            place: volume.place.clone(),
+            volume: Some(volume.path.clone()),
+            digest: volume.sealed.digest.clone(),
+            sealed_at: volume.sealed_at,
+            score,
+        };
+        better(best, Some(found))
+    })
+}
+
+/// The best of all, with what a daemon found. A cache of which a volume is here is taken from here.
+pub fn best_with(
+    volumes: &[Volume],
+    images: &[ImageReference],
+    platform: &Platform,
+    daemon: Option<Found>,
+) -> Option<Found> {
+    let elsewhere = daemon.filter(|found| volumes.iter().all(|volume| volume.sealed.digest != found.digest));
+    better(best(volumes, images, platform), elsewhere)
+}
+
+fn better(one: Option<Found>, other: Option<Found>) -> Option<Found> {
+    let rank = |found: &Option<Found>| found.as_ref().map(|found| found.score.rank(found.sealed_at));
+    if rank(&other) > rank(&one) { other } else { one }
+}
+
+fn items<'a>(content: &'a Content, platform: &Platform) -> Vec<Item<'a>> {
+    let runs = |offered: &Platform| {
+        let same = (&offered.os, &offered.architecture) == (&platform.os, &platform.architecture);
+        // Which variants a machine runs is not known here, and who built the cache chose them.
+        same || platform.preference(offered).is_some()
+    };
+    let layers: HashMap<_, _> =
+        content.layers.iter().map(|layer| (&layer.chain_id, (&layer.blob, layer.compressed_size))).collect();
+    let images = content.images.iter().filter(|image| runs(&image.platform));
+    let items = images.map(|image| Item {
+        reference: &image.reference,
+        index: image.index.as_ref(),
+        manifest: &image.manifest,
+        layers: image.chain.iter().filter_map(|chain| layers.get(chain).copied()).collect(),
+    });
+    items.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::model::chain::ChainId;
+    use crate::model::job::LayerFormat;
+    use crate::model::seal::{self, CacheManifest, Compression, Totals};
+    use crate::model::size::ByteSize;
+
+    fn volume(path: &str, images: &[(&str, &str, u64)], seconds: i64) -> Volume {
+        let digest = |text: String| Digest::sha256(text.as_bytes());
+        let chain = |size: &u64| ChainId::base(&digest(format!("layer {size}")));
+        let image = |(image, platform, size): &(&str, &str, u64)| seal::Image {
+            reference: (*image).to_owned(),
+            name: image.parse::<ImageReference>().unwrap().to_string(),
+            index: None,
+            manifest: digest(format!("manifest of {image}")),
+            config: digest(format!("config of {image}")),
+            platform: platform.parse().unwrap(),
+            chain: vec![chain(size)],
+        };
+        let layer = |(_, _, size): &(&str, &str, u64)| seal::Layer {
+            chain_id: chain(size),
+            parent: None,
+            diff_id: digest(format!("layer {size}")),
+            blob: digest(format!("blob {size}")),
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+            compression: Compression::Gzip,
+            compressed_size: *size,
+            size: *size,
+            entries: 1,
+            tar_split_size: None,
+            image: None,
+            settled: seal::Settled::default(),
+            lost: Vec::new(),
+        };
+        let content = Content {
+            version: seal::VERSION,
+            larder: path.to_owned(),
+            job: digest(path.to_owned()),
+            layer_format: LayerFormat::default(),
+            tar_split: false,
+            size: ByteSize(1),
+            images: images.iter().map(image).collect(),
+            layers: images.iter().map(layer).collect(),
+            totals: Totals::default(),
+        };
+        Volume {
+            place: Place::Named,
+            path: path.into(),
+            sealed: CacheManifest::new(content).unwrap(),
+            sealed_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds),
+        }
+    }
+
+    fn chosen(volumes: &[Volume], images: &[&str]) -> Option<PathBuf> {
+        let images: Vec<ImageReference> = images.iter().map(|image| image.parse().unwrap()).collect();
+        best(volumes, &images, &"linux/amd64".parse().unwrap())?.volume
+    }
+
+    #[test]
+    fn ties_go_to_the_newest_and_then_to_the_first() {
+        let here = "linux/amd64";
+        let old = volume("/old", &[("a:1", here, 7), ("b:1", here, 90)], 1);
+        let new = volume("/new", &[("a:1", here, 7)], 2);
+        let same = volume("/same", &[("a:1", here, 7)], 2);
+        let large = volume("/large", &[("a:1", here, 8)], 0);
+        let all = [old.clone(), new.clone(), same.clone()];
+        assert_eq!(chosen(&all, &["a:1"]).unwrap().to_str(), Some("/new"));
+        assert_eq!(chosen(&[same, new, old.clone()], &["a:1"]).unwrap().to_str(), Some("/same"));
+        assert_eq!(chosen(&[old.clone(), large.clone()], &["a:1"]).unwrap().to_str(), Some("/large"));
+        assert_eq!(chosen(&[large, old], &["a:1", "b:1"]).unwrap().to_str(), Some("/old"));
+        assert_eq!(chosen(&all, &["c:1"]), None);
+        assert_eq!(chosen(&[], &["a:1"]), None);
+    }
+
+    #[test]
+    fn images_of_other_machines_do_not_count() {
+        let held = [
+            volume("/arm", &[("a:1", "linux/arm64", 900)], 0),
+            volume("/newer-cpu", &[("a:1", "linux/amd64/v3", 5)], 0),
+            volume("/windows", &[("a:1", "windows/amd64", 900)], 0),
+        ];
+        assert_eq!(chosen(&held, &["a:1"]).unwrap().to_str(), Some("/newer-cpu"));
+        assert_eq!(chosen(&held[..1], &["a:1"]), None);
+        let arm = best(&held, &["a:1".parse().unwrap()], &"linux/arm64".parse().unwrap()).unwrap();
+        assert_eq!(arm.volume.unwrap().to_str(), Some("/arm"));
+    }
+
+    #[test]
+    fn a_daemon_wins_only_with_what_is_not_here() {
+        let volumes = [volume("/here", &[("a:1", "linux/amd64", 7)], 5)];
+        let (images, platform) =
+            (["a:1".parse().unwrap(), "b:1".parse().unwrap()], "linux/amd64".parse().unwrap());
+        let of_daemon = |digest: &Digest, images, seconds| Found {
+            place: Place::Daemon { host: "d".into(), id: CacheId::random(), name: "web".into() },
+            volume: None,
+            digest: digest.clone(),
+            sealed_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds),
+            score: Score { images, bytes: 7, missing: Vec::new() },
+        };
+        let asked = |found| best_with(&volumes, &images, &platform, found).unwrap();
+        let (same, other) = (&volumes[0].sealed.digest, &Digest::sha256(b"other"));
+        assert!(asked(None).volume.is_some());
+        assert!(asked(Some(of_daemon(same, 1, 9))).volume.is_some(), "the same volume");
+        assert!(asked(Some(of_daemon(other, 1, 5))).volume.is_some(), "as good");
+        assert!(asked(Some(of_daemon(other, 1, 6))).volume.is_none(), "newer");
+        assert!(asked(Some(of_daemon(other, 2, 1))).volume.is_none(), "more images");
+    }
+}
