@@ -35,6 +35,8 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         rootless: false,
         verify_after: false,
         concurrency: 4,
+        sign_key: None,
+        signer: None,
         keeper: None,
         share: None,
         deadline: None,

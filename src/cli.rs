@@ -15,6 +15,7 @@ mod image;
 mod import;
 mod inspect;
 mod keeper;
+mod key;
 mod matching;
 mod merge;
 mod mount;
@@ -57,8 +58,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     let path = cli.global.config.clone();
-    // A client has nothing to do with the daemon's file, which it may not even be allowed to read.
-    let default = (!matches!(cli.command, Command::Cache(_))).then_some(Path::new(CONFIG_FILE));
+    // A client, or who makes a key, has nothing to do with the daemon's file, which it may not even be allowed to read.
+    let default =
+        (!matches!(cli.command, Command::Cache(_) | Command::Key { .. })).then_some(Path::new(CONFIG_FILE));
     let config = match load_config(path.as_deref(), default) {
         Ok(config) => config,
         Err(error) => {
@@ -89,6 +91,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Inspect(args) => inspect::run(&args, console),
         Command::Export(args) => export::run(args, console),
         Command::Import(args) => import::run(args, call, config, console),
+        Command::Key { action } => key::run(&action, console),
         Command::Mount(args) => mount::mount(&args, console),
         Command::Umount(args) => mount::unmount(&args, console),
         Command::Match(args) => matching::run(&args, &config, console),

@@ -130,6 +130,10 @@ impl Config {
         cluster::check(&config.cluster, &mut faults);
         config.registry.check(&mut faults);
         config.build.check(&mut faults);
+        if config.build.sign_key().is_some() && cluster::kubernetes(&config.cluster).is_some() {
+            let reason = "a file of this machine, and builders are pods: want sign_secret in [[cluster]]";
+            faults.push(Fault { key: "build.sign_key".to_owned(), reason: reason.to_owned() });
+        }
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
     }
 }
@@ -199,6 +203,20 @@ mod tests {
         assert_eq!((config.registry.retries, config.registry.connections_per_host), (3, 2));
         assert_eq!(config.build.memory_budget, ByteSize(64 << 20));
         assert_eq!(config.log.format, log::Format::Json);
+    }
+
+    #[test]
+    fn a_cluster_signs_with_a_secret() {
+        let text = "[build]\nsign_key = \"/k\"\n[[cluster]]\nuid = \"a\"\n";
+        assert!(Config::parse(text, []).is_ok());
+        let cluster = "runner = \"kubernetes\"\nbuilder_image = \"i\"\nsnapshot_class = \"s\"\n";
+        let ConfigError::Faults(faults) = Config::parse(&format!("{text}{cluster}"), []).unwrap_err() else {
+            panic!("not faults");
+        };
+        assert_eq!(faults.iter().map(|fault| fault.key.as_str()).collect::<Vec<_>>(), ["build.sign_key"]);
+        let signed = format!("{}sign_secret = \"sign\"\n", cluster);
+        let text = format!("[[cluster]]\nuid = \"a\"\n{signed}");
+        assert_eq!(Config::parse(&text, []).unwrap().cluster[0].sign_secret, "sign");
     }
 
     #[test]

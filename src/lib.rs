@@ -8,6 +8,7 @@
 //! | [`sys`] | the only place with system calls: directories by descriptor, attributes, sync, space, privileges, confinement |
 //! | [`config`] | `larder.toml`, one section per file; unknown keys refused, all faults told at once |
 //! | [`registry`] | async: hosts and mirrors, authentication, retry, blobs that resume |
+//! | [`keys`] | the files of the keys by which volumes are signed |
 //! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |
 //! | [`archive`] | OCI layouts and archives of images, read instead of a registry |
 //! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
@@ -30,8 +31,8 @@
 //! # The import rule
 //!
 //! Imports run one way: `main → cli → {api, client, kubernetes, node} → caches → {build, snapshot, rootfs} → verify →
-//! prefetch → trees → {registry, secrets, archive, volume} → layer → {sys, model, config}`.
-//! `registry`, `secrets`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
+//! prefetch → trees → {registry, secrets, keys, archive, volume} → layer → {sys, model, config}`.
+//! `registry`, `secrets`, `keys`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
 //! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`, by way of `trees`. `telemetry` may be imported by
 //! all, `testing` only by tests and benches.
 
@@ -42,6 +43,7 @@ pub mod caches;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod keys;
 pub mod kubernetes;
 pub mod layer;
 pub mod model;

@@ -14,6 +14,7 @@ pub mod lock;
 pub mod loop_device;
 pub mod mount;
 pub mod mounts;
+pub mod private;
 pub mod privilege;
 pub mod process;
 pub mod remove;

@@ -10,6 +10,7 @@
 
 mod compare;
 mod error;
+mod hash_tree;
 mod image;
 mod index;
 mod layer;
@@ -19,10 +20,13 @@ mod tree;
 use std::path::Path;
 
 pub use error::{Error, Fault};
+pub use hash_tree::{HashTrees, hash_trees};
 
 use crate::model::digest::Digest;
 use crate::model::job::LayerFormat;
+use crate::model::key::KeyId;
 use crate::model::seal::{Content, Layer};
+use crate::model::trust::Trust;
 use crate::sys::Dir;
 use crate::volume;
 use crate::volume::store::Documents;
@@ -41,6 +45,8 @@ pub struct Report {
     pub bytes: u64,
     /// Digest of the content of `cache.json`.
     pub digest: Digest,
+    /// Who signed it, where somebody did.
+    pub signed_by: Option<KeyId>,
 }
 
 /// Verifies `layers`, parents before children, of a volume at `path` that is not sealed yet. Nothing is said of what else is
@@ -66,14 +72,20 @@ fn each(root: &Dir, format: LayerFormat, layers: &[Layer]) -> Result<(), Error> 
     }
 }
 
-/// Verifies the volume at `path`.
+/// Verifies the volume at `path`, its signature included where there is one, whoever signed.
 pub fn verify(path: &Path) -> Result<Report, Error> {
-    let sealed = volume::seal::read(path)?;
+    verify_trusting(path, &Trust::default())
+}
+
+/// Verifies the volume at `path`, which has to be one that `trust` asks for.
+pub fn verify_trusting(path: &Path, trust: &Trust) -> Result<Report, Error> {
+    let shown = path.display().to_string();
+    let root = Dir::open(path).map_err(|source| Error::io("opening the volume", &shown, source))?;
+    let (sealed, signed_by) = volume::read_trusted(path, trust)?;
     let content = &sealed.content;
     if !content.tar_split {
-        return Err(Error::NoTarSplit { path: path.display().to_string() });
+        return Err(Error::NoTarSplit { path: shown });
     }
-    let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
     let documents = index::documents(&root, content)?;
     index::check(&root, &sealed, &documents)?;
     each(&root, content.layer_format, &content.layers)?;
@@ -84,5 +96,6 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
         entries: content.layers.iter().map(|layer| layer.entries).sum(),
         bytes: content.layers.iter().map(|layer| layer.size).sum(),
         digest: sealed.digest.clone(),
+        signed_by,
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cache.json                     what is on the volume and the digests that prove it: the seal
+//! cache.json.sig                 who vouches for it, where the build was given a key
 //! overlay/<chain ID>/            diff/ (the tree), link, lower        ┐ a containers/storage
 //! overlay/l/<link>               -> ../<chain ID>/diff                │ additional image store
 //! overlay-layers/                layers.lock, layers.json, <chain ID>.tar-split.gz
@@ -30,6 +31,7 @@ pub mod mounted;
 mod open;
 mod place;
 pub mod seal;
+mod signature;
 pub mod staging;
 pub mod store;
 
@@ -42,6 +44,7 @@ pub use budget::Budget;
 pub use error::Error;
 pub use journal::Trust;
 pub use open::{Cap, Opened, Opening, open};
+pub use signature::read_trusted;
 
 use crate::model::chain::ChainId;
 use crate::model::digest::Digest;

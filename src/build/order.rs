@@ -1,6 +1,7 @@
 //! Everything a build needs, after flags, job and configuration were merged.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
@@ -8,6 +9,7 @@ use super::keeper::Keeper;
 use super::share::VolumeName;
 use crate::archive::Format;
 use crate::model::job::{LayerFormat, VolumeKind};
+use crate::model::key::SigningKey;
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
@@ -50,6 +52,10 @@ pub struct Order {
     pub deadline: Option<DateTime<Utc>>,
     /// Where images come from.
     pub source: SourceOrder,
+    /// The file of the key by which the volume is to be signed.
+    pub sign_key: Option<PathBuf>,
+    /// That key; read before the build is confined.
+    pub signer: Option<Arc<SigningKey>>,
     /// Who mounts for this build, where it is confined.
     pub keeper: Option<Keeper>,
     /// How registries are asked.

@@ -30,6 +30,7 @@ use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::{Admission, Sizing};
+use crate::model::trust::Trust as KeyTrust;
 use crate::prefetch;
 use crate::sys::privilege::{Capabilities, Capability};
 use crate::sys::process;
@@ -114,6 +115,7 @@ async fn build(
     let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
         Opened::Sealed(sealed) => {
             source.check_sealed(order, &sealed)?;
+            check_signed(order).await?;
             if order.verify_after {
                 verify(order).await?;
             }
@@ -446,7 +448,25 @@ async fn seal(
         let documents: Vec<Documents> = images.into_iter().map(documents).collect();
         let prefetch = prefetch::list(volume.root(), &content, &documents)
             .map_err(|e| Fail::job(e.class(), e.to_string()))?;
-        Ok(volume.seal(content, &documents, &prefetch)?)
+        Ok(volume.seal(content, &documents, &prefetch, order.signer.as_deref())?)
+    })
+    .await
+}
+
+/// A sealed volume is not written to, so one that is to be signed has to be signed already, and by this key.
+async fn check_signed(order: &Order) -> Result<(), Vec<Fail>> {
+    let Some(signer) = &order.signer else { return Ok(()) };
+    let (path, key) = (order.volume.clone(), signer.public());
+    blocking(move || match volume::read_trusted(&path, &KeyTrust::only(vec![key])) {
+        Err(volume::Error::Trust { path, source }) if source.class() == Class::Denied => {
+            let message = format!(
+                "{path} is sealed already, not signed by {}, and a sealed volume is never written to: \
+                     give another directory, or build without a signing key",
+                key.id()
+            );
+            Err(Fail::job(Class::Conflict, message))
+        }
+        checked => Ok(checked.map(drop)?),
     })
     .await
 }

@@ -134,7 +134,7 @@ pub(super) fn build(dir: &Path, images: &[&[BuiltLayer]], options: &Options) -> 
         layers,
     };
     let prefetch = crate::prefetch::list(shared.volume.root(), &content, &documents).unwrap();
-    Ok(shared.volume.seal(content, &documents, &prefetch)?)
+    Ok(shared.volume.seal(content, &documents, &prefetch, None)?)
 }
 
 pub(super) fn extract(shared: &Arc<Shared>, layer: &BuiltLayer) -> Result<Ready, Fail> {

@@ -1,6 +1,7 @@
 //! What a user types.
 
 mod cache;
+mod key;
 mod node;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use crate::snapshot;
 use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
+pub(super) use key::KeyAction;
 pub(super) use node::{AttachArgs, DetachArgs, MatchArgs, PreloadArgs, SnapshotterArgs, SourceArgs};
 
 const EXAMPLES: &str = "\
@@ -31,6 +33,7 @@ Examples:
   larder build --job job.json --volume /cache --secrets /secrets --output json
   larder plan nginx:1.27
   larder verify ./cache
+  larder key generate sign.pem
   larder inspect ./cache --json
   larder export ./cache images.tar --format oci-archive
   larder import images.tar --volume ./cache
@@ -132,7 +135,7 @@ pub(super) enum Command {
     /// Prove a sealed volume from its own bytes
     ///
     /// Reports the first difference by layer and path. Exits with 65 if there is one, with 64 for a volume built with
-    /// --no-tar-split, and with 73 for a volume that is not sealed.
+    /// --no-tar-split, with 73 for a volume that is not sealed, and with 77 for one that is not signed by a key of --trust.
     Verify(VerifyArgs),
     /// Say what is on a sealed volume
     ///
@@ -172,6 +175,13 @@ pub(super) enum Command {
     /// The program has to be static. `make image` builds it so and calls this. The time of the image is SOURCE_DATE_EPOCH.
     #[command(hide = true)]
     Image(ImageArgs),
+    /// Make a key by which volumes are signed, or show its public half
+    #[command(after_help = key::EXAMPLES)]
+    Key {
+        /// What to do
+        #[command(subcommand)]
+        action: KeyAction,
+    },
     /// Name the cache that serves a workload best: on this node, or a daemon's
     ///
     /// Most of the images, then most bytes, then the newest. Looked at are volumes that are attached, those in state.dir of a
@@ -297,6 +307,13 @@ pub(super) struct OrderArgs {
     /// same time fetch each layer once (plan ignores it)
     #[arg(long, value_name = "DIR")]
     pub(super) share: Option<PathBuf>,
+    /// Sign the sealed volume with this private key, PEM of an Ed25519 key, as `larder key generate` makes it
+    /// [default: the configuration's build.sign_key]
+    ///
+    /// The signature is cache.json.sig beside cache.json; `verify --trust` asks for it. The file must be no one else's to read.
+    /// A volume that is sealed already must be signed by this key, or the build ends with 73 (plan ignores it).
+    #[arg(long, value_name = "FILE")]
+    pub(super) sign_key: Option<PathBuf>,
     /// Verify the sealed volume from its own bytes before exiting (plan ignores it)
     #[arg(long)]
     pub(super) verify_after: bool,
@@ -403,6 +420,13 @@ pub(super) struct ImportArgs {
     /// Reuse layers of the volumes in DIR/volumes, where --volume must lie too
     #[arg(long, value_name = "DIR")]
     pub(super) share: Option<PathBuf>,
+    /// Sign the sealed volume with this private key, PEM of an Ed25519 key, as `larder key generate` makes it
+    /// [default: the configuration's build.sign_key]
+    ///
+    /// The signature is cache.json.sig beside cache.json; `verify --trust` asks for it. The file must be no one else's to read.
+    /// A volume that is sealed already must be signed by this key, or the build ends with 73.
+    #[arg(long, value_name = "FILE")]
+    pub(super) sign_key: Option<PathBuf>,
     /// Verify the sealed volume from its own bytes before exiting
     #[arg(long)]
     pub(super) verify_after: bool,
@@ -431,6 +455,7 @@ impl From<ImportArgs> for OrderArgs {
             output: args.output,
             layers: args.layers,
             rootless: args.rootless,
+            sign_key: args.sign_key,
             share: args.share,
             verify_after: args.verify_after,
             result_file: args.result_file,
@@ -446,6 +471,12 @@ impl From<ImportArgs> for OrderArgs {
 pub(super) struct VerifyArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
+    /// Refuse (77) a volume that is not signed by this public key: the line that `larder key public` prints, or a file with
+    /// such lines or PEMs; repeatable
+    ///
+    /// Without it a signature that is there has to hold, whoever made it.
+    #[arg(long, value_name = "KEY|FILE")]
+    pub(super) trust: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -574,6 +605,10 @@ mod tests {
             "larder build --output yaml a",
             "larder build --log-level larder=loud a",
             "larder verify",
+            "larder verify a --trust",
+            "larder key",
+            "larder key generate",
+            "larder build --sign-key",
             "larder inspect a b",
             "larder prefetch",
             "larder prefetch a --image @",

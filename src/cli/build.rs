@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::io;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use chrono::{DateTime, Utc};
@@ -21,6 +22,7 @@ use crate::build::cancel::{Cancel, Reason};
 use crate::build::events::{self, Events, Lines};
 use crate::build::{Prepared, sweep};
 use crate::config::Config;
+use crate::keys;
 use crate::model::class::Class;
 use crate::model::event::{Event, Failure, Outcome, Status};
 use crate::telemetry::Console;
@@ -79,6 +81,11 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     order.keeper = keeper;
+    // The keeper of a disk reads it too, so that a key that cannot be read is told before a disk is made.
+    match order.sign_key.as_deref().map(keys::signing).transpose() {
+        Ok(key) => order.signer = key.map(Arc::new),
+        Err(e) => return refuse(result.as_deref(), e.class(), &e),
+    }
     if let Some(volume) = call.kept_volume {
         order.volume = volume;
     }

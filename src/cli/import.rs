@@ -23,6 +23,11 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
     if args.format.is_some() || !snapshot::is_image(&args.input) {
         return build::run(args.into(), call, config, console);
     }
+    if args.sign_key.is_some() {
+        let message =
+            "--sign-key: the image of a disk is sealed, and keeps the signature that it has or has not";
+        return exit::fail(console, Class::Invalid, message);
+    }
     let mut runtime = runtime::Builder::new_multi_thread();
     runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get).min(2));
     let runtime = match runtime.build() {

@@ -14,13 +14,15 @@ use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::escape::escape;
 use crate::model::job::LayerFormat;
+use crate::model::key::{KeyId, PublicKey};
 use crate::model::seal::{CacheManifest, Layer, LayerImage};
 use crate::model::size::ByteSize;
+use crate::model::trust::SealSignature;
 use crate::prefetch;
 use crate::prefetch::placement::{self, Placement};
 use crate::sys::Dir;
 use crate::telemetry::Console;
-use crate::volume::disk;
+use crate::volume::{self, disk, seal};
 
 /// Most paths listed of one kind; `--json` has them all.
 const LISTED: usize = 10;
@@ -31,8 +33,8 @@ pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
         Ok(entered) => entered,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let sealed = match crate::volume::seal::read(entered.path()) {
-        Ok(sealed) => sealed,
+    let (sealed, signature) = match read(entered.path()) {
+        Ok(read) => read,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let placement = match args.extents.then(|| placement(entered.path(), &sealed)).transpose() {
@@ -40,22 +42,56 @@ pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let text = if args.json {
-        // The digest covers compact JSON in field order, so without `placement` this prints the file as it is on the volume.
-        match serde_json::to_string(&Document { sealed: &sealed, placement: placement.as_ref() }) {
+        // The digest covers compact JSON in field order, so without the rest this prints the file as it is on the volume.
+        let document =
+            Document { sealed: &sealed, signature: signature.as_ref(), placement: placement.as_ref() };
+        match serde_json::to_string(&document) {
             Ok(json) => json + "\n",
             Err(e) => return exit::fail(console, Class::Internal, &format!("writing cache.json: {e}")),
         }
     } else {
-        text(&sealed, placement.as_ref())
+        text(&sealed, signature.as_ref(), placement.as_ref())
     };
     stdout::print(console, &text)
 }
 
-/// `cache.json`, and what was measured.
+/// The seal of the volume, and whose signature it has.
+fn read(volume: &Path) -> Result<(CacheManifest, Option<Signature>), volume::Error> {
+    let shown = volume.display().to_string();
+    let root = Dir::open(volume).map_err(|source| volume::Error::Io {
+        doing: "opening the volume",
+        what: shown.clone(),
+        source,
+    })?;
+    let files = seal::Files::read(&root, &shown)?;
+    let sealed = seal::parse(&files.cache_json, &shown)?;
+    let signature = files.signature.map(|json| match SealSignature::parse(&json) {
+        Ok(signature) => Signature {
+            key: Some(signature.key),
+            key_id: Some(signature.key.id()),
+            holds: signature.holds(&files.cache_json),
+        },
+        Err(_) => Signature { key: None, key_id: None, holds: false },
+    });
+    Ok((sealed, signature))
+}
+
+/// Who is said to have signed, and whether that is so. Whether to believe them is another question: `verify --trust`.
+#[derive(Serialize)]
+struct Signature {
+    /// None where the file cannot be read.
+    key: Option<PublicKey>,
+    key_id: Option<KeyId>,
+    holds: bool,
+}
+
+/// `cache.json`, its signature, and what was measured.
 #[derive(Serialize)]
 struct Document<'a> {
     #[serde(flatten)]
     sealed: &'a CacheManifest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<&'a Signature>,
     #[serde(skip_serializing_if = "Option::is_none")]
     placement: Option<&'a Placements>,
 }
@@ -89,7 +125,7 @@ fn placement(volume: &Path, sealed: &CacheManifest) -> Result<Placements, prefet
     Ok(Placements { total: total.into(), layers: layers.collect() })
 }
 
-fn text(sealed: &CacheManifest, placement: Option<&Placements>) -> String {
+fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option<&Placements>) -> String {
     let content = &sealed.content;
     let mut users: HashMap<&ChainId, usize> = HashMap::new();
     for chain_id in content.images.iter().flat_map(|image| &image.chain) {
@@ -118,6 +154,12 @@ fn text(sealed: &CacheManifest, placement: Option<&Placements>) -> String {
     );
     let _ = writeln!(out, "sealed by larder {}, tar-split {tar_split}", escape(&content.larder));
     let _ = writeln!(out, "cache.json {}", sealed.digest);
+    if let Some(Signature { key_id, holds, .. }) = signature {
+        let holds = if *holds { "" } else { ": IT DOES NOT HOLD" };
+        let key =
+            key_id.as_ref().map_or("nobody: cache.json.sig cannot be read".to_owned(), KeyId::to_string);
+        let _ = writeln!(out, "signed by {key}{holds}");
+    }
     if let Some(placement) = placement {
         let _ = writeln!(out, "on disk {}", placed(&placement.total));
     }

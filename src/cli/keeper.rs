@@ -37,6 +37,7 @@ use crate::model::event::{Event, Outcome, Status};
 use crate::model::job::VolumeKind;
 use crate::sys::mount;
 use crate::volume::disk::{self, Disk, Entered, Error, Left, Request, Taken};
+use crate::volume::seal::Files;
 use child::{Child, Said};
 use mounts::Mounts;
 
@@ -95,7 +96,7 @@ struct Used {
     /// What the other one said.
     said: Said,
     /// The seal of the volume on it, where the other one says that it is sealed, and whether it was written directly.
-    seal: Option<(Vec<u8>, bool)>,
+    seal: Option<(Files, bool)>,
 }
 
 impl Keeper {
@@ -135,9 +136,9 @@ impl Keeper {
             }
         }
         let Used { disk, said, seal } = self.used(disk, Role::Fill).await?;
-        let Some((cache_json, direct)) = seal else { return Ok(said.outcome) };
+        let Some((seal, direct)) = seal else { return Ok(said.outcome) };
         let shrink = self.keeping.wishes.shrink;
-        blocking(move || disk.seal(&cache_json, shrink, direct)).await?;
+        blocking(move || disk.seal(&seal, shrink, direct)).await?;
         if let Some(event) = said.sealed {
             self.events.emit(event);
         }
@@ -156,14 +157,12 @@ impl Keeper {
         let said = self.child(role, device.then(|| mounted.path().to_owned())).await;
         let reads = role == Role::Fill && said.outcome.status == Status::Ok;
         let unmounting = move || {
-            let cache_json = if reads { Some(mounted.cache_json()) } else { None };
+            let seal = if reads { Some(mounted.seal()) } else { None };
             disk.unmount(mounted)?;
-            Ok((disk, cache_json.transpose()?))
+            Ok((disk, seal.transpose()?))
         };
         match blocking(unmounting).await {
-            Ok((disk, cache_json)) => {
-                Ok(Used { disk, said, seal: cache_json.map(|cache_json| (cache_json, direct)) })
-            }
+            Ok((disk, seal)) => Ok(Used { disk, said, seal: seal.map(|seal| (seal, direct)) }),
             // What went wrong first comes first.
             Err(mut last) if said.outcome.status == Status::Failed => {
                 let mut outcome = said.outcome;

@@ -134,6 +134,11 @@ pub(super) fn order(
         verify_after: args.verify_after,
         concurrency: args.concurrency.map_or(config.build.concurrency, usize::from),
         share,
+        sign_key: match purpose {
+            Purpose::Build => args.sign_key.or_else(|| config.build.sign_key().map(Path::to_owned)),
+            Purpose::Plan => None,
+        },
+        signer: None,
         keeper: None,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         source,

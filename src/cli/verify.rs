@@ -3,26 +3,37 @@
 use super::args::VerifyArgs;
 use super::exit;
 use super::output::stdout;
+use crate::keys;
 use crate::model::escape::escape;
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;
+use crate::verify::verify_trusting;
 use crate::volume::disk;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
+    let trust = match keys::trust(&args.trust) {
+        Ok(trust) => trust,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
     let entered = match disk::enter(&args.volume) {
         Ok(entered) => entered,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let report = match crate::verify::verify(entered.path()) {
+    let report = match verify_trusting(entered.path(), &trust) {
         Ok(report) => report,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let volume = escape(&args.volume.display().to_string());
     let (images, layers, entries, bytes) =
         (report.images, report.layers, report.entries, ByteSize(report.bytes));
+    let signed_by = match &report.signed_by {
+        Some(key) if trust.required => format!("signed by {key}, which is trusted\n"),
+        Some(key) => format!("signed by {key}; nobody said with --trust whether to believe that\n"),
+        None => String::new(),
+    };
     let text = format!(
-        "{volume} is proven: {images} images, {layers} layers, {entries} entries, {bytes}\ncache.json {}\n",
+        "{volume} is proven: {images} images, {layers} layers, {entries} entries, {bytes}\ncache.json {}\n{signed_by}",
         report.digest
     );
     stdout::print(console, &text)

@@ -1,5 +1,7 @@
 //! `[build]`: how images are built into a volume.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, within};
@@ -17,6 +19,9 @@ pub struct Build {
     pub sizing: Sizing,
     /// Form in which layers lie on a volume.
     pub layer_format: LayerFormat,
+    /// File of the private key by which volumes are signed; without it, or where it is empty, they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sign_key: Option<PathBuf>,
     /// Most bytes of ranges that wait in memory for their turn, all layers together.
     pub memory_budget: ByteSize,
     /// Most members of one layer.
@@ -35,6 +40,7 @@ impl Default for Build {
             concurrency: 4,
             sizing: Sizing::Enforce,
             layer_format: LayerFormat::Overlay,
+            sign_key: None,
             memory_budget: ByteSize(32 << 20),
             max_entries: 10_000_000,
             max_logical_size: ByteSize(1 << 40),
@@ -45,6 +51,11 @@ impl Default for Build {
 }
 
 impl Build {
+    /// The file of the key by which volumes are signed. An empty variable of the environment takes that of the file away.
+    pub fn sign_key(&self) -> Option<&Path> {
+        self.sign_key.as_deref().filter(|path| !path.as_os_str().is_empty())
+    }
+
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
         within(faults, "build.concurrency", self.concurrency, 1..=64);
         within(faults, "build.max_entries", self.max_entries, 1..=u64::MAX);

@@ -31,6 +31,9 @@ pub struct Cluster {
     pub storage_class: String,
     /// Access mode of volumes: `ReadWriteOncePod` where the driver can, else `ReadWriteOnce`.
     pub access_mode: String,
+    /// Secret in [`namespace`](Cluster::namespace) whose `key.pem` signs volumes; empty is none. Builders mount it, Larder itself
+    /// does not read it.
+    pub sign_secret: String,
     /// VolumeSnapshotClass of snapshots, with deletionPolicy Delete.
     pub snapshot_class: String,
     /// Minutes until a builder that does not start is given up.
@@ -50,6 +53,7 @@ impl Default for Cluster {
             builder_service_account: "larder-builder".to_owned(),
             storage_class: String::new(),
             access_mode: "ReadWriteOncePod".to_owned(),
+            sign_secret: String::new(),
             snapshot_class: String::new(),
             pending_timeout_minutes: 10,
             snapshot_timeout_minutes: 60,
@@ -93,6 +97,9 @@ impl Cluster {
             if text.is_empty() {
                 faults.push((key, "it is absent".to_owned()));
             }
+        }
+        if !self.sign_secret.is_empty() && self.sign_secret.parse::<TenantName>().is_err() {
+            faults.push(("sign_secret", "want a name of Kubernetes: a-z 0-9 '-'".to_owned()));
         }
         if !["ReadWriteOncePod", "ReadWriteOnce"].contains(&self.access_mode.as_str()) {
             faults.push(("access_mode", "want ReadWriteOncePod or ReadWriteOnce".to_owned()));
@@ -164,7 +171,12 @@ mod tests {
             ["cluster[0].runner", "cluster[1].uid"]
         );
         assert_eq!(keys(&[Cluster { namespace: "x".into(), ..host }]), ["cluster[0].runner"]);
-        let empty = Cluster { namespace: "A_".into(), access_mode: "Any".into(), ..cluster };
+        let empty = Cluster {
+            namespace: "A_".into(),
+            sign_secret: "a/b".into(),
+            access_mode: "Any".into(),
+            ..cluster
+        };
         let bare = Cluster { builder_image: String::new(), snapshot_class: String::new(), ..empty };
         assert_eq!(
             keys(&[Cluster { pending_timeout_minutes: 0, ..bare }]),
@@ -172,6 +184,7 @@ mod tests {
                 "cluster[0].namespace",
                 "cluster[0].builder_image",
                 "cluster[0].snapshot_class",
+                "cluster[0].sign_secret",
                 "cluster[0].access_mode",
                 "cluster[0].pending_timeout_minutes",
             ]

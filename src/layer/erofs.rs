@@ -72,5 +72,5 @@ pub use self::finish::Summary;
 pub use self::inode::InodeId;
 pub use self::options::{Label, Options};
 pub use self::tree::{TreeError, Watch};
-pub use self::verity::Verity;
+pub use self::verity::{Verity, check as check_hash_tree};
 pub use self::writer::{Special, Writer};

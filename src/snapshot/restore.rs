@@ -57,11 +57,11 @@ pub fn restore(input: &Path, volume: &Path, monitor: &Monitor) -> Result<CacheMa
         why: e.to_string(),
     })?;
     monitor.advance(0)?;
-    let cache_json = entered.cache_json()?;
-    let sealed = CacheManifest::parse(&cache_json);
+    let seal = entered.seal()?;
+    let sealed = CacheManifest::parse(&seal.cache_json);
     let sealed = sealed.map_err(|e| Error::Contradiction { what: e.to_string() })?;
     drop(entered);
-    receiving.finish(&cache_json)?;
+    receiving.finish(&seal)?;
     Ok(sealed)
 }
 

@@ -140,7 +140,8 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         .into_iter()
         .collect();
     let mut links: BTreeMap<String, String> = BTreeMap::new();
-    let mut explained: BTreeSet<String> = BTreeSet::from(["cache.json".to_owned()]);
+    let mut explained: BTreeSet<String> =
+        BTreeSet::from(["cache.json".to_owned(), "cache.json.sig".to_owned()]);
     let mut empty: BTreeSet<String> = BTreeSet::new();
     for layer in &content.layers {
         let parts = layout::parts(content.layer_format, layer);

@@ -4,7 +4,8 @@
 //! DIR/disk.img      the ext4, exactly as large as was asked for, or as what it holds (`--shrink`).
 //!                   Locked (flock(2)): alone by who fills it, together by who reads it, loop devices included
 //! DIR/image.json    beside it once it is sealed: what it is
-//! DIR/cache.json    a copy of the one on it, written last. Sealed means that it is there, for every kind of volume alike
+//! DIR/cache.json    a copy of the one on it, written last. Sealed means that it is there, for every kind of volume alike;
+//!                   cache.json.sig too, where there is one on it
 //! DIR/.larder/      lock and use, as on every volume; disk.img until it is formatted
 //! ```
 //!

@@ -9,6 +9,7 @@ use crate::model::class::Class;
 use crate::model::seal::SealError;
 use crate::model::shortage::Shortage;
 use crate::model::size::ByteSize;
+use crate::model::trust::TrustError;
 
 /// A volume cannot be used, or not be finished.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +80,14 @@ pub enum Error {
         /// Why.
         source: SealError,
     },
+    /// Nobody who is believed vouches for it.
+    #[error("{path}: {source}")]
+    Trust {
+        /// The volume.
+        path: String,
+        /// Why.
+        source: TrustError,
+    },
     /// The cap is reached by metadata.
     #[error("{doing}: {shortage}")]
     Full {
@@ -141,6 +150,7 @@ impl Error {
             | Error::NotSealed { .. } => Class::Conflict,
             Error::Locked { .. } => Class::Busy,
             Error::Seal { .. } => Class::Corrupt,
+            Error::Trust { source, .. } => source.class(),
             Error::Full { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::ParentMissing(_) | Error::Json { .. } | Error::WritesLost { .. } => Class::Internal,
             Error::TooLarge { .. } => Class::Invalid,

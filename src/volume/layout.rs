@@ -33,6 +33,10 @@ pub const SNAPSHOTS: &[u8] = b"snapshots.metadata";
 pub const PREFETCH: &str = "prefetch.list";
 /// The seal.
 pub const CACHE: &[u8] = b"cache.json";
+/// Who vouches for it.
+pub const SIGNATURE: &[u8] = b"cache.json.sig";
+/// The same until it is whole.
+pub const SIGNATURE_UNFINISHED: &[u8] = b"cache.json.sig.tmp";
 /// Tree of a layer, in its directory.
 pub const DIFF: &[u8] = b"diff";
 /// Short name of a layer, in its directory.

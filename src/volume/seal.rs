@@ -1,18 +1,92 @@
-//! Sealing: the index files, one sync, then `cache.json`. Nothing changes afterwards.
+//! Sealing: the index files, one sync, then the signature, then `cache.json`. Nothing changes afterwards.
+//!
+//! The signature is durable before `cache.json` has its name, and one that an interrupted build left is gone before it, so a
+//! volume that is sealed has the signature that it was ordered to have, whenever the machine stops.
 
-use std::io::Write as _;
+use std::io::{self, ErrorKind, Write as _};
 use std::path::Path;
+
+use nix::errno::Errno;
 
 use super::budget::full;
 use super::error::{Context, Error};
 use super::store::{self, Documents};
 use super::{Volume, layout};
 use crate::model::digest::Digest;
+use crate::model::key::SigningKey;
 use crate::model::seal::{CacheManifest, Content};
+use crate::model::trust::{SealSignature, TrustError};
 use crate::sys::{Dir, atomic, remove};
 
 /// Most bytes that `cache.json` may have.
 pub(super) const MAX: u64 = 256 << 20;
+
+/// Most bytes that `cache.json.sig` may have; one of ours has 186.
+const MAX_SIGNATURE: u64 = 4 << 10;
+
+/// The files of a seal, byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// `cache.json`.
+    pub cache_json: Vec<u8>,
+    /// `cache.json.sig`, where there is one.
+    pub signature: Option<Vec<u8>>,
+}
+
+impl Files {
+    /// Reads them in the directory of a volume, or of its disk. Nothing is checked.
+    ///
+    /// # Errors
+    /// [`Error::NotSealed`] where there is no `cache.json`.
+    pub fn read(root: &Dir, path: &str) -> Result<Self, Error> {
+        Ok(Files { cache_json: cache_json(root, path)?, signature: signature(root, path)? })
+    }
+
+    /// Writes them in `root`, the signature first: from then on the volume is sealed.
+    pub(super) fn write(&self, root: &Dir) -> io::Result<()> {
+        match &self.signature {
+            Some(signature) => atomic::write(root, layout::SIGNATURE, signature, 0o644)?,
+            None => unsign(root)?,
+        }
+        atomic::write(root, layout::CACHE, &self.cache_json, 0o644)
+    }
+}
+
+fn cache_json(root: &Dir, path: &str) -> Result<Vec<u8>, Error> {
+    match root.read_file(layout::CACHE, MAX) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::NotSealed { path: path.to_owned() }),
+        other => other.context("reading", "cache.json"),
+    }
+}
+
+/// The bytes of `cache.json.sig`, if there is one.
+pub(super) fn signature(root: &Dir, path: &str) -> Result<Option<Vec<u8>>, Error> {
+    let none = |what: String| Error::Trust { path: path.to_owned(), source: TrustError::Malformed(what) };
+    match root.read_file(layout::SIGNATURE, MAX_SIGNATURE) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) => match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) => Ok(None),
+            Some(Errno::EINVAL | Errno::ELOOP) => Err(none("it is no regular file".to_owned())),
+            Some(Errno::EFBIG) => Err(none(format!("it has more than {MAX_SIGNATURE} bytes"))),
+            _ => Err(e).context("reading", "cache.json.sig"),
+        },
+    }
+}
+
+/// Removes what a build that was to be signed has left.
+fn unsign(root: &Dir) -> io::Result<()> {
+    let mut found = false;
+    for name in [layout::SIGNATURE, layout::SIGNATURE_UNFINISHED] {
+        match root.unlink(name) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            done => {
+                done?;
+                found = true;
+            }
+        }
+    }
+    if found { root.sync() } else { Ok(()) }
+}
 
 /// Reads and checks the seal of the volume at `path`.
 pub fn read(path: &Path) -> Result<CacheManifest, Error> {
@@ -22,13 +96,12 @@ pub fn read(path: &Path) -> Result<CacheManifest, Error> {
 }
 
 pub(super) fn read_from(root: &Dir, path: &str) -> Result<CacheManifest, Error> {
-    let bytes = match root.read_file(layout::CACHE, MAX) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::NotSealed { path: path.to_owned() });
-        }
-        other => other.context("reading", "cache.json")?,
-    };
-    CacheManifest::parse(&bytes).map_err(|source| Error::Seal { path: path.to_owned(), source })
+    parse(&cache_json(root, path)?, path)
+}
+
+/// Checks the seal of the volume at `path` in the bytes of its `cache.json`.
+pub fn parse(cache_json: &[u8], path: &str) -> Result<CacheManifest, Error> {
+    CacheManifest::parse(cache_json).map_err(|source| Error::Seal { path: path.to_owned(), source })
 }
 
 impl Volume {
@@ -46,12 +119,14 @@ impl Volume {
         (found == *digest).then_some(bytes)
     }
 
-    /// Seals the volume. All layers that `content` names are committed; `prefetch` is the list of what starts read first.
+    /// Seals the volume. All layers that `content` names are committed; `prefetch` is the list of what starts read first. With a
+    /// key the seal is signed.
     pub fn seal(
         &self,
         content: Content,
         documents: &[Documents],
         prefetch: &[u8],
+        key: Option<&SigningKey>,
     ) -> Result<CacheManifest, Error> {
         let json = |source| Error::Json { what: "the index files", source };
         remove::tree(&self.larder, layout::STAGING).context("removing", "staging")?;
@@ -60,15 +135,20 @@ impl Volume {
         }
         self.write_file(layout::PREFETCH, prefetch)?;
         let manifest = CacheManifest::new(content).map_err(json)?;
-        let bytes = serde_json::to_vec_pretty(&manifest).map_err(json)?;
+        let cache_json = serde_json::to_vec_pretty(&manifest).map_err(json)?;
+        let signature = key.map(|key| SealSignature::new(&cache_json, key).to_json()).transpose();
+        let files = Files { cache_json, signature: signature.map_err(json)? };
         // Room for the seal is taken before the sync, so that nothing can fail for want of it afterwards.
-        self.budget.reserve_file(bytes.len() as u64, "cache.json")?;
+        self.budget.reserve_file(files.cache_json.len() as u64, "cache.json")?;
+        if let Some(signature) = &files.signature {
+            self.budget.reserve_file(signature.len() as u64, "cache.json.sig")?;
+        }
         // The error of a sync is told once; trying again would seal what was lost.
         self.root
             .sync_file_system()
             .context("flushing the file system of", &self.path.display().to_string())?;
         self.budget.growing(&[&self.root], "cache.json", || {
-            atomic::write(&self.root, layout::CACHE, &bytes, 0o644).context("writing", "cache.json")
+            files.write(&self.root).context("writing", "cache.json")
         })?;
         Ok(manifest)
     }
@@ -76,7 +156,10 @@ impl Volume {
     /// Takes the seal back from a volume whose content turned out to be wrong, so that nobody uses it.
     pub fn unseal(path: &Path) -> Result<(), Error> {
         let root = Dir::open(path).context("opening the volume", &path.display().to_string())?;
-        root.unlink(layout::CACHE).and_then(|()| root.sync()).context("removing", "cache.json")
+        root.unlink(layout::CACHE)
+            .and_then(|()| unsign(&root))
+            .and_then(|()| root.sync())
+            .context("removing", "cache.json")
     }
 
     /// Writes one of our files, replacing an older one; parents are made.
@@ -96,7 +179,7 @@ impl Volume {
                 });
             }
             dir = match dir.open_dir(part.as_bytes()) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => self.make_dir(&dir, part, path)?,
+                Err(e) if e.kind() == ErrorKind::NotFound => self.make_dir(&dir, part, path)?,
                 other => other.context("opening", path)?,
             };
         }

@@ -39,6 +39,7 @@ mod runner;
 mod sdk;
 mod secrets;
 mod serve;
+mod sign;
 mod snapshotter;
 mod store;
 mod tamper;

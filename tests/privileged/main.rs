@@ -23,4 +23,5 @@ mod hostile;
 mod leaks;
 mod reuse;
 mod served;
+mod sign;
 mod slow;

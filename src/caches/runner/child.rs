@@ -42,6 +42,7 @@ use crate::caches::pull_secrets::{Content, HostSecrets, Unusable};
 use crate::config::Config;
 use crate::config::caches::{Caches, Holder};
 use crate::config::log::Format;
+use crate::keys;
 use crate::model::class::Class;
 use crate::model::event::{Failure, Line};
 use crate::model::image_cache::{CacheId, TenantName};
@@ -106,6 +107,9 @@ impl Settings {
 /// The runner cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildRunnerError {
+    /// Builders could not sign.
+    #[error("build.sign_key: {0}")]
+    SigningKey(#[from] keys::Error),
     /// The configuration cannot be written for builders.
     #[error("writing the configuration for builders: {0}")]
     Config(#[from] toml::ser::Error),
@@ -118,6 +122,7 @@ impl ChildRunnerError {
     /// The class that decides exit code and retry.
     pub fn class(&self) -> Class {
         match self {
+            ChildRunnerError::SigningKey(e) => e.class(),
             ChildRunnerError::Config(_) => Class::Internal,
             ChildRunnerError::NoDisks(_) => Class::Invalid,
         }
@@ -146,6 +151,8 @@ struct InEffect {
 
 impl InEffect {
     fn of(settings: &Settings, config: &Config) -> Result<Self, ChildRunnerError> {
+        // Each builder reads it for itself; a daemon does not start to make what nobody can sign.
+        config.build.sign_key().map(keys::signing).transpose()?;
         let of_builders =
             Config { registry: config.registry.clone(), build: config.build.clone(), ..Config::default() };
         Ok(InEffect {

@@ -6,6 +6,7 @@
 //! /cache              the PVC
 //! /run/larder/job     build.json, larder.toml        (Secret)
 //! /run/larder/auth    <namespace>/<name>/.dockerconfigjson, in the order of the job   (the same Secret)
+//! /run/larder/sign    key.pem, where volumes are signed   (a Secret of the operator's)
 //! /tmp                64 MiB
 //! ```
 
@@ -27,6 +28,9 @@ use crate::model::pull_secret::PullSecretName;
 pub(super) const CONTAINER: &str = "builder";
 /// User and group of a builder that needs no rights: "nonroot" of many images, Larder's own among them.
 const NOBODY: u32 = 65532;
+/// Where the key lies by which volumes are signed, and its name there and in the Secret.
+const SIGN: &str = "/run/larder/sign";
+const SIGN_KEY: &str = "key.pem";
 /// How much longer than its builder a Job may take, seconds: with its Job a pod is deleted, and what it said with it.
 const MARGIN: i64 = 600;
 
@@ -45,6 +49,26 @@ pub(super) struct Parts<'a> {
 impl Parts<'_> {
     /// The Job, suspended: Secret and PVC are made when it is there to own them. `secrets` are the usable ones.
     pub(super) fn job(&self, secrets: &[(PullSecretName, Content)], seconds: i64) -> Value {
+        let mut job = self.unsigned_job(secrets, seconds);
+        if !self.cluster.sign_secret.is_empty() {
+            let pod = &mut job["spec"]["template"]["spec"];
+            let container = &mut pod["containers"][0];
+            push(&mut container["args"], json!(format!("--sign-key={SIGN}/{SIGN_KEY}")));
+            push(
+                &mut container["volumeMounts"],
+                json!({"name": "sign", "mountPath": SIGN, "readOnly": true}),
+            );
+            let secret = json!({
+                "secretName": self.cluster.sign_secret,
+                "defaultMode": self.secret_mode(),
+                "items": [{"key": SIGN_KEY, "path": SIGN_KEY}],
+            });
+            push(&mut pod["volumes"], json!({"name": "sign", "secret": secret}));
+        }
+        job
+    }
+
+    fn unsigned_job(&self, secrets: &[(PullSecretName, Content)], seconds: i64) -> Value {
         let name = object(self.volume);
         let labels = self.names.labels(self.volume);
         let (job, auth) = items(secrets);
@@ -251,6 +275,12 @@ impl Parts<'_> {
     }
 }
 
+fn push(list: &mut Value, item: Value) {
+    if let Some(list) = list.as_array_mut() {
+        list.push(item);
+    }
+}
+
 fn auth_key(at: usize) -> String {
     format!("auth-{at}.json")
 }
@@ -306,10 +336,22 @@ mod tests {
             parts.job(&[], 1)["spec"]["template"]["spec"]["volumes"][2]["emptyDir"]["sizeLimit"],
             "1Mi"
         );
+        let signing = Cluster { sign_secret: "sign".into(), ..cluster.clone() };
+        let signed = Parts { cluster: &signing, ..parts }.job(&secrets, 1);
+        let typed_again: KubeJob = serde_json::from_value(signed.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&typed_again).unwrap(), signed);
+        let pod = &signed["spec"]["template"]["spec"];
+        assert_eq!(pod["volumes"][4]["secret"]["secretName"], "sign");
+        assert_eq!(pod["volumes"][4]["secret"]["defaultMode"], 0o400);
+        assert_eq!(pod["containers"][0]["volumeMounts"][4]["readOnly"], true);
+        assert_eq!(pod["containers"][0]["args"][7], "--sign-key=/run/larder/sign/key.pem");
         let images = Parts { layer_format: LayerFormat::Erofs, ..parts };
         let pod = &images.job(&secrets, 1)["spec"]["template"]["spec"];
         let _: k8s_openapi::api::core::v1::PodSpec = serde_json::from_value(pod.clone()).unwrap();
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        let signed = Parts { cluster: &signing, ..images }.job(&[], 1);
+        let volumes = &signed["spec"]["template"]["spec"]["volumes"];
+        assert_eq!(volumes[4]["secret"]["defaultMode"], 0o440);
         assert_eq!(pod["containers"][0]["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
         let mut owner = typed;
         owner.metadata.uid = Some("u".into());

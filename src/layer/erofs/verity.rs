@@ -55,9 +55,14 @@ fn levels(blocks: u64) -> Vec<u64> {
     levels
 }
 
+/// Blocks that the tree takes behind an image of `blocks` blocks, the header among them.
+fn tree_blocks(blocks: u64) -> u64 {
+    1 + levels(blocks).iter().sum::<u64>()
+}
+
 /// Bytes that the tree takes behind an image of `blocks` blocks.
 pub(super) fn len(blocks: u64) -> u64 {
-    (1 + levels(blocks).iter().sum::<u64>()) * BLOCK as u64
+    tree_blocks(blocks) * BLOCK as u64
 }
 
 fn digest(block: &[u8]) -> [u8; DIGEST] {
@@ -101,6 +106,36 @@ pub(super) fn write(image: &File, blocks: u64, uuid: &[u8; 16], put: &mut Put<'_
         }
     }
     Ok(Verity { root, offset: size(blocks) })
+}
+
+/// Whether `image`, as a file of `len` bytes, is what the top of its tree says: every block of it is read once, and
+/// every block of the tree compared. The header, which carries no digest, has to be the one that this tree would get.
+///
+/// # Errors
+/// `InvalidData` says in which part they differ.
+pub fn check(image: &File, len: u64, want: &seal::Verity) -> std::io::Result<()> {
+    let differs = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let offset = want.hash_offset;
+    let blocks = offset / BLOCK as u64;
+    let whole = blocks.checked_add(tree_blocks(blocks)).and_then(|blocks| blocks.checked_mul(BLOCK as u64));
+    if !offset.is_multiple_of(BLOCK as u64) || blocks == 0 || whole != Some(len) {
+        return Err(differs("its length is not that of an image and its hash tree"));
+    }
+    let mut uuid = [0; 16];
+    image.read_exact_at(&mut uuid, offset + 16)?;
+    let mut found = vec![0; BLOCK];
+    let mut same = true;
+    let made = write(image, blocks, &uuid, &mut |at, bytes| {
+        let found = &mut found[..bytes.len()];
+        image.read_exact_at(found, at).context("reading the hash tree")?;
+        same &= found == bytes;
+        Ok(())
+    });
+    let made = made.map_err(std::io::Error::other)?;
+    if seal::Verity::from(made) != *want {
+        return Err(differs("it is not what the root hash in cache.json says"));
+    }
+    if same { Ok(()) } else { Err(differs("its hash tree is not the one of its content")) }
 }
 
 /// Adds a digest to the lowest of `levels`; above the top it is the root.

@@ -1,7 +1,6 @@
 //! Reading a sealed disk.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
@@ -15,9 +14,8 @@ use crate::sys::lock::Lock;
 use crate::sys::loop_device::{self, Access, LoopDevice};
 use crate::sys::mount::{Ext4, Mount, bind_read_only, unmount};
 use crate::sys::process;
-use crate::volume::layout;
 use crate::volume::lease::Lease;
-use crate::volume::seal;
+use crate::volume::seal::Files;
 
 /// A volume that can be read at [`path`](Entered::path), whatever its kind. What was mounted for that goes with it, or with
 /// the process.
@@ -125,12 +123,7 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
             fault: format!("belongs to user {}, who could change it while it is mounted", stat.uid),
         });
     }
-    let seal = match below.read_file(layout::CACHE, seal::MAX) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NotSealed { path: path.display().to_string() });
-        }
-        other => other.context("reading cache.json beside", &shown)?,
-    };
+    let seal = Files::read(below, &path.display().to_string())?;
     let described = below.read_file(super::DESCRIPTION, image::MAX);
     let described = DiskImage::parse(&described.context("reading image.json beside", &shown)?);
     let described = described.map_err(tampered)?;
@@ -151,7 +144,7 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
     if !superblock.clean {
         return Err(tampered("it was mounted for writing and not unmounted, or has errors".into()));
     }
-    if Digest::sha256(&seal) != described.cache_json {
+    if Digest::sha256(&seal.cache_json) != described.cache_json {
         return Err(tampered("cache.json beside it is not the one that image.json names".into()));
     }
     // A volume that is about to be removed is gone; one without this file is a snapshot that was carried here.
@@ -161,9 +154,13 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
         Err(_) => None,
     };
     let entered = attach(path, file, superblock.format, lease)?;
-    let inside = Dir::open(&entered.path).and_then(|root| root.read_file(layout::CACHE, seal::MAX));
-    if inside.context("reading cache.json of", &shown)? != seal {
+    let inside = Dir::open(&entered.path).context("reading cache.json of", &shown)?;
+    let inside = Files::read(&inside, &shown)?;
+    if inside.cache_json != seal.cache_json {
         return Err(tampered("cache.json on it is not the one beside it".into()));
+    }
+    if inside.signature != seal.signature {
+        return Err(tampered("cache.json.sig on it is not the one beside it, or only one is there".into()));
     }
     Ok(entered)
 }

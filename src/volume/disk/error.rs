@@ -51,12 +51,6 @@ pub enum Error {
         /// The device.
         device: String,
     },
-    /// It has no seal.
-    #[error("{path} is not sealed: no cache.json in it; run the build to its end")]
-    NotSealed {
-        /// The volume.
-        path: String,
-    },
     /// The host has no room for it.
     #[error(
         "reserving the disk {path}: it needs {}, the file system has {} left: free some, ask for a smaller --size, or give --sparse",
@@ -142,7 +136,7 @@ impl Error {
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Foreign { .. } | Error::Other { .. } | Error::NotSealed { .. } => Class::Conflict,
+            Error::Foreign { .. } | Error::Other { .. } => Class::Conflict,
             Error::Tampered { .. } => Class::Corrupt,
             Error::Locked { .. } | Error::InUse { .. } => Class::Busy,
             Error::HostFull { .. } | Error::TooSmall { .. } => Class::NoSpace,

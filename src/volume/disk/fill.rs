@@ -13,7 +13,7 @@ use crate::model::size::ByteSize;
 use crate::sys::loop_device::{Access, LoopDevice};
 use crate::sys::mount::{self, Ext4, Mount};
 use crate::sys::{Dir, atomic, space};
-use crate::volume::{layout, seal};
+use crate::volume::seal;
 
 /// Most times that a disk is shrunk; the third pass finds nothing mostly.
 const SHRINKING_PASSES: u32 = 5;
@@ -77,9 +77,8 @@ impl Disk {
         }
     }
 
-    /// Seals the unmounted disk, on which the volume with this `cache_json` is sealed. With `shrink` it is cut to what it
-    /// holds.
-    pub fn seal(&self, cache_json: &[u8], shrink: bool, direct_io: bool) -> Result<(), Error> {
+    /// Seals the unmounted disk, on which the volume with this `seal` is sealed. With `shrink` it is cut to what it holds.
+    pub fn seal(&self, seal: &seal::Files, shrink: bool, direct_io: bool) -> Result<(), Error> {
         if let Err(error) = self.prove(shrink) {
             if matches!(self.place, Place::Device(_)) {
                 // Nothing lies beside a device that could say that its own seal does not count.
@@ -110,7 +109,7 @@ impl Disk {
             block_size: BLOCK,
             label: self.name.label.clone(),
             uuid: self.name.uuid,
-            cache_json: Digest::sha256(cache_json),
+            cache_json: Digest::sha256(&seal.cache_json),
             shrunk: shrink,
             sparse: self.sparse,
             direct_io,
@@ -120,7 +119,7 @@ impl Disk {
             .context("writing image.json of", &shown)?;
         json.push(b'\n');
         atomic::write(&self.below, DESCRIPTION, &json, 0o644).context("writing image.json of", &shown)?;
-        atomic::write(&self.below, layout::CACHE, cache_json, 0o644).context("writing cache.json of", &shown)
+        seal.write(&self.below).context("writing cache.json of", &shown)
     }
 
     /// Checks it whole, before and after it is shrunk.
@@ -180,8 +179,8 @@ impl Mounted {
     }
 
     /// The seal of the volume on it, as it is.
-    pub fn cache_json(&self) -> Result<Vec<u8>, Error> {
-        self.root.read_file(layout::CACHE, seal::MAX).context("reading", "cache.json of the disk")
+    pub fn seal(&self) -> Result<seal::Files, Error> {
+        Ok(seal::Files::read(&self.root, &self.at.display().to_string())?)
     }
 }
 

@@ -85,8 +85,8 @@ impl Receiving {
         }
     }
 
-    /// Seals it. The volume on the disk was proven, `cache_json` is its seal.
-    pub fn finish(self, cache_json: &[u8]) -> Result<(), Error> {
+    /// Seals it. The volume on the disk was proven, `seal` is its seal.
+    pub fn finish(self, seal: &seal::Files) -> Result<(), Error> {
         let shown = self.path.join("disk.img").display().to_string();
         dir::set_mode(&self.file, 0o444).context("making read-only", &shown)?;
         self.file.sync_all().context("flushing", &shown)?;
@@ -102,7 +102,7 @@ impl Receiving {
             block_size: found.block,
             label: found.label,
             uuid: found.uuid,
-            cache_json: Digest::sha256(cache_json),
+            cache_json: Digest::sha256(&seal.cache_json),
             shrunk: false,
             // Holes of the image stay holes.
             sparse: true,
@@ -113,14 +113,14 @@ impl Receiving {
         json.push(b'\n');
         self.larder.rename_new(IMAGE, &self.below, IMAGE).context("placing", &shown)?;
         atomic::write(&self.below, DESCRIPTION, &json, 0o644).context("writing image.json of", &shown)?;
-        atomic::write(&self.below, layout::CACHE, cache_json, 0o644).context("writing cache.json of", &shown)
+        seal.write(&self.below).context("writing cache.json of", &shown)
     }
 }
 
 impl Entered {
-    /// The bytes of `cache.json`.
-    pub fn cache_json(&self) -> Result<Vec<u8>, Error> {
+    /// The seal of the volume, as it is.
+    pub fn seal(&self) -> Result<seal::Files, Error> {
         let root = Dir::open(self.path()).context("opening", "the disk")?;
-        root.read_file(layout::CACHE, seal::MAX).context("reading", "cache.json of the disk")
+        Ok(seal::Files::read(&root, &self.path().display().to_string())?)
     }
 }

@@ -270,9 +270,11 @@ fn mount_point(name: &Name) -> Result<PathBuf, Error> {
 
 /// Only names of a disk's, and none at all but what mkfs leaves where there is no `.larder` of ours.
 pub(super) fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
-    let known: [&[u8]; 7] = [
+    let known: [&[u8]; 9] = [
         layout::LARDER,
         layout::CACHE,
+        layout::SIGNATURE,
+        layout::SIGNATURE_UNFINISHED,
         layout::LOST_AND_FOUND,
         IMAGE,
         DESCRIPTION,

@@ -5,8 +5,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use larder::model::class::Class;
+use larder::model::digest::Digest;
+use larder::model::seal::Content;
 use larder::testing::image::{Format, Image};
 use larder::testing::layer::LayerBuilder;
+use larder::verify::{HashTrees, hash_trees};
 use serde_json::Value;
 
 use super::files;
@@ -108,6 +112,72 @@ fn veritysetup_accepts_every_tree() {
             exits(64, command.args(["--verity", "--layer-format", "overlay"]))
         };
         assert!(said.contains("--layer-format erofs"), "{said}");
+    });
+}
+
+/// One reading of each image against its root hash, which is all that a node has time for.
+#[test]
+fn hash_trees_prove_images_without_decoding() {
+    isolated(&[], || {
+        let served = Served::new([image()]);
+        let (volume, plain) = (served.volume(), served.beside("plain"));
+        let build = |volume: &Path, flags: &[&str]| {
+            succeed(served.build(volume, 256 << 20).args(["--layer-format", "erofs"]).args(flags))
+        };
+        build(&volume, &["--verity", "--no-tar-split"]);
+        build(&plain, &[]);
+        let content = cache(&volume).content;
+        let report = hash_trees(&volume, &content).unwrap();
+        let blobs = blobs(&volume);
+        let bytes = blobs.iter().map(|blob| fs::metadata(blob).unwrap().len()).sum();
+        assert_eq!(report, HashTrees { proven: 3, bytes, without: Vec::new() });
+        let unproven = hash_trees(&plain, &cache(&plain).content).unwrap();
+        assert_eq!((unproven.proven, unproven.without.len()), (0, 3));
+
+        let fails = |content: &Content| {
+            let error = hash_trees(&volume, content).unwrap_err();
+            assert_eq!(error.class(), Class::Corrupt, "{error}");
+            error.to_string()
+        };
+        for (number, blob) in blobs.iter().enumerate() {
+            let size = fs::metadata(blob).unwrap().len();
+            let text: Value = serde_json::from_slice(&fs::read(sidecar(blob)).unwrap()).unwrap();
+            let offset = text["hashoffset"].as_u64().unwrap();
+            let file = fs::File::options().read(true).write(true).open(blob).unwrap();
+            let flip = |at: u64| {
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ 16], at).unwrap();
+            };
+            // Content, its last byte, the header of the tree, and its last block.
+            for (at, words) in [
+                (1024 + number as u64, "root hash in cache.json"),
+                (offset - 1, "root hash in cache.json"),
+                (offset + 8, "hash tree"),
+                (size - 4096, "hash tree"),
+                (size - 1, "hash tree"),
+            ] {
+                flip(at);
+                let said = fails(&content);
+                assert!(said.contains(words), "{at} of {offset}, {size}: {said}");
+                flip(at);
+            }
+            file.set_len(size + 4096).unwrap();
+            fails(&content);
+            file.set_len(size).unwrap();
+        }
+        // What cache.json says is wrong in itself: no panic, no reading past the end.
+        for hash_offset in [0, 1, 4095, 4096, 1 << 40, u64::MAX, u64::MAX - 4095] {
+            let mut lie = content.clone();
+            lie.layers[0].image.as_mut().unwrap().verity.as_mut().unwrap().hash_offset = hash_offset;
+            fails(&lie);
+        }
+        let mut lie = content.clone();
+        lie.layers[1].image.as_mut().unwrap().verity.as_mut().unwrap().root_hash = Digest::sha256(b"other");
+        fails(&lie);
+        hash_trees(&volume, &content).unwrap();
+        fs::remove_file(&blobs[0]).unwrap();
+        assert!(fails(&content).contains("missing"));
     });
 }
 

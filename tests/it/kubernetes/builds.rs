@@ -3,15 +3,19 @@
 use std::fs;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1::{Namespace, Secret};
 use kube::ResourceExt as _;
-use kube::api::{Api, DeleteParams, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use larder::model::image_cache::Status;
 use larder::model::job::LayerFormat;
+use larder::model::key::SigningKey;
 use larder::model::seal::CacheManifest;
+use larder::model::trust::Trust;
 use larder::testing::kubernetes::{Harm, Meets, Timing};
 use larder::testing::registry::Fault;
 use serde_json::json;
@@ -80,6 +84,30 @@ fn images_are_built_under_restricted() {
         let stored = world.fake().stored(&content.snapshot.unwrap().handle).unwrap();
         let seal = CacheManifest::parse(&fs::read(stored.path.join("cache.json")).unwrap()).unwrap();
         assert_eq!(seal.content.layer_format, LayerFormat::Erofs);
+    }
+}
+
+/// The key is the operator's Secret, which the pod mounts and Larder does not read.
+#[test]
+fn a_pod_signs_with_the_key_of_a_secret() {
+    let mut world = World::new();
+    world.config.cluster[0].sign_secret = "sign".to_owned();
+    let (key, pem) = SigningKey::generate().unwrap();
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "sign", "namespace": world.own()},
+        "data": {"key.pem": BASE64_STANDARD.encode(pem.expose())},
+    });
+    let secrets = world.api::<Secret>(world.own());
+    let secret = serde_json::from_value(secret).unwrap();
+    world.wait(secrets.create(&PostParams::default(), &secret)).unwrap();
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    let content = world.phase("web", Status::Available).status.unwrap().content.unwrap();
+    if !world.is_real() {
+        let stored = world.fake().stored(&content.snapshot.unwrap().handle).unwrap();
+        let cache_json = fs::read(stored.path.join("cache.json")).unwrap();
+        let trust = Trust::only(vec![key.public()]);
+        assert_eq!(trust.check(&stored.path, &cache_json).unwrap(), Some(key.public().id()));
     }
 }
 

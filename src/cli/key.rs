@@ -1,0 +1,20 @@
+//! `larder key`: keys by which volumes are signed.
+
+use super::args::KeyAction;
+use super::exit;
+use super::output::stdout;
+use crate::keys;
+use crate::telemetry::Console;
+
+/// Runs the command and answers its exit code. Of a private key nothing is printed, ever.
+pub(super) fn run(action: &KeyAction, console: &Console) -> u8 {
+    let (key, pem) = match action {
+        KeyAction::Generate { file } => (keys::generate(file), false),
+        KeyAction::Public { file, pem } => (keys::signing(file), *pem),
+    };
+    let public = match key {
+        Ok(key) => key.public(),
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    stdout::print(console, &if pem { public.pem() } else { format!("{public}\n") })
+}
