@@ -15,6 +15,7 @@ use crate::caches::layout::Layout;
 use crate::client::Request;
 use crate::client::address::Address;
 use crate::config::Config;
+use crate::keys;
 use crate::model::class::Class;
 use crate::model::runtime::Containerd;
 use crate::node::access::{self, AccessError};
@@ -38,6 +39,8 @@ enum Error {
     Access(#[from] AccessError),
     #[error(transparent)]
     Usage(#[from] UsageError),
+    #[error(transparent)]
+    Keys(#[from] keys::Error),
     #[error("no cache holds any of these images")]
     NoMatch,
     #[error("image cache {0} has no sealed volume: wait for it, or order it again")]
@@ -61,6 +64,7 @@ impl Error {
             Error::Incomplete(e) => e.class(),
             Error::Access(e) => e.class(),
             Error::Usage(e) => e.class(),
+            Error::Keys(e) => e.class(),
             Error::NoMatch | Error::NoVolume(_) => Class::NotFound,
             Error::NoPath(_) => Class::Denied,
             Error::Program(_) | Error::Threads(_) => Class::Internal,
@@ -86,6 +90,8 @@ fn attached(
     let order = Order {
         volume: wanted(&args, config, console)?,
         at: args.at.clone(),
+        trust: keys::trust(&args.trust)?,
+        verify_layers: args.verify_layers,
         runtimes: args.runtimes(),
         containerd: Containerd::from(&args.containerd),
         preload: args.preload,
@@ -131,8 +137,8 @@ fn host(root: &Path, config: &Config) -> Host {
     }
 }
 
-/// How the unit calls this program. What was asked of registries and of containerd is not asked again at each boot: the record
-/// has the digest of what was attached, and containerd its own records.
+/// How the unit calls this program. What was asked of registries and of containerd is not asked again at each boot, nor are
+/// layers read: the record has the digest of what was attached, and containerd its own records.
 fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
     let mut flags = Vec::new();
     let mut flag = |name: &str, value: &str| flags.extend([name.to_owned(), value.to_owned()]);
@@ -148,6 +154,11 @@ fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
     }
     if containerd.snapshotter != default.snapshotter {
         flag("--snapshotter", &containerd.snapshotter);
+    }
+    for key in &args.trust {
+        // A file, and by a path that means it everywhere.
+        let key = Path::new(key).canonicalize().map_or(key.clone(), |path| path.display().to_string());
+        flag("--trust", &key);
     }
     if let Some(path) = config_file {
         let path = std::path::absolute(path).map_err(Error::Program)?;

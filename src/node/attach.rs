@@ -34,14 +34,16 @@ use crate::model::digest::Digest;
 use crate::model::job::LayerFormat;
 use crate::model::runtime::{Containerd, Runtime};
 use crate::model::seal::{CacheManifest, Content};
+use crate::model::trust::Trust;
 use crate::node::containerd::Report;
 use crate::node::file::File;
 use crate::node::podman::skeleton;
 use crate::node::{limits, view};
 use crate::sys::{Dir, selinux};
+use crate::verify;
 use crate::volume::disk::{self, Entered};
 use crate::volume::lease::Lease;
-use crate::volume::seal;
+use crate::volume::read_trusted;
 
 /// The node.
 #[derive(Clone, Debug)]
@@ -70,6 +72,10 @@ pub struct Order {
     pub volume: PathBuf,
     /// Where it is mounted; none: where it is already, or at the first free of `/icv`, `/icv2`, ….
     pub at: Option<PathBuf>,
+    /// Whose signature it has to bear.
+    pub trust: Trust,
+    /// Whether every layer is read and proven first.
+    pub verify_layers: bool,
     /// Which runtimes are told of it; none: those that are found.
     pub runtimes: Option<Vec<Runtime>>,
     /// Which containerd is meant, where that is told of it.
@@ -120,18 +126,21 @@ impl Plan {
             if before.is_none() {
                 return Err(Error::Foreign(at));
             }
-            (None, None, seal::read(&at)?)
+            (None, None, read_trusted(&at, &order.trust)?.0)
         } else {
             place::check_empty(&at)?;
             let lease = lease(&volume)?;
             let entered = disk::enter(&volume)?;
-            let manifest = seal::read(entered.path())?;
+            let (manifest, _) = read_trusted(entered.path(), &order.trust)?;
             (Some(entered), lease, manifest)
         };
         if let Some(cache) = before.and_then(|before| before.cache.as_ref())
             && *cache != manifest.digest
         {
             return Err(Error::Changed { volume, was: cache.clone(), is: manifest.digest });
+        }
+        if order.verify_layers {
+            prove(entered.as_ref().map_or(&at, |entered| entered.path()), &manifest.content, &order.trust)?;
         }
         let mut record = Attachment::new(&volume, &at, Utc::now());
         record.cache = Some(manifest.digest.clone());
@@ -235,6 +244,15 @@ impl Plan {
             _ => Ok(None),
         }
     }
+}
+
+/// Reads all layers: images against their hash trees where all have one, and as `larder verify` does it where not.
+fn prove(volume: &Path, content: &Content, trust: &Trust) -> Result<(), Error> {
+    if content.layer_format == LayerFormat::Erofs && verify::hash_trees(volume, content)?.without.is_empty() {
+        return Ok(());
+    }
+    verify::verify_trusting(volume, trust)?;
+    Ok(())
 }
 
 /// Keeps the daemon from removing a volume until it has a record. Disks do so while they are open; a volume that cannot be

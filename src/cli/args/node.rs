@@ -18,6 +18,7 @@ Examples:
   larder attach ./cache --at /icv --runtime podman --dry-run
   larder attach /dev/disk/by-label/larder --runtime containerd --preload
   larder attach --match nginx:1.27 --match redis:7 --require
+  larder attach ./cache --trust keys.pub --verify-layers
   larder attach web --access verify --secrets ./secrets --pull-secret team-a:registry
   larder detach web
 
@@ -111,6 +112,13 @@ pub(in crate::cli) struct AttachArgs {
     pub(in crate::cli) preload: bool,
     #[command(flatten)]
     pub(in crate::cli) containerd: ContainerdArgs,
+    /// Refuse (77) a volume that is not signed by this public key: the line that `larder key public` prints, or a file with such
+    /// lines or PEMs; repeatable
+    #[arg(long, value_name = "KEY|FILE")]
+    pub(in crate::cli) trust: Vec<String>,
+    /// Read every layer first and prove it: EROFS images with a dm-verity hash tree by that, others as `larder verify` does
+    #[arg(long)]
+    pub(in crate::cli) verify_layers: bool,
     /// Who may attach it: whoever may run this, or who may read all images of it, as their registries say now
     #[arg(long, value_enum, default_value_t)]
     pub(in crate::cli) access: Policy,

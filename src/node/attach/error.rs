@@ -7,6 +7,7 @@ use crate::caches::attachments::AttachmentError;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::node::{containerd, file, limits, podman, view};
+use crate::verify;
 use crate::volume::{self, disk};
 
 /// A volume is not attached, or not detached.
@@ -59,6 +60,9 @@ pub enum Error {
     /// A file beside the configuration of others cannot be written.
     #[error(transparent)]
     File(#[from] file::Error),
+    /// A layer is not what the seal says.
+    #[error(transparent)]
+    Layers(#[from] verify::Error),
     /// The mount point is too long for the images.
     #[error(transparent)]
     Limits(#[from] limits::Unfit),
@@ -135,6 +139,7 @@ impl Error {
             Error::Disk(e) => e.class(),
             Error::Record(e) => e.class(),
             Error::File(e) => e.class(),
+            Error::Layers(e) => e.class(),
             Error::Limits(e) => e.class(),
             Error::View(e) => e.class(),
             Error::Skeleton(podman::skeleton::Error { source, .. }) => crate::layer::error::io_class(source),
