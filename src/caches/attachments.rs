@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::class::Class;
 use crate::model::digest::Digest;
-use crate::model::runtime::Runtime;
+use crate::model::runtime::{Containerd, Runtime};
 use crate::sys::{Dir, atomic};
 
 /// The version that is written.
@@ -50,21 +50,12 @@ pub struct Attachment {
     /// It is being let go of: nothing new is to use it.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub leaving: bool,
-    /// Where images of it were written into containerd's records.
+    /// The containerd that is told of it, where one is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub preload: Option<Preload>,
-}
-
-/// Which containerd knows the images of a volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Preload {
-    /// Its socket.
-    pub address: PathBuf,
-    /// Namespace of the images.
-    pub namespace: String,
-    /// The name by which it knows the snapshotter.
-    pub snapshotter: String,
+    pub containerd: Option<Containerd>,
+    /// Whether that one knows its images without a pull.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub preloaded: bool,
 }
 
 impl Attachment {
@@ -79,7 +70,8 @@ impl Attachment {
             store: None,
             runtimes: Vec::new(),
             leaving: false,
-            preload: None,
+            containerd: None,
+            preloaded: false,
         }
     }
 

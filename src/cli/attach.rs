@@ -6,16 +6,21 @@ use reqwest::Method;
 use serde_json::Value;
 use tokio::runtime::Builder;
 
-use super::args::{AttachArgs, DetachArgs, NodeArgs};
-use super::cache;
-use super::exit;
+use super::args::{AttachArgs, DetachArgs};
 use super::output::stdout;
+use super::usage::UsageError;
+use super::{cache, exit, matching, merge};
 use crate::caches::attachments::Attachments;
 use crate::caches::layout::Layout;
 use crate::client::Request;
+use crate::client::address::Address;
 use crate::config::Config;
 use crate::model::class::Class;
+use crate::model::runtime::Containerd;
+use crate::node::access::{self, AccessError};
 use crate::node::attach::{self, Boot, Host, Order, Plan};
+use crate::node::matching::{Found, Incomplete, Place};
+use crate::node::snapshotter;
 use crate::telemetry::Console;
 
 /// A command failed.
@@ -25,6 +30,16 @@ enum Error {
     Attach(#[from] attach::Error),
     #[error(transparent)]
     Cache(#[from] cache::Error),
+    #[error(transparent)]
+    Match(#[from] matching::Error),
+    #[error(transparent)]
+    Incomplete(#[from] Incomplete),
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    #[error(transparent)]
+    Usage(#[from] UsageError),
+    #[error("no cache holds any of these images")]
+    NoMatch,
     #[error("image cache {0} has no sealed volume: wait for it, or order it again")]
     NoVolume(String),
     #[error(
@@ -42,7 +57,11 @@ impl Error {
         match self {
             Error::Attach(e) => e.class(),
             Error::Cache(e) => e.class(),
-            Error::NoVolume(_) => Class::NotFound,
+            Error::Match(e) => e.class(),
+            Error::Incomplete(e) => e.class(),
+            Error::Access(e) => e.class(),
+            Error::Usage(e) => e.class(),
+            Error::NoMatch | Error::NoVolume(_) => Class::NotFound,
             Error::NoPath(_) => Class::Denied,
             Error::Program(_) | Error::Threads(_) => Class::Internal,
         }
@@ -50,45 +69,51 @@ impl Error {
 }
 
 /// Runs `attach` and answers its exit code.
-pub(super) fn attach(
-    args: &AttachArgs,
-    config_file: Option<&Path>,
-    config: &Config,
-    console: &Console,
-) -> u8 {
-    let done = || -> Result<String, Error> {
-        let order = Order {
-            volume: volume(&args.source, &args.node)?,
-            at: args.at.clone(),
-            runtimes: args.runtimes(),
-            boot: if args.no_unit { None } else { Some(boot(args, config_file)?) },
-        };
-        let plan = Plan::make(&order, &host(&args.node, config))?;
-        if args.dry_run {
-            return Ok(plan.to_string());
-        }
-        for note in plan.notes() {
-            tracing::warn!("{note}");
-        }
-        let at = plan.at().to_owned();
-        plan.carry_out()?;
-        Ok(format!("{}\n", at.display()))
-    };
-    match done() {
+pub(super) fn attach(args: AttachArgs, config_file: Option<&Path>, config: &Config, console: &Console) -> u8 {
+    match attached(args, config_file, config, console) {
         Ok(text) => stdout::print(console, &text),
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     }
 }
 
+/// What goes to standard output.
+fn attached(
+    args: AttachArgs,
+    config_file: Option<&Path>,
+    config: &Config,
+    console: &Console,
+) -> Result<String, Error> {
+    let order = Order {
+        volume: wanted(&args, config, console)?,
+        at: args.at.clone(),
+        runtimes: args.runtimes(),
+        containerd: Containerd::from(&args.containerd),
+        preload: args.preload,
+        boot: if args.no_unit { None } else { Some(boot(&args, config_file)?) },
+    };
+    let plan = Plan::make(&order, &host(&args.node_root, config))?;
+    access::check_blocking(args.access, plan.content(), &merge::registry(args.credentials, config)?, config)?;
+    if args.dry_run {
+        return Ok(plan.to_string());
+    }
+    for note in plan.notes() {
+        console.print(&format!("note: {note}\n"));
+    }
+    let at = plan.at().to_owned();
+    for skipped in plan.carry_out()?.iter().flat_map(|report| report.skipped()) {
+        console.print(&format!("warning: {skipped}\n"));
+    }
+    Ok(format!("{}\n", at.display()))
+}
+
 /// Runs `detach` and answers its exit code.
 pub(super) fn detach(args: &DetachArgs, config: &Config, console: &Console) -> u8 {
-    let host = host(&args.node, config);
     let done = || -> Result<attach::Detached, Error> {
         let wanted = match as_path(&args.source) {
             Some(path) => path,
-            None => volume(&args.source, &args.node)?,
+            None => volume(&args.source, args.host.as_ref(), None)?,
         };
-        Ok(attach::detach(&wanted, &host)?)
+        Ok(attach::detach(&wanted, &host(&args.node_root, config), args.force)?)
     };
     match done() {
         Ok(_) => 0,
@@ -96,20 +121,37 @@ pub(super) fn detach(args: &DetachArgs, config: &Config, console: &Console) -> u
     }
 }
 
-fn host(args: &NodeArgs, config: &Config) -> Host {
-    let records = Attachments::new(Layout::new(&config.state.dir).attached());
-    Host { root: args.node_root.clone(), records }
+fn host(root: &Path, config: &Config) -> Host {
+    let layout = Layout::new(&config.state.dir);
+    Host {
+        root: root.to_owned(),
+        records: Attachments::new(layout.attached()),
+        socket: snapshotter::SOCKET.into(),
+        snapshots: layout.snapshotter(),
+    }
 }
 
-/// How the unit calls this program.
+/// How the unit calls this program. What was asked of registries and of containerd is not asked again at each boot: the record
+/// has the digest of what was attached, and containerd its own records.
 fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
     let mut flags = Vec::new();
+    let mut flag = |name: &str, value: &str| flags.extend([name.to_owned(), value.to_owned()]);
     for runtime in args.runtimes().unwrap_or_default() {
-        flags.extend(["--runtime".to_owned(), runtime.name().to_owned()]);
+        flag("--runtime", runtime.name());
+    }
+    let (containerd, default) = (Containerd::from(&args.containerd), Containerd::default());
+    if containerd.address != default.address {
+        flag("--containerd", &containerd.address.display().to_string());
+    }
+    if containerd.namespace != default.namespace {
+        flag("--namespace", &containerd.namespace);
+    }
+    if containerd.snapshotter != default.snapshotter {
+        flag("--snapshotter", &containerd.snapshotter);
     }
     if let Some(path) = config_file {
         let path = std::path::absolute(path).map_err(Error::Program)?;
-        flags.extend(["--config".to_owned(), path.display().to_string()]);
+        flag("--config", &path.display().to_string());
     }
     Ok(Boot { program: std::env::current_exe().map_err(Error::Program)?, flags })
 }
@@ -120,21 +162,39 @@ fn as_path(source: &str) -> Option<PathBuf> {
     (source.contains('/') || path.exists()).then_some(path)
 }
 
-/// The volume that is meant: the one that the daemon serves, for an image cache.
-fn volume(source: &str, args: &NodeArgs) -> Result<PathBuf, Error> {
-    if let Some(path) = as_path(source) {
-        return Ok(path);
+/// The volume that is meant.
+fn wanted(args: &AttachArgs, config: &Config, console: &Console) -> Result<PathBuf, Error> {
+    if let Some(source) = &args.source {
+        return match as_path(source) {
+            Some(path) => Ok(path),
+            None => volume(source, args.sources.host.as_ref(), args.sources.ca.as_deref()),
+        };
     }
-    let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::Threads)?;
-    let answer = runtime.block_on(snapshots(source, args))?;
-    let all = answer["snapshots"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let served = all.iter().find(|snapshot| snapshot["served"] == Value::Bool(true));
-    let served = served.ok_or_else(|| Error::NoVolume(source.to_owned()))?;
-    served["path"].as_str().map(PathBuf::from).ok_or_else(|| Error::NoPath(source.to_owned()))
+    let found = matching::find(&args.matches, &args.sources, config, console)?.ok_or(Error::NoMatch)?;
+    if args.require {
+        found.require_all()?;
+    }
+    match found {
+        Found { volume: Some(volume), .. } => Ok(volume),
+        Found { place: Place::Daemon { id, .. }, .. } => {
+            volume(&id.to_string(), args.sources.host.as_ref(), args.sources.ca.as_deref())
+        }
+        Found { .. } => Err(Error::NoMatch),
+    }
 }
 
-async fn snapshots(cache: &str, args: &NodeArgs) -> Result<Value, cache::Error> {
-    let client = cache::connect(args.host.as_ref(), None)?;
+/// The volume of an image cache that its daemon serves.
+fn volume(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<PathBuf, Error> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::Threads)?;
+    let answer = runtime.block_on(Box::pin(snapshots(cache, host, ca)))?;
+    let all = answer["snapshots"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let served = all.iter().find(|snapshot| snapshot["served"] == Value::Bool(true));
+    let served = served.ok_or_else(|| Error::NoVolume(cache.to_owned()))?;
+    served["path"].as_str().map(PathBuf::from).ok_or_else(|| Error::NoPath(cache.to_owned()))
+}
+
+async fn snapshots(cache: &str, host: Option<&Address>, ca: Option<&Path>) -> Result<Value, cache::Error> {
+    let client = cache::connect(host, ca)?;
     let path = format!("/larder/v1/caches/{}/snapshots", cache::resolve(&client, cache).await?);
     Ok(client.call(Request::new(Method::GET, &path)).await?)
 }

@@ -1,6 +1,7 @@
 //! What starts containers on a node.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,5 +34,36 @@ impl Runtime {
 impl fmt::Display for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+/// A containerd, and what of it is meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Containerd {
+    /// Its socket.
+    pub address: PathBuf,
+    /// The namespace in which images are to be known.
+    pub namespace: String,
+    /// The name of the snapshotter in its configuration.
+    pub snapshotter: String,
+}
+
+impl Containerd {
+    /// Where containerd answers, unless it was configured otherwise.
+    pub const ADDRESS: &str = "/run/containerd/containerd.sock";
+    /// The namespace of Kubernetes, and of everything that comes by CRI.
+    pub const NAMESPACE: &str = "k8s.io";
+    /// The name that our snapshotter has in containerd's configuration.
+    pub const SNAPSHOTTER: &str = "larder";
+}
+
+impl Default for Containerd {
+    fn default() -> Self {
+        Containerd {
+            address: Self::ADDRESS.into(),
+            namespace: Self::NAMESPACE.to_owned(),
+            snapshotter: Self::SNAPSHOTTER.to_owned(),
+        }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! attach   plan: volume ─► opened where nobody sees it ─► cache.json, checks, limits     nothing is changed yet
-//!          ─► record ─► mounted at AT ─► image store ─► drop-ins of runtimes ─► unit
-//! detach   asked who uses it ─► drop-ins ─► record marked ─► image store ─► unmounted ─► unit ─► record gone
+//!          ─► record ─► mounted at AT ─► image store ─► drop-ins of runtimes ─► unit ─► images in containerd
+//! detach   asked who uses it ─► images in containerd ─► drop-ins ─► record marked ─► image store ─► unmounted ─► unit ─► record gone
 //! ```
 //!
 //! The record (caches::attachments) is what others go by: the daemon does not remove a volume that has one, and the
@@ -11,15 +11,15 @@
 //! the volume leaves is noted in it before.
 //! Every step may be repeated, so that what was cut off goes on when the same command runs again, as it does at each boot.
 //!
-//! Configuration of others is never edited. What is written are whole files of ours ([`file`]), which name all attached
-//! volumes and go with the last.
+//! Configuration of others is never edited. What is written are whole files of ours ([`node::file`](crate::node::file)), which
+//! name all attached volumes and go with the last.
 
 mod detach;
 mod display;
 mod error;
-mod file;
 mod found;
 mod place;
+mod told;
 mod unit;
 
 use std::path::{Path, PathBuf};
@@ -28,12 +28,13 @@ use chrono::Utc;
 
 pub use detach::{Detached, detach};
 pub use error::Error;
-pub use file::File;
 
 use crate::caches::attachments::{Attachment, Attachments};
 use crate::model::digest::Digest;
-use crate::model::runtime::Runtime;
+use crate::model::runtime::{Containerd, Runtime};
 use crate::model::seal::{CacheManifest, Content};
+use crate::node::containerd::Report;
+use crate::node::file::File;
 use crate::sys::{Dir, selinux};
 use crate::volume::disk::{self, Entered};
 use crate::volume::lease::Lease;
@@ -46,6 +47,10 @@ pub struct Host {
     pub root: PathBuf,
     /// Its records.
     pub records: Attachments,
+    /// Where its snapshotter answers.
+    pub socket: PathBuf,
+    /// Where its snapshotter keeps what.
+    pub snapshots: PathBuf,
 }
 
 impl Host {
@@ -64,6 +69,10 @@ pub struct Order {
     pub at: Option<PathBuf>,
     /// Which runtimes are told of it; none: those that are found.
     pub runtimes: Option<Vec<Runtime>>,
+    /// Which containerd is meant, where that is told of it.
+    pub containerd: Containerd,
+    /// Whether its images are to be known to containerd without a pull.
+    pub preload: bool,
     /// How it is attached again at each boot; none: not at all.
     pub boot: Option<Boot>,
 }
@@ -87,6 +96,7 @@ pub struct Plan {
     entered: Option<Entered>,
     _lease: Option<Lease>,
     files: Vec<File>,
+    preload: bool,
     notes: Vec<String>,
 }
 
@@ -126,9 +136,21 @@ impl Plan {
             Some(runtimes) => runtimes.clone(),
             None => found::runtimes(host),
         };
+        if order.preload && !record.runtimes.contains(&Runtime::Containerd) {
+            record.runtimes.push(Runtime::Containerd);
+        }
         record.runtimes.sort_unstable();
         record.runtimes.dedup();
-        let mut notes = Vec::new();
+        if record.runtimes.contains(&Runtime::Containerd) {
+            record.containerd = Some(order.containerd.clone());
+            // What containerd knows already it keeps knowing.
+            record.preloaded = order.preload || before.is_some_and(|before| before.preloaded);
+        }
+        let mut attached: Vec<Attachment> =
+            known.iter().filter(|other| other.at != at && !other.leaving).cloned().collect();
+        attached.push(record.clone());
+        let told = told::all(host, &attached)?;
+        let mut notes = told.advice;
         if record.runtimes.is_empty() {
             notes.push("no container runtime was found on this node: name one with --runtime".to_owned());
         }
@@ -139,11 +161,12 @@ impl Plan {
                 volume.display()
             ));
         }
-        let files = match &order.boot {
-            Some(boot) => vec![unit::file(host, &record, boot)?],
-            None => Vec::new(),
-        };
-        Ok(Plan { host: host.clone(), record, manifest, entered, _lease: lease, files, notes })
+        let mut files = told.files;
+        if let Some(boot) = &order.boot {
+            files.push(unit::file(host, &record, boot)?);
+        }
+        let (host, preload) = (host.clone(), order.preload);
+        Ok(Plan { host, record, manifest, entered, _lease: lease, files, preload, notes })
     }
 
     /// What the volume holds.
@@ -166,8 +189,8 @@ impl Plan {
         &self.notes
     }
 
-    /// Does it.
-    pub fn carry_out(self) -> Result<(), Error> {
+    /// Does it, and answers what containerd was told of images, if anything.
+    pub fn carry_out(self) -> Result<Option<Report>, Error> {
         self.host.records.note(&self.record)?;
         if let Some(entered) = self.entered {
             place::make(&self.record.at)?;
@@ -176,7 +199,14 @@ impl Plan {
         for file in &self.files {
             file.write()?;
         }
-        Ok(())
+        match &self.record.containerd {
+            Some(containerd) if self.preload => {
+                let preload =
+                    async |containerd: &Containerd| containerd.preload(&self.record.at, &self.manifest).await;
+                Ok(Some(containerd.block_on(preload)?))
+            }
+            _ => Ok(None),
+        }
     }
 }
 

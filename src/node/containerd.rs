@@ -42,38 +42,12 @@ pub use error::Error;
 pub use records::{Outcome, Record, Report};
 pub use usage::User;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where containerd answers, unless it was configured otherwise.
-pub const ADDRESS: &str = "/run/containerd/containerd.sock";
-/// The namespace of Kubernetes, and of everything that comes by CRI.
-pub const NAMESPACE: &str = "k8s.io";
-/// The name that our snapshotter has in containerd's configuration.
-pub const SNAPSHOTTER: &str = "larder";
+pub use crate::model::runtime::Containerd;
+
 /// For how long what was written and not named yet is kept.
 pub const LEASE: Duration = Duration::from_secs(3600);
-
-/// A containerd, and what of it is meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Containerd {
-    /// Its socket.
-    pub address: PathBuf,
-    /// The namespace in which images are to be known.
-    pub namespace: String,
-    /// The name of our snapshotter in its configuration.
-    pub snapshotter: String,
-}
-
-impl Default for Containerd {
-    fn default() -> Self {
-        Containerd {
-            address: ADDRESS.into(),
-            namespace: NAMESPACE.to_owned(),
-            snapshotter: SNAPSHOTTER.to_owned(),
-        }
-    }
-}
 
 impl Containerd {
     /// Runs one of the asynchronous functions below to its end: for programs that have no runtime.

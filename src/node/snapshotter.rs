@@ -75,6 +75,9 @@ use volumes::Volumes;
 /// How often the records of attachments are looked at.
 pub const EVERY: Duration = Duration::from_secs(2);
 
+/// Where it answers, unless it is told otherwise.
+pub const SOCKET: &str = "/run/larder-snapshotter/snapshotter.sock";
+
 /// Where a snapshotter keeps what, and what it looks at.
 #[derive(Clone, Debug)]
 pub struct Settings {

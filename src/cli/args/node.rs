@@ -4,17 +4,21 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::CredentialArgs;
 use crate::client::address::Address;
 use crate::model::platform::Platform;
 use crate::model::reference::ImageReference;
-use crate::model::runtime::Runtime;
-use crate::node::containerd;
+use crate::model::runtime::{Containerd, Runtime};
+use crate::node::access::Policy;
+use crate::node::snapshotter;
 
 pub(super) const ATTACH_EXAMPLES: &str = "\
 Examples:
   larder attach web
   larder attach ./cache --at /icv --runtime podman --dry-run
-  larder attach /dev/disk/by-label/larder --runtime containerd
+  larder attach /dev/disk/by-label/larder --runtime containerd --preload
+  larder attach --match nginx:1.27 --match redis:7 --require
+  larder attach web --access verify --secrets ./secrets --pull-secret team-a:registry
   larder detach web
 
 What it changes: a record in state.dir, a mount, one file of its own for each runtime, and a systemd unit that does the
@@ -74,7 +78,7 @@ containerd finds it by its configuration (1.6: version = 2):
 #[derive(Debug, Args)]
 pub(in crate::cli) struct SnapshotterArgs {
     /// Socket for containerd: root's alone
-    #[arg(long, value_name = "PATH", default_value = "/run/larder-snapshotter/snapshotter.sock")]
+    #[arg(long, value_name = "PATH", default_value = snapshotter::SOCKET)]
     pub(in crate::cli) socket: PathBuf,
     /// Directory for what containerd unpacks and writes, on a file system that overlayfs takes upper directories from
     /// [default: snapshotter in state.dir]
@@ -85,8 +89,16 @@ pub(in crate::cli) struct SnapshotterArgs {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct AttachArgs {
     /// Image cache of this host's daemon, directory of a volume, image file or block device
-    #[arg(value_name = "CACHE|VOLUME")]
-    pub(in crate::cli) source: String,
+    #[arg(value_name = "CACHE|VOLUME", required_unless_present = "matches", conflicts_with = "matches")]
+    pub(in crate::cli) source: Option<String>,
+    /// Attach the cache that serves this image best, instead of naming one; repeatable, as with `larder match`
+    #[arg(long = "match", value_name = "IMAGE")]
+    pub(in crate::cli) matches: Vec<ImageReference>,
+    /// With --match: fail with 64 if that cache lacks any of the images
+    #[arg(long, requires = "matches")]
+    pub(in crate::cli) require: bool,
+    #[command(flatten)]
+    pub(in crate::cli) sources: SourceArgs,
     /// Where it is mounted; short, for overlayfs takes the paths of all layers of an image in one page
     /// [default: the first free of /icv, /icv2, …]
     #[arg(long, value_name = "DIR")]
@@ -94,14 +106,25 @@ pub(in crate::cli) struct AttachArgs {
     /// Which runtime is told of it; repeatable
     #[arg(long = "runtime", value_enum, value_name = "RUNTIME", default_value = "auto")]
     pub(in crate::cli) runtimes: Vec<RuntimeChoice>,
+    /// Make its images known to containerd without a pull, and keep its garbage collection from them
+    #[arg(long)]
+    pub(in crate::cli) preload: bool,
+    #[command(flatten)]
+    pub(in crate::cli) containerd: ContainerdArgs,
+    /// Who may attach it: whoever may run this, or who may read all images of it, as their registries say now
+    #[arg(long, value_enum, default_value_t)]
+    pub(in crate::cli) access: Policy,
+    #[command(flatten)]
+    pub(in crate::cli) credentials: CredentialArgs,
     /// Attach it now only, not at each boot
     #[arg(long)]
     pub(in crate::cli) no_unit: bool,
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub(in crate::cli) dry_run: bool,
-    #[command(flatten)]
-    pub(in crate::cli) node: NodeArgs,
+    /// Where the node's file system is, for a larder in a container
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(in crate::cli) node_root: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -109,20 +132,42 @@ pub(in crate::cli) struct DetachArgs {
     /// What was attached, or where
     #[arg(value_name = "CACHE|VOLUME|DIR")]
     pub(in crate::cli) source: String,
-    #[command(flatten)]
-    pub(in crate::cli) node: NodeArgs,
-}
-
-/// Where the node is, and its daemon.
-#[derive(Debug, Args)]
-pub(in crate::cli) struct NodeArgs {
-    /// Where the node's file system is, for a larder in a container
-    #[arg(long, value_name = "DIR", default_value = "/")]
-    pub(in crate::cli) node_root: PathBuf,
+    /// Do not mind that containerd cannot be asked whether it uses the volume
+    #[arg(long)]
+    pub(in crate::cli) force: bool,
     /// The daemon that knows CACHE: unix:///path
     /// [default: $LARDER_HOST, then unix:///run/larder/larder.sock]
     #[arg(long, value_name = "ADDRESS")]
     pub(in crate::cli) host: Option<Address>,
+    /// Where the node's file system is, for a larder in a container
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub(in crate::cli) node_root: PathBuf,
+}
+
+/// Which containerd.
+#[derive(Debug, Args)]
+pub(in crate::cli) struct ContainerdArgs {
+    /// Socket of containerd
+    #[arg(long = "containerd", value_name = "PATH", default_value = Containerd::ADDRESS)]
+    pub(in crate::cli) address: PathBuf,
+    /// Namespace of containerd in which images are to be known
+    #[arg(long, value_name = "NAME", default_value = Containerd::NAMESPACE)]
+    pub(in crate::cli) namespace: String,
+    /// Name of `larder snapshotter` in containerd's configuration, or erofs for containerd's own (2.4 and newer), which takes
+    /// layers of EROFS images
+    #[arg(long, value_name = "NAME", default_value = Containerd::SNAPSHOTTER)]
+    pub(in crate::cli) snapshotter: String,
+}
+
+impl From<&ContainerdArgs> for Containerd {
+    fn from(args: &ContainerdArgs) -> Self {
+        let ContainerdArgs { address, namespace, snapshotter } = args;
+        Containerd {
+            address: address.clone(),
+            namespace: namespace.clone(),
+            snapshotter: snapshotter.clone(),
+        }
+    }
 }
 
 /// Which runtimes.
@@ -149,23 +194,4 @@ impl AttachArgs {
         });
         named.collect()
     }
-}
-
-#[derive(Debug, Args)]
-pub(in crate::cli) struct PreloadArgs {
-    /// The volume: where it is mounted
-    #[arg(value_name = "VOLUME")]
-    pub(in crate::cli) volume: PathBuf,
-    /// Socket of containerd
-    #[arg(long, value_name = "PATH", default_value = containerd::ADDRESS)]
-    pub(in crate::cli) address: PathBuf,
-    /// Namespace of containerd in which the images are to be known
-    #[arg(long, value_name = "NAME", default_value = containerd::NAMESPACE)]
-    pub(in crate::cli) namespace: String,
-    /// Name that `larder snapshotter` has in containerd's configuration
-    #[arg(long, value_name = "NAME", default_value = containerd::SNAPSHOTTER)]
-    pub(in crate::cli) snapshotter: String,
-    /// Remove what was made known of the volume, unless containers use it
-    #[arg(long)]
-    pub(in crate::cli) forget: bool,
 }

@@ -1,5 +1,6 @@
 //! Letting a volume go.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,11 +8,15 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::{Error, io as failed};
-use super::{Host, place, unit};
+use super::{Host, place, told, unit};
 use crate::caches::attachments::Attachment;
+use crate::model::chain::ChainId;
+use crate::model::runtime::Containerd;
+use crate::node::containerd;
 use crate::node::snapshotter;
 use crate::sys::mount;
 use crate::sys::mounts::Mounts;
+use crate::volume::seal;
 
 /// How long a mount may stay busy: the snapshotter looks at the records every [`snapshotter::EVERY`], and unmounts what it
 /// has of a volume that lost its own.
@@ -26,11 +31,12 @@ pub struct Detached {
     pub at: PathBuf,
 }
 
-/// Lets go of a volume, which is named by its own path or by where it is attached.
+/// Lets go of a volume, which is named by its own path or by where it is attached. With `force` a containerd that does not
+/// answer is taken for one that is not there any more.
 ///
 /// # Errors
 /// [`Error`]; while containers use it, nothing is changed. What was cut off goes on when it is called again.
-pub fn detach(wanted: &Path, host: &Host) -> Result<Detached, Error> {
+pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error> {
     let known = host.records.list()?;
     let record = find(wanted, &known)?;
     let at = &record.at;
@@ -38,6 +44,20 @@ pub fn detach(wanted: &Path, host: &Host) -> Result<Detached, Error> {
     if let Some(overlay) = mounts.overlay_on(at) {
         let by = format!("the overlay at {} stands on it", overlay.display());
         return Err(Error::Busy { at: at.clone(), by });
+    }
+    let others: Vec<Attachment> =
+        known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
+    if let Some(containerd) = &record.containerd {
+        match forget(containerd, record, &others) {
+            Err(containerd::Error::Unreachable { .. }) if force => {}
+            Err(error @ containerd::Error::Unreachable { .. }) => {
+                return Err(Error::Unasked { at: at.clone(), reason: error.to_string() });
+            }
+            other => other?,
+        }
+    }
+    for file in told::all(host, &others)?.files {
+        file.write()?;
     }
     let mut leaving = record.clone();
     leaving.leaving = true;
@@ -51,6 +71,34 @@ pub fn detach(wanted: &Path, host: &Host) -> Result<Detached, Error> {
     // One that holds something was not made for this.
     let _ = fs::remove_dir(at);
     Ok(Detached { volume: record.volume.clone(), at: at.clone() })
+}
+
+/// Makes containerd forget the images, unless containers stand on layers that no other volume has.
+fn forget(
+    containerd: &Containerd,
+    record: &Attachment,
+    others: &[Attachment],
+) -> Result<(), containerd::Error> {
+    // Nobody stands on what is not mounted.
+    if let Ok(sealed) = seal::read(&record.at) {
+        let elsewhere: HashSet<ChainId> = others
+            .iter()
+            .filter_map(|other| seal::read(&other.at).ok())
+            .flat_map(|sealed| sealed.content.layers.into_iter().map(|layer| layer.chain_id))
+            .collect();
+        let mut content = sealed.content;
+        content.layers.retain(|layer| !elsewhere.contains(&layer.chain_id));
+        match containerd.block_on(async |containerd| containerd.refuse_if_used(&content).await) {
+            Err(containerd::Error::NoSnapshotter(_)) => {}
+            other => other?,
+        }
+    }
+    match &record.cache {
+        Some(cache) if record.preloaded => {
+            containerd.block_on(async |containerd| containerd.forget(cache).await).map(drop)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Error> {

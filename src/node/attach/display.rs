@@ -29,16 +29,25 @@ impl fmt::Display for Plan {
             if runtimes.is_empty() { "none".to_owned() } else { runtimes.join(", ") }
         )?;
         for file in &self.files {
-            match &file.text {
+            match file.shown.as_ref().or(file.text.as_ref()) {
                 Some(text) => {
                     writeln!(f, "file      {}", file.path.display())?;
                     text.lines().try_for_each(|line| writeln!(f, "        | {line}"))?;
                 }
-                None => writeln!(f, "no file   {}", file.path.display())?,
+                None if file.path.exists() => writeln!(f, "removed   {}", file.path.display())?,
+                None => {}
             }
             if let Some(link) = file.link.as_ref().filter(|_| file.text.is_some()) {
                 writeln!(f, "link      {}", link.display())?;
             }
+        }
+        if let Some(containerd) = self.record.containerd.as_ref().filter(|_| self.preload) {
+            writeln!(
+                f,
+                "images    known to the containerd at {}, namespace {}",
+                containerd.address.display(),
+                containerd.namespace
+            )?;
         }
         self.notes.iter().try_for_each(|note| writeln!(f, "note      {note}"))
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::caches::attachments::AttachmentError;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::node::{containerd, file};
 use crate::volume::{self, disk};
 
 /// A volume is not attached, or not detached.
@@ -55,9 +56,26 @@ pub enum Error {
         /// Digest of the cache that is there.
         is: Digest,
     },
-    /// A file of ours is not ours.
-    #[error("{} is not larder's (its first line does not say so): move it away, or put what it says elsewhere", .0.display())]
-    NotOurs(PathBuf),
+    /// A file beside the configuration of others cannot be written.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// What containerd is configured to do cannot be read.
+    #[error(transparent)]
+    ContainerdConfig(#[from] containerd::config::ConfigError),
+    /// Nobody knows how containerd is configured.
+    #[error("which version of containerd this node has: {0}: start it, or leave it out with --runtime")]
+    Version(String),
+    /// containerd does not know the images, or does not forget them.
+    #[error(transparent)]
+    Containerd(#[from] containerd::Error),
+    /// containerd cannot be asked who uses the volume.
+    #[error("whether containers of containerd use {}: {reason}: start it, or give --force if there is none any more", at.display())]
+    Unasked {
+        /// Where the volume is.
+        at: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// Nothing of that name is attached.
     #[error("{} is not attached; attached are: {have}", given.display())]
     NotAttached {
@@ -104,10 +122,12 @@ impl Error {
             Error::Volume(e) => e.class(),
             Error::Disk(e) => e.class(),
             Error::Record(e) => e.class(),
+            Error::File(e) => e.class(),
+            Error::ContainerdConfig(e) => e.class(),
+            Error::Containerd(e) => e.class(),
+            Error::Version(_) | Error::Unasked { .. } => Class::Transient,
             Error::At { .. } | Error::Unit(_) | Error::Several { .. } => Class::Invalid,
-            Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } | Error::NotOurs(_) => {
-                Class::Conflict
-            }
+            Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } => Class::Conflict,
             Error::NotAttached { .. } => Class::NotFound,
             Error::Busy { .. } | Error::Going(_) => Class::Busy,
             Error::Io { source, .. } => match source.kind() {

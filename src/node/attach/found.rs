@@ -1,5 +1,7 @@
 //! Which runtimes a node has.
 
+use std::path::PathBuf;
+
 use super::Host;
 use crate::model::runtime::Runtime;
 
@@ -9,9 +11,7 @@ const PROGRAMS: [&str; 6] =
 
 /// Those whose programs are there.
 pub(super) fn runtimes(host: &Host) -> Vec<Runtime> {
-    let has = |names: &[&str]| {
-        names.iter().any(|name| PROGRAMS.iter().any(|dir| host.path(dir).join(name).is_file()))
-    };
+    let has = |names: &[&str]| names.iter().any(|name| program(host, name).is_some());
     let names = |runtime: Runtime| -> &[&str] {
         match runtime {
             Runtime::Podman => &["podman", "buildah"],
@@ -20,4 +20,9 @@ pub(super) fn runtimes(host: &Host) -> Vec<Runtime> {
         }
     };
     Runtime::ALL.into_iter().filter(|runtime| has(names(*runtime))).collect()
+}
+
+/// Where a program is.
+pub(super) fn program(host: &Host, name: &str) -> Option<PathBuf> {
+    PROGRAMS.iter().map(|dir| host.path(dir).join(name)).find(|path| path.is_file())
 }

@@ -4,9 +4,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use super::error::Error;
-use super::file::File;
 use super::{Boot, Host};
 use crate::caches::attachments::Attachment;
+use crate::node::file::{File, MARK};
 
 const UNITS: &str = "/etc/systemd/system";
 
@@ -21,7 +21,7 @@ pub(super) fn file(host: &Host, record: &Attachment, boot: &Boot) -> Result<File
         words.push(quoted(flag).ok_or_else(|| Error::Unit(flag.clone()))?);
     }
     let text = format!(
-        "[Unit]
+        "{MARK}[Unit]
 Description=Image cache at {at}
 RequiresMountsFor={volume}
 After=local-fs.target remote-fs.target
@@ -38,12 +38,12 @@ WantedBy=multi-user.target
         at = record.at.display(),
         command = words.join(" "),
     );
-    Ok(File { link: Some(link(host, &record.at)), ..File::new(path(host, &record.at), &text) })
+    Ok(File { link: Some(link(host, &record.at)), ..File::new(path(host, &record.at), Some(text)) })
 }
 
 /// That unit, when it is to go.
 pub(super) fn gone(host: &Host, at: &Path) -> File {
-    File { link: Some(link(host, at)), ..File::gone(path(host, at)) }
+    File { link: Some(link(host, at)), ..File::new(path(host, at), None) }
 }
 
 fn path(host: &Host, at: &Path) -> std::path::PathBuf {

@@ -27,6 +27,7 @@ use toml::{Table, Value};
 
 use crate::model::class::Class;
 use crate::model::platform::Platform;
+use crate::node::file::MARK;
 
 /// containerd's own configuration, unless it was started with another.
 pub const MAIN: &str = "/etc/containerd/config.toml";
@@ -374,8 +375,7 @@ fn text(path: &Path) -> Value {
 }
 
 fn write(note: &str, mut all: Table) -> DropIn {
-    let head =
-        format!("# Written by `larder attach` and removed by `larder detach`: changes are lost.\n{note}");
+    let head = format!("{MARK}{note}");
     let text = format!("{head}{all}");
     hide(&mut all);
     DropIn { text, shown: format!("{head}{all}") }

@@ -1,18 +1,53 @@
 //! Files of ours beside the configuration of others: written whole, removed whole, never edited.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, io as failed};
+use crate::model::class::Class;
 use crate::sys::{Dir, atomic};
 
 /// How each of them begins, so that nobody else's is taken for one.
-pub(super) const MARK: &str = "# Written by `larder attach`; `larder detach` removes it.\n";
+pub const MARK: &str =
+    "# Written by larder; `larder attach` and `larder detach` keep it. Other changes are lost.\n";
 
-/// Most bytes that such a file has: a line for each of some thousand volumes.
-const MAX: u64 = 1 << 20;
+/// Most bytes that such a file has: what it repeats of somebody else's, and a line for each volume.
+const MAX: u64 = 4 << 20;
+
+/// A file is not written or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is somebody else's.
+    #[error("{} is not larder's (its first line does not say so): move it away, or put what it says elsewhere", .0.display())]
+    NotOurs(PathBuf),
+    /// The kernel refused.
+    #[error("{doing} {}: {source}", what.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        what: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// The class, which decides about the exit code.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::NotOurs(_) => Class::Conflict,
+            Error::Io { source, .. } => crate::layer::error::io_class(source),
+        }
+    }
+}
+
+fn failed(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
+    let what = what.to_owned();
+    move |source| Error::Io { doing, what, source }
+}
 
 /// A file and what it is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,19 +56,18 @@ pub struct File {
     pub path: PathBuf,
     /// All of it, which begins with [`MARK`]; none: it is to go.
     pub text: Option<String>,
+    /// Its mode.
+    pub mode: u32,
+    /// The same text without what may be a credential, where it has any.
+    pub shown: Option<String>,
     /// A symbolic link to it by which others find it.
     pub link: Option<PathBuf>,
 }
 
 impl File {
-    /// A file with a text below the mark.
-    pub fn new(path: PathBuf, text: &str) -> Self {
-        File { path, text: Some(format!("{MARK}{text}")), link: None }
-    }
-
-    /// A file that is to go.
-    pub fn gone(path: PathBuf) -> Self {
-        File { path, text: None, link: None }
+    /// A file with a text, for everybody to read, or one that is to go.
+    pub fn new(path: PathBuf, text: Option<String>) -> Self {
+        File { path, text, mode: 0o644, shown: None, link: None }
     }
 
     /// Whether something has to be done.
@@ -68,7 +102,7 @@ impl File {
         let parent = self.path.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(parent).map_err(failed("creating", parent))?;
         if let Some((dir, name)) = self.open()? {
-            let written = atomic::write(&dir, name.as_bytes(), text.as_bytes(), 0o644);
+            let written = atomic::write(&dir, name.as_bytes(), text.as_bytes(), self.mode);
             written.map_err(failed("writing", &self.path))?;
         }
         if let Some(link) = &self.link {
@@ -87,7 +121,7 @@ impl File {
         remove(&self.path)
     }
 
-    fn open(&self) -> Result<Option<(Dir, &std::ffi::OsStr)>, Error> {
+    fn open(&self) -> Result<Option<(Dir, &OsStr)>, Error> {
         let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else { return Ok(None) };
         match Dir::open(parent) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -112,14 +146,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b.conf");
         let link = dir.path().join("wants/b.conf");
-        let file = File { link: Some(link.clone()), ..File::new(path.clone(), "x = 1\n") };
+        let file =
+            File { link: Some(link.clone()), ..File::new(path.clone(), Some(format!("{MARK}x = 1\n"))) };
         assert!(file.differs().unwrap());
         for _ in 0..2 {
             file.write().unwrap();
             assert!(!file.differs().unwrap());
         }
         assert_eq!(fs::read_to_string(&link).unwrap(), format!("{MARK}x = 1\n"));
-        let gone = File { link: Some(link.clone()), ..File::gone(path.clone()) };
+        let gone = File { link: Some(link.clone()), ..File::new(path.clone(), None) };
         for _ in 0..2 {
             gone.write().unwrap();
         }
@@ -131,7 +166,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("b.conf");
         fs::write(&path, "y = 2\n").unwrap();
-        for file in [File::new(path.clone(), "x = 1\n"), File::gone(path.clone())] {
+        for file in [File::new(path.clone(), Some(format!("{MARK}x = 1\n"))), File::new(path.clone(), None)] {
             assert!(matches!(file.write(), Err(Error::NotOurs(_))));
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "y = 2\n");

@@ -1,0 +1,95 @@
+//! What runtimes are told of the attached volumes: files of ours beside their configuration, and what is left to the operator.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::error::Error;
+use super::{Host, found};
+use crate::caches::attachments::Attachment;
+use crate::model::runtime::{Containerd, Runtime};
+use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version};
+use crate::node::file::File;
+
+/// Files, and sentences.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub(super) files: Vec<File>,
+    pub(super) advice: Vec<String>,
+}
+
+/// The name of containerd's own snapshotter for EROFS.
+const EROFS: &str = "erofs";
+
+/// What is to be there when `attached` are all the volumes that are attached.
+pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {
+    let mut told = Told::default();
+    containerd(host, attached, &mut told)?;
+    Ok(told)
+}
+
+fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
+    let path = host.path(config::PATH);
+    let newest = attached.iter().filter_map(|record| Some((record.since, record.containerd.as_ref()?)));
+    let Some((_, containerd)) = newest.max_by_key(|(since, _)| *since) else {
+        told.files.push(File::new(path, None));
+        return Ok(());
+    };
+    let version = match version(host, containerd) {
+        Ok(version) => version,
+        // At a boot, before containerd: what was written when it ran still stands.
+        Err(_) if path.exists() => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let node = Node::read(&host.root, config::MAIN.as_ref(), config::PATH.as_ref(), version)?;
+    let drop_in = if containerd.snapshotter == EROFS {
+        let of_it = attached.iter().filter(|record| record.runtimes.contains(&Runtime::Containerd));
+        let caches: Vec<PathBuf> = of_it.map(|record| record.at.join("erofs")).collect();
+        told.advice.push(config::EROFS_SETTINGS.to_owned());
+        node.erofs_drop_in(&caches)?
+    } else {
+        node.drop_in(&Snapshotter {
+            name: containerd.snapshotter.clone(),
+            socket: host.socket.clone(),
+            root: host.snapshots.clone(),
+        })?
+    };
+    match node.loading() {
+        Loading::Counts => {}
+        Loading::NotImported { remedy } => {
+            told.advice.push(format!("containerd does not read its file: {remedy}"))
+        }
+        Loading::Overridden { by } => told.advice.push(format!(
+            "{} is read after {} and says otherwise: change it there",
+            by.display(),
+            config::PATH
+        )),
+    }
+    let file = File {
+        mode: config::MODE,
+        shown: Some(drop_in.shown().to_owned()),
+        ..File::new(path, Some(drop_in.text().to_owned()))
+    };
+    if file.differs()? {
+        told.advice.push(
+            "containerd reads its configuration when it starts: systemctl restart containerd".to_owned(),
+        );
+    }
+    told.files.push(file);
+    Ok(())
+}
+
+/// The version of the containerd that runs, or of the program that would.
+fn version(host: &Host, containerd: &Containerd) -> Result<Version, Error> {
+    let said = match containerd.block_on(Containerd::version) {
+        Ok(said) => said,
+        Err(error) => {
+            // The program of another root may not even be for this machine's loader.
+            let program = found::program(host, "containerd").filter(|_| host.root.as_os_str() == "/");
+            let printed = program.and_then(|program| Command::new(program).arg("--version").output().ok());
+            printed
+                .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
+                .ok_or(Error::Version(error.to_string()))?
+        }
+    };
+    said.parse().map_err(|error: config::UnknownVersion| Error::Version(error.to_string()))
+}
