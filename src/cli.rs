@@ -21,6 +21,7 @@ mod mount;
 mod output;
 mod plan;
 mod prefetch;
+mod preload;
 mod serve;
 mod signals;
 mod snapshotter;
@@ -94,6 +95,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Attach(args) => attach::attach(args, path.as_deref(), &config, console),
         Command::Detach(args) => attach::detach(&args, &config, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
+        Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),
         Command::Config { action: ConfigAction::Check } => config::check(console),

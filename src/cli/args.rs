@@ -23,7 +23,7 @@ use crate::snapshot;
 use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
-pub(super) use node::{AttachArgs, DetachArgs, MatchArgs, SnapshotterArgs, SourceArgs};
+pub(super) use node::{AttachArgs, DetachArgs, MatchArgs, PreloadArgs, SnapshotterArgs, SourceArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -196,6 +196,13 @@ pub(super) enum Command {
     /// state.dir and the section log. Takes root. Exits with 73 if another one has its directory or its socket.
     #[command(after_help = node::SNAPSHOTTER_EXAMPLES)]
     Snapshotter(SnapshotterArgs),
+    /// Make the images of an attached volume known to containerd, as `attach --preload` does
+    ///
+    /// Writes what a pull would: records of the images, pinned and known to Kubernetes, their manifests and configs. Layers are
+    /// the snapshotter's, so the volume is attached already. Records that others made of other images are left alone, and
+    /// named. The same again does nothing. --forget removes what was made known. Exits with 75 if containers use the
+    /// volume, with 69 if containerd or the snapshotter does not answer, and with 65 if the volume is damaged.
+    Preload(PreloadArgs),
     /// Check or show the configuration
     Config {
         /// What to do with it

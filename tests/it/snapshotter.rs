@@ -1,5 +1,6 @@
 //! `larder snapshotter` at its socket, with real mounts.
 
+mod attached;
 mod containers;
 mod crash;
 mod layers;

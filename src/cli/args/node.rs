@@ -144,6 +144,18 @@ pub(in crate::cli) struct DetachArgs {
     pub(in crate::cli) node_root: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(in crate::cli) struct PreloadArgs {
+    /// The volume: where it is mounted
+    #[arg(value_name = "VOLUME")]
+    pub(in crate::cli) volume: PathBuf,
+    #[command(flatten)]
+    pub(in crate::cli) containerd: ContainerdArgs,
+    /// Remove what was made known of the volume, unless containers use it
+    #[arg(long)]
+    pub(in crate::cli) forget: bool,
+}
+
 /// Which containerd.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct ContainerdArgs {

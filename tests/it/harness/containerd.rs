@@ -52,10 +52,15 @@ impl Containerd {
         containerd
     }
 
-    /// Kills it and starts it again; its containers go on.
-    pub(crate) fn restart(&mut self) {
+    /// Kills it; its containers go on.
+    pub(crate) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
+    }
+
+    /// Kills it and starts it again.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
         self.process = spawn(&self.dir);
         self.wait();
     }

@@ -67,7 +67,7 @@ impl Snapshotter {
             .arg(self.socket())
             .arg("--root")
             .arg(self.root());
-        command.env("LARDER_STATE__DIR", self.dir.path().join("state"));
+        command.env("LARDER_STATE__DIR", self.state());
         command
     }
 
@@ -111,8 +111,13 @@ impl Snapshotter {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// The state directory that it goes by.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     fn records(&self) -> Attachments {
-        Attachments::new(self.dir.path().join("state/attached"))
+        Attachments::new(self.state().join("attached"))
     }
 
     /// Mounts a volume read-only under `name` and writes its record; answers where.

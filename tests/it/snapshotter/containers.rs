@@ -79,6 +79,23 @@ impl Node {
         asked.find(|printed| !printed.is_empty()).unwrap_or_default()
     }
 
+    /// Ends a container that was detached from, and removes it.
+    pub(super) fn end(&self, name: &str) {
+        let name = self.name(name);
+        self.kill(&name);
+        succeed(&mut self.containerd.k8s(&["containers", "rm", &name]));
+    }
+
+    /// Ends its process alone.
+    pub(super) fn kill(&self, name: &str) {
+        succeed(&mut self.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", name]));
+        let deadline = Instant::now() + PATIENCE;
+        while !self.containerd.k8s(&["tasks", "rm", name]).output().unwrap().status.success() {
+            assert!(Instant::now() < deadline, "the task does not end");
+            sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Removes an image by all the names that CRI gives it.
     fn forget(&self, served: &Served, number: usize) {
         let (image, host) = (&served.images[number], served.registry.host());
@@ -360,20 +377,7 @@ fn containers_outlive_the_snapshotter() {
                 let _ = node.containerd.k8s(&["containers", "rm", &node.name("next")]).output();
                 sleep(Duration::from_millis(200));
             }
-            succeed(&mut node.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", &node.name("long")]));
-            let deadline = Instant::now() + PATIENCE;
-            while !node
-                .containerd
-                .k8s(&["tasks", "rm", &node.name("long")])
-                .output()
-                .unwrap()
-                .status
-                .success()
-            {
-                assert!(Instant::now() < deadline, "the task does not end");
-                sleep(Duration::from_millis(100));
-            }
-            succeed(&mut node.containerd.k8s(&["containers", "rm", &node.name("long")]));
+            node.end("long");
             node.forget(&served, 0);
             node.until_nothing_is_left();
             node.snapshotter.detach(&at);

@@ -22,7 +22,7 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 impl Node {
     fn preload(&self, at: &Path) -> Command {
         let mut command = larder();
-        command.arg("preload").arg(at).arg("--address").arg(self.containerd.socket());
+        command.arg("preload").arg(at).arg("--containerd").arg(self.containerd.socket());
         command
     }
 
@@ -216,11 +216,7 @@ fn what_is_in_use_is_not_forgotten() {
         succeed(&mut node.run(&["--detach"], &sealed.references[0], "long", script));
         let said = exits(75, &mut node.forget_cache(&at));
         assert!(said.contains(&format!("container {}", node.name("long"))), "{said}");
-        succeed(&mut node.containerd.k8s(&["tasks", "kill", "--signal", "SIGKILL", &node.name("long")]));
-        let deadline = Instant::now() + PATIENCE;
-        while !node.containerd.k8s(&["tasks", "rm", &node.name("long")]).output().unwrap().status.success() {
-            assert!(Instant::now() < deadline, "the task does not end");
-        }
+        node.kill(&node.name("long"));
         // It does not run, and may be started again.
         exits(75, &mut node.forget_cache(&at));
         succeed(&mut node.containerd.k8s(&["containers", "rm", &node.name("long")]));

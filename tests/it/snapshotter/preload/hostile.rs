@@ -53,7 +53,7 @@ fn what_is_not_set_up_is_said() {
         let sealed = Sealed::new(LayerFormat::Overlay, [image("cached", 1)], |_| Vec::new());
         let preload = |socket: &Path| {
             let mut command = larder();
-            command.arg("preload").arg(&sealed.volume).arg("--address").arg(socket);
+            command.arg("preload").arg(&sealed.volume).arg("--containerd").arg(socket);
             command
         };
         let said = exits(69, &mut preload(Path::new("/nowhere/containerd.sock")));

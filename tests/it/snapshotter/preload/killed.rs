@@ -65,7 +65,7 @@ fn whoever_was_killed_goes_on() {
                 std::fs::create_dir_all(&gates).unwrap();
                 let gate = Gate::new(&gates, &node.containerd.socket(), lets_through);
                 let mut command = larder();
-                command.arg("preload").arg(&at).arg("--address").arg(&gate.socket);
+                command.arg("preload").arg(&at).arg("--containerd").arg(&gate.socket);
                 if forget {
                     command.arg("--forget");
                 }

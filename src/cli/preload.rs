@@ -1,0 +1,29 @@
+//! `larder preload`: images of an attached volume in containerd, with no registry.
+
+use super::args::PreloadArgs;
+use super::exit;
+use super::output::stdout;
+use crate::model::runtime::Containerd;
+use crate::telemetry::Console;
+use crate::volume::seal;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: &PreloadArgs, console: &Console) -> u8 {
+    let sealed = match seal::read(&args.volume) {
+        Ok(sealed) => sealed,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let containerd = Containerd::from(&args.containerd);
+    let done = containerd.block_on(async |containerd| {
+        if args.forget {
+            containerd.refuse_if_used(&sealed.content).await?;
+            containerd.forget(&sealed.digest).await
+        } else {
+            containerd.preload(&args.volume, &sealed).await
+        }
+    });
+    match done {
+        Ok(report) => stdout::print(console, &report.to_string()),
+        Err(error) => exit::fail(console, error.class(), &error.to_string()),
+    }
+}
