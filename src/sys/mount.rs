@@ -182,7 +182,11 @@ pub fn memory(dir: &Path) -> io::Result<()> {
 
 /// Mounts an empty file system in memory over `dir`, for everybody to read: see [`is_our_view`].
 pub fn memory_for_all(dir: &Path) -> io::Result<()> {
-    Ok(nix::mount::mount(Some(VIEW_SOURCE), dir, Some("tmpfs"), VIEW_FLAGS, Some("mode=0755"))?)
+    let mut options = "mode=0755".to_owned();
+    if selinux::is_enforcing() {
+        options += &format!(",context=\"{}\"", selinux::LAYERS);
+    }
+    Ok(nix::mount::mount(Some(VIEW_SOURCE), dir, Some("tmpfs"), VIEW_FLAGS, Some(options.as_str()))?)
 }
 
 /// Has what is mounted at `path` read there only: no writing, no devices, no setuid bits, nothing executed.
