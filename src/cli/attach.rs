@@ -122,7 +122,10 @@ pub(super) fn detach(args: &DetachArgs, config: &Config, console: &Console) -> u
         Ok(attach::detach(&wanted, &host(&args.node_root, config), args.force)?)
     };
     match done() {
-        Ok(_) => 0,
+        Ok(detached) => {
+            detached.notes.iter().for_each(|note| console.print(&format!("note: {note}\n")));
+            0
+        }
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     }
 }

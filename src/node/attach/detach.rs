@@ -13,8 +13,9 @@ use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
 use crate::model::job::LayerFormat;
 use crate::model::runtime::Containerd;
+use crate::node::containerd::{self, config};
 use crate::node::podman::skeleton;
-use crate::node::{containerd, snapshotter, view};
+use crate::node::{snapshotter, view};
 use crate::sys::mount;
 use crate::sys::mounts::Mounts;
 use crate::volume::seal;
@@ -26,10 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(3 * snapshotter::EVERY.as_secs())
 /// What was let go of.
 #[derive(Debug)]
 pub struct Detached {
-    /// The volume.
-    pub volume: PathBuf,
     /// Where it was.
     pub at: PathBuf,
+    /// What the operator should know, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Lets go of a volume, which is named by its own path or by where it is attached. With `force` a containerd that does not
@@ -60,7 +61,14 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
             other => other?,
         }
     }
+    let mut notes = Vec::new();
     for file in told::all(host, &others)?.files {
+        if file.text.is_none() && file.differs()? && file.path == host.path(config::PATH) {
+            notes.push(
+                "containerd goes back to its own snapshotter when it is restarted: images that were pulled meanwhile are pulled again then"
+                    .to_owned(),
+            );
+        }
         file.write()?;
     }
     let mut leaving = record.clone();
@@ -72,7 +80,7 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     }
     unit::gone(host, at).write()?;
     host.records.forget(at)?;
-    Ok(Detached { volume: record.volume.clone(), at: at.clone() })
+    Ok(Detached { at: at.clone(), notes })
 }
 
 /// Makes containerd forget the images, unless containers stand on what would be gone.

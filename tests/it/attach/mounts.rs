@@ -86,7 +86,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
 }
 
 /// The only unit.
-fn unit(node: &Node) -> PathBuf {
+pub(super) fn unit(node: &Node) -> PathBuf {
     let units = fs::read_dir(node.path("/etc/systemd/system")).unwrap();
     units.map(|unit| unit.unwrap().path()).find(|path| path.is_file()).unwrap()
 }
