@@ -11,6 +11,7 @@
 pub mod apply;
 pub mod attributes;
 pub mod copy;
+mod growth;
 pub mod lower;
 pub mod replaced;
 pub mod settle;

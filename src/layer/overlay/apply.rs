@@ -9,6 +9,7 @@ mod clear;
 use std::fs::File;
 use std::io::{self, BufRead, Write as _};
 use std::os::unix::fs::FileExt as _;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::apply::{Failure, Sink, members};
@@ -76,10 +77,16 @@ pub fn apply<B: BufRead, R: Record>(
 
 /// Where a member goes.
 pub(super) struct Spot {
-    place: Place,
-    name: Vec<u8>,
+    /// The directory.
+    place: Rc<Place>,
     /// Path without symbolic links.
     at: Vec<u8>,
+}
+
+impl Spot {
+    fn name(&self) -> &[u8] {
+        path::split(&self.at).1
+    }
 }
 
 struct Overlay<'a> {
@@ -114,9 +121,8 @@ impl Sink for Overlay<'_> {
             }
         }
         let place = self.tree.parent(clean)?;
-        let (_, name) = path::split(clean);
-        let at = path::join(&place.path, name);
-        Ok(Spot { place, name: name.to_vec(), at })
+        let at = path::join(&place.path, path::split(clean).1);
+        Ok(Spot { place, at })
     }
 
     fn file<B: BufRead, R: Record>(
@@ -126,10 +132,10 @@ impl Sink for Overlay<'_> {
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let Spot { place, name, at } = spot;
+        let at = &spot.at;
         let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        let mut file = self.create_file(place, name, at, metadata.mode)?;
+        let mut file = self.create_file(spot, metadata.mode)?;
         if size >= LARGE && self.tree.file_system().is_xfs {
             preallocate(&file, 0, size).context("allocating", at)?;
         }
@@ -154,10 +160,10 @@ impl Sink for Overlay<'_> {
         _: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let Spot { place, name, at } = spot;
+        let at = &spot.at;
         let xattr_room = self.xattr_room(metadata);
         self.tree.reserve(xattr_room, at)?;
-        let file = self.create_file(place, name, at, metadata.mode)?;
+        let file = self.create_file(spot, metadata.mode)?;
         // Before the data: xfs gives a file that grows more blocks than it needs.
         file.set_len(size).context("setting the size of", at)?;
         let block = self.tree.file_system().block;
@@ -181,32 +187,33 @@ impl Sink for Overlay<'_> {
     }
 
     fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
-        self.tree.remember(metadata.xattr_bytes(), &spot.at)?;
-        let Spot { place, name, at } = spot;
-        let recreated = match place.dir.try_stat(name).context("examining", at)? {
-            Some(stat) if stat.is_dir() => {
-                self.tree.directories.entry(at.clone()).or_default().metadata = Some(metadata);
-                return Ok(());
+        let Spot { place, at } = spot;
+        self.tree.remember(metadata.xattr_bytes(), at)?;
+        if let Some(directory) = self.tree.directories.get_mut(at) {
+            directory.metadata = Some(metadata);
+            return Ok(());
+        }
+        let mut recreated = false;
+        match self.tree.make_dir(place, at) {
+            Err(Error::Io { source, .. }) if is_taken(&source) => {
+                recreated = place.dir.stat(spot.name()).context("examining", at)?.is_whiteout();
+                self.clear(spot)?;
+                self.tree.make_dir(place, at)?;
             }
-            Some(stat) => {
-                self.clear(place, name, at)?;
-                stat.is_whiteout()
-            }
-            None => false,
-        };
+            other => drop(other?),
+        }
         self.applied.lower_links.remove(at);
-        self.tree.make_dir(&place.dir, name, at)?;
         self.tree.made(at.clone(), Directory { metadata: Some(metadata), opaque: false, recreated })
     }
 
     fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+        let Spot { place, at } = spot;
         let block = self.tree.file_system().block;
         let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
         let room = text_room + self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        self.create(place, name, at, |dir| dir.symlink(target, name))?;
-        self.writer().named(&place.dir, name, at, FileType::Symlink, metadata)?;
+        self.create(spot, |dir, name| dir.symlink(target, name))?;
+        self.writer().named(&place.dir, spot.name(), at, FileType::Symlink, metadata)?;
         self.measure_name(spot, room)
     }
 
@@ -217,11 +224,11 @@ impl Sink for Overlay<'_> {
         device: (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+        let Spot { place, at } = spot;
         let room = self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        let made =
-            self.create(place, name, at, |dir| dir.make_node(name, file_type, metadata.mode & 0o777, device));
+        let mode = metadata.mode & 0o777;
+        let made = self.create(spot, |dir, name| dir.make_node(name, file_type, mode, device));
         match made {
             Err(Error::Io { source, .. }) if self.writer().may_lose(&source) => {
                 let kind = if file_type == FileType::BlockDevice { 'b' } else { 'c' };
@@ -230,7 +237,7 @@ impl Sink for Overlay<'_> {
             }
             other => {
                 other?;
-                self.writer().named(&place.dir, name, at, file_type, metadata)?;
+                self.writer().named(&place.dir, spot.name(), at, file_type, metadata)?;
                 self.measure_name(spot, room)
             }
         }
@@ -239,7 +246,7 @@ impl Sink for Overlay<'_> {
     /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
     fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
         let hostile = |fault| Error::hostile(&spot.at, fault);
-        let Spot { place, name, at } = spot;
+        let Spot { place, at } = spot;
         let (target_parent, target_name) = path::split(target);
         let source = match self.tree.find(target_parent, at)? {
             Found::Missing(resolved) => {
@@ -267,9 +274,10 @@ impl Sink for Overlay<'_> {
         }
         // A name linked to itself stays as it is; replacing it would lose the file.
         if *at != target_at {
-            self.create(place, name, at, |dir| source.dir.link(target_name, dir, name))?;
+            self.create(spot, |dir, name| source.dir.link(target_name, dir, name))?;
             self.links.insert(at);
         }
+        let name = spot.name();
         let Overlay { tree, rights, lost, .. } = self;
         let mut writer = Writer { rights: *rights, lost };
         tree.attributes(
@@ -282,7 +290,7 @@ impl Sink for Overlay<'_> {
 
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
         let place = self.tree.parent(clean)?;
-        self.tree.directories.entry(place.path).or_default().opaque = true;
+        self.tree.directories.entry(place.path.clone()).or_default().opaque = true;
         Ok(())
     }
 
@@ -299,7 +307,7 @@ impl Sink for Overlay<'_> {
             Some(_) => Ok(()),
             None if self.applied.lower_links.contains_key(&at) => Ok(()),
             None => {
-                self.tree.watch(&place.dir, &at)?;
+                self.tree.watch(&place, &at)?;
                 place.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
                 self.tree.named(&at)
             }
@@ -317,38 +325,34 @@ impl Sink for Overlay<'_> {
 
 impl Overlay<'_> {
     fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| !stat.is_whiteout()) {
-            self.clear(place, name, at)?;
+        let Spot { place, at } = spot;
+        let there = place.dir.try_stat(spot.name()).context("examining", at)?;
+        if there.is_some_and(|stat| !stat.is_whiteout()) {
+            self.clear(spot)?;
         }
         self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), at)?;
         self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
         Ok(())
     }
 
-    fn create_file(&mut self, place: &Place, name: &[u8], at: &[u8], mode: u32) -> Result<File, Error> {
-        let file = self.create(place, name, at, |dir| dir.create_file(name, mode & 0o777))?;
-        self.links.remove(at);
+    fn create_file(&mut self, spot: &Spot, mode: u32) -> Result<File, Error> {
+        let file = self.create(spot, |dir, name| dir.create_file(name, mode & 0o777))?;
+        self.links.remove(&spot.at);
         Ok(file)
     }
 
     /// Makes a new name; what has it already is removed first. Trying comes before looking, because a name is mostly new.
-    fn create<T>(
-        &mut self,
-        place: &Place,
-        name: &[u8],
-        at: &[u8],
-        make: impl Fn(&Dir) -> io::Result<T>,
-    ) -> Result<T, Error> {
-        self.tree.watch(&place.dir, at)?;
+    fn create<T>(&mut self, spot: &Spot, make: impl Fn(&Dir, &[u8]) -> io::Result<T>) -> Result<T, Error> {
+        let Spot { place, at } = spot;
+        self.tree.watch(place, at)?;
         if !self.applied.lower_links.is_empty() {
             self.applied.lower_links.remove(at);
         }
-        let made = match make(&place.dir) {
+        let made = match make(&place.dir, spot.name()) {
             Err(e) if is_taken(&e) => {
-                self.clear(place, name, at)?;
-                self.tree.watch(&place.dir, at)?;
-                make(&place.dir)
+                self.clear(spot)?;
+                self.tree.watch(place, at)?;
+                make(&place.dir, spot.name())
             }
             other => other,
         };
@@ -372,8 +376,8 @@ impl Overlay<'_> {
         if reserved == 0 {
             return Ok(());
         }
-        let Spot { place, name, at } = spot;
-        let allocated = place.dir.stat(name).context("examining", at)?.allocated;
+        let Spot { place, at } = spot;
+        let allocated = place.dir.stat(spot.name()).context("examining", at)?.allocated;
         self.correct(at, reserved, allocated)
     }
 
