@@ -10,6 +10,7 @@
 
 pub mod apply;
 pub mod attributes;
+mod contents;
 pub mod copy;
 mod growth;
 pub mod lower;

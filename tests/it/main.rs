@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod attach;
+mod beside;
 mod build;
 mod cap;
 mod cli;

@@ -5,31 +5,26 @@
 //! in [`settle`](super::settle), because whatever is made in them changes their time.
 
 mod clear;
+mod files;
 
-use std::fs::File;
-use std::io::{self, BufRead, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, BufRead};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::thread;
 
 use super::super::apply::{Failure, Sink, members};
+use super::super::cores::Cores;
 use super::super::error::{Context, Error, Fault};
 use super::super::path::{self, escape};
 use super::super::space::Space;
 use super::super::tar::{Reader, Record, Region};
 use super::attributes::{Rights, Writer};
+use super::contents::Contents;
 use super::replaced::{Links, Parking, Replaced};
 use super::tree::{Found, Place, Tree, is_taken};
 use super::{Applied, Directory, LowerLink, Metadata};
 use crate::model::seal::Lost;
-use crate::sys::space::preallocate;
-use crate::sys::{Dir, FileType, dir};
-
-/// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
-const LARGE: u64 = 64 * 1024;
-
-/// From this size on what a file really occupies is looked up when it is complete.
-const MEASURED: u64 = 1 << 20;
+use crate::sys::{Dir, FileType};
 
 /// Attributes of up to this many bytes fit the inode on ext4 with inodes of 256 bytes; others take a block.
 const XATTRS_IN_INODE: usize = 64;
@@ -48,6 +43,8 @@ pub struct Target<'a> {
     pub space: &'a dyn Space,
     /// What this process can write.
     pub rights: Rights,
+    /// While some are idle, content is written beside the thread that makes names.
+    pub cores: &'a Cores,
     /// Grows with the bytes of content written.
     pub written: &'a AtomicU64,
     /// Whether replaced content is kept for the tar-split file.
@@ -59,20 +56,26 @@ pub fn apply<B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'_>,
 ) -> Result<(Applied, Vec<Replaced>), Failure> {
-    let tree = Tree::new(target.diff, target.space)?;
-    let mut sink = Overlay {
-        tree,
-        rights: target.rights,
-        written: target.written,
-        applied: Applied::default(),
-        lost: Vec::new(),
-        counted: 0,
-        links: Links::default(),
-        parking: Parking { dir: target.replaced, keep: target.keep_replaced, replaced: Vec::new() },
-    };
-    let entries = members(reader, &mut sink)?;
-    let directories = sink.tree.finish()?;
-    Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
+    let Target { diff, replaced, space, rights, cores, written, keep_replaced } = target;
+    thread::scope(|scope| {
+        let mut sink = Overlay {
+            tree: Tree::new(diff, space)?,
+            rights,
+            cores,
+            written,
+            contents: if cores.are_many() { Contents::start(scope, rights, written) } else { None },
+            applied: Applied::default(),
+            lost: Vec::new(),
+            counted: 0,
+            links: Links::default(),
+            parking: Parking { dir: replaced, keep: keep_replaced, replaced: Vec::new() },
+        };
+        let entries = members(reader, &mut sink);
+        // What is still being written came before the member that failed, and so does its error.
+        sink.wait()?;
+        let (entries, directories) = (entries?, sink.tree.finish()?);
+        Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
+    })
 }
 
 /// Where a member goes.
@@ -92,7 +95,9 @@ impl Spot {
 struct Overlay<'a> {
     tree: Tree<'a>,
     rights: Rights,
+    cores: &'a Cores,
     written: &'a AtomicU64,
+    contents: Option<Contents>,
     applied: Applied,
     lost: Vec<Lost>,
     /// Losses whose memory is counted.
@@ -132,26 +137,9 @@ impl Sink for Overlay<'_> {
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let at = &spot.at;
-        let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
-        self.tree.reserve(room, at)?;
-        let mut file = self.create_file(spot, metadata.mode)?;
-        if size >= LARGE && self.tree.file_system().is_xfs {
-            preallocate(&file, 0, size).context("allocating", at)?;
-        }
-        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
-            file.write_all(chunk.bytes).context("writing", at)?;
-            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
-        }
-        reader.end_file(at).map_err(Failure::Tar)?;
-        self.describe_file(&file, at, metadata)?;
-        if size >= MEASURED || !metadata.xattrs.is_empty() {
-            self.measure(&file, at, room)?;
-        }
-        Ok(())
+        self.regular(reader, spot, size, metadata)
     }
 
-    /// Only the regions that hold data are written, so that holes stay holes.
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
@@ -160,30 +148,7 @@ impl Sink for Overlay<'_> {
         _: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let at = &spot.at;
-        let xattr_room = self.xattr_room(metadata);
-        self.tree.reserve(xattr_room, at)?;
-        let file = self.create_file(spot, metadata.mode)?;
-        // Before the data: xfs gives a file that grows more blocks than it needs.
-        file.set_len(size).context("setting the size of", at)?;
-        let block = self.tree.file_system().block;
-        let mut room = xattr_room;
-        let mut reserved_to = 0;
-        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
-            let end = chunk.offset + chunk.bytes.len() as u64;
-            let from = reserved_to.max(chunk.offset / block * block);
-            let to = self.tree.file_system().round_up(end);
-            if to > from {
-                self.tree.reserve(to - from, at)?;
-                room += to - from;
-                reserved_to = to;
-            }
-            file.write_all_at(chunk.bytes, chunk.offset).context("writing", at)?;
-            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
-        }
-        self.describe_file(&file, at, metadata)?;
-        self.links.insert(at);
-        Ok(self.measure(&file, at, room)?)
+        self.with_holes(reader, spot, size, metadata)
     }
 
     fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
@@ -254,6 +219,7 @@ impl Sink for Overlay<'_> {
             }
             Found::Here(source) => source,
         };
+        self.wait()?;
         let target_at = path::join(&source.path, target_name);
         let stat = match source.dir.try_stat(target_name).context("examining", &target_at)? {
             Some(stat) if !stat.is_whiteout() => stat,
@@ -335,12 +301,6 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    fn create_file(&mut self, spot: &Spot, mode: u32) -> Result<File, Error> {
-        let file = self.create(spot, |dir, name| dir.create_file(name, mode & 0o777))?;
-        self.links.remove(&spot.at);
-        Ok(file)
-    }
-
     /// Makes a new name; what has it already is removed first. Trying comes before looking, because a name is mostly new.
     fn create<T>(&mut self, spot: &Spot, make: impl Fn(&Dir, &[u8]) -> io::Result<T>) -> Result<T, Error> {
         let Spot { place, at } = spot;
@@ -359,15 +319,6 @@ impl Overlay<'_> {
         let made = made.context("creating", at)?;
         self.tree.named(at)?;
         Ok(made)
-    }
-
-    fn describe_file(&mut self, file: &File, at: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        self.writer().new_file(file, at, metadata)
-    }
-
-    fn measure(&mut self, file: &File, at: &[u8], reserved: u64) -> Result<(), Error> {
-        let allocated = dir::stat_fd(file).context("examining", at)?.allocated;
-        self.correct(at, reserved, allocated)
     }
 
     /// What a symbolic link or a device node with attributes really occupies: xfs keeps up to some 300 bytes in the inode,

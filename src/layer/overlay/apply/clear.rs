@@ -12,6 +12,7 @@ impl Overlay<'_> {
     /// Removes what stands in the way of a member, keeping content that the tar-split file still needs.
     pub(super) fn clear(&mut self, spot: &Spot) -> Result<(), Error> {
         let (Spot { place, at }, name) = (spot, spot.name());
+        self.wait()?;
         self.tree.settle_growth(at)?;
         let stat = place.dir.stat(name).context("examining", at)?;
         if !stat.is_dir() {
