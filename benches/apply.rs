@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use larder::layer::cores::Cores;
 use larder::layer::decode::{ChunkSource, Decoder};
 use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
 use larder::layer::limits::Limits;
@@ -128,6 +129,7 @@ fn apply(sample: &Sample, root: &Path, tar_split: bool) {
         replaced: &replaced,
         space: &Endless,
         rights: Rights { ids: process::ids(), trusted: true, rootless: false },
+        cores: &Cores::of_process(),
         written: &written,
         keep_replaced: tar_split,
     };

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use larder::layer::cores::Cores;
 use larder::layer::decode::{ChunkSource, Decoder};
 use larder::layer::erofs;
 use larder::layer::erofs::apply::Image;
@@ -123,6 +124,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
                 replaced: &replaced,
                 space: &Uncounted,
                 rights,
+                cores: &Cores::of_process(),
                 written: &written,
                 keep_replaced: true,
             };

@@ -15,6 +15,7 @@ use super::layers::Change;
 use super::share::{Copy, Lies};
 use super::source::{Blob, Source};
 use crate::archive;
+use crate::layer::cores::Cores;
 use crate::layer::decode::{ChunkSource, Decoder};
 use crate::layer::erofs;
 use crate::layer::erofs::apply::Image;
@@ -185,7 +186,7 @@ async fn fetch_from(
     Ok(Ready { staging, extracted, blob: blob.clone() })
 }
 
-/// Extracts a layer that lies in a file: no network, so one thread does it all.
+/// Extracts a layer that lies in a file: there is no network to wait for, so it is read where it is extracted.
 async fn from_file(
     shared: &Arc<Shared>,
     file: archive::Blob,
@@ -462,6 +463,9 @@ pub(super) fn run<S: ChunkSource>(
     expected: &Expected,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
+    // Many layers take a processor each.
+    let cores = Cores::of_process();
+    let _busy = cores.occupy();
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
     let space: &dyn Space = &**staging.account();
@@ -470,8 +474,9 @@ pub(super) fn run<S: ChunkSource>(
         LayerFormat::Overlay => {
             let replaced = staging.replaced().map_err(RunError::Volume)?;
             let diff = staging.diff().map_err(RunError::Volume)?;
-            let (replaced, rights) = (&replaced, shared.rights);
-            let target = overlay::apply::Target { diff, replaced, space, rights, written, keep_replaced };
+            let (replaced, rights, cores) = (&replaced, shared.rights, &*cores);
+            let target =
+                overlay::apply::Target { diff, replaced, space, rights, cores, written, keep_replaced };
             extract(decoder, Target::Overlay(target), split, &shared.limits, expected)
         }
         LayerFormat::Erofs => {

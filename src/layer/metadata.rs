@@ -29,6 +29,11 @@ impl Metadata {
         self.xattrs.iter().map(|(name, value)| name.len() + value.len() + 16).sum()
     }
 
+    /// Whether every file system can keep its time.
+    pub fn has_common_time(&self) -> bool {
+        (0..=i64::from(i32::MAX)).contains(&self.mtime.sec)
+    }
+
     /// What a directory gets that nothing describes.
     pub fn implied() -> Self {
         Metadata { mode: IMPLIED_MODE, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() }

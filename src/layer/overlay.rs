@@ -10,7 +10,9 @@
 
 pub mod apply;
 pub mod attributes;
+mod contents;
 pub mod copy;
+mod growth;
 pub mod lower;
 pub mod replaced;
 pub mod settle;

@@ -1,10 +1,10 @@
 //! Images of the EROFS writer against the kernel and Debian's fsck.erofs.
 
-mod found;
+pub(crate) mod found;
 mod model;
 mod random;
 mod reader;
-mod sink;
+pub(crate) mod sink;
 
 use std::cell::Cell;
 use std::fs::{self, File};

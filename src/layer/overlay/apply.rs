@@ -5,30 +5,26 @@
 //! in [`settle`](super::settle), because whatever is made in them changes their time.
 
 mod clear;
+mod files;
 
-use std::fs::File;
-use std::io::{self, BufRead, Write as _};
-use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::{self, BufRead};
+use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
 
 use super::super::apply::{Failure, Sink, members};
+use super::super::cores::Cores;
 use super::super::error::{Context, Error, Fault};
 use super::super::path::{self, escape};
 use super::super::space::Space;
 use super::super::tar::{Reader, Record, Region};
 use super::attributes::{Rights, Writer};
+use super::contents::Contents;
 use super::replaced::{Links, Parking, Replaced};
 use super::tree::{Found, Place, Tree, is_taken};
 use super::{Applied, Directory, LowerLink, Metadata};
 use crate::model::seal::Lost;
-use crate::sys::space::preallocate;
-use crate::sys::{Dir, FileType, dir};
-
-/// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
-const LARGE: u64 = 64 * 1024;
-
-/// From this size on what a file really occupies is looked up when it is complete.
-const MEASURED: u64 = 1 << 20;
+use crate::sys::{Dir, FileType};
 
 /// Attributes of up to this many bytes fit the inode on ext4 with inodes of 256 bytes; others take a block.
 const XATTRS_IN_INODE: usize = 64;
@@ -47,6 +43,8 @@ pub struct Target<'a> {
     pub space: &'a dyn Space,
     /// What this process can write.
     pub rights: Rights,
+    /// While some are idle, content is written beside the thread that makes names.
+    pub cores: &'a Cores,
     /// Grows with the bytes of content written.
     pub written: &'a AtomicU64,
     /// Whether replaced content is kept for the tar-split file.
@@ -58,34 +56,48 @@ pub fn apply<B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'_>,
 ) -> Result<(Applied, Vec<Replaced>), Failure> {
-    let tree = Tree::new(target.diff, target.space)?;
-    let mut sink = Overlay {
-        tree,
-        rights: target.rights,
-        written: target.written,
-        applied: Applied::default(),
-        lost: Vec::new(),
-        counted: 0,
-        links: Links::default(),
-        parking: Parking { dir: target.replaced, keep: target.keep_replaced, replaced: Vec::new() },
-    };
-    let entries = members(reader, &mut sink)?;
-    let directories = sink.tree.finish()?;
-    Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
+    let Target { diff, replaced, space, rights, cores, written, keep_replaced } = target;
+    thread::scope(|scope| {
+        let mut sink = Overlay {
+            tree: Tree::new(diff, space)?,
+            rights,
+            cores,
+            written,
+            contents: if cores.are_many() { Contents::start(scope, rights, written) } else { None },
+            applied: Applied::default(),
+            lost: Vec::new(),
+            counted: 0,
+            links: Links::default(),
+            parking: Parking { dir: replaced, keep: keep_replaced, replaced: Vec::new() },
+        };
+        let entries = members(reader, &mut sink);
+        // What is still being written came before the member that failed, and so does its error.
+        sink.wait()?;
+        let (entries, directories) = (entries?, sink.tree.finish()?);
+        Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
+    })
 }
 
 /// Where a member goes.
 pub(super) struct Spot {
-    place: Place,
-    name: Vec<u8>,
+    /// The directory.
+    place: Rc<Place>,
     /// Path without symbolic links.
     at: Vec<u8>,
+}
+
+impl Spot {
+    fn name(&self) -> &[u8] {
+        path::split(&self.at).1
+    }
 }
 
 struct Overlay<'a> {
     tree: Tree<'a>,
     rights: Rights,
+    cores: &'a Cores,
     written: &'a AtomicU64,
+    contents: Option<Contents>,
     applied: Applied,
     lost: Vec<Lost>,
     /// Losses whose memory is counted.
@@ -114,9 +126,8 @@ impl Sink for Overlay<'_> {
             }
         }
         let place = self.tree.parent(clean)?;
-        let (_, name) = path::split(clean);
-        let at = path::join(&place.path, name);
-        Ok(Spot { place, name: name.to_vec(), at })
+        let at = path::join(&place.path, path::split(clean).1);
+        Ok(Spot { place, at })
     }
 
     fn file<B: BufRead, R: Record>(
@@ -126,26 +137,9 @@ impl Sink for Overlay<'_> {
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let Spot { place, name, at } = spot;
-        let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
-        self.tree.reserve(room, at)?;
-        let mut file = self.create_file(place, name, at, metadata.mode)?;
-        if size >= LARGE && self.tree.file_system().is_xfs {
-            preallocate(&file, 0, size).context("allocating", at)?;
-        }
-        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
-            file.write_all(chunk.bytes).context("writing", at)?;
-            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
-        }
-        reader.end_file(at).map_err(Failure::Tar)?;
-        self.describe_file(&file, at, metadata)?;
-        if size >= MEASURED || !metadata.xattrs.is_empty() {
-            self.measure(&file, at, room)?;
-        }
-        Ok(())
+        self.regular(reader, spot, size, metadata)
     }
 
-    /// Only the regions that hold data are written, so that holes stay holes.
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
@@ -154,59 +148,37 @@ impl Sink for Overlay<'_> {
         _: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let Spot { place, name, at } = spot;
-        let xattr_room = self.xattr_room(metadata);
-        self.tree.reserve(xattr_room, at)?;
-        let file = self.create_file(place, name, at, metadata.mode)?;
-        // Before the data: xfs gives a file that grows more blocks than it needs.
-        file.set_len(size).context("setting the size of", at)?;
-        let block = self.tree.file_system().block;
-        let mut room = xattr_room;
-        let mut reserved_to = 0;
-        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
-            let end = chunk.offset + chunk.bytes.len() as u64;
-            let from = reserved_to.max(chunk.offset / block * block);
-            let to = self.tree.file_system().round_up(end);
-            if to > from {
-                self.tree.reserve(to - from, at)?;
-                room += to - from;
-                reserved_to = to;
-            }
-            file.write_all_at(chunk.bytes, chunk.offset).context("writing", at)?;
-            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
-        }
-        self.describe_file(&file, at, metadata)?;
-        self.links.insert(at);
-        Ok(self.measure(&file, at, room)?)
+        self.with_holes(reader, spot, size, metadata)
     }
 
     fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
-        self.tree.remember(metadata.xattr_bytes(), &spot.at)?;
-        let Spot { place, name, at } = spot;
-        let recreated = match place.dir.try_stat(name).context("examining", at)? {
-            Some(stat) if stat.is_dir() => {
-                self.tree.directories.entry(at.clone()).or_default().metadata = Some(metadata);
-                return Ok(());
+        let Spot { place, at } = spot;
+        self.tree.remember(metadata.xattr_bytes(), at)?;
+        if let Some(directory) = self.tree.directories.get_mut(at) {
+            directory.metadata = Some(metadata);
+            return Ok(());
+        }
+        let mut recreated = false;
+        match self.tree.make_dir(place, at) {
+            Err(Error::Io { source, .. }) if is_taken(&source) => {
+                recreated = place.dir.stat(spot.name()).context("examining", at)?.is_whiteout();
+                self.clear(spot)?;
+                self.tree.make_dir(place, at)?;
             }
-            Some(stat) => {
-                self.clear(place, name, at)?;
-                stat.is_whiteout()
-            }
-            None => false,
-        };
+            other => drop(other?),
+        }
         self.applied.lower_links.remove(at);
-        self.tree.make_dir(&place.dir, name, at)?;
         self.tree.made(at.clone(), Directory { metadata: Some(metadata), opaque: false, recreated })
     }
 
     fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+        let Spot { place, at } = spot;
         let block = self.tree.file_system().block;
         let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
         let room = text_room + self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        self.create(place, name, at, |dir| dir.symlink(target, name))?;
-        self.writer().named(&place.dir, name, at, FileType::Symlink, metadata)?;
+        self.create(spot, |dir, name| dir.symlink(target, name))?;
+        self.writer().named(&place.dir, spot.name(), at, FileType::Symlink, metadata)?;
         self.measure_name(spot, room)
     }
 
@@ -217,11 +189,11 @@ impl Sink for Overlay<'_> {
         device: (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+        let Spot { place, at } = spot;
         let room = self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        let made =
-            self.create(place, name, at, |dir| dir.make_node(name, file_type, metadata.mode & 0o777, device));
+        let mode = metadata.mode & 0o777;
+        let made = self.create(spot, |dir, name| dir.make_node(name, file_type, mode, device));
         match made {
             Err(Error::Io { source, .. }) if self.writer().may_lose(&source) => {
                 let kind = if file_type == FileType::BlockDevice { 'b' } else { 'c' };
@@ -230,7 +202,7 @@ impl Sink for Overlay<'_> {
             }
             other => {
                 other?;
-                self.writer().named(&place.dir, name, at, file_type, metadata)?;
+                self.writer().named(&place.dir, spot.name(), at, file_type, metadata)?;
                 self.measure_name(spot, room)
             }
         }
@@ -239,7 +211,7 @@ impl Sink for Overlay<'_> {
     /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
     fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
         let hostile = |fault| Error::hostile(&spot.at, fault);
-        let Spot { place, name, at } = spot;
+        let Spot { place, at } = spot;
         let (target_parent, target_name) = path::split(target);
         let source = match self.tree.find(target_parent, at)? {
             Found::Missing(resolved) => {
@@ -247,6 +219,7 @@ impl Sink for Overlay<'_> {
             }
             Found::Here(source) => source,
         };
+        self.wait()?;
         let target_at = path::join(&source.path, target_name);
         let stat = match source.dir.try_stat(target_name).context("examining", &target_at)? {
             Some(stat) if !stat.is_whiteout() => stat,
@@ -267,9 +240,10 @@ impl Sink for Overlay<'_> {
         }
         // A name linked to itself stays as it is; replacing it would lose the file.
         if *at != target_at {
-            self.create(place, name, at, |dir| source.dir.link(target_name, dir, name))?;
+            self.create(spot, |dir, name| source.dir.link(target_name, dir, name))?;
             self.links.insert(at);
         }
+        let name = spot.name();
         let Overlay { tree, rights, lost, .. } = self;
         let mut writer = Writer { rights: *rights, lost };
         tree.attributes(
@@ -282,7 +256,7 @@ impl Sink for Overlay<'_> {
 
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
         let place = self.tree.parent(clean)?;
-        self.tree.directories.entry(place.path).or_default().opaque = true;
+        self.tree.directories.entry(place.path.clone()).or_default().opaque = true;
         Ok(())
     }
 
@@ -299,7 +273,7 @@ impl Sink for Overlay<'_> {
             Some(_) => Ok(()),
             None if self.applied.lower_links.contains_key(&at) => Ok(()),
             None => {
-                self.tree.watch(&place.dir, &at)?;
+                self.tree.watch(&place, &at)?;
                 place.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
                 self.tree.named(&at)
             }
@@ -317,38 +291,28 @@ impl Sink for Overlay<'_> {
 
 impl Overlay<'_> {
     fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| !stat.is_whiteout()) {
-            self.clear(place, name, at)?;
+        let Spot { place, at } = spot;
+        let there = place.dir.try_stat(spot.name()).context("examining", at)?;
+        if there.is_some_and(|stat| !stat.is_whiteout()) {
+            self.clear(spot)?;
         }
         self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), at)?;
         self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
         Ok(())
     }
 
-    fn create_file(&mut self, place: &Place, name: &[u8], at: &[u8], mode: u32) -> Result<File, Error> {
-        let file = self.create(place, name, at, |dir| dir.create_file(name, mode & 0o777))?;
-        self.links.remove(at);
-        Ok(file)
-    }
-
     /// Makes a new name; what has it already is removed first. Trying comes before looking, because a name is mostly new.
-    fn create<T>(
-        &mut self,
-        place: &Place,
-        name: &[u8],
-        at: &[u8],
-        make: impl Fn(&Dir) -> io::Result<T>,
-    ) -> Result<T, Error> {
-        self.tree.watch(&place.dir, at)?;
+    fn create<T>(&mut self, spot: &Spot, make: impl Fn(&Dir, &[u8]) -> io::Result<T>) -> Result<T, Error> {
+        let Spot { place, at } = spot;
+        self.tree.watch(place, at)?;
         if !self.applied.lower_links.is_empty() {
             self.applied.lower_links.remove(at);
         }
-        let made = match make(&place.dir) {
+        let made = match make(&place.dir, spot.name()) {
             Err(e) if is_taken(&e) => {
-                self.clear(place, name, at)?;
-                self.tree.watch(&place.dir, at)?;
-                make(&place.dir)
+                self.clear(spot)?;
+                self.tree.watch(place, at)?;
+                make(&place.dir, spot.name())
             }
             other => other,
         };
@@ -357,23 +321,14 @@ impl Overlay<'_> {
         Ok(made)
     }
 
-    fn describe_file(&mut self, file: &File, at: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        self.writer().new_file(file, at, metadata)
-    }
-
-    fn measure(&mut self, file: &File, at: &[u8], reserved: u64) -> Result<(), Error> {
-        let allocated = dir::stat_fd(file).context("examining", at)?.allocated;
-        self.correct(at, reserved, allocated)
-    }
-
     /// What a symbolic link or a device node with attributes really occupies: xfs keeps up to some 300 bytes in the inode,
     /// tmpfs all of them.
     fn measure_name(&mut self, spot: &Spot, reserved: u64) -> Result<(), Error> {
         if reserved == 0 {
             return Ok(());
         }
-        let Spot { place, name, at } = spot;
-        let allocated = place.dir.stat(name).context("examining", at)?.allocated;
+        let Spot { place, at } = spot;
+        let allocated = place.dir.stat(spot.name()).context("examining", at)?.allocated;
         self.correct(at, reserved, allocated)
     }
 

@@ -90,10 +90,7 @@ impl Writer<'_> {
         metadata: &Metadata,
         stat: impl Fn() -> io::Result<Stat>,
     ) -> Result<(), Error> {
-        let everywhere = 0..=i64::from(i32::MAX);
-        if !everywhere.contains(&metadata.mtime.sec)
-            && stat().context("examining", path)?.mtime != metadata.mtime
-        {
+        if !metadata.has_common_time() && stat().context("examining", path)?.mtime != metadata.mtime {
             self.lose(path, "mtime".to_owned());
         }
         Ok(())

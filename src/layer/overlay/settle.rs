@@ -12,7 +12,6 @@
 //! Nothing here touches an inode of a lower layer, or one that is no directory in this layer: those may be shared.
 
 use std::collections::{BTreeMap, HashSet};
-use std::rc::Rc;
 
 use super::super::error::{Context, Error, Fault};
 use super::super::path::{self, escape, shown};
@@ -157,13 +156,13 @@ impl Settling<'_> {
             return Ok(false);
         }
         let mut at = Vec::new();
-        let mut dir = self.tree.root();
+        let mut dir = self.tree.root().try_clone().context("opening", b"")?;
         for component in path::components(resolved) {
             path::push(&mut at, component);
             match dir.try_stat(component).context("examining", &at)? {
                 None => return Ok(true),
                 Some(stat) if stat.is_dir() => {
-                    dir = Rc::new(dir.open_dir(component).context("opening", &at)?);
+                    dir = dir.open_dir(component).context("opening", &at)?;
                 }
                 Some(_) => return Ok(false),
             }
@@ -178,7 +177,7 @@ impl Settling<'_> {
         if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| stat.is_whiteout()) {
             place.dir.unlink(name).context("replacing", at)?;
         }
-        self.tree.watch(&place.dir, at)?;
+        self.tree.watch(&place, at)?;
         make(&place.dir, name)?;
         self.tree.named(at)
     }
@@ -193,10 +192,10 @@ impl Settling<'_> {
             .collect();
         for path in opaque {
             if self.rights.trusted && !path.is_empty() {
-                let dir = self.tree.open(&path)?;
+                let dir = &self.tree.open(&path)?.dir;
                 let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
                 let bytes = super::OPAQUE_XATTR.len() + 1;
-                self.tree.attributes(bytes, &path, || dir.stat_self(), || writer.opaque(&dir, &path))?;
+                self.tree.attributes(bytes, &path, || dir.stat_self(), || writer.opaque(dir, &path))?;
                 continue;
             }
             // What is hidden from above shows nothing that would have to be hidden again.
@@ -214,15 +213,15 @@ impl Settling<'_> {
         let mut pending = vec![top.to_vec()];
         while let Some(path) = pending.pop() {
             let Shown::Directory(parts) = self.show(&path)? else { continue };
-            let dir = self.tree.open(&path)?;
+            let place = self.tree.open(&path)?;
             for name in lower::names(&parts).context("listing the layers below at", &path)? {
                 let at = path::join(&path, &name);
-                match dir.try_stat(&name).context("examining", &at)? {
+                match place.dir.try_stat(&name).context("examining", &at)? {
                     Some(stat) if stat.is_dir() => pending.push(at),
                     Some(_) => {}
                     None => {
-                        self.tree.watch(&dir, &at)?;
-                        dir.make_whiteout(&name).context("creating the whiteout", &at)?;
+                        self.tree.watch(&place, &at)?;
+                        place.dir.make_whiteout(&name).context("creating the whiteout", &at)?;
                         self.tree.named(&at)?;
                     }
                 }
@@ -242,13 +241,13 @@ impl Settling<'_> {
                 self.settled.inherited.push(shown(&path));
             }
             let metadata = directory.metadata.or(from_below).unwrap_or_else(Metadata::implied);
-            let dir = self.tree.open(&path)?;
+            let dir = &self.tree.open(&path)?.dir;
             let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
             self.tree.attributes(
                 metadata.xattr_bytes(),
                 &path,
                 || dir.stat_self(),
-                || writer.directory(&dir, &path, &metadata),
+                || writer.directory(dir, &path, &metadata),
             )?;
         }
         self.settled.inherited.reverse();

@@ -13,6 +13,7 @@ use std::rc::Rc;
 use super::super::error::{Context, Error, Fault, named};
 use super::super::path::{self, escape};
 use super::super::space::Space;
+use super::growth::Growth;
 use super::{Directory, STAGING_MODE};
 use crate::sys::space::FileSystem;
 use crate::sys::{Dir, FileType, Stat};
@@ -30,34 +31,30 @@ const MAX_REMEMBERED: usize = 128 << 20;
 /// What an entry takes beside its bytes: node of a map, lengths, metadata.
 const ENTRY: usize = 320;
 
-/// What one new name can add to the size of a directory: a new leaf block, two index blocks and a converted root.
-const GROWTH_BLOCKS: u64 = 4;
-
 /// The directories of a layer.
 #[derive(Debug)]
 pub(super) struct Tree<'a> {
-    root: Rc<Dir>,
-    cache: VecDeque<(Vec<u8>, Rc<Dir>)>,
+    root: Rc<Place>,
+    cache: VecDeque<Rc<Place>>,
     pub(super) directories: BTreeMap<Vec<u8>, Directory>,
     space: &'a dyn Space,
     file_system: FileSystem,
-    /// Bytes that the directory which changed last occupied when its account was settled.
-    growing: Option<(Rc<Dir>, u64)>,
+    growth: Growth<'a>,
     remembered: usize,
 }
 
-/// A directory and its path without symbolic links.
-#[derive(Clone, Debug)]
+/// A directory, held open, and its path without symbolic links.
+#[derive(Debug)]
 pub(super) struct Place {
     pub(super) path: Vec<u8>,
-    pub(super) dir: Rc<Dir>,
+    pub(super) dir: Dir,
 }
 
 /// How far a path exists in the layer.
 #[derive(Debug)]
 pub(super) enum Found {
     /// All of it.
-    Here(Place),
+    Here(Rc<Place>),
     /// Not all: the clean path with links followed as far as they exist.
     Missing(Vec<u8>),
 }
@@ -66,21 +63,19 @@ impl<'a> Tree<'a> {
     /// Takes over the empty directory `root`. Sets aside the room that one new name may cost a directory.
     pub(super) fn new(root: Dir, space: &'a dyn Space) -> Result<Self, Error> {
         let file_system = FileSystem::of(&root).context("examining the file system of", b"")?;
-        let tree = Tree {
-            root: Rc::new(root),
+        Ok(Tree {
+            root: Rc::new(Place { path: Vec::new(), dir: root }),
             cache: VecDeque::new(),
             directories: BTreeMap::from([(Vec::new(), Directory::default())]),
             space,
             file_system,
-            growing: None,
+            growth: Growth::new(space, file_system.block)?,
             remembered: 0,
-        };
-        tree.reserve(GROWTH_BLOCKS * file_system.block, b"")?;
-        Ok(tree)
+        })
     }
 
-    pub(super) fn root(&self) -> Rc<Dir> {
-        Rc::clone(&self.root)
+    pub(super) fn root(&self) -> &Dir {
+        &self.root.dir
     }
 
     pub(super) fn file_system(&self) -> FileSystem {
@@ -88,13 +83,16 @@ impl<'a> Tree<'a> {
     }
 
     /// Ends the accounts and hands out the directories found.
-    pub(super) fn finish(mut self) -> Result<BTreeMap<Vec<u8>, Directory>, Error> {
-        self.settle_growth(b"")?;
-        self.space.release(GROWTH_BLOCKS * self.file_system.block);
+    pub(super) fn finish(self) -> Result<BTreeMap<Vec<u8>, Directory>, Error> {
+        self.growth.finish()?;
         Ok(self.directories)
     }
 
-    pub(super) fn reserve(&self, bytes: u64, path: &[u8]) -> Result<(), Error> {
+    pub(super) fn reserve(&mut self, bytes: u64, path: &[u8]) -> Result<(), Error> {
+        let Err(full) = self.space.reserve(bytes) else { return Ok(()) };
+        if !self.growth.shorten(path)? {
+            return Err(Error::Full { path: named(path), full });
+        }
         self.space.reserve(bytes).map_err(|full| Error::Full { path: named(path), full })
     }
 
@@ -103,7 +101,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The parent of a member, made where the tar only implies it.
-    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Place, Error> {
+    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Rc<Place>, Error> {
         let (parent, _) = path::split(member);
         if let Some(place) = self.quick(parent) {
             return Ok(place);
@@ -123,13 +121,12 @@ impl<'a> Tree<'a> {
     }
 
     /// The directory at a path that exists and holds no symbolic link.
-    pub(super) fn open(&mut self, path: &[u8]) -> Result<Rc<Dir>, Error> {
-        if let Some(place) = self.quick(path) {
-            return Ok(place.dir);
+    pub(super) fn open(&mut self, path: &[u8]) -> Result<Rc<Place>, Error> {
+        if let Some(place) = self.known(path) {
+            return Ok(place);
         }
-        let dir = Rc::new(self.root.open_beneath(path).context("opening", path)?);
-        self.keep_open(path.to_vec(), &dir);
-        Ok(dir)
+        let dir = self.root.dir.open_beneath(path).context("opening", path)?;
+        Ok(self.keep_open(path.to_vec(), dir))
     }
 
     /// A directory was made by the caller.
@@ -154,31 +151,19 @@ impl<'a> Tree<'a> {
         path::remove_tree(&mut self.directories, path);
     }
 
-    /// Accounts for a new name in the directory that is watched: what it grew by is reserved, out of room that was set
-    /// aside beforehand.
+    /// To be called before the name `path` is made in `place`: what that directory grows by is accounted for.
+    pub(super) fn watch(&mut self, place: &Rc<Place>, path: &[u8]) -> Result<(), Error> {
+        self.growth.watch(place, path)
+    }
+
+    /// To be called after it was made.
     pub(super) fn named(&mut self, path: &[u8]) -> Result<(), Error> {
-        self.settle_growth(path)
+        self.growth.named(path)
     }
 
-    /// Starts the account of a directory, before the first of a run of names is made in it.
-    pub(super) fn watch(&mut self, dir: &Rc<Dir>, path: &[u8]) -> Result<(), Error> {
-        if self.growing.as_ref().is_none_or(|(growing, _)| !Rc::ptr_eq(growing, dir)) {
-            let before = dir.stat_self().context("examining the parent of", path)?.allocated;
-            self.growing = Some((Rc::clone(dir), before));
-        }
-        Ok(())
-    }
-
-    fn settle_growth(&mut self, path: &[u8]) -> Result<(), Error> {
-        if let Some((dir, before)) = &mut self.growing {
-            let now = dir.stat_self().context("examining the parent of", path)?.allocated;
-            let grown = now.saturating_sub(*before);
-            *before = now;
-            if grown > 0 {
-                self.space.reserve(grown).map_err(|full| Error::Full { path: named(path), full })?;
-            }
-        }
-        Ok(())
+    /// To be called before a name is removed: it may be the directory that grows.
+    pub(super) fn settle_growth(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.growth.settle(path)
     }
 
     /// Runs `write`, which puts `bytes` of attributes on an inode, with room for the block that they may take.
@@ -201,30 +186,34 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    fn quick(&mut self, path: &[u8]) -> Option<Place> {
+    /// A directory that is open already.
+    fn known(&mut self, path: &[u8]) -> Option<Rc<Place>> {
         if path.is_empty() {
-            return Some(Place { path: Vec::new(), dir: Rc::clone(&self.root) });
+            return Some(Rc::clone(&self.root));
         }
-        if let Some(at) = self.cache.iter().position(|(known, _)| known == path) {
-            if at > 0 {
-                self.cache.swap(at, at / 2);
-            }
-            let (path, dir) = &self.cache[at / 2];
-            return Some(Place { path: path.clone(), dir: Rc::clone(dir) });
-        }
-        let dir = Rc::new(self.root.open_beneath(path).ok()?);
-        self.keep_open(path.to_vec(), &dir);
-        Some(Place { path: path.to_vec(), dir })
+        let at = self.cache.iter().position(|place| place.path == path)?;
+        self.cache.swap(at, at / 2);
+        Some(Rc::clone(&self.cache[at / 2]))
     }
 
-    fn keep_open(&mut self, path: Vec<u8>, dir: &Rc<Dir>) {
+    fn quick(&mut self, path: &[u8]) -> Option<Rc<Place>> {
+        if let Some(place) = self.known(path) {
+            return Some(place);
+        }
+        let dir = self.root.dir.open_beneath(path).ok()?;
+        Some(self.keep_open(path.to_vec(), dir))
+    }
+
+    fn keep_open(&mut self, path: Vec<u8>, dir: Dir) -> Rc<Place> {
+        let place = Rc::new(Place { path, dir });
         self.cache.truncate(CACHED - 1);
-        self.cache.push_front((path, Rc::clone(dir)));
+        self.cache.push_front(Rc::clone(&place));
+        place
     }
 
     /// Goes to `directory` by components, as if the layer were the root of the file system.
     fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
-        let mut here = Place { path: Vec::new(), dir: Rc::clone(&self.root) };
+        let mut here = Rc::clone(&self.root);
         let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
         let mut links = 0;
         while let Some(component) = pending.pop_front() {
@@ -232,18 +221,20 @@ impl<'a> Tree<'a> {
                 return Err(Error::hostile(member, Fault::NameTooLong));
             }
             if component == b".." {
-                let (up, _) = path::split(&here.path);
-                let up = up.to_vec();
-                let dir = self.open(&up)?;
-                here = Place { path: up, dir };
+                here = self.open(path::split(&here.path).0)?;
                 continue;
             }
             let at = path::join(&here.path, &component);
             let stat = here.dir.try_stat(&component).context("examining", &at)?;
             match stat.map(|stat| (stat.file_type, stat.is_whiteout())) {
                 Some((FileType::Directory, _)) => {
-                    let dir = Rc::new(here.dir.open_dir(&component).context("opening", &at)?);
-                    here = Place { path: at, dir };
+                    here = match self.known(&at) {
+                        Some(known) => known,
+                        None => {
+                            let dir = here.dir.open_dir(&component).context("opening", &at)?;
+                            self.keep_open(at, dir)
+                        }
+                    };
                 }
                 Some((FileType::Symlink, _)) => {
                     links += 1;
@@ -252,7 +243,7 @@ impl<'a> Tree<'a> {
                     }
                     let target = here.dir.read_link(&component).context("reading the link", &at)?;
                     if target.starts_with(b"/") {
-                        here = Place { path: Vec::new(), dir: Rc::clone(&self.root) };
+                        here = Rc::clone(&self.root);
                     }
                     let parts = target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
                     for part in parts.rev() {
@@ -260,7 +251,7 @@ impl<'a> Tree<'a> {
                     }
                 }
                 None | Some((_, true)) if make => {
-                    here = self.imply(&here, &component, at, stat.is_some())?;
+                    here = self.imply(&here, at, stat.is_some())?;
                 }
                 None | Some((_, true)) => {
                     let mut missing = at;
@@ -271,39 +262,38 @@ impl<'a> Tree<'a> {
                 Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
             }
         }
-        self.keep_open(here.path.clone(), &here.dir);
         Ok(Found::Here(here))
     }
 
     /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
-    fn imply(&mut self, parent: &Place, name: &[u8], at: Vec<u8>, whiteout: bool) -> Result<Place, Error> {
+    fn imply(&mut self, parent: &Rc<Place>, at: Vec<u8>, whiteout: bool) -> Result<Rc<Place>, Error> {
         // Symbolic links can lead deeper than the path of a member says.
         if path::components(&at).count() > path::MAX_DEPTH {
             return Err(Error::hostile(&at, Fault::TooDeep));
         }
         if whiteout {
-            parent.dir.unlink(name).context("replacing", &at)?;
+            parent.dir.unlink(path::split(&at).1).context("replacing", &at)?;
         }
-        let dir = self.make_dir(&parent.dir, name, &at)?;
-        self.made(at.clone(), Directory { recreated: whiteout, ..Directory::default() })?;
-        Ok(Place { path: at, dir })
+        let place = self.make_dir(parent, &at)?;
+        self.made(at, Directory { recreated: whiteout, ..Directory::default() })?;
+        Ok(place)
     }
 
-    /// Makes and opens a directory, room for it reserved first.
-    pub(super) fn make_dir(&mut self, parent: &Rc<Dir>, name: &[u8], at: &[u8]) -> Result<Rc<Dir>, Error> {
-        let block = self.file_system.block;
+    /// Makes and opens the directory at a path, room for it reserved first.
+    pub(super) fn make_dir(&mut self, parent: &Rc<Place>, at: &[u8]) -> Result<Rc<Place>, Error> {
+        let (block, (_, name)) = (self.file_system.block, path::split(at));
         self.reserve(block, at)?;
         self.watch(parent, at)?;
-        if let Err(source) = parent.make_dir(name, STAGING_MODE) {
+        if let Err(source) = parent.dir.make_dir(name, STAGING_MODE) {
             self.release(block);
             return Err(Error::io("creating", at, source));
         }
         self.named(at)?;
-        let dir = Rc::new(parent.open_dir(name).context("opening", at)?);
+        let dir = parent.dir.open_dir(name).context("opening", at)?;
         // xfs and tmpfs keep small directories in the inode.
         let allocated = dir.stat_self().context("examining", at)?.allocated;
         self.release(block.saturating_sub(allocated));
-        Ok(dir)
+        Ok(self.keep_open(at.to_vec(), dir))
     }
 }
 

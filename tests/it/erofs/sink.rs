@@ -7,6 +7,7 @@ use std::io;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
+use larder::layer::cores::Cores;
 use larder::layer::decode::{ChunkSource, Decoder};
 use larder::layer::erofs::apply::Image;
 use larder::layer::erofs::{self, Options};
@@ -62,6 +63,7 @@ fn as_directory(tar: &[u8], dir: &TempDir) -> Result<(Extracted, BTreeMap<Vec<u8
         replaced: &replaced,
         space: &Uncounted,
         rights,
+        cores: &Cores::of_process(),
         written: &AtomicU64::new(0),
         keep_replaced: true,
     };

@@ -4,14 +4,16 @@ use std::io;
 
 use super::super::super::error::{Context, Error};
 use super::super::super::path;
-use super::super::tree::Place;
-use super::Overlay;
+use super::{Overlay, Spot};
 use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, FileType, Stat, remove};
 
 impl Overlay<'_> {
     /// Removes what stands in the way of a member, keeping content that the tar-split file still needs.
-    pub(super) fn clear(&mut self, place: &Place, name: &[u8], at: &[u8]) -> Result<(), Error> {
+    pub(super) fn clear(&mut self, spot: &Spot) -> Result<(), Error> {
+        let (Spot { place, at }, name) = (spot, spot.name());
+        self.wait()?;
+        self.tree.settle_growth(at)?;
         let stat = place.dir.stat(name).context("examining", at)?;
         if !stat.is_dir() {
             return self.discard(&place.dir, name, at, &stat);

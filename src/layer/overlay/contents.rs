@@ -1,0 +1,156 @@
+//! Content of new files, written beside the thread that makes their names.
+//!
+//! ```text
+//! tar ──► names, in order: openat, mkdirat, linkat … ──► batches of open files ──► write, fchown, fchmod, futimens, close
+//!                    ▲                                                                   │
+//!                    └───────────────────────── empty batches ◄──────────────────────────┘
+//! ```
+//! Names are all made by the one thread that reads the tar, in its order, so nothing of what they mean depends on another
+//! thread. An inode does not care when it gets its content; whoever looks at one that exists waits first.
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::mem;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{Builder, Scope};
+
+use super::super::error::{Context, Error};
+use super::Metadata;
+use super::attributes::{Rights, Writer};
+
+/// Largest file that is handed over, bytes. More would only be copied to and fro: its content takes longer than its name.
+pub(super) const MOST: u64 = 128 << 10;
+
+/// Content in a batch, bytes, before the file that makes it full.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Files in a batch: as many descriptors are held for each.
+const BATCH_FILES: usize = 32;
+
+/// Batches of a layer, the one that is being filled included: some 1.5 MiB, and 128 open files.
+const BATCHES: usize = 4;
+
+/// Files that exist, but are empty.
+#[derive(Debug, Default)]
+struct Batch {
+    files: Vec<New>,
+    /// Their contents and paths.
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct New {
+    file: File,
+    metadata: Metadata,
+    content: Range<usize>,
+    path: Range<usize>,
+}
+
+/// The other thread, seen from the one that makes names.
+#[derive(Debug)]
+pub(super) struct Contents {
+    full: Sender<Batch>,
+    done: Receiver<Result<Batch, Error>>,
+    filling: Batch,
+    empty: Vec<Batch>,
+    /// Batches that were handed over and have not come back.
+    away: usize,
+}
+
+impl Contents {
+    /// Starts the thread; nothing where the system has none left.
+    pub(super) fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        rights: Rights,
+        written: &'scope AtomicU64,
+    ) -> Option<Self> {
+        let (full, to_write) = mpsc::channel::<Batch>();
+        let (back, done) = mpsc::channel();
+        let work = move || {
+            for batch in to_write {
+                let result = batch.write(rights, written);
+                let failed = result.is_err();
+                if back.send(result).is_err() || failed {
+                    break;
+                }
+            }
+        };
+        Builder::new().name("contents".into()).spawn_scoped(scope, work).ok()?;
+        let empty = (1..BATCHES).map(|_| Batch::default()).collect();
+        Some(Contents { full, done, filling: Batch::default(), empty, away: 0 })
+    }
+
+    /// Where the content of the next file goes.
+    pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.filling.bytes
+    }
+
+    /// Hands over a file whose content is in [`bytes`](Self::bytes) from `start` on.
+    pub(super) fn add(
+        &mut self,
+        file: File,
+        start: usize,
+        path: &[u8],
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let Batch { files, bytes } = &mut self.filling;
+        let content = start..bytes.len();
+        bytes.extend_from_slice(path);
+        let path = content.end..bytes.len();
+        files.push(New { file, metadata: metadata.clone(), content, path });
+        if files.len() < BATCH_FILES && bytes.len() < BATCH_BYTES { Ok(()) } else { self.hand_over() }
+    }
+
+    /// Waits until every file that was handed over is complete. Its error is that of a member before the present one.
+    pub(super) fn wait(&mut self) -> Result<(), Error> {
+        self.hand_over()?;
+        while self.away > 0 {
+            let batch = self.take_back()?;
+            self.empty.push(batch);
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<(), Error> {
+        if self.filling.files.is_empty() {
+            return Ok(());
+        }
+        let empty = match self.empty.pop() {
+            Some(empty) => empty,
+            None => self.take_back()?,
+        };
+        self.away += 1;
+        // A thread that has ended left word of why.
+        match self.full.send(mem::replace(&mut self.filling, empty)) {
+            Ok(()) => Ok(()),
+            Err(_) => self.take_back().map(drop),
+        }
+    }
+
+    fn take_back(&mut self) -> Result<Batch, Error> {
+        self.away -= 1;
+        let ended =
+            || Error::io("writing", b"", io::Error::other("the thread that writes contents has ended"));
+        self.done.recv().map_err(|_| ended()).flatten().inspect_err(|_| {
+            self.away = 0;
+            self.filling = Batch::default();
+        })
+    }
+}
+
+impl Batch {
+    fn write(mut self, rights: Rights, written: &AtomicU64) -> Result<Self, Error> {
+        // Only what nothing can be lost of is handed over.
+        let mut lost = Vec::new();
+        for New { mut file, metadata, content, path } in self.files.drain(..) {
+            let (content, path) = (&self.bytes[content], &self.bytes[path]);
+            file.write_all(content).context("writing", path)?;
+            written.fetch_add(content.len() as u64, Ordering::Relaxed);
+            Writer { rights, lost: &mut lost }.new_file(&file, path, &metadata)?;
+        }
+        self.bytes.clear();
+        Ok(self)
+    }
+}
