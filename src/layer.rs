@@ -5,6 +5,7 @@
 //! overlayfs form: whiteouts are character devices 0:0, opaque directories carry `trusted.overlay.opaque`.
 
 pub mod apply;
+pub mod cores;
 pub mod decode;
 pub mod erofs;
 pub mod error;

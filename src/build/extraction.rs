@@ -15,6 +15,7 @@ use super::layers::Change;
 use super::share::{Copy, Lies};
 use super::source::{Blob, Source};
 use crate::archive;
+use crate::layer::cores::Cores;
 use crate::layer::decode::{ChunkSource, Decoder};
 use crate::layer::erofs;
 use crate::layer::erofs::apply::Image;
@@ -375,7 +376,9 @@ fn prove(
 ) -> Result<Extracted, RunError> {
     let expected = Expected { blob: diff_id.clone(), size, diff_id };
     let source = Bounded { source: tar, left: size, cancel: &shared.cancel };
-    let decoder = Decoder::uncompressed(source, expected.blob.algorithm());
+    let cores = Cores::of_process();
+    let _busy = cores.occupy();
+    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).beside(cores);
     let target = erofs::apply::Target {
         image: Image::Present(image),
         dir: staging.dir(),
@@ -462,6 +465,10 @@ pub(super) fn run<S: ChunkSource>(
     expected: &Expected,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
+    // Many layers take a processor each; one that has others idle hashes on one of them.
+    let cores = Cores::of_process();
+    let _busy = cores.occupy();
+    let decoder = decoder.beside(cores);
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
     let space: &dyn Space = &**staging.account();
