@@ -54,6 +54,7 @@ pub(super) fn codec(portable: bool) -> Box<dyn Codec> {
 struct Gzip<I> {
     inflate: I,
     place: Place,
+    /// Of the header, then of the content.
     crc: crc_fast::Digest,
     /// Content of the member, bytes, as the trailer counts them.
     length: u32,
@@ -113,11 +114,12 @@ impl<I: Inflate> Codec for Gzip<I> {
             let rest = &input[read..];
             match &mut self.place {
                 Place::Header(header) => {
-                    let (taken, whole) = header.take(rest)?;
+                    let (taken, whole) = header.take(rest, &mut self.crc)?;
                     read += taken;
                     if !whole {
                         return Ok(Step { read, written: 0 });
                     }
+                    self.crc.reset();
                     self.place = Place::Body;
                 }
                 Place::Body => {

@@ -52,14 +52,14 @@ pub(super) struct Hashing {
 }
 
 enum Place {
-    Here(Hashes),
+    Here(Box<Hashes>),
     Beside(SyncSender<Piece>, JoinHandle<Hashes>),
 }
 
 impl Hashing {
     pub(super) fn new(algorithm: Algorithm) -> Self {
         let hashes = Hashes { blob: Hasher::new(algorithm), tar: Some(Hasher::new(Algorithm::Sha256)) };
-        Hashing { place: Place::Here(hashes), cores: None, one: false, size: 0 }
+        Hashing { place: Place::Here(Box::new(hashes)), cores: None, one: false, size: 0 }
     }
 
     /// From now on, as soon as a processor is idle and there is enough to hash, it is done there.
@@ -110,7 +110,7 @@ impl Hashing {
     /// The digests of the blob and of the tar.
     pub(super) fn finish(self) -> Result<(Digest, Digest), Error> {
         let Hashes { blob, tar } = match self.place {
-            Place::Here(hashes) => hashes,
+            Place::Here(hashes) => *hashes,
             Place::Beside(sender, thread) => {
                 drop(sender);
                 thread.join().map_err(|_| Error::Failed)?

@@ -1,7 +1,5 @@
 //! The header of a member (RFC 1952, 2.3), read in whatever pieces it comes; nothing of it is kept.
 
-use crc_fast::CrcAlgorithm;
-
 const FHCRC: u8 = 1 << 1;
 const FEXTRA: u8 = 1 << 2;
 const FNAME: u8 = 1 << 3;
@@ -16,7 +14,6 @@ const OPTIONAL: [(u8, Field); 4] =
 pub(super) struct Header {
     flags: u8,
     field: Field,
-    crc: crc_fast::Digest,
 }
 
 /// What the next byte belongs to.
@@ -37,12 +34,11 @@ enum Field {
 
 impl Header {
     pub(super) fn new() -> Self {
-        let crc = crc_fast::Digest::new(CrcAlgorithm::Crc32IsoHdlc);
-        Header { flags: 0, field: Field::Fixed(0), crc }
+        Header { flags: 0, field: Field::Fixed(0) }
     }
 
-    /// Reads on; how many bytes of `input` are the header's, and whether it is whole now.
-    pub(super) fn take(&mut self, input: &[u8]) -> Result<(usize, bool), String> {
+    /// Reads on; how many bytes of `input` are the header's, and whether it is whole now. `crc` is that of what was read before.
+    pub(super) fn take(&mut self, input: &[u8], crc: &mut crc_fast::Digest) -> Result<(usize, bool), String> {
         let mut read = 0;
         while let Some(byte) = input.get(read)
             && !matches!(self.field, Field::Crc | Field::CrcHigh(_) | Field::End)
@@ -50,12 +46,12 @@ impl Header {
             self.field = self.after(*byte)?;
             read += 1;
         }
-        self.crc.update(&input[..read]);
+        crc.update(&input[..read]);
         while let Some(byte) = input.get(read) {
             self.field = match self.field {
                 Field::Crc => Field::CrcHigh(*byte),
                 Field::CrcHigh(low)
-                    if self.crc.finalize() & 0xffff == u64::from(u16::from_le_bytes([low, *byte])) =>
+                    if crc.finalize() & 0xffff == u64::from(u16::from_le_bytes([low, *byte])) =>
                 {
                     Field::End
                 }

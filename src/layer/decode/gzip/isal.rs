@@ -17,8 +17,9 @@ use super::{Inflate, Inflated, Surplus};
 pub(super) struct Isal(Box<inflate_state>);
 
 #[expect(unsafe_code, reason = "pointers make the structure stay on its thread")]
-// SAFETY: the only pointers in it are `next_in` and `next_out`. They are set and cleared again within one call of `inflate`,
-// and the library keeps nothing else by thread or in statics that are written to.
+// SAFETY: the only pointers in it are `next_in` and `next_out`, which are set and cleared again within one call of `inflate`. The
+// library keeps nothing by thread, and of its statics only the addresses of the functions for this processor are ever
+// written: the same ones, a word each, by whoever calls first.
 unsafe impl Send for Isal {}
 
 impl Isal {

@@ -78,7 +78,7 @@ fn content(len: usize) -> Vec<u8> {
             let word: Vec<u8> = content[from..].iter().copied().take(random() % 258 + 3).collect();
             content.extend_from_slice(&word);
         } else {
-            content.extend((0..random() % 24).map(|_| random() as u8));
+            content.extend((0..random() % 24).map(|_| random().to_le_bytes()[0]));
         }
     }
     content.truncate(len);
