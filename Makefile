@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help deps build image static demo test lint bench
+.PHONY: help deps build image static demo test lint bench instructions
 
 help:
 	@echo "make demo    a build from a real registry, and a container started from the sealed volume"
@@ -11,6 +11,7 @@ help:
 	@echo "make image   target/image: a container image of larder, as an OCI layout"
 	@echo "make lint    formatting, clippy, rustdoc, cargo-deny"
 	@echo "make bench   the benchmarks"
+	@echo "make instructions   how many of them a small layer takes"
 
 deps:
 	@scripts/install-deps.sh
@@ -58,3 +59,7 @@ lint:
 
 bench: deps
 	$(CARGO) bench --features testing --locked
+
+# By what `make test` has built, so the numbers are to be compared with each other only.
+instructions:
+	$(CARGO) test --features testing --locked --bench instructions

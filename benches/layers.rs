@@ -94,6 +94,8 @@ fn few_large(count: u64, size: usize) -> LayerBuilder {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Overlay,
+    /// Hashed on another core.
+    Beside,
     Erofs,
     /// Without the tar-split file.
     Alone,
@@ -102,8 +104,9 @@ enum Form {
     Mkfs,
 }
 
-const FORMS: [(Form, &str); 5] = [
+const FORMS: [(Form, &str); 6] = [
     (Form::Overlay, "overlay sink"),
+    (Form::Beside, "overlay sink, hashes beside"),
     (Form::Erofs, "erofs sink"),
     (Form::Alone, "erofs sink, no tar-split"),
     (Form::Floor, "inflate, 2 x sha256, one write"),
@@ -115,7 +118,11 @@ fn run(form: Form, sample: &Sample, root: &Path) {
     let written = AtomicU64::new(0);
     let split = || Some(TarSplitTarget { dir: &dir, name: b"tar-split.gz" });
     match form {
-        Form::Overlay => {
+        Form::Overlay | Form::Beside => {
+            let decoder = match form {
+                Form::Beside => sample.decoder().beside(Cores::new(1)),
+                _ => sample.decoder(),
+            };
             let replaced = dir.ensure_dir(b"replaced", 0o700).expect("a new directory is empty");
             let diff = || dir.ensure_dir(b"diff", 0o700).expect("a new directory is empty");
             let rights = Rights { ids: process::ids(), trusted: true, rootless: false };
@@ -129,7 +136,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
                 keep_replaced: true,
             };
             let target = Target::Overlay(target);
-            let extracted = extract(sample.decoder(), target, split(), &Limits::default(), &sample.expected);
+            let extracted = extract(decoder, target, split(), &Limits::default(), &sample.expected);
             let mut applied = extracted.expect("the sample is whole").applied;
             overlay::settle::settle(diff(), &mut applied, &Lower::new([]), &Uncounted, rights)
                 .expect("nothing is below");

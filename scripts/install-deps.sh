@@ -8,6 +8,8 @@ set -euo pipefail
 packages=(
     # Building: ring and zstd compile C code.
     gcc libc6-dev make
+    # Building: ISA-L, which inflates gzip on x86-64 (feature `isal`).
+    nasm autoconf automake libtool
     # Building: cargo fetches crates over TLS.
     ca-certificates
     # Tests, demo: a real registry, and bcrypt passwords and signed tokens for its two kinds of authentication.
@@ -38,6 +40,8 @@ packages=(
     curl
     # Benchmarks: the unpacker that skopeo is measured with, and peak memory.
     umoci time
+    # Benchmarks: counts instructions.
+    valgrind
 )
 # Tests: the commands of docs/kubernetes.md, by whatever kubectl is there; Debian 12 has 1.20.
 command -v kubectl >/dev/null || packages+=(kubernetes-client)

@@ -376,7 +376,9 @@ fn prove(
 ) -> Result<Extracted, RunError> {
     let expected = Expected { blob: diff_id.clone(), size, diff_id };
     let source = Bounded { source: tar, left: size, cancel: &shared.cancel };
-    let decoder = Decoder::uncompressed(source, expected.blob.algorithm());
+    let cores = Cores::of_process();
+    let _busy = cores.occupy();
+    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).beside(cores);
     let target = erofs::apply::Target {
         image: Image::Present(image),
         dir: staging.dir(),
@@ -463,9 +465,10 @@ pub(super) fn run<S: ChunkSource>(
     expected: &Expected,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
-    // Many layers take a processor each.
+    // Many layers take a processor each; one that has others idle hashes on one of them, and writes content on one.
     let cores = Cores::of_process();
     let _busy = cores.occupy();
+    let decoder = decoder.beside(Arc::clone(&cores));
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
     let space: &dyn Space = &**staging.account();

@@ -4,23 +4,27 @@
 //! ChunkSource ──► sha256/512 of the blob ──► gzip | zstd | nothing ──► sha256 of the tar ──► BufRead
 //! ```
 //! The compression is told by magic bytes; media types are claims. A buffer is hashed right after it is filled, while
-//! it is in the cache of the core, and is lent to the reader from where it lies.
+//! it is in the cache of the core, or on an idle core while the reader has it and the next one is filled; it is lent to the
+//! reader from where it lies.
 
 mod error;
 mod gzip;
+mod hashing;
+mod pool;
 mod zstd;
 
 use std::io::{self, BufRead, Read};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
 pub use self::error::Error;
+use self::hashing::Hashing;
+use self::pool::Pool;
+use crate::layer::cores::Cores;
 use crate::layer::limits::Ratio;
-use crate::model::digest::{Algorithm, Digest, Hasher};
+use crate::model::digest::{Algorithm, Digest};
 use crate::model::seal::Compression;
-
-/// Tar bytes inflated at a time: small enough to stay in L2 between inflating, hashing and writing.
-const BUFFER: usize = 256 << 10;
 
 /// Where the bytes of a blob come from.
 pub trait ChunkSource {
@@ -70,7 +74,7 @@ enum Stage {
     Codec {
         name: &'static str,
         codec: Box<dyn Codec>,
-        buffer: Box<[u8]>,
+        pool: Pool,
     },
     /// An error was returned; nothing more comes.
     Failed,
@@ -81,16 +85,17 @@ pub struct Decoder<S> {
     source: S,
     input: Bytes,
     ended: bool,
-    blob: Hasher,
+    hashing: Hashing,
     blob_size: u64,
     stage: Stage,
     compression: Compression,
-    /// `None` where the blob is the tar and its digest is sha256 already.
-    tar: Option<Hasher>,
     size: u64,
+    /// A buffer with tar bytes; the reader had those in front of `start`, and none lie behind `end`.
+    tar: Bytes,
     start: usize,
     end: usize,
     ratio: Ratio,
+    portable: bool,
 }
 
 impl<S> std::fmt::Debug for Decoder<S> {
@@ -110,22 +115,38 @@ impl<S: ChunkSource> Decoder<S> {
             source,
             input: Bytes::new(),
             ended: false,
-            blob: Hasher::new(algorithm),
+            hashing: Hashing::new(algorithm),
             blob_size: 0,
             stage: Stage::Sniff,
             compression: Compression::None,
-            tar: Some(Hasher::new(Algorithm::Sha256)),
             size: 0,
+            tar: Bytes::new(),
             start: 0,
             end: 0,
             ratio,
+            portable: false,
         }
+    }
+
+    /// Hashes on another one of `cores` as soon as that one is idle.
+    #[must_use]
+    pub fn beside(mut self, cores: Arc<Cores>) -> Self {
+        self.hashing.beside(cores);
+        self
+    }
+
+    /// Inflates by what every program has, where this one was built with something faster: to compare the two.
+    #[must_use]
+    pub fn portable(mut self) -> Self {
+        self.portable = true;
+        self
     }
 
     /// A decoder of a tar that is not compressed, whatever its first bytes look like.
     pub fn uncompressed(source: S, algorithm: Algorithm) -> Self {
         let mut decoder = Decoder::new(source, algorithm, Ratio::default());
         decoder.stage = Stage::Plain;
+        decoder.hashing.is_plain();
         decoder
     }
 
@@ -149,9 +170,9 @@ impl<S: ChunkSource> Decoder<S> {
         while self.refill()? {
             self.start = self.end;
         }
-        let blob = self.blob.finish();
+        let (blob, diff_id) = self.hashing.finish()?;
         Ok(Decoded {
-            diff_id: self.tar.map_or_else(|| blob.clone(), Hasher::finish),
+            diff_id,
             blob,
             blob_size: self.blob_size,
             size: self.size,
@@ -169,7 +190,7 @@ impl<S: ChunkSource> Decoder<S> {
             if chunk.is_empty() {
                 continue;
             }
-            self.blob.update(&chunk);
+            self.hashing.blob(&chunk)?;
             self.blob_size += chunk.len() as u64;
             if self.input.is_empty() {
                 self.input = chunk;
@@ -188,7 +209,7 @@ impl<S: ChunkSource> Decoder<S> {
         let codec: (&'static str, Box<dyn Codec>) = match *self.input {
             [0x1f, 0x8b, ..] => {
                 self.compression = Compression::Gzip;
-                ("gzip", Box::new(gzip::Gzip::new()))
+                ("gzip", gzip::codec(self.portable))
             }
             // A frame, or a skippable frame in front of one (RFC 8878, 3.1).
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
@@ -196,15 +217,12 @@ impl<S: ChunkSource> Decoder<S> {
                 ("zstd", Box::new(zstd::Zstd::new().map_err(Error::Context)?))
             }
             _ => {
-                if matches!(self.blob, Hasher::Sha256(_)) {
-                    self.tar = None;
-                }
+                self.hashing.is_plain();
                 self.stage = Stage::Plain;
                 return Ok(());
             }
         };
-        self.stage =
-            Stage::Codec { name: codec.0, codec: codec.1, buffer: vec![0; BUFFER].into_boxed_slice() };
+        self.stage = Stage::Codec { name: codec.0, codec: codec.1, pool: Pool::default() };
         Ok(())
     }
 
@@ -218,38 +236,49 @@ impl<S: ChunkSource> Decoder<S> {
             Stage::Plain | Stage::Sniff => self.take_plain(),
             Stage::Codec { .. } => self.inflate(),
         };
-        match filled {
-            Ok(filled) => {
-                self.start = 0;
-                self.end = filled;
-                self.size += filled as u64;
-                if let Some(tar) = &mut self.tar {
-                    tar.update(tar_bytes(&self.stage, &self.input, 0, filled));
-                }
-                Ok(filled > 0)
-            }
+        match filled.and_then(|filled| self.lend(filled)) {
+            Ok(filled) => Ok(filled),
             Err(error) => {
                 self.stage = Stage::Failed;
+                (self.start, self.end) = (0, 0);
                 Err(error)
             }
         }
     }
 
+    /// Counts and hashes the first `filled` bytes of the buffer; false where there are none.
+    fn lend(&mut self, filled: usize) -> Result<bool, Error> {
+        (self.start, self.end) = (0, filled);
+        self.size += filled as u64;
+        if filled > 0 {
+            self.hashing.tar(&self.tar.slice(..filled))?;
+        }
+        Ok(filled > 0)
+    }
+
     /// The chunk itself is the buffer.
     fn take_plain(&mut self) -> Result<usize, Error> {
-        self.input.advance(self.end.min(self.input.len()));
-        self.end = 0;
         if self.input.is_empty() {
             self.receive()?;
         }
-        Ok(self.input.len())
+        self.tar = std::mem::take(&mut self.input);
+        Ok(self.tar.len())
     }
 
-    /// Fills the buffer, or as much of it as the rest of the blob gives.
+    /// Fills a buffer, or as much of it as the rest of the blob gives.
     fn inflate(&mut self) -> Result<usize, Error> {
+        let Stage::Codec { pool, .. } = &mut self.stage else { return Err(Error::Failed) };
+        pool.put(std::mem::take(&mut self.tar));
+        let mut buffer = pool.take();
+        let filled = self.fill(&mut buffer);
+        self.tar = buffer.freeze();
+        filled
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let mut filled = 0;
         loop {
-            let Stage::Codec { name, codec, buffer } = &mut self.stage else {
+            let Stage::Codec { name, codec, .. } = &mut self.stage else {
                 return Err(Error::Failed);
             };
             let corrupt = |reason, at| Error::Corrupt { codec: name, at, reason };
@@ -280,21 +309,12 @@ impl<S: ChunkSource> Decoder<S> {
     }
 }
 
-/// Where the tar bytes lie.
-fn tar_bytes<'a>(stage: &'a Stage, input: &'a Bytes, start: usize, end: usize) -> &'a [u8] {
-    match stage {
-        Stage::Codec { buffer, .. } => &buffer[start..end],
-        Stage::Plain => &input[start..end],
-        Stage::Sniff | Stage::Failed => &[],
-    }
-}
-
 impl<S: ChunkSource> BufRead for Decoder<S> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.start == self.end {
             self.refill().map_err(io::Error::from)?;
         }
-        Ok(tar_bytes(&self.stage, &self.input, self.start, self.end))
+        Ok(&self.tar[self.start..self.end])
     }
 
     fn consume(&mut self, amount: usize) {

@@ -1,11 +1,13 @@
 use std::io::{self, Read};
+use std::mem;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{ChunkSource, Decoded, Decoder, Error};
+use crate::layer::cores::Cores;
 use crate::layer::limits::Ratio;
-use crate::model::digest::{Algorithm, Digest};
+use crate::model::digest::{Algorithm, Digest, Hasher};
 use crate::model::seal::Compression;
 use crate::testing::layer::{gzip, zstd_frame};
 
@@ -24,8 +26,21 @@ fn decode(blob: &[u8], chunk: usize) -> Result<(Vec<u8>, Decoded), Error> {
     decode_within(blob, chunk, Ratio::default())
 }
 
+/// By either inflater; they must agree in what comes, and in what is wrong with it.
 fn decode_within(blob: &[u8], chunk: usize, ratio: Ratio) -> Result<(Vec<u8>, Decoded), Error> {
-    let mut decoder = Decoder::new(Chunks(blob.to_vec(), chunk), Algorithm::Sha512, ratio);
+    let new = || Decoder::new(Chunks(blob.to_vec(), chunk), Algorithm::Sha512, ratio);
+    let (fastest, portable) = (read(new()), read(new().portable()));
+    match (&fastest, &portable) {
+        (Ok(fastest), Ok(portable)) => assert!(fastest == portable, "{:?} {:?}", fastest.1, portable.1),
+        (Err(fastest), Err(portable)) => {
+            assert_eq!(mem::discriminant(fastest), mem::discriminant(portable), "{fastest} {portable}");
+        }
+        _ => panic!("{:?} {:?}", fastest.map(|(_, d)| d), portable.map(|(_, d)| d)),
+    }
+    fastest
+}
+
+fn read(mut decoder: Decoder<Chunks>) -> Result<(Vec<u8>, Decoded), Error> {
     let mut tar = Vec::new();
     if let Err(error) = decoder.read_to_end(&mut tar) {
         return Err(error.downcast::<Error>().unwrap());
@@ -121,6 +136,39 @@ fn a_bomb_is_stopped() {
     let blob = zstd_frame(&vec![0; 8 << 20]);
     assert!(matches!(decode_within(&blob, 4096, ratio), Err(Error::Bomb { .. })));
     assert!(decode(&blob, 4096).is_ok());
+}
+
+#[test]
+fn hashes_move_to_an_idle_core() {
+    let tar: Vec<u8> = (0..4_000_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
+    for blob in [gzip(&tar), zstd_frame(&tar), tar.clone()] {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let decoder = |chunk| Decoder::new(Chunks(blob.clone(), chunk), algorithm, Ratio::default());
+            let cores = Cores::new(1);
+            let mut beside = decoder(60_000).beside(cores.clone());
+            let mut got = Vec::new();
+            beside.read_to_end(&mut got).unwrap();
+            assert!(got == tar);
+            assert!(cores.spare().is_none(), "nothing was moved");
+            let decoded = beside.finish().unwrap();
+            assert!(cores.spare().is_some(), "the core is idle again");
+            assert_eq!(decoded, decoder(1 << 20).finish().unwrap());
+            assert_eq!(decoded.blob, Hasher::digest_of(algorithm, &blob));
+            assert_eq!(decoded.diff_id, Digest::sha256(&tar));
+
+            // Nothing is moved where every core is busy, and a decoder that is dropped leaves none busy.
+            let busy = cores.occupy();
+            assert_eq!(decoder(60_000).beside(cores.clone()).finish().unwrap(), decoded);
+            drop(busy);
+            let mut dropped = decoder(60_000).beside(cores.clone());
+            dropped.read_exact(&mut vec![0; 12 << 20]).unwrap();
+            assert!(cores.spare().is_none());
+            drop(dropped);
+            while cores.spare().is_none() {
+                std::thread::yield_now();
+            }
+        }
+    }
 }
 
 #[test]

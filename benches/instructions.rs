@@ -1,0 +1,154 @@
+//! Instructions that decoding and applying one small layer takes, counted by valgrind: the same on a busy machine and on an idle
+//! one, so a regression is seen where times say nothing. Prints, and judges nothing.
+//!
+//! This program counts itself: a process that does the work twice less one that does it once is the work alone. Valgrind has
+//! no SHA instructions, so hashes are done the long way and are counted by themselves.
+
+#![expect(clippy::print_stdout, reason = "the result")]
+
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use larder::layer::decode::{ChunkSource, Decoder};
+use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
+use larder::layer::limits::{Limits, Ratio};
+use larder::layer::overlay::apply;
+use larder::layer::overlay::attributes::Rights;
+use larder::layer::space::Uncounted;
+use larder::model::digest::{Algorithm, Digest};
+use larder::sys::{Dir, process};
+use larder::testing::layer::LayerBuilder;
+use tempfile::TempDir;
+
+/// Files of the layer that are small, and the size of each.
+const SMALL: (u64, usize) = (300, 4 << 10);
+/// Size of the one that is not.
+const LARGE: usize = 1 << 20;
+
+struct Chunks(Bytes);
+
+impl ChunkSource for Chunks {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let chunk = self.0.split_to((64 << 10).min(self.0.len()));
+        Ok((!chunk.is_empty()).then_some(chunk))
+    }
+}
+
+/// Text that deflate makes half of, different in each file.
+fn content(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes().map(|byte| b'a' + (byte & 15))
+    });
+    words.flatten().take(length).collect()
+}
+
+/// The tar of the layer; always the same.
+fn tar() -> Vec<u8> {
+    let layer = LayerBuilder::new().file("lib.so", content(1, LARGE));
+    let files = (0..SMALL.0).fold(layer, |layer, n| {
+        let layer = if n % 50 == 0 { layer.dir(format!("d{}/", n / 50)) } else { layer };
+        layer.file(format!("d{}/file-{n}.py", n / 50), content(n + 2, SMALL.1))
+    });
+    files.tar()
+}
+
+/// Does `what` to the layer in `dir`, so many times.
+fn work(what: &str, dir: &Path, times: usize) -> io::Result<()> {
+    let (blob, tar) = (Bytes::from(std::fs::read(dir.join("blob"))?), std::fs::read(dir.join("tar"))?);
+    let digests = std::fs::read_to_string(dir.join("digests"))?;
+    let mut digests = digests.lines().map(|line| line.parse::<Digest>().map_err(io::Error::other));
+    let mut digest = || digests.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
+    let expected = Expected { blob: digest()?, size: blob.len() as u64, diff_id: digest()? };
+    for _ in 0..times {
+        match what {
+            "hash" => drop((Digest::sha256(&blob), Digest::sha256(&tar))),
+            "decode" => drop(decoder(&blob).finish().map_err(io::Error::other)?),
+            _ => apply(&blob, &expected)?,
+        }
+    }
+    Ok(())
+}
+
+fn decoder(blob: &Bytes) -> Decoder<Chunks> {
+    Decoder::new(Chunks(blob.clone()), Algorithm::Sha256, Ratio::default())
+}
+
+fn apply(blob: &Bytes, expected: &Expected) -> io::Result<()> {
+    let root = TempDir::new()?;
+    let dir = Dir::open(root.path())?;
+    let (diff, replaced) = (dir.ensure_dir(b"diff", 0o700)?, dir.ensure_dir(b"replaced", 0o700)?);
+    let target = apply::Target {
+        diff,
+        replaced: &replaced,
+        space: &Uncounted,
+        rights: Rights { ids: process::ids(), trusted: false, rootless: true },
+        written: &AtomicU64::new(0),
+        keep_replaced: true,
+    };
+    let split = Some(TarSplitTarget { dir: &dir, name: b"tar-split.gz" });
+    extract(decoder(blob), Target::Overlay(target), split, &Limits::default(), expected)
+        .map_err(|error| io::Error::other(error.to_string()))?;
+    Ok(())
+}
+
+/// Instructions of this program doing `what` so many times.
+fn count(what: &str, dir: &Path, times: usize) -> io::Result<u64> {
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null"]);
+    valgrind.arg(std::env::current_exe()?).args([what, &times.to_string()]).arg(dir);
+    let output = valgrind.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let count = said.lines().find_map(|line| line.split_once("I   refs:").or(line.split_once("I refs:")));
+    let count = count.and_then(|(_, count)| count.trim().replace(',', "").parse().ok());
+    count.filter(|_| output.status.success()).ok_or_else(|| io::Error::other(said.into_owned()))
+}
+
+fn report() -> io::Result<()> {
+    let dir = TempDir::new()?;
+    let tar = tar();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(&tar)?;
+    let blob = gzip.finish()?;
+    std::fs::write(dir.path().join("blob"), &blob)?;
+    std::fs::write(dir.path().join("tar"), &tar)?;
+    let digests = format!("{}\n{}\n", Digest::sha256(&blob), Digest::sha256(&tar));
+    std::fs::write(dir.path().join("digests"), digests)?;
+    let of = |what| -> io::Result<u64> {
+        let (twice, once) = (count(what, dir.path(), 2)?, count(what, dir.path(), 1)?);
+        Ok(twice.saturating_sub(once) * 1_000_000 / tar.len() as u64)
+    };
+    let (hash, decode, apply) = (of("hash")?, of("decode")?, of("apply")?);
+    let optimised = if cfg!(debug_assertions) { "without optimisation" } else { "optimised" };
+    println!(
+        "instructions per MB of tar ({optimised}), gzip, {} files of {} bytes and one of {LARGE}:",
+        SMALL.0, SMALL.1
+    );
+    println!("  hashes, without SHA instructions  {hash:>12}");
+    println!("  inflate and CRC                   {:>12}", decode.saturating_sub(hash));
+    println!("  tar, tar-split, files             {:>12}", apply.saturating_sub(decode));
+    Ok(())
+}
+
+fn main() {
+    process::clear_umask();
+    let args: Vec<String> = std::env::args().collect();
+    let done = match &args[1..] {
+        [what, times, dir] => work(what, Path::new(dir), times.parse().unwrap_or(1)),
+        _ => report(),
+    };
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => println!("skipped: no valgrind ({error})"),
+        Err(error) => {
+            println!("not counted: {error}");
+            std::process::exit(1);
+        }
+        Ok(()) => {}
+    }
+}

@@ -1,0 +1,50 @@
+//! Buffers that come back when all who read them are done.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// Tar bytes inflated at a time: small enough to stay in L2 between inflating, hashing and writing.
+pub(super) const BUFFER: usize = 256 << 10;
+
+/// As many buffers as are being read at the same time, and one. Who reads them bounds their number (see `hashing::WAITING`).
+#[derive(Default)]
+pub(super) struct Pool(VecDeque<Bytes>);
+
+impl Pool {
+    /// A buffer of [`BUFFER`] bytes, whatever they are.
+    pub(super) fn take(&mut self) -> BytesMut {
+        let free = self.0.iter().position(Bytes::is_unique).and_then(|at| self.0.swap_remove_back(at));
+        free.and_then(|buffer| buffer.try_into_mut().ok()).unwrap_or_else(|| BytesMut::zeroed(BUFFER))
+    }
+
+    /// Gives a whole buffer back, whoever still reads it. Anything else is dropped.
+    pub(super) fn put(&mut self, buffer: Bytes) {
+        if buffer.len() == BUFFER {
+            self.0.push_back(buffer);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_is_read_is_left_alone() {
+        let mut pool = Pool::default();
+        let mut first = pool.take();
+        first[0] = 7;
+        let first = first.freeze();
+        let read = first.slice(..10);
+        pool.put(first);
+        let second = pool.take();
+        assert_eq!((second[0], read[0], second.len()), (0, 7, BUFFER));
+        pool.put(second.freeze());
+        drop(read);
+        assert_eq!([pool.take().len(), pool.take().len()], [BUFFER; 2]);
+        assert!(pool.0.is_empty());
+        pool.put(Bytes::new());
+        assert!(pool.0.is_empty());
+    }
+}
