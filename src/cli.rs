@@ -19,6 +19,7 @@ mod key;
 mod matching;
 mod merge;
 mod mount;
+mod node;
 mod output;
 mod plan;
 mod prefetch;
@@ -98,6 +99,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Command::Attach(args) => attach::attach(args, path.as_deref(), &config, console),
         Command::Detach(args) => attach::detach(&args, &config, console),
         Command::Snapshotter(args) => snapshotter::run(args, &config, console),
+        Command::Node(args) => node::run(&args, &config, console),
         Command::Preload(args) => preload::run(&args, console),
         Command::Prefetch(args) => prefetch::run(args, console),
         Command::Image(args) => image::run(args, console),

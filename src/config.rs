@@ -10,6 +10,7 @@ pub mod caches;
 pub mod cluster;
 mod layers;
 pub mod log;
+pub mod node;
 pub mod registry;
 pub mod secrets;
 pub mod state;
@@ -43,6 +44,8 @@ pub struct Config {
     pub tenant: Vec<tenant::Tenant>,
     /// What builds for which cluster.
     pub cluster: Vec<cluster::Cluster>,
+    /// What the agents of a cluster's nodes do.
+    pub node: node::Node,
     /// How registries are reached.
     pub registry: registry::Registry,
     /// How images are built into a volume.
@@ -128,6 +131,7 @@ impl Config {
         config.caches.check(&mut faults);
         tenant::check(&config.tenant, &mut faults);
         cluster::check(&config.cluster, &mut faults);
+        config.node.check(&mut faults);
         config.registry.check(&mut faults);
         config.build.check(&mut faults);
         if config.build.sign_key().is_some() && cluster::kubernetes(&config.cluster).is_some() {

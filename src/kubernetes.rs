@@ -17,6 +17,8 @@
 //! | Larder's namespace | Job, PVC, Secret and the VolumeSnapshot that owns, all `ic-<uid>` |
 //! | the cluster | a VolumeSnapshotContent for each copy |
 //!
+//! | the namespace of volumes, if there are agents on nodes ([`node`]) | another copy, and what each node makes of it |
+//!
 //! The second volume of a cache and those after it (refresh) are `ic-<uid>-<number>`.
 
 pub mod client;
@@ -28,6 +30,7 @@ pub mod fault;
 pub mod leader;
 pub mod lease;
 pub mod names;
+pub mod node;
 pub mod pull_secrets;
 pub mod runner;
 pub mod snapshot;

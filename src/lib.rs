@@ -20,7 +20,7 @@
 //! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk; the container image of larder itself |
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
-//! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease |
+//! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease; the agent of a node |
 //! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
 //! | [`client`] | the client of the daemon's API |
 //! | [`node`] | what starts containers from caches: the snapshotter for containerd, and images in it without a registry |

@@ -12,6 +12,7 @@
 //! | [`matching`] | which cache serves a workload best |
 //! | [`podman`] | additional image stores in the configuration of podman, buildah and CRI-O |
 //! | [`snapshotter`] | a snapshotter for containerd that knows the layers of attached volumes |
+//! | [`standing`] | what stands on the layers of a volume, asked of the snapshotter |
 //! | [`view`] | a volume as an image store, whichever form its layers have |
 
 pub mod access;
@@ -24,4 +25,5 @@ pub mod limits;
 pub mod matching;
 pub mod podman;
 pub mod snapshotter;
+pub mod standing;
 pub mod view;

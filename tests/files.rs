@@ -7,7 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -19,11 +22,15 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use larder::caches::volumes::VolumeId;
 use larder::config::Config;
 use larder::config::cluster::{Cluster, Runner, kubernetes};
+use larder::config::node::Node;
 use larder::kubernetes::names::{MANAGER, Names};
 use larder::snapshot::program;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+/// Namespaces of agents, and of what they make.
+const NODES: [&str; 2] = ["larder-nodes", "larder-volumes"];
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -194,6 +201,13 @@ fn strange(value: &Value) -> Vec<String> {
         ("v1", "ResourceQuota") => read::<ResourceQuota>(value),
         ("v1", "Service") => read::<Service>(value),
         ("v1", "ServiceAccount") => read::<ServiceAccount>(value),
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy") => {
+            read::<ValidatingAdmissionPolicy>(value)
+        }
+        ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
+            read::<ValidatingAdmissionPolicyBinding>(value)
+        }
+        ("apps/v1", "DaemonSet") => read::<DaemonSet>(value),
         ("apps/v1", "Deployment") => read::<Deployment>(value),
         ("policy/v1", "PodDisruptionBudget") => read::<PodDisruptionBudget>(value),
         ("networking.k8s.io/v1", "NetworkPolicy") => read::<NetworkPolicy>(value),
@@ -273,7 +287,11 @@ fn what_is_named_is_there() {
         );
         let wanted = match kind {
             "Namespace" | "ClusterRole" | "ClusterRoleBinding" | "CustomResourceDefinition" => None,
+            "ValidatingAdmissionPolicy" | "ValidatingAdmissionPolicyBinding" => None,
             _ if document.file == "tenant.yaml" => Some("team-a"),
+            _ if document.file.starts_with("node/") => {
+                namespace.filter(|name| NODES.contains(name)).or(Some(""))
+            }
             _ => Some(own.as_str()),
         };
         assert_eq!(namespace, wanted, "{kind} {name}");
@@ -282,12 +300,15 @@ fn what_is_named_is_there() {
         let key = (kind.to_owned(), name.to_owned(), namespace.map(str::to_owned));
         assert!(seen.contains(&key), "{key:?}");
     };
-    there("Namespace", &own, None);
+    for namespace in NODES.into_iter().chain([own.as_str()]) {
+        there("Namespace", namespace, None);
+    }
     there("ServiceAccount", &Cluster::default().builder_service_account, Some(&own));
     let bound = |role: &RoleRef, subjects: Option<Vec<Subject>>, namespace: Option<&str>| {
         there(&role.kind, &role.name, namespace.filter(|_| role.kind == "Role"));
         for subject in subjects.unwrap() {
-            assert_eq!((subject.kind.as_str(), subject.name.as_str()), ("ServiceAccount", MANAGER));
+            assert_eq!(subject.kind, "ServiceAccount");
+            assert!([MANAGER, "larder-node"].contains(&subject.name.as_str()), "{}", subject.name);
             there(&subject.kind, &subject.name, subject.namespace.as_deref());
         }
     };
@@ -366,6 +387,7 @@ fn pods_are_selected_by_the_labels_that_they_have() {
 
     let policies: BTreeMap<_, _> = all::<NetworkPolicy>("NetworkPolicy")
         .into_iter()
+        .filter(|policy| policy.metadata.namespace.as_deref() == Some("larder"))
         .map(|policy| (policy.metadata.name.unwrap(), policy.spec.unwrap()))
         .collect();
     let selects = |name: &str, labels| {
@@ -447,7 +469,8 @@ fn the_daemon_finds_what_its_configuration_names() {
     let endpoint = &monitor.spec.endpoints[0];
     assert_eq!(Some(&endpoint.port), served.name.as_ref());
     assert_eq!(endpoint.tls_config.ca.secret.name, secret.unwrap());
-    for policy in all::<NetworkPolicy>("NetworkPolicy") {
+    let policies = all::<NetworkPolicy>("NetworkPolicy").into_iter();
+    for policy in policies.filter(|policy| policy.metadata.namespace.as_deref() == Some("larder")) {
         for rule in policy.spec.unwrap().ingress.into_iter().flatten() {
             assert_eq!(rule.ports.unwrap()[0].port.as_ref(), Some(&name));
         }
@@ -470,4 +493,84 @@ fn the_daemon_finds_what_its_configuration_names() {
     let unit =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/larder.service")).unwrap();
     assert!(unit.contains(&format!("\nTimeoutStopSec={}s\n", pod.termination_grace_period_seconds.unwrap())));
+}
+
+#[test]
+fn the_agent_finds_what_its_configuration_names() {
+    let set: DaemonSet = only("DaemonSet");
+    let spec = set.spec.unwrap();
+    let labels = spec.template.metadata.unwrap().labels.unwrap();
+    assert_eq!(spec.selector.match_labels.unwrap(), labels);
+    let pod = spec.template.spec.unwrap();
+    let container = &pod.containers[0];
+    let config = Config::load(Some(&root().join("node/larder.toml")), []).unwrap();
+    // All that an administrator need not say is as it is without saying.
+    let listen = config.node.listen;
+    let told = Node { image: format!("larder:{VERSION}"), listen, ..Node::default() };
+    assert_eq!(config.node, told);
+    assert_eq!(container.image.as_ref(), Some(&told.image));
+    assert_eq!(container.args.as_deref().unwrap(), ["node"]);
+    assert_eq!(pod.service_account_name.as_deref(), Some("larder-node"));
+    let name = container.env.as_ref().unwrap()[0].clone();
+    let field = name.value_from.unwrap().field_ref.unwrap().field_path;
+    assert_eq!((name.name.as_str(), field.as_str()), ("NODE_NAME", "spec.nodeName"));
+
+    // By the paths of the node; where the agent mounts the node sees it, and where the kubelet mounts the agent does.
+    let socket = Path::new("/run/larder-snapshotter");
+    let pods = told.kubelet.join("pods");
+    let mut places = BTreeMap::new();
+    for mount in container.volume_mounts.as_ref().unwrap() {
+        let volume = pod.volumes.iter().flatten().find(|volume| volume.name == mount.name).unwrap();
+        if let Some(host) = &volume.host_path {
+            assert_eq!(host.path, mount.mount_path);
+            places.insert(PathBuf::from(&host.path), mount.mount_propagation.as_deref());
+        }
+    }
+    let wanted = [
+        (config.state.dir.as_path(), Some("Bidirectional")),
+        (told.mounts.as_path(), Some("Bidirectional")),
+        (pods.as_path(), Some("HostToContainer")),
+        (socket, None),
+    ];
+    assert_eq!(places, wanted.map(|(path, how)| (path.to_owned(), how)).into());
+    let context = container.security_context.as_ref().unwrap();
+    assert_eq!((context.privileged, context.read_only_root_filesystem), (Some(true), Some(true)));
+
+    // One port for all who ask, and nobody else is let in.
+    let port = &container.ports.as_ref().unwrap()[0];
+    assert_eq!(i32::from(listen.unwrap().port()), port.container_port);
+    let by_name = IntOrString::String(port.name.clone().unwrap());
+    for probe in [&container.liveness_probe, &container.readiness_probe] {
+        assert_eq!(probe.as_ref().unwrap().http_get.as_ref().unwrap().port, by_name);
+    }
+    let policies = all::<NetworkPolicy>("NetworkPolicy").into_iter();
+    for policy in policies.filter(|policy| policy.metadata.namespace.as_deref() != Some("larder")) {
+        let spec = policy.spec.unwrap();
+        assert_eq!(spec.policy_types.as_deref().unwrap(), ["Ingress", "Egress"]);
+        for rule in spec.ingress.into_iter().flatten() {
+            assert_eq!(rule.ports.unwrap()[0].port.as_ref(), Some(&by_name));
+        }
+    }
+
+    // Where agents may make pods, these are harmless; where agents run, they may make none.
+    for namespace in all::<Namespace>("Namespace") {
+        let enforced =
+            namespace.metadata.labels.as_ref().unwrap()["pod-security.kubernetes.io/enforce"].as_str();
+        match namespace.metadata.name.as_deref().unwrap() {
+            "larder-volumes" => {
+                assert_eq!((enforced, told.namespace.as_str()), ("restricted", "larder-volumes"))
+            }
+            "larder-nodes" => assert_eq!(enforced, "privileged"),
+            _ => {}
+        }
+    }
+    let roles = all::<Role>("Role");
+    let in_nodes = roles.iter().filter(|role| role.metadata.namespace.as_deref() == Some("larder-nodes"));
+    assert_eq!(in_nodes.count(), 0);
+    let of_cluster = all::<ClusterRole>("ClusterRole");
+    let agents = of_cluster.iter().find(|role| role.metadata.name.as_deref() == Some("larder-node")).unwrap();
+    for rule in agents.rules.as_ref().unwrap() {
+        let is_events = rule.resources.as_ref().unwrap() == &["events"];
+        assert!(is_events || rule.verbs.iter().all(|verb| ["get", "list", "watch"].contains(&verb.as_str())));
+    }
 }

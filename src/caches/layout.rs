@@ -6,6 +6,7 @@
 //! tenants/<tenant>/volumes/<id>.<generation>  volumes; what a builder of the tenant may read
 //! tenants/<tenant>/layers/                    which volume has which layer (build::share)
 //! attached/                                   which volumes are attached where (caches::attachments)
+//! node.lock                                   held by the agent of a cluster's node (`larder node`)
 //! snapshotter/                                what containerd keeps here (node::snapshotter)
 //! trash/                                      volumes on their way out
 //! imports/<id>                                archives that were sent, until what is made of them is sealed
@@ -18,6 +19,8 @@ use crate::model::image_cache::{CacheId, TenantName};
 
 /// Held for the life of the daemon.
 pub const LOCK: &str = "lock";
+/// Held by the agent of a cluster's node.
+pub const AGENT_LOCK: &str = "node.lock";
 /// The records.
 pub const DATABASE: &str = "larder.db";
 

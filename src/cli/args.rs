@@ -25,7 +25,9 @@ use crate::telemetry::Level;
 
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
 pub(super) use key::KeyAction;
-pub(super) use node::{AttachArgs, DetachArgs, MatchArgs, PreloadArgs, SnapshotterArgs, SourceArgs};
+pub(super) use node::{
+    AgentArgs, AttachArgs, DetachArgs, MatchArgs, NodeRole, PreloadArgs, SnapshotterArgs, SourceArgs,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -206,6 +208,11 @@ pub(super) enum Command {
     /// state.dir and the section log. Takes root. Exits with 73 if another one has its directory or its socket.
     #[command(after_help = node::SNAPSHOTTER_EXAMPLES)]
     Snapshotter(SnapshotterArgs),
+    /// Run the agent of a cluster's node: image caches that pods there ask for are attached there
+    ///
+    /// For the DaemonSet in config/kubernetes/node. Reads the sections node, state and log of the configuration. Answers
+    /// containerd as `larder snapshotter` does. Takes root, and mounts that the node sees. A stop lets nothing go.
+    Node(AgentArgs),
     /// Make the images of an attached volume known to containerd, as `attach --preload` does
     ///
     /// Writes what a pull would: records of the images, pinned and known to Kubernetes, their manifests and configs. Layers are

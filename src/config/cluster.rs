@@ -36,6 +36,8 @@ pub struct Cluster {
     pub sign_secret: String,
     /// VolumeSnapshotClass of snapshots, with deletionPolicy Delete.
     pub snapshot_class: String,
+    /// Namespace in which snapshots are offered to nodes (`larder node`); empty is none. No tenant's.
+    pub node_namespace: String,
     /// Minutes until a builder that does not start is given up.
     pub pending_timeout_minutes: u32,
     /// Minutes until a snapshot that does not become ready is given up.
@@ -55,6 +57,7 @@ impl Default for Cluster {
             access_mode: "ReadWriteOncePod".to_owned(),
             sign_secret: String::new(),
             snapshot_class: String::new(),
+            node_namespace: String::new(),
             pending_timeout_minutes: 10,
             snapshot_timeout_minutes: 60,
         }
@@ -91,6 +94,9 @@ impl Cluster {
             if name.parse::<TenantName>().is_err() {
                 faults.push((key, "want a name of Kubernetes: a-z 0-9 '-'".to_owned()));
             }
+        }
+        if !self.node_namespace.is_empty() && self.node_namespace.parse::<TenantName>().is_err() {
+            faults.push(("node_namespace", "want a name of Kubernetes: a-z 0-9 '-'".to_owned()));
         }
         for (key, text) in [("builder_image", &self.builder_image), ("snapshot_class", &self.snapshot_class)]
         {

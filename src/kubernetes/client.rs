@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
@@ -53,12 +53,17 @@ impl ConnectError {
 /// A client for the cluster: by the kubeconfig that is named, else by the ServiceAccount of the pod. A kubeconfig that
 /// happens to lie about is never looked for.
 pub async fn connect(cluster: &Cluster) -> Result<Client, ConnectError> {
-    let uid = || cluster.uid.clone();
-    let mut config = match &cluster.kubeconfig {
+    connect_by(&cluster.uid, cluster.kubeconfig.as_deref()).await
+}
+
+/// The same for the cluster that is called `uid` in errors.
+pub async fn connect_by(uid: &str, kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
+    let uid = || uid.to_owned();
+    let mut config = match kubeconfig {
         Some(path) => {
             let failed = |source| ConnectError::Kubeconfig {
                 uid: uid(),
-                path: path.clone(),
+                path: path.to_owned(),
                 source: Box::new(source),
             };
             let file = Kubeconfig::read_from(path).map_err(failed)?;

@@ -124,8 +124,15 @@ impl Daemon {
             tell_progress: Some(habits.tell),
         };
         let service = Service::new(parts, config).await?;
-        let watch =
-            Watch { client: client.clone().into(), store, service: service.clone(), names, copies, clock };
+        let watch = Watch {
+            client: client.clone().into(),
+            store,
+            service: service.clone(),
+            names,
+            node_namespace: cluster.node_namespace.clone(),
+            copies,
+            clock,
+        };
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
         Ok(Daemon { service, runner, watch, lease })
     }

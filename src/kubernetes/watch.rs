@@ -44,6 +44,8 @@ pub struct Watch {
     pub service: Service,
     /// Whose objects.
     pub names: Names,
+    /// Where snapshots are offered to nodes; empty is nowhere.
+    pub node_namespace: String,
     /// The snapshots in other namespaces.
     pub copies: Arc<Copies>,
     /// The time.
@@ -206,6 +208,7 @@ impl Watch {
             VolumeId { tenant: record.tenant.clone(), id: record.id, generation: content.generation };
         let mut wanted = vec![namespace(&record.tenant).to_owned()];
         wanted.extend(object.spec.share.iter().cloned());
+        wanted.extend(Some(self.node_namespace.clone()).filter(|namespace| !namespace.is_empty()));
         wanted.sort();
         wanted.dedup();
         // The owner itself is there.

@@ -46,6 +46,9 @@ struct Inner {
     api_duration: Histogram,
     authentication_failures: Counter,
     expiry_held: Gauge,
+    node_caches: Family<NodeCacheLabel, Gauge>,
+    node_attach_duration: Histogram,
+    node_failures: Counter,
     hosts: Mutex<HashSet<String>>,
 }
 
@@ -84,6 +87,21 @@ pub enum LayerOrigin {
     Reused,
 }
 
+/// What an image cache is on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NodeCache {
+    /// Containers can use it.
+    Attached,
+    /// It is wanted and not there yet.
+    Waiting,
+    /// It is not wanted and not gone yet.
+    Leaving,
+}
+
+impl NodeCache {
+    const ALL: [NodeCache; 3] = [NodeCache::Attached, NodeCache::Waiting, NodeCache::Leaving];
+}
+
 macro_rules! label_values {
     ($type:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
         impl EncodeLabelValue for $type {
@@ -100,6 +118,7 @@ macro_rules! label_values {
 label_values!(BuildResult { Sealed => "sealed", Failed => "failed", Retried => "retried", Stopped => "stopped" });
 label_values!(Stage { Plan => "plan", Layers => "layers", Seal => "seal" });
 label_values!(LayerOrigin { Fetched => "fetched", Present => "present", Reused => "reused" });
+label_values!(NodeCache { Attached => "attached", Waiting => "waiting", Leaving => "leaving" });
 label_values!(Status {
     Creating => "creating",
     Available => "available",
@@ -137,6 +156,7 @@ labels!(ResultLabel { result: BuildResult });
 labels!(StageLabel { stage: Stage });
 labels!(OriginLabel { origin: LayerOrigin });
 labels!(StatusLabel { status: Status });
+labels!(NodeCacheLabel { state: NodeCache });
 labels!(HostLabel { host: String });
 labels!(RequestLabels { host: String, code: Code });
 labels!(ApiLabels { method: &'static str, route: String, code: u16 });
@@ -179,6 +199,9 @@ impl Metrics {
             api_duration: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             authentication_failures: Counter::default(),
             expiry_held: Gauge::default(),
+            node_caches: Family::default(),
+            node_attach_duration: seconds(),
+            node_failures: Counter::default(),
             hosts: Mutex::default(),
         };
         inner.register();
@@ -248,6 +271,23 @@ impl Metrics {
     /// Whether nothing expires because the clock cannot be believed.
     pub fn expiry_held(&self, held: bool) {
         self.0.expiry_held.set(i64::from(held));
+    }
+
+    /// Image caches on a node, by what they are there.
+    pub fn node_caches(&self, count: impl Fn(NodeCache) -> usize) {
+        for state in NodeCache::ALL {
+            self.0.node_caches.get_or_create(&NodeCacheLabel { state }).set(signed(count(state)));
+        }
+    }
+
+    /// A node has an image cache, this long after it was wanted.
+    pub fn node_attached(&self, took: Duration) {
+        self.0.node_attach_duration.observe(took.as_secs_f64());
+    }
+
+    /// Something that a node has to do for an image cache failed.
+    pub fn node_failure(&self) {
+        self.0.node_failures.inc();
     }
 
     /// All of them in the text format of OpenMetrics 1.0, which Prometheus reads.
@@ -329,6 +369,22 @@ impl Inner {
             "expiry_held",
             "1 while the clock is not believed and nothing expires",
             self.expiry_held.clone(),
+        );
+        r.register(
+            "node_caches",
+            "Image caches on this node by what they are there",
+            self.node_caches.clone(),
+        );
+        r.register_with_unit(
+            "node_attach_duration",
+            "Time from the wish for an image cache on this node until it is attached",
+            Unit::Seconds,
+            self.node_attach_duration.clone(),
+        );
+        r.register(
+            "node_failures",
+            "Steps towards image caches on this node that failed",
+            self.node_failures.clone(),
         );
     }
 }

@@ -281,6 +281,17 @@ impl Cluster {
         self.shared.read(|state| state.driver.torn())
     }
 
+    /// The kubelet of a node mounts volumes below `kubelet` from now on, where it would (`/var/lib/kubelet`). Takes root, and a
+    /// mount namespace in which that may be done.
+    pub fn mount_volumes(&self, node: &str, kubelet: &Path) {
+        self.shared.write(|state| state.mount_volumes(node, kubelet));
+    }
+
+    /// How many disks were taken from a node while something of them was mounted there.
+    pub fn unplugged_disks(&self) -> usize {
+        self.shared.read(|state| state.driver.unplugged())
+    }
+
     /// The directory of a volume of the driver.
     pub fn volume(&self, handle: &str) -> PathBuf {
         self.shared.read(|state| state.driver.volume(handle))

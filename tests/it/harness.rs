@@ -5,6 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+pub(crate) mod agent;
 pub(crate) mod authority;
 pub(crate) mod cgroup;
 pub(crate) mod cluster;

@@ -5,6 +5,7 @@ mod chaos;
 mod crash;
 mod failures;
 mod named;
+mod nodes;
 mod orders;
 mod page;
 mod rights;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::CredentialArgs;
 use crate::client::address::Address;
@@ -214,4 +214,21 @@ impl AttachArgs {
         });
         named.collect()
     }
+}
+
+/// `larder node`, and what it starts in pods of its own.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(in crate::cli) struct AgentArgs {
+    /// Socket for containerd: root's alone
+    #[arg(long, value_name = "PATH", default_value = "/run/larder-snapshotter/snapshotter.sock")]
+    pub(in crate::cli) socket: PathBuf,
+    #[command(subcommand)]
+    pub(in crate::cli) role: Option<NodeRole>,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(in crate::cli) enum NodeRole {
+    /// Hold the volume that this pod has, until it is deleted: does nothing at all
+    Hold,
 }

@@ -104,9 +104,10 @@ impl Volumes {
         changed || !before.is_empty()
     }
 
-    /// The volumes that have a layer, attached first first.
+    /// The volumes that have a layer, attached last first: what starts stands on the newest, and an older one comes to be used
+    /// by nobody ([`standing`](crate::node::standing) counts on it).
     pub(super) fn with(&self, chain: &ChainId) -> Vec<Arc<Volume>> {
-        let volumes = self.seen.iter().filter_map(|seen| seen.volume.as_ref());
+        let volumes = self.seen.iter().rev().filter_map(|seen| seen.volume.as_ref());
         volumes.filter(|volume| volume.layers.contains_key(chain)).cloned().collect()
     }
 }

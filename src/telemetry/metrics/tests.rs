@@ -12,6 +12,7 @@ fn all() -> String {
     metrics.stage(Stage::Plan, Duration::ZERO);
     metrics.layer(LayerOrigin::Fetched, 1, 1);
     metrics.caches(|_| 0);
+    metrics.node_caches(|_| 0);
     metrics.registry_requests("r.example.com", 200, 1);
     metrics.registry_retry("r.example.com");
     metrics.api("GET", "/healthz", 200, Duration::ZERO);

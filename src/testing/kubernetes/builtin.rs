@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::admissionregistration::v1::{
+    ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{
@@ -84,6 +87,7 @@ pub(super) fn kinds() -> Vec<Arc<Kind>> {
         kind::<PersistentVolume>("persistentvolumes", status),
         kind::<Job>("jobs", counted),
         kind::<Deployment>("deployments", counted),
+        kind::<DaemonSet>("daemonsets", counted),
         kind::<Lease>("leases", Ways { guarded: true, upsert: true, ..plain }),
         kind::<Event>("events", Ways { upsert: true, ..plain }),
         kind::<Role>("roles", Ways { upsert: true, ..plain }),
@@ -93,6 +97,9 @@ pub(super) fn kinds() -> Vec<Arc<Kind>> {
         kind::<NetworkPolicy>("networkpolicies", Ways { generation: true, ..plain }),
         kind::<PodDisruptionBudget>("poddisruptionbudgets", counted),
         kind::<StorageClass>("storageclasses", plain),
+        // Taken, and not held: their rules are tried where they are shipped from.
+        kind::<ValidatingAdmissionPolicy>("validatingadmissionpolicies", counted),
+        kind::<ValidatingAdmissionPolicyBinding>("validatingadmissionpolicybindings", plain),
         kind::<VolumeAttachment>("volumeattachments", status),
         kind::<CustomResourceDefinition>("customresourcedefinitions", Ways { guarded: true, ..counted }),
     ]

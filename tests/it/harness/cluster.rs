@@ -50,6 +50,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The user that Larder is.
 pub(crate) const LARDER: &str = "system:serviceaccount:larder:larder";
 
+/// The namespace of what nodes make of snapshots.
+pub(crate) const VOLUMES: &str = "larder-volumes";
+
 /// A cluster, and a registry with an image.
 pub(crate) struct World {
     pub(crate) served: Served,
@@ -214,6 +217,16 @@ impl World {
             }
         }
         self.add_node("node-a");
+    }
+
+    /// Installs what agents of nodes need, and has snapshots offered to them.
+    pub(crate) fn furnish_nodes(&mut self) {
+        for file in ["node/namespace.yaml", "node/rbac.yaml"] {
+            for object in shipped(file) {
+                self.fake().install(&object);
+            }
+        }
+        self.config.cluster[0].node_namespace = VOLUMES.into();
     }
 
     /// Adds a node whose pods are the `larder` under test.
@@ -429,6 +442,7 @@ impl World {
             ("batch", "jobs"),
             ("", "pods"),
             ("", "persistentvolumeclaims"),
+            ("events.k8s.io", "events"),
             ("snapshot.storage.k8s.io", "volumesnapshots"),
             ("snapshot.storage.k8s.io", "volumesnapshotcontents"),
             ("coordination.k8s.io", "leases"),
@@ -436,12 +450,13 @@ impl World {
             for object in fake.peek_all(group, plural, "") {
                 let meta = &object["metadata"];
                 eprintln!(
-                    "{plural} {}/{} deleting {} finalizers {} status {}",
+                    "{plural} {}/{} deleting {} finalizers {} status {}{}",
                     meta["namespace"],
                     meta["name"],
                     meta["deletionTimestamp"],
                     meta["finalizers"],
-                    object["status"]
+                    object["status"],
+                    object["note"]
                 );
             }
         }

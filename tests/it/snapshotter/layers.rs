@@ -111,7 +111,7 @@ fn volumes_come_and_go() {
             succeed(&mut served.build(&second, SIZE));
             let snapshotter = Snapshotter::start();
             let client = &snapshotter.client;
-            let (a, b) = (snapshotter.attach(&first, "a"), snapshotter.attach(&second, "b"));
+            let (b, a) = (snapshotter.attach(&second, "b"), snapshotter.attach(&first, "a"));
             let top = take(client, &served.images[0]).unwrap();
             let own = Mounted::new(&client.prepare("own", "", &[]).unwrap());
             let running = Mounted::new(&client.prepare("running", &top, &[]).unwrap());

@@ -35,6 +35,8 @@ pub(in super::super) struct Driver {
     snapshots: HashMap<String, Stored>,
     /// How many snapshots went while another content still offered them.
     torn: usize,
+    /// How many disks were taken from under a mount.
+    unplugged: usize,
     fates: VecDeque<SnapshotFate>,
     /// Fates of contents, by their uid.
     decided: HashMap<String, Option<SnapshotFate>>,
@@ -58,6 +60,7 @@ impl Driver {
             root: root.to_owned(),
             snapshots: HashMap::new(),
             torn: 0,
+            unplugged: 0,
             fates: VecDeque::new(),
             decided: HashMap::new(),
         }
@@ -106,6 +109,19 @@ impl Driver {
             }
         }
         Ok(handle)
+    }
+
+    /// Takes a disk from a node. Whoever has it mounted still, in the mount namespace of this process, reads nothing from it
+    /// any more.
+    pub(super) fn unplug(&mut self, handle: &str) {
+        let disk = format!("/volumes/{handle}");
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+        let roots = mounts.lines().filter_map(|line| line.split(' ').nth(3));
+        self.unplugged += usize::from(roots.into_iter().any(|root| root.ends_with(&disk)));
+    }
+
+    pub(in super::super) fn unplugged(&self) -> usize {
+        self.unplugged
     }
 
     pub(super) fn delete_volume(&self, handle: &str) {

@@ -56,6 +56,10 @@ pub(in super::super) struct Nodes {
     lost: Vec<String>,
     /// Directory of pods.
     root: PathBuf,
+    /// Directories of kubelets that mount, by the names of their nodes.
+    kubelets: HashMap<String, PathBuf>,
+    /// What they have mounted, by the uids of pods.
+    mounted: HashMap<String, Vec<PathBuf>>,
     /// Containers that have been started, by the uid of their pod.
     started: HashMap<String, mpsc::UnboundedSender<container::Kill>>,
     logs: HashMap<String, Arc<Log>>,
@@ -103,6 +107,10 @@ impl State {
         });
         self.node.lost.retain(|lost| *lost != node.name);
         self.node.nodes.insert(node.name.clone(), node);
+    }
+
+    pub(in super::super) fn mount_volumes(&mut self, node: &str, kubelet: &Path) {
+        self.node.kubelets.insert(node.to_owned(), kubelet.to_owned());
     }
 
     /// The machine is off: its processes end and nobody tells.
@@ -225,9 +233,10 @@ fn place(state: &mut State, pod: &Value) -> Result<String, String> {
     }
     let selector = pod["spec"]["nodeSelector"].as_object();
     let fits = |node: &&Node| {
-        selector.into_iter().flatten().all(|(name, value)| {
+        let labelled = selector.into_iter().flatten().all(|(name, value)| {
             node.labels.iter().any(|(own, label)| own == name && value == label.as_str())
-        })
+        });
+        labelled && is_near(pod, &node.name)
     };
     let Some(node) = nodes.iter().find(fits) else {
         return Err(format!(
@@ -241,6 +250,24 @@ fn place(state: &mut State, pod: &Value) -> Result<String, String> {
         return Err("waiting for volumes to be provisioned".to_owned());
     }
     Ok(node.name.clone())
+}
+
+/// Required node affinity, of which only the name of a node is faked (component-helpers scheduling/corev1/nodeaffinity).
+fn is_near(pod: &Value, node: &str) -> bool {
+    let required = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution";
+    if pod.pointer(required).is_none() {
+        return true;
+    }
+    list(pod, &format!("{required}/nodeSelectorTerms")).iter().any(|term| {
+        let fields = list(term, "/matchFields");
+        term.get("matchExpressions").is_none()
+            && !fields.is_empty()
+            && fields.iter().all(|field| {
+                text(field, "/key") == "metadata.name"
+                    && text(field, "/operator") == "In"
+                    && list(field, "/values").iter().any(|value| value == node)
+            })
+    })
 }
 
 /// podgc, gcOrphaned: the node is no more, so neither is what ran there.
@@ -271,8 +298,10 @@ fn evict(state: &mut State, pod: &Arc<Value>) {
     }
 }
 
-/// The kubelet is done with a pod that is being deleted.
+/// The kubelet is done with a pod that is being deleted: its volumes first (pkg/kubelet/status, PodCouldHaveRunningContainers
+/// and volumes that are mounted).
 fn gone(state: &mut State, pod: &Value) {
+    mounts::tear_down(state, meta(pod, "uid"));
     if let Some(kind) = state.kind_of("", "pods") {
         let _ = state.delete(&kind, &id_of(PODS, pod), &DeleteOptions::now(meta(pod, "uid")));
     }
@@ -360,6 +389,7 @@ fn container_state(pod: &mut Value, ready: bool, state: Value) {
 /// A container has ended. Of a node that is lost nobody hears.
 fn exited(state: &mut State, id: &Id, uid: &str, exit: &container::Exit) {
     state.node.started.remove(uid);
+    mounts::tear_down(state, uid);
     let Some(pod) = state.get(id).filter(|pod| meta(pod, "uid") == uid).cloned() else { return };
     if state.node.is_lost(text(&pod, "/spec/nodeName")) || ended(&pod) {
         return;

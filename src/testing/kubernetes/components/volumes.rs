@@ -241,6 +241,12 @@ fn detach(state: &mut State) {
         } else if state.timers.due(uid, "detach", state.timing.detach)
             && let Some(kind) = state.kind_of("storage.k8s.io", "volumeattachments")
         {
+            let disk = state.get(&Id::new(VOLUMES.0, VOLUMES.1, "", volume));
+            if let Some(disk) = disk.map(|disk| text(disk, "/spec/csi/volumeHandle").to_owned())
+                && there
+            {
+                state.driver.unplug(&disk);
+            }
             let id = Id::new("storage.k8s.io", "volumeattachments", "", meta(&object, "name"));
             let _ = state.delete(&kind, &id, &DeleteOptions::of(uid));
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::Value;
 
 use super::super::super::kind::Id;
@@ -77,9 +78,9 @@ pub(super) fn lay(state: &mut State, pod: &Value, container: &Value) -> Result<L
 }
 
 fn source(state: &mut State, pod: &Value, volume: &Value, path: &Path) -> Result<PathBuf, String> {
-    let namespace = meta(pod, "namespace");
     if let Some(claim) = volume.pointer("/persistentVolumeClaim/claimName").and_then(Value::as_str) {
-        return mount_claim(state, namespace, claim, text(pod, "/spec/nodeName"));
+        let read_only = volume.pointer("/persistentVolumeClaim/readOnly") == Some(&Value::Bool(true));
+        return mount_claim(state, pod, claim, read_only);
     }
     for (sort, plural, named, decode) in
         [("secret", "secrets", "secretName", true), ("configMap", "configmaps", "name", false)]
@@ -89,7 +90,7 @@ fn source(state: &mut State, pod: &Value, volume: &Value, path: &Path) -> Result
             continue;
         }
         let name = text(source, &format!("/{named}"));
-        let object = state.get(&Id::new("", plural, namespace, name));
+        let object = state.get(&Id::new("", plural, meta(pod, "namespace"), name));
         if object.is_none() && source["optional"] != true {
             let sort = sort.to_lowercase();
             return Err(format!("{sort} \"{name}\" not found"));
@@ -106,14 +107,48 @@ fn source(state: &mut State, pod: &Value, volume: &Value, path: &Path) -> Result
     Err("a kind of volume that is not faked".to_owned())
 }
 
-fn mount_claim(state: &mut State, namespace: &str, claim: &str, node: &str) -> Result<PathBuf, String> {
-    let claim = state.get(&Id::new("", "persistentvolumeclaims", namespace, claim));
+fn mount_claim(state: &mut State, pod: &Value, claim: &str, read_only: bool) -> Result<PathBuf, String> {
+    let (node, uid) = (text(pod, "/spec/nodeName"), meta(pod, "uid"));
+    let claim = state.get(&Id::new("", "persistentvolumeclaims", meta(pod, "namespace"), claim));
     let volume = claim.map(|claim| text(claim, "/spec/volumeName").to_owned()).unwrap_or_default();
     let Some(found) = state.get(&Id::new("", "persistentvolumes", "", &volume)).cloned() else {
         return Err("the claim is not bound".to_owned());
     };
     volumes::attach(state, &volume, node);
-    Ok(state.driver.volume(text(&found, "/spec/csi/volumeHandle")))
+    let disk = state.driver.volume(text(&found, "/spec/csi/volumeHandle"));
+    let Some(kubelet) = state.node.kubelets.get(node) else { return Ok(disk) };
+    // pkg/volume/csi/csi_mounter.go: <pod>/volumes/kubernetes.io~csi/<volume>/{vol_data.json,mount}.
+    let own = kubelet.join("pods").join(uid).join("volumes/kubernetes.io~csi").join(&volume);
+    let at = own.join("mount");
+    let mounted = state.node.mounted.entry(uid.to_owned()).or_default();
+    if !mounted.contains(&at) {
+        bind(&disk, &at, read_only).map_err(|e| format!("rpc error: mounting at {}: {e}", at.display()))?;
+        fs::write(own.join("vol_data.json"), "{}").map_err(|e| e.to_string())?;
+        mounted.push(at.clone());
+    }
+    Ok(at)
+}
+
+/// The disk is a directory of this machine: in the place of a mount of its file system is one of that directory. Nothing shows
+/// what happens to a device that is taken away; [`volumes`] counts where one would be.
+fn bind(disk: &Path, at: &Path, read_only: bool) -> io::Result<()> {
+    fs::create_dir_all(at)?;
+    mount(Some(disk), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    if read_only {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(None::<&str>, at, None::<&str>, flags, None::<&str>)?;
+    }
+    Ok(())
+}
+
+/// Unmounts the volumes of a pod whose container has ended.
+pub(super) fn tear_down(state: &mut State, uid: &str) {
+    for at in state.node.mounted.remove(uid).unwrap_or_default() {
+        // Should it be busy it is an old mount that nobody knows; a kubelet would try again.
+        if umount2(&at, MntFlags::empty()).is_ok() {
+            let _ = at.parent().map(fs::remove_dir_all);
+        }
+    }
 }
 
 /// Paths, contents and modes; without items every key is a file.

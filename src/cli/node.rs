@@ -1,0 +1,202 @@
+//! `larder node`: the agent of a cluster's node, and the snapshotter beside it, until it is asked to stop.
+
+mod attacher;
+
+use std::future::{Future, pending};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use self::attacher::NodeAttacher;
+use super::args::{AgentArgs, NodeRole};
+use super::exit;
+use crate::caches::attachments::Attachments;
+use crate::caches::layout::{AGENT_LOCK, Layout};
+use crate::config::Config;
+use crate::keys;
+use crate::kubernetes::client::{self, ConnectError};
+use crate::kubernetes::node::{Agent, Settings, health::Health};
+use crate::model::class::Class;
+use crate::model::runtime::Runtime;
+use crate::node::attach::Host;
+use crate::node::snapshotter::{self, Server, StartError};
+use crate::sys::Dir;
+use crate::sys::lock::Lock;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Console, notify};
+
+/// How long a stop may take; within `terminationGracePeriodSeconds` of config/kubernetes/node/daemonset.yaml.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a holder stays when it is asked to end; within its own grace (kubernetes::node::objects).
+const SUCCESSION: Duration = Duration::from_secs(10);
+/// Threads that may block: requests of containerd that are answered at a time, and some more.
+const THREADS: usize = 64;
+/// Which node this is, where the configuration does not say.
+const NAME: &str = "NODE_NAME";
+
+/// The agent cannot start, or not go on.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("which node is this? set node.name, or {NAME} as the DaemonSet does")]
+    Name,
+    #[error("node.image is absent: the image of the pods that hold volumes, larder's own")]
+    Image,
+    #[error("node.trust: {0}")]
+    Keys(#[from] keys::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Snapshotter(#[from] StartError),
+    #[error("making {}: {source}", path.display())]
+    Directory { path: std::path::PathBuf, source: io::Error },
+    #[error("another agent has {0}: it is on its way out, or this one is too much")]
+    Taken(std::path::PathBuf),
+    #[error("listening at {address}: {source}")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
+    #[error("{doing}: {source}")]
+    Io { doing: &'static str, source: io::Error },
+}
+
+impl Error {
+    fn class(&self) -> Class {
+        match self {
+            Error::Name | Error::Image => Class::Invalid,
+            Error::Keys(e) => e.class(),
+            Error::Connect(e) => e.class(),
+            Error::Snapshotter(e) => e.class(),
+            Error::Taken(_) | Error::Listen { .. } => Class::Conflict,
+            Error::Directory { .. } | Error::Io { .. } => Class::Internal,
+        }
+    }
+}
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(args: &AgentArgs, config: &Config, console: &Console) -> u8 {
+    let built = Builder::new_multi_thread().enable_all().max_blocking_threads(THREADS).build();
+    let runtime = match built {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            return exit::fail(console, Class::Internal, &format!("starting the threads of the agent: {e}"));
+        }
+    };
+    let ended = match args.role {
+        Some(NodeRole::Hold) => runtime.block_on(hold()),
+        None => runtime.block_on(Box::pin(work(args, config))),
+    };
+    // Whoever is still at work is not waited for: what it leaves the next start goes on with.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => 0,
+        Err(error) => exit::fail(console, error.class(), &error.to_string()),
+    }
+}
+
+/// The pod is there for its volume; its process for the pod. When that is deleted by somebody else the volume is mounted for
+/// a little while still, in which the agent makes a successor: the cluster sees no moment without a pod that has it.
+async fn hold() -> Result<(), Error> {
+    stopped()?.await;
+    tokio::time::sleep(SUCCESSION).await;
+    Ok(())
+}
+
+/// Waits for a signal to end. It is listened for from now on.
+fn stopped() -> Result<impl Future<Output = ()>, Error> {
+    let listen = |kind| signal(kind).map_err(|source| Error::Io { doing: "waiting for signals", source });
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
+    let stopped = stopped()?;
+    let node = &config.node;
+    let name = match node.name.as_str() {
+        "" => std::env::var(NAME).ok().filter(|name| !name.is_empty()).ok_or(Error::Name)?,
+        name => name.to_owned(),
+    };
+    if node.image.is_empty() {
+        return Err(Error::Image);
+    }
+    let client = client::connect_by("of this node", node.kubeconfig.as_deref()).await?;
+    let layout = Layout::new(&config.state.dir);
+    for path in [layout.root(), &node.mounts] {
+        let made = std::fs::create_dir_all(path);
+        made.map_err(|source| Error::Directory { path: path.to_owned(), source })?;
+    }
+    // The one before may be on its way out still: the DaemonSet starts this one again.
+    let lock = Dir::open(layout.root()).and_then(|dir| Lock::try_exclusive(&dir, AGENT_LOCK.as_bytes()));
+    let lock = lock.map_err(|source| Error::Io { doing: "locking state.dir", source })?;
+    let _lock = lock.ok_or_else(|| Error::Taken(layout.root().to_owned()))?;
+    let mounts = node.mounts.canonicalize();
+    let mounts = mounts.map_err(|source| Error::Directory { path: node.mounts.clone(), source })?;
+    let attacher = Arc::new(NodeAttacher {
+        host: Host {
+            root: node.root.clone(),
+            records: Attachments::new(layout.attached()),
+            socket: args.socket.clone(),
+            snapshots: layout.snapshotter(),
+        },
+        mounts,
+        runtimes: node.runtimes.clone(),
+        preload: node.preload,
+        trust: keys::trust(&node.trust)?,
+        verify_layers: node.verify_layers,
+        snapshots: node.snapshotter || !node.runtimes.iter().any(|runtime| *runtime != Runtime::Containerd),
+    });
+    let snapshotter = match node.snapshotter {
+        true => Some(Server::start(&snapshotter::Settings {
+            root: layout.snapshotter(),
+            attached: layout.attached(),
+            socket: args.socket.clone(),
+        })?),
+        false => None,
+    };
+    let metrics = Metrics::new();
+    let settings = Settings { config: node.clone(), node: name.clone() };
+    let mut agent = Agent::new(client, settings, attacher, metrics.clone());
+    let listening = match node.listen {
+        Some(address) => {
+            let bound = Health::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+            let health = bound.address().map_err(|source| Error::Listen { address, source })?;
+            tracing::info!(%health, "saying how the agent is");
+            Some(tokio::spawn(bound.serve(agent.readiness(), metrics)))
+        }
+        None => None,
+    };
+    let stop = CancellationToken::new();
+    let answering = async {
+        match snapshotter {
+            Some(server) => server.serve(stop.clone()).await,
+            None => pending().await,
+        }
+    };
+    tokio::pin!(answering);
+    tracing::info!(node = name, "looking after the image caches of this node");
+    notify::ready();
+    tokio::spawn(notify::stay_alive());
+    tokio::select! {
+        ended = &mut answering => {
+            return ended.map_err(|source| Error::Io { doing: "answering containerd", source });
+        }
+        () = agent.run(&stop) => {}
+        () = stopped => {}
+    }
+    notify::stopping();
+    stop.cancel();
+    if let Some(listening) = listening {
+        listening.abort();
+    }
+    if node.snapshotter {
+        // Whoever does not close its connection is not waited for longer.
+        let _ = tokio::time::timeout(GRACE, answering).await;
+    }
+    Ok(())
+}

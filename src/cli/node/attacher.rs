@@ -1,0 +1,163 @@
+//! Volumes of a node's agent by way of `larder attach`: a record, a mount, and what runtimes are told.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::caches::attachments::Attachment;
+use crate::kubernetes::node::attacher::is_name;
+use crate::kubernetes::node::{AttachFault, Attacher};
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::escape::escape;
+use crate::model::runtime::{Containerd, Runtime};
+use crate::model::trust::Trust;
+use crate::node::attach::{self, Host, Order, Plan};
+use crate::node::standing;
+use crate::sys::Dir;
+use crate::sys::mount::{is_mount_point, unmount};
+use crate::volume::seal;
+
+/// Attaches below `mounts`.
+#[derive(Debug)]
+pub(super) struct NodeAttacher {
+    pub(super) host: Host,
+    /// Without symbolic links, as records have it.
+    pub(super) mounts: PathBuf,
+    pub(super) runtimes: Vec<Runtime>,
+    pub(super) preload: bool,
+    pub(super) trust: Trust,
+    pub(super) verify_layers: bool,
+    /// Whether a snapshotter of this node has what containers stand on.
+    pub(super) snapshots: bool,
+}
+
+impl NodeAttacher {
+    /// The record of `at`.
+    fn record(&self, at: &Path) -> Result<Option<Attachment>, AttachFault> {
+        let known = self.host.records.list().map_err(|e| fault(e.class(), &e))?;
+        Ok(known.into_iter().find(|record| record.at == at))
+    }
+}
+
+impl NodeAttacher {
+    /// An overlay holds the file systems below it, so the kernel would let the mount go, and the cluster would take the disk
+    /// from under containers. containerd's snapshotter knows better.
+    fn refuse_if_used(&self, at: &Path) -> Result<(), AttachFault> {
+        if !self.snapshots || !is_mounted(at) {
+            return Ok(());
+        }
+        // Of a disk that is gone nothing can be read, and nothing can be lost any more.
+        let Ok(manifest) = seal::read(at) else { return Ok(()) };
+        let busy = |by: String| fault(Class::Busy, &format!("{} is in use: {by}", at.display()));
+        let known = self.host.records.list().map_err(|e| fault(e.class(), &e))?;
+        let others = known.iter().filter(|other| other.at != at && !other.leaving);
+        let others = others.filter_map(|other| Some((seal::read(&other.at).ok()?.content, other.since)));
+        let others: Vec<standing::Other> = others.collect();
+        match standing::first(&self.host.socket, &manifest.content, &others) {
+            Ok(None) => Ok(()),
+            Ok(Some(snapshot)) => Err(busy(format!("the snapshot {} stands on it", escape(&snapshot)))),
+            Err(error) => Err(busy(format!("or may be: {error}"))),
+        }
+    }
+}
+
+impl Attacher for NodeAttacher {
+    fn attach(&self, volume: &Path, name: &str, seal: &Digest) -> Result<(), AttachFault> {
+        let at = self.mounts.join(name);
+        let is = |path: &Path| seal::read(path).map(|manifest| manifest.digest);
+        let known = self.record(&at)?;
+        if let Some(record) = &known
+            && is_mounted(&at)
+            && is(&at).is_ok_and(|found| found == *seal)
+        {
+            // It was about to be let go when whoever did so ended.
+            if record.leaving {
+                let mut stays = record.clone();
+                stays.leaving = false;
+                self.host.records.note(&stays).map_err(|e| fault(e.class(), &e))?;
+            }
+            return Ok(());
+        }
+        let found = is(volume).map_err(|e| fault(e.class(), &e))?;
+        if found != *seal {
+            let reason = format!("the volume holds the cache {found}, its image cache is {seal}");
+            return Err(AttachFault { class: Class::Corrupt, reason });
+        }
+        // One that lost its disk, or was attached from a pod before a boot.
+        if known.is_some() || is_mounted(&at) {
+            self.detach(name)?;
+        }
+        let order = Order {
+            volume: volume.to_owned(),
+            at: Some(at),
+            trust: self.trust.clone(),
+            verify_layers: self.verify_layers,
+            runtimes: Some(self.runtimes.clone()),
+            containerd: Containerd::default(),
+            preload: self.preload,
+            // Whoever attaches it at the next boot is the agent.
+            boot: None,
+        };
+        let plan = Plan::make(&order, &self.host).map_err(|e| fault(e.class(), &e))?;
+        if !self.runtimes.is_empty() {
+            plan.notes().iter().for_each(|note| tracing::warn!("{note}"));
+        }
+        if let Some(report) = plan.carry_out().map_err(|e| fault(e.class(), &e))? {
+            tracing::info!(name, "made known to containerd: {report}");
+        }
+        Ok(())
+    }
+
+    fn detach(&self, name: &str) -> Result<(), AttachFault> {
+        let at = self.mounts.join(name);
+        self.refuse_if_used(&at)?;
+        if self.record(&at)?.is_some() {
+            attach::detach(&at, &self.host, false).map_err(|e| fault(e.class(), &e))?;
+        }
+        // Cut off between its record and its mount.
+        if is_mounted(&at) {
+            let class = |e: &io::Error| match e.kind() {
+                io::ErrorKind::ResourceBusy => Class::Busy,
+                _ => Class::Internal,
+            };
+            unmount(&at).map_err(|e| fault(class(&e), &format!("unmounting {}: {e}", at.display())))?;
+        }
+        match fs::remove_dir(&at) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(fault(Class::Internal, &format!("removing the directory {}: {e}", at.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn attached(&self) -> Result<Vec<String>, AttachFault> {
+        let known = self.host.records.list().map_err(|e| fault(e.class(), &e))?;
+        let records = known.into_iter().filter(|record| record.at.parent() == Some(&self.mounts));
+        let mut names: Vec<String> = records.filter_map(|record| own(record.at.file_name())).collect();
+        let listed =
+            |e: io::Error| fault(Class::Internal, &format!("listing {}: {e}", self.mounts.display()));
+        for entry in fs::read_dir(&self.mounts).map_err(listed)? {
+            names.extend(own(Some(&entry.map_err(listed)?.file_name())));
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+fn own(name: Option<&std::ffi::OsStr>) -> Option<String> {
+    name?.to_str().filter(|name| is_name(name)).map(str::to_owned)
+}
+
+/// A disk that is gone answers with an error, and is mounted all the same.
+fn is_mounted(at: &Path) -> bool {
+    match Dir::open(at) {
+        Ok(dir) => is_mount_point(&dir).unwrap_or(true),
+        Err(e) => e.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+fn fault(class: Class, reason: &impl ToString) -> AttachFault {
+    AttachFault { class, reason: reason.to_string() }
+}

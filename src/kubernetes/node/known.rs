@@ -1,0 +1,170 @@
+//! What an agent knows of the cluster: watched, and read again by itself after whatever breaks a watch.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod};
+use kube::api::{Api, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::reflector::{self, Lookup, Store};
+use kube::runtime::watcher::{self, Config, Event};
+use kube::{Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::objects::{self, IMAGE_CACHE};
+use super::wish::{Cache, Namespaces};
+use crate::kubernetes::convert;
+use crate::kubernetes::crd::ImageCache;
+use crate::model::image_cache::CacheId;
+
+/// What is watched.
+pub(super) struct Known {
+    caches: Store<ImageCache>,
+    pods: Store<Pod>,
+    namespaces: Store<PartialObjectMeta<Namespace>>,
+    claims: Store<PersistentVolumeClaim>,
+    holders: Store<Pod>,
+    node: String,
+    volumes: String,
+    /// Image caches as they were read last: an object may be large, and passes are many.
+    read: HashMap<CacheId, Read>,
+    _watches: JoinSet<()>,
+}
+
+struct Read {
+    version: Option<String>,
+    cache: Option<Arc<Cache>>,
+}
+
+impl fmt::Debug for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Known").finish_non_exhaustive()
+    }
+}
+
+impl Known {
+    /// Begins to watch for `node`; `wake` is told whenever something has changed. `volumes` is the namespace of volumes.
+    pub(super) fn new(client: &Client, node: &str, volumes: &str, wake: &Arc<Notify>) -> Self {
+        let mut watches = JoinSet::new();
+        let own = Config::default().labels(&objects::selector(node));
+        let on_node = Config::default().fields(&format!("spec.nodeName={node}"));
+        let caches = follow(
+            &mut watches,
+            wake,
+            watcher::watcher(Api::all(client.clone()), Config::default()).modify(|cache: &mut ImageCache| {
+                cache.metadata.managed_fields = None;
+                if let Some(status) = &mut cache.status {
+                    status.events.clear();
+                    status.images.clear();
+                    status.conditions.clear();
+                }
+            }),
+        );
+        let slim = |pod: &mut Pod| pod.metadata.managed_fields = None;
+        let pods = watcher::watcher(Api::all(client.clone()), on_node).modify(slim);
+        let pods = follow(&mut watches, wake, pods);
+        let namespaces = Api::<PartialObjectMeta<Namespace>>::all(client.clone());
+        let namespaces = watcher::watcher(namespaces, Config::default());
+        let namespaces = namespaces.modify(|namespace: &mut PartialObjectMeta<Namespace>| {
+            namespace.metadata.managed_fields = None;
+        });
+        let namespaces = follow(&mut watches, wake, namespaces);
+        let claims = watcher::watcher(Api::namespaced(client.clone(), volumes), own.clone());
+        let claims = follow(&mut watches, wake, claims);
+        let holders = watcher::watcher(Api::namespaced(client.clone(), volumes), own);
+        let holders = follow(&mut watches, wake, holders);
+        Known {
+            caches,
+            pods,
+            namespaces,
+            claims,
+            holders,
+            node: node.to_owned(),
+            volumes: volumes.to_owned(),
+            read: HashMap::new(),
+            _watches: watches,
+        }
+    }
+
+    /// Waits until all has been read once.
+    pub(super) async fn ready(&self) {
+        // The writers live as long as the watches.
+        let _ = tokio::join!(
+            self.caches.wait_until_ready(),
+            self.pods.wait_until_ready(),
+            self.namespaces.wait_until_ready(),
+            self.claims.wait_until_ready(),
+            self.holders.wait_until_ready(),
+        );
+    }
+
+    pub(super) fn caches(&mut self) -> Vec<Arc<Cache>> {
+        let mut before = std::mem::take(&mut self.read);
+        for object in self.caches.state() {
+            let Some(id) = convert::id(&object.metadata) else { continue };
+            let version = object.metadata.resource_version.clone();
+            let read = match before.remove(&id) {
+                Some(read) if read.version == version => read,
+                _ => Read { version, cache: Cache::of(&object, &self.volumes).map(Arc::new) },
+            };
+            self.read.insert(id, read);
+        }
+        self.read.values().filter_map(|read| read.cache.clone()).collect()
+    }
+
+    /// Pods that are on the node.
+    pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.state()
+    }
+
+    /// What namespaces ask for.
+    pub(super) fn namespaces(&self) -> Namespaces {
+        let all = self.namespaces.state();
+        let asking = all.iter().filter_map(|namespace| {
+            Some((namespace.name_any(), namespace.annotations().get(IMAGE_CACHE)?.clone()))
+        });
+        asking.collect()
+    }
+
+    /// Claims of the node, by name.
+    pub(super) fn claims(&self) -> HashMap<String, Arc<PersistentVolumeClaim>> {
+        let all = self.claims.state().into_iter().filter(|claim| objects::is_of(&claim.metadata, &self.node));
+        all.map(|claim| (claim.name_any(), claim)).collect()
+    }
+
+    /// Holders of the node, also those that are on none yet.
+    pub(super) fn holders(&self) -> Vec<Arc<Pod>> {
+        let mut all = self.holders.state();
+        all.retain(|pod| objects::is_of(&pod.metadata, &self.node));
+        all
+    }
+}
+
+fn follow<K>(
+    watches: &mut JoinSet<()>,
+    wake: &Arc<Notify>,
+    events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+) -> Store<K>
+where
+    K: Resource + Lookup + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static,
+    <K as Lookup>::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+{
+    let (store, writer) = reflector::store();
+    let wake = Arc::clone(wake);
+    watches.spawn(async move {
+        let mut events = std::pin::pin!(reflector::reflector(writer, events.default_backoff()));
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init | Event::InitApply(_)) => {}
+                Ok(_) => wake.notify_one(),
+                Err(error) => tracing::warn!("watching the cluster: {error}"),
+            }
+        }
+    });
+    store
+}

@@ -1,0 +1,196 @@
+use serde_json::{Value, json};
+
+use super::*;
+
+/// An image cache of `images`, sealed and offered to nodes, and changed.
+pub(in crate::kubernetes::node) fn cache(
+    namespace: &str,
+    name: &str,
+    images: &[&str],
+    change: impl FnOnce(&mut Value),
+) -> Arc<Cache> {
+    let digest = |of: &str| Digest::sha256(of.as_bytes()).to_string();
+    let images: Vec<&str> = if images.is_empty() { vec!["r.example.com/app:1"] } else { images.to_vec() };
+    let sealed: Vec<Value> =
+        images.iter().map(|image| json!({"reference": image, "manifest": digest(image)})).collect();
+    let layers: Vec<Value> = (0..images.len())
+        .map(|at| {
+            json!({
+                "blob": digest(images[at]), "images": [at], "compressedSize": 1000, "size": 2000, "elapsedMs": 1,
+                "origin": "fetched",
+            })
+        })
+        .collect();
+    let time = "2026-01-01T00:00:00Z";
+    // A UID that follows from the name, and that is one (RFC 9562, version 4).
+    let hex = Digest::sha256(format!("{namespace}/{name}").as_bytes()).hex().to_owned();
+    let uid = format!("{}-{}-4{}-8{}-{}", &hex[..8], &hex[8..12], &hex[13..16], &hex[17..20], &hex[20..32]);
+    let mut object = json!({
+        "apiVersion": "larder.dev/v1", "kind": "ImageCache",
+        "metadata": {"name": name, "namespace": namespace, "uid": uid},
+        "spec": {"images": images, "imageCacheSize": 20},
+        "status": {
+            "phase": "Available", "since": time, "createdAt": time, "orderedBy": "cluster", "generation": 1,
+            "content": {
+                "generation": 1, "sealedAt": time, "digest": digest(name), "images": sealed, "layers": layers,
+                "totals": {"layers": images.len(), "compressedSize": 1000, "size": 2000, "entries": 1},
+                "snapshot": {"namespace": "larder", "name": format!("ic-{uid}"), "handle": "h", "driver": "d"},
+            },
+            "copies": [{"namespace": "larder-volumes", "ready": true}],
+        },
+    });
+    change(&mut object);
+    Arc::new(Cache::of(&serde_json::from_value(object).unwrap(), "larder-volumes").unwrap())
+}
+
+/// What the configuration of a node asks for.
+pub(in crate::kubernetes::node) fn named(cache: &str) -> Vec<Ask> {
+    asks(&[cache.to_owned()], &Namespaces::new(), &[])
+}
+
+fn pod(namespace: &str, name: &str, annotation: Option<&str>, images: &[&str]) -> Pod {
+    let containers: Vec<Value> = images
+        .iter()
+        .enumerate()
+        .map(|(at, image)| json!({"name": format!("c{at}"), "image": image}))
+        .collect();
+    let annotations = annotation.map_or(json!({}), |text| json!({IMAGE_CACHE: text}));
+    serde_json::from_value(json!({
+        "metadata": {"name": name, "namespace": namespace, "uid": format!("{namespace}/{name}"), "annotations": annotations},
+        "spec": {"containers": containers},
+    }))
+    .unwrap()
+}
+
+fn wanted(caches: &[Arc<Cache>], namespaces: &[(&str, &str)], pods: &[Pod]) -> (Vec<String>, Vec<String>) {
+    let namespaces = namespaces.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+    let asks = asks(&[], &namespaces, &pods.iter().collect::<Vec<_>>());
+    let decided = decide(&asks, caches, "node-a", 9);
+    (
+        decided.wishes.iter().map(Wish::cache).collect(),
+        decided.refused.into_iter().map(|(_, why)| why).collect(),
+    )
+}
+
+#[test]
+fn by_name_of_the_own_namespace_and_of_those_who_share() {
+    let caches = [
+        cache("team-a", "web", &[], |_| {}),
+        cache("team-b", "web", &[], |_| {}),
+        cache("team-b", "shared", &[], |object| object["spec"]["share"] = json!(["team-a"])),
+        cache("team-b", "own", &[], |_| {}),
+    ];
+    let by = |text: &str| wanted(&caches, &[], &[pod("team-a", "p", Some(text), &[])]);
+    assert_eq!(by("web").0, ["team-a/web"]);
+    assert_eq!(by("team-b/shared").0, ["team-b/shared"]);
+    // Another's is answered as what is not there.
+    let said = |text: &str| by(text).1.remove(0).replace(text, "IT");
+    assert_eq!(by("team-b/own").0, Vec::<String>::new());
+    assert_eq!(said("team-b/own"), said("team-b/none"));
+    for unclear in ["", "web/", "a/b/c", "../x", "Web", "auto!"] {
+        let (none, why) = by(unclear);
+        assert!(none.is_empty() && why[0].contains("want the name"), "{unclear}: {why:?}");
+    }
+    // Who asks for nothing is told nothing.
+    assert_eq!(wanted(&caches, &[], &[pod("team-a", "p", None, &[])]), Default::default());
+    // The configuration of the node may have any.
+    let asks = named("team-b/own");
+    assert_eq!(decide(&asks, &caches, "node-a", 9).wishes[0].cache(), "team-b/own");
+}
+
+#[test]
+fn the_best_for_the_images() {
+    let (one, two) = ("r.example.com/one:1", "r.example.com/two:1");
+    let caches = [
+        cache("team-a", "one", &[one], |_| {}),
+        cache("team-a", "both", &[one, two], |_| {}),
+        cache("team-b", "hidden", &[one, two, "r.example.com/three:1"], |_| {}),
+    ];
+    let best = |images: &[&str]| wanted(&caches, &[], &[pod("team-a", "p", Some("auto"), images)]);
+    assert_eq!(best(&[one, two]).0, ["team-a/both"]);
+    assert!(best(&["r.example.com/three:1"]).1[0].contains("holds any"));
+    let (none, why) = wanted(&caches, &[], &[pod("team-a", "p", Some("required"), &["not an image!"])]);
+    assert!(none.is_empty() && why[0].contains("required"), "{why:?}");
+}
+
+#[test]
+fn namespaces_ask_for_their_pods_and_before_them() {
+    let caches =
+        [cache("team-a", "web", &["r.example.com/app:1"], |_| {}), cache("team-a", "own", &["x:1"], |_| {})];
+    // By name: before the first pod.
+    assert_eq!(wanted(&caches, &[("team-a", "web")], &[]).0, ["team-a/web"]);
+    assert_eq!(wanted(&caches, &[("team-a", "auto")], &[]).0, Vec::<String>::new());
+    let pods = [pod("team-a", "p", None, &["r.example.com/app:1"])];
+    assert_eq!(wanted(&caches, &[("team-a", "auto")], &pods).0, ["team-a/web"]);
+    // What a pod says itself counts for it.
+    let pods = [pod("team-a", "p", Some("own"), &["r.example.com/app:1"])];
+    assert_eq!(wanted(&caches, &[("team-a", "auto")], &pods).0, ["team-a/own"]);
+    // And a namespace may ask for no more than its pods.
+    assert_eq!(wanted(&caches, &[("team-b", "team-a/web")], &[]).0, Vec::<String>::new());
+}
+
+#[test]
+fn what_is_not_served_is_not_wanted() {
+    for (phase, said) in [("Unavailable", "Unavailable"), ("Failed", "Failed"), ("Creating", "Creating")] {
+        let caches = [cache("team-a", "web", &[], |object| object["status"]["phase"] = json!(phase))];
+        let (none, why) = wanted(&caches, &[], &[pod("team-a", "p", Some("web"), &[])]);
+        assert!(none.is_empty() && why[0].contains(said), "{why:?}");
+    }
+    let deleted = |object: &mut Value| {
+        object["metadata"]["deletionTimestamp"] = json!("2026-01-02T00:00:00Z");
+    };
+    let caches = [cache("team-a", "web", &[], deleted)];
+    assert!(wanted(&caches, &[], &[pod("team-a", "p", Some("web"), &[])]).0.is_empty());
+    // A pod that has ended asks for nothing.
+    let caches = [cache("team-a", "web", &[], |_| {})];
+    let mut ended = pod("team-a", "p", Some("web"), &[]);
+    ended.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
+    assert_eq!(wanted(&caches, &[], &[ended]), Default::default());
+}
+
+#[test]
+fn a_snapshot_that_cannot_be_used_yet_is_waited_for() {
+    for (copies, said) in [
+        (json!([]), "node_namespace"),
+        (json!([{"namespace": "larder-volumes", "ready": false}]), "not ready"),
+        (json!([{"namespace": "larder-volumes", "ready": false, "message": "forbidden"}]), "forbidden"),
+        (json!([{"namespace": "team-a", "ready": true}]), "node_namespace"),
+    ] {
+        let caches = [cache("team-a", "web", &[], |object| object["status"]["copies"] = copies)];
+        let decided = decide(&named("team-a/web"), &caches, "node-a", 9);
+        assert!(decided.wishes[0].offered.clone().unwrap_err().contains(said));
+    }
+}
+
+#[test]
+fn no_more_than_the_node_takes() {
+    let caches: Vec<Arc<Cache>> = (0..4).map(|at| cache("team-a", &format!("c{at}"), &[], |_| {})).collect();
+    let mut pods: Vec<Pod> =
+        (0..4).map(|at| pod("team-a", &format!("p{at}"), Some(&format!("c{at}")), &[])).collect();
+    pods.push(pod("team-a", "p9", Some("c0"), &[]));
+    for (at, pod) in pods.iter_mut().enumerate() {
+        let time = format!("2026-01-01T00:00:0{}Z", 9 - at);
+        pod.metadata.creation_timestamp = Some(serde_json::from_value(json!(time)).unwrap());
+    }
+    let asks = asks(&["team-a/c1".into()], &Namespaces::new(), &pods.iter().collect::<Vec<_>>());
+    let decided = decide(&asks, &caches, "node-a", 3);
+    let caches: Vec<String> = decided.wishes.iter().map(Wish::cache).collect();
+    // The configuration first, then the oldest pods.
+    assert_eq!(caches, ["team-a/c1", "team-a/c0", "team-a/c3"]);
+    assert_eq!(decided.wishes.iter().map(|wish| wish.asked.len()).collect::<Vec<_>>(), [1, 2, 1]);
+    let [(pod, why)] = decided.refused.as_slice() else { panic!("{:?}", decided.refused) };
+    assert!(pod.name.as_deref() == Some("p2") && why.contains("max_caches"), "{why}");
+}
+
+#[test]
+fn a_claim_is_large_enough() {
+    let size = |restore: Option<u64>| {
+        let caches = [cache("team-a", "web", &[], |object| {
+            object["status"]["content"]["snapshot"]["restoreSize"] = json!(restore);
+        })];
+        decide(&named("team-a/web"), &caches, "node-a", 1).wishes[0].size
+    };
+    assert_eq!(size(None), 20 << 30);
+    assert_eq!(size(Some(1 << 30)), 20 << 30);
+    assert_eq!(size(Some((20 << 30) + 1)), (20 << 30) + 1);
+}

@@ -1,0 +1,420 @@
+//! `larder node`: the real program on nodes whose kubelet mounts, and the daemon that offers it snapshots.
+//!
+//! A disk of the faked storage is a directory of this machine, and what the kubelet mounts is that directory; all else (claims,
+//! scheduling, affinity, the order in which pods, mounts and attachments go, Pod Security, access control, the garbage
+//! collector) is as the modules of `larder::testing::kubernetes` say.
+
+mod crash;
+mod rights;
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use larder::kubernetes::crd::ImageCache;
+use larder::model::chain::ChainId;
+use larder::model::image_cache::Status;
+use larder::model::job::LayerFormat;
+use larder::sys::clock::Clock as _;
+use larder::testing::clock::FakeClock;
+use serde_json::json;
+
+use crate::harness::agent::Agent;
+use crate::harness::cluster::{Running, VOLUMES, World};
+use crate::harness::{Need, isolated};
+
+/// A world with a daemon that offers snapshots to nodes, and the image cache `web`.
+struct Scene {
+    world: World,
+    daemon: Running,
+}
+
+impl Scene {
+    fn with(world: Option<World>, prepare: impl FnOnce(&mut World)) -> Option<Self> {
+        let mut world = world?;
+        world.furnish_nodes();
+        prepare(&mut world);
+        let daemon = world.daemon();
+        let scene = Scene { world, daemon };
+        scene.cache("web", |_| {});
+        Some(scene)
+    }
+
+    fn new() -> Option<Self> {
+        Scene::with(World::faked(), |_| {})
+    }
+
+    /// Orders an image cache of the team, and waits until nodes can have it.
+    fn cache(&self, name: &str, change: impl FnOnce(&mut ImageCache)) -> ImageCache {
+        let mut object = self.world.object(name);
+        change(&mut object);
+        self.world.apply(&object);
+        self.offered(name, 1)
+    }
+
+    /// Waits until nodes can have this volume of it.
+    fn offered(&self, name: &str, generation: u32) -> ImageCache {
+        self.world.until(&format!("{name} is offered to nodes"), || {
+            let object: ImageCache = self.world.get(&self.world.team, name)?;
+            let status = object.status.as_ref()?;
+            assert_ne!(status.phase, "Failed", "{:?}", status.message);
+            let ready = status.copies.iter().any(|copy| copy.namespace == VOLUMES && copy.ready);
+            (ready && status.content.as_ref()?.generation == generation).then_some(object)
+        })
+    }
+
+    fn agent(&self, node: &str, more: &str) -> Agent {
+        Agent::start(self.world.fake(), node, more)
+    }
+
+    /// A pod that runs on a node, or waits there for its image.
+    fn pod(&self, namespace: &str, name: &str, node: &str, annotation: Option<&str>, image: &str) {
+        let annotations = annotation.map_or(json!({}), |text| json!({"larder.dev/image-cache": text}));
+        let pod = json!({
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "app", "image": image, "args": ["node", "hold"]}],
+            },
+        });
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        self.world.wait(self.world.api::<Pod>(namespace).create(&PostParams::default(), &pod)).unwrap();
+    }
+
+    fn remove_pod(&self, namespace: &str, name: &str) {
+        let now = DeleteParams::default().grace_period(0);
+        self.world.wait(self.world.api::<Pod>(namespace).delete(name, &now)).unwrap();
+    }
+
+    fn until<T>(&self, agent: &Agent, what: &str, probe: impl FnMut() -> Option<T>) -> T {
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.world.until(what, probe)));
+        found.unwrap_or_else(|panic| {
+            eprintln!("the agent said:\n{}", agent.log());
+            std::panic::resume_unwind(panic)
+        })
+    }
+
+    /// Waits until so many volumes are attached.
+    fn attached(&self, agent: &Agent, count: usize) {
+        self.until(agent, &format!("{count} attached"), || (agent.attached().len() == count).then_some(()));
+    }
+
+    fn claims(&self) -> Vec<PersistentVolumeClaim> {
+        self.world.wait(self.world.api(VOLUMES).list(&ListParams::default())).unwrap().items
+    }
+
+    fn holders(&self) -> Vec<Pod> {
+        self.world.wait(self.world.api(VOLUMES).list(&ListParams::default())).unwrap().items
+    }
+
+    /// Waits until nothing of any node is left, and says that no disk was taken from under a mount on the way.
+    fn nothing_left(&self, agent: &Agent) {
+        self.attached(agent, 0);
+        self.until(agent, "nothing is left of the node", || {
+            (self.claims().is_empty() && self.holders().is_empty()).then_some(())
+        });
+        assert_eq!(std::fs::read_dir(agent.at("icv")).unwrap().count(), 0);
+        assert_eq!(self.world.fake().unplugged_disks(), 0, "a disk was in use");
+    }
+
+    /// Waits until this was told of an object.
+    fn told(&self, agent: &Agent, namespace: &str, name: &str, reason: &str) -> String {
+        self.until(agent, &format!("{reason} of {namespace}/{name}"), || {
+            let events = self.world.fake().peek_all("events.k8s.io", "events", namespace);
+            let found = events
+                .into_iter()
+                .find(|event| event["regarding"]["name"] == name && event["reason"] == reason)?;
+            Some(found["note"].as_str().unwrap().to_owned())
+        })
+    }
+
+    /// The chain IDs of the image, from its base.
+    fn chains(&self) -> Vec<String> {
+        let layers = &self.world.served.images[0].layers;
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        ChainId::chain(&diff_ids).iter().map(ToString::to_string).collect()
+    }
+
+    /// Takes the layers of the image as containerd does; the topmost, if all are there.
+    fn take(&self, agent: &Agent) -> Option<String> {
+        self.until(agent, "it answers", || agent.client.list(&["name==none"]).ok());
+        let mut parent = String::new();
+        for chain in self.chains() {
+            parent = agent.client.take(&chain, &parent)?;
+        }
+        Some(parent)
+    }
+
+    fn annotate(&self, name: &str, text: &str) {
+        let patch = json!({"metadata": {"annotations": {"larder.dev/image-cache": text}}});
+        let api = kube::Api::<k8s_openapi::api::core::v1::Namespace>::all(self.world.admin());
+        self.world.wait(api.patch(name, &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
+    }
+}
+
+#[test]
+fn a_pod_asks_and_containerd_is_answered() {
+    isolated(&[Need::Erofs], || {
+        for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
+            let Some(scene) = Scene::with(World::faked(), |world| world.config.build.layer_format = form)
+            else {
+                return;
+            };
+            let agent = scene.agent("node-a", "keep_minutes = 0");
+            scene.until(&agent, "it answers", || agent.client.list(&[]).ok());
+            assert_eq!(scene.take(&agent), None, "nothing is attached");
+            scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
+            let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");
+            assert!(told.contains(&format!("{}/web", scene.world.team)), "{told}");
+            let top = scene.take(&agent).expect("the layers are there");
+
+            // Who holds it is nobody, on this node, and reads only.
+            let (claims, holders) = (scene.claims(), scene.holders());
+            assert_eq!((claims.len(), holders.len()), (1, 1));
+            let spec = holders[0].spec.as_ref().unwrap();
+            assert_eq!(spec.node_name.as_deref(), Some("node-a"));
+            let size = &claims[0]
+                .spec
+                .as_ref()
+                .unwrap()
+                .resources
+                .as_ref()
+                .unwrap()
+                .requests
+                .as_ref()
+                .unwrap()["storage"];
+            assert_eq!(size.0, (20_u64 << 30).to_string());
+            assert_eq!(
+                claims[0].annotations()["larder.dev/image-cache"],
+                format!("{}/web", scene.world.team)
+            );
+
+            // As long as a container stands on it, it stays, whoever asks.
+            agent.client.prepare("container", &top, &[]).unwrap();
+            scene.remove_pod(&scene.world.team, "app");
+            scene.until(&agent, "it waits", || agent.log().contains("in use").then_some(()));
+            std::thread::sleep(Duration::from_secs(2));
+            assert_eq!((agent.attached().len(), scene.holders().len()), (1, 1));
+            assert!(scene.take(&agent).is_some(), "it is attached as before");
+            agent.client.remove("container").unwrap();
+            scene.nothing_left(&agent);
+            assert_eq!(agent.client.view("view", &top).unwrap_err().code(), tonic::Code::Unavailable);
+        }
+    });
+}
+
+#[test]
+fn who_may_ask_and_how() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        let (team, other) = (scene.world.team.clone(), scene.world.other.clone());
+        let image = scene.world.images().remove(0);
+        let agent = scene.agent("node-a", "keep_minutes = 0\npending_timeout_minutes = 0");
+        // Another namespace may not have it, whether by name or by its images.
+        scene.pod(&other, "thief", "node-a", Some(&format!("{team}/web")), "larder:1");
+        scene.pod(&other, "guess", "node-a", Some("required"), &image);
+        let told = scene.told(&agent, &other, "thief", "ImageCacheRefused");
+        assert!(told.contains("there is no image cache"), "{told}");
+        let told = scene.told(&agent, &other, "guess", "ImageCacheRefused");
+        assert!(told.contains("required"), "{told}");
+        assert!(scene.claims().is_empty() && agent.attached().is_empty());
+        // Once it is shared it may.
+        let share = Patch::Merge(json!({"spec": {"share": [other]}}));
+        let objects = scene.world.api::<ImageCache>(&team);
+        scene.world.wait(objects.patch("web", &PatchParams::default(), &share)).unwrap();
+        scene.told(&agent, &other, "thief", "ImageCacheAttached");
+        scene.told(&agent, &other, "guess", "ImageCacheAttached");
+        scene.attached(&agent, 1);
+        scene.remove_pod(&other, "thief");
+        scene.remove_pod(&other, "guess");
+        scene.nothing_left(&agent);
+        // A namespace asks for its pods, and by name before them.
+        scene.annotate(&team, "auto");
+        scene.pod(&team, "plain", "node-a", None, &image);
+        scene.told(&agent, &team, "plain", "ImageCacheAttached");
+        scene.remove_pod(&team, "plain");
+        scene.nothing_left(&agent);
+        scene.annotate(&team, "web");
+        scene.attached(&agent, 1);
+    });
+}
+
+#[test]
+fn attached_before_any_pod_and_kept_after_the_last() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        let team = scene.world.team.clone();
+        scene.cache("other", |_| {});
+        let mut agent = scene.agent("node-a", &format!("caches = ['{team}/web']\nlisten = '127.0.0.1:0'"));
+        scene.attached(&agent, 1);
+        assert!(scene.take(&agent).is_some());
+        scene.pod(&team, "app", "node-a", Some("other"), "larder:1");
+        scene.attached(&agent, 2);
+        scene.remove_pod(&team, "app");
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(agent.attached().len(), 2, "the next pod may be near");
+        // How it is, for the kubelet and for Prometheus.
+        let log = agent.log();
+        let address = log.lines().find_map(|line| line.split_once("health=")).unwrap().1.parse().unwrap();
+        let ask = |path: &str| {
+            let answer = crate::harness::http::send(address, "GET", path, &[], &[]).unwrap();
+            (answer.status, String::from_utf8(answer.body).unwrap())
+        };
+        assert_eq!((ask("/healthz").0, ask("/readyz").0, ask("/pods").0), (200, 200, 404));
+        let metrics = ask("/metrics").1;
+        assert!(metrics.contains("larder_node_caches{state=\"attached\"} 2\n"), "{metrics}");
+        assert!(metrics.contains("larder_node_attach_duration_seconds_count 2\n"), "{metrics}");
+        // A stop lets nothing go.
+        agent.process().signal(nix::sys::signal::Signal::SIGTERM);
+        assert_eq!(agent.process().code_within(Duration::from_secs(30)), Some(0), "{}", agent.log());
+        assert_eq!((agent.attached().len(), scene.holders().len()), (2, 2));
+    });
+}
+
+#[test]
+fn a_newer_volume_takes_the_place_of_an_older_one() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        let agent = scene.agent("node-a", "");
+        scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
+        scene.attached(&agent, 1);
+        let before = agent.attached();
+        let top = scene.take(&agent).unwrap();
+        agent.client.prepare("old", &top, &[]).unwrap();
+        let object: ImageCache = scene.world.get(&scene.world.team, "web").unwrap();
+        let id = object.uid().unwrap().parse().unwrap();
+        scene.daemon.wait(scene.daemon.service.refresh(&scene.world.tenant(), id)).unwrap();
+        scene.offered("web", 2);
+        scene.until(&agent, "the newer one is there, too", || (agent.attached().len() == 2).then_some(()));
+        // What ran before stands on the older one, what starts from now on does not: it is not kept for ever.
+        std::thread::sleep(Duration::from_secs(7));
+        agent.client.prepare("new", &top, &[]).unwrap();
+        scene.until(&agent, "it waits", || agent.log().contains("in use").then_some(()));
+        assert_eq!(agent.attached().len(), 2);
+        agent.client.remove("old").unwrap();
+        scene.until(&agent, "the newer one alone is there", || {
+            let now = agent.attached();
+            // There is no moment without one.
+            assert!(!now.is_empty());
+            (now.len() == 1 && now != before).then_some(())
+        });
+        assert_eq!(agent.client.stat("new").unwrap().name, "new");
+        scene.until(&agent, "one claim is left", || (scene.claims().len() == 1).then_some(()));
+        let left = scene.claims().remove(0);
+        assert_eq!(left.labels()["larder.dev/generation"], "2");
+        agent.client.view("view", &top).expect("the layers are those of the newer one");
+        assert_eq!(scene.world.fake().unplugged_disks(), 0);
+    });
+}
+
+#[test]
+fn what_expires_is_let_go() {
+    isolated(&[], || {
+        let clock = std::sync::Arc::new(FakeClock::default());
+        clock.set_forward((chrono::Utc::now() - clock.now()).to_std().unwrap());
+        let given = clock.clone();
+        let Some(scene) = Scene::with(World::faked(), move |world| world.clock = given) else { return };
+        scene.cache("short", |object| object.spec.retention_days = 1);
+        let agent = scene.agent("node-a", "");
+        scene.pod(&scene.world.team, "app", "node-a", Some("short"), "larder:1");
+        scene.attached(&agent, 1);
+        clock.pass(Duration::from_secs(2 * 86_400));
+        scene.daemon.service.reload(&scene.world.config);
+        scene.nothing_left(&agent);
+        let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheRefused");
+        assert!(told.contains(&Status::Unavailable.to_string()) || told.contains("there is no"), "{told}");
+    });
+}
+
+#[test]
+fn a_claim_that_never_binds_is_told() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        let team = scene.world.team.clone();
+        // The class of the storage is gone: whatever is asked for waits.
+        let classes = kube::Api::<k8s_openapi::api::storage::v1::StorageClass>::all(scene.world.admin());
+        scene.world.wait(classes.delete("csi", &DeleteParams::default())).unwrap();
+        let agent = scene.agent("node-a", "pending_timeout_minutes = 0\nkeep_minutes = 0");
+        scene.pod(&team, "app", "node-a", Some("web"), "larder:1");
+        let told = scene.told(&agent, &team, "app", "ImageCacheLate");
+        assert!(told.contains("describe pvc"), "{told}");
+        assert!(agent.attached().is_empty());
+        // Nobody wants it any more, and nothing stays.
+        scene.remove_pod(&team, "app");
+        scene.nothing_left(&agent);
+    });
+}
+
+#[test]
+fn a_volume_that_is_another_is_not_attached() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        let object = scene.offered("web", 1);
+        let handle = object.status.unwrap().content.unwrap().snapshot.unwrap().handle;
+        let seal = scene.world.fake().stored(&handle).unwrap().path.join("cache.json");
+        std::fs::write(
+            &seal,
+            std::fs::read_to_string(&seal).unwrap().replace("\"entries\": 1", "\"entries\": 2"),
+        )
+        .unwrap();
+        let agent = scene.agent("node-a", "");
+        scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
+        let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheFailed");
+        assert!(told.contains("cannot be attached"), "{told}");
+        assert!(agent.attached().is_empty());
+        assert_eq!(scene.take(&agent), None);
+    });
+}
+
+#[test]
+fn a_holder_that_is_deleted_has_a_successor() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        let agent = scene.agent("node-a", "");
+        scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
+        scene.attached(&agent, 1);
+        let top = scene.take(&agent).unwrap();
+        let view =
+            crate::harness::snapshots::Mounted::new(&agent.client.prepare("container", &top, &[]).unwrap());
+        for _ in 0..2 {
+            let before = scene.holders().remove(0).name_any();
+            let api = scene.world.api::<Pod>(VOLUMES);
+            scene.world.wait(api.delete(&before, &DeleteParams::default())).unwrap();
+            scene.until(&agent, "another holds it", || {
+                let holders = scene.holders();
+                let runs = |pod: &Pod| {
+                    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+                };
+                (holders.len() == 1 && holders[0].name_any() != before && runs(&holders[0])).then_some(())
+            });
+            assert_eq!(agent.attached().len(), 1);
+            assert!(view.at("f-0").exists(), "the container reads on");
+        }
+        assert_eq!(scene.world.fake().unplugged_disks(), 0);
+    });
+}
+
+#[test]
+fn two_nodes_and_one_that_is_no_more() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        scene.world.add_node("node-b");
+        let team = scene.world.team.clone();
+        let caches = format!("caches = ['{team}/web']");
+        let (one, mut two) = (scene.agent("node-a", &caches), scene.agent("node-b", &caches));
+        scene.attached(&one, 1);
+        scene.attached(&two, 1);
+        let nodes: Vec<String> =
+            scene.holders().iter().filter_map(|pod| pod.spec.as_ref()?.node_name.clone()).collect();
+        assert!(nodes.contains(&"node-a".to_owned()) && nodes.contains(&"node-b".to_owned()), "{nodes:?}");
+        // The machine and its node are gone: so is what was made for it, by nobody of ours.
+        two.kill();
+        scene.world.fake().remove_node("node-b");
+        scene.until(&one, "the other's is collected", || {
+            (scene.claims().len() == 1 && scene.holders().len() == 1).then_some(())
+        });
+        assert_eq!(scene.holders()[0].spec.as_ref().unwrap().node_name.as_deref(), Some("node-a"));
+        assert_eq!(one.attached().len(), 1);
+    });
+}
