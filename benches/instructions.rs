@@ -12,6 +12,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
+use larder::layer::cores::Cores;
 use larder::layer::decode::{ChunkSource, Decoder};
 use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
 use larder::layer::limits::{Limits, Ratio};
@@ -89,6 +90,8 @@ fn apply(blob: &Bytes, expected: &Expected) -> io::Result<()> {
         replaced: &replaced,
         space: &Uncounted,
         rights: Rights { ids: process::ids(), trusted: false, rootless: true },
+        // One thread does it all: the same work in each run.
+        cores: &Cores::new(1),
         written: &AtomicU64::new(0),
         keep_replaced: true,
     };

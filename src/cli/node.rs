@@ -21,7 +21,6 @@ use crate::keys;
 use crate::kubernetes::client::{self, ConnectError};
 use crate::kubernetes::node::{Agent, Settings, health::Health};
 use crate::model::class::Class;
-use crate::model::runtime::Runtime;
 use crate::node::attach::Host;
 use crate::node::snapshotter::{self, Server, StartError};
 use crate::sys::Dir;
@@ -149,7 +148,6 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
         preload: node.preload,
         trust: keys::trust(&node.trust)?,
         verify_layers: node.verify_layers,
-        snapshots: node.snapshotter || !node.runtimes.iter().any(|runtime| *runtime != Runtime::Containerd),
     });
     let snapshotter = match node.snapshotter {
         true => Some(Server::start(&snapshotter::Settings {

@@ -9,11 +9,9 @@ use crate::kubernetes::node::attacher::is_name;
 use crate::kubernetes::node::{AttachFault, Attacher};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
-use crate::model::escape::escape;
 use crate::model::runtime::{Containerd, Runtime};
 use crate::model::trust::Trust;
 use crate::node::attach::{self, Host, Order, Plan};
-use crate::node::standing;
 use crate::sys::Dir;
 use crate::sys::mount::{is_mount_point, unmount};
 use crate::volume::seal;
@@ -28,8 +26,6 @@ pub(super) struct NodeAttacher {
     pub(super) preload: bool,
     pub(super) trust: Trust,
     pub(super) verify_layers: bool,
-    /// Whether a snapshotter of this node has what containers stand on.
-    pub(super) snapshots: bool,
 }
 
 impl NodeAttacher {
@@ -37,28 +33,6 @@ impl NodeAttacher {
     fn record(&self, at: &Path) -> Result<Option<Attachment>, AttachFault> {
         let known = self.host.records.list().map_err(|e| fault(e.class(), &e))?;
         Ok(known.into_iter().find(|record| record.at == at))
-    }
-}
-
-impl NodeAttacher {
-    /// An overlay holds the file systems below it, so the kernel would let the mount go, and the cluster would take the disk
-    /// from under containers. containerd's snapshotter knows better.
-    fn refuse_if_used(&self, at: &Path) -> Result<(), AttachFault> {
-        if !self.snapshots || !is_mounted(at) {
-            return Ok(());
-        }
-        // Of a disk that is gone nothing can be read, and nothing can be lost any more.
-        let Ok(manifest) = seal::read(at) else { return Ok(()) };
-        let busy = |by: String| fault(Class::Busy, &format!("{} is in use: {by}", at.display()));
-        let known = self.host.records.list().map_err(|e| fault(e.class(), &e))?;
-        let others = known.iter().filter(|other| other.at != at && !other.leaving);
-        let others = others.filter_map(|other| Some((seal::read(&other.at).ok()?.content, other.since)));
-        let others: Vec<standing::Other> = others.collect();
-        match standing::first(&self.host.socket, &manifest.content, &others) {
-            Ok(None) => Ok(()),
-            Ok(Some(snapshot)) => Err(busy(format!("the snapshot {} stands on it", escape(&snapshot)))),
-            Err(error) => Err(busy(format!("or may be: {error}"))),
-        }
     }
 }
 
@@ -111,7 +85,6 @@ impl Attacher for NodeAttacher {
 
     fn detach(&self, name: &str) -> Result<(), AttachFault> {
         let at = self.mounts.join(name);
-        self.refuse_if_used(&at)?;
         if self.record(&at)?.is_some() {
             attach::detach(&at, &self.host, false).map_err(|e| fault(e.class(), &e))?;
         }

@@ -11,11 +11,12 @@ use super::error::{Error, io as failed};
 use super::{Host, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
+use crate::model::escape::escape;
 use crate::model::job::LayerFormat;
 use crate::model::runtime::Containerd;
 use crate::node::containerd::{self, config};
 use crate::node::podman::skeleton;
-use crate::node::{snapshotter, view};
+use crate::node::{snapshotter, standing, view};
 use crate::sys::mount;
 use crate::sys::mounts::Mounts;
 use crate::volume::seal;
@@ -52,6 +53,9 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
+    if record.containerd.is_none() {
+        refuse_if_stood_on(record, &others, host)?;
+    }
     if let Some(containerd) = &record.containerd {
         match forget(containerd, record, &others) {
             Err(containerd::Error::Unreachable { .. }) if force => {}
@@ -81,6 +85,24 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     unit::gone(host, at).write()?;
     host.records.forget(at)?;
     Ok(Detached { at: at.clone(), notes })
+}
+
+/// The snapshotter has the layers of every attached volume, whoever was told of that: where there is one, it says what stands
+/// on them. An overlay holds the file systems below it, so the kernel would let the mount go, and whoever owns the disk would
+/// take it from under containers.
+fn refuse_if_stood_on(record: &Attachment, others: &[Attachment], host: &Host) -> Result<(), Error> {
+    let Ok(sealed) = seal::read(&record.at) else { return Ok(()) };
+    if !host.socket.exists() {
+        return Ok(());
+    }
+    let busy = |by: String| Error::Busy { at: record.at.clone(), by };
+    let others: Vec<standing::Other> =
+        others.iter().filter_map(|other| Some((seal::read(&other.at).ok()?.content, other.since))).collect();
+    match standing::first(&host.socket, &sealed.content, &others) {
+        Ok(None) => Ok(()),
+        Ok(Some(snapshot)) => Err(busy(format!("the snapshot {} stands on it", escape(&snapshot)))),
+        Err(error) => Err(busy(format!("or may be: {error}"))),
+    }
 }
 
 /// Makes containerd forget the images, unless containers stand on what would be gone.

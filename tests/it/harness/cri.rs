@@ -1,6 +1,8 @@
 //! Kubernetes' container runtime interface (its published proto, runtime.v1): what a kubelet asks of images, and a pod.
 
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use larder::node::grpc;
 use prost::Message;
@@ -190,16 +192,25 @@ impl Cri {
 
     fn call<Q, A>(&self, path: &'static str, request: Q) -> Result<A, Status>
     where
-        Q: Message + 'static,
+        Q: Message + Clone + 'static,
         A: Message + Default + 'static,
     {
-        let call = async {
+        let call = async |request| {
             let mut client = Grpc::with_origin(grpc::channel(self.socket.clone()), grpc::origin());
             client.ready().await.map_err(|e| Status::unknown(e.to_string()))?;
             let codec = ProstCodec::<Q, A>::default();
             client.unary(Request::new(request), PathAndQuery::from_static(path), codec).await
         };
-        self.runtime.block_on(call).map(tonic::Response::into_inner)
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match self.runtime.block_on(call(request.clone())) {
+                // containerd answers before its CRI does.
+                Err(status) if status.message().contains("not initialized") && Instant::now() < deadline => {
+                    sleep(Duration::from_millis(100));
+                }
+                other => return other.map(tonic::Response::into_inner),
+            }
+        }
     }
 
     /// The image of a name, a digest or an ID.
@@ -237,7 +248,7 @@ impl Cri {
         };
         let container: OfName = self.call("/runtime.v1.RuntimeService/CreateContainer", request).unwrap();
         let _: Nothing = self.call("/runtime.v1.RuntimeService/StartContainer", container.clone()).unwrap();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let answer: ContainerStatus =
                 self.call("/runtime.v1.RuntimeService/ContainerStatus", container.clone()).unwrap();
@@ -246,8 +257,8 @@ impl Cri {
                 assert_eq!(status.exit_code, 0);
                 break;
             }
-            assert!(std::time::Instant::now() < deadline, "the container does not end");
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(Instant::now() < deadline, "the container does not end");
+            sleep(Duration::from_millis(50));
         }
         // "<time> stdout F <line>"
         let log = std::fs::read_to_string(logs.join("main.log")).unwrap();
