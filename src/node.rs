@@ -6,7 +6,7 @@
 //! | [`api`] | containerd's API, made of its published protos |
 //! | [`attach`] | a volume mounted, and runtimes told of it |
 //! | [`containerd`] | images in containerd without a registry, and its configuration |
-//! | [`file`] | files of ours beside the configuration of others |
+//! | [`mod@file`] | files of ours beside the configuration of others |
 //! | [`grpc`] | calls over a Unix socket |
 //! | [`limits`] | how long the mount point of an image store may be |
 //! | [`matching`] | which cache serves a workload best |
