@@ -35,7 +35,7 @@ fn a_cache_of_the_daemon_stays_while_it_is_attached() {
             command
         };
         let references = served.references();
-        daemon.explain(|| succeed(cache(&["create", "web", "--size", "1", "--wait"]).arg(&references[0])));
+        daemon.explain(|| succeed(cache(&["create", "web", "--wait"]).arg(&references[0])));
         let at = node.place("icv");
         let with_daemon = |command: &str, source: &str| {
             let mut larder = node.larder(command, Path::new(source));
