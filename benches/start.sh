@@ -53,9 +53,10 @@ done
 push_images
 
 export LARDER_STATE__DIR=$dir/state
+mkdir "$dir/node"
 attach() { "$larder" attach "$@" --node-root "$dir/node" --no-unit >"$dir/log" 2>&1 || { cat "$dir/log" >&2; exit 70; }; }
 for image in large many; do
-    "$larder" build --sizing warn --volume-kind disk --volume "$dir/volume-$image" --size 4GiB "$host/bench/$image:1" 2>"$dir/log"
+    "$larder" build --sizing warn --volume-kind disk --volume "$dir/volume-$image" --size 4GiB "$host/bench/$image:1" >"$dir/log" 2>&1
     attach "$dir/volume-$image" --at "$dir/icv-$image" --runtime podman
 done
 
@@ -87,24 +88,23 @@ address = "$dir/containerd.ttrpc"
 type = "snapshot"
 address = "$dir/snapshotter.sock"
 TOML
+    "$larder" snapshotter --socket "$dir/snapshotter.sock" --root "$dir/snapshotter" 2>"$dir/snapshotter.log" &
+    snapshotter=$!
+    until [[ -S $dir/snapshotter.sock ]]; do sleep 0.05; done
     containerd --config "$dir/containerd.toml" >"$dir/containerd.log" 2>&1 &
     containerd=$!
     until ctr version >/dev/null 2>&1; do sleep 0.05; done
 }
 stop_containerd() {
-    kill "$containerd"
-    wait "$containerd" || true
-    containerd=
-    rm -rf "$dir/containerd"
+    kill "$containerd" "$snapshotter"
+    wait "$containerd" "$snapshotter" || true
+    containerd= snapshotter=
+    rm -rf "$dir/containerd" "$dir/snapshotter" "$dir/snapshotter.sock"
 }
 ctr() { command ctr --address "$dir/containerd.sock" "$@"; }
 ctr_run() { # options before the image, image
     ctr run --rm "$@" "larder-bench-$$" /bin/sh -c 'echo started'
 }
-
-"$larder" snapshotter --socket "$dir/snapshotter.sock" --root "$dir/snapshotter" 2>"$dir/snapshotter.log" &
-snapshotter=$!
-until [[ -S $dir/snapshotter.sock ]]; do sleep 0.05; done
 
 podman_pulls() { podman_run run "${limits[@]}" --pull always --quiet --tls-verify=false "$host/bench/$1:1"; }
 podman_attached() {
