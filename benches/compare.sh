@@ -1,15 +1,23 @@
 #!/usr/bin/env bash
-# larder against podman, and against skopeo with umoci: one image from a registry on loopback to a synced file system.
+# larder beside podman, containerd, and skopeo with umoci: images of five shapes from a registry on loopback, each to a synced
+# file system.
 #
-# The image is made of this machine's own directories, one layer each, at least 1 GB in all. Every run gets a new ext4
-# of its own (a sparse file, loop-mounted): one that is cleared and filled again would be measured for how it avoids
-# inodes that were freed a moment ago. The tools take turns. Prints a table of medians. Needs root.
-# Usage: compare.sh [DIRECTORY...]; RUNS (3) and TMPDIR are taken from the environment.
+#   py      this machine's /usr/lib/*-linux-gnu, /usr/share, /usr/include and Python, a layer each
+#   pyzstd  the same, compressed by zstd
+#   ml      a few huge files, libraries of this machine or random bytes, in two layers
+#   node    100,000 small files in one layer, and a small one
+#   many    40 layers of 300 small files, and one of 6,000
+#
+# Every run gets a new ext4 of its own (a sparse file, loop-mounted): one that is cleared and filled again would be measured
+# for how it avoids inodes that were freed a moment ago. The tools take turns; registry and tool share the processors. Prints a
+# table of medians for each image. Needs root.
+# Usage: compare.sh [IMAGE...]; RUNS (3), TOOLS, LARDER and TMPDIR are taken from the environment.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
 larder=$(realpath "${LARDER:-$here/../target/release/larder}")
 runs=${RUNS:-3}
+read -ra tools <<<"${TOOLS:-larder larder_erofs podman_pull containerd_pull skopeo_umoci}"
 
 if ((EUID != 0)); then
     echo "compare: run it as root: it mounts file systems, and layers keep owners" >&2
@@ -20,7 +28,7 @@ if [[ ${1:-} != --in-namespace ]]; then
     exec unshare --mount --propagation private "$0" --in-namespace "$@"
 fi
 shift
-((${#})) || set -- "/usr/lib/$(uname -m)-linux-gnu" /usr/share /usr/include /usr/libexec /usr/lib/python3*
+((${#})) || set -- py pyzstd ml node many
 
 dir=$(mktemp -d)
 registry=
@@ -36,70 +44,106 @@ trap 'exit 143' TERM
 # shellcheck source=benches/images.sh
 . "$here/images.sh"
 start_registry
-image=$host/bench/files:1
-new_image files
-files=0
-for path; do
-    tar --create --file "$dir/layer.tar" --numeric-owner --sort name --directory / "${path#/}" 2>/dev/null
-    files=$((files + $(tar --list --file "$dir/layer.tar" | wc -l)))
-    add_layer files
-done
-total=${bytes[files]}
-if ((total < 1000000000)); then
-    echo "compare: the layers have $total bytes; name more directories, to reach 1 GB" >&2
-    exit 64
-fi
-compressed=$(find "$dir/layout/blobs" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
-push_images
-printf '%d layers, %d members, %d MB compressed, %d MB uncompressed; %d cores, %s\n\n' \
-    $# "$files" $((compressed / 1000000)) $((total / 1000000)) "$(nproc)" "$(uname --kernel-release)"
 
-# What each tool runs, on the file system at $1. The table's names are these.
-larder() { "$larder" build --volume "$1/cache" --size 14GiB "$image"; }
-larder_no_tar_split() { "$larder" build --volume "$1/cache" --size 14GiB --no-tar-split "$image"; }
+py_layers() { # image
+    local path
+    for path in "/usr/lib/$(uname -m)-linux-gnu" /usr/share /usr/include /usr/libexec /usr/lib/python3*; do
+        tar --create --file "$dir/layer.tar" --numeric-owner --sort name --directory / "${path#/}" 2>/dev/null
+        add_layer "$1"
+    done
+}
+make() { # image
+    local number
+    case $1 in
+    py | pyzstd) py_layers "$1" ;;
+    ml)
+        large_files "$1" 2 4 300M
+        large_files "$1" 0 2 300M
+        ;;
+    node)
+        small_files "$1" 0 100000
+        small_files "$1" 1 500
+        ;;
+    many)
+        small_files "$1" 40 6000
+        for number in {0..39}; do
+            small_files "$1" "$number" 300
+        done
+        ;;
+    *)
+        echo "compare: no image $1: py, pyzstd, ml, node or many" >&2
+        exit 64
+        ;;
+    esac
+}
+for shape; do
+    new_image "$shape"
+    make "$shape"
+done
+push_images
+
+# What each tool runs, on the file system at $1, with the image $2. The table's names are these.
+larder() { "$larder" build --volume "$1/cache" --size 14GiB "$2"; }
+larder_erofs() { "$larder" build --layer-format erofs --volume "$1/cache" --size 14GiB "$2"; }
 podman_pull() {
     podman --root "$1/root" --runroot "$1/run" --tmpdir "$1/tmp" --storage-driver overlay \
-        --cgroup-manager cgroupfs --events-backend none pull --quiet --tls-verify=false "$image"
+        --cgroup-manager cgroupfs --events-backend none pull --quiet --tls-verify=false "$2"
+}
+containerd_pull() {
+    printf 'version = 2\nroot = "%s"\nstate = "%s"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s"\n[ttrpc]\naddress = "%s"\n' \
+        "$1/root" "$1/state" "$1/socket" "$1/ttrpc" >"$1/config.toml"
+    containerd --config "$1/config.toml" 2>/dev/null &
+    local daemon=$! status=0
+    until ctr --address "$1/socket" version >/dev/null 2>&1; do sleep 0.02; done
+    ctr --address "$1/socket" images pull --plain-http "$2" || status=$?
+    kill "$daemon"
+    wait "$daemon" || true
+    return "$status"
 }
 skopeo_umoci() {
-    skopeo copy --quiet --insecure-policy --src-tls-verify=false "docker://$image" "oci:$1/layout:files" &&
+    skopeo copy --quiet --insecure-policy --src-tls-verify=false "docker://$2" "oci:$1/layout:files" &&
         umoci unpack --image "$1/layout:files" "$1/bundle"
 }
-export -f larder larder_no_tar_split podman_pull skopeo_umoci
-export larder image
+export -f larder larder_erofs podman_pull containerd_pull skopeo_umoci
+export larder
 
 # Appends wall seconds, cpu seconds and peak KiB of the largest process.
-measure() {
+measure() { # tool, image
     mkdir "$dir/fs"
     truncate --size 16G "$dir/disk"
     mkfs.ext4 -q "$dir/disk"
     mount -o loop,noatime,noinit_itable "$dir/disk" "$dir/fs"
     mkdir "$dir/fs/scratch"
-    if ! TMPDIR=$dir/fs/scratch /usr/bin/time --format '%e %U %S %M' --append --output "$dir/$1" \
-        bash -c "$1 \"\$0\" && sync --file-system \"\$0\"" "$dir/fs" >"$dir/log" 2>&1; then
+    if ! TMPDIR=$dir/fs/scratch /usr/bin/time --format '%e %U %S %M' --append --output "$dir/$1.$2" \
+        bash -c "$1 \"\$0\" \"\$1\" && sync --file-system \"\$0\"" "$dir/fs" "$host/bench/$2:1" >"$dir/log" 2>&1; then
         cat "$dir/log" >&2
         exit 70
     fi
-    # podman leaves its store mounted on itself.
+    # podman and containerd leave what they mounted.
     umount --recursive "$dir/fs"
     rm -r "$dir/fs" "$dir/disk"
     sync
 }
 
-tools=(larder larder_no_tar_split podman_pull skopeo_umoci)
-for ((run = 0; run < runs; run++)); do
-    for tool in "${tools[@]}"; do
-        measure "$tool"
+printf '%d cores, %s\n' "$(nproc)" "$(uname --kernel-release)"
+for shape; do
+    for ((run = 0; run < runs; run++)); do
+        for tool in "${tools[@]}"; do
+            # umoci knows no zstd.
+            [[ $tool == skopeo_umoci && $shape == pyzstd ]] || measure "$tool" "$shape"
+        done
     done
-done
-
-printf '| tool | wall s | all walls | cpu s | MB/s | peak RSS MiB |\n|---|---|---|---|---|---|\n'
-for tool in "${tools[@]}"; do
-    sort --numeric-sort "$dir/$tool" | awk -v tool="${tool//_/ }" -v total="$total" '
-        { wall[NR] = $1; cpu[NR] = $2 + $3; if ($4 > peak) peak = $4; all = all (NR > 1 ? " " : "") $1 }
-        END {
-            middle = int((NR + 1) / 2)
-            printf "| %s | %.2f | %s | %.1f | %.0f | %.0f |\n",
-                tool, wall[middle], all, cpu[middle], total / 1e6 / wall[middle], peak / 1024
-        }'
+    printf '\n**%s**: %d layers, %d MB of tar, %d MB compressed\n\n' "$shape" "${layers[$shape]}" \
+        $((bytes[$shape] / 1000000)) $((compressed[$shape] / 1000000))
+    printf '| tool | wall s | all walls | cpu s | MB/s | peak RSS MiB |\n|---|---|---|---|---|---|\n'
+    for tool in "${tools[@]}"; do
+        [[ -e $dir/$tool.$shape ]] || continue
+        sort --numeric-sort "$dir/$tool.$shape" | awk -v tool="${tool//_/ }" -v total="${bytes[$shape]}" '
+            { wall[NR] = $1; cpu[NR] = $2 + $3; if ($4 > peak) peak = $4; all = all (NR > 1 ? " " : "") $1 }
+            END {
+                middle = int((NR + 1) / 2)
+                printf "| %s | %.2f | %s | %.1f | %.0f | %.0f |\n",
+                    tool, wall[middle], all, cpu[middle], total / 1e6 / wall[middle], peak / 1024
+            }'
+    done
 done

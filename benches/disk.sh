@@ -46,11 +46,11 @@ trap 'exit 143' TERM
 start_registry
 new_image many
 for number in 0 1 2; do
-    small_files many "$number"
+    small_files many "$number" 20000
 done
 new_image few
 for number in 0 1 2 3; do
-    large_file few "$number" 160M
+    large_files few "$number" 1 160M
 done
 push_images
 

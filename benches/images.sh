@@ -15,31 +15,32 @@ YAML
     umoci init --layout "$dir/layout"
 }
 
-# Bytes of tar in each image.
-declare -A bytes
+# Of each image: bytes of tar, layers, and bytes of these in the registry.
+declare -A bytes layers compressed
 
 new_image() { # image
-    bytes[$1]=0
+    bytes[$1]=0 layers[$1]=0
     umoci new --image "$dir/layout:$1"
 }
 
 # Adds the layer that is in layer.tar.
 add_layer() { # image
     bytes[$1]=$((bytes[$1] + $(stat --format %s "$dir/layer.tar")))
+    layers[$1]=$((layers[$1] + 1))
     umoci raw add-layer --image "$dir/layout:$1" "$dir/layer.tar"
     rm "$dir/layer.tar"
 }
 
-# A layer of 20,000 small files, straight into a tar: what is never there need not be removed.
-small_files() { # image, number of the layer
-    python3 - "$2" >"$dir/layer.tar" <<'PYTHON'
+# A layer of small files, straight into a tar: what is never there need not be removed.
+small_files() { # image, number of the layer, files
+    python3 - "$2" "$3" >"$dir/layer.tar" <<'PYTHON'
 import io, random, sys, tarfile
-layer = int(sys.argv[1])
+layer, files = int(sys.argv[1]), int(sys.argv[2])
 random.seed(layer)
 words = [bytes(random.choice(b"etaoinshrdlu") for _ in range(random.randrange(2, 10))) for _ in range(4000)]
 text = b" ".join(random.choice(words) for _ in range(400000))
 with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
-    for number in range(20000):
+    for number in range(files):
         length = int(random.expovariate(1 / 7000))
         start = random.randrange(len(text) - length - 1)
         member = tarfile.TarInfo(f"app/{layer}/{number // 100:03}/file-{number}.js")
@@ -49,16 +50,18 @@ PYTHON
     add_layer "$1"
 }
 
-# A layer of one of the largest libraries of this machine, or of random bytes where there are not so many.
-large_file() { # image, number of the layer, size of random bytes
-    local largest
+# A layer of the largest libraries of this machine, or of random bytes where there are not so many.
+large_files() { # image, number of the first, how many, size of random bytes
+    local largest number
     mapfile -t largest < <(find /usr/lib ~/.rustup -name '*.so*' -type f -size +60M -printf '%s %p\n' 2>/dev/null | sort -rn -u -k1,1 | cut -d' ' -f2-)
     mkdir "$dir/large"
-    if [[ -n ${largest[$2]:-} ]]; then
-        ln -s "${largest[$2]}" "$dir/large/large-$2"
-    else
-        head -c "$3" /dev/urandom >"$dir/large/large-$2"
-    fi
+    for ((number = $2; number < $2 + $3; number++)); do
+        if [[ -n ${largest[number]:-} ]]; then
+            ln -s "${largest[number]}" "$dir/large/large-$number"
+        else
+            head -c "$4" /dev/urandom >"$dir/large/large-$number"
+        fi
+    done
     tar --create --file "$dir/layer.tar" --dereference --directory "$dir/large" .
     rm -r "$dir/large"
     add_layer "$1"
@@ -74,11 +77,15 @@ shell() { # image
     add_layer "$1"
 }
 
-# Moves all images into the registry.
+# Moves all images into the registry; those whose name ends in zstd are compressed by that.
 push_images() {
-    local image
+    local image more
     for image in "${!bytes[@]}"; do
-        skopeo copy --quiet --insecure-policy --dest-tls-verify=false "oci:$dir/layout:$image" "docker://$host/bench/$image:1"
+        more=()
+        [[ $image != *zstd ]] || more=(--dest-compress-format zstd)
+        skopeo copy --quiet --insecure-policy --dest-tls-verify=false "${more[@]}" "oci:$dir/layout:$image" "docker://$host/bench/$image:1"
+        compressed[$image]=$(skopeo inspect --raw --tls-verify=false "docker://$host/bench/$image:1" |
+            python3 -c 'import json, sys; print(sum(layer["size"] for layer in json.load(sys.stdin)["layers"]))')
     done
     rm -rf "$dir/layout"
     sync

@@ -45,10 +45,10 @@ for image in large many; do
     shell "$image"
 done
 for ((number = 0; bytes[large] < 1000000000; number++)); do
-    large_file large "$number" 180M
+    large_files large "$number" 1 180M
 done
 for number in 0 1 2; do
-    small_files many "$number"
+    small_files many "$number" 20000
 done
 push_images
 
