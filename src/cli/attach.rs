@@ -72,6 +72,9 @@ impl Error {
     }
 }
 
+/// The variable that says where the state is, in place of the configuration.
+const STATE: &str = "LARDER_STATE__DIR";
+
 /// Runs `attach` and answers its exit code.
 pub(super) fn attach(args: AttachArgs, config_file: Option<&Path>, config: &Config, console: &Console) -> u8 {
     match attached(args, config_file, config, console) {
@@ -167,7 +170,10 @@ fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
         let path = std::path::absolute(path).map_err(Error::Program)?;
         flag("--config", &path.display().to_string());
     }
-    Ok(Boot { program: std::env::current_exe().map_err(Error::Program)?, flags })
+    // The record lies where this process has it.
+    let environment = std::env::var(STATE).ok().map(|dir| format!("{STATE}={dir}"));
+    let environment = environment.into_iter().collect();
+    Ok(Boot { program: std::env::current_exe().map_err(Error::Program)?, flags, environment })
 }
 
 /// What has a slash, or is there, is a path; other names are those of image caches.

@@ -93,6 +93,8 @@ pub struct Boot {
     pub program: PathBuf,
     /// Flags of `attach`, but what is attached and where.
     pub flags: Vec<String>,
+    /// Variables that it goes by, `NAME=value`.
+    pub environment: Vec<String>,
 }
 
 /// What is going to be done. As long as it lives, the volume is there.

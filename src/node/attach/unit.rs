@@ -20,6 +20,11 @@ pub(super) fn file(host: &Host, record: &Attachment, boot: &Boot) -> Result<File
     for flag in &boot.flags {
         words.push(quoted(flag).ok_or_else(|| Error::Unit(flag.clone()))?);
     }
+    let mut environment = String::new();
+    for variable in &boot.environment {
+        let variable = escaped(variable).ok_or_else(|| Error::Unit(variable.clone()))?;
+        environment += &format!("Environment={variable}\n");
+    }
     let text = format!(
         "{MARK}[Unit]
 Description=Image cache at {at}
@@ -30,7 +35,7 @@ Before=larder-snapshotter.service containerd.service crio.service kubelet.servic
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart={command}
+{environment}ExecStart={command}
 
 [Install]
 WantedBy=multi-user.target
@@ -69,8 +74,13 @@ fn name(at: &Path) -> String {
     name + ".service"
 }
 
-/// A word of a command line; none where it cannot be one.
+/// A word of a command line, where `$` begins a variable; none where it cannot be one.
 fn quoted(word: &str) -> Option<String> {
+    escaped(word).map(|word| word.replace('$', "$$"))
+}
+
+/// A word as it is.
+fn escaped(word: &str) -> Option<String> {
     if word.chars().any(char::is_control) {
         return None;
     }
@@ -78,8 +88,7 @@ fn quoted(word: &str) -> Option<String> {
     if !word.is_empty() && word.chars().all(is_plain) {
         return Some(word.to_owned());
     }
-    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
-    Some(format!("\"{escaped}\""))
+    Some(format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")))
 }
 
 #[cfg(test)]

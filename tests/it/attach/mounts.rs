@@ -94,10 +94,11 @@ pub(super) fn unit(node: &Node) -> PathBuf {
 /// What it does at a boot.
 pub(super) fn exec_start(node: &Node) -> Command {
     let text = fs::read_to_string(unit(node)).unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();
+    let of = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     let mut boot = Command::new("sh");
-    boot.arg("-c").arg(format!("exec {line} --node-root {}", node.root().display()));
-    boot.env("LARDER_STATE__DIR", node.state());
+    boot.arg("-c").arg(format!("exec {} --node-root {}", of("ExecStart="), node.root().display()));
+    let (name, value) = of("Environment=").split_once('=').unwrap();
+    boot.env(name, value);
     boot
 }
 
