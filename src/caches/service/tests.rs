@@ -530,7 +530,7 @@ async fn generations_stay_while_they_are_used() {
     host.service.delete(&team(), id).await.unwrap();
     host.service.look_over().await.unwrap();
     assert_eq!(host.service.get(&team(), id).await.unwrap().status, Status::Deleting);
-    assert_eq!(host.volumes(), [format!("{id}.1")]);
+    host.left(&[format!("{id}.1")]).await;
     attachments.forget(there).unwrap();
     host.service.look_over().await.unwrap();
     host.gone(id).await;
