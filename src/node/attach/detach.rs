@@ -79,7 +79,11 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     leaving.leaving = true;
     host.records.note(&leaving)?;
     if let Err(error) = take_down(record) {
+        // It is attached still, and runtimes are told so.
         host.records.note(record)?;
+        for file in told::all(host, &known)?.files {
+            file.write()?;
+        }
         return Err(error);
     }
     unit::gone(host, at).write()?;

@@ -53,6 +53,13 @@ fn images_of_all_attached_volumes_are_there() {
         let text = fs::read_to_string(&conf).unwrap();
         assert!(text.contains(&format!("{}.s", first.display())), "{text}");
 
+        // Nor is anybody told otherwise while a file is open.
+        let file = fs::File::open(first.join("cache.json")).unwrap();
+        exits(75, &mut node.detach(first));
+        drop(file);
+        assert_eq!(fs::read_to_string(&conf).unwrap(), text);
+        succeed(node.attach(&served.beside("a"), first).args(["--runtime", "podman"]));
+
         // Nobody takes away what a container stands on.
         let mut podman = node.container(&["--interactive"], &references[0], &["/bin/cat"]);
         let mut container = podman.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
