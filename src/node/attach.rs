@@ -156,6 +156,11 @@ impl Plan {
         record.runtimes.sort_unstable();
         record.runtimes.dedup();
         if record.runtimes.contains(&Runtime::Containerd) {
+            if order.containerd.snapshotter == told::EROFS
+                && manifest.content.layer_format == LayerFormat::Overlay
+            {
+                return Err(Error::Directories(volume));
+            }
             record.containerd = Some(order.containerd.clone());
             // What containerd knows already it keeps knowing.
             record.preloaded = order.preload || before.is_some_and(|before| before.preloaded);

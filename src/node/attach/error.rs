@@ -63,6 +63,9 @@ pub enum Error {
     /// A layer is not what the seal says.
     #[error(transparent)]
     Layers(#[from] verify::Error),
+    /// Another snapshotter takes another form of layers.
+    #[error("containerd's own snapshotter erofs takes EROFS images, and the layers of {} are directories: use `larder snapshotter`, or build it with --layer-format erofs", .0.display())]
+    Directories(PathBuf),
     /// The mount point is too long for the images.
     #[error(transparent)]
     Limits(#[from] limits::Unfit),
@@ -147,7 +150,9 @@ impl Error {
             Error::ContainerdConfig(e) => e.class(),
             Error::Containerd(e) => e.class(),
             Error::Version(_) | Error::Unasked { .. } => Class::Transient,
-            Error::At { .. } | Error::Unit(_) | Error::Several { .. } => Class::Invalid,
+            Error::At { .. } | Error::Directories(_) | Error::Unit(_) | Error::Several { .. } => {
+                Class::Invalid
+            }
             Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } => Class::Conflict,
             Error::NotAttached { .. } => Class::NotFound,
             Error::Busy { .. } | Error::Going(_) => Class::Busy,

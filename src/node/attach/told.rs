@@ -19,7 +19,7 @@ pub(super) struct Told {
 }
 
 /// The name of containerd's own snapshotter for EROFS.
-const EROFS: &str = "erofs";
+pub(super) const EROFS: &str = "erofs";
 
 /// What is to be there when `attached` are all the volumes that are attached.
 pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {

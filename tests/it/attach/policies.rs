@@ -73,6 +73,9 @@ fn the_best_of_what_is_here() {
         let said = exits(64, &mut attach(&[&references[0], "other.example.com/x:1"], &["--require"]));
         assert!(said.contains("not cached: other.example.com/x:1"), "{said}");
         exits(64, attach(&[&references[0]], &[]).arg(&volume));
+        let said =
+            exits(64, &mut attach(&[&references[0]], &["--runtime", "containerd", "--snapshotter", "erofs"]));
+        assert!(said.contains("are directories"), "{said}");
         assert!(!at.exists());
         succeed(&mut attach(&[&references[0], "other.example.com/x:1"], &[]));
         succeed(&mut attach(&[&references[0], &references[1]], &["--require"]));
