@@ -77,13 +77,25 @@ shell() { # image
     add_layer "$1"
 }
 
+# skopeo without what it remembers of blobs: it would push one that is there in another compression instead.
+forgetful_skopeo() {
+    local cache=/var/lib/containers/cache
+    mkdir -p "$cache"
+    unshare --mount sh -c 'mount -t tmpfs none "$0" && exec skopeo "$@"' "$cache" "$@"
+}
+
 # Moves all images into the registry; those whose name ends in zstd are compressed by that.
 push_images() {
-    local image more
+    local image from more
     for image in "${!bytes[@]}"; do
-        more=()
-        [[ $image != *zstd ]] || more=(--dest-compress-format zstd)
-        skopeo copy --quiet --insecure-policy --dest-tls-verify=false "${more[@]}" "oci:$dir/layout:$image" "docker://$host/bench/$image:1"
+        from=oci:$dir/layout:$image more=()
+        if [[ $image == *zstd ]]; then
+            # What is compressed already is pushed as it is.
+            skopeo copy --quiet --insecure-policy --dest-decompress "$from" "dir:$dir/plain"
+            from=dir:$dir/plain more=(--dest-compress-format zstd)
+        fi
+        forgetful_skopeo copy --quiet --insecure-policy --dest-tls-verify=false "${more[@]}" "$from" "docker://$host/bench/$image:1"
+        rm -rf "$dir/plain"
         compressed[$image]=$(skopeo inspect --raw --tls-verify=false "docker://$host/bench/$image:1" |
             python3 -c 'import json, sys; print(sum(layer["size"] for layer in json.load(sys.stdin)["layers"]))')
     done

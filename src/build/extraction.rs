@@ -155,6 +155,7 @@ async fn fetch_from(
         let (shared, counters) = (Arc::clone(shared), Arc::clone(counters));
         tokio::task::spawn_blocking(move || {
             let decoder = Decoder::new(Received(receiver), expected.blob.algorithm(), shared.limits.ratio);
+            let decoder = decoder.ahead();
             run(&shared, decoder, &expected, &counters)
         })
     };
@@ -199,9 +200,9 @@ async fn from_file(
     };
     let (sharing, counters) = (Arc::clone(shared), Arc::clone(counters));
     let blocking = tokio::task::spawn_blocking(move || {
-        let source = Bounded { left: expected.size, source: file, cancel: &sharing.cancel };
-        let source = Counted { source, counters: &counters };
-        let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio);
+        let source = Bounded { left: expected.size, source: file, cancel: sharing.cancel.clone() };
+        let source = Counted { source, counters: Arc::clone(&counters) };
+        let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio).ahead();
         run(&sharing, decoder, &expected, &counters)
     });
     let extracted = blocking.await;
@@ -214,12 +215,12 @@ async fn from_file(
 }
 
 /// A source whose bytes are counted as received.
-struct Counted<'a, S> {
+struct Counted<S> {
     source: S,
-    counters: &'a Counters,
+    counters: Arc<Counters>,
 }
 
-impl<S: ChunkSource> ChunkSource for Counted<'_, S> {
+impl<S: ChunkSource> ChunkSource for Counted<S> {
     fn next(&mut self) -> io::Result<Option<Bytes>> {
         let chunk = self.source.next()?;
         let len = chunk.as_ref().map_or(0, Bytes::len) as u64;
@@ -338,7 +339,7 @@ fn rebuild(
 ) -> Result<(Staging, Extracted), RunError> {
     // What is decoded here is the tar itself.
     let expected = Expected { blob: diff_id.clone(), size, diff_id };
-    let source = Bounded { source, left: size, cancel: &shared.cancel };
+    let source = Bounded { source, left: size, cancel: shared.cancel.clone() };
     let decoder = Decoder::uncompressed(source, expected.blob.algorithm());
     run(shared, decoder, &expected, counters)
 }
@@ -375,7 +376,7 @@ fn prove(
     counters: &Counters,
 ) -> Result<Extracted, RunError> {
     let expected = Expected { blob: diff_id.clone(), size, diff_id };
-    let source = Bounded { source: tar, left: size, cancel: &shared.cancel };
+    let source = Bounded { source: tar, left: size, cancel: shared.cancel.clone() };
     let cores = Cores::of_process();
     let _busy = cores.occupy();
     let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).beside(cores);
@@ -401,13 +402,13 @@ fn image_tar(image: File, split: File) -> Result<Rebuilt, RunError> {
 }
 
 /// A source that ends with an error when it gives more than it should, or the build stops.
-struct Bounded<'a, S> {
+struct Bounded<S> {
     source: S,
     left: u64,
-    cancel: &'a Cancel,
+    cancel: Cancel,
 }
 
-impl<S: ChunkSource> ChunkSource for Bounded<'_, S> {
+impl<S: ChunkSource> ChunkSource for Bounded<S> {
     fn next(&mut self) -> io::Result<Option<Bytes>> {
         if self.cancel.reason().is_some() {
             return Err(io::Error::other("interrupted"));
@@ -465,7 +466,7 @@ pub(super) fn run<S: ChunkSource>(
     expected: &Expected,
     counters: &Counters,
 ) -> Result<(Staging, Extracted), RunError> {
-    // Many layers take a processor each; one that has others idle hashes on one of them, and writes content on one.
+    // Many layers take a processor each; one that leaves others idle inflates, hashes and writes content there.
     let cores = Cores::of_process();
     let _busy = cores.occupy();
     let decoder = decoder.beside(Arc::clone(&cores));

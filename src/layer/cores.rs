@@ -5,19 +5,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
-/// The processors of this process, and what layers do with them.
+/// The processors of this process, and the layers that are in hand.
 #[derive(Debug)]
 pub struct Cores {
     all: usize,
     layers: AtomicUsize,
-    /// Those of layers, and others that work for them.
-    busy: AtomicUsize,
 }
 
 impl Cores {
-    /// So many processors, all idle.
+    /// So many processors, and no layer.
     pub fn new(all: usize) -> Arc<Self> {
-        Arc::new(Cores { all, layers: AtomicUsize::new(0), busy: AtomicUsize::new(0) })
+        Arc::new(Cores { all, layers: AtomicUsize::new(0) })
     }
 
     /// Those that the kernel lets this process have (affinity, and the quota of its cgroup, when first asked).
@@ -27,18 +25,10 @@ impl Cores {
         Arc::clone(&CORES)
     }
 
-    /// Keeps one busy with a layer, idle or not.
+    /// Takes a layer in hand.
     pub fn occupy(self: &Arc<Self>) -> Busy {
         self.layers.fetch_add(1, Ordering::Relaxed);
-        self.busy.fetch_add(1, Ordering::Relaxed);
-        Busy { cores: Arc::clone(self), is_layer: true }
-    }
-
-    /// Keeps one busy that is idle, if there is one.
-    pub fn spare(self: &Arc<Self>) -> Option<Busy> {
-        let one_more = |busy| (busy < self.all).then_some(busy + 1);
-        self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        Some(Busy { cores: Arc::clone(self), is_layer: false })
+        Busy(Arc::clone(self))
     }
 
     /// Whether a layer could ever have more than one.
@@ -52,19 +42,13 @@ impl Cores {
     }
 }
 
-/// One busy processor, until dropped.
+/// One layer in hand, until dropped.
 #[derive(Debug)]
-pub struct Busy {
-    cores: Arc<Cores>,
-    is_layer: bool,
-}
+pub struct Busy(Arc<Cores>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.cores.busy.fetch_sub(1, Ordering::Relaxed);
-        if self.is_layer {
-            self.cores.layers.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.0.layers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -76,24 +60,10 @@ mod tests {
     fn layers_leave_what_they_do_not_occupy() {
         let cores = Cores::new(2);
         let first = cores.occupy();
-        let spare = cores.spare().unwrap();
         assert!(cores.outnumber_layers());
         let second = cores.occupy();
         assert!(!cores.outnumber_layers());
-        drop((first, second, spare));
+        drop((first, second));
         assert!(cores.outnumber_layers() && cores.are_many() && !Cores::new(1).are_many());
-    }
-
-    #[test]
-    fn spare_ones_are_those_that_nobody_keeps_busy() {
-        let cores = Cores::new(2);
-        let first = cores.occupy();
-        let second = cores.spare().unwrap();
-        assert!(cores.spare().is_none());
-        let third = cores.occupy();
-        drop(second);
-        assert!(cores.spare().is_none());
-        drop((first, third));
-        assert!(cores.spare().is_some());
     }
 }

@@ -6,15 +6,12 @@ use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 
-use super::Error;
-use crate::layer::cores::{Busy, Cores};
+use super::{Error, WORTH};
+use crate::layer::cores::Cores;
 use crate::model::digest::{Algorithm, Digest, Hasher};
 
 /// Buffers and chunks that wait for the other processor: bounds memory, and takes up what the two differ in by the moment.
 const WAITING: usize = 8;
-
-/// Tar bytes after which another processor is worth a thread.
-const WORTH: u64 = 8 << 20;
 
 #[derive(Clone)]
 struct Hashes {
@@ -52,6 +49,7 @@ pub(super) struct Hashing {
 }
 
 enum Place {
+    Nowhere,
     Here(Box<Hashes>),
     Beside(SyncSender<Piece>, JoinHandle<Hashes>),
 }
@@ -60,6 +58,11 @@ impl Hashing {
     pub(super) fn new(algorithm: Algorithm) -> Self {
         let hashes = Hashes { blob: Hasher::new(algorithm), tar: Some(Hasher::new(Algorithm::Sha256)) };
         Hashing { place: Place::Here(Box::new(hashes)), cores: None, one: false, size: 0 }
+    }
+
+    /// Hashes nothing, and has no digests in the end.
+    pub(super) fn none() -> Self {
+        Hashing { place: Place::Nowhere, cores: None, one: false, size: 0 }
     }
 
     /// From now on, as soon as a processor is idle and there is enough to hash, it is done there.
@@ -77,6 +80,11 @@ impl Hashing {
         }
     }
 
+    #[cfg(all(test, feature = "testing"))]
+    pub(super) fn is_beside(&self) -> bool {
+        matches!(self.place, Place::Beside(..))
+    }
+
     pub(super) fn blob(&mut self, bytes: &Bytes) -> Result<(), Error> {
         self.update(Piece::Blob(bytes.clone()))
     }
@@ -92,8 +100,8 @@ impl Hashing {
     fn update(&mut self, piece: Piece) -> Result<(), Error> {
         if let Place::Here(hashes) = &mut self.place {
             if self.size >= WORTH
-                && let Some(busy) = self.cores.as_ref().and_then(Cores::spare)
-                && let Some(moved) = moved(hashes, busy)
+                && self.cores.as_ref().is_some_and(|cores| cores.outnumber_layers())
+                && let Some(moved) = moved(hashes)
             {
                 self.place = moved;
             } else {
@@ -103,6 +111,7 @@ impl Hashing {
         }
         match &self.place {
             Place::Beside(sender, _) => sender.send(piece).map_err(|_| Error::Failed),
+            Place::Nowhere => Ok(()),
             Place::Here(_) => Err(Error::Failed),
         }
     }
@@ -110,6 +119,7 @@ impl Hashing {
     /// The digests of the blob and of the tar.
     pub(super) fn finish(self) -> Result<(Digest, Digest), Error> {
         let Hashes { blob, tar } = match self.place {
+            Place::Nowhere => return Err(Error::Failed),
             Place::Here(hashes) => *hashes,
             Place::Beside(sender, thread) => {
                 drop(sender);
@@ -122,13 +132,10 @@ impl Hashing {
 }
 
 /// A thread that goes on with `hashes`; none where the system has none to give.
-fn moved(hashes: &Hashes, busy: Busy) -> Option<Place> {
+fn moved(hashes: &Hashes) -> Option<Place> {
     let (sender, receiver) = sync_channel(WAITING);
     let hashes = hashes.clone();
-    let thread = thread::Builder::new().name("layer-hash".into()).spawn(move || {
-        let _busy = busy;
-        hash(hashes, &receiver)
-    });
+    let thread = thread::Builder::new().name("layer-hash".into()).spawn(move || hash(hashes, &receiver));
     Some(Place::Beside(sender, thread.ok()?))
 }
 

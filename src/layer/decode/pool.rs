@@ -7,7 +7,8 @@ use bytes::{Bytes, BytesMut};
 /// Tar bytes inflated at a time: small enough to stay in L2 between inflating, hashing and writing.
 pub(super) const BUFFER: usize = 256 << 10;
 
-/// As many buffers as are being read at the same time, and one. Who reads them bounds their number (see `hashing::WAITING`).
+/// As many buffers as are being read at the same time, and one. Who reads them bounds their number (`WAITING` in `ahead` and
+/// `hashing`).
 #[derive(Default)]
 pub(super) struct Pool(VecDeque<Bytes>);
 
@@ -18,11 +19,9 @@ impl Pool {
         free.and_then(|buffer| buffer.try_into_mut().ok()).unwrap_or_else(|| BytesMut::zeroed(BUFFER))
     }
 
-    /// Gives a whole buffer back, whoever still reads it. Anything else is dropped.
-    pub(super) fn put(&mut self, buffer: Bytes) {
-        if buffer.len() == BUFFER {
-            self.0.push_back(buffer);
-        }
+    /// Takes a buffer back as soon as nobody else holds it.
+    pub(super) fn lend(&mut self, buffer: Bytes) {
+        self.0.push_back(buffer);
     }
 }
 
@@ -37,14 +36,12 @@ mod tests {
         first[0] = 7;
         let first = first.freeze();
         let read = first.slice(..10);
-        pool.put(first);
+        pool.lend(first);
         let second = pool.take();
         assert_eq!((second[0], read[0], second.len()), (0, 7, BUFFER));
-        pool.put(second.freeze());
+        pool.lend(second.freeze());
         drop(read);
         assert_eq!([pool.take().len(), pool.take().len()], [BUFFER; 2]);
-        assert!(pool.0.is_empty());
-        pool.put(Bytes::new());
         assert!(pool.0.is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::mem;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{ChunkSource, Decoded, Decoder, Error};
+use super::{ChunkSource, Decoded, Decoder, Error, Place, inflate_only};
 use crate::layer::cores::Cores;
 use crate::layer::limits::Ratio;
 use crate::model::digest::{Algorithm, Digest, Hasher};
@@ -138,37 +138,95 @@ fn a_bomb_is_stopped() {
     assert!(decode(&blob, 4096).is_ok());
 }
 
+/// Enough tar for other cores to be taken into use.
+fn large() -> Vec<u8> {
+    (0..4_000_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect()
+}
+
 #[test]
-fn hashes_move_to_an_idle_core() {
-    let tar: Vec<u8> = (0..4_000_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
+fn hashing_and_inflating_move_to_idle_cores() {
+    let tar = large();
     for blob in [gzip(&tar), zstd_frame(&tar), tar.clone()] {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let decoder = |chunk| Decoder::new(Chunks(blob.clone(), chunk), algorithm, Ratio::default());
-            let cores = Cores::new(1);
-            let mut beside = decoder(60_000).beside(cores.clone());
-            let mut got = Vec::new();
-            beside.read_to_end(&mut got).unwrap();
-            assert!(got == tar);
-            assert!(cores.spare().is_none(), "nothing was moved");
-            let decoded = beside.finish().unwrap();
-            assert!(cores.spare().is_some(), "the core is idle again");
-            assert_eq!(decoded, decoder(1 << 20).finish().unwrap());
+            let decoded = decoder(1 << 20).finish().unwrap();
             assert_eq!(decoded.blob, Hasher::digest_of(algorithm, &blob));
             assert_eq!(decoded.diff_id, Digest::sha256(&tar));
+            for ahead in [false, true] {
+                let cores = Cores::new(1);
+                let beside = |chunk| {
+                    let decoder = decoder(chunk).beside(cores.clone());
+                    if ahead { decoder.ahead() } else { decoder }
+                };
+                let mut moved = beside(60_000);
+                let mut got = Vec::new();
+                moved.read_to_end(&mut got).unwrap();
+                assert!(got == tar);
+                let is_compressed = blob != tar;
+                match &moved.place {
+                    Place::Here(inflater) => {
+                        assert!(!ahead || !is_compressed);
+                        assert!(inflater.hashing.is_beside());
+                    }
+                    Place::Ahead(_) => assert!(ahead && is_compressed),
+                    Place::Failed => panic!("nothing failed"),
+                }
+                assert_eq!(moved.finish().unwrap(), decoded);
 
-            // Nothing is moved where every core is busy, and a decoder that is dropped leaves none busy.
-            let busy = cores.occupy();
-            assert_eq!(decoder(60_000).beside(cores.clone()).finish().unwrap(), decoded);
-            drop(busy);
-            let mut dropped = decoder(60_000).beside(cores.clone());
-            dropped.read_exact(&mut vec![0; 12 << 20]).unwrap();
-            assert!(cores.spare().is_none());
-            drop(dropped);
-            while cores.spare().is_none() {
-                std::thread::yield_now();
+                // Where every core has a layer, nothing moves.
+                let _busy = cores.occupy();
+                let mut stays = beside(60_000);
+                io::copy(&mut stays, &mut io::sink()).unwrap();
+                assert!(matches!(&stays.place, Place::Here(inflater) if !inflater.hashing.is_beside()));
+                assert_eq!(stays.finish().unwrap(), decoded);
             }
         }
     }
+}
+
+#[test]
+fn what_is_wrong_with_a_blob_is_told_from_another_core_too() {
+    let tar = large();
+    let whole = gzip(&tar);
+    let mut damaged = whole.clone();
+    let at = whole.len() - 5;
+    damaged[at] ^= 1;
+    for blob in [&whole[..whole.len() - 1], &whole[..whole.len() / 2 * 2 - 2000], &damaged] {
+        let decoder = || Decoder::new(Chunks(blob.to_vec(), 10_000), Algorithm::Sha256, Ratio::default());
+        let here = read(decoder()).unwrap_err().to_string();
+        let ahead = read(decoder().beside(Cores::new(1)).ahead()).unwrap_err().to_string();
+        assert_eq!(here, ahead);
+    }
+}
+
+#[test]
+fn what_is_inflated_only_is_measured_and_still_checked() {
+    let tar = content();
+    let (blob, ratio) = (gzip(&tar), Ratio::default());
+    assert_eq!(inflate_only(Chunks(blob.clone(), 1000), ratio).unwrap(), tar.len() as u64);
+    let cut = blob[..blob.len() - 1].to_vec();
+    assert!(matches!(inflate_only(Chunks(cut, 1000), ratio), Err(Error::Truncated { .. })));
+}
+
+/// Says when it is dropped.
+struct Watched(Chunks, std::sync::mpsc::Sender<()>);
+
+impl ChunkSource for Watched {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        self.0.next()
+    }
+}
+
+#[test]
+fn a_reader_that_gives_up_ends_who_inflates_ahead() {
+    let (sender, dropped) = std::sync::mpsc::channel();
+    let source = Watched(Chunks(gzip(&large()), 1000), sender);
+    let mut decoder = Decoder::new(source, Algorithm::Sha256, Ratio::default()).beside(Cores::new(1)).ahead();
+    decoder.read_exact(&mut vec![0; 9 << 20]).unwrap();
+    assert!(matches!(decoder.place, Place::Ahead(_)));
+    assert_eq!(dropped.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+    drop(decoder);
+    assert_eq!(dropped.recv(), Err(std::sync::mpsc::RecvError));
 }
 
 #[test]

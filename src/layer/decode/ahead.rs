@@ -1,0 +1,65 @@
+//! An inflater on a thread of its own, some buffers ahead of who reads the tar.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{Builder, JoinHandle};
+
+use bytes::Bytes;
+
+use super::inflater::Inflater;
+use super::{ChunkSource, Decoded, Error};
+
+/// Buffers that wait for the reader: bounds memory, and takes up what the two differ in by the moment.
+const WAITING: usize = 6;
+
+type Piece = Result<Option<Bytes>, Error>;
+
+/// The inflater's thread, seen from the reader.
+pub(super) struct Ahead {
+    pieces: Receiver<Piece>,
+    ended: bool,
+    thread: JoinHandle<Result<Decoded, Error>>,
+}
+
+impl Ahead {
+    /// Hands the inflater to a thread; gives it back where the system has none left.
+    pub(super) fn start<S: ChunkSource + Send + 'static>(inflater: Inflater<S>) -> Result<Self, Inflater<S>> {
+        let (sender, pieces) = sync_channel(WAITING);
+        // A thread that does not start would take with it what it was started with.
+        let (hand_over, handed_over) = sync_channel(1);
+        let work = move || inflate(handed_over.recv().map_err(|_| Error::Failed)?, &sender);
+        match Builder::new().name("layer-inflate".into()).spawn(work) {
+            Ok(thread) => match hand_over.send(inflater) {
+                Ok(()) => Ok(Ahead { pieces, ended: false, thread }),
+                Err(refused) => Err(refused.0),
+            },
+            Err(_) => Err(inflater),
+        }
+    }
+
+    /// The next bytes of the tar; `None` at the end of a blob that is whole.
+    pub(super) fn next(&mut self) -> Piece {
+        if self.ended {
+            return Ok(None);
+        }
+        let piece = self.pieces.recv().unwrap_or(Err(Error::Failed));
+        self.ended = matches!(piece, Ok(None));
+        piece
+    }
+
+    /// What was read. Called after the end was.
+    pub(super) fn finish(self) -> Result<Decoded, Error> {
+        self.thread.join().unwrap_or(Err(Error::Failed))
+    }
+}
+
+fn inflate<S: ChunkSource>(mut inflater: Inflater<S>, pieces: &SyncSender<Piece>) -> Result<Decoded, Error> {
+    loop {
+        let piece = inflater.next();
+        let is_whole = matches!(piece, Ok(None));
+        let is_last = !matches!(piece, Ok(Some(_)));
+        // A reader that is gone has failed, and tells why itself.
+        if pieces.send(piece).is_err() || is_last {
+            return if is_whole { inflater.finish() } else { Err(Error::Failed) };
+        }
+    }
+}
