@@ -12,6 +12,7 @@ mod commit;
 pub mod events;
 mod extraction;
 mod failure;
+mod flushing;
 pub mod keeper;
 mod layers;
 pub mod order;

@@ -173,17 +173,18 @@ impl Volume {
         Ok(())
     }
 
-    /// Makes all committed layers durable and names them in the journal. Returns how many became so.
+    /// Flushes all that was written, and names the committed layers that became durable by it in the journal. Returns how many
+    /// these are.
     ///
     /// The kernel tells a lost write once. After that nothing may be flushed and believed any more, so layers that were not
     /// durable before are given up in the journal, and neither this run nor a later one counts them.
     pub fn sync(&self) -> Result<usize, Error> {
         let covered = self.state().unsynced.clone();
+        // Not under the lock: other layers are committed meanwhile, and this sync does not vouch for them.
+        self.flush()?;
         if covered.is_empty() {
             return Ok(0);
         }
-        // Not under the lock: other layers are committed meanwhile, and this sync does not vouch for them.
-        self.flush()?;
         let mut state = self.state();
         state.journal.synced(&covered, &self.budget)?;
         state.unsynced.retain(|chain_id| !covered.contains(chain_id));

@@ -1,9 +1,9 @@
-//! The way of the layers: fetch and extract side by side, commit in chain order, sync now and then.
+//! The way of the layers: fetch and extract side by side, commit in chain order, flush meanwhile.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
@@ -13,6 +13,7 @@ use super::commit;
 use super::events::Events;
 use super::extraction::{Ready, Shared};
 use super::failure::Fail;
+use super::flushing::{Flushing, flush};
 use super::layers::{Change, Layers, Link};
 use super::publish::Publish;
 use super::share::{Idle, Share};
@@ -21,10 +22,6 @@ use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::Event;
 use crate::model::reference::ImageReference;
-
-/// Committed layers are made durable when this much time has passed since the last sync. More often costs speed, more
-/// seldom costs a build that a power cut ends more of its work.
-const SYNC_EVERY: Duration = Duration::from_secs(20);
 
 /// How often progress is told.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
@@ -51,8 +48,6 @@ struct Progress {
     ready: HashMap<Digest, Ready>,
     failed_images: HashSet<usize>,
     failures: Vec<Fail>,
-    last_sync: Instant,
-    sync: Option<JoinHandle<Result<usize, crate::volume::Error>>>,
     publish: Publish,
 }
 
@@ -86,14 +81,21 @@ impl Pipeline {
             ready: HashMap::new(),
             failed_images: HashSet::new(),
             failures: Vec::new(),
-            last_sync: Instant::now(),
-            sync: None,
             publish,
         };
         for change in changes {
             self.start(&mut tasks, change, &acquire);
         }
-        while let Some(joined) = tasks.join_next().await {
+        let mut flushing = Flushing::start(Arc::clone(volume), self.events.clone());
+        loop {
+            let joined = tokio::select! {
+                joined = tasks.join_next() => joined,
+                fail = flushing.failed() => {
+                    self.note(&mut progress, &[], fail);
+                    break;
+                }
+            };
+            let Some(joined) = joined else { break };
             let (change, result) = match joined {
                 Ok(done) => done,
                 Err(e) if e.is_cancelled() => continue,
@@ -129,7 +131,7 @@ impl Pipeline {
             }
         }
         ticker.abort();
-        self.finish(progress).await
+        self.finish(progress, flushing).await
     }
 
     fn start(&self, tasks: &mut JoinSet<(Change, Result<Ready, Fail>)>, change: Change, acquire: &Acquire) {
@@ -177,10 +179,6 @@ impl Pipeline {
                     if let Some(layer) = volume.layer(&link.chain_id) {
                         progress.publish.layer(layer);
                     }
-                    if let Err(fail) = self.sync_sometimes(progress).await {
-                        failed.push((Vec::new(), fail));
-                        return failed;
-                    }
                 }
                 Err(fail) => failed.push((link.images, fail)),
             }
@@ -200,32 +198,8 @@ impl Pipeline {
         go_on
     }
 
-    /// Starts a sync beside the work when it is time, and takes up the result of the last one.
-    async fn sync_sometimes(&self, progress: &mut Progress) -> Result<(), Fail> {
-        if progress.sync.as_ref().is_some_and(JoinHandle::is_finished)
-            && let Some(sync) = progress.sync.take()
-        {
-            self.synced(sync).await?;
-        }
-        if progress.sync.is_none() && progress.last_sync.elapsed() >= SYNC_EVERY {
-            progress.last_sync = Instant::now();
-            let volume = Arc::clone(&self.shared.volume);
-            progress.sync = Some(tokio::task::spawn_blocking(move || volume.sync()));
-        }
-        Ok(())
-    }
-
-    async fn synced(&self, sync: JoinHandle<Result<usize, crate::volume::Error>>) -> Result<(), Fail> {
-        let layers =
-            sync.await.map_err(|e| Fail::job(Class::Internal, format!("flushing the volume: {e}")))??;
-        self.events.emit(Event::Synced { layers });
-        Ok(())
-    }
-
-    async fn finish(&self, mut progress: Progress) -> Result<(), Vec<Fail>> {
-        if let Some(sync) = progress.sync.take()
-            && let Err(fail) = self.synced(sync).await
-        {
+    async fn finish(&self, mut progress: Progress, flushing: Flushing) -> Result<(), Vec<Fail>> {
+        if let Err(fail) = flushing.stop().await {
             progress.failures.push(fail);
         }
         progress.publish.finish().await;
@@ -234,9 +208,7 @@ impl Pipeline {
         }
         // Staged layers go, committed ones stay: make those last for the next run.
         progress.ready.clear();
-        let volume = Arc::clone(&self.shared.volume);
-        let sync = tokio::task::spawn_blocking(move || volume.sync());
-        if let Err(fail) = self.synced(sync).await {
+        if let Err(fail) = flush(&self.shared.volume, &self.events).await {
             progress.failures.push(fail);
         }
         if progress.failures.is_empty() {
