@@ -19,7 +19,7 @@ use crate::model::event::Event;
 use crate::volume::Volume;
 
 /// Time between the end of one flush and the start of the next.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// The work, until it is stopped.
 #[derive(Debug)]

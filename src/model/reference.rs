@@ -1,5 +1,7 @@
 //! Image references: what a person types, and what it stands for.
 
+mod parse;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -67,12 +69,7 @@ impl FromStr for ImageReference {
         if s.len() > 1024 {
             return Err(refuse("it is longer than 1024 bytes".into()));
         }
-        let normal: Reference = s.parse().map_err(|e: oci_distribution::ParseError| refuse(e.to_string()))?;
-        if normal.repository().bytes().any(|b| b.is_ascii_uppercase()) {
-            return Err(refuse("repository names are lower-case".into()));
-        }
-        let digest = normal.digest().map(str::parse::<Digest>).transpose();
-        let digest = digest.map_err(|e| refuse(e.to_string()))?;
+        let (normal, digest) = parse::parse(s).map_err(refuse)?;
         Ok(ImageReference { given: s.to_owned(), normal, digest })
     }
 }

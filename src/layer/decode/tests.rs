@@ -1,5 +1,6 @@
 use std::io::{self, Read};
 use std::mem;
+use std::sync::mpsc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -209,24 +210,27 @@ fn what_is_inflated_only_is_measured_and_still_checked() {
 }
 
 /// Says when it is dropped.
-struct Watched(Chunks, std::sync::mpsc::Sender<()>);
+struct Watched {
+    chunks: Chunks,
+    _dropped: mpsc::Sender<()>,
+}
 
 impl ChunkSource for Watched {
     fn next(&mut self) -> io::Result<Option<Bytes>> {
-        self.0.next()
+        self.chunks.next()
     }
 }
 
 #[test]
 fn a_reader_that_gives_up_ends_who_inflates_ahead() {
-    let (sender, dropped) = std::sync::mpsc::channel();
-    let source = Watched(Chunks(gzip(&large()), 1000), sender);
+    let (sender, dropped) = mpsc::channel();
+    let source = Watched { chunks: Chunks(gzip(&large()), 1000), _dropped: sender };
     let mut decoder = Decoder::new(source, Algorithm::Sha256, Ratio::default()).beside(Cores::new(1)).ahead();
     decoder.read_exact(&mut vec![0; 9 << 20]).unwrap();
     assert!(matches!(decoder.place, Place::Ahead(_)));
-    assert_eq!(dropped.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+    assert_eq!(dropped.try_recv(), Err(mpsc::TryRecvError::Empty));
     drop(decoder);
-    assert_eq!(dropped.recv(), Err(std::sync::mpsc::RecvError));
+    assert_eq!(dropped.recv(), Err(mpsc::RecvError));
 }
 
 #[test]
