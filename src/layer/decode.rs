@@ -84,7 +84,7 @@ pub struct Decoder<S> {
     size: u64,
 }
 
-type TakeAhead<S> = fn(Inflater<S>) -> Result<Ahead, Inflater<S>>;
+type TakeAhead<S> = fn(Box<Inflater<S>>) -> Result<Ahead, Box<Inflater<S>>>;
 
 /// Where the inflater is.
 enum Place<S> {
@@ -195,11 +195,11 @@ impl<S: ChunkSource> Decoder<S> {
             return;
         }
         if let Place::Here(inflater) = mem::replace(&mut self.place, Place::Failed) {
-            self.place = match take_ahead(*inflater) {
+            self.place = match take_ahead(inflater) {
                 Ok(ahead) => Place::Ahead(ahead),
                 Err(inflater) => {
                     self.take_ahead = None;
-                    Place::Here(Box::new(inflater))
+                    Place::Here(inflater)
                 }
             };
         }

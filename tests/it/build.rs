@@ -141,6 +141,28 @@ fn index_is_resolved_to_this_platform() {
 }
 
 #[test]
+fn layers_are_durable_while_others_are_still_fetched() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let large = "x".repeat(1 << 20);
+        let layers = [Member::file("base", "small"), Member::file("top", &large)];
+        let layers = layers.map(|member| layer(&[member], Packing::Plain));
+        let image = Image::builder(Format::Oci).layers(layers).build();
+        let reference = registry.push(&image, "team/app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let slowly = ["--limit-rate", "512KiB/s", "--output", "json"];
+        let printed = succeed(build(dir.path(), &[&reference]).args(slowly));
+        let events: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let at = |wanted: &dyn Fn(&Value) -> bool| events.iter().position(wanted).unwrap();
+        let durable = at(&|event| event["event"] == "synced" && event["layers"] == 1);
+        let top = at(&|event| {
+            event["event"] == "layer_committed" && event["diff_id"] == image.layers[1].diff_id.to_string()
+        });
+        assert!(durable < top, "{printed}");
+    });
+}
+
+#[test]
 fn the_same_job_again_writes_nothing() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();

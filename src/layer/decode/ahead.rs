@@ -22,7 +22,9 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Hands the inflater to a thread; gives it back where the system has none left.
-    pub(super) fn start<S: ChunkSource + Send + 'static>(inflater: Inflater<S>) -> Result<Self, Inflater<S>> {
+    pub(super) fn start<S: ChunkSource + Send + 'static>(
+        inflater: Box<Inflater<S>>,
+    ) -> Result<Self, Box<Inflater<S>>> {
         let (sender, pieces) = sync_channel(WAITING);
         // A thread that does not start would take with it what it was started with.
         let (hand_over, handed_over) = sync_channel(1);
@@ -52,7 +54,10 @@ impl Ahead {
     }
 }
 
-fn inflate<S: ChunkSource>(mut inflater: Inflater<S>, pieces: &SyncSender<Piece>) -> Result<Decoded, Error> {
+fn inflate<S: ChunkSource>(
+    mut inflater: Box<Inflater<S>>,
+    pieces: &SyncSender<Piece>,
+) -> Result<Decoded, Error> {
     loop {
         let piece = inflater.next();
         let is_whole = matches!(piece, Ok(None));
