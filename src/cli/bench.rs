@@ -118,17 +118,16 @@ fn text(report: &BenchReport) -> String {
     if let Some(format) = settings.layer_format {
         let _ = write!(out, ", {}", format.word());
     }
-    let _ = writeln!(out, "\n\nalone          wall s  processors s          amount            rate");
+    let _ = writeln!(out, "\n\n               wall s  processors s          amount            rate");
     for stage in &report.stages {
         let _ = writeln!(out, "{}", line(stage));
     }
     let Took { wall_seconds, processor_seconds } = report.together;
     let name = report.kind.word();
-    let _ = writeln!(out, "\ntogether       wall s  processors s");
-    let _ = writeln!(out, "  {name:<9} {wall_seconds:>9.3} {processor_seconds:>13.3}");
-    let _ = writeln!(out, "\nat best             s");
+    let _ = writeln!(out, "  {:<9} {wall_seconds:>9.3} {processor_seconds:>13.3}", "together");
+    let _ = writeln!(out, "\n    at best s");
     for limit in &report.limits {
-        let _ = writeln!(out, "  {:>17.3}  {}", limit.seconds, described(limit, report));
+        let _ = writeln!(out, "  {:>11.3}  {}", limit.seconds, described(limit, report));
     }
     let _ = writeln!(
         out,
@@ -231,7 +230,7 @@ mod tests {
         assert!(text.starts_with("a\\u{1b}:1  linux/amd64\n"), "{text}");
         for part in [
             "1 layers, 1 MiB compressed, 3 MiB of tar",
-            "network       2.000         2.000           3 MiB       1.50 MiB/s  (does not count)",
+            "network       2.000         2.000           3 MiB      1.50 MiB/s  (does not count)",
             "hash          4.000         4.000           3 MiB       768 KiB/s  (from 50 % of it)",
             "processors: 6.000 s of work on 2",
             "hashing one layer: ",
