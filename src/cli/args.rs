@@ -258,7 +258,7 @@ pub(super) enum Output {
     /// For people
     #[default]
     Text,
-    /// For machines: `build` writes NDJSON events and nothing else, `plan` one JSON document
+    /// For machines: `build` writes NDJSON events and nothing else, `plan` and `bench` one JSON document
     Json,
 }
 

@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 fn image() -> Image {
     let mut many = LayerBuilder::new().dir("many");
     for number in 0..250 {
-        many = many.file(&format!("many/{number}"), random(number, 600));
+        many = many.file(format!("many/{number}"), random(number, 600));
     }
     let large = LayerBuilder::new().file("large", random(1, 3 << 20));
     let plain = LayerBuilder::new().dir("etc").file("etc/release", "plain");

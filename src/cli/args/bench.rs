@@ -18,8 +18,8 @@ Examples:
   larder bench build nginx:1.27 --dir /mnt/volume --concurrency 8 --output json
 
 Everything lies in a new directory in DIR, larder-bench-<UUID>, which is gone afterwards, also when it fails or is
-interrupted. Wait some minutes before the next run on the same ext4: making files is slow there where others were just removed.
-On a machine that has something else to do the numbers are of what is left of it.";
+interrupted. On an ext4, without a journal above all, wait some minutes before the next run: making files is slow there where
+others were just removed. On a machine that has something else to do the numbers are of what is left of it.";
 
 #[derive(Debug, Subcommand)]
 pub(in crate::cli) enum BenchKind {
@@ -33,7 +33,7 @@ pub(in crate::cli) enum BenchKind {
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct MeasureArgs {
-    /// Image, as in nginx:1.27; one of many, or of large, layers tells more than a small one
+    /// Image, as in nginx:1.27; one that takes some seconds tells more than a small one
     image: ImageReference,
     /// Platform as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
