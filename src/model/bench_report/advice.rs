@@ -7,7 +7,13 @@ use crate::model::seal::Compression;
 /// Blobs smaller than this are never fetched by ranges, bytes (`registry::Ranges`).
 const RANGED: u64 = 64 << 20;
 
-/// One or two sentences.
+/// Fewer names a second than this are none of an ordinary disk: 30,000 to 100,000 are.
+const SLOW: f64 = 10_000.0;
+
+/// From so many names on their rate says something.
+const ENOUGH: u64 = 1000;
+
+/// One to three sentences.
 pub(super) fn advice(
     binding: LimitName,
     image: &MeasuredImage,
@@ -28,12 +34,16 @@ pub(super) fn advice(
                  split into several{zstd}."
             )
         }
-        LimitName::LayerHash => "More processors do not help, for one hashes the whole layer: the image wants building \
+        LimitName::LayerHash => {
+            "More processors do not help, for one hashes the whole layer: the image wants building \
              with that layer split into several."
-            .to_owned(),
-        LimitName::LayerCreate => "More processors do not help, for one thread makes all names of a layer: \
-             --layer-format erofs makes none, else the image wants building with that layer split into several."
-            .to_owned(),
+                .to_owned()
+        }
+        LimitName::LayerCreate => format!(
+            "More processors do not help, for one thread makes all names of a layer: --layer-format erofs makes none, else the \
+             image wants building with that layer split into several.{}",
+            slow_names(stages)
+        ),
         LimitName::Disk => disk(settings),
     }
 }
@@ -66,7 +76,8 @@ fn processors(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> S
     let most = counted.max_by(|a, b| a.took.processor_seconds.total_cmp(&b.took.processor_seconds));
     let gzip = image.layers.iter().filter(|layer| layer.compression == Compression::Gzip);
     let gzip: u64 = gzip.map(MeasuredLayer::hashed_bytes).sum();
-    let instead = match most.map(|stage| stage.stage) {
+    let most = most.map(|stage| stage.stage);
+    let instead = match most {
         Some(StageName::Create) => {
             "most of the work is making files, of which --layer-format erofs makes none"
         }
@@ -81,7 +92,23 @@ fn processors(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> S
         Some(StageName::Write | StageName::Sync) => "most of the work is writing",
         None => "there is little to do",
     };
-    format!("More processors help (here {processors}, by affinity and the quota of the cgroup); {instead}.")
+    let slow = if most == Some(StageName::Create) { slow_names(stages) } else { "" };
+    format!(
+        "More processors help (here {processors}, by affinity and the quota of the cgroup); {instead}.{slow}"
+    )
+}
+
+/// What to think of where making names is out of proportion.
+fn slow_names(stages: &[Stage]) -> &'static str {
+    let create = stages.iter().find(|stage| stage.stage == StageName::Create);
+    let is_slow =
+        |create: &Stage| create.per_second < SLOW && create.entries.is_some_and(|entries| entries >= ENOUGH);
+    if create.is_some_and(is_slow) {
+        " So few names a second are what an ext4 gives where many files were removed in the last minutes: then measure again \
+         later, or on a file system that was mounted since."
+    } else {
+        ""
+    }
 }
 
 fn disk(settings: &Settings) -> String {

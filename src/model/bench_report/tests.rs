@@ -117,6 +117,12 @@ fn advice_names_settings() {
 
     let create = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (3.0, 3.0), (0.1, 0.1), (0.1, 0.0)];
     assert!(advice(Kind::Build, small(), SETTINGS, create).contains("--layer-format erofs makes none"));
+    let mut slow = stages(Kind::Build, &image(small()), create);
+    for (entries, told) in [(Some(999), false), (Some(1000), true)] {
+        (slow[3].entries, slow[3].per_second) = (entries, 9999.0);
+        let report = BenchReport::new(Kind::Build, image(small()), SETTINGS, slow.clone(), Took::default());
+        assert_eq!(report.advice.contains("removed in the last minutes"), told, "{}", report.advice);
+    }
     let few = Settings { concurrency: 1, ..SETTINGS };
     assert!(advice(Kind::Build, small(), few, create).starts_with("--concurrency (here 1)"));
     let inflate = [(0.1, 0.1), (3.0, 3.0), (1.0, 1.0), (0.1, 0.1), (0.1, 0.1), (0.1, 0.0)];
