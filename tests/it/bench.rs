@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use larder::model::bench_report::{BenchReport, Kind, LimitName, Stage, StageName};
 use larder::model::digest::Digest;
-use larder::testing::image::{Format, Image, Layer};
+use larder::model::platform::Platform;
+use larder::testing::image::{Format, Image, Layer, push_index};
 use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::Fault;
 use nix::sys::signal::Signal;
@@ -97,6 +98,56 @@ fn every_kind_names_its_stages_and_what_binds() {
             let times = served.iter().filter(|(digest, _)| *digest == layer.digest.to_string()).count();
             assert_eq!(times, 8, "{}", layer.digest);
         }
+    });
+}
+
+/// What is kept of an image is resolved again, so it has to say the same of itself.
+#[test]
+fn an_index_is_measured_by_tag_and_by_digest() {
+    isolated(&[REGISTRY], || {
+        let registry = Registry::open();
+        let dir = tempfile::tempdir().unwrap();
+        for format in [Format::Oci, Format::Docker] {
+            let here = Image::builder(format).layers(image().layers).build();
+            let elsewhere = Platform::new("linux", "s390x", "");
+            let there = Image::builder(format).platform(elsewhere).layers(image().layers).build();
+            let mut client = registry.client("multi");
+            let index = push_index(&mut client, format, &[&there, &here], "multi", "1").unwrap().digest;
+            for name in ["multi:1".to_owned(), format!("multi@{index}"), format!("multi:1@{index}")] {
+                let reference = registry.reference(&name);
+                let measured = report(&mut bench("apply", &reference, dir.path()));
+                assert_eq!(measured.image.manifest, here.manifest.digest, "{name}");
+                let mut other = bench("decode", &reference, dir.path());
+                let measured = report(other.args(["--platform", "linux/s390x"]));
+                assert_eq!(measured.image.manifest, there.manifest.digest, "{name}");
+            }
+        }
+    });
+}
+
+#[test]
+fn rights_that_are_missing_are_told_before_anything_is_fetched() {
+    isolated(&[REGISTRY, Need::Program("setpriv")], || {
+        let registry = Registry::open();
+        let reference = registry.push(&image(), "app", "1");
+        let dir = tempfile::tempdir().unwrap();
+        let run = |kind: &str, more: &[&str]| {
+            let bench = bench(kind, &reference, dir.path());
+            let mut command = Command::new("setpriv");
+            command
+                .args(["--bounding-set", "-chown"])
+                .arg(bench.get_program())
+                .args(bench.get_args())
+                .args(more);
+            command
+        };
+        let said = exits(77, &mut run("apply", &[]));
+        assert!(said.contains("CAP_CHOWN") && said.contains("--layer-format erofs"), "{said}");
+        assert!(registry.blobs_served().is_empty());
+        succeed(&mut run("decode", &[]));
+        succeed(&mut run("apply", &["--layer-format", "erofs"]));
+        succeed(&mut run("build", &["--rootless", "--no-tar-split"]));
+        assert!(is_empty(dir.path()));
     });
 }
 

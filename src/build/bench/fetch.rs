@@ -74,7 +74,7 @@ pub(super) async fn layers(
 
 fn create(layout: &Dir, blob: &Descriptor) -> Result<File, Fail> {
     let created = layout::blobs(layout, &blob.digest)?.create_file(blob.digest.hex().as_bytes(), 0o600);
-    created.map_err(|e| fail(blob, io_class(&e), &format!("creating a file for it: {e}")))
+    created.map_err(|e| fail(blob, layout::class(&e), &format!("creating a file for it: {e}")))
 }
 
 async fn one(

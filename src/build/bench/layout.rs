@@ -1,9 +1,12 @@
 //! The image as an OCI image layout (OCI image spec, image-layout.md), so that a build takes it as an archive.
 
+use std::io::{self, Write as _};
+
 use serde_json::{Value, json};
 
 use crate::build::failure::Fail;
 use crate::build::resolve::ResolvedImage;
+use crate::layer::error::io_class;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::sys::Dir;
@@ -48,16 +51,19 @@ fn blob(layout: &Dir, digest: &Digest, bytes: &[u8]) -> Result<(), Fail> {
 }
 
 fn write(dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), Fail> {
-    use std::io::Write as _;
     let written = dir.create_file(name.as_bytes(), 0o600).and_then(|mut file| file.write_all(bytes));
     written.map_err(|e| failed(name, &e))
 }
 
-fn failed(what: &str, error: &std::io::Error) -> Fail {
-    let class = match crate::layer::error::io_class(error) {
-        // Two documents of one name: a registry that gives a config as a manifest.
-        Class::Internal if error.kind() == std::io::ErrorKind::AlreadyExists => Class::Corrupt,
-        class => class,
-    };
-    Fail::job(class, format!("keeping {what} of the image: {error}"))
+/// The class of a blob that cannot be kept.
+pub(super) fn class(error: &io::Error) -> Class {
+    match error.kind() {
+        // One digest for two things: a manifest that names its config as a layer.
+        io::ErrorKind::AlreadyExists => Class::Corrupt,
+        _ => io_class(error),
+    }
+}
+
+fn failed(what: &str, error: &io::Error) -> Fail {
+    Fail::job(class(error), format!("keeping {what} of the image: {error}"))
 }
