@@ -7,6 +7,7 @@
 //! ```
 
 mod acquire;
+pub mod bench;
 pub mod cancel;
 mod commit;
 pub mod events;

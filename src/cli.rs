@@ -5,6 +5,7 @@
 
 mod args;
 mod attach;
+mod bench;
 mod build;
 mod cache;
 mod config;
@@ -83,6 +84,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
     match cli.command {
         Command::Build(args) => build::run(args, call, config, console),
         Command::Plan(args) => plan::run(args, config, console),
+        Command::Bench { kind } => bench::run(kind, config, console),
         Command::Serve => {
             let reload: serve::Reload = Box::new(move || load_config(path.as_deref(), default));
             serve::run(&config, &reload, logs, console)

@@ -21,7 +21,7 @@
 //! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
 //! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
 //! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease; the agent of a node |
-//! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume |
+//! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume; the measure of all that on a node |
 //! | [`client`] | the client of the daemon's API |
 //! | [`node`] | what starts containers from caches: the snapshotter for containerd, and images in it without a registry |
 //! | [`cli`] | one file per command, terminal and NDJSON output |

@@ -402,10 +402,11 @@ fn image_tar(image: File, split: File) -> Result<Rebuilt, RunError> {
 }
 
 /// A source that ends with an error when it gives more than it should, or the build stops.
-struct Bounded<S> {
-    source: S,
-    left: u64,
-    cancel: Cancel,
+pub(super) struct Bounded<S> {
+    pub(super) source: S,
+    /// Bytes that may yet come.
+    pub(super) left: u64,
+    pub(super) cancel: Cancel,
 }
 
 impl<S: ChunkSource> ChunkSource for Bounded<S> {

@@ -206,7 +206,7 @@ fn planned_layer(layer: &Descriptor) -> PlannedLayer {
 }
 
 /// What the process may do; every capability that is missing is named at once.
-fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
+pub(super) fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
     let rootless = order.rootless;
     let capabilities = Capabilities::effective().map_err(|e| {
         vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
@@ -246,7 +246,8 @@ pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
     Ok(volume::open(&order.volume, &opening)?)
 }
 
-async fn resolve(
+/// Resolves the images of an order.
+pub(super) async fn resolve(
     order: &Order,
     source: &Source,
     events: &Events,
@@ -283,7 +284,7 @@ async fn resolve(
 
 /// A pull secret that gave no credential is a likely reason why an image is denied, or not to be found: registries hide
 /// private repositories. Unknown, unreadable and malformed ones are told in the same words.
-fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Vec<Fail> {
+pub(super) fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Vec<Fail> {
     if absent.is_empty() {
         return fails;
     }

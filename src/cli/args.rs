@@ -1,5 +1,6 @@
 //! What a user types.
 
+mod bench;
 mod cache;
 mod key;
 mod node;
@@ -23,6 +24,7 @@ use crate::model::sizing::Sizing;
 use crate::snapshot;
 use crate::telemetry::Level;
 
+pub(super) use bench::BenchKind;
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
 pub(super) use key::KeyAction;
 pub(super) use node::{
@@ -34,6 +36,7 @@ Examples:
   larder build --volume ./cache --size 20GiB nginx:1.27 registry.example.com/team/app:4
   larder build --job job.json --volume /cache --secrets /secrets --output json
   larder plan nginx:1.27
+  larder bench build nginx:1.27 --dir /var/lib/larder
   larder verify ./cache
   larder key generate sign.pem
   larder inspect ./cache --json
@@ -126,6 +129,17 @@ pub(super) enum Command {
     /// Takes the flags of `build`. Needs neither volume nor size. Exits with 73 if a size was given that the 3x rule
     /// refuses and sizing is `enforce`.
     Plan(OrderArgs),
+    /// Measure what this node can do with an image: each stage alone, then together, and what binds
+    ///
+    /// Network, inflating, hashing, making files, writing and syncing each have their time, their processors' time and their rate.
+    /// What the stages allow at best (the roofline) is compared with what all of them took at once; the limit that binds is named,
+    /// and what setting would help. Exits with 73 where DIR has too little room.
+    #[command(after_help = bench::EXAMPLES)]
+    Bench {
+        /// How much of a build
+        #[command(subcommand)]
+        kind: BenchKind,
+    },
     /// Run the daemon: image caches over HTTP, on a Unix socket and, when configured, TCP
     ///
     /// Reads all of the configuration (`larder config show`). SIGHUP reads it again; SIGTERM
@@ -244,7 +258,7 @@ pub(super) enum Output {
     /// For people
     #[default]
     Text,
-    /// For machines: `build` writes NDJSON events and nothing else, `plan` one JSON document
+    /// For machines: `build` writes NDJSON events and nothing else, `plan` and `bench` one JSON document
     Json,
 }
 

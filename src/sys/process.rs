@@ -1,9 +1,11 @@
 //! Settings and facts of this process and this boot.
 
 use std::io;
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Group, getegid, geteuid};
 use rustix::process::{
     Pid, Signal, getppid, getpriority_process, set_parent_process_death_signal, setpriority_process,
@@ -23,6 +25,22 @@ pub fn raise_open_files() -> io::Result<()> {
 /// Owner and group that new inodes get.
 pub fn ids() -> (u32, u32) {
     (geteuid().as_raw(), getegid().as_raw())
+}
+
+/// What processors have spent on this process, all its threads, user and kernel (time(7)): the sum that getrusage(2) gives, but in
+/// nanoseconds and up to now.
+pub fn processor_time() -> Duration {
+    spent(ClockId::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// The same of the calling thread alone.
+pub fn thread_processor_time() -> Duration {
+    spent(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn spent(clock: ClockId) -> Duration {
+    // Fails only for a clock that the kernel does not have; these came with Linux 2.6.12.
+    clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }
 
 /// A name of this boot (random(4), boot_id): another value means that the machine went down in between.

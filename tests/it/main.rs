@@ -7,6 +7,7 @@
 
 mod access;
 mod attach;
+mod bench;
 mod beside;
 mod build;
 mod cap;

@@ -1,0 +1,243 @@
+//! `larder bench`: a node's own numbers.
+
+use std::fmt::Write as _;
+use std::thread;
+
+use tokio::runtime;
+
+use super::args::{BenchKind, Output};
+use super::output::text::Text;
+use super::output::{Renderer as _, stdout, summary};
+use super::{exit, merge, signals};
+use crate::build::bench::{self, Request, Step, Tell};
+use crate::build::cancel::Cancel;
+use crate::build::events;
+use crate::config::Config;
+use crate::model::bench_report::{
+    BenchFailed, BenchReport, Limit, LimitName, Stage, Took, VERSION, approximate,
+};
+use crate::model::class::Class;
+use crate::model::escape::escape;
+use crate::model::event::Failure;
+use crate::model::size::ByteSize;
+use crate::telemetry::Console;
+
+/// Runs the command and answers its exit code.
+pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
+    let (kind, dir, args) = kind.into_order();
+    let output = args.output;
+    let order = match merge::order(args, None, &config, merge::Purpose::Plan) {
+        Ok(order) => order,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let runtime = match runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
+    };
+    let (events, lines) = events::channel();
+    if output == Output::Text {
+        let mut text = Text(console.clone());
+        // Ends with the last who tells, or with the process: nothing of it is worth waiting for.
+        thread::spawn(move || lines.into_iter().try_for_each(|line| text.show(&line)));
+    }
+    let cancel = Cancel::new();
+    let request = Request { kind, dir, order };
+    let measured = runtime.block_on(Box::pin(async {
+        if let Err(e) = signals::watch(cancel.clone(), console.clone()) {
+            let message = format!("listening for signals: {e}");
+            return Err(vec![Failure { class: Class::Internal, images: Vec::new(), layer: None, message }]);
+        }
+        bench::run(request, config, events, tell(output, console), cancel.clone()).await
+    }));
+    runtime.shutdown_background();
+    match measured {
+        Ok(report) => answer(&report, output, console),
+        Err(failures) => refuse(failures, &cancel, output, console),
+    }
+}
+
+fn tell(output: Output, console: &Console) -> Tell {
+    if output == Output::Json || !console.is_terminal() {
+        return Box::new(|_| {});
+    }
+    let console = console.clone();
+    Box::new(move |step| {
+        let what = match step {
+            Step::Stage(stage) => stage.word(),
+            Step::Together(_) => "together",
+            Step::Removing => "removing what was made",
+        };
+        console.print(&format!("{what} …\n"));
+    })
+}
+
+fn answer(report: &BenchReport, output: Output, console: &Console) -> u8 {
+    let text = match output {
+        Output::Text => text(report),
+        Output::Json => match serde_json::to_string_pretty(report) {
+            Ok(json) => json + "\n",
+            Err(e) => return exit::fail(console, Class::Internal, &format!("writing the report: {e}")),
+        },
+    };
+    stdout::print(console, &text)
+}
+
+fn refuse(failures: Vec<Failure>, cancel: &Cancel, output: Output, console: &Console) -> u8 {
+    let class = Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal);
+    let code = match class {
+        // What the code means elsewhere, that the same command resumes, is not so here.
+        Class::Cancelled => {
+            for failure in &failures {
+                exit::fail(console, class, &failure.message);
+            }
+            cancel.exit_code().unwrap_or(class.exit_code())
+        }
+        class => {
+            console.print(&summary::failed(&failures, "the benchmark failed", class.exit_code()));
+            class.exit_code()
+        }
+    };
+    if output == Output::Json
+        && let Ok(json) = serde_json::to_string_pretty(&BenchFailed { version: VERSION, failures })
+    {
+        stdout::print(console, &(json + "\n"));
+    }
+    code
+}
+
+fn text(report: &BenchReport) -> String {
+    let BenchReport { image, settings, .. } = report;
+    let mut out = String::new();
+    let _ = writeln!(out, "{}  {}", escape(&image.reference), escape(&image.platform.to_string()));
+    let (compressed, tars) = (ByteSize(image.compressed_bytes()), ByteSize(image.tar_bytes()));
+    let _ = write!(out, "  {} layers, {compressed} compressed, {tars} of tar", image.layers.len());
+    if let Some(entries) = image.entries() {
+        let _ = write!(out, ", {entries} entries");
+    }
+    let _ = write!(out, "\n  {} processors, {} layers at once", settings.processors, settings.concurrency);
+    if let Some(format) = settings.layer_format {
+        let _ = write!(out, ", {}", format.word());
+    }
+    let _ = writeln!(out, "\n\n               wall s  processors s          amount            rate");
+    for stage in &report.stages {
+        let _ = writeln!(out, "{}", line(stage));
+    }
+    let Took { wall_seconds, processor_seconds } = report.together;
+    let name = report.kind.word();
+    let _ = writeln!(out, "  {:<9} {wall_seconds:>9.3} {processor_seconds:>13.3}", "together");
+    let _ = writeln!(out, "\n    at best s");
+    for limit in &report.limits {
+        let _ = writeln!(out, "  {:>11.3}  {}", limit.seconds, described(limit, report));
+    }
+    let _ = writeln!(
+        out,
+        "\n{name} took {:.2} times the {:.3} s that the binding limit allows at best: {}\n{}",
+        report.times_roofline,
+        report.roofline_seconds,
+        report.binding.words(),
+        report.advice
+    );
+    out
+}
+
+fn line(stage: &Stage) -> String {
+    let Took { wall_seconds, processor_seconds } = stage.took;
+    let (amount, rate) = match (stage.bytes, stage.entries) {
+        (Some(bytes), _) => (ByteSize(bytes).to_string(), format!("{}/s", whole_bytes(stage.per_second))),
+        (None, Some(entries)) => (format!("{entries} entries"), format!("{:.0} /s", stage.per_second)),
+        (None, None) => (String::new(), String::new()),
+    };
+    let mut line = format!(
+        "  {:<9} {wall_seconds:>9.3} {processor_seconds:>13.3} {amount:>15} {rate:>15}",
+        stage.stage.word()
+    );
+    if stage.share < 1.0 {
+        let _ = write!(line, "  (from {:.0} % of it)", stage.share * 100.0);
+    }
+    if !stage.counted {
+        line.push_str("  (does not count)");
+    }
+    line
+}
+
+/// A rate as a size: in binary units, to the byte.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a rate is positive, and a cast of what is too large gives the largest"
+)]
+fn whole_bytes(per_second: f64) -> ByteSize {
+    ByteSize(per_second.round() as u64)
+}
+
+fn described(limit: &Limit, report: &BenchReport) -> String {
+    let mut words = limit.limit.words().to_owned();
+    if limit.limit == LimitName::Processors {
+        let counted = report.stages.iter().filter(|stage| stage.counted);
+        let work: f64 = counted.map(|stage| stage.took.processor_seconds).sum();
+        let _ = write!(words, ": {work:.3} s of work on {}", report.settings.processors);
+    }
+    if let Some(digest) = &limit.layer {
+        let layer = report.image.layers.iter().find(|layer| layer.digest == *digest);
+        let short: String = digest.hex().chars().take(12).collect();
+        let share = layer.map_or(0.0, |layer| {
+            let all = approximate(report.image.tar_bytes()).max(1.0);
+            approximate(layer.tar_bytes) / all * 100.0
+        });
+        let _ = write!(words, ": {short}, {share:.0} % of the bytes");
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::bench_report::{Kind, MeasuredImage, MeasuredLayer, Settings, StageName};
+    use crate::model::digest::Digest;
+    use crate::model::platform::Platform;
+    use crate::model::seal::Compression;
+
+    #[test]
+    fn a_report_names_what_binds_and_nothing_reaches_the_terminal_but_text() {
+        let layer = MeasuredLayer {
+            digest: Digest::sha256(b"x"),
+            compression: Compression::Gzip,
+            compressed_bytes: 1 << 20,
+            tar_bytes: 3 << 20,
+            entries: None,
+            inflate_us: 2_000_000,
+        };
+        let image = MeasuredImage {
+            reference: "a\x1b:1".into(),
+            name: "a".into(),
+            manifest: Digest::sha256(b"m"),
+            platform: Platform::new("linux", "amd64", ""),
+            layers: vec![layer],
+        };
+        let settings = Settings {
+            processors: 2,
+            concurrency: 4,
+            connections_per_host: 8,
+            ranges_per_blob: 1,
+            layer_format: None,
+            tar_split: None,
+        };
+        let took = Took { wall_seconds: 2.0, processor_seconds: 2.0 };
+        let stage = |name, share| Stage::new(name, Kind::Decode, took, (Some(3 << 20), None), share);
+        let stages =
+            vec![stage(StageName::Network, 1.0), stage(StageName::Inflate, 1.0), stage(StageName::Hash, 0.5)];
+        let text = text(&BenchReport::new(Kind::Decode, image, settings, stages, took));
+        assert!(text.starts_with("a\\u{1b}:1  linux/amd64\n"), "{text}");
+        for part in [
+            "1 layers, 1 MiB compressed, 3 MiB of tar",
+            "network       2.000         2.000           3 MiB      1.50 MiB/s  (does not count)",
+            "hash          4.000         4.000           3 MiB       768 KiB/s  (from 50 % of it)",
+            "processors: 6.000 s of work on 2",
+            "hashing one layer: ",
+            "100 % of the bytes",
+            "at best: hashing one layer",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+use super::*;
+
+fn layer(name: &str, compression: Compression, compressed_bytes: u64, tar_bytes: u64) -> MeasuredLayer {
+    MeasuredLayer {
+        digest: Digest::sha256(name.as_bytes()),
+        compression,
+        compressed_bytes,
+        tar_bytes,
+        entries: Some(100),
+        inflate_us: 0,
+    }
+}
+
+fn image(layers: Vec<MeasuredLayer>) -> MeasuredImage {
+    MeasuredImage {
+        reference: "a:1".into(),
+        name: "docker.io/library/a:1".into(),
+        manifest: Digest::sha256(b"manifest"),
+        platform: Platform::new("linux", "amd64", ""),
+        layers,
+    }
+}
+
+const SETTINGS: Settings = Settings {
+    processors: 2,
+    concurrency: 4,
+    connections_per_host: 8,
+    ranges_per_blob: 1,
+    layer_format: Some(LayerFormat::Overlay),
+    tar_split: Some(true),
+};
+
+const STAGES: [StageName; 6] = [
+    StageName::Network,
+    StageName::Inflate,
+    StageName::Hash,
+    StageName::Create,
+    StageName::Write,
+    StageName::Sync,
+];
+
+/// Stages with these walls and processors' times; of 1000 bytes where it does not matter, and of 200 names.
+fn stages(kind: Kind, image: &MeasuredImage, took: [(f64, f64); 6]) -> Vec<Stage> {
+    let stages = STAGES.into_iter().zip(took).map(|(name, (wall_seconds, processor_seconds))| {
+        let amount = match name {
+            StageName::Create => (None, Some(200)),
+            StageName::Hash => (Some(image.hashed_bytes()), None),
+            _ => (Some(1000), None),
+        };
+        Stage::new(name, kind, Took { wall_seconds, processor_seconds }, amount, 1.0)
+    });
+    stages.collect()
+}
+
+fn report(kind: Kind, image: MeasuredImage, settings: Settings, took: [(f64, f64); 6]) -> BenchReport {
+    let together = Took { wall_seconds: 12.0, processor_seconds: 12.0 };
+    let stages = stages(kind, &image, took);
+    BenchReport::new(kind, image, settings, stages, together)
+}
+
+fn seconds(report: &BenchReport, name: LimitName) -> Option<f64> {
+    report.limits.iter().find(|limit| limit.limit == name).map(|limit| limit.seconds)
+}
+
+#[test]
+fn a_share_is_scaled_to_all_of_it() {
+    let took = Took { wall_seconds: 2.0, processor_seconds: 1.0 };
+    let stage = Stage::new(StageName::Write, Kind::Build, took, (Some(800), None), 0.5);
+    assert_eq!(stage.took, Took { wall_seconds: 4.0, processor_seconds: 2.0 });
+    assert!((stage.per_second - 200.0).abs() < 1e-9);
+    let nothing = Stage::new(StageName::Write, Kind::Build, Took::default(), (Some(0), None), 1.0);
+    assert!(nothing.per_second == 0.0 && nothing.took == Took::default());
+}
+
+#[test]
+fn only_what_counts_is_a_limit() {
+    let took = [(9.0, 1.0), (2.0, 2.0), (1.0, 1.0), (0.5, 0.5), (0.5, 0.5), (3.0, 0.0)];
+    let mut large = layer("large", Compression::Gzip, 400, 500);
+    large.inflate_us = 1_600_000;
+    let layers = vec![large.clone(), layer("plain", Compression::None, 100, 100)];
+
+    let build = report(Kind::Build, image(layers.clone()), SETTINGS, took);
+    assert_eq!((build.binding, build.roofline_seconds), (LimitName::Network, 9.0));
+    assert!((build.times_roofline - 12.0 / 9.0).abs() < 1e-9);
+    assert_eq!(seconds(&build, LimitName::Processors), Some(2.5));
+    assert_eq!(seconds(&build, LimitName::Disk), Some(3.5));
+    assert_eq!(seconds(&build, LimitName::LayerInflate), Some(1.6));
+    // 900 of 1000 bytes, and 100 of 200 names; a blob that is the tar is hashed once.
+    assert_eq!(seconds(&build, LimitName::LayerHash), Some(0.9));
+    assert_eq!(seconds(&build, LimitName::LayerCreate), Some(0.25));
+    assert_eq!(build.image.hashed_bytes(), 1000);
+    assert!(build.limits.is_sorted_by(|a, b| a.seconds >= b.seconds));
+
+    let apply = report(Kind::Apply, image(layers.clone()), SETTINGS, took);
+    assert_eq!((apply.binding, seconds(&apply, LimitName::Network)), (LimitName::Disk, None));
+    assert_eq!(seconds(&apply, LimitName::Processors), Some(2.0));
+
+    let decode = report(Kind::Decode, image(layers), SETTINGS, took);
+    assert_eq!(seconds(&decode, LimitName::Processors), Some(1.5));
+    assert_eq!(decode.binding, LimitName::LayerInflate);
+    assert_eq!(decode.limits[0].layer, Some(large.digest));
+    assert_eq!(seconds(&decode, LimitName::Disk), None);
+}
+
+#[test]
+fn advice_names_settings() {
+    let small = || vec![layer("a", Compression::Gzip, 400, 500), layer("b", Compression::Gzip, 100, 100)];
+    let advice = |kind, layers, settings, took| report(kind, image(layers), settings, took).advice;
+    let network = [(9.0, 0.0), (1.0, 1.0), (1.0, 1.0), (0.1, 0.1), (0.1, 0.1), (0.1, 0.0)];
+    assert!(advice(Kind::Build, small(), SETTINGS, network).contains("--concurrency (here 4)"));
+    let one = vec![layer("a", Compression::Gzip, 100 << 20, 200 << 20)];
+    let told = advice(Kind::Build, one, SETTINGS, network);
+    assert!(
+        told.contains("registry.ranges_per_blob (here 1)") && told.contains("[[registry.host]]"),
+        "{told}"
+    );
+
+    let create = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (3.0, 3.0), (0.1, 0.1), (0.1, 0.0)];
+    assert!(advice(Kind::Build, small(), SETTINGS, create).contains("--layer-format erofs makes none"));
+    let mut slow = stages(Kind::Build, &image(small()), create);
+    for (entries, told) in [(Some(999), false), (Some(1000), true)] {
+        (slow[3].entries, slow[3].per_second) = (entries, 9999.0);
+        let report = BenchReport::new(Kind::Build, image(small()), SETTINGS, slow.clone(), Took::default());
+        assert_eq!(report.advice.contains("removed in the last minutes"), told, "{}", report.advice);
+    }
+    let few = Settings { concurrency: 1, ..SETTINGS };
+    assert!(advice(Kind::Build, small(), few, create).starts_with("--concurrency (here 1)"));
+    let inflate = [(0.1, 0.1), (3.0, 3.0), (1.0, 1.0), (0.1, 0.1), (0.1, 0.1), (0.1, 0.0)];
+    assert!(advice(Kind::Decode, small(), SETTINGS, inflate).contains("zstd"));
+
+    let disk = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (0.1, 0.1), (4.0, 0.1), (4.0, 0.0)];
+    assert!(advice(Kind::Apply, small(), SETTINGS, disk).contains("--layer-format erofs"));
+    let erofs = Settings { layer_format: Some(LayerFormat::Erofs), ..SETTINGS };
+    assert!(!advice(Kind::Apply, small(), erofs, disk).contains("erofs"));
+
+    for (compression, zstd) in [(Compression::Gzip, true), (Compression::Zstd, false)] {
+        let mut layer = layer("a", compression, 400, 500);
+        layer.inflate_us = 20_000_000;
+        assert_eq!(advice(Kind::Build, vec![layer], SETTINGS, inflate).contains("zstd"), zstd);
+    }
+}
+
+#[test]
+fn a_report_is_json_and_back() {
+    let took = [(9.0, 1.0), (2.0, 2.0), (1.0, 1.0), (0.5, 0.5), (0.5, 0.5), (0.0, 0.0)];
+    let report = report(Kind::Build, image(vec![layer("a", Compression::Zstd, 1, 2)]), SETTINGS, took);
+    let json = serde_json::to_string(&report).unwrap();
+    assert!(json.contains(r#""stage":"network","counted":true,"wall_seconds":9.0"#), "{json}");
+    assert_eq!(serde_json::from_str::<BenchReport>(&json).unwrap(), report);
+}
