@@ -274,7 +274,11 @@ impl BenchReport {
         let limits = limits::find(&image, &settings, &stages);
         let (binding, roofline_seconds) =
             limits.first().map_or((LimitName::Processors, 0.0), |limit| (limit.limit, limit.seconds));
-        let advice = advice::advice(binding, &image, &settings, &stages, limits.first());
+        let times_roofline = over(together.wall_seconds, roofline_seconds);
+        let mut advice = advice::advice(binding, &image, &settings, &stages, limits.first());
+        if times_roofline < 1.0 {
+            advice.push_str(advice::BEATEN);
+        }
         BenchReport {
             version: VERSION,
             larder: env!("CARGO_PKG_VERSION").to_owned(),
@@ -286,7 +290,7 @@ impl BenchReport {
             limits,
             binding,
             roofline_seconds,
-            times_roofline: over(together.wall_seconds, roofline_seconds),
+            times_roofline,
             advice,
         }
     }

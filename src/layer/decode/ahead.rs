@@ -27,8 +27,11 @@ impl Ahead {
     ) -> Result<Self, Box<Inflater<S>>> {
         let (sender, pieces) = sync_channel(WAITING);
         // A thread that does not start would take with it what it was started with.
-        let (hand_over, handed_over) = sync_channel(1);
-        let work = move || inflate(handed_over.recv().map_err(|_| Error::Failed)?, &sender);
+        let (hand_over, handed_over) = sync_channel::<Box<Inflater<S>>>(1);
+        let work = move || {
+            let mut inflater = handed_over.recv().map_err(|_| Error::Failed)?;
+            if inflate(&mut inflater, &sender) { inflater.finish() } else { Err(Error::Failed) }
+        };
         match Builder::new().name("layer-inflate".into()).spawn(work) {
             Ok(thread) => match hand_over.send(inflater) {
                 Ok(()) => Ok(Ahead { pieces, ended: false, thread }),
@@ -54,17 +57,16 @@ impl Ahead {
     }
 }
 
-fn inflate<S: ChunkSource>(
-    mut inflater: Box<Inflater<S>>,
-    pieces: &SyncSender<Piece>,
-) -> Result<Decoded, Error> {
+/// Whether the blob was whole, and the reader had all of it.
+fn inflate<S: ChunkSource>(inflater: &mut Inflater<S>, pieces: &SyncSender<Piece>) -> bool {
     loop {
         let piece = inflater.next();
         let is_whole = matches!(piece, Ok(None));
         let is_last = !matches!(piece, Ok(Some(_)));
         // A reader that is gone has failed, and tells why itself.
-        if pieces.send(piece).is_err() || is_last {
-            return if is_whole { inflater.finish() } else { Err(Error::Failed) };
+        let is_read = pieces.send(piece).is_ok();
+        if !is_read || is_last {
+            return is_read && is_whole;
         }
     }
 }

@@ -13,6 +13,10 @@ const SLOW: f64 = 10_000.0;
 /// From so many names on their rate says something.
 const ENOUGH: u64 = 1000;
 
+/// What to think of a limit that was beaten.
+pub(super) const BEATEN: &str = " That it took less than the limit allows means that the machine did not give the same twice: other \
+     work on it, or a disk that is quick only until an allowance is used up. Measure again.";
+
 /// One to three sentences.
 pub(super) fn advice(
     binding: LimitName,

@@ -141,6 +141,15 @@ fn advice_names_settings() {
 }
 
 #[test]
+fn a_limit_that_was_beaten_is_explained() {
+    let report = |seconds| {
+        report(Kind::Build, image(vec![layer("a", Compression::Gzip, 1, 1)]), SETTINGS, [(seconds, 1.0); 6])
+    };
+    assert!(report(13.0).times_roofline < 1.0 && report(13.0).advice.ends_with("Measure again."));
+    assert!(report(1.0).times_roofline > 1.0 && !report(1.0).advice.contains("Measure again"));
+}
+
+#[test]
 fn a_report_is_json_and_back() {
     let took = [(9.0, 1.0), (2.0, 2.0), (1.0, 1.0), (0.5, 0.5), (0.5, 0.5), (0.0, 0.0)];
     let report = report(Kind::Build, image(vec![layer("a", Compression::Zstd, 1, 2)]), SETTINGS, took);
