@@ -18,8 +18,9 @@ use crate::model::class::Class;
 use crate::model::event::Event;
 use crate::volume::Volume;
 
-/// Time between the end of one flush and the start of the next.
-const PAUSE: Duration = Duration::from_millis(300);
+/// Time between the end of one flush and the start of the next. Shorter ones gain nothing, and a flush is one of all that others
+/// write to the same file system.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The work, until it is stopped.
 #[derive(Debug)]
