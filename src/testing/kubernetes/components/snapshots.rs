@@ -2,6 +2,7 @@
 //! pkg/sidecar-controller/snapshot_controller.go; facts/kubernetes.md, 1 and 2.5).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
@@ -328,6 +329,10 @@ fn error(state: &State, id: &Id, message: String) -> Value {
     if before["message"] == message { before } else { json!({"message": message, "time": now()}) }
 }
 
+/// Pause before a driver that has refused is asked again. The sidecar's is a second and doubles (external-snapshotter,
+/// `retry-interval-start`); none at all would keep the other components from ever coming to rest.
+const RETRY: Duration = Duration::from_millis(200);
+
 /// Asks the driver for a snapshot of a volume.
 fn take(state: &mut State, id: &Id, content: &Value) {
     let uid = meta(content, "uid").to_owned();
@@ -340,6 +345,9 @@ fn take(state: &mut State, id: &Id, content: &Value) {
             return;
         }
         state.amend(id, true, SIDECAR, |content| content["status"]["readyToUse"] = true.into());
+        return;
+    }
+    if content["status"].get("error").is_some() && !state.timers.due(&uid, "retry", RETRY) {
         return;
     }
     set_being_created(state, id, true);
@@ -390,7 +398,8 @@ fn refuse(state: &mut State, id: &Id, uid: &str, message: String) {
         content["status"] = json!({"readyToUse": false, "error": error});
     });
     state.timers.reset(uid, "snapshot");
-    state.timers.due(uid, "snapshot", state.timing.snapshot);
+    state.timers.reset(uid, "retry");
+    state.timers.due(uid, "retry", RETRY);
 }
 
 /// While the driver has not answered, nobody can say whether there is a snapshot: the content must not go.
