@@ -38,6 +38,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::config::{Config, ConfigError};
+use crate::sys::process;
 use crate::telemetry::{self, Console};
 use args::{Cli, Command, ConfigAction, Global};
 use exit::USAGE;
@@ -45,6 +46,7 @@ use usage::UsageError;
 
 /// Runs the program with the arguments `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    process::restrict_umask();
     let argv: Vec<OsString> = args.into_iter().collect();
     let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,

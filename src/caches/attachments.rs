@@ -9,7 +9,6 @@
 //!
 //! The records lie beside the volumes, not in them: a sealed volume is never written to.
 
-use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::runtime::{Containerd, Runtime};
-use crate::sys::{Dir, atomic};
+use crate::sys::{Dir, atomic, dir};
 
 /// The version that is written.
 const VERSION: u32 = 1;
@@ -155,7 +154,7 @@ impl Attachments {
                 return Ok(());
             }
         }
-        fs::create_dir_all(&self.dir).map_err(|e| self.failed("creating", e))?;
+        dir::create_all(&self.dir, 0o700).map_err(|e| self.failed("creating", e))?;
         let dir = Dir::open(&self.dir).map_err(|e| self.failed("opening", e))?;
         let written = serde_json::to_vec(&record).map_err(io::Error::from);
         let written = written.and_then(|bytes| atomic::write(&dir, name.as_bytes(), &bytes, 0o600));

@@ -1,14 +1,15 @@
 //! What `--confine`, `--nice` and `--die-with-parent` ask of this process, before it has a second thread.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use super::args::OrderArgs;
 use crate::build::share;
 use crate::model::class::Class;
 use crate::sys::confine::{Confined, Confinement};
-use crate::sys::process;
+use crate::sys::{private, process};
 
 /// Of 1000: well before a daemon, whose score is 0, and before it whatever the memory of each (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: i32 = 500;
@@ -90,15 +91,11 @@ pub(super) fn enter(
     confinement.readable.extend([share, layout].into_iter().flatten().map(Path::to_owned));
     // A rule takes a descriptor, so what will be written has to be there.
     for dir in &confinement.writable {
-        match fs::create_dir(dir) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::Directory { path: dir.display().to_string(), source });
-            }
-            _ => {}
-        }
+        let failed = |source| Error::Directory { path: dir.display().to_string(), source };
+        private::create_dir(dir).map_err(failed)?;
     }
     if let Some(path) = result {
-        match OpenOptions::new().append(true).create(true).open(path) {
+        match OpenOptions::new().append(true).create(true).mode(0o600).open(path) {
             Ok(_) => confinement.results.push(path.to_owned()),
             Err(error) => tracing::warn!(path = %path.display(), %error, "opening the result file"),
         }

@@ -23,7 +23,7 @@ use crate::kubernetes::node::{Agent, Settings, health::Health};
 use crate::model::class::Class;
 use crate::node::attach::Host;
 use crate::node::snapshotter::{self, Server, StartError};
-use crate::sys::Dir;
+use crate::sys::{Dir, dir};
 use crate::sys::lock::Lock;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
@@ -126,8 +126,9 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
     }
     let client = client::connect_by("of this node", node.kubeconfig.as_deref()).await?;
     let layout = Layout::new(&config.state.dir);
-    for path in [layout.root(), &node.mounts] {
-        let made = std::fs::create_dir_all(path);
+    // Pods read what is mounted below the second.
+    for (path, mode) in [(layout.root(), 0o700), (&node.mounts, 0o755)] {
+        let made = dir::create_all(path, mode);
         made.map_err(|source| Error::Directory { path: path.to_owned(), source })?;
     }
     // The one before may be on its way out still: the DaemonSet starts this one again.

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::model::class::Class;
-use crate::sys::{Dir, atomic};
+use crate::sys::{Dir, atomic, dir};
 
 /// How each of them begins, so that nobody else's is taken for one.
 pub const MARK: &str =
@@ -100,14 +100,14 @@ impl File {
         }
         let Some(text) = &self.text else { return self.remove() };
         let parent = self.path.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(parent).map_err(failed("creating", parent))?;
+        dir::create_all(parent, 0o755).map_err(failed("creating", parent))?;
         if let Some((dir, name)) = self.open()? {
             let written = atomic::write(&dir, name.as_bytes(), text.as_bytes(), self.mode);
             written.map_err(failed("writing", &self.path))?;
         }
         if let Some(link) = &self.link {
             let parent = link.parent().unwrap_or(Path::new("/"));
-            fs::create_dir_all(parent).map_err(failed("creating", parent))?;
+            dir::create_all(parent, 0o755).map_err(failed("creating", parent))?;
             remove(link)?;
             std::os::unix::fs::symlink(&self.path, link).map_err(failed("linking", link))?;
         }

@@ -77,12 +77,12 @@ impl Unfinished {
         let destination = Destination::new(path, force)?;
         destination.examine(FileType::Regular)?;
         let creating = "creating a file in the directory of";
-        if let Some(file) = unnamed::create(&destination.parent, 0o644).context(creating, path.display())? {
+        if let Some(file) = unnamed::create(&destination.parent, 0o600).context(creating, path.display())? {
             return Ok(Unfinished { destination, file, temporary: None });
         }
         let temporary =
             [&destination.temporary()[..], format!("-{}", std::process::id()).as_bytes()].concat();
-        let file = destination.parent.create_file(&temporary, 0o644).context(creating, path.display())?;
+        let file = destination.parent.create_file(&temporary, 0o600).context(creating, path.display())?;
         Ok(Unfinished { destination, file, temporary: Some(temporary) })
     }
 
@@ -156,7 +156,7 @@ impl Directory {
         }
         let temporary = destination.temporary();
         let creating = "creating a directory beside";
-        let dir = destination.parent.ensure_dir(&temporary, 0o755).context(creating, path.display())?;
+        let dir = destination.parent.ensure_dir(&temporary, 0o700).context(creating, path.display())?;
         let lock = DirLock::try_exclusive(&dir).context("locking the directory beside", path.display())?;
         let lock = lock.ok_or_else(|| Error::Busy { path: destination.shown() })?;
         for name in dir.names().context("listing", "what an earlier export left")? {

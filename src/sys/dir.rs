@@ -1,10 +1,11 @@
 //! A directory held by its descriptor, and what can be done to the names in it.
 
 use std::ffi::CString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -280,6 +281,27 @@ impl AsFd for Dir {
 /// Sets owner and group of an open inode.
 pub fn set_owner(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
     Ok(unistd::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
+}
+
+/// Creates the directory at `path` and its missing parents, each with exactly `mode` (07777), whatever the umask. Directories
+/// that exist keep their modes. For paths that the operator gave: symbolic links are followed.
+///
+/// # Errors
+/// Those of mkdir(2) and chmod(2), and `NotADirectory` for a path that names something else.
+pub fn create_all(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| *parent != Path::new("")) {
+        create_all(parent, mode)?;
+    }
+    match fs::DirBuilder::new().mode(mode & 0o700).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
+        // Another process was faster.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 /// Sets the mode (07777) of an open inode.

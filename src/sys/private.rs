@@ -1,8 +1,8 @@
-//! Files that are one user's alone: private keys.
+//! Files and directories that only their owner can open.
 
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -56,6 +56,18 @@ pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = std::fs::remove_file(path);
     }
     written
+}
+
+/// Creates the directory at `path` with mode 0700, whatever the umask, and returns whether it is new. The parent must exist.
+///
+/// # Errors
+/// Those of mkdir(2), except that the name may exist: then nothing is changed.
+pub fn create_dir(path: &Path) -> io::Result<bool> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

@@ -6,6 +6,8 @@ use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use super::dir;
+
 /// What is where a socket is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -39,10 +41,7 @@ pub fn place(path: &Path) -> io::Result<Place> {
 pub fn bind(path: &Path, mode: u32, gid: Option<u32>) -> io::Result<UnixListener> {
     let parent = path.parent().unwrap_or(Path::new("/"));
     // /run is empty after each boot, and only systemd makes a RuntimeDirectory=.
-    match DirBuilder::new().mode(0o755).create(parent) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
-        _ => {}
-    }
+    dir::create_all(parent, 0o755)?;
     let nursery = parent.join(match path.file_name() {
         Some(name) => format!(".bind.{}", name.display()),
         None => return Err(io::ErrorKind::InvalidInput.into()),

@@ -8,13 +8,13 @@ use super::error::{Context, Error};
 use super::job::{self, Identity, Record};
 use super::journal::{Journal, Trust};
 use super::place::Place;
-use super::{Budget, State, Volume, disk, layout, seal};
+use super::{Budget, State, Volume, disk, isolate, layout, seal};
 use crate::model::chain::ChainId;
 use crate::model::seal::{CacheManifest, Layer};
 use crate::model::size::ByteSize;
 use crate::sys::lock::Lock;
 use crate::sys::space::{self, FileSystem};
-use crate::sys::{Dir, remove};
+use crate::sys::{Dir, private, remove};
 
 /// What opening a volume gives.
 #[derive(Debug)]
@@ -52,12 +52,7 @@ pub struct Opening<'a> {
 pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     let identity = opening.identity;
     let shown = path.display().to_string();
-    match std::fs::create_dir(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(e).context("creating the volume", &shown);
-        }
-        _ => {}
-    }
+    private::create_dir(path).context("creating the volume", &shown)?;
     let root = Dir::open(path).context("opening the volume", &shown)?;
     if root.try_stat(disk::IMAGE).context("examining", &shown)?.is_some() {
         return Err(Error::IsDisk { path: shown });
@@ -65,7 +60,11 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     if let Some(sealed) = sealed(&root, identity, &shown)? {
         return Ok(Opened::Sealed(sealed));
     }
-    refuse_foreign(&root, &shown)?;
+    let is_new = refuse_foreign(&root, &shown)?;
+    if is_new && opening.cap == Cap::Counted {
+        // Setuid programs and devices of images lie below as they are: no other user of the host may get there.
+        isolate(&root).context("making the volume private", &shown)?;
+    }
     let larder = root.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
     let lock = Lock::try_exclusive(&larder, layout::LOCK).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
@@ -129,10 +128,10 @@ fn other_job<'a>(path: &str, images: impl Iterator<Item = &'a str>) -> Error {
     Error::OtherJob { path: path.to_owned(), images: images.collect::<Vec<_>>().join(", ") }
 }
 
-/// A directory without `.larder` must be empty, but for what mkfs leaves.
-fn refuse_foreign(root: &Dir, path: &str) -> Result<(), Error> {
+/// Refuses a directory that has no `.larder` and is not empty, except for what mkfs leaves. Returns whether the volume is new.
+fn refuse_foreign(root: &Dir, path: &str) -> Result<bool, Error> {
     if root.try_stat(layout::LARDER).context("examining", ".larder")?.is_some_and(|stat| stat.is_dir()) {
-        return Ok(());
+        return Ok(false);
     }
     let names = root.names().context("listing", path)?;
     match names.into_iter().find(|name| name != layout::LOST_AND_FOUND) {
@@ -140,6 +139,6 @@ fn refuse_foreign(root: &Dir, path: &str) -> Result<(), Error> {
             let name = String::from_utf8_lossy(&name).into_owned();
             Err(Error::Foreign { path: path.to_owned(), name })
         }
-        None => Ok(()),
+        None => Ok(true),
     }
 }

@@ -28,6 +28,7 @@ mod kubernetes;
 mod limits;
 mod matching;
 mod memory;
+mod modes;
 mod node_store;
 mod notify;
 mod operate;

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use crate::model::event::Outcome;
@@ -21,7 +22,9 @@ fn try_write(path: &Path, outcome: &Outcome) -> io::Result<()> {
     // One byte is for the newline.
     let mut line = outcome.to_short_line(LIMIT - 1)?;
     line.push('\n');
-    OpenOptions::new().write(true).create(true).truncate(true).open(path)?.write_all(line.as_bytes())
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(path)?.write_all(line.as_bytes())
 }
 
 #[cfg(test)]

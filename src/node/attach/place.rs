@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use super::error::{Error, io as failed};
 use crate::caches::attachments::Attachment;
 use crate::node::podman::skeleton;
-use crate::sys::{Dir, mount};
+use crate::sys::{Dir, dir, mount};
 
 /// Where volumes are mounted if nobody says so. Short, for overlayfs takes the paths of all layers in one page.
 const DEFAULT: &str = "/icv";
@@ -90,9 +90,9 @@ pub(super) fn check_empty(at: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes the directory.
+/// Creates the directory to mount at. Every user of the host can enter it: what is mounted there is for all to read.
 pub(super) fn make(at: &Path) -> Result<(), Error> {
-    fs::create_dir_all(at).map_err(failed("creating", at))
+    dir::create_all(at, 0o755).map_err(failed("creating", at))
 }
 
 #[cfg(test)]

@@ -39,20 +39,20 @@ impl Layout {
 impl Target for Layout {
     fn directory(&mut self, path: &str) -> Result<(), Error> {
         let (parent, name) = self.parent(path)?;
-        let dir = parent.make_dir(name, 0o755).and_then(|()| parent.open_dir(name));
+        let dir = parent.make_dir(name, 0o700).and_then(|()| parent.open_dir(name));
         self.directories.push(dir.context("creating", path)?);
         Ok(())
     }
 
     fn file(&mut self, path: &str, bytes: &[u8]) -> Result<(), Error> {
         let (dir, name) = self.parent(path)?;
-        let mut file = dir.create_file(name, 0o644).context("creating", path)?;
+        let mut file = dir.create_file(name, 0o600).context("creating", path)?;
         file.write_all(bytes).context("writing", path)?;
         self.flush(&file, path, bytes.len() as u64)
     }
 
     fn stream(&mut self, _: Option<&Place>, fill: &mut Fill<'_>) -> Result<(), Error> {
-        let mut file = self.root.create_file(UNNAMED, 0o644).context("creating", "a blob")?;
+        let mut file = self.root.create_file(UNNAMED, 0o600).context("creating", "a blob")?;
         let place = fill(&mut file)?;
         let (dir, name) = self.parent(&place.path)?;
         self.root.rename_new(UNNAMED, &dir, name).context("naming", &place.path)?;

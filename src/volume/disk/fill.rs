@@ -100,7 +100,7 @@ impl Disk {
         if shrink {
             file.set_len(found.size).context("cutting", &shown)?;
         }
-        self.below.set_mode(IMAGE, 0o444).context("making read-only", &shown)?;
+        self.below.set_mode(IMAGE, 0o400).context("making read-only", &shown)?;
         file.sync_all().context("flushing", &shown)?;
         let image = DiskImage {
             version: image::VERSION,
@@ -118,7 +118,7 @@ impl Disk {
             .map_err(io::Error::from)
             .context("writing image.json of", &shown)?;
         json.push(b'\n');
-        atomic::write(&self.below, DESCRIPTION, &json, 0o644).context("writing image.json of", &shown)?;
+        atomic::write(&self.below, DESCRIPTION, &json, 0o600).context("writing image.json of", &shown)?;
         seal.write(&self.below).context("writing cache.json of", &shown)
     }
 

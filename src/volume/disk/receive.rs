@@ -1,6 +1,6 @@
 //! A sealed disk that was made elsewhere takes its place here.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use super::take::refuse_foreign;
 use super::{DESCRIPTION, Entered, IMAGE, enter, tools};
 use crate::model::digest::Digest;
 use crate::sys::lock::Lock;
-use crate::sys::{Dir, atomic, dir};
+use crate::sys::{Dir, atomic, dir, private};
 use crate::volume::{layout, seal};
 
 /// A directory that is to become the volume of a disk. Until that is done nobody takes it for one.
@@ -30,12 +30,7 @@ pub struct Receiving {
 /// A directory that holds something else, a sealed volume among them.
 pub fn receive(path: &Path) -> Result<Receiving, Error> {
     let shown = path.display().to_string();
-    match fs::create_dir(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(e).context("creating the volume", &shown);
-        }
-        _ => {}
-    }
+    private::create_dir(path).context("creating the volume", &shown)?;
     let below = Dir::open(path).context("opening the volume", &shown)?;
     refuse_foreign(&below, &shown)?;
     for name in [layout::CACHE, IMAGE] {
@@ -88,7 +83,7 @@ impl Receiving {
     /// Seals it. The volume on the disk was proven, `seal` is its seal.
     pub fn finish(self, seal: &seal::Files) -> Result<(), Error> {
         let shown = self.path.join("disk.img").display().to_string();
-        dir::set_mode(&self.file, 0o444).context("making read-only", &shown)?;
+        dir::set_mode(&self.file, 0o400).context("making read-only", &shown)?;
         self.file.sync_all().context("flushing", &shown)?;
         let file = self.larder.open_file(IMAGE).context("opening", &shown)?;
         let found = Superblock::read(&file).context("reading", &shown)?;
@@ -112,7 +107,7 @@ impl Receiving {
         let mut json = json.context("writing image.json of", &shown)?;
         json.push(b'\n');
         self.larder.rename_new(IMAGE, &self.below, IMAGE).context("placing", &shown)?;
-        atomic::write(&self.below, DESCRIPTION, &json, 0o644).context("writing image.json of", &shown)?;
+        atomic::write(&self.below, DESCRIPTION, &json, 0o600).context("writing image.json of", &shown)?;
         seal.write(&self.below).context("writing cache.json of", &shown)
     }
 }

@@ -14,7 +14,7 @@ use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter, tools};
 use crate::model::digest::Digest;
 use crate::sys::dir::stat_fd;
 use crate::sys::lock::Lock;
-use crate::sys::{Dir, loop_device, process, space};
+use crate::sys::{Dir, loop_device, private, process, space};
 use crate::volume::layout;
 
 /// How long the kernel may take to let go of a disk whose builder was killed: it writes out what that had in memory.
@@ -110,12 +110,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let path = request.path;
     let shown = path.display().to_string();
     check_size(request)?;
-    match fs::create_dir(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-            return Err(e).context("creating the volume", &shown);
-        }
-        _ => {}
-    }
+    private::create_dir(path).context("creating the volume", &shown)?;
     if fs::symlink_metadata(path).context("examining", &shown)?.is_symlink() {
         let fault = "is a symbolic link: give the directory that it leads to".to_owned();
         return Err(Error::Other { path: shown, fault });
@@ -264,7 +259,7 @@ fn mount_point(name: &Name) -> Result<PathBuf, Error> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e).context("removing", &shown),
         _ => {}
     }
-    fs::create_dir(&path).context("creating", &shown)?;
+    private::create_dir(&path).context("creating", &shown)?;
     path.canonicalize().context("opening", &shown)
 }
 
