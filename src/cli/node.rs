@@ -23,8 +23,8 @@ use crate::kubernetes::node::{Agent, Settings, health::Health};
 use crate::model::class::Class;
 use crate::node::attach::Host;
 use crate::node::snapshotter::{self, Server, StartError};
-use crate::sys::{Dir, dir};
 use crate::sys::lock::Lock;
+use crate::sys::{Dir, dir};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
 

@@ -76,11 +76,15 @@ const DISK: Table = &[
     ("disk.img", 0o400),
     (".larder", 0o700),
     (".larder/*", 0o600),
+    // Copies of what lies on the disk, with its modes.
+    ("cache.json", 0o644),
+    ("cache.json.sig", 0o644),
     ("*", 0o600),
 ];
 
 /// Exports, keys and results.
-const OWNERS: Table = &[("layout", 0o700), ("layout/blobs", 0o700), ("layout/blobs/sha256", 0o700), ("**", 0o600)];
+const OWNERS: Table =
+    &[("layout", 0o700), ("layout/blobs", 0o700), ("layout/blobs/sha256", 0o700), ("**", 0o600)];
 
 /// State of a daemon.
 const STATE: Table = &[("**", OWNERS_ALONE)];
@@ -109,7 +113,7 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// Compares everything below `root`, except the content of layers and what `skip` names, with the table.
+/// Compares everything below `root`, except the content of layers and directories called `skip`, with the table.
 fn compare(root: &Path, table: Table, skip: &str) {
     let mut wrong = Vec::new();
     let mut seen = 0;
@@ -117,7 +121,7 @@ fn compare(root: &Path, table: Table, skip: &str) {
     while let Some(path) = pending.pop() {
         let metadata = fs::symlink_metadata(&path).unwrap();
         let below = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-        if path.file_name().is_some_and(|name| name == "diff") || (!skip.is_empty() && below == skip) {
+        if path.file_name().is_some_and(|name| name == "diff" || name == skip) {
             continue;
         }
         if metadata.is_dir() {
@@ -184,9 +188,12 @@ fn volumes_are_the_owners_alone() {
         let out = served.beside("out");
         fs::create_dir(&out).unwrap();
         fs::set_permissions(&out, Permissions::from_mode(0o600)).unwrap();
-        for (format, name) in
-            [("oci-archive", "a.tar"), ("oci-layout", "layout"), ("docker-archive", "d.tar"), ("erofs", "e.img")]
-        {
+        for (format, name) in [
+            ("oci-archive", "a.tar"),
+            ("oci-layout", "layout"),
+            ("docker-archive", "d.tar"),
+            ("erofs", "e.img"),
+        ] {
             let mut export = larder();
             export.arg("export").arg(&volume).arg(out.join(name)).args(["--format", format]);
             succeed(&mut under(umask, &export));
@@ -226,4 +233,36 @@ fn state_of_a_daemon_is_the_owners_alone() {
         daemon.settle(tenant, &id, "Available", Duration::from_secs(60));
         compare(&daemon.state(), STATE, "volumes");
     }
+}
+
+/// Calls that take their mode from the umask alone. Control groups and /proc have modes of their own; the others are in a file system
+/// in memory that only this process sees, or set the mode in the next call.
+const WITHOUT_MODE: [&str; 4] = ["fs::create_dir(", "create_dir_all(", "File::create(", "fs::write("];
+const EXCEPT: [&str; 4] = ["sys/cgroup.rs", "sys/process.rs", "rootfs.rs", "node/view/tree.rs"];
+
+#[test]
+fn every_creation_names_a_mode() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    let mut pending = vec![src.clone()];
+    while let Some(path) = pending.pop() {
+        let name = path.strip_prefix(&src).unwrap().to_str().unwrap();
+        if path.is_dir() {
+            if name != "testing" && !name.ends_with("/tests") {
+                pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            }
+            continue;
+        }
+        if name.ends_with("tests.rs") || EXCEPT.contains(&name) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap().split("#[cfg(all(test").next().unwrap();
+        for (number, line) in code.lines().enumerate() {
+            if WITHOUT_MODE.iter().any(|call| line.contains(call)) && !line.trim_start().starts_with("//") {
+                found.push(format!("src/{name}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "files or directories made without a mode:\n{}", found.join("\n"));
 }
