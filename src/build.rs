@@ -22,11 +22,13 @@ mod pipeline;
 pub mod progress;
 mod publish;
 pub mod registry;
+pub mod remote;
 mod resolve;
 mod run;
 pub mod share;
 mod source;
 mod sweep;
+pub mod wire;
 
 pub use run::{Prepared, run};
 pub use sweep::sweep;

@@ -25,6 +25,7 @@ mod output;
 mod plan;
 mod prefetch;
 mod preload;
+mod role;
 mod serve;
 mod signals;
 mod snapshotter;

@@ -19,6 +19,9 @@ use crate::layer::limits::Ratio;
 use crate::model::digest::Algorithm;
 use crate::sys::{Dir, space, unnamed};
 
+/// What an archive is called that has no path.
+const STDIN: &str = "standard input";
+
 /// Bytes read at once.
 const CHUNK: usize = 1 << 18;
 
@@ -42,10 +45,7 @@ impl Input {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
         if path == Path::new("-") {
-            let shown = "standard input".to_owned();
-            let mut file = Temporary::new()?;
-            file.fill(&mut io::stdin().lock(), &shown)?;
-            return Ok(Input { place: sniffed(file.file, &shown)?, shown });
+            return Input::kept(&Input::keep()?);
         }
         let metadata = std::fs::metadata(path).context("opening", &shown)?;
         let place = if metadata.is_dir() {
@@ -59,6 +59,25 @@ impl Input {
             sniffed(file.file, &shown)?
         };
         Ok(Input { shown, place })
+    }
+
+    /// Reads standard input to its end into a file without a name, for [`Input::kept`]. Nothing of it is parsed.
+    ///
+    /// # Errors
+    /// Reading and writing fail, or the directory for temporary files has too little room.
+    pub fn keep() -> Result<File, Error> {
+        let mut file = Temporary::new()?;
+        file.fill(&mut io::stdin().lock(), STDIN)?;
+        Ok(file.file)
+    }
+
+    /// Opens the archive that [`Input::keep`] kept.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn kept(file: &File) -> Result<Self, Error> {
+        let file = file.try_clone().context("opening", STDIN)?;
+        Ok(Input { place: sniffed(file, STDIN)?, shown: STDIN.to_owned() })
     }
 
     /// Opens the tar that a daemon received and keeps at `path`. It is taken as it is, never inflated to a file: what came

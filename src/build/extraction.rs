@@ -2,16 +2,17 @@
 //! bounded channel between, so that a slow disk stops the socket.
 
 use std::fs::File;
-use std::io;
-use std::sync::Arc;
+use std::io::{self, Read as _};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::cancel::Cancel;
 use super::failure::Fail;
 use super::layers::Change;
+use super::remote::{End, Piped};
 use super::share::{Copy, Lies};
 use super::source::{Blob, Source};
 use crate::archive;
@@ -148,6 +149,7 @@ async fn fetch_from(
     let mut stream = match source.blob(reference, blob) {
         Ok(Blob::Stream(stream)) => stream,
         Ok(Blob::File(file)) => return from_file(shared, file, expected, blob, counters).await,
+        Ok(Blob::Piped(piped)) => return from_pipe(shared, source, piped, expected, blob, counters).await,
         Err(e) => return Err(Failed::Source(fail(e.class(), e.to_string()))),
     };
     let (sender, receiver) = mpsc::channel(CHUNKS);
@@ -212,6 +214,97 @@ async fn from_file(
     }
     let (staging, extracted) = extracted.map_err(|e| fail(e.class(), e.describe()))?;
     Ok(Ready { staging, extracted, blob: blob.clone() })
+}
+
+/// Extracts a layer whose bytes another process sends. The thread that extracts reads the pipe itself, so a slow disk stops the
+/// sender and no byte waits in this process.
+async fn from_pipe(
+    shared: &Arc<Shared>,
+    source: &Source,
+    piped: Piped,
+    expected: Expected,
+    blob: &Descriptor,
+    counters: &Arc<Counters>,
+) -> Result<Ready, Failed> {
+    let fail = |class: Class, message: String| Fail {
+        class,
+        images: Vec::new(),
+        layer: Some(blob.digest.clone()),
+        message,
+    };
+    let failure = Arc::new(OnceLock::new());
+    let mut blocking = {
+        let (sharing, counters, failure) = (Arc::clone(shared), Arc::clone(counters), Arc::clone(&failure));
+        tokio::task::spawn_blocking(move || {
+            let source = Transfer::new(piped, failure);
+            let source = Counted { source, counters: Arc::clone(&counters) };
+            let decoder = Decoder::new(source, expected.blob.algorithm(), sharing.limits.ratio).ahead();
+            run(&sharing, decoder, &expected, &counters)
+        })
+    };
+    let extracted = tokio::select! {
+        extracted = &mut blocking => extracted,
+        () = shared.cancel.cancelled() => {
+            // The thread waits for bytes that a registry may never send.
+            if let Source::Remote(remote) = source {
+                remote.abort();
+            }
+            let _ = blocking.await;
+            return Err(Failed::Source(fail(Class::Cancelled, "interrupted".into())));
+        }
+    };
+    let extracted =
+        extracted.map_err(|e| Failed::Here(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
+    // The reason why bytes are missing, not that they are.
+    if extracted.is_err()
+        && let Some((class, message)) = failure.get()
+    {
+        return Err(Failed::Source(fail(*class, format!("fetching the layer: {message}"))));
+    }
+    let (staging, extracted) = extracted.map_err(|e| Failed::Here(fail(e.class(), e.describe())))?;
+    Ok(Ready { staging, extracted, blob: blob.clone() })
+}
+
+/// Bytes of a pipe that are read at once.
+const PIECE: usize = 256 << 10;
+
+/// The receiving end of a layer that another process sends.
+struct Transfer {
+    pipe: File,
+    /// Memory for what is read next.
+    buffer: BytesMut,
+    /// Taken at the end of the pipe.
+    end: Option<End>,
+    /// Where the reason goes if the transfer fails.
+    failure: Arc<OnceLock<(Class, String)>>,
+}
+
+impl Transfer {
+    fn new(piped: Piped, failure: Arc<OnceLock<(Class, String)>>) -> Self {
+        Transfer { pipe: piped.pipe, buffer: BytesMut::new(), end: Some(piped.end), failure }
+    }
+}
+
+impl ChunkSource for Transfer {
+    fn next(&mut self) -> io::Result<Option<Bytes>> {
+        if self.buffer.len() < PIECE / 4 {
+            // What was handed out is still read elsewhere; the rest of the piece is too small for a call.
+            self.buffer = BytesMut::zeroed(PIECE);
+        }
+        let read = self.pipe.read(&mut self.buffer)?;
+        if read > 0 {
+            return Ok(Some(self.buffer.split_to(read).freeze()));
+        }
+        // The end of the pipe is the end of the layer only if the sender says so.
+        match self.end.take().map(End::wait) {
+            None | Some(Ok(())) => Ok(None),
+            Some(Err(e)) => {
+                let message = e.to_string();
+                let _ = self.failure.set((e.class(), message.clone()));
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, message))
+            }
+        }
+    }
 }
 
 /// A source whose bytes are counted as received.

@@ -1,20 +1,24 @@
 //! Everything a build needs, after flags, job and configuration were merged.
 
+use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Refusal};
 use super::share::VolumeName;
 use crate::archive::Format;
+use crate::model::class::Class;
 use crate::model::job::{LayerFormat, VolumeKind};
-use crate::model::key::SigningKey;
+use crate::model::key::{PublicKey, SigningKey};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
+use crate::model::trust::SealSignature;
 use crate::volume::job::Identity;
 
 /// One build to carry out, or to plan.
@@ -54,10 +58,14 @@ pub struct Order {
     pub source: SourceOrder,
     /// The file of the key by which the volume is to be signed.
     pub sign_key: Option<PathBuf>,
-    /// That key; read before the build is confined.
-    pub signer: Option<Arc<SigningKey>>,
-    /// Who mounts for this build, where it is confined.
+    /// Who signs by it.
+    pub signer: Option<Signer>,
+    /// The supervisor of this build; `None` if the build is all one process.
     pub keeper: Option<Keeper>,
+    /// The process that fetches; `None` if this process fetches itself.
+    pub fetcher: Option<Fetching>,
+    /// The archive that came on standard input, if one did.
+    pub standard_input: Option<Arc<File>>,
     /// How registries are asked.
     pub registry: RegistryOrder,
 }
@@ -74,6 +82,47 @@ impl Order {
             rootless: self.rootless,
         }
     }
+}
+
+/// Who signs a volume. The key itself is never in a process that reads layers.
+#[derive(Clone, Debug)]
+pub enum Signer {
+    /// This process.
+    Key(Arc<SigningKey>),
+    /// The supervisor, by the key with this public half.
+    Supervisor(Keeper, PublicKey),
+}
+
+impl Signer {
+    /// The key by which a signature is verified.
+    pub fn public(&self) -> PublicKey {
+        match self {
+            Signer::Key(key) => key.public(),
+            Signer::Supervisor(_, public) => *public,
+        }
+    }
+
+    /// The bytes of `cache.json.sig` for these of `cache.json`. Blocks.
+    ///
+    /// # Errors
+    /// The supervisor refuses.
+    pub(super) fn sign(&self, cache_json: &[u8]) -> Result<Vec<u8>, Refusal> {
+        match self {
+            Signer::Key(key) => SealSignature::new(cache_json, key)
+                .to_json()
+                .map_err(|e| Refusal::new(Class::Internal, format!("writing the signature: {e}"))),
+            Signer::Supervisor(supervisor, _) => supervisor.sign(cache_json),
+        }
+    }
+}
+
+/// How another process that fetches is reached.
+#[derive(Clone, Debug)]
+pub struct Fetching {
+    /// The connection to it.
+    pub stream: Arc<UnixStream>,
+    /// Pull secrets that gave no credential.
+    pub absent: Vec<PullSecretName>,
 }
 
 /// A directory of volumes whose layers are reused ([`share`](super::share)).
@@ -103,6 +152,11 @@ pub enum SourceOrder {
 }
 
 impl SourceOrder {
+    /// Whether images come from an archive.
+    pub fn is_archive(&self) -> bool {
+        matches!(self, SourceOrder::Archive { .. })
+    }
+
     /// The archive, where it is a directory: its files are opened while the build goes on.
     pub fn directory(&self) -> Option<PathBuf> {
         match self {

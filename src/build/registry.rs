@@ -10,7 +10,9 @@ use futures_util::future::BoxFuture;
 
 use super::events::Events;
 use super::failure::Fail;
+use super::keeper::Keeper;
 use super::order::{Order, RegistryOrder};
+use super::remote::Fetcher;
 use crate::config::Config;
 use crate::config::registry as section;
 use crate::layer::limits::{Limits, Ratio};
@@ -33,8 +35,15 @@ pub(super) fn client(
     events: &Events,
 ) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
     let observer = Arc::new(ToEvents(events.clone()));
-    connect(&order.registry, config, &order.images, observer)
-        .map_err(|e| vec![Fail::job(e.class(), format!("setting up the registry client: {e}"))])
+    match &order.keeper {
+        Some(supervisor) => {
+            let credentials = Arc::new(supervisor.clone());
+            let registry = with_credentials(&order.registry, config, &order.images, credentials, observer);
+            registry.map(|registry| (registry, Vec::new()))
+        }
+        None => connect(&order.registry, config, &order.images, observer),
+    }
+    .map_err(set_up)
 }
 
 /// A client for the registries of `images`, and the pull secrets that gave no credential. All files are read here but docker
@@ -47,12 +56,50 @@ pub fn connect(
 ) -> Result<(Registry, Vec<PullSecretName>), Error> {
     let secrets = secrets(order);
     let absent = secrets.absent().to_vec();
+    Ok((with_credentials(order, config, images, Arc::new(FromSecrets(secrets)), observer)?, absent))
+}
+
+/// A client for the registries of `images` that gets credentials elsewhere. All other files are read here, so that the process
+/// can be confined afterwards.
+fn with_credentials(
+    order: &RegistryOrder,
+    config: &Config,
+    images: &[ImageReference],
+    credentials: Arc<dyn Credentials>,
+    observer: Arc<dyn Observer>,
+) -> Result<Registry, Error> {
     let registries = || images.iter().map(|image| image.registry());
     let mut options = options(order, &config.registry, config.build.memory_budget.0);
     options.hosts.settle(registries())?;
-    let registry = Registry::new(options, Arc::new(FromSecrets(secrets)), observer)?;
+    let registry = Registry::new(options, credentials, observer)?;
     registry.read_ahead(registries());
-    Ok((registry, absent))
+    Ok(registry)
+}
+
+/// The fetcher of a build, which asks its supervisor for credentials.
+pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keeper) -> Fetcher {
+    let observer = Arc::new(ToEvents(events.clone()));
+    let registry = with_credentials(&order.registry, config, &order.images, Arc::new(supervisor), observer)
+        .map_err(set_up);
+    Fetcher { registry, images: order.images.clone() }
+}
+
+/// Everything from which the credentials of an order come.
+pub fn secrets(order: &RegistryOrder) -> Secrets {
+    let keyring = match &order.secrets_dir {
+        Some(dir) => directory::read(dir, &order.pull_secrets),
+        None => Keyring::default(),
+    };
+    let docker_configs = match &order.docker_configs[..] {
+        [] if !order.user_docker_config => Vec::new(),
+        [] => DockerConfig::of_this_user(),
+        named => named.iter().map(|dir| DockerConfig::in_directory(dir)).collect(),
+    };
+    Secrets::new(keyring, docker_configs)
+}
+
+fn set_up(error: Error) -> Vec<Fail> {
+    vec![Fail::job(error.class(), format!("setting up the registry client: {error}"))]
 }
 
 /// Limits on layers.
@@ -64,19 +111,6 @@ pub(super) fn limits(config: &Config) -> Limits {
         ratio: Ratio { floor: build.ratio_floor.0, max: build.max_ratio },
         ..Limits::default()
     }
-}
-
-fn secrets(order: &RegistryOrder) -> Secrets {
-    let keyring = match &order.secrets_dir {
-        Some(dir) => directory::read(dir, &order.pull_secrets),
-        None => Keyring::default(),
-    };
-    let docker_configs = match &order.docker_configs[..] {
-        [] if !order.user_docker_config => Vec::new(),
-        [] => DockerConfig::of_this_user(),
-        named => named.iter().map(|dir| DockerConfig::in_directory(dir)).collect(),
-    };
-    Secrets::new(keyring, docker_configs)
 }
 
 fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> Options {

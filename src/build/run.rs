@@ -58,8 +58,11 @@ impl Prepared {
     pub fn new(order: Order, config: Config, events: Events) -> Self {
         let started = Instant::now();
         events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
-        let source = source::Opened::archive(&order)
-            .unwrap_or_else(|| source::Opened::Registry(registry::client(&order, &config, &events)));
+        let source = match (source::Opened::archive(&order), &order.fetcher) {
+            (Some(archive), _) => archive,
+            (None, Some(fetcher)) => source::Opened::Remote(fetcher.clone()),
+            (None, None) => source::Opened::Registry(registry::client(&order, &config, &events)),
+        };
         Prepared { order, config, events, source, started }
     }
 
@@ -449,7 +452,14 @@ async fn seal(
         let documents: Vec<Documents> = images.into_iter().map(documents).collect();
         let prefetch = prefetch::list(volume.root(), &content, &documents)
             .map_err(|e| Fail::job(e.class(), e.to_string()))?;
-        Ok(volume.seal(content, &documents, &prefetch, order.signer.as_deref())?)
+        let sign = |cache_json: &[u8]| match &order.signer {
+            Some(signer) => signer
+                .sign(cache_json)
+                .map_err(|refusal| volume::Error::Sign { class: refusal.class, message: refusal.message }),
+            None => Err(volume::Error::Sign { class: Class::Internal, message: "nobody can".to_owned() }),
+        };
+        let sign: Option<&volume::seal::Sign<'_>> = if order.signer.is_some() { Some(&sign) } else { None };
+        Ok(volume.seal(content, &documents, &prefetch, sign)?)
     })
     .await
 }

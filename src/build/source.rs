@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::failure::Fail;
-use super::order::{Order, SourceOrder};
+use super::order::{Fetching, Order, SourceOrder};
+use super::remote::{self, Piped, Remote};
 use super::resolve::{self, NothingKnown, ResolvedImage};
 use crate::archive::{self, Archive, Input};
 use crate::model::class::Class;
@@ -24,6 +25,8 @@ use crate::registry::{self, BlobStream, ManifestReference, Registry};
 pub(super) enum Source {
     /// What references name.
     Registry(Registry),
+    /// The same, fetched by another process.
+    Remote(Remote),
     /// An archive, for images of one platform.
     Archive(Arc<Archive>, Platform),
 }
@@ -33,6 +36,8 @@ pub(super) enum Source {
 pub(super) enum Error {
     #[error(transparent)]
     Registry(#[from] registry::Error),
+    #[error(transparent)]
+    Remote(#[from] remote::Error),
     #[error(transparent)]
     Archive(#[from] Box<archive::Error>),
     /// A document is not as long as its descriptor says.
@@ -47,6 +52,7 @@ impl Error {
     pub(super) fn class(&self) -> Class {
         match self {
             Error::Registry(error) => error.class(),
+            Error::Remote(error) => error.class(),
             Error::Archive(error) => error.class(),
             Error::Size { .. } => Class::Corrupt,
             Error::Ended(_) => Class::Internal,
@@ -67,6 +73,7 @@ pub(super) struct Manifest {
 #[derive(Debug)]
 pub(super) enum Blob {
     Stream(Box<BlobStream>),
+    Piped(Piped),
     File(archive::Blob),
 }
 
@@ -84,6 +91,7 @@ impl Source {
                 let (digest, media_type, bytes) = (found.digest, found.media_type, found.bytes.to_vec());
                 return Ok(Manifest { digest, media_type, bytes });
             }
+            Source::Remote(remote) => return Ok(remote.manifest(image, by).await?),
             Source::Archive(archive, platform) => (archive, platform),
         };
         let (digest, media_type, size) = match by {
@@ -109,6 +117,7 @@ impl Source {
     ) -> Result<Vec<u8>, Error> {
         match self {
             Source::Registry(registry) => Ok(registry.blob_bytes(image, descriptor, limit).await?.to_vec()),
+            Source::Remote(remote) => Ok(remote.blob_bytes(image, descriptor, limit).await?),
             Source::Archive(archive, _) => {
                 let (digest, want) = (descriptor.digest.clone(), descriptor.size);
                 let bytes = document(archive, digest.clone(), limit.min(want)).await?;
@@ -122,6 +131,7 @@ impl Source {
     pub(super) fn blob(&self, image: &ImageReference, descriptor: &Descriptor) -> Result<Blob, Error> {
         match self {
             Source::Registry(registry) => Ok(Blob::Stream(Box::new(registry.blob(image, descriptor)))),
+            Source::Remote(remote) => Ok(Blob::Piped(remote.layer(image, descriptor)?)),
             Source::Archive(archive, _) => {
                 let blob = archive.blob(&descriptor.digest).map_err(Box::new)?;
                 let (have, want) = (blob.size(), descriptor.size);
@@ -146,6 +156,7 @@ async fn document(archive: &Arc<Archive>, digest: Digest, limit: u64) -> Result<
 pub(super) enum Opened {
     /// A fault of the client is told when it is needed: a sealed volume needs none.
     Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
+    Remote(Fetching),
     Archive(Result<Input, Fail>, Option<archive::Format>),
 }
 
@@ -153,6 +164,7 @@ pub(super) enum Opened {
 #[derive(Debug)]
 pub(super) enum Ready {
     Registry(Result<(Registry, Vec<PullSecretName>), Vec<Fail>>),
+    Remote(Remote, Vec<PullSecretName>),
     /// An archive, and what the images of the order are in it.
     Archive(Source, Vec<ResolvedImage>),
 }
@@ -162,14 +174,18 @@ impl Opened {
     pub(super) fn registry(&self) -> Option<Registry> {
         match self {
             Opened::Registry(Ok((registry, _))) => Some(registry.clone()),
-            Opened::Registry(Err(_)) | Opened::Archive(..) => None,
+            Opened::Registry(Err(_)) | Opened::Remote(..) | Opened::Archive(..) => None,
         }
     }
 
     /// Opens the archive that the order names, if it names one.
     pub(super) fn archive(order: &Order) -> Option<Self> {
         let SourceOrder::Archive { path, format, received } = &order.source else { return None };
-        let opened = if *received { Input::received(path) } else { Input::open(path) };
+        let opened = match &order.standard_input {
+            Some(file) => Input::kept(file),
+            None if *received => Input::received(path),
+            None => Input::open(path),
+        };
         let opened = opened.map_err(|e| Fail::job(e.class(), e.to_string()));
         Some(Opened::Archive(opened, *format))
     }
@@ -179,6 +195,13 @@ impl Opened {
     pub(super) async fn settle(self, order: &mut Order) -> Result<Ready, Vec<Fail>> {
         let (input, format) = match self {
             Opened::Registry(client) => return Ok(Ready::Registry(client)),
+            Opened::Remote(Fetching { stream, absent }) => {
+                let remote = stream.try_clone().and_then(Remote::new);
+                let remote = remote.map_err(|e| {
+                    vec![Fail::job(Class::Internal, format!("reaching the process that fetches: {e}"))]
+                })?;
+                return Ok(Ready::Remote(remote, absent));
+            }
             Opened::Archive(input, format) => (input.map_err(|fail| vec![fail])?, format),
         };
         let fail = |e: archive::Error| vec![Fail::job(e.class(), e.to_string())];
@@ -251,6 +274,7 @@ impl Ready {
     pub(super) fn source(self) -> Result<(Source, Vec<PullSecretName>), Vec<Fail>> {
         match self {
             Ready::Registry(client) => client.map(|(registry, absent)| (Source::Registry(registry), absent)),
+            Ready::Remote(remote, absent) => Ok((Source::Remote(remote), absent)),
             Ready::Archive(source, _) => Ok((source, Vec::new())),
         }
     }

@@ -215,6 +215,8 @@ fn name(at: &Path) -> String {
 
 #[cfg(all(test, feature = "testing"))]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

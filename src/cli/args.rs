@@ -344,15 +344,14 @@ pub(super) struct OrderArgs {
     /// Give up at this time (RFC 3339, as in 2026-11-23T18:00:00Z) with exit 75; the volume stays resumable
     #[arg(long, value_name = "TIME")]
     pub(super) deadline: Option<DateTime<Utc>>,
-    /// Give up what the build does not need before anything of a registry is read
+    /// Read registries and layers in processes that are not confined
     ///
-    /// Layers are hostile input that is parsed as root. Confined, a fault in a parser reaches one volume and not the
-    /// machine: no new privileges; only the capabilities that extraction needs; Landlock to the volume, the result file,
-    /// and reading of what look-ups of names and certificate authorities open anew; no signals to others; first to go when
-    /// memory runs out. Job, secrets, certs.d and client keys are read before. Docker configs are not used: their helpers
-    /// are programs. A kernel without Landlock (before Linux 5.19) is told as a warning.
-    #[arg(long, conflicts_with = "docker_configs")]
-    pub(super) confine: bool,
+    /// For systems on which a sandbox does not work. By default a build has three processes: one fetches and has no files, one
+    /// extracts and has nothing but the volume, and this one holds keys and secrets. The first two have namespaces of their own, few
+    /// capabilities, Landlock and a list of allowed system calls; see docs/SECURITY.md. What a system does not offer is reported in
+    /// one line.
+    #[arg(long)]
+    pub(super) no_sandbox: bool,
     /// Lower the priority of the build, 0 to 19 as in nice(1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=19))]
     pub(super) nice: Option<u8>,
@@ -457,9 +456,9 @@ pub(super) struct ImportArgs {
     /// Give up at this time (RFC 3339) with exit 75; the volume stays resumable
     #[arg(long, value_name = "TIME")]
     pub(super) deadline: Option<DateTime<Utc>>,
-    /// Give up what the import does not need before anything of the archive is read, as build does
+    /// Read archive and layers in processes that are not confined; see build
     #[arg(long)]
-    pub(super) confine: bool,
+    pub(super) no_sandbox: bool,
 }
 
 impl From<ImportArgs> for OrderArgs {
@@ -481,7 +480,7 @@ impl From<ImportArgs> for OrderArgs {
             verify_after: args.verify_after,
             result_file: args.result_file,
             deadline: args.deadline,
-            confine: args.confine,
+            no_sandbox: args.no_sandbox,
             source: Some(SourceOrder::Archive { path: args.input, format: args.format, received: false }),
             ..OrderArgs::default()
         }

@@ -3,9 +3,7 @@
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io;
-use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread;
 
 use chrono::{DateTime, Utc};
@@ -17,40 +15,37 @@ use super::output::json::Json;
 use super::output::terminal::Terminal;
 use super::output::text::Text;
 use super::output::{Renderer, result_file, stdout, summary};
-use super::{confine, exit, merge, signals};
+use super::{confine, exit, merge, role, signals};
+use crate::archive::Input;
 use crate::build::cancel::{Cancel, Reason};
 use crate::build::events::{self, Events, Lines};
-use crate::build::{Prepared, sweep};
+use crate::build::order::SourceOrder;
 use crate::config::Config;
 use crate::keys;
 use crate::model::class::Class;
 use crate::model::event::{Event, Failure, Outcome, Status};
 use crate::telemetry::Console;
-use crate::volume::Trust;
-
-/// Told when confinement is not whole.
-const NO_LANDLOCK: &str = "this kernel has no Landlock (Linux 5.19 or newer, `landlock` in /sys/kernel/security/lsm): \
-     the build gave up privileges, but every file is within its reach";
 
 /// How this process was called.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) argv: Vec<OsString>,
-    /// What it does for a keeper, if one started it.
+    /// What it does for a supervisor, if one started it.
     pub(super) kept: Option<Role>,
-    /// Where the keeper mounted a device.
+    /// Where the supervisor mounted a device.
     pub(super) kept_volume: Option<PathBuf>,
 }
 
-/// Runs the command and answers its exit code.
-pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
-    if call.kept.is_some() {
-        // The rest of the command is the keeper's own.
-        args.output = Output::Json;
-        args.die_with_parent = Some(None);
-        args.confine = args.credentials.docker_configs.is_empty();
-        args.result_file = None;
+/// Runs the command and returns its exit code.
+pub(super) fn run(args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
+    match call.kept {
+        Some(role) => role::run(args, role, call.kept_volume, config, console),
+        None => supervise(args, call, &config, console),
     }
+}
+
+/// Carries out the build by children of this process.
+fn supervise(args: OrderArgs, call: Call, config: &Config, console: &Console) -> u8 {
     let output = args.output;
     let refuse = |result: Option<&Path>, class, message: &dyn Display| {
         refuse(result, output, class, &message.to_string(), console)
@@ -59,97 +54,46 @@ pub(super) fn run(mut args: OrderArgs, call: Call, config: Config, console: &Con
     if let Err(e) = confine::settle(&args) {
         return refuse(args.result_file.as_deref(), e.class(), &e);
     }
-    let mut keeper = None;
-    let job = if call.kept.is_some() {
-        match keeper::meet() {
-            Ok((met, job)) => {
-                keeper = Some(met);
-                job
-            }
-            Err(e) => return refuse(None, Class::Internal, &format!("hearing of the keeper: {e}")),
-        }
-    } else {
-        match merge::read_job(&args) {
-            Ok(job) => job,
-            Err(e) => return refuse(args.result_file.as_deref(), e.class(), &e),
-        }
+    let job = match merge::read_job(&args) {
+        Ok(job) => job,
+        Err(e) => return refuse(args.result_file.as_deref(), e.class(), &e),
     };
-    let result = if call.kept.is_some() { None } else { merge::result_file(&args, job.as_deref()) };
-    let (confine, wishes) = (args.confine, args.disk);
-    let mut order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
+    let result = merge::result_file(&args, job.as_deref());
+    let wishes = args.disk;
+    let order = match merge::order(args, job.as_deref(), config, merge::Purpose::Build) {
         Ok(order) => order,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
-    order.keeper = keeper;
-    // The keeper of a disk reads it too, so that a key that cannot be read is told before a disk is made.
-    match order.sign_key.as_deref().map(keys::signing).transpose() {
-        Ok(key) => order.signer = key.map(Arc::new),
+    let signer = match order.sign_key.as_deref().map(keys::signing).transpose() {
+        Ok(key) => key,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
-    }
-    if let Some(volume) = call.kept_volume {
-        order.volume = volume;
+    };
+    let archive = match &order.source {
+        SourceOrder::Archive { path, .. } if path == Path::new("-") => match Input::keep() {
+            Ok(file) => Some(file),
+            Err(e) => return refuse(result.as_deref(), e.class(), &e),
+        },
+        _ => None,
+    };
+    if order.volume_kind.is_disk()
+        && let Err(e) = keeper::enter_namespace()
+    {
+        return refuse(result.as_deref(), e.class(), &e);
     }
     let volume = order.volume.clone();
-    if order.volume_kind.is_disk() && call.kept.is_none() {
-        if let Err(e) = keeper::enter_namespace() {
-            return refuse(result.as_deref(), e.class(), &e);
-        }
-        let job = job.map(|job| String::from_utf8_lossy(&job).into_owned());
-        let keeping = keeper::Keeping { order, wishes, argv: call.argv, job };
-        // One thread, this one: the process that fills the disk is tied to the thread that starts it.
-        let outcome = match runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => {
-                let (events, lines) = events::channel();
-                let telling = events.clone();
-                let keep = move |cancel| keeper::keep(keeping, telling, cancel);
-                let outcome = carry_out(&runtime, keep, None, (events, lines), output, console);
-                runtime.shutdown_background();
-                outcome
-            }
-            Err(e) => usage_outcome(Class::Internal, &format!("starting the keeper: {e}")),
-        };
-        return end(&outcome, result.as_deref(), output, &volume, console);
-    }
-    let share = order.share.as_ref().map(|share| share.dir.clone());
-    let layout = order.source.directory();
-    let deadline = order.deadline;
-    let (events, lines) = events::channel();
-    let mut runtime = runtime::Builder::new_multi_thread();
-    runtime.enable_all();
-    let mut prepared = None;
-    if matches!(call.kept, None | Some(Role::Fill)) {
-        prepared = Some(Prepared::new(order.clone(), config, events.clone()));
-    }
-    let _confined = if confine {
-        // The runtime counts processors by files that are out of reach afterwards.
-        runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
-        match confine::enter(&volume, share.as_deref(), layout.as_deref(), result.as_deref()) {
-            Ok(confined) => {
-                if !confined.landlock {
-                    events.emit(Event::Warning { message: NO_LANDLOCK.to_owned() });
-                }
-                Some(confined)
-            }
-            Err(e) => return refuse(result.as_deref(), e.class(), &e),
-        }
-    } else {
-        None
-    };
-    let outcome = match runtime.build() {
+    let job = job.map(|job| String::from_utf8_lossy(&job).into_owned());
+    let keeping = keeper::Keeping { order, wishes, argv: call.argv, job, signer, archive };
+    // One thread, this one: the children are tied to the thread that starts them.
+    let outcome = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            let work = |cancel: Cancel| async move {
-                match (prepared, call.kept) {
-                    (Some(prepared), _) => prepared.run(cancel).await,
-                    (None, Some(Role::Prove)) => sweep(order, Trust::Synced, cancel).await,
-                    (None, _) => sweep(order, Trust::ThisBoot, cancel).await,
-                }
-            };
-            let outcome = carry_out(&runtime, work, deadline, (events, lines), output, console);
-            // A request that hangs in a credential helper does not keep a build that is over.
+            let (events, lines) = events::channel();
+            let telling = events.clone();
+            let keep = move |cancel| keeper::keep(keeping, telling, cancel);
+            let outcome = carry_out(&runtime, keep, None, (events, lines), output, console);
             runtime.shutdown_background();
             outcome
         }
-        Err(e) => usage_outcome(Class::Internal, &format!("starting the threads of the build: {e}")),
+        Err(e) => usage_outcome(Class::Internal, &format!("starting the supervisor: {e}")),
     };
     end(&outcome, result.as_deref(), output, &volume, console)
 }
@@ -225,7 +169,13 @@ fn show(lines: Lines, mut renderer: Box<dyn Renderer>, cancel: &Cancel) {
 }
 
 /// Ends a build that never began: told on standard error, to the result file and, for machines, as the last event.
-fn refuse(result: Option<&Path>, output: Output, class: Class, message: &str, console: &Console) -> u8 {
+pub(super) fn refuse(
+    result: Option<&Path>,
+    output: Output,
+    class: Class,
+    message: &str,
+    console: &Console,
+) -> u8 {
     let outcome = usage_outcome(class, message);
     if let Some(path) = result {
         result_file::write(path, &outcome);

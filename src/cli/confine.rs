@@ -1,15 +1,16 @@
-//! What `--confine`, `--nice` and `--die-with-parent` ask of this process, before it has a second thread.
+//! The place of a process among others (`--nice`, `--die-with-parent`), and what stays within reach of each process of a build.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use super::args::OrderArgs;
+use crate::build::order::Order;
 use crate::build::share;
 use crate::model::class::Class;
-use crate::sys::confine::{Confined, Confinement};
-use crate::sys::{private, process};
+use crate::model::job::{LayerFormat, VolumeKind};
+use crate::sys::confine::{Confinement, Privileges, Role};
+use crate::sys::{Dir, private, process};
+use crate::volume;
 
 /// Of 1000: well before a daemon, whose score is 0, and before it whatever the memory of each (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: i32 = 500;
@@ -36,9 +37,9 @@ pub(super) enum Error {
         /// Why.
         source: io::Error,
     },
-    /// The process is not confined, or in part.
+    /// The volume cannot be used.
     #[error(transparent)]
-    Confine(#[from] crate::sys::confine::Error),
+    Volume(#[from] volume::Error),
 }
 
 impl Error {
@@ -51,7 +52,7 @@ impl Error {
                 io::ErrorKind::StorageFull => Class::NoSpace,
                 _ => Class::Invalid,
             },
-            Error::Confine(error) => error.class(),
+            Error::Volume(error) => error.class(),
         }
     }
 }
@@ -64,41 +65,76 @@ pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
         if !tied {
             return Err(Error::Orphan);
         }
+        if let Err(error) = process::offer_to_oom_killer(OOM_SCORE) {
+            // A read-only /proc, as some containers have it, is no reason not to build.
+            tracing::warn!(%error, "raising the score for the kernel's out-of-memory killer");
+        }
     }
     if let Some(nice) = args.nice {
         process::be_nice(nice).map_err(failed("lowering the priority"))?;
     }
-    if args.confine
-        && let Err(error) = process::offer_to_oom_killer(OOM_SCORE)
-    {
-        // A read-only /proc, as some containers have it, is no reason not to build.
-        tracing::warn!(%error, "raising the score for the kernel's out-of-memory killer");
-    }
     Ok(())
 }
 
-/// Confines the process to `volume`, to what builders in `share` write for each other and read of each other, to the OCI
-/// layout that is imported, and to `result`, which is written at the end.
-pub(super) fn enter(
-    volume: &Path,
-    share: Option<&Path>,
-    layout: Option<&Path>,
-    result: Option<&Path>,
-) -> Result<Confined, Error> {
-    let mut confinement = Confinement::default();
-    confinement.writable.push(volume.to_owned());
-    confinement.writable.extend(share.map(share::layers));
-    confinement.readable.extend([share, layout].into_iter().flatten().map(Path::to_owned));
-    // A rule takes a descriptor, so what will be written has to be there.
-    for dir in &confinement.writable {
+/// The extractor: the volume, what builders in the shared directory write for each other and read of each other, and the archive
+/// that is imported, if it is a directory. Directories that it fills are created.
+pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
+    let volume = &order.volume;
+    let share = order.share.as_ref().map(|share| share.dir.as_path());
+    let mut writable = vec![volume.clone()];
+    writable.extend(share.map(share::layers));
+    for dir in &writable {
         let failed = |source| Error::Directory { path: dir.display().to_string(), source };
         private::create_dir(dir).map_err(failed)?;
     }
-    if let Some(path) = result {
-        match OpenOptions::new().append(true).create(true).mode(0o600).open(path) {
-            Ok(_) => confinement.results.push(path.to_owned()),
-            Err(error) => tracing::warn!(path = %path.display(), %error, "opening the result file"),
-        }
+    if order.volume_kind == VolumeKind::Mounted {
+        // Within the new root every path of this list is a mount point.
+        volume::mounted::cap(volume, order.size)?;
     }
-    Ok(confinement.enter()?)
+    let readable = [share.map(Path::to_owned), order.source.directory()].into_iter().flatten().collect();
+    Ok(Confinement {
+        role: Role::Extractor,
+        privileges: privileges(order, share.is_some()),
+        writable,
+        readable,
+    })
+}
+
+/// Images of layers are files of this process's own, so writing them takes no capability.
+fn privileges(order: &Order, shares: bool) -> Privileges {
+    let format = match volume::job::format_at(&order.volume) {
+        Some(format) if !order.layer_format_given => format,
+        _ => order.layer_format,
+    };
+    let own = Dir::open(&order.volume).and_then(|dir| dir.stat_self());
+    let own = own.is_ok_and(|stat| stat.uid == process::ids().0);
+    match format {
+        LayerFormat::Erofs if own && !shares => Privileges::None,
+        LayerFormat::Erofs if own => Privileges::ReadLayers,
+        _ => Privileges::WriteLayers,
+    }
+}
+
+/// The fetcher: no file but those of name resolution and TLS.
+pub(super) fn fetcher() -> Confinement {
+    let nothing = Vec::new;
+    Confinement {
+        role: Role::Fetcher,
+        privileges: Privileges::None,
+        writable: nothing(),
+        readable: nothing(),
+    }
+}
+
+/// A process that resolves the images of an order: a fetcher, or a reader of the archive.
+pub(super) fn resolver(order: &Order) -> Confinement {
+    match order.source.is_archive() {
+        false => fetcher(),
+        true => Confinement {
+            role: Role::Reader,
+            privileges: Privileges::None,
+            writable: Vec::new(),
+            readable: order.source.directory().into_iter().collect(),
+        },
+    }
 }

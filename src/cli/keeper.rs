@@ -1,26 +1,26 @@
-//! `larder build --volume-kind disk` and `block`: the process that makes, mounts, checks and seals the disk, and another one
-//! that fills it.
+//! The supervisor of `larder build` and `larder import`: it holds keys, secrets and mounts, and reads nothing that a stranger wrote.
 //!
 //! ```text
-//!              ┌────────────────────────────────────────────────┐
-//!   job ─────► │ keeper: a mount namespace; mkfs, e2fsck, mount │ ─────► events, result file, exit code
-//!              └──────┬─────────────────────────────────▲───────┘
-//!    job; answers     │ stdin, a socket                 │ stdout: events
-//!              ┌──────▼─────────────────────────────────┴───────┐
-//!              │ the same command with --kept, confined: fills  │
-//!              └────────────────────────────────────────────────┘
+//!                  job ─► supervisor ─► events, result file, exit code
+//!                           │  mkfs, e2fsck, mount; credentials; signs
+//!            ┌──────────────┴──────────────┐
+//!   registry ◄─► fetcher ──── layers ────► extractor ─► volume
+//!            sockets, credentials          decodes, parses, writes;
+//!            writes no file                no network, no credentials
 //! ```
 //!
-//! The keeper reads nothing of what registries send and parses nothing that lies on a volume; the other one can neither mount
-//! nor reach the disk below its file system. Killed, either leaves neither mount nor loop device: the one dies with the other,
-//! and both with them.
+//! Children are the same command with `--kept ROLE`. Each is confined ([`sys::confine`](crate::sys::confine)) before it reads the first
+//! untrusted byte. The supervisor answers what they ask for ([`desk`]). Killed, none leaves a mount or a loop device: children end with their
+//! parent, and mounts with both.
 
 mod child;
+mod desk;
 mod mounts;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,35 +31,43 @@ use super::build::usage_outcome;
 use crate::build;
 use crate::build::cancel::Cancel;
 use crate::build::events::Events;
-use crate::build::order::Order;
+use crate::build::keeper::Greeting;
+use crate::build::order::{Order, SourceOrder};
 use crate::model::class::Class;
 use crate::model::event::{Event, Outcome, Status};
 use crate::model::job::VolumeKind;
+use crate::model::key::SigningKey;
 use crate::sys::mount;
 use crate::volume::disk::{self, Disk, Entered, Error, Left, Request, Taken};
 use crate::volume::seal::Files;
 use child::{Child, Said};
-use mounts::Mounts;
+use desk::Desk;
 
 pub(super) use child::Role;
 
-/// Meets the keeper that started this process; it has the text of the job. To be called once.
-pub(super) fn meet() -> io::Result<(build::keeper::Keeper, Option<Vec<u8>>)> {
+/// Meets the supervisor that started this process; it has the text of the job. To be called once.
+///
+/// # Errors
+/// The connection fails.
+pub(super) fn meet() -> io::Result<(build::keeper::Keeper, Greeting, Vec<OwnedFd>)> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (keeper, greeting) = build::keeper::Keeper::meet(stream)?;
-    Ok((keeper, greeting.job.map(String::into_bytes)))
+    build::keeper::Keeper::meet(stream)
 }
 
-/// A build with a disk.
+/// A build, as its supervisor knows it.
 #[derive(Debug)]
 pub(super) struct Keeping {
-    /// The order, of which only the volume matters here.
+    /// The order.
     pub(super) order: Order,
     pub(super) wishes: DiskArgs,
     /// How this process was called.
     pub(super) argv: Vec<OsString>,
     /// The text of the job.
     pub(super) job: Option<String>,
+    /// The key by which the volume is signed. It stays in this process.
+    pub(super) signer: Option<SigningKey>,
+    /// The archive that came on standard input.
+    pub(super) archive: Option<File>,
 }
 
 /// Gives this process a mount namespace of its own. To be called before it has a second thread.
@@ -68,10 +76,12 @@ pub(super) fn enter_namespace() -> Result<(), Error> {
     mount::private_namespace().map_err(|source| Error::Io { doing: "making a mount namespace", what, source })
 }
 
-/// Carries a build out. Whatever happens is in the outcome.
+/// Carries out a build. Whatever happens is in the outcome.
 pub(super) async fn keep(keeping: Keeping, events: Events, cancel: Cancel) -> Outcome {
     let started = Instant::now();
-    let keeper = Keeper { keeping: Arc::new(keeping), events, cancel: cancel.clone() };
+    let keeping = Arc::new(keeping);
+    let desk = Arc::new(Desk::new(&keeping));
+    let keeper = Keeper { keeping, desk, events, cancel: cancel.clone() };
     let mut outcome = keeper.run().await.unwrap_or_else(|outcome| outcome);
     // The other one knows of a signal, the keeper knows why.
     if outcome.class == Some(Class::Cancelled)
@@ -86,6 +96,7 @@ pub(super) async fn keep(keeping: Keeping, events: Events, cancel: Cancel) -> Ou
 
 struct Keeper {
     keeping: Arc<Keeping>,
+    desk: Arc<Desk>,
     events: Events,
     cancel: Cancel,
 }
@@ -102,6 +113,13 @@ struct Used {
 impl Keeper {
     /// An error is an outcome too: of what went wrong before or after the filling.
     async fn run(&self) -> Result<Outcome, Outcome> {
+        if !self.keeping.order.volume_kind.is_disk() {
+            let said = self.child(Role::Fill, None).await;
+            if let Some(event) = said.sealed {
+                self.events.emit(event);
+            }
+            return Ok(said.outcome);
+        }
         let keeping = Arc::clone(&self.keeping);
         match blocking(move || keeping.take()).await? {
             Taken::Sealed(entered) => self.sealed(entered).await,
@@ -177,13 +195,48 @@ impl Keeper {
         if self.cancel.reason().is_some() {
             return Said::failed(Class::Cancelled, "interrupted");
         }
-        let mounts = Mounts::new(&self.keeping.order);
-        match Child::start(&self.keeping, role, volume) {
-            Ok(child) => child.run(&self.events, &self.cancel, mounts).await,
-            Err(e) => {
-                Said::failed(Class::Internal, &format!("starting the process that fills the disk: {e}"))
-            }
+        let failed = |e: io::Error| {
+            Said::failed(Class::Internal, &format!("starting the processes of the build: {e}"))
+        };
+        let fetches = role == Role::Fill && self.keeping.order.source == SourceOrder::Registries;
+        let (fetcher, connection) = match fetches.then(|| self.fetcher()).transpose() {
+            Ok(Some((fetcher, connection))) => (Some(fetcher), Some(connection)),
+            Ok(None) => (None, None),
+            Err(e) => return failed(e),
+        };
+        let child = self.start(role, volume, connection.as_ref().map(|connection| connection.as_fd()));
+        // The fetcher ends with the extractor's copy of it.
+        drop(connection);
+        let child = match child {
+            Ok(child) => child,
+            Err(e) => return failed(e),
+        };
+        let fetcher = fetcher.map(|fetcher| tokio::spawn(fetcher.attend(self.events.clone())));
+        let mut said = child.run(&self.events, &self.cancel).await;
+        if let Some(fetcher) = fetcher
+            && let Ok(Some(why)) = fetcher.await
+            && said.outcome.class == Some(Class::Internal)
+        {
+            said.outcome.message = format!("{}: {why}", said.outcome.message);
         }
+        said
+    }
+
+    /// Starts the fetcher, and returns the extractor's end of the connection to it.
+    fn fetcher(&self) -> io::Result<(Child, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        Ok((self.start(Role::Fetch, None, Some(theirs.as_fd()))?, ours.into()))
+    }
+
+    fn start(
+        &self,
+        role: Role,
+        volume: Option<PathBuf>,
+        fetching: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Child> {
+        let (child, stream) = Child::start(&self.keeping, role, volume, self.desk.greeting(), fetching)?;
+        self.desk.serve(role, stream)?;
+        Ok(child)
     }
 
     fn warn(&self, message: String) {

@@ -139,6 +139,8 @@ pub(super) fn order(
             Purpose::Plan => None,
         },
         signer: None,
+        fetcher: None,
+        standard_input: None,
         keeper: None,
         deadline: args.deadline.or(of_job.and_then(|job| job.deadline)),
         source,
@@ -147,7 +149,6 @@ pub(super) fn order(
                 .connections_per_host
                 .map_or(registry.connections_per_host, usize::from),
             limit_rate: args.limit_rate,
-            user_docker_config: !args.confine,
             ..registry
         },
     })

@@ -19,7 +19,6 @@ use crate::model::event::Failure;
 use crate::model::plan_report::{PlanFailed, PlanReport, VERSION};
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
-use crate::sys::confine::Confinement;
 use crate::telemetry::Console;
 
 /// Runs the command and answers its exit code.
@@ -28,7 +27,7 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
     if let Err(e) = confine::settle(&args) {
         return exit::fail(console, e.class(), &e.to_string());
     }
-    let confine = args.confine;
+    let sandboxed = !args.no_sandbox;
     let order = merge::read_job(&args)
         .and_then(|job| merge::order(args, job.as_deref(), &config, merge::Purpose::Plan));
     let order = match order {
@@ -36,21 +35,15 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let (sizing, deadline) = (order.sizing, order.deadline);
-    let layout = order.source.directory();
+    let confinement = confine::resolver(&order);
     let (events, _) = events::channel();
     let prepared = Prepared::new(order, config, events);
     let mut runtime = runtime::Builder::new_multi_thread();
-    runtime.enable_all();
-    let _confined = if confine {
-        // The runtime counts processors by files that are out of reach afterwards.
-        runtime.worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
-        let readable = layout.into_iter().collect();
-        match (Confinement { readable, ..Confinement::default() }).enter() {
-            Ok(confined) => Some(confined),
-            Err(e) => return exit::fail(console, e.class(), &e.to_string()),
-        }
-    } else {
-        None
+    // The runtime counts processors by files that are out of reach afterwards.
+    runtime.enable_all().worker_threads(thread::available_parallelism().map_or(1, NonZero::get));
+    let _confined = match sandboxed.then(|| confinement.enter()).transpose() {
+        Ok(confined) => confined,
+        Err(e) => return exit::fail(console, e.class(), &e.to_string()),
     };
     let runtime = match runtime.build() {
         Ok(runtime) => runtime,
@@ -86,6 +79,18 @@ pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
             code
         }
     }
+}
+
+/// The report of a plan as JSON, or why there is none.
+///
+/// # Errors
+/// It cannot be written, which it always can.
+pub(super) fn json(planned: Result<PlanReport, Vec<Failure>>) -> serde_json::Result<String> {
+    let text = match planned {
+        Ok(report) => serde_json::to_string_pretty(&report),
+        Err(failures) => serde_json::to_string_pretty(&PlanFailed { version: VERSION, failures }),
+    };
+    Ok(text? + "\n")
 }
 
 fn answer(report: &PlanReport, sizing: Sizing, output: Output, console: &Console) -> u8 {

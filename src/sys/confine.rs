@@ -1,13 +1,26 @@
-//! Confinement of this process to the files it is for: no new privileges, few capabilities, Landlock (landlock(7)).
+//! Confinement of a process that reads untrusted bytes, so that a fault in a parser costs what the process works on and not the
+//! machine.
 //!
-//! The builder parses what strangers wrote, as root. What it does not need is given up before the first such byte is
-//! read, so that a fault in a parser is worth one volume and not the machine.
+//! ```text
+//! 1. namespaces    mounts, processes, IPC, host name; no network unless the role needs it
+//! 2. root          an empty read-only file system with the paths of the role: nodev, nosuid, noexec
+//! 3. capabilities  those that the role needs, in no set another one
+//! 4. Landlock      the same paths again, and no abstract sockets or signals to others
+//! 5. seccomp       an allow-list of system calls
+//! ```
 //!
-//! All of it belongs to a thread and passes to the threads that it makes, so [`Confinement::enter`] is called while there
-//! is only one.
+//! Each wall stands without the others. What the system does not offer (namespaces in most containers, Landlock in old kernels) is left out
+//! and reported by [`Walls`]; seccomp and the loss of capabilities are always there.
+//!
+//! Everything belongs to a thread and passes to the threads that it makes later, so [`Confinement::enter`] is called while
+//! there is only one. Nothing can be undone.
 
 mod capabilities;
 mod files;
+mod init;
+mod namespaces;
+mod root;
+mod seccomp;
 mod system_files;
 
 use std::fmt;
@@ -15,58 +28,117 @@ use std::io;
 use std::path::PathBuf;
 
 use landlock::{PathFd, RulesetError};
+use nix::sys::resource::{Resource, setrlimit};
 
+use self::namespaces::By;
+use self::root::Access;
+use super::mount::attributes;
+use super::process;
 use crate::model::class::Class;
 
-/// What stays within reach. Every path must be there when it is entered.
-#[derive(Clone, Debug, Default)]
+/// What a process is for. It decides which system calls are left, and whether there is a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Speaks with registries and holds credentials. Reads few files and writes none.
+    Fetcher,
+    /// Decodes and writes layers. No network.
+    Extractor,
+    /// Reads a volume, a disk or an archive. No network.
+    Reader,
+    /// Reads one and writes another. No network.
+    Writer,
+}
+
+/// Capabilities that stay, if the process has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Privileges {
+    /// None at all.
+    None,
+    /// To read layers whoever owns their files, and their trusted.* attributes.
+    ReadLayers,
+    /// To write layers with all owners, devices and attributes.
+    WriteLayers,
+}
+
+/// What stays within reach of a process.
+#[derive(Clone, Debug)]
 pub struct Confinement {
-    /// Directories in which everything may be done but execution and ioctls of devices.
+    /// What the process is for.
+    pub role: Role,
+    /// What it keeps of its capabilities.
+    pub privileges: Privileges,
+    /// Directories and files that it can change. They must exist. Devices, programs and setuid bits in them mean nothing.
     pub writable: Vec<PathBuf>,
-    /// Directories and files that may be read.
+    /// Directories and files that it can read. Those that do not exist are left out.
     pub readable: Vec<PathBuf>,
-    /// Files that may be written in place.
-    pub results: Vec<PathBuf>,
+}
+
+/// The walls that stand around a confined process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walls {
+    /// Why there are no namespaces; `None` if there are.
+    pub without_namespaces: Option<String>,
+    /// Whether Landlock holds. False before Linux 5.19, and where the kernel leaves it out.
+    pub landlock: bool,
+}
+
+impl Walls {
+    /// The missing walls in one line; `None` if all stand.
+    pub fn missing(&self) -> Option<String> {
+        let landlock =
+            "the kernel has no Landlock (Linux 5.19 or newer, `landlock` in /sys/kernel/security/lsm)";
+        match (&self.without_namespaces, self.landlock) {
+            (None, true) => None,
+            (None, false) => Some(landlock.to_owned()),
+            (Some(why), true) => Some(format!("no namespaces: {why}")),
+            (Some(why), false) => Some(format!("no namespaces: {why}; {landlock}")),
+        }
+    }
 }
 
 /// What the kernel holds this process to. To be kept while the process is confined.
 #[must_use]
 pub struct Confined {
-    /// False where the kernel has no Landlock, or one that forbids links between directories (before Linux 5.19): then
-    /// only privileges are given up.
-    pub landlock: bool,
-    /// A rule holds for an inode. One of /proc that nobody holds may be made anew when memory is short, without its rule.
+    /// The walls that stand.
+    pub walls: Walls,
+    /// A rule holds for an inode. The kernel can drop an inode of /proc that nothing holds, and the rule with it.
     _held: Vec<PathFd>,
 }
 
 impl fmt::Debug for Confined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Confined").field("landlock", &self.landlock).finish_non_exhaustive()
+        f.debug_struct("Confined").field("walls", &self.walls).finish_non_exhaustive()
     }
 }
 
-/// The process cannot be confined; it is confined in part and must end.
+/// The process cannot be confined. It is confined in part and must end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel keeps a privilege for us.
+    /// The kernel refuses to take a right away.
     #[error("giving up {what}: {source}")]
     Privileges {
-        /// Which.
+        /// The right.
         what: &'static str,
-        /// Why.
+        /// The kernel's answer.
         source: io::Error,
     },
-    /// Something that is to stay within reach cannot be opened.
+    /// A path that stays within reach cannot be opened or mounted.
     #[error("confining to {path}: {source}")]
     Path {
-        /// What.
+        /// The path.
         path: String,
-        /// Why.
-        source: landlock::PathFdError,
+        /// The kernel's answer.
+        source: io::Error,
     },
     /// The kernel has Landlock and refuses the rules.
     #[error("confining by Landlock: {0}")]
     Landlock(#[from] RulesetError),
+    /// The filter of system calls cannot be made.
+    #[error("making the filter of system calls: {0}")]
+    Filter(#[from] seccompiler::BackendError),
+    /// The kernel refuses the filter of system calls.
+    #[error("installing the filter of system calls: {0}")]
+    Seccomp(#[from] seccompiler::Error),
 }
 
 impl Error {
@@ -74,22 +146,68 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Path { .. } => Class::Invalid,
-            Error::Privileges { .. } | Error::Landlock(_) => Class::Internal,
+            Error::Privileges { .. } | Error::Landlock(_) | Error::Filter(_) | Error::Seccomp(_) => {
+                Class::Internal
+            }
         }
     }
 }
 
 impl Confinement {
-    /// Confines the calling thread and all that it makes from now on. There is no way back.
+    /// Confines the calling process, which must have one thread. With namespaces the caller continues in a child, and the process
+    /// outside passes signals on and ends as the child does.
+    ///
+    /// # Errors
+    /// [`Error`]; the process is confined in part then and must end.
     pub fn enter(&self) -> Result<Confined, Error> {
         let failed =
             |what| move |source: rustix::io::Errno| Error::Privileges { what, source: source.into() };
+        // It cannot be read afterwards.
+        let _ = process::boot_id();
+        let kept = capabilities::kept(self.privileges).map_err(failed("capabilities"))?;
+        let by = match capabilities::can_mount().map_err(failed("capabilities"))? {
+            true => Ok(By::Privilege),
+            false if kept.is_empty() => Ok(By::UserNamespace),
+            false => {
+                Err("this process has capabilities that a layer needs, but not CAP_SYS_ADMIN".to_owned())
+            }
+        };
+        let by = match by {
+            Ok(_) if !attributes::is_supported() => {
+                Err("there is no mount_setattr(2), Linux 5.12".to_owned())
+            }
+            by => by,
+        };
+        let entered =
+            by.and_then(|by| namespaces::enter(by, self.role == Role::Fetcher).map_err(|e| e.to_string()));
+        if entered.is_ok() {
+            let replaced = root::replace(&self.paths());
+            replaced.map_err(|(path, source)| Error::Path { path: path.display().to_string(), source })?;
+        }
         rustix::thread::set_no_new_privs(true).map_err(failed("new privileges"))?;
-        capabilities::reduce().map_err(failed("capabilities"))?;
-        files::restrict(self)
+        // Neither credentials nor the content of layers belong in a core file.
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+        capabilities::reduce(kept).map_err(failed("capabilities"))?;
+        let (landlock, held) = files::restrict(self)?;
+        for filter in seccomp::filters(self.role)? {
+            seccompiler::apply_filter(&filter)?;
+        }
+        Ok(Confined { walls: Walls { without_namespaces: entered.err(), landlock }, _held: held })
+    }
+
+    /// All paths, with those of the system that the role needs.
+    fn paths(&self) -> Vec<(PathBuf, Access)> {
+        let of = |paths: &[PathBuf], access| {
+            paths.iter().map(move |path| (path.clone(), access)).collect::<Vec<_>>()
+        };
+        let mut all = of(&self.writable, Access::Write);
+        all.extend(of(&self.readable, Access::Read));
+        all.extend(of(&self.system_files(), Access::Read));
+        all
+    }
+
+    /// Files of the system that the role opens later.
+    fn system_files(&self) -> Vec<PathBuf> {
+        if self.role == Role::Fetcher { system_files::of_fetcher().collect() } else { Vec::new() }
     }
 }
-
-#[cfg(test)]
-#[cfg(feature = "testing")]
-mod tests;

@@ -265,6 +265,12 @@ impl Dir {
     }
 }
 
+impl From<Dir> for OwnedFd {
+    fn from(dir: Dir) -> Self {
+        dir.0
+    }
+}
+
 impl From<OwnedFd> for Dir {
     /// The descriptor is one of a directory.
     fn from(fd: OwnedFd) -> Self {

@@ -1,6 +1,8 @@
 //! Mounts by descriptor (fsopen(2), fsmount(2), move_mount(2); Linux 5.2): what is mounted is mounted over the very
 //! directory that was opened, and a mount that was attached nowhere goes with its descriptor.
 
+pub mod attributes;
+
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;

@@ -1,6 +1,7 @@
 //! Settings and facts of this process and this boot.
 
 use std::io;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -50,9 +51,18 @@ fn spent(clock: ClockId) -> Duration {
     clock_gettime(clock).map(Duration::from).unwrap_or_default()
 }
 
-/// A name of this boot (random(4), boot_id): another value means that the machine went down in between.
+/// A name of this boot (random(4), boot_id): another value means that the machine went down in between. It is read once, so that
+/// a process that is confined later still has it.
+///
+/// # Errors
+/// Those of reading the file.
 pub fn boot_id() -> io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    static BOOT_ID: OnceLock<String> = OnceLock::new();
+    if let Some(id) = BOOT_ID.get() {
+        return Ok(id.clone());
+    }
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    Ok(BOOT_ID.get_or_init(|| id).clone())
 }
 
 /// When a process was started, clock ticks since boot (proc_pid_stat(5), starttime): with its number this is its name.

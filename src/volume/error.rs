@@ -14,6 +14,14 @@ use crate::model::trust::TrustError;
 /// A volume cannot be used, or not be finished.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The seal is not signed, though it should be.
+    #[error("signing cache.json: {message}")]
+    Sign {
+        /// Class of the error.
+        class: Class,
+        /// What happened.
+        message: String,
+    },
     /// The directory holds files that are not Larder's.
     #[error(
         "{path} holds {name:?}, which is not Larder's: give an empty directory, or one of an earlier build"
@@ -143,6 +151,7 @@ impl Error {
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
+            Error::Sign { class, .. } => *class,
             Error::Foreign { .. }
             | Error::IsDisk { .. }
             | Error::NotMounted { .. }

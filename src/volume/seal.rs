@@ -13,9 +13,8 @@ use super::error::{Context, Error};
 use super::store::{self, Documents};
 use super::{Volume, layout};
 use crate::model::digest::Digest;
-use crate::model::key::SigningKey;
 use crate::model::seal::{CacheManifest, Content};
-use crate::model::trust::{SealSignature, TrustError};
+use crate::model::trust::TrustError;
 use crate::sys::{Dir, atomic, remove};
 
 /// Most bytes that `cache.json` may have.
@@ -104,6 +103,9 @@ pub fn parse(cache_json: &[u8], path: &str) -> Result<CacheManifest, Error> {
     CacheManifest::parse(cache_json).map_err(|source| Error::Seal { path: path.to_owned(), source })
 }
 
+/// Signs the bytes of `cache.json`.
+pub type Sign<'a> = dyn Fn(&[u8]) -> Result<Vec<u8>, Error> + 'a;
+
 impl Volume {
     /// Writes a document of the registry to the OCI layout, where a later run finds it.
     pub fn write_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
@@ -119,14 +121,14 @@ impl Volume {
         (found == *digest).then_some(bytes)
     }
 
-    /// Seals the volume. All layers that `content` names are committed; `prefetch` is the list of what starts read first. With a
-    /// key the seal is signed.
+    /// Seals the volume. All layers that `content` names are committed; `prefetch` is the list of what starts read first. With
+    /// `sign`, which returns the bytes of `cache.json.sig` for those of `cache.json`, the seal is signed.
     pub fn seal(
         &self,
         content: Content,
         documents: &[Documents],
         prefetch: &[u8],
-        key: Option<&SigningKey>,
+        sign: Option<&Sign<'_>>,
     ) -> Result<CacheManifest, Error> {
         let json = |source| Error::Json { what: "the index files", source };
         remove::tree(&self.larder, layout::STAGING).context("removing", "staging")?;
@@ -136,8 +138,8 @@ impl Volume {
         self.write_file(layout::PREFETCH, prefetch)?;
         let manifest = CacheManifest::new(content).map_err(json)?;
         let cache_json = serde_json::to_vec_pretty(&manifest).map_err(json)?;
-        let signature = key.map(|key| SealSignature::new(&cache_json, key).to_json()).transpose();
-        let files = Files { cache_json, signature: signature.map_err(json)? };
+        let signature = sign.map(|sign| sign(&cache_json)).transpose()?;
+        let files = Files { cache_json, signature };
         // Room for the seal is taken before the sync, so that nothing can fail for want of it afterwards.
         self.budget.reserve_file(files.cache_json.len() as u64, "cache.json")?;
         if let Some(signature) = &files.signature {

@@ -297,7 +297,7 @@ fn a_confined_build_of_images() {
         let volume = served.volume();
         succeed(&mut build(&served, &volume));
         let confined = served.beside("confined");
-        succeed(build(&served, &confined).args(["--confine", "--verify-after"]));
+        succeed(build(&served, &confined).args(["--verify-after"]));
         assert_eq!(contents(&volume.join("erofs")), contents(&confined.join("erofs")));
     });
 }

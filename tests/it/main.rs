@@ -39,6 +39,7 @@ mod privileges;
 mod resume;
 mod reuse;
 mod runner;
+mod sandbox;
 mod sdk;
 mod secrets;
 mod serve;

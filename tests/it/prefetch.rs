@@ -76,7 +76,7 @@ impl Sealed {
         let dir = tempfile::tempdir().unwrap();
         let volume = dir.path().join("volume");
         let mut build = larder();
-        build.arg("build").arg("--volume").arg(&volume).args(["--size", "512MiB", "--confine"]);
+        build.arg("build").arg("--volume").arg(&volume).args(["--size", "512MiB"]);
         succeed(build.args(&references));
         let cache = CacheManifest::parse(&fs::read(volume.join("cache.json")).unwrap()).unwrap();
         Sealed { dir, references, cache }

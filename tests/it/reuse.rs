@@ -393,7 +393,7 @@ fn a_confined_build_reuses_too() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1])]);
         for (name, reused) in [("a", 0), ("b", 2)] {
-            let events = Events::parse(&succeed(shared.build(name, 0).arg("--confine")));
+            let events = Events::parse(&succeed(&mut shared.build(name, 0)));
             assert_eq!(events.of("layer_reused").len(), reused, "{:?}", events.of("warning"));
             succeed(larder().arg("verify").arg(shared.volume(name)));
         }

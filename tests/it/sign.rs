@@ -167,7 +167,7 @@ fn believed(form: LayerFormat) {
         let served = Served::new([image()]).with(form);
         let volume = served.volume();
         let (ours, other) = (Key::new(&served, "ours.pem"), Key::new(&served, "other.pem"));
-        let said = succeed(signed(&served, &volume, &ours).args(["--confine", "--verify-after"]));
+        let said = succeed(signed(&served, &volume, &ours).args(["--verify-after"]));
         assert!(said.contains("sealed"), "{said}");
         let both = served.beside("trusted");
         fs::write(&both, format!("# of our builders\n{}\n{}\n", other.line, ours.line)).unwrap();

@@ -114,7 +114,7 @@ impl Kept {
         let (image, blob) = change.sources.first().ok_or_else(missing)?;
         match self.source.blob(image, blob).map_err(|e| fail(change, e.class(), e.to_string()))? {
             Blob::File(source) => Ok(Bounded { source, left: blob.size, cancel: self.cancel.clone() }),
-            Blob::Stream(_) => Err(missing()),
+            Blob::Stream(_) | Blob::Piped(_) => Err(missing()),
         }
     }
 

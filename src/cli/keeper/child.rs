@@ -1,60 +1,96 @@
-//! The process that fills the disk: started, heard and asked to stop. It parses what strangers wrote and is not trusted.
+//! A child of the supervisor: started, listened to and asked to stop. It reads untrusted bytes and is not trusted.
 
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as Socket;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use tokio::io::{AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt as _, BufReader};
 use tokio::process::{ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::Keeping;
-use super::mounts::Mounts;
 use crate::build::cancel::Cancel;
 use crate::build::events::Events;
-use crate::build::keeper::{Greeting, LONGEST_LINE};
+use crate::build::keeper::{Greeting, LONGEST_LINE, Passed, Refusal};
+use crate::build::wire;
 use crate::caches::runner::child::{event, next_line};
 use crate::cli::build::usage_outcome;
 use crate::model::class::Class;
 use crate::model::event::{Event, Outcome};
+use crate::model::plan_report::{PlanFailed, PlanReport};
 use crate::sys::signal;
 
-/// How long it may take to end after its result.
+/// How long a child may take to end after its result.
 const LINGER: Duration = Duration::from_secs(20);
+/// Maximum size of a report, bytes.
+const MAX_REPORT: u64 = 16 << 20;
 
-/// What it is to do.
+/// Variables that a child gets, besides those that configure Larder: how times and errors are written, and where temporary files go.
+const PASSED: [&str; 5] = ["TZ", "LANG", "LC_ALL", "TMPDIR", "RUST_BACKTRACE"];
+/// Those that a child with a network gets besides: how hosts are reached, and whom it trusts.
+const PASSED_TO_FETCHERS: [&str; 10] = [
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+];
+
+/// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(in crate::cli) enum Role {
-    /// Fill the volume.
+    /// Fill the volume: the extractor.
     Fill,
     /// Remove what no line of the journal vouches for.
     Sweep,
     /// The same on a disk that was not unmounted in order, and prove what is left.
     Prove,
+    /// Fetch for the extractor.
+    Fetch,
+    /// Resolve the images, for the supervisor to compare.
+    Resolve,
 }
 
 impl Role {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Role::Fill => "fill",
             Role::Sweep => "sweep",
             Role::Prove => "prove",
+            Role::Fetch => "fetch",
+            Role::Resolve => "resolve",
         }
+    }
+
+    fn has_network(self) -> bool {
+        matches!(self, Role::Fetch | Role::Resolve)
+    }
+
+    /// Whether a child of this role gets the variable.
+    fn gets(self, name: &OsStr) -> bool {
+        // `$LARDER_TOKEN` is a client's. All other variables of that prefix are configuration.
+        let configures = name.as_encoded_bytes().starts_with(b"LARDER_") && name != "LARDER_TOKEN";
+        let fetches = self.has_network() && PASSED_TO_FETCHERS.iter().any(|passed| name == *passed);
+        configures || fetches || PASSED.iter().any(|passed| name == *passed)
     }
 }
 
-/// What it said.
+/// What a child reported.
 #[derive(Debug)]
 pub(super) struct Said {
     /// How it ended.
     pub(super) outcome: Outcome,
-    /// That the volume is sealed; to be told when the disk is, too.
+    /// That the volume is sealed; passed on when the disk is, too.
     pub(super) sealed: Option<Event>,
 }
 
@@ -64,22 +100,28 @@ impl Said {
     }
 }
 
-/// A running one. Killed when it is dropped.
+/// A running child. Killed when it is dropped.
 #[derive(Debug)]
 pub(super) struct Child {
     process: tokio::process::Child,
     role: Role,
-    events: BufReader<ChildStdout>,
-    requests: BufReader<OwnedReadHalf>,
-    replies: OwnedWriteHalf,
-    greeting: Greeting,
+    output: BufReader<ChildStdout>,
 }
 
 impl Child {
-    /// Starts it. It must be called on the thread that lives as long as this process: the kernel ends the child with it.
-    pub(super) fn start(keeping: &Keeping, role: Role, volume: Option<PathBuf>) -> io::Result<Self> {
-        let (ours, theirs) = Socket::pair()?;
-        ours.set_nonblocking(true)?;
+    /// Starts a child and greets it. Also returns the connection by which it asks. The kernel ends the child with the thread that
+    /// calls this.
+    ///
+    /// # Errors
+    /// The process cannot be started, or ends at once.
+    pub(super) fn start(
+        keeping: &Keeping,
+        role: Role,
+        volume: Option<PathBuf>,
+        mut greeting: Greeting,
+        fetching: Option<BorrowedFd<'_>>,
+    ) -> io::Result<(Self, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("larder").args(["--kept", role.name()]);
         if let Some(volume) = volume {
@@ -87,37 +129,38 @@ impl Child {
         }
         command
             .args(keeping.argv.iter().skip(1))
-            // By its path: a directory that is mounted over lies below the mount for who was in it before.
+            .env_clear()
+            .envs(env::vars_os().filter(|(name, _): &(OsString, _)| role.gets(name)))
+            // By its path: a directory that is mounted over lies below the mount for a process that was in it before.
             .current_dir(env::current_dir()?)
-            // A terminal interrupts its whole group; the keeper passes it on, once.
+            // A terminal interrupts its whole group; the supervisor passes it on, once.
             .process_group(0)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .kill_on_drop(true);
         let mut process = command.spawn()?;
         let stdout = process.stdout.take().ok_or_else(|| io::Error::other("it has no standard output"))?;
-        let (requests, replies) = UnixStream::from_std(ours)?.into_split();
-        Ok(Child {
-            process,
-            role,
-            events: BufReader::new(stdout),
-            requests: BufReader::new(requests),
-            replies,
-            greeting: Greeting { job: keeping.job.clone() },
-        })
+        let mut descriptors = Vec::new();
+        if let Some(fetching) = fetching {
+            greeting.descriptors.push(Passed::Fetching);
+            descriptors.push(fetching);
+        }
+        if let Some(archive) = &keeping.archive {
+            greeting.descriptors.push(Passed::Archive);
+            descriptors.push(archive.as_fd());
+        }
+        wire::send(&ours, &greeting, &[], &descriptors)?;
+        Ok((Child { process, role, output: BufReader::new(stdout) }, ours))
     }
 
-    /// Hears it to its end. Events are passed on, but for the end, which is answered.
-    pub(super) async fn run(mut self, events: &Events, cancel: &Cancel, mut mounts: Mounts) -> Said {
+    /// Listens until it ends. Events are passed on, except for the end, which is returned.
+    pub(super) async fn run(mut self, events: &Events, cancel: &Cancel) -> Said {
         let mut said = Said::failed(Class::Internal, "");
         let mut result = None;
-        if let Err(e) = say(&mut self.replies, &self.greeting).await {
-            tracing::warn!(error = %e, "handing the job on");
-        }
-        let (mut asked, mut talks) = (false, true);
+        let mut asked = false;
         let fault = loop {
             tokio::select! {
-                line = next_line(&mut self.events, LONGEST_LINE) => match line.map_err(|e| e.to_string()) {
+                line = next_line(&mut self.output, LONGEST_LINE) => match line.map_err(|e| e.to_string()) {
                     Err(fault) => break Some(fault),
                     Ok(None) => break None,
                     Ok(Some(text)) => match event(&text) {
@@ -132,36 +175,16 @@ impl Child {
                         },
                     },
                 },
-                line = next_line(&mut self.requests, LONGEST_LINE), if talks => {
-                    let request = line.ok().flatten().and_then(|line| serde_json::from_slice(&line).ok());
-                    let Some(request) = request else { talks = false; continue };
-                    let answering = tokio::task::spawn_blocking(move || {
-                        let reply = mounts.answer(request);
-                        (mounts, reply)
-                    });
-                    let Ok((back, reply)) = answering.await else { break Some("mounting for it ended".into()) };
-                    mounts = back;
-                    talks = say(&mut self.replies, &reply).await.is_ok();
-                }
                 () = cancel.cancelled(), if !asked => {
                     asked = true;
-                    if let Some(pid) = self.process.id() {
-                        // It may have ended by itself.
-                        let _ = signal::terminate(pid);
-                    }
+                    self.ask_to_stop();
                 }
             }
         };
         if fault.is_some() {
             let _ = self.process.start_kill();
         }
-        let status = match timeout(LINGER, self.process.wait()).await {
-            Ok(status) => status,
-            Err(_) => {
-                let _ = self.process.start_kill();
-                self.process.wait().await
-            }
-        };
+        let status = self.ended().await;
         // Asked before it could listen, it ends as by any other signal.
         let ended_by_request = matches!(&status, Ok(status) if signal::ended_by_request(*status));
         if asked && result.is_none() && ended_by_request {
@@ -169,6 +192,78 @@ impl Child {
         }
         said.outcome = verdict(result, fault, status);
         said
+    }
+
+    /// Passes on the events of a fetcher until it ends, which it does when the extractor is gone. Returns how it ended if that is a
+    /// reason for what the extractor lacks.
+    pub(super) async fn attend(mut self, events: Events) -> Option<String> {
+        let fault = loop {
+            match next_line(&mut self.output, LONGEST_LINE).await.map_err(|e| e.to_string()) {
+                Err(fault) => break Some(fault),
+                Ok(None) => break None,
+                Ok(Some(text)) => match event(&text) {
+                    Err(fault) => break Some(fault),
+                    Ok(Some(line))
+                        if matches!(
+                            line.event,
+                            Event::Retried { .. } | Event::RegistryAnswers { .. } | Event::Warning { .. }
+                        ) =>
+                    {
+                        events.emit(line.event);
+                    }
+                    Ok(_) => {}
+                },
+            }
+        };
+        if fault.is_some() {
+            let _ = self.process.start_kill();
+        }
+        match (fault, self.ended().await) {
+            (Some(fault), _) => Some(format!("the process that fetches was ended: {fault}")),
+            (None, Ok(status)) if status.success() => None,
+            (None, Ok(status)) => Some(format!("the process that fetches ended with {status}")),
+            (None, Err(e)) => Some(format!("waiting for the process that fetches: {e}")),
+        }
+    }
+
+    /// The report of a child that resolves.
+    pub(super) async fn report(mut self) -> Result<PlanReport, Refusal> {
+        let mut text = Vec::new();
+        let read = (&mut self.output).take(MAX_REPORT).read_to_end(&mut text).await;
+        let status = self.ended().await;
+        let failed =
+            |what: String| Refusal::new(Class::Internal, format!("resolving the images again: {what}"));
+        read.map_err(|e| failed(e.to_string()))?;
+        if let Ok(report) = serde_json::from_slice::<PlanReport>(&text) {
+            return Ok(report);
+        }
+        match (serde_json::from_slice::<PlanFailed>(&text), status) {
+            (Ok(PlanFailed { failures, .. }), _) => {
+                let class = Class::decisive(failures.iter().map(|failure| failure.class));
+                let messages: Vec<String> = failures.into_iter().map(|failure| failure.message).collect();
+                let message = format!("resolving the images again: {}", messages.join("; "));
+                Err(Refusal::new(class.unwrap_or(Class::Internal), message))
+            }
+            (Err(_), Ok(status)) => Err(failed(format!("it ended with {status}"))),
+            (Err(_), Err(e)) => Err(failed(e.to_string())),
+        }
+    }
+
+    fn ask_to_stop(&self) {
+        if let Some(pid) = self.process.id() {
+            // It may have ended by itself.
+            let _ = signal::terminate(pid);
+        }
+    }
+
+    async fn ended(&mut self) -> io::Result<ExitStatus> {
+        match timeout(LINGER, self.process.wait()).await {
+            Ok(status) => status,
+            Err(_) => {
+                let _ = self.process.start_kill();
+                self.process.wait().await
+            }
+        }
     }
 }
 
@@ -179,7 +274,10 @@ fn verdict(result: Option<Outcome>, fault: Option<String>, status: io::Result<Ex
         Err(e) => format!("waiting for it: {e}"),
     };
     let died = |why: &str| {
-        usage_outcome(Class::Internal, &format!("the process that fills the disk {why}; it ended with {how}"))
+        usage_outcome(
+            Class::Internal,
+            &format!("the process that fills the volume {why}; it ended with {how}"),
+        )
     };
     let code = status.as_ref().ok().and_then(ExitStatus::code);
     match (fault, result) {
@@ -189,10 +287,4 @@ fn verdict(result: Option<Outcome>, fault: Option<String>, status: io::Result<Ex
         (None, None) if code.is_none() => died("was killed, by somebody or because memory ran out"),
         (None, None) => died("gave no result"),
     }
-}
-
-async fn say(to: &mut OwnedWriteHalf, what: &impl serde::Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(what)?;
-    line.push(b'\n');
-    to.write_all(&line).await
 }

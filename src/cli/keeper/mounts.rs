@@ -1,11 +1,12 @@
 //! Disks of other volumes, mounted for the process that fills this one.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use crate::build::keeper::{Reply, Request};
 use crate::build::order::Order;
 use crate::build::share::VolumeName;
+use crate::sys::Dir;
 use crate::volume::disk::{self, Attached};
 
 /// Most at once: each takes a loop device.
@@ -26,27 +27,26 @@ impl Mounts {
         Mounts { volumes, mounted: HashMap::new() }
     }
 
-    /// Does what is asked. Blocks.
-    pub(super) fn answer(&mut self, request: Request) -> Reply {
-        let Request::Mount(volume) = request;
-        Reply { refused: self.mount(volume).err() }
-    }
-
-    fn mount(&mut self, volume: VolumeName) -> Result<(), String> {
+    /// Mounts the sealed disk of `volume`, once, and returns its top directory. Blocks.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    pub(super) fn mount(&mut self, volume: VolumeName) -> Result<OwnedFd, String> {
         let Some((volumes, own)) = &self.volumes else { return Err("no volumes are shared".into()) };
+        let path = volumes.join(volume.as_str());
+        let top = || Dir::open(&path).map(OwnedFd::from).map_err(|e| e.to_string());
         if self.mounted.contains_key(&volume) {
-            return Ok(());
+            return top();
         }
         if volume == *own || self.mounted.len() >= MOST {
             return Err("it is this build's own, or one too many".into());
         }
-        let path = volumes.join(volume.as_str());
         // A link could lead anywhere.
         if !std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_dir()) {
             return Err("it is not there any more".into());
         }
         let attached = disk::enter(&path).and_then(|entered| entered.attach(&path));
         self.mounted.insert(volume, attached.map_err(|e| e.to_string())?);
-        Ok(())
+        top()
     }
 }

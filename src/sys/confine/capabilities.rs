@@ -1,4 +1,4 @@
-//! Capability sets with no more in them than writing layers takes.
+//! Capability sets with no more in them than a process needs (capabilities(7)).
 
 use rustix::io::{Errno, Result};
 use rustix::thread::{
@@ -6,18 +6,43 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities,
 };
 
+use super::Privileges;
 use crate::sys::privilege::Capability;
 
-/// What extraction needs; `CAP_SYS_ADMIN` for trusted.* attributes. Under Landlock the latter mounts nothing
-/// (landlock(7)).
-fn needed() -> CapabilitySet {
-    let all = Capability::REQUIRED.into_iter().chain([Capability::SysAdmin]);
-    CapabilitySet::from_bits_retain(all.fold(0, |set, capability| set | 1 << capability.bit()))
+impl Privileges {
+    fn set(self) -> CapabilitySet {
+        match self {
+            Privileges::None => CapabilitySet::empty(),
+            Privileges::ReadLayers => CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_ADMIN,
+            Privileges::WriteLayers => {
+                let all = Capability::REQUIRED.into_iter().chain([Capability::SysAdmin]);
+                CapabilitySet::from_bits_retain(all.fold(0, |set, capability| set | 1 << capability.bit()))
+            }
+        }
+    }
 }
 
-/// Gives up all else, in every set of this thread. What is not there now is not asked for.
-pub(super) fn reduce() -> Result<()> {
-    let needed = needed();
+/// The capabilities of this thread that `privileges` lets it keep.
+///
+/// # Errors
+/// Those of capget(2).
+pub(super) fn kept(privileges: Privileges) -> Result<CapabilitySet> {
+    Ok(capabilities(None)?.permitted & privileges.set())
+}
+
+/// Whether this thread can make namespaces without a user namespace.
+///
+/// # Errors
+/// Those of capget(2).
+pub(super) fn can_mount() -> Result<bool> {
+    Ok(capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
+/// Gives up all capabilities but `needed`, in every set of this thread.
+///
+/// # Errors
+/// Those of capset(2) and prctl(2).
+pub(super) fn reduce(needed: CapabilitySet) -> Result<()> {
     clear_ambient_capability_set()?;
     for bit in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
@@ -35,11 +60,6 @@ pub(super) fn reduce() -> Result<()> {
             removed => removed?,
         }
     }
-    let now = capabilities(None)?;
-    let sets = CapabilitySets {
-        effective: now.effective & needed,
-        permitted: now.permitted & needed,
-        inheritable: CapabilitySet::empty(),
-    };
+    let sets = CapabilitySets { effective: needed, permitted: needed, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)
 }

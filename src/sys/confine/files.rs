@@ -1,23 +1,24 @@
 //! Landlock rules: which files stay within reach.
 
+use std::io;
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, PathFdError, Ruleset,
+    RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
-use super::{Confined, Confinement, Error, system_files};
+use super::{Confinement, Error, root, system_files};
 
 /// The newest rights that were tried here. Older kernels enforce those they know; where `Refer` (ABI 2) is not among
 /// them nothing is enforced, because that kernel would forbid all links and renames between directories.
 const TRIED: ABI = ABI::V6;
 
-/// Restricts this thread. TCP is left alone, registries are anywhere; signals and abstract sockets stay among ourselves.
-pub(super) fn restrict(confinement: &Confinement) -> Result<Confined, Error> {
+/// Restricts this thread, and returns whether the kernel enforces it. TCP is left alone, because registries are anywhere; signals and
+/// abstract sockets stay within this process.
+pub(super) fn restrict(confinement: &Confinement) -> Result<(bool, Vec<PathFd>), Error> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write = AccessFs::from_all(TRIED) & !(AccessFs::Execute | AccessFs::IoctlDev);
-    let result = AccessFs::WriteFile | AccessFs::Truncate;
     let ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::SoftRequirement)
         .handle_access(AccessFs::Refer)?
@@ -26,25 +27,33 @@ pub(super) fn restrict(confinement: &Confinement) -> Result<Confined, Error> {
         .scope(Scope::from_all(TRIED))?
         .create()?;
     let mut rules = Rules { ruleset, held: Vec::new() };
-    for (paths, access) in
-        [(&confinement.writable, write), (&confinement.readable, read), (&confinement.results, result)]
-    {
-        for path in paths {
-            rules = rules.add(path, open(path)?, access)?;
-        }
+    for path in &confinement.writable {
+        rules = rules.add(path, open(path)?, write)?;
     }
-    for path in system_files::public() {
+    let readable = confinement.readable.iter().cloned().chain(confinement.system_files());
+    for path in readable.chain(system_files::of_process()) {
         // Systems differ in which of them they have.
         if let Ok(fd) = open(&path) {
             rules = rules.add(&path, fd, read)?;
         }
     }
+    for device in root::DEVICES {
+        if let Ok(fd) = open(Path::new(device)) {
+            rules = rules.add(Path::new(device), fd, read | AccessFs::WriteFile)?;
+        }
+    }
     let status = rules.ruleset.restrict_self()?;
-    Ok(Confined { landlock: status.ruleset != RulesetStatus::NotEnforced, _held: rules.held })
+    Ok((status.ruleset != RulesetStatus::NotEnforced, rules.held))
 }
 
 fn open(path: &Path) -> Result<PathFd, Error> {
-    PathFd::new(path).map_err(|source| Error::Path { path: path.display().to_string(), source })
+    PathFd::new(path).map_err(|source| Error::Path {
+        path: path.display().to_string(),
+        source: match source {
+            PathFdError::OpenCall { source, .. } => source,
+            other => io::Error::other(other.to_string()),
+        },
+    })
 }
 
 struct Rules {

@@ -1,4 +1,4 @@
-//! Files of the system that are opened anew in the midst of a build. None of them is a secret.
+//! Files of the system that a confined process opens while it works. None of them is a secret.
 
 use std::path::PathBuf;
 
@@ -17,9 +17,6 @@ const RESOLVER: [&str; 9] = [
     "/run/systemd/resolve",
 ];
 
-/// Modules of nsswitch.conf(5) are loaded at the first look-up that needs them.
-const LIBRARIES: [&str; 5] = ["/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64"];
-
 /// Certificate authorities: read for each server that is spoken to, and a token server is known only from a registry's
 /// answer. Never a directory that has private keys beside them.
 const AUTHORITIES: [&str; 12] = [
@@ -37,14 +34,20 @@ const AUTHORITIES: [&str; 12] = [
     "/var/lib/ca-certificates",
 ];
 
-/// Facts of this process and boot (`sys::privilege`, `sys::process`).
-const PROCESS: [&str; 3] = ["/proc/self/status", "/proc/self/uid_map", "/proc/sys/kernel/random/boot_id"];
+/// Facts of this process (`sys::privilege`), and its descriptors, by which attributes are read and written.
+const PROCESS: [&str; 3] = ["/proc/self/status", "/proc/self/uid_map", "/proc/self/fd"];
 
-/// All of them, there or not.
-pub(super) fn public() -> impl Iterator<Item = PathBuf> {
-    let fixed = RESOLVER.into_iter().chain(LIBRARIES).chain(AUTHORITIES).chain(PROCESS).map(PathBuf::from);
+/// Files that the C library and the TLS library open while a build runs. No module of nsswitch.conf(5) is among them: `files` and `dns`
+/// are part of the C library (glibc 2.34), and a module that cannot be loaded counts as one that does not answer.
+pub(super) fn of_fetcher() -> impl Iterator<Item = PathBuf> {
+    let fixed = RESOLVER.into_iter().chain(AUTHORITIES).map(PathBuf::from);
     // The variables that name authorities of one's own, as OpenSSL has them.
     let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(std::env::var_os);
     let named = named.flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
     fixed.chain(named.filter(|path| path.is_absolute()))
+}
+
+/// Files below /proc that every role opens.
+pub(super) fn of_process() -> impl Iterator<Item = PathBuf> {
+    PROCESS.into_iter().map(PathBuf::from)
 }

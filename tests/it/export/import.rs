@@ -199,7 +199,7 @@ fn a_confined_job() {
             let file = served.beside("job.json");
             fs::write(&file, job.to_string()).unwrap();
             let mut build = larder();
-            build.arg("build").arg("--volume").arg(&back).arg("--job").arg(&file).arg("--confine");
+            build.arg("build").arg("--volume").arg(&back).arg("--job").arg(&file);
             succeed(&mut build);
             assert_eq!(identities(&back), identities(&volume), "{format}");
         }

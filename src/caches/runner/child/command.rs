@@ -77,7 +77,7 @@ fn larder(verb: &str, settings: &Settings, work: &Work, nice: u8) -> Command {
         .args([OsStr::new("--config"), config.as_os_str(), OsStr::new("--secrets"), secrets.as_os_str()])
         .args(["--job", "-", "--output", "json", "--log-format", format, "--log-level"])
         .arg(&settings.log_level)
-        .args(["--confine", "--nice", &nice.to_string()])
+        .args(["--nice", &nice.to_string()])
         .arg(format!("--die-with-parent={}", std::process::id()))
         .env_clear()
         .envs(settings.environment.iter().map(|(name, value)| (name, value)))

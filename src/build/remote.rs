@@ -1,0 +1,84 @@
+//! Registries by way of another process: the extractor has no network and no credentials, so it asks the fetcher.
+//!
+//! ```text
+//! extractor ──► fetcher   manifest | document | layer + the writing end of a pipe
+//! fetcher ──► extractor   document + bytes | sent | failed
+//!                         the bytes of a layer go through its pipe, and `sent` follows its last byte
+//! ```
+//! Both sides answer in any order; an ID says which request is meant.
+
+mod client;
+mod fetcher;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::manifest::Descriptor;
+use crate::model::reference::ImageReference;
+
+pub(super) use client::{End, Error, Piped, Remote};
+pub use fetcher::{Fetcher, serve};
+
+/// A request of the extractor.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    id: u64,
+    image: ImageReference,
+    what: Wanted,
+}
+
+/// What is wanted of a repository.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Wanted {
+    /// A manifest or index by its tag.
+    Tag(String),
+    /// The same by its digest.
+    Digest(Digest),
+    /// A small blob of at most `limit` bytes.
+    Document { blob: Blob, limit: u64 },
+    /// A layer, through the pipe that comes with the request.
+    Layer(Blob),
+}
+
+/// The part of a descriptor by which a blob is fetched.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Blob {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    urls: Vec<String>,
+}
+
+impl From<&Descriptor> for Blob {
+    fn from(descriptor: &Descriptor) -> Self {
+        let Descriptor { media_type, digest, size, urls, .. } = descriptor.clone();
+        Blob { media_type, digest, size, urls }
+    }
+}
+
+impl From<Blob> for Descriptor {
+    fn from(blob: Blob) -> Self {
+        let Blob { media_type, digest, size, urls } = blob;
+        Descriptor { media_type, digest, size, urls, platform: None }
+    }
+}
+
+/// An answer of the fetcher.
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    id: u64,
+    result: Given,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Given {
+    /// The body of the frame is the document.
+    Document { digest: Digest, media_type: Option<String> },
+    /// All bytes of the layer are in the pipe.
+    Sent,
+    /// The request failed.
+    Failed { class: Class, message: String },
+}

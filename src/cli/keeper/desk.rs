@@ -1,0 +1,155 @@
+//! What the supervisor does for its children: mounts, credentials, signatures. The children read untrusted bytes, so a request is
+//! believed no more than those.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::runtime::Handle;
+
+use super::Keeping;
+use super::child::{Child, Role};
+use super::mounts::Mounts;
+use crate::build::keeper::{Greeting, Refusal, Reply, Request, credentials_body};
+use crate::build::registry::secrets;
+use crate::build::wire;
+use crate::model::class::Class;
+use crate::model::plan_report::PlanReport;
+use crate::model::seal::CacheManifest;
+use crate::model::trust::SealSignature;
+use crate::secrets::Secrets;
+
+/// Answers the requests of the children of one build.
+#[derive(Debug)]
+pub(super) struct Desk {
+    keeping: Arc<Keeping>,
+    mounts: Mutex<Mounts>,
+    secrets: Secrets,
+    runtime: Handle,
+}
+
+/// What a child gets: a reply, the body of its frame, and a descriptor.
+#[derive(Debug, Default)]
+struct Given {
+    body: Vec<u8>,
+    descriptor: Option<OwnedFd>,
+}
+
+impl Desk {
+    /// Reads the secrets of the order.
+    pub(super) fn new(keeping: &Arc<Keeping>) -> Self {
+        Desk {
+            mounts: Mutex::new(Mounts::new(&keeping.order)),
+            secrets: secrets(&keeping.order.registry),
+            keeping: Arc::clone(keeping),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// Answers the child of `role` at the other end of `stream`, on a thread that ends with it.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn serve(self: &Arc<Self>, role: Role, stream: UnixStream) -> io::Result<()> {
+        let desk = Arc::clone(self);
+        let answer = move || {
+            while let Ok(Some(frame)) = wire::receive::<Request>(&stream) {
+                let (reply, given) = match desk.answer(role, frame.header, &frame.body) {
+                    Ok(given) => (Reply::default(), given),
+                    Err(refusal) => (Reply { refused: Some(refusal) }, Given::default()),
+                };
+                let descriptors: Vec<_> = given.descriptor.iter().map(|fd| fd.as_fd()).collect();
+                if wire::send(&stream, &reply, &given.body, &descriptors).is_err() {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name(format!("desk-{}", role.name())).spawn(answer).map(drop)
+    }
+
+    fn answer(self: &Arc<Self>, role: Role, request: Request, body: &[u8]) -> Result<Given, Refusal> {
+        match (role, request) {
+            (Role::Fill, Request::Mount(volume)) => {
+                let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+                let top = mounts.mount(volume).map_err(|why| Refusal::new(Class::Invalid, why))?;
+                Ok(Given { descriptor: Some(top), ..Given::default() })
+            }
+            (Role::Fill, Request::Sign) => Ok(Given { body: self.sign(body)?, ..Given::default() }),
+            (Role::Fetch | Role::Resolve, Request::Credentials { registry, repository }) => {
+                let found = self.runtime.block_on(self.secrets.lookup(&registry, &repository));
+                let found = found.map_err(|e| Refusal::new(Class::Denied, e.to_string()))?;
+                let body =
+                    credentials_body(&found).map_err(|e| Refusal::new(Class::Internal, e.to_string()))?;
+                Ok(Given { body, ..Given::default() })
+            }
+            _ => Err(Refusal::new(Class::Denied, "this process has no business with that")),
+        }
+    }
+
+    /// Signs a seal of exactly the images that the order stands for, as a second process resolves them.
+    fn sign(self: &Arc<Self>, cache_json: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let signer = self.keeping.signer.as_ref();
+        let signer = signer.ok_or_else(|| Refusal::new(Class::Denied, "this build has no key"))?;
+        let sealed = CacheManifest::parse(cache_json).map_err(|e| {
+            Refusal::new(Class::Internal, format!("the builder made a cache.json that is none: {e}"))
+        })?;
+        if sealed.content.job != self.keeping.order.identity().digest()
+            && !self.keeping.order.images.is_empty()
+        {
+            return Err(Refusal::new(Class::Internal, "the builder made a cache.json of another job"));
+        }
+        compare(&self.resolve()?, &sealed)?;
+        let signature = SealSignature::new(cache_json, signer).to_json();
+        signature.map_err(|e| Refusal::new(Class::Internal, e.to_string()))
+    }
+}
+
+impl Desk {
+    /// What the images of the order are now, by a process that has read no layer.
+    fn resolve(self: &Arc<Self>) -> Result<PlanReport, Refusal> {
+        let failed = |e: io::Error| Refusal::new(Class::Internal, format!("resolving the images again: {e}"));
+        let _context = self.runtime.enter();
+        let greeting = self.greeting();
+        let (child, stream) =
+            Child::start(&self.keeping, Role::Resolve, None, greeting, None).map_err(failed)?;
+        self.serve(Role::Resolve, stream).map_err(failed)?;
+        self.runtime.block_on(child.report())
+    }
+
+    /// What every child is told first.
+    pub(super) fn greeting(&self) -> Greeting {
+        Greeting {
+            job: self.keeping.job.clone(),
+            absent: self.secrets.absent().to_vec(),
+            signer: self.keeping.signer.as_ref().map(|key| key.public()),
+            descriptors: Vec::new(),
+        }
+    }
+}
+
+/// Whether the seal names the images of the report, and each by the manifest that the report has.
+fn compare(resolved: &PlanReport, sealed: &CacheManifest) -> Result<(), Refusal> {
+    let images = &sealed.content.images;
+    if images.len() != resolved.images.len() {
+        let message =
+            format!("the seal names {} images, the order has {}", images.len(), resolved.images.len());
+        return Err(Refusal::new(Class::Internal, message));
+    }
+    for (image, wanted) in images.iter().zip(&resolved.images) {
+        if image.reference != wanted.reference || image.name != wanted.name {
+            let message = format!("the seal names {:?} in the place of {:?}", image.name, wanted.name);
+            return Err(Refusal::new(Class::Internal, message));
+        }
+        if image.manifest != wanted.manifest {
+            let message = format!(
+                "{} is {} on the volume and {} at the registry: its tag has moved since the build began; \
+                 build into another directory, or name the image by digest",
+                image.reference, image.manifest, wanted.manifest
+            );
+            return Err(Refusal::new(Class::Conflict, message));
+        }
+    }
+    Ok(())
+}

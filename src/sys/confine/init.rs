@@ -1,0 +1,65 @@
+//! The first process of a PID namespace (pid_namespaces(7)), and the one outside that stands for it.
+
+#![expect(unsafe_code, reason = "fork(2) has no safe form")]
+
+use std::io;
+use std::process;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+use rustix::process::set_parent_process_death_signal;
+
+/// Signals that are passed on.
+const PASSED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// Continues in a child, which is the first process of the namespace that this process made for its children. The caller's
+/// process stays outside, passes signals on and ends as the child does. The child is killed with it.
+///
+/// # Errors
+/// Those of fork(2) and of the calls around it. The caller must end then.
+pub(super) fn become_first() -> io::Result<()> {
+    let mut watched = SigSet::from_iter(PASSED);
+    watched.add(Signal::SIGCHLD);
+    let before = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    // SAFETY: the process has one thread, so the child has all of it and may go on as the parent would have.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            before.thread_set_mask()?;
+            Ok(())
+        }
+        ForkResult::Parent { child } => stand_for(child, &watched),
+    }
+}
+
+#[expect(clippy::exit, reason = "this process is nothing but the child's place outside")]
+fn stand_for(child: Pid, watched: &SigSet) -> ! {
+    // It holds what the child held at the fork; no copy of that is written out.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    loop {
+        match watched.wait() {
+            Ok(Signal::SIGCHLD) => match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, code)) => process::exit(code),
+                Ok(WaitStatus::Signaled(_, signal, _)) => end_by(signal),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(_) => process::exit(1),
+            },
+            Ok(signal) => {
+                // It may have ended by itself.
+                let _ = kill(child, signal);
+            }
+            Err(_) => process::exit(1),
+        }
+    }
+}
+
+/// Ends this process by `signal`, so that its parent sees what happened to the child.
+#[expect(clippy::exit, reason = "the signal may be one that ends nothing")]
+fn end_by(signal: Signal) -> ! {
+    let _ = SigSet::from_iter([signal]).thread_unblock();
+    let _ = raise(signal);
+    process::exit(128 + signal as i32)
+}
