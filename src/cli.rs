@@ -82,8 +82,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Ok(logs) => logs,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let Global { kept, kept_volume, .. } = cli.global;
-    let call = build::Call { argv, kept, kept_volume };
+    let Global { kept, kept_volume, kept_by, .. } = cli.global;
+    let call = build::Call { argv, kept, kept_volume, kept_by };
     match cli.command {
         Command::Build(args) => build::run(args, call, config, console),
         Command::Plan(args) => plan::run(args, config, console),

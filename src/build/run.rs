@@ -138,7 +138,9 @@ async fn build(
     let share = match &order.share {
         None => None,
         Some(Sharing { dir, volume }) => {
-            let (dir, volume, keeper) = (dir.clone(), volume.clone(), order.keeper.clone());
+            // Disks of others are mounted for the builds of disks, whose supervisors have a mount namespace.
+            let keeper = order.keeper.clone().filter(|_| order.volume_kind.is_disk());
+            let (dir, volume) = (dir.clone(), volume.clone());
             let opened = blocking(move || {
                 Share::open(&dir, &volume, keeper).map_err(|e| Fail::job(Class::Internal, e.to_string()))
             });

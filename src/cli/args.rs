@@ -117,6 +117,9 @@ pub(super) struct Global {
     /// Where the keeper has mounted a device
     #[arg(long, global = true, hide = true, requires = "kept")]
     pub(super) kept_volume: Option<PathBuf>,
+    /// The process ID of the supervisor
+    #[arg(long, global = true, hide = true, requires = "kept")]
+    pub(super) kept_by: Option<u32>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -34,12 +34,14 @@ pub(super) struct Call {
     pub(super) kept: Option<Role>,
     /// Where the supervisor mounted a device.
     pub(super) kept_volume: Option<PathBuf>,
+    /// The process ID of the supervisor.
+    pub(super) kept_by: Option<u32>,
 }
 
 /// Runs the command and returns its exit code.
 pub(super) fn run(args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
     match call.kept {
-        Some(role) => role::run(args, role, call.kept_volume, config, console),
+        Some(role) => role::run(args, role, call, config, console),
         None => supervise(args, call, &config, console),
     }
 }
@@ -83,8 +85,8 @@ fn supervise(args: OrderArgs, call: Call, config: &Config, console: &Console) ->
     let volume = order.volume.clone();
     let job = job.map(|job| String::from_utf8_lossy(&job).into_owned());
     let keeping = keeper::Keeping { order, wishes, argv: call.argv, job, signer, archive };
-    // One thread, this one: the children are tied to the thread that starts them.
-    let outcome = match runtime::Builder::new_current_thread().enable_all().build() {
+    // This thread starts the children, which are tied to it. The other one hears signals even while this one waits for a reader.
+    let outcome = match runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => {
             let (events, lines) = events::channel();
             let telling = events.clone();

@@ -3,14 +3,13 @@
 use std::io;
 use std::num::NonZero;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
 use tokio::runtime::{self, Runtime};
 
 use super::args::{OrderArgs, Output};
-use super::build::{carry_out, refuse};
+use super::build::{Call, carry_out, refuse};
 use super::keeper::{self, Role};
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
@@ -29,16 +28,10 @@ use crate::telemetry::Console;
 use crate::volume::Trust;
 
 /// Runs the part `role` of the order and returns the exit code.
-pub(super) fn run(
-    mut args: OrderArgs,
-    role: Role,
-    volume: Option<PathBuf>,
-    config: Config,
-    console: &Console,
-) -> u8 {
+pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, console: &Console) -> u8 {
     // The rest of the command is the supervisor's own.
     args.output = Output::Json;
-    args.die_with_parent = Some(None);
+    args.die_with_parent = Some(call.kept_by);
     args.result_file = None;
     let fail = |class, message: String| refuse(None, Output::Json, class, &message, console);
     if let Err(e) = confine::settle(&args) {
@@ -54,7 +47,7 @@ pub(super) fn run(
         Ok(order) => order,
         Err(e) => return fail(e.class(), e.to_string()),
     };
-    if let Some(volume) = volume {
+    if let Some(volume) = call.kept_volume {
         order.volume = volume;
     }
     let mut connection = None;

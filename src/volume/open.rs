@@ -1,8 +1,11 @@
 //! Taking a volume: whose is it, is anybody else at it, and what of it can be trusted.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::error::{Context, Error};
 use super::job::{self, Identity, Record};
@@ -66,7 +69,7 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
         isolate(&root).context("making the volume private", &shown)?;
     }
     let larder = root.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
-    let lock = Lock::try_exclusive(&larder, layout::LOCK).context("locking", &shown)?;
+    let lock = lock(&larder).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
     // Whoever had the lock before may have sealed the volume since it was looked at.
     if let Some(sealed) = sealed(&root, identity, &shown)? {
@@ -109,6 +112,24 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     let state = Mutex::new(State { journal, committed, unsynced, staged: 0 });
     let path = path.to_owned();
     Ok(Opened::Filling(Box::new(Volume { path, root, larder, place, budget, state, _lock: lock })))
+}
+
+/// How long the processes of a build that was killed can take to end.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// Takes the lock of a volume, or of the directory of a disk; `None` if another build has it. The processes of a build that was
+/// killed a moment ago get a moment to end.
+///
+/// # Errors
+/// Those of open(2) and flock(2).
+pub(super) fn lock(larder: &Dir) -> io::Result<Option<Lock>> {
+    let begun = Instant::now();
+    loop {
+        match Lock::try_exclusive(larder, layout::LOCK)? {
+            None if begun.elapsed() < LEAVING => sleep(Duration::from_millis(20)),
+            lock => return Ok(lock),
+        }
+    }
 }
 
 /// The seal, where there is one; it must be this job's.

@@ -9,7 +9,7 @@ use super::budget::{Account, Budget};
 use super::error::{Context, Error};
 use super::{isolate, layout};
 use crate::model::job::LayerFormat;
-use crate::sys::{Dir, FileType, remove, space};
+use crate::sys::{Dir, remove, space};
 
 /// Directory of content that a later member of the tar replaced.
 const REPLACED: &[u8] = b"replaced";
@@ -123,19 +123,14 @@ impl Staging {
         }
     }
 
-    /// Gives a file of another volume a name here: the same inode where both are on one file system, else a copy, which
-    /// shares its blocks where the file system can do that. Room is taken for all of it, as `du` counts.
+    /// Copies a file of another volume here. The copy shares its blocks if the file system can do that, but never the inode: a fault
+    /// in one build must not reach the layers of another. Room is taken for all of it, as `du` counts.
     pub fn take(&self, from: &Dir, name: &[u8], here: &[u8]) -> Result<(), Error> {
         let what = String::from_utf8_lossy(name);
         let stat = from.stat(name).context("examining", &what)?;
         let block = self.account.block();
         let room = stat.size.max(stat.allocated).div_ceil(block) * block;
         self.account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, &what))?;
-        // Another file system, an owner or a count of links that forbids it; or a confined process, to which a second name
-        // would give the right to write that it has here (Landlock, LANDLOCK_ACCESS_FS_REFER).
-        if stat.file_type == FileType::Regular && from.link(name, &self.dir, here).is_ok() {
-            return Ok(());
-        }
         let copied = from.open_file(name).context("opening", &what).and_then(|from| {
             let to = self.create(here)?;
             let shared = space::reflink(&from, &to).context("copying", &what)?;

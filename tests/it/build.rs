@@ -150,7 +150,7 @@ fn layers_are_durable_while_others_are_still_fetched() {
         let image = Image::builder(Format::Oci).layers(layers).build();
         let reference = registry.push(&image, "team/app", "1");
         let dir = tempfile::tempdir().unwrap();
-        let slowly = ["--limit-rate", "512KiB/s", "--output", "json"];
+        let slowly = ["--limit-rate", "256KiB/s", "--output", "json"];
         let printed = succeed(build(dir.path(), &[&reference]).args(slowly));
         let events: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let at = |wanted: &dyn Fn(&Value) -> bool| events.iter().position(wanted).unwrap();

@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::harness::authority::Authority;
 use crate::harness::layers::{Member, Node, Packing, layer};
 use crate::harness::registry::{PASSWORD, Registry, USER};
-use crate::harness::served::{Running, Served, random};
+use crate::harness::served::{Running, Served, descendants, random};
 use crate::harness::tree::{Kind, Tolerance, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
@@ -173,35 +173,56 @@ fn a_running_builder_has_few_rights() {
         let volume = served.volume();
         let mut running = Running::start(served.build(&volume, 256 << 20).args(SLOW).args(["--nice", "19"]));
         assert!(running.until(|| volume.join("overlay").is_dir()), "the build has ended");
-        let proc = Path::new("/proc").join(running.pid().to_string());
-        // Every thread, for each has its own.
-        let mut threads = 0;
-        for thread in fs::read_dir(proc.join("task")).unwrap() {
-            let thread = thread.unwrap().path();
-            let status = fs::read_to_string(thread.join("status")).unwrap();
-            let field = |name: &str| {
-                let line = status.lines().find_map(|line| line.strip_prefix(name));
-                line.unwrap().trim().to_owned()
-            };
-            assert_eq!(field("NoNewPrivs:"), "1");
-            for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
-                let set = u64::from_str_radix(&field(set), 16).unwrap();
-                assert_eq!((set & !KEPT, set & 0x8800_001b), (0, 0x8800_001b), "{status}");
+        let (mut fetchers, mut extractors) = (0, 0);
+        for pid in descendants(running.pid().as_raw()) {
+            let proc = Path::new("/proc").join(pid.to_string());
+            let of = |path: &Path| fs::read_to_string(path.join("status")).unwrap();
+            let score: i32 = fs::read_to_string(proc.join("oom_score_adj")).unwrap().trim().parse().unwrap();
+            assert!(score >= 500, "{score}");
+            if field(&of(&proc), "Seccomp:") == "0" {
+                // It waits outside of the namespace for the one that works.
+                assert_eq!(rights(&of(&proc), "CapPrm:"), 0);
+                continue;
             }
-            for set in ["CapInh:", "CapAmb:"] {
-                assert_eq!(u64::from_str_radix(&field(set), 16).unwrap(), 0, "{status}");
+            let kept = rights(&of(&proc), "CapEff:");
+            *if kept == 0 { &mut fetchers } else { &mut extractors } += 1;
+            assert_eq!((kept & !KEPT, kept & 0x8800_001b), (0, if kept == 0 { 0 } else { 0x8800_001b }));
+            // Every thread, for each has its own.
+            let mut threads = 0;
+            for thread in fs::read_dir(proc.join("task")).unwrap() {
+                let thread = thread.unwrap().path();
+                let status = of(&thread);
+                assert_eq!(
+                    (field(&status, "NoNewPrivs:"), field(&status, "Seccomp:")),
+                    ("1", "2"),
+                    "{status}"
+                );
+                for set in ["CapEff:", "CapPrm:", "CapBnd:"] {
+                    assert_eq!(rights(&status, set), kept, "{status}");
+                }
+                for set in ["CapInh:", "CapAmb:"] {
+                    assert_eq!(rights(&status, set), 0, "{status}");
+                }
+                // proc_pid_stat(5): nice is the 19th field, the 17th after the name.
+                let stat = fs::read_to_string(thread.join("stat")).unwrap();
+                let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
+                // The lowest there is: a test that is nice itself cannot be nicer.
+                assert_eq!(nice, "19", "{stat}");
+                threads += 1;
             }
-            // proc_pid_stat(5): nice is the 19th field, the 17th after the name.
-            let stat = fs::read_to_string(thread.join("stat")).unwrap();
-            let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
-            // The lowest there is: a test that is nice itself cannot be nicer.
-            assert_eq!(nice, "19", "{stat}");
-            threads += 1;
+            assert!(threads > 1, "the runtime has threads");
         }
-        assert!(threads > 1, "the renderer and the runtime have threads");
-        let score: i32 = fs::read_to_string(proc.join("oom_score_adj")).unwrap().trim().parse().unwrap();
-        assert!(score >= 500, "{score}");
+        assert_eq!((fetchers, extractors), (1, 1));
     });
+}
+
+/// A field of proc_pid_status(5).
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim()
+}
+
+fn rights(status: &str, set: &str) -> u64 {
+    u64::from_str_radix(field(status, set), 16).unwrap()
 }
 
 #[test]

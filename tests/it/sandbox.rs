@@ -133,6 +133,7 @@ const TABLE: &[(&str, [&str; 4])] = &[
 
 /// Probes whose answer is another one without privileges: an extractor cannot make devices then.
 const UNPRIVILEGED: &[(&str, [&str; 4])] = &[
+    ("write-hosts", ["EACCES", "ENOENT", "ENOENT", "ENOENT"]),
     ("make-disk-node", ["EPERM", "EPERM", "EPERM", "EPERM"]),
     ("open-disk-node", ["ENOENT", "ENOENT", "ENOENT", "ENOENT"]),
     ("make-memory-node", ["EPERM", "EPERM", "EPERM", "EPERM"]),

@@ -123,7 +123,8 @@ impl Child {
     ) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("larder").args(["--kept", role.name()]);
+        let own = std::process::id().to_string();
+        command.arg0("larder").args(["--kept", role.name(), "--kept-by", &own]);
         if let Some(volume) = volume {
             command.arg("--kept-volume").arg(volume);
         }

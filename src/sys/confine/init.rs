@@ -10,7 +10,12 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::set_parent_process_death_signal;
+use rustix::thread::CapabilitySet;
+
+use super::capabilities;
 
 /// Signals that are passed on.
 const PASSED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
@@ -24,14 +29,24 @@ pub(super) fn become_first() -> io::Result<()> {
     let mut watched = SigSet::from_iter(PASSED);
     watched.add(Signal::SIGCHLD);
     let before = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let (lives, held) = pipe_with(PipeFlags::CLOEXEC)?;
     // SAFETY: the process has one thread, so the child has all of it and may go on as the parent would have.
     match unsafe { fork() }? {
         ForkResult::Child => {
+            drop(held);
             set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
             before.thread_set_mask()?;
+            // A parent that ended before the call sends no signal, and its number is unknown in the new namespace.
+            let mut parent = [PollFd::new(&lives, PollFlags::empty())];
+            if poll(&mut parent, Some(&Timespec::default()))? > 0 {
+                return Err(io::Error::other("the process that started this one has ended"));
+            }
             Ok(())
         }
-        ForkResult::Parent { child } => stand_for(child, &watched),
+        ForkResult::Parent { child } => {
+            drop(lives);
+            stand_for(child, &watched)
+        }
     }
 }
 
@@ -39,6 +54,7 @@ pub(super) fn become_first() -> io::Result<()> {
 fn stand_for(child: Pid, watched: &SigSet) -> ! {
     // It holds what the child held at the fork; no copy of that is written out.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let _ = capabilities::reduce(CapabilitySet::empty());
     loop {
         match watched.wait() {
             Ok(Signal::SIGCHLD) => match waitpid(child, Some(WaitPidFlag::WNOHANG)) {

@@ -12,7 +12,7 @@ use super::{DESCRIPTION, Entered, IMAGE, enter, tools};
 use crate::model::digest::Digest;
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, atomic, dir, private};
-use crate::volume::{layout, seal};
+use crate::volume::{layout, open, seal};
 
 /// A directory that is to become the volume of a disk. Until that is done nobody takes it for one.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub fn receive(path: &Path) -> Result<Receiving, Error> {
         }
     }
     let larder = below.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
-    let lock = Lock::try_exclusive(&larder, layout::LOCK).context("locking", &shown)?;
+    let lock = open::lock(&larder).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
     larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
     match larder.unlink(IMAGE) {

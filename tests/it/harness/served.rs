@@ -141,10 +141,20 @@ impl Running {
         self.0.try_wait().unwrap().is_some()
     }
 
-    /// Kills it and waits until it is gone.
+    /// Kills it and waits until it is gone, with all that it started: those end by the kernel's hand, a moment later.
     pub(crate) fn kill(&mut self) {
+        let below = if self.has_ended() { Vec::new() } else { descendants(self.pid().as_raw()) };
         let _ = self.0.kill();
         let _ = self.0.wait();
+        let started = Instant::now();
+        // An orphan that has ended can stay as a zombie until its new parent looks.
+        let alive = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        while below.iter().any(alive) {
+            assert!(started.elapsed() < Duration::from_secs(10), "its children outlive it");
+            sleep(Duration::from_millis(2));
+        }
     }
 
     /// Exit code of a process that ends within `limit`; none if a signal ended it.
@@ -171,6 +181,26 @@ impl Running {
         }
         true
     }
+}
+
+/// Processes below `pid`, however deep.
+pub(crate) fn descendants(pid: i32) -> Vec<i32> {
+    let all =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let parents: Vec<(i32, i32)> = all
+        .filter_map(|pid: i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+            Some((pid, parent.trim().parse().ok()?))
+        })
+        .collect();
+    let mut found = vec![pid];
+    let mut at = 0;
+    while let Some(parent) = found.get(at).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    found.split_off(1)
 }
 
 impl Drop for Running {
