@@ -15,7 +15,8 @@ use crate::model::digest::Digest;
 use crate::sys::dir::stat_fd;
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, loop_device, private, process, space};
-use crate::volume::{layout, open};
+use crate::volume::layout;
+use crate::volume::open::lock;
 
 /// How long the kernel may take to let go of a disk whose builder was killed: it writes out what that had in memory.
 const LETTING_GO: Duration = Duration::from_secs(60);
@@ -122,7 +123,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
         return Ok(Taken::Sealed(enter(&at)?));
     }
     let larder = below.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
-    let lock = open::lock(&larder).context("locking", &shown)?;
+    let lock = lock(&larder).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
     // Whoever had the lock before may have sealed the disk since it was looked at.
     if below.try_stat(layout::CACHE).context("examining", &shown)?.is_some() {
