@@ -129,9 +129,15 @@ impl Package {
             fs::create_dir_all(dir.join(part)).unwrap();
         }
         let files = [
-            ("Cargo.toml", "[package]\nname = \"small\"\nedition = \"2024\"\n[profile.release]\ndebug = 1\n[workspace]\n"),
+            (
+                "Cargo.toml",
+                "[package]\nname = \"small\"\nedition = \"2024\"\n[profile.release]\ndebug = 1\n[workspace]\n",
+            ),
             ("Cargo.lock", "version = 4\n[[package]]\nname = \"small\"\nversion = \"0.0.0\"\n"),
-            ("src/main.rs", "fn main() { println!(\"{} {:?}\", file!(), std::env::args().next().expect(\"a name\")) }\n"),
+            (
+                "src/main.rs",
+                "fn main() { println!(\"{} {:?}\", file!(), std::env::args().next().expect(\"a name\")) }\n",
+            ),
             ("code.c", "const char *file(void) { return __FILE__; }\n"),
         ];
         for (name, text) in files {
@@ -148,7 +154,8 @@ impl Package {
             "cargo build --quiet --release --locked && cc $CFLAGS -g -c {0}/code.c -o {0}/code.o",
             self.dir.display()
         );
-        let mut words = wrapper.iter().map(PathBuf::as_os_str).chain(["sh", "-c", &script].map(AsRef::as_ref));
+        let mut words =
+            wrapper.iter().map(|path| path.as_os_str()).chain(["sh", "-c", &script].map(AsRef::as_ref));
         run(Command::new(words.next().unwrap())
             .args(words)
             .current_dir(&self.dir)
