@@ -20,9 +20,10 @@ cargo_home=$(cd "${CARGO_HOME:-$HOME/.cargo}" && pwd -P)
 target=$(realpath --canonicalize-missing "${CARGO_TARGET_DIR:-target}")
 sysroot=$(rustc --print sysroot)
 compiler=$(rustc -vV | sed -n 's/^commit-hash: //p')
+host=$(rustc -vV | sed -n 's/^host: //p')
 
 # The sources of crates must be there before the loop below can list their directories.
-cargo fetch --quiet --locked
+cargo fetch --quiet --locked --target "$host"
 
 declare -A names=(
     ["$root"]=/larder

@@ -21,8 +21,8 @@ trap 'rm -rf "$work"' EXIT
 work=$(realpath "$work")
 scripts/copy-sources.sh "$work/sources"
 
-cargo fetch --quiet --locked
 target=$(rustc -vV | sed -n 's/^host: //p')
+cargo fetch --quiet --locked --target "$target"
 CARGO_NET_OFFLINE=true cargo cyclonedx --quiet --manifest-path "$work/sources/Cargo.toml" --format json --spec-version 1.5 \
     --target "$target" --override-filename larder.cdx
 if ! cmp --silent Cargo.lock "$work/sources/Cargo.lock"; then
