@@ -117,7 +117,7 @@ fn bill_of_materials_lists_what_is_linked_and_no_path() {
     }
 }
 
-/// A package that has its own path in the program, in three ways, and what scripts/release-env.sh makes of it.
+/// A package whose program and C object contain its path, unless scripts/release-env.sh maps it.
 struct Package {
     dir: PathBuf,
     home: PathBuf,
