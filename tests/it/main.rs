@@ -46,6 +46,7 @@ mod serve;
 mod sign;
 mod snapshotter;
 mod store;
+mod supply;
 mod tamper;
 mod tenants;
 mod tls;

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Proves that the release build does not depend on where it is made: builds it in this directory and again in another one,
+# with another cargo home, and compares the two programs byte by byte.
+#
+# usage: scripts/reproducible.sh [PROGRAM]
+#
+# With PROGRAM, for example a published release, only the second build is made and compared with it. What is built is the
+# working tree, without ignored files. Needs the network for crates that are not downloaded yet, and 3 GB of disk.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+cd "$root"
+
+if (($# > 1)); then
+    echo "usage: scripts/reproducible.sh [PROGRAM]" >&2
+    exit 64
+fi
+program=${1:-}
+if [[ -z $program ]]; then
+    scripts/release-env.sh cargo build --release --locked
+    program=${CARGO_TARGET_DIR:-target}/release/larder
+fi
+program=$(realpath "$program")
+
+# Another depth and length of path than this directory has.
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/larder-reproducible.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+sources=$work/second/copy/of/the/sources
+home=$work/cargo-home
+mkdir -p "$home/registry"
+scripts/copy-sources.sh "$sources"
+
+# Downloads and settings are taken over; the sources are unpacked again, at a path of their own. Credentials stay behind.
+first=${CARGO_HOME:-$HOME/.cargo}
+for part in registry/cache registry/index config.toml; do
+    [[ ! -e $first/$part ]] || cp --recursive "$first/$part" "$home/$part"
+done
+
+unset CARGO_TARGET_DIR
+(
+    export CARGO_HOME=$home SOURCE_DATE_EPOCH=0
+    # Programs of rustup are found by PATH; it needs its own home, not the one of cargo.
+    "$sources/scripts/release-env.sh" cargo build --release --locked
+)
+second=$sources/target/release/larder
+
+failed=
+for path in "$root" "$work" "$first" "$home"; do
+    if grep --quiet --text --fixed-strings "$(realpath "$path")" "$program" "$second"; then
+        echo "reproducible: a program contains the path $path" >&2
+        failed=1
+    fi
+done
+sha256sum "$program" "$second"
+if ! cmp "$program" "$second"; then
+    cp "$second" "$root/target/larder-second"
+    echo "reproducible: the programs differ; the second one is kept as target/larder-second" >&2
+    echo "  Compare the versions of rustc, cc, nasm and the linker, then run diffoscope on both" >&2
+    failed=1
+fi
+[[ -z $failed ]] || exit 1
+echo "reproducible: both programs are the same"
