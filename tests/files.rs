@@ -359,7 +359,8 @@ fn pods_are_selected_by_the_labels_that_they_have() {
     let daemon = spec.template.metadata.unwrap().labels.unwrap();
     let id = "8f14e45f-ceea-4e7a-9c2b-0123456789ab".parse().unwrap();
     let volume = VolumeId { tenant: "team-a".parse().unwrap(), id, generation: 1 };
-    let builder = Names { namespace: "larder".into() }.labels(&volume);
+    let names = Names { namespace: "larder".into() };
+    let (builder, verifier) = (names.labels(&volume), names.verifier_labels(&volume));
     let meets = |selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>| {
         selector.iter().all(|(key, value)| labels.get(key) == Some(value))
     };
@@ -399,6 +400,10 @@ fn pods_are_selected_by_the_labels_that_they_have() {
     assert!(selects("larder-none", &daemon) && selects("larder-none", &builder));
     assert!(selects("larder", &daemon) && !selects("larder", &builder));
     assert!(!selects("larder-builder", &daemon) && selects("larder-builder", &builder));
+    // A verifier has no network: the one policy that selects it permits nothing.
+    for name in policies.keys() {
+        assert_eq!(selects(name, &verifier), name == "larder-none", "{name}");
+    }
     for policy in policies.values() {
         assert_eq!(policy.policy_types.as_deref().unwrap(), ["Ingress", "Egress"]);
     }
@@ -506,7 +511,7 @@ fn the_agent_finds_what_its_configuration_names() {
     let config = Config::load(Some(&root().join("node/larder.toml")), []).unwrap();
     // All that an administrator need not say is as it is without saying.
     let listen = config.node.listen;
-    let told = Node { image: format!("larder:{VERSION}"), listen, ..Node::default() };
+    let told = Node { image: format!("larder:{VERSION}"), listen, verify_layers: true, ..Node::default() };
     assert_eq!(config.node, told);
     assert_eq!(container.image.as_ref(), Some(&told.image));
     assert_eq!(container.args.as_deref().unwrap(), ["node"]);

@@ -14,6 +14,7 @@ use super::keeper::Role;
 use crate::archive;
 use crate::build::order::SourceOrder;
 use crate::config::log::Format;
+use crate::model::digest::Digest;
 use crate::model::job::{LayerFormat, VolumeKind};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
@@ -500,6 +501,9 @@ pub(super) struct VerifyArgs {
     /// Without it a signature that is there has to hold, whoever made it.
     #[arg(long, value_name = "KEY|FILE")]
     pub(super) trust: Vec<String>,
+    /// Refuse (65) a volume whose cache.json has another digest than this one
+    #[arg(long, value_name = "DIGEST")]
+    pub(super) digest: Option<Digest>,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ use super::args::VerifyArgs;
 use super::exit;
 use super::output::stdout;
 use crate::keys;
+use crate::model::class::Class;
 use crate::model::escape::escape;
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;
@@ -24,6 +25,10 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
         Ok(report) => report,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
+    if let Some(expected) = args.digest.as_ref().filter(|expected| **expected != report.digest) {
+        let message = format!("the volume holds the cache {}, not {expected}", report.digest);
+        return exit::fail(console, Class::Corrupt, &message);
+    }
     let volume = escape(&args.volume.display().to_string());
     let (images, layers, entries, bytes) =
         (report.images, report.layers, report.entries, ByteSize(report.bytes));

@@ -68,7 +68,8 @@ pub struct ImageCacheSpec {
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(max = 512)))]
     pub image_pull_secrets: Vec<String>,
-    /// Namespaces, beside this one, in which the snapshot is offered.
+    /// Other namespaces in which the snapshot is offered. Each must list this namespace in its annotation
+    /// `larder.dev/accept-from`.
     #[serde(default)]
     #[schemars(
         length(max = 32),

@@ -14,8 +14,12 @@ pub const MANAGER: &str = "larder";
 pub const FINALIZER: &str = "larder.dev/content";
 /// On a Secret: namespaces, separated by commas, whose image caches may use it as a pull secret; `*` is all.
 pub const PULL_BY: &str = "larder.dev/pull-by";
+/// On a Namespace: the namespaces, separated by commas, whose image caches it accepts when they are shared with it; `*` is all.
+pub const ACCEPT_FROM: &str = "larder.dev/accept-from";
 /// On a VolumeSnapshot: how the build of its volume ended, as one JSON line.
 pub const RESULT: &str = "larder.dev/result";
+/// On a VolumeSnapshot: the digest of the `cache.json` that the verifier found on the volume, before the snapshot was taken.
+pub const VERIFIED: &str = "larder.dev/verified";
 /// On an ImageCache: the hash of the Idempotency-Key that it was made with, and that of the request.
 pub const KEY: &str = "larder.dev/idempotency-key";
 /// The second part of [`KEY`].
@@ -26,6 +30,8 @@ pub const NONCE: &str = "larder.dev/nonce";
 /// Where a pod has its volume.
 pub const VOLUME: &str = "/cache";
 
+/// On a pod: which program it runs. Network policies select by it.
+const APP: &str = "app.kubernetes.io/name";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 const ID: &str = "larder.dev/id";
 const GENERATION: &str = "larder.dev/generation";
@@ -43,7 +49,7 @@ impl Names {
     /// Labels of everything that is made for a volume.
     pub fn labels(&self, volume: &VolumeId) -> BTreeMap<String, String> {
         let pairs = [
-            ("app.kubernetes.io/name", "larder-builder".to_owned()),
+            (APP, "larder-builder".to_owned()),
             (MANAGED_BY, MANAGER.to_owned()),
             (INSTALLATION, self.namespace.clone()),
             (ID, volume.id.to_string()),
@@ -51,6 +57,13 @@ impl Names {
             (TENANT, volume.tenant.to_string()),
         ];
         pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// Labels of the Job and the pod that verify a volume. No network policy that permits traffic selects them.
+    pub fn verifier_labels(&self, volume: &VolumeId) -> BTreeMap<String, String> {
+        let mut labels = self.labels(volume);
+        labels.insert(APP.to_owned(), "larder-verifier".to_owned());
+        labels
     }
 
     /// Selects everything of this installation.
@@ -89,9 +102,19 @@ pub fn object(volume: &VolumeId) -> String {
     }
 }
 
+/// Name of the Job that verifies a volume. It fits a label (63 characters).
+pub fn verifier(volume: &VolumeId) -> String {
+    format!("{}-verify", object(volume))
+}
+
 /// Name of the content behind the copy in a namespace. Dots, which no namespace has, keep the parts apart.
 pub fn copy(volume: &VolumeId, namespace: &str) -> String {
     format!("{}.{}.{namespace}", object(volume), volume.generation)
+}
+
+/// Whether a list of namespaces, as [`PULL_BY`] and [`ACCEPT_FROM`] have it, contains `namespace`. `None` contains none.
+pub fn is_listed(list: Option<&str>, namespace: &str) -> bool {
+    list.is_some_and(|list| list.split(',').map(str::trim).any(|one| one == "*" || one == namespace))
 }
 
 /// The namespace of a tenant.
@@ -110,11 +133,20 @@ mod tests {
         let volume = VolumeId { tenant: "team-a".parse().unwrap(), id, generation: 1 };
         assert_eq!(object(&volume), "ic-8f14e45f-ceea-4e7a-9c2b-0123456789ab");
         let last = VolumeId { generation: u32::MAX, ..volume.clone() };
-        assert!(object(&last).len() <= 63 && copy(&last, &"n".repeat(63)).len() <= 253);
+        assert!(verifier(&last).len() <= 63 && copy(&last, &"n".repeat(63)).len() <= 253);
         let meta = ObjectMeta { labels: Some(names.labels(&last)), ..ObjectMeta::default() };
         assert_eq!(names.volume(&meta), Some(last.clone()));
         assert_eq!(Names { namespace: "other".into() }.volume(&meta), None);
+        // The sweep finds a verifier by its labels.
+        let verifier = ObjectMeta { labels: Some(names.verifier_labels(&last)), ..ObjectMeta::default() };
+        assert_eq!(names.volume(&verifier), Some(last.clone()));
         assert_eq!(names.volume(&ObjectMeta::default()), None);
+        for (list, has) in
+            [("team-a", true), ("x, team-a ", true), ("*", true), ("team-ab,te*", false), ("", false)]
+        {
+            assert_eq!(is_listed(Some(list), "team-a"), has, "{list}");
+        }
+        assert!(!is_listed(None, "team-a"));
         // The second volume of one namespace is not the first of another.
         assert_ne!(copy(&VolumeId { generation: 2, ..volume.clone() }, "x"), copy(&volume, "2-x"));
     }

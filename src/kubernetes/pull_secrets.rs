@@ -8,7 +8,7 @@ use kube::api::Api;
 use kube::{Client, ResourceExt as _};
 
 use super::fault::{Fault, ask};
-use super::names::PULL_BY;
+use super::names::{PULL_BY, is_listed};
 use crate::caches::pull_secrets::{Content, Form, Unusable};
 use crate::caches::record::OrderedBy;
 use crate::model::image_cache::TenantName;
@@ -57,8 +57,7 @@ fn may_use(secret: &Secret, tenant: &TenantName, ordered_by: OrderedBy, name: &P
     if ordered_by == OrderedBy::Api || name.namespace() == tenant.as_str() {
         return true;
     }
-    let allowed = secret.annotations().get(PULL_BY).map_or("", String::as_str);
-    allowed.split(',').map(str::trim).any(|one| one == "*" || one == tenant.as_str())
+    is_listed(secret.annotations().get(PULL_BY).map(String::as_str), tenant.as_str())
 }
 
 /// The bytes that the kubelet would read, well-formed.

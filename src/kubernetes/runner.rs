@@ -1,17 +1,23 @@
 //! A build in the cluster: from an order to a snapshot that is ready.
 //!
 //! ```text
-//! Job, suspended ──► Secret, PVC (the Job owns them) ──► Job goes on ──► its pod ends ──► VolumeSnapshot ──► Job goes
+//! Job, suspended ──► Secret, PVC (the Job owns them) ──► Job goes on ──► its pod ends
+//!                       ──► Job of the verifier (the Job owns it) ──► its pod ends ──► VolumeSnapshot ──► Job goes
 //! ```
 //!
 //! Each step looks what is there, does the next thing, and looks again. So it can be broken off anywhere, and whoever is
 //! next goes on: the Job exists for one attempt, the snapshot carries the result of the build in an annotation, and once it
 //! is ready nothing else is needed. Being asked to stop leaves everything as it is: a Job goes on without us, and the sweep
 //! removes what no record needs.
+//!
+//! The builder parsed what strangers wrote, so its word is not enough: a snapshot is taken only after a second pod, which
+//! read the volume and nothing else, has verified it. The digest that it found is in another annotation of the snapshot.
 
+mod follow;
 mod log;
 mod objects;
 mod verdict;
+mod verifier;
 mod waiting;
 
 use std::collections::HashMap;
@@ -20,8 +26,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::batch::v1::Job as KubeJob;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
@@ -30,7 +35,6 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use self::log::Logs;
 use self::objects::Parts;
 use super::client::ApiServer;
 use super::daemon::of_planner;
@@ -47,6 +51,7 @@ use crate::config::Config;
 use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
 use crate::model::class::Class;
+use crate::model::digest::Digest;
 use crate::model::event::{Failure, Line, Outcome};
 use crate::model::image_cache::TenantName;
 use crate::model::job::{Job, LayerFormat};
@@ -214,7 +219,10 @@ impl Build<'_> {
         if let Some(snapshot) = self.snapshot().await?
             && snapshot.metadata.deletion_timestamp.is_none()
         {
-            return self.finish(snapshot).await;
+            return match verifier::has_verified(&snapshot) {
+                true => self.finish(snapshot).await,
+                false => Ok(self.unverified()),
+            };
         }
         let mut unusable: Unusable = self.order.unusable_secrets.iter().collect();
         let secrets = pull_secrets::read(
@@ -230,18 +238,21 @@ impl Build<'_> {
             self.furnish(&job, &secrets).await?;
             self.resume().await?;
         }
-        match self.follow(unusable).await? {
-            Ended::Result(outcome) => {
-                let snapshot = self.take_snapshot(&outcome).await?;
-                self.finish(snapshot).await
-            }
-            Ended::Died(how) => {
-                // The next attempt begins anew.
-                self.delete_job().await?;
-                Ok(Ended::Died(how))
-            }
-            ended => Ok(ended),
+        let ended = match self.follow(unusable).await? {
+            Ended::Result(outcome) => match self.verify(&job, &outcome).await? {
+                Ok(digest) => {
+                    let snapshot = self.take_snapshot(&outcome, &digest).await?;
+                    return self.finish(snapshot).await;
+                }
+                Err(ended) => ended,
+            },
+            ended => ended,
+        };
+        if let Ended::Died(_) = &ended {
+            // The next attempt begins anew.
+            self.delete_job().await?;
         }
+        Ok(ended)
     }
 
     fn parts<'b>(&'b self, job: &'b Job) -> Parts<'b> {
@@ -257,24 +268,32 @@ impl Build<'_> {
 
     /// The Job of this build, made if need be.
     async fn job(&self, secrets: &[(PullSecretName, Content)]) -> Result<KubeJob, Halt> {
-        let jobs: Api<KubeJob> = self.runner.own();
         loop {
-            let doing = format!("reading the job {}", self.name);
-            match opt(ask!(&doing, jobs.get(&self.name)))? {
+            match self.find_job(&self.name).await? {
                 Some(job) if job.metadata.deletion_timestamp.is_none() => return Ok(job),
                 // One of an earlier attempt: its name is not free before it is gone.
                 Some(_) => tokio::time::sleep(self.runner.pace.look).await,
                 None => {
                     self.check_storage_class().await?;
                     let deadline = self.order.job.deadline.map(|deadline| deadline - chrono::Utc::now());
-                    let longest = i64::from(self.with.caches.build_timeout_minutes) * 60;
+                    let longest = self.longest();
                     let seconds = deadline.map_or(longest, |left| left.num_seconds().clamp(1, longest));
                     let job = self.build_job(secrets);
                     let object = self.parts(&job).job(secrets, seconds);
-                    return self.apply("the job", &object).await;
+                    return self.apply("the job", &self.name, &object).await;
                 }
             }
         }
+    }
+
+    async fn find_job(&self, name: &str) -> Result<Option<KubeJob>, Fault> {
+        let jobs: Api<KubeJob> = self.runner.own();
+        opt(ask!(&format!("reading the job {name}"), jobs.get(name)))
+    }
+
+    /// How long a builder or verifier may take, seconds.
+    fn longest(&self) -> i64 {
+        i64::from(self.with.caches.build_timeout_minutes) * 60
     }
 
     async fn check_storage_class(&self) -> Result<(), Halt> {
@@ -298,15 +317,16 @@ impl Build<'_> {
         let parts = self.parts(&build_job);
         let secret = parts.secret(job, &self.with.config, secrets);
         let secret = secret.map_err(|e| Halt::Ended(Ended::NotStarted(format!("writing its job: {e}"))))?;
-        self.apply::<Secret>("the secret", &secret).await?;
+        self.apply::<Secret>("the secret", &self.name, &secret).await?;
         let size_gib = self.order.job.size.map_or(0, |size| size.0 >> 30);
-        self.apply::<PersistentVolumeClaim>("the volume claim", &parts.claim(job, size_gib)).await?;
+        self.apply::<PersistentVolumeClaim>("the volume claim", &self.name, &parts.claim(job, size_gib))
+            .await?;
         Ok(())
     }
 
     /// Applies an object that belongs to the Job. One that cannot become what it shall be is of an earlier Job or attempt
     /// (immutable content, another controller): it is removed, and made when it is gone.
-    async fn apply<K>(&self, what: &str, object: &Value) -> Result<K, Halt>
+    async fn apply<K>(&self, what: &str, name: &str, object: &Value) -> Result<K, Halt>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
@@ -316,15 +336,15 @@ impl Build<'_> {
     {
         let api: Api<K> = self.runner.own();
         let parameters = PatchParams::apply(MANAGER).force().validation_strict();
-        let doing = format!("making {what} {}", self.name);
+        let doing = format!("making {what} {name}");
         loop {
-            match ask!(&doing, api.patch(&self.name, &parameters, &Patch::Apply(object))) {
+            match ask!(&doing, api.patch(name, &parameters, &Patch::Apply(object))) {
                 Ok(made) if made.meta().deletion_timestamp.is_none() => return Ok(made),
                 Ok(_) => {}
                 Err(fault) if fault.code() == 422 => {
                     let why = fault.to_string();
-                    let removing = format!("removing an earlier {}", self.name);
-                    let removed = opt(ask!(&removing, api.delete(&self.name, &DeleteParams::default())))?;
+                    let removing = format!("removing an earlier {name}");
+                    let removed = opt(ask!(&removing, api.delete(name, &DeleteParams::default())))?;
                     if removed.is_none() {
                         // Nothing was in the way: the object itself is refused.
                         return Err(fault.into());
@@ -346,53 +366,6 @@ impl Build<'_> {
         Ok(())
     }
 
-    /// Follows the Job to its end, passing on what its pods say.
-    async fn follow(&self, unusable: Unusable) -> Result<Ended, Fault> {
-        let Pace { look, pending, .. } = self.runner.pace;
-        let (jobs, pods): (Api<KubeJob>, Api<Pod>) = (self.runner.own(), self.runner.own());
-        let labels = self.runner.names.of(&self.volume);
-        let mut logs = Logs::new(pods.clone(), self.lines.clone(), unusable.clone(), look);
-        let mut idle = Instant::now();
-        let mut doomed = None;
-        loop {
-            let doing = format!("reading the job {}", self.name);
-            let Some(job) = opt(ask!(&doing, jobs.get(&self.name)))? else {
-                return Ok(Ended::Died("its job was deleted by somebody else".to_owned()));
-            };
-            // Pods after the Job: of one that has ended they are all there.
-            let uid = job.uid();
-            let all = ask!("listing the pods of builders", pods.list(&labels))?.items;
-            let of_job =
-                |pod: &Pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref());
-            let mut pods: Vec<Pod> = all.into_iter().filter(of_job).collect();
-            pods.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
-            for pod in pods.iter().filter(|pod| waiting::has_begun(pod)) {
-                logs.listen(&pod.name_any(), verdict::terminated(pod).is_some());
-            }
-            if let Some(end) = verdict::end(&job) {
-                logs.hear_out().await;
-                return Ok(self.name_unusable(verdict::of(&end, &pods, |pod| logs.said(pod)), &unusable));
-            }
-            if let Some(why) = verdict::doom(&job)
-                && doomed.get_or_insert_with(Instant::now).elapsed() >= pending
-            {
-                let message = format!("the job has failed ({why}), and its builder does not end: {STUCK}");
-                return Ok(exhausted(Class::Busy, message));
-            }
-            if pods.iter().any(waiting::runs) {
-                idle = Instant::now();
-            } else if let Some(why) = pods.iter().find_map(waiting::never) {
-                return Ok(exhausted(Class::Internal, format!("the builder cannot start: {why}")));
-            } else if idle.elapsed() >= pending {
-                let events: Api<Event> = self.runner.own();
-                let why = waiting::reason(&pods, &events, &self.name).await;
-                let message = format!("the builder did not start within {} s: {why}", pending.as_secs());
-                return Ok(exhausted(Class::Internal, message));
-            }
-            tokio::time::sleep(look).await;
-        }
-    }
-
     fn name_unusable(&self, ended: Ended, unusable: &Unusable) -> Ended {
         match ended {
             Ended::Exhausted(mut outcome) => {
@@ -409,13 +382,13 @@ impl Build<'_> {
         opt(ask!(&doing, api.get(&self.name)))
     }
 
-    /// Takes the snapshot of a volume whose builder has ended.
-    async fn take_snapshot(&self, outcome: &Outcome) -> Result<VolumeSnapshot, Halt> {
+    /// Takes the snapshot of a volume whose verifier found the digest `verified`.
+    async fn take_snapshot(&self, outcome: &Outcome, verified: &Digest) -> Result<VolumeSnapshot, Halt> {
         self.wait_until_detached().await?;
         let result = outcome.to_short_line(MAX_RESULT);
         let result = result.map_err(|e| Halt::Ended(Ended::Died(format!("writing its result: {e}"))))?;
-        let snapshot = self.parts(&self.order.job).snapshot(&result);
-        let made: VolumeSnapshot = self.apply("the snapshot", &snapshot).await?;
+        let snapshot = self.parts(&self.order.job).snapshot(&result, verified);
+        let made: VolumeSnapshot = self.apply("the snapshot", &self.name, &snapshot).await?;
         let of = made.spec.source.persistent_volume_claim_name.as_deref();
         if of != Some(&self.name) {
             let message = format!("the snapshot {} is of {of:?}: somebody else made it", self.name);

@@ -16,7 +16,7 @@ use super::client::ApiServer;
 use super::convert::created;
 use super::copies::Copies;
 use super::fault::{Fault, ask, opt};
-use super::names::{MANAGER, Names, RESULT, VOLUME, object};
+use super::names::{MANAGER, Names, RESULT, VOLUME, object, verifier};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use crate::caches::imports::Imports;
 use crate::caches::record::ClusterSnapshot;
@@ -135,6 +135,8 @@ impl KubeVolumes {
             return Ok(Discarded::Going);
         }
         let job = self.delete::<Job>(&name, &DeleteParams::foreground()).await?;
+        // Collected with the Job, like the claim.
+        let job = self.delete::<Job>(&verifier(volume), &DeleteParams::foreground()).await? || job;
         // Collected with the Job, unless that is gone and never owned it.
         let claim = self.delete::<PersistentVolumeClaim>(&name, &DeleteParams::default()).await?;
         let Some(snapshot) = self.snapshot(volume).await? else {

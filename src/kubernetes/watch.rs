@@ -17,7 +17,7 @@ use super::convert;
 use super::copies::Copies;
 use super::crd::{CopyState, ImageCache};
 use super::fault::{Fault, ask};
-use super::names::{Names, namespace};
+use super::names::{ACCEPT_FROM, Names, namespace};
 use super::store::KubeStore;
 use crate::caches::record::Record;
 use crate::caches::service::Service;
@@ -206,17 +206,11 @@ impl Watch {
         let Some(snapshot) = &content.snapshot else { return Ok(true) };
         let volume =
             VolumeId { tenant: record.tenant.clone(), id: record.id, generation: content.generation };
-        let mut wanted = vec![namespace(&record.tenant).to_owned()];
-        wanted.extend(object.spec.share.iter().cloned());
-        wanted.extend(Some(self.node_namespace.clone()).filter(|namespace| !namespace.is_empty()));
-        wanted.sort();
-        wanted.dedup();
-        // The owner itself is there.
-        wanted.retain(|namespace| *namespace != self.names.namespace);
-        let mut states = Vec::with_capacity(wanted.len());
+        let (wanted, mut states) = self.wanted(object, record).await?;
         for namespace in &wanted {
             states.push(self.copies.offer(&volume, snapshot, namespace).await);
         }
+        states.sort_by(|one, other| one.namespace.cmp(&other.namespace));
         self.copies.remove(&volume, |namespace| !wanted.iter().any(|wanted| wanted == namespace)).await?;
         let ready = states.iter().all(|state| state.ready);
         let told = object.status.as_ref().map(|status| &status.copies);
@@ -224,6 +218,44 @@ impl Watch {
             self.tell(object, &states).await?;
         }
         Ok(ready)
+    }
+
+    /// The namespaces that get a copy, and those of `share` that do not accept one.
+    ///
+    /// # Errors
+    /// A request failed and may succeed later: a copy must not be taken back because of that.
+    async fn wanted(
+        &self,
+        object: &ImageCache,
+        record: &Record,
+    ) -> Result<(Vec<String>, Vec<CopyState>), Fault> {
+        let mut wanted = vec![namespace(&record.tenant).to_owned()];
+        wanted.extend(Some(self.node_namespace.clone()).filter(|namespace| !namespace.is_empty()));
+        let mut refused: Vec<CopyState> = Vec::new();
+        for share in &object.spec.share {
+            let known = wanted.contains(share) || refused.iter().any(|state| state.namespace == *share);
+            // The owner itself is in Larder's own namespace.
+            if known || *share == self.names.namespace {
+                continue;
+            }
+            let message = match self.copies.accepts(share, &record.tenant).await {
+                Ok(true) => {
+                    wanted.push(share.clone());
+                    continue;
+                }
+                Ok(false) => format!(
+                    "the namespace does not accept image caches of {}: its administrator has to list that \
+                     namespace in its annotation {ACCEPT_FROM}",
+                    record.tenant
+                ),
+                Err(fault) if fault.is_transient() => return Err(fault),
+                Err(fault) => fault.to_string().chars().take(1000).collect(),
+            };
+            refused.push(CopyState { namespace: share.clone(), ready: false, message: Some(message) });
+        }
+        wanted.retain(|namespace| *namespace != self.names.namespace);
+        wanted.sort();
+        Ok((wanted, refused))
     }
 
     async fn tell(&self, object: &ImageCache, states: &[CopyState]) -> Result<(), Fault> {

@@ -11,3 +11,4 @@ mod page;
 mod rights;
 mod serve;
 mod time;
+mod verifier;

@@ -1,6 +1,6 @@
 //! The agent: pass after pass, each from what is seen, until nothing is left to do.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use super::tell::{News, Teller};
 use super::wish::{self, Cache, Wish};
 use crate::config::node::Node;
 use crate::model::class::Class;
+use crate::model::image_cache::CacheId;
 use crate::telemetry::metrics::{Metrics, NodeCache};
 
 /// The least time from the end of a pass to the next: what changes together is seen together.
@@ -65,6 +66,35 @@ pub struct Agent {
     metrics: Metrics,
     ready: Arc<AtomicBool>,
     memory: HashMap<String, Memory>,
+    places: Places,
+}
+
+/// How many claims the node may still get, as the current pass has found it.
+#[derive(Debug, Default)]
+struct Places {
+    free: usize,
+    /// The image caches that have a claim.
+    held: HashSet<CacheId>,
+}
+
+impl Places {
+    /// Those of a node that takes `most`. A claim that is being deleted has its place until it is gone: so has its disk.
+    fn of(holdings: &HashMap<String, Holding>, most: usize) -> Self {
+        let claims = holdings.values().filter_map(|holding| holding.claim.as_deref());
+        let (count, held) = claims.fold((0, HashSet::new()), |(count, mut held), claim| {
+            held.extend(objects::volume_of(claim).map(|(id, _)| id));
+            (count + 1, held)
+        });
+        Places { free: most.saturating_sub(count), held }
+    }
+
+    /// Takes a place for a claim, if there is one. The next volume of an image cache needs none: the volume before it goes as
+    /// soon as this one is attached.
+    fn take(&mut self, id: CacheId) -> bool {
+        let free = self.free > 0;
+        self.free = self.free.saturating_sub(1);
+        free || self.held.contains(&id)
+    }
 }
 
 impl Agent {
@@ -75,7 +105,8 @@ impl Agent {
         let teller = Teller::new(client.clone(), &settings.node);
         let hands = Hands { client: client.into(), settings: settings.clone(), attacher };
         let (ready, memory) = (Arc::default(), HashMap::new());
-        Agent { settings, hands, known, wake, teller, metrics, ready, memory }
+        let places = Places::default();
+        Agent { settings, hands, known, wake, teller, metrics, ready, memory, places }
     }
 
     /// Whether everything was looked at once.
@@ -126,6 +157,7 @@ impl Agent {
         let mut wishes: HashMap<&str, &Wish> =
             decided.wishes.iter().map(|wish| (wish.claim.as_str(), wish)).collect();
         let (holdings, orphans) = self.holdings(&attached, wishes.keys().copied());
+        self.places = Places::of(&holdings, self.settings.config.max_caches);
         let kept = self.keep(&holdings, &wishes, &caches, &mut next);
         wishes.extend(kept.iter().map(|wish| (wish.claim.as_str(), wish)));
         // What is wanted first: letting go may take its time.
@@ -230,7 +262,16 @@ impl Agent {
         wish: Option<&Wish>,
     ) -> (Option<NodeCache>, Duration) {
         let now = Instant::now();
-        let step = holding.step(wish, &self.settings.node);
+        let step = match (holding.step(wish, &self.settings.node), wish) {
+            // What has no place any more may be in use still: the node must not get more disks than it takes.
+            (Step::MakeClaim, Some(wish)) if !self.places.take(wish.volume.id) => {
+                let most = self.settings.config.max_caches;
+                Step::Wait(format!(
+                    "the node has {most} image caches (node.max_caches), and one has to go first"
+                ))
+            }
+            (step, _) => step,
+        };
         let state = match (&step, wish) {
             (Step::Gone, _) => None,
             (Step::Held, _) => Some(NodeCache::Attached),

@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::objects::{self, IMAGE_CACHE};
-use super::wish::{Cache, Namespaces};
+use super::objects;
+use super::wish::{Cache, Namespaces, Says};
 use crate::kubernetes::convert;
 use crate::kubernetes::crd::ImageCache;
 use crate::model::image_cache::CacheId;
@@ -122,13 +122,11 @@ impl Known {
         self.pods.state()
     }
 
-    /// What namespaces ask for.
+    /// What namespaces say in their annotations.
     pub(super) fn namespaces(&self) -> Namespaces {
         let all = self.namespaces.state();
-        let asking = all.iter().filter_map(|namespace| {
-            Some((namespace.name_any(), namespace.annotations().get(IMAGE_CACHE)?.clone()))
-        });
-        asking.collect()
+        let saying = all.iter().filter_map(|one| Some((one.name_any(), Says::of(one.annotations())?)));
+        saying.collect()
     }
 
     /// Claims of the node, by name.

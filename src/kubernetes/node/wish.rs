@@ -1,7 +1,9 @@
 //! Which image caches are wanted on a node, and by whom. Pure: what is seen in, wishes and refusals out.
 //!
-//! A pod may ask for image caches of its own namespace and for those whose `share` names it. What it may not have is answered
-//! like what is not there.
+//! A pod may ask for image caches of its own namespace, and for those whose `share` names its namespace and which that
+//! namespace accepts. Any other is reported as one that does not exist.
+
+mod places;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use crate::caches::volumes::VolumeId;
 use crate::config::node::parse;
 use crate::kubernetes::convert::{self, Read};
 use crate::kubernetes::crd::ImageCache;
+use crate::kubernetes::names::{ACCEPT_FROM, is_listed};
 use crate::model::digest::Digest;
 use crate::model::image_cache::{CacheId, CacheName, Status, TenantName};
 use crate::model::reference::ImageReference;
@@ -61,8 +64,11 @@ impl Cache {
         self.record.content.as_ref().filter(|_| self.record.status == Status::Available)
     }
 
-    fn is_for(&self, namespace: &str) -> bool {
-        self.record.tenant.as_str() == namespace || self.share.iter().any(|shared| shared == namespace)
+    /// Whether pods of a namespace may have it. `accepts` lists the namespaces whose image caches that namespace accepts.
+    fn is_for(&self, namespace: &str, accepts: Option<&str>) -> bool {
+        let tenant = self.record.tenant.as_str();
+        tenant == namespace
+            || (self.share.iter().any(|shared| shared == namespace) && is_listed(accepts, tenant))
     }
 
     fn wish(&self, node: &str) -> Option<Wish> {
@@ -116,8 +122,10 @@ impl Wish {
 /// Who asks for what.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Ask {
-    /// Whose it is; none is the node's own configuration, which may have any.
+    /// The namespace that asks; `None` is the node's own configuration, which may have any.
     namespace: Option<String>,
+    /// The namespaces whose image caches that namespace accepts.
+    accepts: Option<String>,
     what: What,
     /// The pod, where one asks.
     pod: Option<ObjectReference>,
@@ -148,21 +156,41 @@ impl What {
     }
 }
 
+/// What a namespace says in its annotations.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Says {
+    /// The image cache that its pods want ([`IMAGE_CACHE`]).
+    pub(super) image_cache: Option<String>,
+    /// The namespaces whose image caches it accepts ([`ACCEPT_FROM`]).
+    pub(super) accept_from: Option<String>,
+}
+
+impl Says {
+    /// Reads the annotations of a namespace; `None` if it has none of these.
+    pub(super) fn of(annotations: &BTreeMap<String, String>) -> Option<Self> {
+        let text = |name: &str| annotations.get(name).cloned();
+        let says = Says { image_cache: text(IMAGE_CACHE), accept_from: text(ACCEPT_FROM) };
+        (says != Says::default()).then_some(says)
+    }
+}
+
 /// Annotations of namespaces, by their names.
-pub(super) type Namespaces = BTreeMap<String, String>;
+pub(super) type Namespaces = BTreeMap<String, Says>;
 
 /// All that is asked for on a node, what counts more first: the configuration, namespaces, pods from the oldest on.
 pub(super) fn asks(configured: &[String], namespaces: &Namespaces, pods: &[&Pod]) -> Vec<Ask> {
     let own = configured.iter().filter_map(|cache| {
         let (of, name) = parse(cache)?;
-        Some(Ask { namespace: None, what: What::Named(of, name), pod: None })
+        Some(Ask { namespace: None, accepts: None, what: What::Named(of, name), pod: None })
     });
     let mut asks: Vec<Ask> = own.collect();
-    for (namespace, text) in namespaces {
+    for (namespace, says) in namespaces {
+        let Some(text) = &says.image_cache else { continue };
         // One that is named is there before the first pod; which is best only a pod can say.
         let what = What::of(text, namespace, &[]);
         if matches!(what, What::Named(..)) {
-            asks.push(Ask { namespace: Some(namespace.clone()), what, pod: None });
+            let accepts = says.accept_from.clone();
+            asks.push(Ask { namespace: Some(namespace.clone()), accepts, what, pod: None });
         }
     }
     let mut pods: Vec<&Pod> = pods.iter().copied().filter(|pod| !has_ended(pod)).collect();
@@ -171,10 +199,12 @@ pub(super) fn asks(configured: &[String], namespaces: &Namespaces, pods: &[&Pod]
     });
     for pod in pods {
         let namespace = pod.namespace().unwrap_or_default();
-        let text = pod.annotations().get(IMAGE_CACHE).or_else(|| namespaces.get(&namespace));
+        let says = namespaces.get(&namespace).cloned().unwrap_or_default();
+        let text = pod.annotations().get(IMAGE_CACHE).or(says.image_cache.as_ref());
         let Some(text) = text else { continue };
         let what = What::of(text, &namespace, &images(pod));
-        asks.push(Ask { namespace: Some(namespace), what, pod: Some(pod.object_ref(&())) });
+        let pod = Some(pod.object_ref(&()));
+        asks.push(Ask { namespace: Some(namespace), accepts: says.accept_from, what, pod });
     }
     asks
 }
@@ -200,11 +230,12 @@ pub(super) struct Decided {
     pub(super) refused: Vec<(ObjectReference, String)>,
 }
 
-/// Decides what is wanted on a node that takes `most` volumes.
+/// Decides what is wanted on a node that takes `most` volumes. The places are shared fairly between namespaces ([`places`]).
 pub(super) fn decide(asks: &[Ask], caches: &[Arc<Cache>], node: &str, most: usize) -> Decided {
     let mut decided = Decided::default();
     // Pods of one kind ask for the same.
     let mut chosen: Vec<(&Ask, Result<Wish, String>)> = Vec::new();
+    let mut wanted: Vec<(&Ask, Wish)> = Vec::new();
     for ask in asks {
         let is_same = |other: &Ask| (&other.namespace, &other.what) == (&ask.namespace, &ask.what);
         let known = chosen.iter().find(|(other, _)| is_same(other)).map(|(_, choice)| choice.clone());
@@ -213,33 +244,36 @@ pub(super) fn decide(asks: &[Ask], caches: &[Arc<Cache>], node: &str, most: usiz
             chosen.push((ask, choice.clone()));
             choice
         });
-        let wish = match choice {
-            Ok(wish) => wish,
-            Err(why) => {
-                decided.refused.extend(ask.pod.clone().map(|pod| (pod, why)));
-                continue;
-            }
-        };
+        match choice {
+            Ok(wish) => wanted.push((ask, wish)),
+            Err(why) => decided.refused.extend(ask.pod.clone().map(|pod| (pod, why))),
+        }
+    }
+    let claims = wanted.iter().map(|(ask, wish)| (ask.namespace.as_deref(), wish.claim.as_str()));
+    let places = places::share(claims, most);
+    for (ask, wish) in &wanted {
+        if !places.contains(wish.claim.as_str()) {
+            let why = format!(
+                "this node takes {most} image caches (node.max_caches), and this one has no place among them: \
+                 namespaces share the places fairly"
+            );
+            decided.refused.extend(ask.pod.clone().map(|pod| (pod, why)));
+            continue;
+        }
         let known = decided.wishes.iter().position(|known| known.claim == wish.claim);
-        let at = match known {
-            Some(at) => at,
-            None if decided.wishes.len() < most => {
-                decided.wishes.push(wish);
-                decided.wishes.len() - 1
-            }
-            None => {
-                let why = format!("this node has {most} image caches already (node.max_caches)");
-                decided.refused.extend(ask.pod.clone().map(|pod| (pod, why)));
-                continue;
-            }
-        };
+        let at = known.unwrap_or_else(|| {
+            decided.wishes.push(wish.clone());
+            decided.wishes.len() - 1
+        });
         decided.wishes[at].asked.extend(ask.pod.clone());
     }
     decided
 }
 
 fn choose(ask: &Ask, caches: &[Arc<Cache>], node: &str) -> Result<Wish, String> {
-    let may = |cache: &&Arc<Cache>| ask.namespace.as_ref().is_none_or(|namespace| cache.is_for(namespace));
+    let may = |cache: &&Arc<Cache>| {
+        ask.namespace.as_ref().is_none_or(|namespace| cache.is_for(namespace, ask.accepts.as_deref()))
+    };
     match &ask.what {
         What::Named(of, name) => {
             let found = caches

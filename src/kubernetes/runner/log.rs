@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 
-use super::objects::CONTAINER;
+use super::objects::Role;
 use crate::caches::pull_secrets::Unusable;
 use crate::caches::runner::child::{event, next_line};
 use crate::model::escape::escape_to;
@@ -115,8 +115,11 @@ impl Listener {
 
     /// Reads the log from its start, passing on what comes after the first `heard` lines. Says whether it came to the result.
     async fn read(&self, heard: &mut u64) -> Result<bool, String> {
-        let parameters =
-            LogParams { container: Some(CONTAINER.to_owned()), follow: true, ..LogParams::default() };
+        let parameters = LogParams {
+            container: Some(Role::Builder.container().to_owned()),
+            follow: true,
+            ..LogParams::default()
+        };
         let log = self.api.log_stream(&self.pod, &parameters).await.map_err(|e| e.to_string())?;
         let mut log = tokio::io::BufReader::new(log.compat());
         let mut at = 0;

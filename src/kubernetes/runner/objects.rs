@@ -1,6 +1,6 @@
-//! What a build is made of in the cluster: Job, Secret, PVC. Where layers are directories the pod is one of Pod Security
-//! "baseline": root with the six capabilities that writing them takes, nothing that escapes, no token. Where they are images it is
-//! one of "restricted": a user of no rights, to whose group the disk is given.
+//! What a build is made of in the cluster: Job, Secret, PVC, and the Job that verifies the PVC afterwards. Where layers are
+//! directories the pod is one of Pod Security "baseline": root with the six capabilities that writing them takes, nothing that
+//! escapes, no token. Where they are images it is one of "restricted": a user of no rights, to whose group the disk is given.
 //!
 //! ```text
 //! /cache              the PVC
@@ -9,6 +9,10 @@
 //! /run/larder/sign    key.pem, where volumes are signed   (a Secret of the operator's)
 //! /tmp                64 MiB
 //! ```
+//!
+//! A verifier gets `/cache`, read-only, and a `/tmp` of 1 GiB.
+
+mod pod;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -16,23 +20,20 @@ use k8s_openapi::api::batch::v1::Job as KubeJob;
 use kube::ResourceExt as _;
 use serde_json::{Map, Value, json};
 
+pub(super) use self::pod::Role;
+use self::pod::container_security;
 use crate::caches::pull_secrets::Content;
 use crate::caches::volumes::VolumeId;
 use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
-use crate::kubernetes::names::{Names, VOLUME, object};
+use crate::kubernetes::names::{Names, RESULT, VERIFIED, VOLUME, object, verifier};
+use crate::model::digest::Digest;
 use crate::model::job::{Job, LayerFormat};
 use crate::model::pull_secret::PullSecretName;
 
-/// The container.
-pub(super) const CONTAINER: &str = "builder";
-/// User and group of a builder that needs no rights: "nonroot" of many images, Larder's own among them.
-const NOBODY: u32 = 65532;
 /// Where the key lies by which volumes are signed, and its name there and in the Secret.
 const SIGN: &str = "/run/larder/sign";
 const SIGN_KEY: &str = "key.pem";
-/// How much longer than its builder a Job may take, seconds: with its Job a pod is deleted, and what it said with it.
-const MARGIN: i64 = 600;
 
 /// What objects are made from.
 #[derive(Debug)]
@@ -70,121 +71,74 @@ impl Parts<'_> {
 
     fn unsigned_job(&self, secrets: &[(PullSecretName, Content)], seconds: i64) -> Value {
         let name = object(self.volume);
-        let labels = self.names.labels(self.volume);
         let (job, auth) = items(secrets);
-        let memory = match self.caches.build_memory.0 {
-            0 => json!({"ephemeral-storage": "256Mi"}),
-            bytes => json!({"memory": bytes.to_string(), "ephemeral-storage": "256Mi"}),
-        };
-        json!({
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": {"name": name, "namespace": self.names.namespace, "labels": labels},
-            "spec": {
-                "suspend": true,
-                "parallelism": 1,
-                "completions": 1,
-                "backoffLimit": self.caches.build_retries,
-                "activeDeadlineSeconds": seconds + MARGIN,
-                // Larder removes it; this is for one that is never looked at again.
-                "ttlSecondsAfterFinished": 86400,
-                "podReplacementPolicy": "Failed",
-                "podFailurePolicy": {"rules": [
-                    // What no retry heals (model::class).
-                    {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [64, 65, 73, 77]}},
-                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-                ]},
-                "template": {
-                    "metadata": {
-                        "labels": labels,
-                        "annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
-                    },
-                    "spec": {
-                        "restartPolicy": "Never",
-                        "serviceAccountName": self.cluster.builder_service_account,
-                        "automountServiceAccountToken": false,
-                        "enableServiceLinks": false,
-                        "terminationGracePeriodSeconds": 60,
-                        "securityContext": self.pod_security(),
-                        "containers": [{
-                            "name": CONTAINER,
-                            "image": self.cluster.builder_image,
-                            "imagePullPolicy": "IfNotPresent",
-                            "args": [
-                                "build",
-                                "--config=/run/larder/job/larder.toml",
-                                "--job=/run/larder/job/build.json",
-                                "--secrets=/run/larder/auth",
-                                format!("--volume={VOLUME}"),
-                                "--output=json",
-                                "--result-file=/dev/termination-log",
-                            ],
-                            "terminationMessagePath": "/dev/termination-log",
-                            "terminationMessagePolicy": "FallbackToLogsOnError",
-                            "securityContext": {
-                                "allowPrivilegeEscalation": false,
-                                "readOnlyRootFilesystem": true,
-                                "capabilities": self.capabilities(),
-                            },
-                            "resources": {
-                                "requests": {"cpu": "500m", "memory": "256Mi", "ephemeral-storage": "64Mi"},
-                                "limits": memory,
-                            },
-                            "volumeMounts": [
-                                {"name": "cache", "mountPath": VOLUME},
-                                {"name": "job", "mountPath": "/run/larder/job", "readOnly": true},
-                                {"name": "auth", "mountPath": "/run/larder/auth", "readOnly": true},
-                                {"name": "tmp", "mountPath": "/tmp"},
-                            ],
-                        }],
-                        "volumes": [
-                            {"name": "cache", "persistentVolumeClaim": {"claimName": name}},
-                            {"name": "job", "secret": {"secretName": name, "defaultMode": self.secret_mode(), "items": job}},
-                            self.auth_volume(&name, auth),
-                            {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
-                        ],
-                    },
-                },
-            },
-        })
-    }
-
-    fn pod_security(&self) -> Value {
-        let user = match self.layer_format {
-            LayerFormat::Overlay => json!({"runAsUser": 0}),
-            LayerFormat::Erofs => json!({
-                "runAsNonRoot": true,
-                "runAsUser": NOBODY,
-                "runAsGroup": NOBODY,
-                "fsGroup": NOBODY,
-            }),
-        };
-        let mut context = json!({
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
+        let pod = json!({
+            "containers": [{
+                "name": Role::Builder.container(),
+                "args": [
+                    "build",
+                    "--config=/run/larder/job/larder.toml",
+                    "--job=/run/larder/job/build.json",
+                    "--secrets=/run/larder/auth",
+                    format!("--volume={VOLUME}"),
+                    "--output=json",
+                    "--result-file=/dev/termination-log",
+                ],
+                "securityContext": container_security(self.builder_capabilities()),
+                "resources": self.resources(Role::Builder, "256Mi"),
+                "volumeMounts": [
+                    {"name": "cache", "mountPath": VOLUME},
+                    {"name": "job", "mountPath": "/run/larder/job", "readOnly": true},
+                    {"name": "auth", "mountPath": "/run/larder/auth", "readOnly": true},
+                    {"name": "tmp", "mountPath": "/tmp"},
+                ],
+            }],
+            "volumes": [
+                {"name": "cache", "persistentVolumeClaim": {"claimName": name}},
+                {"name": "job", "secret": {"secretName": name, "defaultMode": self.secret_mode(), "items": job}},
+                self.auth_volume(&name, auth),
+                {"name": "tmp", "emptyDir": {"sizeLimit": "64Mi"}},
+            ],
         });
-        for (name, value) in user.as_object().into_iter().flatten() {
-            context[name] = value.clone();
-        }
-        context
+        let mut job = self.workload(Role::Builder, seconds, pod);
+        job["metadata"] = json!({
+            "name": name,
+            "namespace": self.names.namespace,
+            "labels": self.names.labels(self.volume),
+        });
+        // Secret and PVC are made when it is there to own them.
+        job["spec"]["suspend"] = json!(true);
+        job
     }
 
-    fn capabilities(&self) -> Value {
-        match self.layer_format {
-            LayerFormat::Overlay => json!({
-                "drop": ["ALL"],
-                "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP"],
-            }),
-            LayerFormat::Erofs => json!({"drop": ["ALL"]}),
-        }
-    }
-
-    /// Of files from secrets: root's, or the group's that the pod gets.
-    fn secret_mode(&self) -> u32 {
-        match self.layer_format {
-            LayerFormat::Overlay => 0o400,
-            LayerFormat::Erofs => 0o440,
-        }
+    /// The Job that verifies the volume of `build`, which owns it and must have ended. The volume must hold the cache `digest`.
+    ///
+    /// Its pod gets the volume, read-only, and nothing else: no pull secret, no key, no configuration, no token, and labels that
+    /// no network policy permits traffic for.
+    pub(super) fn verifier(&self, build: &KubeJob, digest: &Digest, seconds: i64) -> Value {
+        let claim = json!({"claimName": object(self.volume), "readOnly": true});
+        let pod = json!({
+            "containers": [{
+                "name": Role::Verifier.container(),
+                "args": ["verify", format!("--digest={digest}"), VOLUME],
+                "securityContext": container_security(self.verifier_capabilities()),
+                "resources": self.resources(Role::Verifier, "1280Mi"),
+                "volumeMounts": [
+                    {"name": "cache", "mountPath": VOLUME, "readOnly": true},
+                    {"name": "tmp", "mountPath": "/tmp"},
+                ],
+            }],
+            "volumes": [
+                {"name": "cache", "persistentVolumeClaim": claim},
+                // A layer that is an image is written a second time: what does not fit in memory goes here.
+                {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}},
+            ],
+        });
+        let mut job = self.workload(Role::Verifier, seconds, pod);
+        job["metadata"] = self.owned(build);
+        job["metadata"]["name"] = json!(verifier(self.volume));
+        job["metadata"]["labels"] = json!(self.names.verifier_labels(self.volume));
+        job
     }
 
     /// With no item at all a volume would hold every key of the secret.
@@ -239,8 +193,8 @@ impl Parts<'_> {
         claim
     }
 
-    /// The snapshot. Nobody owns it: it outlives Job and PVC.
-    pub(super) fn snapshot(&self, result: &str) -> Value {
+    /// The snapshot of a volume that holds the cache `verified`, as its verifier found. Nobody owns it: it outlives Job and PVC.
+    pub(super) fn snapshot(&self, result: &str, verified: &Digest) -> Value {
         let name = object(self.volume);
         json!({
             "apiVersion": "snapshot.storage.k8s.io/v1",
@@ -249,7 +203,7 @@ impl Parts<'_> {
                 "name": name,
                 "namespace": self.names.namespace,
                 "labels": self.names.labels(self.volume),
-                "annotations": {crate::kubernetes::names::RESULT: result},
+                "annotations": {RESULT: result, VERIFIED: verified},
             },
             "spec": {
                 "volumeSnapshotClassName": self.cluster.snapshot_class,
@@ -296,69 +250,4 @@ fn items(secrets: &[(PullSecretName, Content)]) -> (Vec<Value>, Vec<Value>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
-
-    use super::*;
-    use crate::caches::pull_secrets::Form;
-
-    #[test]
-    fn objects_are_what_kubernetes_has() {
-        let names = Names { namespace: "larder".into() };
-        let cluster = Cluster { storage_class: "fast".into(), ..Cluster::default() };
-        let id = "8f14e45f-ceea-4e7a-9c2b-0123456789ab".parse().unwrap();
-        let volume = VolumeId { tenant: "team".parse().unwrap(), id, generation: 1 };
-        let job = Job::parse(br#"{"images":["a:1"]}"#).unwrap();
-        let (caches, layer_format) = (Caches::default(), LayerFormat::Overlay);
-        let parts = Parts {
-            names: &names,
-            cluster: &cluster,
-            caches: &caches,
-            layer_format,
-            volume: &volume,
-            job: &job,
-        };
-        let content = |text: &str, form| Content::parse(form, text.as_bytes().to_vec()).unwrap();
-        let secrets = [
-            ("team:b".parse().unwrap(), content(r#"{"auths":{}}"#, Form::DockerConfigJson)),
-            ("team:a".parse().unwrap(), content("{}", Form::DockerCfg)),
-        ];
-        let json = parts.job(&secrets, 3600);
-        let typed: KubeJob = serde_json::from_value(json.clone()).unwrap();
-        // Nothing of what was written is unknown to the types.
-        let back = serde_json::to_value(&typed).unwrap();
-        assert_eq!(back, json);
-        let pod = &json["spec"]["template"]["spec"];
-        assert_eq!(pod["volumes"][2]["secret"]["items"][0]["path"], "team/b/.dockerconfigjson");
-        assert_eq!(pod["volumes"][2]["secret"]["items"][1]["path"], "team/a/.dockercfg");
-        assert_eq!(json["spec"]["activeDeadlineSeconds"], 4200);
-        assert_eq!(
-            parts.job(&[], 1)["spec"]["template"]["spec"]["volumes"][2]["emptyDir"]["sizeLimit"],
-            "1Mi"
-        );
-        let signing = Cluster { sign_secret: "sign".into(), ..cluster.clone() };
-        let signed = Parts { cluster: &signing, ..parts }.job(&secrets, 1);
-        let typed_again: KubeJob = serde_json::from_value(signed.clone()).unwrap();
-        assert_eq!(serde_json::to_value(&typed_again).unwrap(), signed);
-        let pod = &signed["spec"]["template"]["spec"];
-        assert_eq!(pod["volumes"][4]["secret"]["secretName"], "sign");
-        assert_eq!(pod["volumes"][4]["secret"]["defaultMode"], 0o400);
-        assert_eq!(pod["containers"][0]["volumeMounts"][4]["readOnly"], true);
-        assert_eq!(pod["containers"][0]["args"][7], "--sign-key=/run/larder/sign/key.pem");
-        let images = Parts { layer_format: LayerFormat::Erofs, ..parts };
-        let pod = &images.job(&secrets, 1)["spec"]["template"]["spec"];
-        let _: k8s_openapi::api::core::v1::PodSpec = serde_json::from_value(pod.clone()).unwrap();
-        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
-        let signed = Parts { cluster: &signing, ..images }.job(&[], 1);
-        let volumes = &signed["spec"]["template"]["spec"]["volumes"];
-        assert_eq!(volumes[4]["secret"]["defaultMode"], 0o440);
-        assert_eq!(pod["containers"][0]["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
-        let mut owner = typed;
-        owner.metadata.uid = Some("u".into());
-        let secret: Secret = serde_json::from_value(parts.secret(&owner, "", &secrets).unwrap()).unwrap();
-        assert_eq!(secret.data.unwrap()["auth-1.json"].0, b"{}");
-        assert_eq!(secret.metadata.owner_references.unwrap()[0].uid, "u");
-        let claim: PersistentVolumeClaim = serde_json::from_value(parts.claim(&owner, 20)).unwrap();
-        assert_eq!(claim.spec.unwrap().storage_class_name.unwrap(), "fast");
-    }
-}
+mod tests;

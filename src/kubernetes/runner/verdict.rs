@@ -1,10 +1,10 @@
-//! What an ended Job means for its build.
+//! What an ended Job means for its build: that of its builder, and that of its verifier.
 
 use k8s_openapi::api::batch::v1::{Job, JobCondition};
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, Pod};
 use kube::ResourceExt as _;
 
-use super::objects::CONTAINER;
+use super::objects::Role;
 use crate::caches::runner::Ended;
 use crate::model::class::Class;
 use crate::model::escape::escape_to;
@@ -47,10 +47,11 @@ fn condition<'a>(job: &'a Job, name: &str) -> Option<&'a JobCondition> {
     conditions.iter().find(|condition| condition.type_ == name && condition.status == "True")
 }
 
-/// The state of the builder in a pod.
+/// The state of the builder or verifier in a pod. Containers that others have added do not count.
 pub(super) fn state(pod: &Pod) -> Option<&ContainerState> {
+    let ours = [Role::Builder, Role::Verifier].map(Role::container);
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
-    statuses.iter().find(|status| status.name == CONTAINER)?.state.as_ref()
+    statuses.iter().find(|status| ours.contains(&status.name.as_str()))?.state.as_ref()
 }
 
 /// How the builder in a pod ended, if it has.
@@ -61,16 +62,9 @@ pub(super) fn terminated(pod: &Pod) -> Option<&ContainerStateTerminated> {
 /// Brings together how the Job ended, how its pods did, and what was heard of them (`said`: the result in the log of a pod, by
 /// its name).
 pub(super) fn of(end: &End, pods: &[Pod], said: impl Fn(&str) -> Option<Outcome>) -> Ended {
-    let last = |succeeded: bool| {
-        let ended = pods.iter().filter_map(|pod| Some((pod, terminated(pod)?)));
-        let wanted = ended.filter(|(_, terminated)| (terminated.exit_code == 0) == succeeded);
-        wanted.max_by_key(|(pod, terminated)| {
-            (terminated.finished_at.as_ref().map(|time| time.0), pod.creation_timestamp().map(|time| time.0))
-        })
-    };
     match end {
         End::Complete => {
-            let outcome = last(true).and_then(|(pod, terminated)| told(pod, terminated, &said));
+            let outcome = last(pods, true).and_then(|(pod, terminated)| told(pod, terminated, &said));
             match outcome {
                 Some(outcome) if outcome.status == Status::Ok && outcome.digest.is_some() => {
                     Ended::Result(outcome)
@@ -79,16 +73,42 @@ pub(super) fn of(end: &End, pods: &[Pod], said: impl Fn(&str) -> Option<Outcome>
             }
         }
         End::Failed { reason, message } => {
-            let Some((pod, terminated)) = last(false) else {
-                return Ended::Exhausted(without_result(reason, message));
+            let Some((pod, terminated)) = last(pods, false) else {
+                return Ended::Exhausted(without_result(Role::Builder, reason, message));
             };
             // A builder that was told by its deadline or its cluster to go is not what it last said.
             Ended::Exhausted(match told(pod, terminated, &said) {
                 Some(outcome) if outcome.status == Status::Failed => outcome,
-                _ => died(terminated, reason),
+                _ => died(Role::Builder, terminated, reason),
             })
         }
     }
+}
+
+/// Why a volume is not accepted, from the end of the Job of its verifier; `None` if that Job succeeded.
+pub(super) fn refusal(end: &End, pods: &[Pod]) -> Option<Outcome> {
+    let End::Failed { reason, message } = end else { return None };
+    let Some((_, terminated)) = last(pods, false) else {
+        return Some(without_result(Role::Verifier, reason, message));
+    };
+    let words = terminated.message.as_deref().unwrap_or_default().trim();
+    Some(match terminated.exit_code {
+        65 if !words.is_empty() => {
+            let words = words.strip_prefix("larder: ").unwrap_or(words);
+            let message = format!("the volume failed verification: {}", escape_to(words, TOLD));
+            outcome(Class::Corrupt, message)
+        }
+        _ => died(Role::Verifier, terminated, reason),
+    })
+}
+
+/// The last pod that ended so.
+fn last(pods: &[Pod], succeeded: bool) -> Option<(&Pod, &ContainerStateTerminated)> {
+    let ended = pods.iter().filter_map(|pod| Some((pod, terminated(pod)?)));
+    let wanted = ended.filter(|(_, terminated)| (terminated.exit_code == 0) == succeeded);
+    wanted.max_by_key(|(pod, terminated)| {
+        (terminated.finished_at.as_ref().map(|time| time.0), pod.creation_timestamp().map(|time| time.0))
+    })
 }
 
 /// The result of one pod: its termination message, and the whole of it where the log was heard.
@@ -109,14 +129,16 @@ fn told(
     }
 }
 
-fn without_result(reason: &str, message: &str) -> Outcome {
+fn without_result(role: Role, reason: &str, message: &str) -> Outcome {
     match reason {
-        "DeadlineExceeded" => outcome(Class::Busy, "the builder did not end within its time".to_owned()),
+        "DeadlineExceeded" => {
+            outcome(Class::Busy, format!("the {} did not end within its time", role.container()))
+        }
         _ => outcome(Class::Internal, format!("the job failed: {reason}: {}", escape_to(message, TOLD))),
     }
 }
 
-fn died(terminated: &ContainerStateTerminated, of_job: &str) -> Outcome {
+fn died(role: Role, terminated: &ContainerStateTerminated, of_job: &str) -> Outcome {
     let code = terminated.exit_code;
     let class = match code {
         64 => Class::Invalid,
@@ -127,7 +149,7 @@ fn died(terminated: &ContainerStateTerminated, of_job: &str) -> Outcome {
         77 => Class::Denied,
         _ => Class::Internal,
     };
-    let mut message = format!("the builder ended with exit code {code}");
+    let mut message = format!("the {} ended with exit code {code}", role.container());
     if let Some(reason) = terminated.reason.as_deref().filter(|reason| *reason != "Error") {
         message.push_str(&format!(" ({reason})"));
     }
@@ -235,5 +257,23 @@ mod tests {
         assert_eq!(of(&failed("DeadlineExceeded"), &[]).0, Class::Busy);
         let (_, message) = of(&failed("Odd"), &[]);
         assert_eq!(message, "the job failed: Odd: m\\u{1b}");
+    }
+
+    #[test]
+    fn of_a_verifier_the_last_failure_counts() {
+        assert!(refusal(&End::Complete, &[pod("a", EARLY, 69, None)]).is_none());
+        let of = |reason: &str, pods: &[Pod]| {
+            let refused = refusal(&failed(reason), pods).unwrap();
+            (refused.class.unwrap(), refused.message)
+        };
+        let words = Some(json!("larder: layer x differs\u{1b}[2J\n"));
+        let pods = [pod("b", LATE, 65, words), pod("a", EARLY, 69, None)];
+        let refused = "the volume failed verification: layer x differs\\u{1b}[2J".to_owned();
+        assert_eq!(of("PodFailurePolicy", &pods), (Class::Corrupt, refused));
+        let (class, message) = of("BackoffLimitExceeded", &[pod("a", EARLY, 137, None)]);
+        assert_eq!(class, Class::Internal);
+        assert!(message.starts_with("the verifier ended with exit code 137 (OOMKilled)"), "{message}");
+        let (class, message) = of("DeadlineExceeded", &[]);
+        assert_eq!((class, message.as_str()), (Class::Busy, "the verifier did not end within its time"));
     }
 }

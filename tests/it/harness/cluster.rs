@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Client, CustomResourceExt as _, ResourceExt as _};
 use larder::caches::record::Record;
 use larder::caches::runner::child::{ChildRunner, Settings};
@@ -27,6 +27,7 @@ use larder::config::log::Format;
 use larder::config::registry::Host;
 use larder::kubernetes::crd::{ImageCache, ImageCacheSpec};
 use larder::kubernetes::daemon::{Daemon, Habits, of_planner};
+use larder::kubernetes::names::ACCEPT_FROM;
 use larder::kubernetes::runner::Pace;
 use larder::kubernetes::snapshot::VolumeSnapshot;
 use larder::model::class::Class;
@@ -284,6 +285,13 @@ impl World {
             + std::fmt::Debug,
     {
         self.wait(self.api::<K>(namespace).get_opt(name)).unwrap()
+    }
+
+    /// Annotates the namespace `receiver`: it accepts image caches of these namespaces.
+    pub(crate) fn accept(&self, receiver: &str, from: &str) {
+        let namespaces: Api<Namespace> = Api::all(self.admin.clone());
+        let patch = json!({"metadata": {"annotations": {ACCEPT_FROM: from}}});
+        self.wait(namespaces.patch(receiver, &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
     }
 
     pub(crate) fn tenant(&self) -> TenantName {

@@ -21,8 +21,8 @@ use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::served::random;
 use crate::harness::{Need, isolated};
 
-/// Waits until a cache has failed, and answers it.
-fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
+/// Waits until a cache has failed, and returns its class and its message.
+pub(super) fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
     let record = world.until("it has failed", || {
         let record = daemon.record(world, record);
         assert_ne!(record.status, Status::Available);
@@ -31,8 +31,8 @@ fn failed(world: &World, daemon: &Running, record: &Record) -> (Class, String) {
     (record.class.unwrap(), record.message.unwrap())
 }
 
-/// A world whose only node runs a script in place of the builder. It gets the same arguments.
-fn scripted(script: &str) -> Option<World> {
+/// A world whose only node runs a script in place of `larder`. It gets the same arguments.
+pub(super) fn scripted(script: &str) -> Option<World> {
     scripted_with(script, Timing::default())
 }
 
@@ -75,7 +75,7 @@ fn a_builder_that_dies_is_started_again() {
     // The first pod is killed by the kernel, the second fails for now, the third seals.
     let larder = env!("CARGO_BIN_EXE_larder");
     let Some(world) = scripted(&format!(
-        "n=$(cat $0.n 2>/dev/null || echo 0); echo $((n+1)) > $0.n; \
+        "[ $1 = verify ] && exec {larder} \"$@\"; n=$(cat $0.n 2>/dev/null || echo 0); echo $((n+1)) > $0.n; \
          [ $n = 0 ] && kill -9 $$; [ $n = 1 ] && exit 69; exec {larder} \"$@\""
     )) else {
         return;

@@ -7,6 +7,8 @@
 mod crash;
 mod rights;
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
@@ -219,10 +221,17 @@ fn who_may_ask_and_how() {
         let told = scene.told(&agent, &other, "guess", "ImageCacheRefused");
         assert!(told.contains("required"), "{told}");
         assert!(scene.claims().is_empty() && agent.attached().is_empty());
-        // Once it is shared it may.
+        // Once it is shared, and the namespace accepts that, it may.
         let share = Patch::Merge(json!({"spec": {"share": [other]}}));
         let objects = scene.world.api::<ImageCache>(&team);
         scene.world.wait(objects.patch("web", &PatchParams::default(), &share)).unwrap();
+        scene.until(&agent, "the other namespace does not accept it", || {
+            let status = scene.world.get::<ImageCache>(&team, "web")?.status?;
+            status.copies.into_iter().find(|copy| copy.namespace == other && copy.message.is_some())
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(scene.claims().is_empty() && agent.attached().is_empty());
+        scene.world.accept(&other, &team);
         scene.told(&agent, &other, "thief", "ImageCacheAttached");
         scene.told(&agent, &other, "guess", "ImageCacheAttached");
         scene.attached(&agent, 1);
@@ -276,7 +285,8 @@ fn attached_before_any_pod_and_kept_after_the_last() {
 fn a_newer_volume_takes_the_place_of_an_older_one() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
-        let agent = scene.agent("node-a", "");
+        // The next volume of an image cache needs no place of its own.
+        let agent = scene.agent("node-a", "max_caches = 1");
         scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
         scene.attached(&agent, 1);
         let before = agent.attached();
@@ -348,22 +358,74 @@ fn a_claim_that_never_binds_is_told() {
 
 #[test]
 fn a_volume_that_is_another_is_not_attached() {
+    /// Changes the snapshot that lies in this directory.
+    type Spoil = fn(&Path);
+    let spoils: [Spoil; 2] = [
+        |stored| {
+            let seal = stored.join("cache.json");
+            let text = fs::read_to_string(&seal).unwrap();
+            fs::write(&seal, text.replace("\"entries\": 1", "\"entries\": 2")).unwrap();
+        },
+        // Not what the seal says, but what it speaks of.
+        |stored| {
+            let mut layers = fs::read_dir(stored.join("overlay")).unwrap().map(|entry| entry.unwrap().path());
+            let file = layers.find_map(|layer| Some(layer.join("diff/f-0")).filter(|file| file.exists()));
+            fs::write(file.unwrap(), "another").unwrap();
+        },
+    ];
+    isolated(&[], move || {
+        for spoil in spoils {
+            let Some(scene) = Scene::new() else { return };
+            let object = scene.offered("web", 1);
+            let handle = object.status.unwrap().content.unwrap().snapshot.unwrap().handle;
+            spoil(&scene.world.fake().stored(&handle).unwrap().path);
+            // As config/kubernetes/node/larder.toml has it.
+            let agent = scene.agent("node-a", "verify_layers = true");
+            scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
+            let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheFailed");
+            assert!(told.contains("cannot be attached"), "{told}");
+            assert!(agent.attached().is_empty());
+            assert_eq!(scene.take(&agent), None);
+        }
+    });
+}
+
+#[test]
+fn a_namespace_does_not_take_all_places_of_a_node() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
-        let object = scene.offered("web", 1);
-        let handle = object.status.unwrap().content.unwrap().snapshot.unwrap().handle;
-        let seal = scene.world.fake().stored(&handle).unwrap().path.join("cache.json");
-        std::fs::write(
-            &seal,
-            std::fs::read_to_string(&seal).unwrap().replace("\"entries\": 1", "\"entries\": 2"),
-        )
-        .unwrap();
-        let agent = scene.agent("node-a", "");
-        scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
-        let told = scene.told(&agent, &scene.world.team, "app", "ImageCacheFailed");
-        assert!(told.contains("cannot be attached"), "{told}");
-        assert!(agent.attached().is_empty());
-        assert_eq!(scene.take(&agent), None);
+        let (team, other) = (scene.world.team.clone(), scene.world.other.clone());
+        scene.cache("second", |_| {});
+        scene.cache("third", |object| object.spec.share = vec![other.clone()]);
+        scene.world.accept(&other, &team);
+        let agent = scene.agent("node-a", "keep_minutes = 0\nmax_caches = 2");
+        scene.pod(&team, "two", "node-a", Some("second"), "larder:1");
+        scene.told(&agent, &team, "two", "ImageCacheAttached");
+        let top = scene.take(&agent).unwrap();
+        agent.client.prepare("container", &top, &[]).unwrap();
+        // A namespace counts before its pods.
+        scene.annotate(&team, "web");
+        scene.attached(&agent, 2);
+        // A container stands on the volume that loses its place: it stays, and the node gets no third disk.
+        scene.pod(&other, "late", "node-a", Some(&format!("{team}/third")), "larder:1");
+        let told = scene.told(&agent, &team, "two", "ImageCacheRefused");
+        assert!(told.contains("fairly"), "{told}");
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!((scene.claims().len(), agent.attached().len()), (2, 2));
+        agent.client.remove("container").unwrap();
+        scene.told(&agent, &other, "late", "ImageCacheAttached");
+        scene.attached(&agent, 2);
+        // The place is free again when nobody else wants it.
+        scene.remove_pod(&other, "late");
+        scene.until(&agent, "the second one is back", || {
+            let claims = scene.claims();
+            let has = |name: &str| {
+                let cache = format!("{team}/{name}");
+                claims.iter().any(|claim| claim.annotations()["larder.dev/image-cache"] == cache)
+            };
+            (agent.attached().len() == 2 && has("web") && has("second") && !has("third")).then_some(())
+        });
+        assert_eq!(scene.world.fake().unplugged_disks(), 0);
     });
 }
 

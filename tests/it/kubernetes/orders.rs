@@ -228,8 +228,34 @@ fn a_snapshot_is_shared_and_taken_back() {
             world.get::<VolumeSnapshot>(namespace, &name).filter(VolumeSnapshot::is_ready)
         })
     };
-    ready(&world.other);
+    let refused = |namespace: &str| {
+        world.until("it is told", || {
+            let status = world.get::<ImageCache>(&world.team, "web")?.status?;
+            assert_eq!(status.phase, "Available");
+            status.copies.into_iter().find(|copy| copy.namespace == namespace && !copy.ready)?.message
+        })
+    };
+    let copy = |namespace: &str| world.get::<VolumeSnapshot>(namespace, &name);
+    // Nobody asked the namespace that receives. The tenant's own copy is made all the same.
     ready(&world.team);
+    let message = refused(&world.other);
+    assert!(message.contains("larder.dev/accept-from") && message.contains(&world.team), "{message}");
+    world.accept(&world.other, "somebody-else");
+    assert!(copy(&world.other).is_none());
+    world.accept(&world.other, &format!("somebody-else, {}", world.team));
+    ready(&world.other);
+    // It may change its mind, which is seen with the next change of the object at the latest.
+    world.accept(&world.other, "somebody-else");
+    let api = world.api::<ImageCache>(&world.team);
+    let patch = |spec| {
+        let patch = json!({"spec": spec});
+        world.wait(api.patch("web", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();
+    };
+    patch(json!({"retentionDays": 7}));
+    world.until("the copy is taken back", || copy(&world.other).is_none().then_some(()));
+    refused(&world.other);
+    world.accept(&world.other, "*");
+    ready(&world.other);
     let api = world.api::<ImageCache>(&world.team);
     let patch = json!({"spec": {"share": ["nowhere"]}});
     world.wait(api.patch("web", &PatchParams::default(), &Patch::Merge(&patch))).unwrap();

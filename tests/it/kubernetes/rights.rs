@@ -70,6 +70,7 @@ fn every_right_is_used_and_none_is_missing() {
     let mut object = world.object("web");
     object.spec.image_pull_secrets = vec!["team-a:registry".into()];
     object.spec.share = vec![world.other.clone()];
+    world.accept(&world.other, &world.team);
     world.apply(&object);
     for name in ["api", "web"] {
         world.phase(name, Status::Available);

@@ -63,7 +63,16 @@ fn pod(namespace: &str, name: &str, annotation: Option<&str>, images: &[&str]) -
 }
 
 fn wanted(caches: &[Arc<Cache>], namespaces: &[(&str, &str)], pods: &[Pod]) -> (Vec<String>, Vec<String>) {
-    let namespaces = namespaces.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+    // `accept:` before a text makes it the other annotation.
+    let mut says = Namespaces::new();
+    for (name, text) in namespaces {
+        let one: &mut Says = says.entry((*name).to_owned()).or_default();
+        match text.strip_prefix("accept:") {
+            Some(list) => one.accept_from = Some(list.to_owned()),
+            None => one.image_cache = Some((*text).to_owned()),
+        }
+    }
+    let namespaces = says;
     let asks = asks(&[], &namespaces, &pods.iter().collect::<Vec<_>>());
     let decided = decide(&asks, caches, "node-a", 9);
     (
@@ -80,9 +89,23 @@ fn by_name_of_the_own_namespace_and_of_those_who_share() {
         cache("team-b", "shared", &[], |object| object["spec"]["share"] = json!(["team-a"])),
         cache("team-b", "own", &[], |_| {}),
     ];
-    let by = |text: &str| wanted(&caches, &[], &[pod("team-a", "p", Some(text), &[])]);
+    let accepting = |list: &str, text: &str| {
+        wanted(&caches, &[("team-a", &format!("accept:{list}"))], &[pod("team-a", "p", Some(text), &[])])
+    };
+    let by = |text: &str| accepting("team-b", text);
     assert_eq!(by("web").0, ["team-a/web"]);
     assert_eq!(by("team-b/shared").0, ["team-b/shared"]);
+    // What is shared with a namespace that does not accept it is not offered to its pods, by whatever way they ask.
+    for (list, gets) in [("", false), ("team-c", false), ("team-c, team-b", true), ("*", true)] {
+        assert_eq!(accepting(list, "team-b/shared").0.len(), usize::from(gets), "{list}");
+        for text in ["auto", "required"] {
+            let pods = [pod("team-a", "p", Some(text), &["r.example.com/app:1"])];
+            let accepts = format!("accept:{list}");
+            let found = wanted(&caches[2..3], &[("team-a", &accepts)], &pods).0;
+            assert_eq!(found.len(), usize::from(gets), "{text} {list}");
+        }
+        assert_eq!(accepting(list, "web").0, ["team-a/web"]);
+    }
     // Another's is answered as what is not there.
     let said = |text: &str| by(text).1.remove(0).replace(text, "IT");
     assert_eq!(by("team-b/own").0, Vec::<String>::new());
@@ -180,6 +203,31 @@ fn no_more_than_the_node_takes() {
     assert_eq!(decided.wishes.iter().map(|wish| wish.asked.len()).collect::<Vec<_>>(), [1, 2, 1]);
     let [(pod, why)] = decided.refused.as_slice() else { panic!("{:?}", decided.refused) };
     assert!(pod.name.as_deref() == Some("p2") && why.contains("max_caches"), "{why}");
+}
+
+#[test]
+fn a_namespace_leaves_places_to_others() {
+    let mut caches: Vec<Arc<Cache>> =
+        (0..4).map(|at| cache("team-a", &format!("c{at}"), &[], |_| {})).collect();
+    caches.push(cache("team-b", "web", &[], |_| {}));
+    let mut pods: Vec<Pod> =
+        (0..4).map(|at| pod("team-a", &format!("p{at}"), Some(&format!("c{at}")), &[])).collect();
+    pods.push(pod("team-b", "late", Some("web"), &[]));
+    for (at, pod) in pods.iter_mut().enumerate() {
+        let time = format!("2026-01-01T00:00:0{at}Z");
+        pod.metadata.creation_timestamp = Some(serde_json::from_value(json!(time)).unwrap());
+    }
+    let decide = |pods: &[Pod]| {
+        let asks = asks(&[], &Namespaces::new(), &pods.iter().collect::<Vec<_>>());
+        decide(&asks, &caches, "node-a", 3)
+    };
+    let names = |decided: &Decided| decided.wishes.iter().map(Wish::cache).collect::<Vec<_>>();
+    assert_eq!(names(&decide(&pods[..4])), ["team-a/c0", "team-a/c1", "team-a/c2"]);
+    let decided = decide(&pods);
+    assert_eq!(names(&decided), ["team-a/c0", "team-a/c1", "team-b/web"]);
+    let refused: Vec<_> = decided.refused.iter().filter_map(|(pod, _)| pod.name.as_deref()).collect();
+    assert_eq!(refused, ["p2", "p3"]);
+    assert!(decided.refused[0].1.contains("fairly"), "{}", decided.refused[0].1);
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //!
 //! A pod has one container, which is a process of this machine: the program of its node with the container's `args`. Paths
 //! below a mount are rewritten to where the volume really is. Capabilities, users, read-only roots and limits are not
-//! enforced.
+//! enforced, and a claim that is mounted read-only can be written unless the kubelet of the node mounts (`mount_volumes`).
 
 mod container;
 mod log;

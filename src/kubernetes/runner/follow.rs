@@ -1,0 +1,94 @@
+//! Waits for the end of a Job, that of the builder or that of the verifier.
+
+use std::time::Instant;
+
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::events::v1::Event;
+use kube::ResourceExt as _;
+use kube::api::Api;
+
+use super::log::Logs;
+use super::objects::Role;
+use super::verdict::{self, End};
+use super::{Build, Pace, STUCK, exhausted, waiting};
+use crate::caches::pull_secrets::Unusable;
+use crate::caches::runner::Ended;
+use crate::kubernetes::fault::{Fault, ask};
+use crate::model::class::Class;
+
+/// How the wait for a Job came to its end.
+pub(super) enum Waited {
+    /// The Job has ended. These are its pods, the oldest first.
+    Ended(End, Vec<Pod>),
+    /// The build cannot go on.
+    Failed(Ended),
+}
+
+impl Build<'_> {
+    /// Follows the builder to its end, and passes on what its pods log.
+    pub(super) async fn follow(&self, unusable: Unusable) -> Result<Ended, Fault> {
+        let pods: Api<Pod> = self.runner.own();
+        let mut logs = Logs::new(pods, self.lines.clone(), unusable.clone(), self.runner.pace.look);
+        let listen = |pods: &[Pod]| {
+            for pod in pods.iter().filter(|pod| waiting::has_begun(pod)) {
+                logs.listen(&pod.name_any(), verdict::terminated(pod).is_some());
+            }
+        };
+        let (end, pods) = match self.wait_for(Role::Builder, &self.name, listen).await? {
+            Waited::Ended(end, pods) => (end, pods),
+            Waited::Failed(ended) => return Ok(ended),
+        };
+        logs.hear_out().await;
+        Ok(self.name_unusable(verdict::of(&end, &pods, |pod| logs.said(pod)), &unusable))
+    }
+
+    /// Waits for the end of the Job `name`. `seen` gets its pods each time they were listed.
+    pub(super) async fn wait_for(
+        &self,
+        role: Role,
+        name: &str,
+        mut seen: impl FnMut(&[Pod]),
+    ) -> Result<Waited, Fault> {
+        let Pace { look, pending, .. } = self.runner.pace;
+        let pods: Api<Pod> = self.runner.own();
+        let labels = self.runner.names.of(&self.volume);
+        let who = role.container();
+        let mut idle = Instant::now();
+        let mut doomed = None;
+        loop {
+            let Some(job) = self.find_job(name).await? else {
+                let how = format!("the job of its {who} was deleted by somebody else");
+                return Ok(Waited::Failed(Ended::Died(how)));
+            };
+            // Pods after the Job: of one that has ended they are all there.
+            let uid = job.uid();
+            let all = ask!("listing the pods of builders", pods.list(&labels))?.items;
+            let of_job =
+                |pod: &Pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == uid.as_ref());
+            let mut pods: Vec<Pod> = all.into_iter().filter(of_job).collect();
+            pods.sort_by_key(|pod| pod.creation_timestamp().map(|time| time.0));
+            seen(&pods);
+            if let Some(end) = verdict::end(&job) {
+                return Ok(Waited::Ended(end, pods));
+            }
+            if let Some(why) = verdict::doom(&job)
+                && doomed.get_or_insert_with(Instant::now).elapsed() >= pending
+            {
+                let message = format!("the job has failed ({why}), and its {who} does not end: {STUCK}");
+                return Ok(Waited::Failed(exhausted(Class::Busy, message)));
+            }
+            if pods.iter().any(waiting::runs) {
+                idle = Instant::now();
+            } else if let Some(why) = pods.iter().find_map(waiting::never) {
+                let message = format!("the {who} cannot start: {why}");
+                return Ok(Waited::Failed(exhausted(Class::Internal, message)));
+            } else if idle.elapsed() >= pending {
+                let events: Api<Event> = self.runner.own();
+                let why = waiting::reason(&pods, &events, name).await;
+                let message = format!("the {who} did not start within {} s: {why}", pending.as_secs());
+                return Ok(Waited::Failed(exhausted(Class::Internal, message)));
+            }
+            tokio::time::sleep(look).await;
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The second process of a build, which proves what the first one wrote.
+//!
+//! The builder parses what registries send, and its word is all that is known of its volume. So a Job of its own reads the
+//! volume afterwards. Its pod has the volume, read-only, and no network, credential, key or token: whoever takes over a builder
+//! can neither speak for the verifier nor change the volume after it. Only then is a snapshot taken.
+//!
+//! The Job of the build owns that of the verifier, and its end is recorded in the cluster like that of a builder. So a daemon
+//! that goes on with a build finds it, wherever the one before it was.
+
+use k8s_openapi::api::batch::v1::Job as KubeJob;
+use kube::ResourceExt as _;
+use kube::api::{Api, DeleteParams};
+
+use super::follow::Waited;
+use super::objects::{Parts, Role};
+use super::{Build, Halt, exhausted, verdict};
+use crate::caches::runner::Ended;
+use crate::kubernetes::fault::{Fault, ask, opt};
+use crate::kubernetes::names::{RESULT, VERIFIED, verifier};
+use crate::kubernetes::snapshot::VolumeSnapshot;
+use crate::model::class::Class;
+use crate::model::digest::Digest;
+use crate::model::event::Outcome;
+use crate::model::job::LayerFormat;
+
+/// Whether a snapshot was taken of a volume that was verified, and that holds what its builder reported.
+pub(super) fn has_verified(snapshot: &VolumeSnapshot) -> bool {
+    let annotations = snapshot.annotations();
+    let reported = annotations.get(RESULT).and_then(|text| serde_json::from_str::<Outcome>(text).ok());
+    let verified = annotations.get(VERIFIED).and_then(|text| text.parse::<Digest>().ok());
+    verified.is_some() && reported.is_some_and(|outcome| outcome.digest == verified)
+}
+
+/// The form of layers that a Job was made for.
+fn format_of(build: &KubeJob) -> LayerFormat {
+    let pod = build.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let context = pod.and_then(|pod| pod.security_context.as_ref());
+    match context.and_then(|context| context.run_as_non_root) {
+        Some(true) => LayerFormat::Erofs,
+        _ => LayerFormat::Overlay,
+    }
+}
+
+impl Build<'_> {
+    /// Has the volume that `build` filled verified, and returns the digest of what it holds: the one that its builder reported.
+    /// The inner error is the end of the build.
+    pub(super) async fn verify(
+        &self,
+        build: &KubeJob,
+        outcome: &Outcome,
+    ) -> Result<Result<Digest, Ended>, Halt> {
+        let Some(digest) = &outcome.digest else {
+            let how = "the builder reported no digest of what it sealed".to_owned();
+            return Ok(Err(Ended::Died(how)));
+        };
+        let name = verifier(&self.volume);
+        self.verifier_job(build, digest, &name).await?;
+        match self.wait_for(Role::Verifier, &name, |_| {}).await? {
+            Waited::Ended(end, pods) => Ok(match verdict::refusal(&end, &pods) {
+                None => Ok(digest.clone()),
+                Some(outcome) => Err(Ended::Exhausted(outcome)),
+            }),
+            Waited::Failed(ended) => Ok(Err(ended)),
+        }
+    }
+
+    /// Makes the Job of the verifier, unless `build` has one.
+    async fn verifier_job(&self, build: &KubeJob, digest: &Digest, name: &str) -> Result<(), Halt> {
+        let owner = build.uid();
+        loop {
+            let present = self.find_job(name).await?;
+            let is_ours = |job: &KubeJob| {
+                let mut owners = job.owner_references().iter();
+                job.metadata.deletion_timestamp.is_none()
+                    && owners.any(|one| Some(&one.uid) == owner.as_ref())
+            };
+            match present {
+                Some(job) if is_ours(&job) => return Ok(()),
+                // One that verified the volume of an earlier attempt says nothing about this volume.
+                Some(_) => self.remove_verifier(name).await?,
+                None => {
+                    // As the builder ran, whatever the configuration says by now: its files are its user's.
+                    let parts = Parts { layer_format: format_of(build), ..self.parts(&self.order.job) };
+                    let object = parts.verifier(build, digest, self.longest());
+                    self.apply::<KubeJob>("the job of the verifier", name, &object).await?;
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(self.runner.pace.look).await;
+        }
+    }
+
+    async fn remove_verifier(&self, name: &str) -> Result<(), Fault> {
+        let jobs: Api<KubeJob> = self.runner.own();
+        let doing = format!("deleting the job {name}");
+        opt(ask!(&doing, jobs.delete(name, &DeleteParams::foreground())))?;
+        Ok(())
+    }
+
+    /// The end of a build whose snapshot nobody verified: it was taken by a Larder of before there were verifiers.
+    pub(super) fn unverified(&self) -> Ended {
+        let message = format!(
+            "the snapshot {} was taken without a verification of its volume: build the image cache again",
+            self.name
+        );
+        exhausted(Class::Conflict, message)
+    }
+}
