@@ -298,7 +298,7 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
         image(&[1]).push(&mut registry, "team/app", "1").unwrap();
         let port = registry.host().split_once(':').unwrap().1.to_owned();
         let [reference, named, hidden] =
-            [registry.host(), format!("localhost:{port}"), format!("[::ffff:7f00:1]:{port}")]
+            [registry.host(), format!("localhost:{port}"), format!("2130706433:{port}")]
                 .map(|host| format!("{host}/team/app:1"));
         let daemon = Daemon::start(&[A, B], &format!("{ROOMY}registry.allow = []\n"));
         for (name, image) in [("address", &reference), ("name", &named), ("hidden", &hidden)] {
