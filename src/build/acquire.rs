@@ -204,7 +204,9 @@ impl Acquire {
     /// A layer of this volume cannot be read any more. It was proven when it was written, so the disk is to blame and not the
     /// image: the layer is given up, and the next run fetches it.
     fn damaged(&self, layer: ChainId, fail: Fail) -> Fail {
-        if !matches!(fail.class, Class::Corrupt | Class::Internal) || self.shared.cancel.reason().is_some() {
+        // Nothing but this volume was read: a failure that is none of room, rights or a stop is one of its bytes.
+        let of_bytes = matches!(fail.class, Class::Corrupt | Class::Internal | Class::Transient);
+        if !of_bytes || self.shared.cancel.reason().is_some() {
             return fail;
         }
         let message = format!(

@@ -302,7 +302,8 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
                 .map(|host| format!("{host}/team/app:1"));
         let daemon = Daemon::start(&[A, B], &format!("{ROOMY}registry.allow = []\n"));
         for (name, image) in [("address", &reference), ("name", &named), ("hidden", &hidden)] {
-            let failed = daemon.settle(A, &daemon.order(A, name, &[image.clone()]), "Failed", LIMIT);
+            let failed =
+                daemon.settle(A, &daemon.order(A, name, std::slice::from_ref(image)), "Failed", LIMIT);
             let message = failed["message"].as_str().unwrap();
             assert!(message.contains("orders of tenants cannot reach"), "{message}");
         }
@@ -324,7 +325,7 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
         until(&daemon, "the configuration is read again", || {
             daemon.log().contains("the configuration was read again")
         });
-        let id = daemon.order(A, "allowed", &[reference.clone()]);
+        let id = daemon.order(A, "allowed", std::slice::from_ref(&reference));
         daemon.settle(A, &id, "Available", LIMIT);
     });
 }
