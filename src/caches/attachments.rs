@@ -246,10 +246,10 @@ mod tests {
     fn what_cannot_be_understood_is_no_permission() {
         let dir = tempfile::tempdir().unwrap();
         let records = Attachments::new(dir.path().to_owned());
-        std::fs::write(dir.path().join("0.json.tmp"), "{").unwrap();
+        fs::write(dir.path().join("0.json.tmp"), "{").unwrap();
         assert!(records.list().unwrap().is_empty());
         for bad in ["", "{", r#"{"version":2,"volume":"/v","at":"/a","since":"1970-01-01T00:00:00Z"}"#] {
-            std::fs::write(dir.path().join("0.json"), bad).unwrap();
+            fs::write(dir.path().join("0.json"), bad).unwrap();
             let error = records.list().unwrap_err();
             assert_eq!(error.class(), Class::Corrupt, "{error}");
         }
