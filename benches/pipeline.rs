@@ -11,7 +11,7 @@ use larder::build::events;
 use larder::build::order::{Order, RegistryOrder, SourceOrder};
 use larder::config::Config;
 use larder::model::event::Status;
-use larder::model::job::{LayerFormat, VolumeKind};
+use larder::model::job::{LayerFormat, Reach, VolumeKind};
 use larder::model::platform::Platform;
 use larder::model::size::ByteSize;
 use larder::model::sizing::Sizing;
@@ -48,6 +48,8 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
             user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
+            reach: Reach::Any,
+            min_layer_rate: None,
         },
     }
 }

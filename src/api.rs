@@ -43,6 +43,7 @@ use axum::Router;
 use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 
+use crate::caches::runner::child::PLANS;
 use crate::caches::service::Service;
 use crate::config::api::Api as Settings;
 use crate::model::image_cache::TenantName;
@@ -56,7 +57,7 @@ use listen::Listeners;
 /// Streams of events that a tenant may hold open at once.
 const STREAMS_PER_TENANT: usize = 32;
 /// Plans of a tenant at once. Each is a process, and this host runs few of them: nobody is to have all.
-const PLANS_PER_TENANT: usize = 2;
+const PLANS_PER_TENANT: usize = PLANS / 2;
 /// Archives that a tenant may send at once.
 const IMPORTS_PER_TENANT: usize = 2;
 /// Failed authentications of one address that are answered at once, and how many more each second; the rest wait.

@@ -20,6 +20,7 @@ pub mod order;
 pub mod outcome;
 mod pipeline;
 pub mod progress;
+mod proving;
 mod publish;
 pub mod registry;
 pub mod remote;

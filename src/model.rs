@@ -1,5 +1,6 @@
 //! Pure types: no runtime, no file, no socket. Everything else may import them; they import nothing of ours.
 
+pub mod address_range;
 pub mod bench_report;
 pub mod chain;
 pub mod class;

@@ -14,7 +14,7 @@
 //! The usual variables (`HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY`) hold. A proxy resolves names by itself, so behind one
 //! the check of addresses covers only literal ones.
 
-mod address;
+pub mod address;
 mod auth;
 pub mod blob;
 mod challenge;
@@ -22,6 +22,7 @@ pub mod error;
 mod fetch;
 mod files;
 pub mod hosts;
+mod pace;
 mod rate;
 mod request;
 pub mod retry;
@@ -39,9 +40,11 @@ use reqwest::Url;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Semaphore;
 
+pub use self::address::Rules;
 pub use self::blob::{BlobStream, Ranges};
 pub use self::error::{CredentialsError, Error, Fault};
 pub use self::hosts::Hosts;
+pub use self::pace::MinRate;
 pub use self::retry::Retries;
 pub use self::transport::Timeouts;
 
@@ -80,6 +83,10 @@ pub struct Options {
     pub retries: Retries,
     /// When a blob is fetched by several ranges.
     pub ranges: Ranges,
+    /// Which addresses may be connected to.
+    pub rules: Rules,
+    /// The least that a registry must send of a layer. `None` waits for ever.
+    pub min_rate: Option<MinRate>,
 }
 
 impl Default for Options {
@@ -91,6 +98,8 @@ impl Default for Options {
             timeouts: Timeouts::default(),
             retries: Retries::default(),
             ranges: Ranges::default(),
+            rules: Rules::default(),
+            min_rate: None,
         }
     }
 }
@@ -198,8 +207,12 @@ impl Registry {
         for registry in options.hosts.registries.keys() {
             options.hosts.endpoints(registry, "", true)?;
         }
-        let transport =
-            Transport::new(options.timeouts.clone(), options.connections_per_host, options.limit_rate);
+        let transport = Transport::new(
+            options.timeouts.clone(),
+            options.connections_per_host,
+            options.limit_rate,
+            options.rules.clone(),
+        );
         let memory = options.ranges.budget();
         let inner = Inner { options, transport, credentials, observer, sessions: Mutex::default(), memory };
         Ok(Registry { inner: Arc::new(inner) })
@@ -254,8 +267,13 @@ impl Registry {
             }
         };
         let what = format!("reading manifest {what}");
-        let ask =
-            Ask { repository: image.repository(), path: &path, accept: Some(MANIFEST_TYPES), range: None };
+        let ask = Ask {
+            repository: image.repository(),
+            path: &path,
+            accept: Some(MANIFEST_TYPES),
+            range: None,
+            idle: None,
+        };
         let read = async |mut reply: Reply| {
             let bytes = reply.whole(MAX_MANIFEST).await?;
             let said = reply.header("docker-content-digest").and_then(|said| said.parse::<Digest>().ok());
@@ -291,7 +309,7 @@ impl Registry {
             return Err(Error::Request { what, host: image.registry().to_owned(), fault });
         };
         let path = format!("blobs/{}", descriptor.digest);
-        let ask = Ask { repository: image.repository(), path: &path, accept: None, range: None };
+        let ask = Ask { repository: image.repository(), path: &path, accept: None, range: None, idle: None };
         let read = async |mut reply: Reply| {
             let bytes = reply.whole(size).await?;
             if bytes.len() != size {
@@ -346,8 +364,12 @@ impl Inner {
                 if upstream { self.options.retries.attempts } else { self.options.retries.attempts.min(2) };
             let mut attempt = 1;
             let fault = loop {
+                let whole = self.options.timeouts.exchange;
                 let tried = match request::get(self, endpoint, ask).await {
-                    Ok(reply) => read(reply).await,
+                    Ok(reply) => tokio::time::timeout(whole, read(reply)).await.unwrap_or_else(|_| {
+                        let seconds = whole.as_secs_f64();
+                        Err(Fault::transient(format!("the answer was not complete after {seconds} s")))
+                    }),
                     Err(fault) => Err(fault),
                 };
                 let fault = match tried {

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod confine;
 pub mod dir;
 pub mod extents;
+pub mod interfaces;
 pub mod lock;
 pub mod loop_device;
 pub mod mount;

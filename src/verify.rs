@@ -22,12 +22,14 @@ use std::path::Path;
 pub use error::{Error, Fault};
 pub use hash_tree::{HashTrees, hash_trees};
 
+use crate::model::chain::ChainId;
 use crate::model::digest::Digest;
 use crate::model::job::LayerFormat;
 use crate::model::key::KeyId;
 use crate::model::seal::{Content, Layer};
 use crate::model::trust::Trust;
 use crate::sys::Dir;
+use crate::trees;
 use crate::volume;
 use crate::volume::store::Documents;
 use image::Images;
@@ -54,6 +56,45 @@ pub struct Report {
 pub fn layers(path: &Path, format: LayerFormat, layers: &[Layer]) -> Result<(), Error> {
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
     each(&root, format, layers)
+}
+
+/// Returns those of `doubtful` that are not what their records say, with the reason, on a volume that is not sealed yet. A layer
+/// that has no tar-split file only has to open. `layers` are all of the volume, parents before children; a child of a
+/// damaged layer is not looked at. Once `stop` says so, no further layer is.
+///
+/// # Errors
+/// Images cannot be compared here, because no temporary file can be made.
+pub fn damaged(
+    root: &Dir,
+    format: LayerFormat,
+    layers: &[Layer],
+    doubtful: &[ChainId],
+    stop: impl Fn() -> bool,
+) -> Result<Vec<(ChainId, Error)>, Error> {
+    let mut images = match format {
+        LayerFormat::Overlay => None,
+        LayerFormat::Erofs => Some(Images::new(root, layers)?),
+    };
+    let mut damaged: Vec<(ChainId, Error)> = Vec::new();
+    for layer in layers.iter().filter(|layer| doubtful.contains(&layer.chain_id)) {
+        if stop() {
+            break;
+        }
+        if damaged.iter().any(|(id, _)| layer.parent.as_ref() == Some(id)) {
+            continue;
+        }
+        let proven = match &mut images {
+            _ if layer.tar_split_size.is_none() => trees::own(root, format, layer)
+                .map(|_| ())
+                .map_err(|e| Error::Layer { layer: layer.chain_id.clone(), message: e.to_string() }),
+            None => layer::verify(root, layers, layer),
+            Some(images) => images.verify(layer),
+        };
+        if let Err(error) = proven {
+            damaged.push((layer.chain_id.clone(), error));
+        }
+    }
+    Ok(damaged)
 }
 
 /// Reads the manifests and configs of a volume, one of each for every image, and checks them against their digests and what

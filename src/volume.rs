@@ -191,6 +191,40 @@ impl Volume {
         Ok(covered.len())
     }
 
+    /// Committed layers that no flush covered yet.
+    pub fn unsynced(&self) -> Vec<ChainId> {
+        self.state().unsynced.clone()
+    }
+
+    /// Gives up layers that turned out to be damaged, together with those that depend on them: their children, and layers with
+    /// the same image. The journal says so, and the next run removes and fetches them. This run still knows them.
+    pub fn give_up(&self, mut lost: Vec<ChainId>) -> Result<(), Error> {
+        let shared = self.format() == LayerFormat::Erofs;
+        let mut state = self.state();
+        let state = &mut *state;
+        loop {
+            let images: Vec<&Digest> = state
+                .committed
+                .values()
+                .filter(|layer| shared && lost.contains(&layer.chain_id))
+                .map(|layer| &layer.diff_id)
+                .collect();
+            let depends = |layer: &&Layer| {
+                !lost.contains(&layer.chain_id)
+                    && (layer.parent.as_ref().is_some_and(|parent| lost.contains(parent))
+                        || images.contains(&&layer.diff_id))
+            };
+            let more: Vec<ChainId> =
+                state.committed.values().filter(depends).map(|layer| layer.chain_id.clone()).collect();
+            if more.is_empty() {
+                break;
+            }
+            lost.extend(more);
+        }
+        state.unsynced.retain(|chain_id| !lost.contains(chain_id));
+        state.journal.lost(&lost, &self.budget)
+    }
+
     fn flush(&self) -> Result<(), Error> {
         // An ext4 without a journal writes its metadata after it has flushed the disk's own cache (Linux, sync_filesystem()
         // and ext4_sync_fs()); a directory's fsync(2) flushes that once more.

@@ -24,6 +24,8 @@ use larder::config::Config;
 use larder::config::cluster::{Cluster, Runner, kubernetes};
 use larder::config::node::Node;
 use larder::kubernetes::names::{MANAGER, Names};
+use larder::model::address_range::AddressRange;
+use larder::registry::address::{LINK_LOCAL, METADATA};
 use larder::snapshot::program;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -406,6 +408,37 @@ fn pods_are_selected_by_the_labels_that_they_have() {
     }
     for policy in policies.values() {
         assert_eq!(policy.policy_types.as_deref().unwrap(), ["Ingress", "Egress"]);
+    }
+    // Those who ask registries leave out what no order of a tenant reaches.
+    for policy in [&policies["larder"], &policies["larder-builder"]] {
+        let peers: Vec<_> =
+            policy.egress.iter().flatten().flat_map(|rule| rule.to.iter().flatten()).collect();
+        let left_out: Vec<AddressRange> = peers
+            .iter()
+            .filter_map(|peer| peer.ip_block.as_ref())
+            .flat_map(|block| block.except.iter().flatten())
+            .map(|range| range.parse().unwrap())
+            .collect();
+        let loopback = ["127.0.0.0/8", "::1/128"].map(|range| range.parse().unwrap());
+        for range in METADATA.iter().chain(&LINK_LOCAL).chain(&loopback) {
+            assert!(left_out.iter().any(|out| out.covers(range)), "{range}");
+        }
+        for hidden in [
+            "::ffff:169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b::168.63.129.16",
+            "64:ff9b::192.0.0.192",
+            "64:ff9b::100.100.100.200",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b:1::169.254.169.254",
+            "2002:a9fe:a9fe::1",
+        ] {
+            assert!(left_out.iter().any(|out| out.contains(hidden.parse().unwrap(), 80)), "{hidden}");
+        }
+        // A pod is reached where its namespace says that registries are there.
+        for namespaces in peers.iter().filter_map(|peer| peer.namespace_selector.as_ref()) {
+            assert!(namespaces.match_labels.as_ref().is_some_and(|labels| !labels.is_empty()));
+        }
     }
     assert!(policies["larder-none"].ingress.is_none() && policies["larder-none"].egress.is_none());
     assert!(policies["larder-builder"].ingress.is_none());

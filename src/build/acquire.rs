@@ -14,6 +14,7 @@ use super::failure::Fail;
 use super::layers::Change;
 use super::share::{self, At, Hold, Idle, Patience, Share, Turn, VolumeName};
 use super::source::Source;
+use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::event::Event;
@@ -85,11 +86,12 @@ impl Acquire {
             };
             if let Some(layer) = self.shared.volume.with_diff_id(&change.diff_id) {
                 let (from, blob) = (self.shared.volume.name(), layer.blob.clone());
+                let chain_id = layer.chain_id.clone();
                 let size = layer.size;
                 let counters = self.start(blob.clone(), layer.compressed_size, images, Some(from.clone()));
                 let ready = extraction::reuse(&self.shared, layer, &counters).await;
                 self.running.lock().remove(&blob);
-                let ready = ready?;
+                let ready = ready.map_err(|fail| self.damaged(chain_id, fail))?;
                 self.reused(blob, change, from, size);
                 return Ok(ready);
             }
@@ -197,6 +199,24 @@ impl Acquire {
             tracing::warn!(layer = %blob.digest, %error, "sharing a layer");
         }
         Ok(ready)
+    }
+
+    /// A layer of this volume cannot be read any more. It was proven when it was written, so the disk is to blame and not the
+    /// image: the layer is given up, and the next run fetches it.
+    fn damaged(&self, layer: ChainId, fail: Fail) -> Fail {
+        // Nothing but this volume was read: a failure that is none of room, rights or a stop is one of its bytes.
+        let of_bytes = matches!(fail.class, Class::Corrupt | Class::Internal | Class::Transient);
+        if !of_bytes || self.shared.cancel.reason().is_some() {
+            return fail;
+        }
+        let message = format!(
+            "layer {layer} on the volume is damaged ({}); it was given up: check the disk, and run the build again to fetch it",
+            fail.message
+        );
+        match self.shared.volume.give_up(vec![layer]) {
+            Ok(()) => Fail { class: Class::Transient, message, ..fail },
+            Err(e) => Fail::from(e),
+        }
     }
 
     fn start(

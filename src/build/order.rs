@@ -11,7 +11,7 @@ use super::keeper::{Keeper, Refusal};
 use super::share::VolumeName;
 use crate::archive::Format;
 use crate::model::class::Class;
-use crate::model::job::{LayerFormat, VolumeKind};
+use crate::model::job::{LayerFormat, Reach, VolumeKind};
 use crate::model::key::{PublicKey, SigningKey};
 use crate::model::platform::Platform;
 use crate::model::pull_secret::PullSecretName;
@@ -181,4 +181,8 @@ pub struct RegistryOrder {
     pub secrets_dir: Option<PathBuf>,
     /// Which of these secrets are tried, in order.
     pub pull_secrets: Vec<PullSecretName>,
+    /// Which addresses may be connected to.
+    pub reach: Reach,
+    /// Bytes per minute that a registry must send of each layer. `None` waits for ever.
+    pub min_layer_rate: Option<ByteSize>,
 }

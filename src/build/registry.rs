@@ -18,15 +18,18 @@ use crate::config::registry as section;
 use crate::layer::limits::{Limits, Ratio};
 use crate::model::credential::Credential;
 use crate::model::event::Event;
+use crate::model::job::Reach;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::registry::hosts::{Host, Hosts, Mirror, Server, Tls};
 use crate::registry::{
-    Credentials, CredentialsError, Error, Observer, Options, Ranges, Registry, Retries, Retry, Timeouts,
+    Credentials, CredentialsError, Error, MinRate, Observer, Options, Ranges, Registry, Retries, Retry,
+    Rules, Timeouts,
 };
 use crate::secrets::docker_config::DockerConfig;
 use crate::secrets::keyring::Keyring;
 use crate::secrets::{Secrets, directory};
+use crate::sys::interfaces;
 
 /// The client of a build, and the pull secrets that gave no credential.
 pub(super) fn client(
@@ -70,6 +73,7 @@ fn with_credentials(
 ) -> Result<Registry, Error> {
     let registries = || images.iter().map(|image| image.registry());
     let mut options = options(order, &config.registry, config.build.memory_budget.0);
+    options.rules = rules(order.reach, &config.registry)?;
     options.hosts.settle(registries())?;
     let registry = Registry::new(options, credentials, observer)?;
     registry.read_ahead(registries());
@@ -113,6 +117,16 @@ pub(super) fn limits(config: &Config) -> Limits {
     }
 }
 
+/// Which addresses the client may connect to. Those of this host are looked up here, because a confined process cannot.
+fn rules(reach: Reach, section: &section::Registry) -> Result<Rules, Error> {
+    let own = match reach {
+        Reach::Any => Vec::new(),
+        Reach::Tenant => interfaces::addresses()
+            .map_err(|e| Error::Setup(format!("the addresses of this host cannot be listed: {e}")))?,
+    };
+    Ok(Rules { reach, allow: section.allow.clone(), deny: section.deny.clone(), own })
+}
+
 fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> Options {
     Options {
         connections_per_host: order.connections_per_host,
@@ -121,7 +135,7 @@ fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> O
         timeouts: Timeouts {
             connect: Duration::from_secs(section.connect_timeout_seconds),
             read: Duration::from_secs(section.stall_timeout_seconds),
-            token: Duration::from_secs(section.request_timeout_seconds),
+            exchange: Duration::from_secs(section.request_timeout_seconds),
         },
         retries: Retries {
             attempts: section.retries.saturating_add(1),
@@ -129,6 +143,8 @@ fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> O
             ..Retries::default()
         },
         ranges: Ranges { parallel: section.ranges_per_blob, memory, ..Ranges::default() },
+        min_rate: order.min_layer_rate.map(|rate| MinRate::per_minute(rate.0)),
+        ..Options::default()
     }
 }
 

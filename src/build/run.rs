@@ -12,6 +12,7 @@ use super::layers::{self, Layers};
 use super::order::{Order, Sharing};
 use super::outcome;
 use super::pipeline::Pipeline;
+use super::proving;
 use super::registry;
 use super::resolve::{self, Known, NothingKnown, ResolvedImage};
 use super::share::Share;
@@ -125,7 +126,7 @@ async fn build(
             events.emit(Event::Sealed { digest: sealed.digest.clone() });
             return Ok(*sealed);
         }
-        Opened::Filling(volume) => Arc::new(*volume),
+        Opened::Filling(volume) => Arc::new(proving::prove(order, *volume, events, cancel).await?),
     };
     let (source, absent) = source.source()?;
     let known = Arc::new(OnVolume::of(&volume)?);

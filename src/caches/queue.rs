@@ -34,9 +34,10 @@ impl Queue {
         }
     }
 
-    /// Takes the next one.
-    pub fn pop(&mut self) -> Option<(TenantName, CacheId)> {
-        let tenant = self.turns.pop_front()?;
+    /// Takes the next one of a tenant that `may` have its turn. The others keep their places.
+    pub fn pop(&mut self, may: impl Fn(&TenantName) -> bool) -> Option<(TenantName, CacheId)> {
+        let at = self.turns.iter().position(may)?;
+        let tenant = self.turns.remove(at)?;
         let line = self.waiting.get_mut(&tenant)?;
         let id = line.pop_front()?;
         if line.is_empty() {
@@ -75,7 +76,7 @@ mod tests {
         queue.push(&b, ids[5]);
         assert_eq!(queue.len(), 6);
         queue.remove(&a, ids[1]);
-        let order: Vec<CacheId> = std::iter::from_fn(|| queue.pop()).map(|(_, id)| id).collect();
+        let order: Vec<CacheId> = std::iter::from_fn(|| queue.pop(|_| true)).map(|(_, id)| id).collect();
         assert_eq!(order, [ids[0], ids[4], ids[2], ids[5], ids[3]]);
         assert!(queue.is_empty());
     }
@@ -89,7 +90,21 @@ mod tests {
         queue.push(&b, two);
         queue.remove(&a, one);
         queue.remove(&a, one);
-        assert_eq!(queue.pop(), Some((b, two)));
-        assert_eq!(queue.pop(), None);
+        assert_eq!(queue.pop(|_| true), Some((b, two)));
+        assert_eq!(queue.pop(|_| true), None);
+    }
+
+    #[test]
+    fn whoever_may_not_have_a_turn_keeps_the_place() {
+        let [a, b]: [TenantName; 2] = ["a", "b"].map(|name| name.parse().unwrap());
+        let ids: Vec<CacheId> = (0..3).map(|_| CacheId::random()).collect();
+        let mut queue = Queue::default();
+        queue.push(&a, ids[0]);
+        queue.push(&b, ids[1]);
+        queue.push(&b, ids[2]);
+        assert_eq!(queue.pop(|tenant| *tenant != a), Some((b.clone(), ids[1])));
+        assert_eq!(queue.pop(|tenant| *tenant == a), Some((a.clone(), ids[0])));
+        assert_eq!(queue.pop(|tenant| *tenant == a), None);
+        assert_eq!((queue.len(), queue.pop(|_| true)), (1, Some((b, ids[2]))));
     }
 }

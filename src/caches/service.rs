@@ -7,6 +7,7 @@ mod import;
 mod janitor;
 mod notice;
 mod recovery;
+mod slots;
 mod snapshots;
 mod tasks;
 #[cfg(all(test, feature = "testing"))]
@@ -38,10 +39,11 @@ use super::runner::Runner;
 use super::store::{Created, IdempotencyKey, Store, StoreError, Stored};
 use super::volumes::{StateError, Volumes};
 use crate::config::Config;
+use crate::config::cluster;
 use crate::config::tenant::ADMIN;
 use crate::model::class::Class;
 use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
-use crate::model::job::Job;
+use crate::model::job::{Job, Reach};
 use crate::model::plan_report::PlanReport;
 use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
@@ -84,7 +86,7 @@ struct Inner {
     guard: Mutex<TimeGuard>,
     settings: RwLock<Settings>,
     queue: Mutex<Queue>,
-    wake: Notify,
+    wake: Arc<Notify>,
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
     /// GiB that are kept for caches whose archives are being sent.
@@ -114,6 +116,8 @@ struct Live {
 struct Settings {
     caches: crate::config::caches::Caches,
     clusters: Vec<String>,
+    /// Whether nobody but the administrator can give orders.
+    alone: bool,
     secrets: HashMap<TenantName, Vec<String>>,
 }
 
@@ -130,6 +134,8 @@ impl Settings {
         let secrets = [everything].into_iter().chain(tenants);
         Settings {
             caches: config.caches.clone(),
+            alone: config.tenant.iter().all(|tenant| tenant.name == ADMIN)
+                && cluster::kubernetes(&config.cluster).is_none(),
             clusters: config.cluster.iter().map(|cluster| cluster.uid.clone()).collect(),
             secrets: secrets.filter_map(|(name, patterns)| Some((name.ok()?, patterns))).collect(),
         }
@@ -157,7 +163,7 @@ impl Service {
             tell_progress: parts.tell_progress,
             settings: RwLock::new(Settings::of(config)),
             queue: Mutex::default(),
-            wake: Notify::new(),
+            wake: Arc::default(),
             sweep: Notify::new(),
             live: Mutex::default(),
             promised: Mutex::default(),
@@ -396,7 +402,7 @@ impl Service {
         self.check(&spec)?;
         self.would_admit(tenant, &spec).await?;
         let (usable, unusable) = self.secrets(tenant, &spec, OrderedBy::Api);
-        let job = self.job(&spec, usable, None);
+        let job = self.job(tenant, OrderedBy::Api, &spec, usable, None);
         self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
     }
 
@@ -444,7 +450,16 @@ impl Service {
         pull_secrets::split(&patterns, &spec.pull_secrets)
     }
 
-    fn job(&self, spec: &Spec, pull_secrets: Vec<PullSecretName>, deadline: Option<DateTime<Utc>>) -> Job {
+    fn job(
+        &self,
+        tenant: &TenantName,
+        by: OrderedBy,
+        spec: &Spec,
+        pull_secrets: Vec<PullSecretName>,
+        deadline: Option<DateTime<Utc>>,
+    ) -> Job {
+        // A namespace of a cluster may have the administrator's name, and is a tenant all the same.
+        let administrator = by == OrderedBy::Api && tenant.as_str() == ADMIN;
         Job {
             version: crate::model::job::VERSION,
             source: None,
@@ -459,6 +474,9 @@ impl Service {
             deadline,
             result_file: None,
             tar_split: None,
+            reach: if administrator { Reach::Any } else { Reach::Tenant },
+            min_layer_rate: self
+                .settings(|settings| Some(settings.caches.min_layer_rate).filter(|rate| rate.0 > 0)),
         }
     }
 

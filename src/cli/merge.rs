@@ -9,7 +9,7 @@ use super::usage::UsageError;
 use crate::build::order::{Order, RegistryOrder, Sharing, SourceOrder};
 use crate::build::share::VolumeName;
 use crate::config::Config;
-use crate::model::job::{Job, MAX_IMAGES};
+use crate::model::job::{Job, MAX_IMAGES, Reach};
 use crate::model::platform::Platform;
 use crate::model::size::ByteSize;
 
@@ -149,6 +149,8 @@ pub(super) fn order(
                 .connections_per_host
                 .map_or(registry.connections_per_host, usize::from),
             limit_rate: args.limit_rate,
+            reach: of_job.map(|job| job.reach).unwrap_or_default(),
+            min_layer_rate: of_job.and_then(|job| job.min_layer_rate).filter(|rate| rate.0 > 0),
             ..registry
         },
     })
@@ -167,6 +169,8 @@ pub(super) fn registry(credentials: CredentialArgs, config: &Config) -> Result<R
         user_docker_config: true,
         secrets_dir: secrets,
         pull_secrets,
+        reach: Reach::Any,
+        min_layer_rate: None,
     })
 }
 

@@ -32,7 +32,7 @@ pub struct Caches {
     pub max_per_tenant: usize,
     /// What all caches may occupy together; 0 is the size of the file system that holds the state directory.
     pub capacity: ByteSize,
-    /// Builders at once.
+    /// Builders at once. Where there are several tenants, one of them never has the last.
     pub max_concurrent_builds: usize,
     /// Most builds that wait for their turn, all tenants together.
     pub queue_length: usize,
@@ -42,6 +42,9 @@ pub struct Caches {
     pub expired_grace_minutes: u32,
     /// Minutes until a builder is given up.
     pub build_timeout_minutes: u32,
+    /// Bytes per minute that a registry must send of each layer. A build that gets less fails for now and is tried again
+    /// after those that wait. 0 is no minimum.
+    pub min_layer_rate: ByteSize,
     /// How often a builder is started again after a failure that a later try may heal.
     pub build_retries: u32,
     /// Seconds before it is started again; they double with each try, up to five minutes.
@@ -67,6 +70,7 @@ impl Default for Caches {
             failed_retention_hours: 24,
             expired_grace_minutes: 60,
             build_timeout_minutes: 120,
+            min_layer_rate: ByteSize(256 << 10),
             build_retries: 5,
             build_retry_pause_seconds: 5,
             build_memory: ByteSize(1 << 30),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, within};
+use crate::model::address_range::AddressRange;
 
 /// The section.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +27,10 @@ pub struct Registry {
     pub backoff_max_seconds: u64,
     /// Directory in containerd's convention, `<dir>/<host>/hosts.toml`.
     pub certs_d: PathBuf,
+    /// Addresses that may be connected to all the same.
+    pub allow: Vec<AddressRange>,
+    /// Addresses that orders of tenants cannot reach.
+    pub deny: Vec<AddressRange>,
     /// Hosts and repositories that are reached in a way of their own.
     pub host: Vec<Host>,
 }
@@ -63,6 +68,8 @@ impl Default for Registry {
             retries: 8,
             backoff_max_seconds: 30,
             certs_d: PathBuf::from("/etc/containerd/certs.d"),
+            allow: Vec::new(),
+            deny: Vec::new(),
             host: Vec::new(),
         }
     }

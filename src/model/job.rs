@@ -72,10 +72,36 @@ pub struct Job {
     /// Whether tar-split files are written, without which `verify` and export cannot work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tar_split: Option<bool>,
+    /// Which addresses the builder may connect to.
+    #[serde(default, skip_serializing_if = "Reach::is_any")]
+    pub reach: Reach,
+    /// Bytes per minute that a registry must send of each layer that is fetched. A build that gets less fails as
+    /// transient. `None` waits for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_layer_rate: Option<ByteSize>,
 }
 
 fn version() -> u32 {
     VERSION
+}
+
+/// Which addresses a builder may connect to. Link-local and metadata addresses need `registry.allow` in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// All others: the person who gives the order can reach them anyway.
+    #[default]
+    Any,
+    /// Neither this host nor what `registry.deny` names, unless `registry.allow` names it. A daemon sets it for each
+    /// tenant but the administrator.
+    Tenant,
+}
+
+impl Reach {
+    /// Whether this is the default, which a job leaves out.
+    fn is_any(&self) -> bool {
+        *self == Reach::Any
+    }
 }
 
 /// An archive of images, as in `{"oci-archive": "/path"}`.
@@ -186,9 +212,10 @@ mod tests {
         assert_eq!(job.images[0].to_string(), "docker.io/library/nginx:latest");
         let full = br#"{"version":1,"images":["a:1"],"size":"20GiB","sizing":"warn","platform":"linux/arm64",
             "volume_kind":"directory","layer_format":"overlay","pull_secrets":["ns:name"],
-            "deadline":"2026-11-23T18:00:00Z","result_file":"/dev/termination-log","tar_split":true}"#;
+            "deadline":"2026-11-23T18:00:00Z","result_file":"/dev/termination-log","tar_split":true,
+            "reach":"tenant","min_layer_rate":"256KiB"}"#;
         let job = Job::parse(full).unwrap();
-        assert_eq!(job.size, Some(ByteSize(20 << 30)));
+        assert_eq!((job.size, job.reach), (Some(ByteSize(20 << 30)), Reach::Tenant));
         let archive = Job::parse(br#"{"source":{"docker-archive":"/a.tar"}}"#).unwrap();
         assert_eq!(archive.source, Some(Source::DockerArchive("/a.tar".into())));
         assert!(archive.images.is_empty());
@@ -206,6 +233,7 @@ mod tests {
             br#"{"images":["A B"]}"#,
             br#"{"source":{"zip":"/a"}}"#,
             br#"{"images":["a"],"size":-1}"#,
+            br#"{"images":["a"],"reach":"all"}"#,
             br#"{"images":["a"],"pull_secrets":["x"]}"#,
             b"[",
         ] {

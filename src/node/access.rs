@@ -254,6 +254,7 @@ impl Observer for ToLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::job::Reach;
 
     #[test]
     fn the_users_docker_config_does_not_help_named_secrets() {
@@ -264,6 +265,8 @@ mod tests {
             user_docker_config: true,
             secrets_dir: None,
             pull_secrets: Vec::new(),
+            reach: Reach::Any,
+            min_layer_rate: None,
         };
         assert!(alone(&order).user_docker_config);
         let secrets_dir = Some("/s".into());

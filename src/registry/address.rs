@@ -1,7 +1,9 @@
-//! Which addresses a connection may go to: the defence against a registry that sends its client into our network.
+//! Which addresses a connection may go to: the defence against a registry, or an order, that sends the client into a
+//! network where it has no business.
 //!
-//! Every name is resolved here and every literal checked, so what is checked is what is connected to. A proxy (from the
-//! environment) resolves names itself: behind one, only literals and the proxy's own name are checked here.
+//! [`Rules::check`] decides, for the first request and for mirrors, redirects and token servers alike. Names are resolved
+//! here and literal addresses checked, so the address that was checked is the one that is connected to. A proxy (from the
+//! environment) resolves names itself: behind one, only literal addresses and the proxy's own name are checked.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,63 +13,176 @@ use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
 use super::error::Fault;
+use crate::model::address_range::AddressRange;
+use crate::model::job::Reach;
+
+/// Metadata services, where a host of a cloud gets its credentials without a password: of Azure, Oracle Cloud, Alibaba
+/// Cloud, AWS (all services of the link, fd00:ec2::254 and fd00:ec2::23 among them) and Google Cloud. That of AWS, Google
+/// Cloud and others over IPv4 is link-local (169.254.169.254, 169.254.170.2).
+pub const METADATA: [AddressRange; 5] = [
+    v4([168, 63, 129, 16], 32),
+    v4([192, 0, 0, 192], 32),
+    v4([100, 100, 100, 200], 32),
+    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0], 32),
+    v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128),
+];
+
+/// Link-local addresses (RFC 3927, RFC 4291 section 2.5.6).
+pub const LINK_LOCAL: [AddressRange; 2] = [v4([169, 254, 0, 0], 16), v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10)];
+
+/// "This network" and the unspecified address, multicast and reserved addresses (RFC 6890).
+const SPECIAL: [AddressRange; 4] = [
+    v4([0, 0, 0, 0], 8),
+    v4([224, 0, 0, 0], 3),
+    v6([0, 0, 0, 0, 0, 0, 0, 0], 128),
+    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
+];
+
+/// RFC 1918, RFC 6598, RFC 4193, and RFC 3879, which took back fec0::/10.
+const PRIVATE: [AddressRange; 6] = [
+    v4([10, 0, 0, 0], 8),
+    v4([172, 16, 0, 0], 12),
+    v4([192, 168, 0, 0], 16),
+    v4([100, 64, 0, 0], 10),
+    v6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7),
+    v6([0xfec0, 0, 0, 0, 0, 0, 0, 0], 10),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> AddressRange {
+    AddressRange::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), prefix)
+}
+
+const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix: u8) -> AddressRange {
+    AddressRange::new(IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)), prefix)
+}
 
 /// Where an address lies, from harmless to never.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Zone {
     /// The internet.
     Public,
-    /// RFC 1918, RFC 6598, RFC 4193.
+    /// Private networks.
     Private,
     /// This machine.
     Loopback,
-    /// Link-local, cloud metadata services, "this network": no registry lives there.
+    /// Link-local, metadata services, "this network": hardly a registry lives there.
     Forbidden,
 }
 
 impl Zone {
-    /// The zone of an address; IPv4 inside IPv6 (mapped, NAT64) counts as the IPv4 address.
+    /// The zone of an address. An IPv6 address that stands for an IPv4 one is where the latter is.
     pub(crate) fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Zone::of_v4(v4),
-            IpAddr::V6(v6) => Zone::of_v6(v6),
-        }
+        readings(address).into_iter().map(Zone::of_reading).max().unwrap_or(Zone::Forbidden)
     }
 
-    fn of_v4(v4: Ipv4Addr) -> Self {
-        let [a, b, ..] = v4.octets();
-        if a == 0 || v4.is_link_local() || v4.is_broadcast() || v4.is_multicast() {
+    fn of_reading(address: IpAddr) -> Self {
+        let within = |ranges: &[AddressRange]| ranges.iter().any(|range| range.contains(address, 0));
+        if forbidden().any(|range| range.contains(address, 0)) {
             Zone::Forbidden
-        } else if v4 == Ipv4Addr::new(100, 100, 100, 200) {
-            // Metadata service of Alibaba Cloud, inside the shared range of RFC 6598.
-            Zone::Forbidden
-        } else if v4.is_loopback() {
+        } else if address.is_loopback() {
             Zone::Loopback
-        } else if v4.is_private() || (a == 100 && (64..128).contains(&b)) {
+        } else if within(&PRIVATE) {
             Zone::Private
         } else {
             Zone::Public
         }
     }
+}
 
-    fn of_v6(v6: Ipv6Addr) -> Self {
-        const AWS_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-        if let [0x64, 0xff9b, 0, 0, 0, 0, high, low] = v6.segments() {
-            let [a, b] = high.to_be_bytes();
-            let [c, d] = low.to_be_bytes();
-            return Zone::of_v4(Ipv4Addr::new(a, b, c, d));
+fn forbidden() -> impl Iterator<Item = &'static AddressRange> {
+    METADATA.iter().chain(&LINK_LOCAL).chain(&SPECIAL)
+}
+
+/// The addresses that a packet to `address` can arrive at: itself, or the IPv4 addresses that it embeds.
+///
+/// IPv4-mapped ::ffff:0:0/96 and IPv4-compatible ::/96 (RFC 4291), translated ::ffff:0:0:0/96 (RFC 7915), NAT64 64:ff9b::/96
+/// (RFC 6052) and 64:ff9b:1::/48 (RFC 8215), 6to4 2002::/16 (RFC 3056) and Teredo 2001::/32 (RFC 4380).
+fn readings(address: IpAddr) -> Vec<IpAddr> {
+    let IpAddr::V6(v6) = address else { return vec![address] };
+    let octets = v6.octets();
+    let at = |[a, b, c, d]: [usize; 4]| Ipv4Addr::new(octets[a], octets[b], octets[c], octets[d]);
+    let last = at([12, 13, 14, 15]);
+    let embedded = match v6.segments() {
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => return vec![address],
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
+            vec![last]
         }
-        if v6.is_loopback() {
-            Zone::Loopback
-        } else if v6.is_unspecified() || v6.is_unicast_link_local() || v6.is_multicast() || v6 == AWS_METADATA
-        {
-            Zone::Forbidden
-        } else if v6.is_unique_local() {
-            Zone::Private
-        } else {
-            Zone::Public
+        // Only its operator knows how long the prefix is (RFC 6052 section 2.2): octet 8 is never part of the address.
+        [0x64, 0xff9b, 1, ..] => {
+            let of_prefixes = [at([6, 7, 9, 10]), at([7, 9, 10, 11]), at([9, 10, 11, 12]), last];
+            // The padding of one length reads as 0.x.x.x in the others, where no translator sends anything.
+            let real = of_prefixes.into_iter().filter(|found| found.octets()[0] != 0).collect::<Vec<_>>();
+            if real.is_empty() { vec![last] } else { real }
         }
+        [0x2002, ..] => vec![at([2, 3, 4, 5])],
+        // The server, and the client, whose bits are inverted.
+        [0x2001, 0, ..] => vec![at([4, 5, 6, 7]), Ipv4Addr::from_bits(!last.to_bits())],
+        _ => return vec![address],
+    };
+    embedded.into_iter().map(IpAddr::V4).collect()
+}
+
+/// Which addresses a client may connect to, besides the zones that a request may lead into.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// For whom the client connects.
+    pub reach: Reach,
+    /// `registry.allow`: addresses that are allowed all the same.
+    pub allow: Vec<AddressRange>,
+    /// `registry.deny`: addresses that [`Reach::Tenant`] does not include.
+    pub deny: Vec<AddressRange>,
+    /// Addresses of this host, which [`Reach::Tenant`] does not include either.
+    pub own: Vec<IpAddr>,
+}
+
+impl Rules {
+    /// Whether a request that may lead into `within` can connect to `address`.
+    pub(crate) fn check(&self, address: IpAddr, port: u16, within: Zone) -> Result<(), Reason> {
+        let readings = readings(address);
+        let zone = Zone::of(address);
+        if zone == Zone::Forbidden && !readings.iter().all(|reading| self.names(*reading, port)) {
+            return Err(Reason::Forbidden);
+        }
+        if zone.min(Zone::Loopback) > within {
+            return Err(Reason::Inward);
+        }
+        let listed = |ranges: &[AddressRange], at| ranges.iter().any(|range| range.contains(at, port));
+        // A range that is denied in the form of IPv6 is denied for all that it hides.
+        let whole = listed(&self.deny, address);
+        let restricted = |reading: &IpAddr| {
+            let inside = Zone::of_reading(*reading) >= Zone::Loopback || self.own.contains(reading);
+            !listed(&self.allow, *reading) && (whole || inside || listed(&self.deny, *reading))
+        };
+        if self.reach == Reach::Tenant && readings.iter().any(restricted) {
+            return Err(Reason::Restricted);
+        }
+        Ok(())
     }
+
+    /// Whether `registry.allow` names `address` explicitly if it is forbidden: by itself, or by a range that has nothing but
+    /// forbidden addresses of one kind. Who allows 100.64.0.0/10 does not mean the metadata service in it.
+    fn names(&self, address: IpAddr, port: u16) -> bool {
+        Zone::of_reading(address) != Zone::Forbidden
+            || self.allow.iter().any(|allowed| {
+                allowed.contains(address, port) && forbidden().any(|range| range.covers(allowed))
+            })
+    }
+
+    /// `port`, if some rule is about this very port.
+    pub(crate) fn own_port(&self, port: u16) -> Option<u16> {
+        self.allow.iter().chain(&self.deny).any(|range| range.port() == Some(port)).then_some(port)
+    }
+}
+
+/// Why an address is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// It is link-local, a metadata service or no address of a host, and not allowed explicitly.
+    Forbidden,
+    /// It is deeper in our network than the registry that leads there.
+    Inward,
+    /// Orders of tenants cannot reach it.
+    Restricted,
 }
 
 /// The address that a URL names literally, if it does.
@@ -83,51 +198,86 @@ pub(crate) fn is_loopback_name(host: &str) -> bool {
         || bare.parse::<IpAddr>().is_ok_and(|ip| Zone::of(ip) == Zone::Loopback)
 }
 
-/// Refuses a literal address outside of `within`; names are the resolver's.
-pub(crate) fn check_literal(url: &Url, within: Zone) -> Result<(), Fault> {
-    match literal(url) {
-        Some(ip) if Zone::of(ip) > within => {
-            Err(Fault::Refused(AddressRefused::new(&ip.to_string()).to_string()))
-        }
-        _ => Ok(()),
-    }
+/// Refuses a literal address that `rules` refuse; names are the resolver's to check.
+pub(crate) fn check_literal(url: &Url, rules: &Rules, within: Zone) -> Result<(), Fault> {
+    let Some(address) = literal(url) else { return Ok(()) };
+    let port = url.port_or_known_default().unwrap_or_default();
+    rules
+        .check(address, port, within)
+        .map_err(|reason| AddressRefused { host: address.to_string(), reason }.into())
 }
 
-/// A name led to addresses that are not allowed here.
+/// A host is at an address that a connection may not go to.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{host} lies at an address that a registry may not send a client to (loopback, private, link-local or metadata)"
-)]
+#[error("{host} {}", self.why())]
 pub(crate) struct AddressRefused {
     host: String,
+    reason: Reason,
 }
 
 impl AddressRefused {
-    fn new(host: &str) -> Self {
-        AddressRefused { host: host.to_owned() }
+    /// A tenant reads it: it says neither which address was found nor which rule holds for it.
+    fn why(&self) -> &'static str {
+        match self.reason {
+            Reason::Forbidden => {
+                "is at a link-local or metadata address; if it is a registry of yours, name it in registry.allow"
+            }
+            Reason::Inward => {
+                "is at a loopback or private address, where a registry may not send a client that found it further out"
+            }
+            Reason::Restricted => {
+                "is at an address that orders of tenants cannot reach; the administrator can name it in registry.allow"
+            }
+        }
     }
 }
 
-/// The system's resolver, whose answers outside of `within` are dropped.
+impl From<&AddressRefused> for Fault {
+    fn from(refused: &AddressRefused) -> Self {
+        match refused.reason {
+            Reason::Forbidden | Reason::Inward => Fault::Refused(refused.to_string()),
+            Reason::Restricted => Fault::Invalid(refused.to_string()),
+        }
+    }
+}
+
+impl From<AddressRefused> for Fault {
+    fn from(refused: AddressRefused) -> Self {
+        Fault::from(&refused)
+    }
+}
+
+/// The system's resolver without the addresses that are refused.
 #[derive(Debug)]
 pub(crate) struct CheckedResolver {
-    /// The innermost zone allowed.
+    pub(crate) rules: Arc<Rules>,
+    /// The innermost zone that the request may lead into.
     pub(crate) within: Zone,
-    /// Host names of the proxies, which a person configured and which may lie in a private network.
+    /// Port of the request, if some rule is about it.
+    pub(crate) port: Option<u16>,
+    /// Host names of the proxies, which a person configured and which may lie anywhere.
     pub(crate) proxies: Arc<HashSet<String>>,
 }
 
 impl Resolve for CheckedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let proxy = self.proxies.contains(name.as_str());
-        let within = if proxy { Zone::Loopback } else { self.within };
+        let (rules, within, port) = (Arc::clone(&self.rules), self.within, self.port.unwrap_or_default());
         Box::pin(async move {
-            let all = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = all.filter(|found| Zone::of(found.ip()) <= within).collect();
-            if allowed.is_empty() {
-                return Err(AddressRefused::new(name.as_str()).into());
+            let mut allowed: Vec<SocketAddr> = Vec::new();
+            let mut refused = None;
+            for found in tokio::net::lookup_host((name.as_str(), 0)).await? {
+                match rules.check(found.ip(), port, within) {
+                    Err(reason) if !proxy => refused = refused.or(Some(reason)),
+                    _ => allowed.push(found),
+                }
             }
-            Ok(Box::new(allowed.into_iter()) as Addrs)
+            match refused {
+                Some(reason) if allowed.is_empty() => {
+                    Err(AddressRefused { host: name.as_str().to_owned(), reason }.into())
+                }
+                _ => Ok(Box::new(allowed.into_iter()) as Addrs),
+            }
         })
     }
 }
@@ -144,63 +294,4 @@ pub(crate) fn proxy_hosts(variable: impl Fn(&str) -> Option<String>) -> HashSet<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn zones() {
-        for (address, zone) in [
-            ("8.8.8.8", Zone::Public),
-            ("100.63.0.1", Zone::Public),
-            ("172.32.0.1", Zone::Public),
-            ("2606:4700::1", Zone::Public),
-            ("10.1.2.3", Zone::Private),
-            ("172.16.0.1", Zone::Private),
-            ("192.168.1.1", Zone::Private),
-            ("100.64.0.1", Zone::Private),
-            ("fd12::1", Zone::Private),
-            ("127.8.8.8", Zone::Loopback),
-            ("::1", Zone::Loopback),
-            ("::ffff:127.0.0.1", Zone::Loopback),
-            ("0.1.2.3", Zone::Forbidden),
-            ("::", Zone::Forbidden),
-            ("169.254.169.254", Zone::Forbidden),
-            ("::ffff:169.254.169.254", Zone::Forbidden),
-            ("64:ff9b::169.254.169.254", Zone::Forbidden),
-            ("fe80::1", Zone::Forbidden),
-            ("fd00:ec2::254", Zone::Forbidden),
-            ("100.100.100.200", Zone::Forbidden),
-        ] {
-            assert_eq!(Zone::of(address.parse().unwrap()), zone, "{address}");
-        }
-    }
-
-    #[test]
-    fn odd_spellings_of_an_address_are_the_address() {
-        for url in ["http://0x7f.1/", "http://2130706433/", "http://127.1/", "http://[::ffff:7f00:1]/"] {
-            assert!(check_literal(&url.parse().unwrap(), Zone::Private).is_err(), "{url}");
-        }
-        assert!(check_literal(&"http://name.io/".parse().unwrap(), Zone::Public).is_ok());
-    }
-
-    #[tokio::test]
-    async fn names_are_checked_by_what_they_resolve_to() {
-        let proxies = Arc::new(HashSet::new());
-        let resolve = |within| {
-            CheckedResolver { within, proxies: Arc::clone(&proxies) }.resolve("localhost".parse().unwrap())
-        };
-        let refused = resolve(Zone::Private).await.err().unwrap();
-        assert!(refused.downcast_ref::<AddressRefused>().is_some());
-        assert!(resolve(Zone::Loopback).await.is_ok());
-    }
-
-    #[test]
-    fn proxies_from_the_environment() {
-        let set = |name: &str| match name {
-            "HTTPS_PROXY" => Some("http://u:p@proxy.corp:3128".to_owned()),
-            "http_proxy" => Some("other.corp:80".to_owned()),
-            _ => None,
-        };
-        assert_eq!(proxy_hosts(set), HashSet::from(["proxy.corp".to_owned(), "other.corp".to_owned()]));
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::pace::MinRate;
 use crate::model::class::Class;
 
 /// Characters of foreign text that a message shows.
@@ -58,6 +59,19 @@ pub enum Fault {
         /// How long the server asked to wait.
         wait: Option<Duration>,
     },
+    /// Too few bytes in a window of time: another source may be faster, a later try too.
+    #[error(
+        "it sent {bytes} bytes in {} s, and a build must get {} in {} s of each layer; it is slow now, try again later",
+        waited.as_secs(), least.bytes, least.window.as_secs()
+    )]
+    Slow {
+        /// Bytes that came.
+        bytes: u64,
+        /// How long the client waited for them.
+        waited: Duration,
+        /// What would have been enough.
+        least: MinRate,
+    },
     /// Ranges of the blob cannot be had: 416, or a Content-Range that is not what was asked for.
     #[error("{0}; the registry or a proxy before it mishandles Range")]
     Range(String),
@@ -82,7 +96,7 @@ impl Fault {
         match self {
             Fault::Denied { .. } => Class::Denied,
             Fault::NotFound(_) => Class::NotFound,
-            Fault::Transient { .. } => Class::Transient,
+            Fault::Transient { .. } | Fault::Slow { .. } => Class::Transient,
             Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) => Class::Corrupt,
             Fault::Invalid(_) => Class::Invalid,
         }

@@ -1,13 +1,17 @@
 //! A stretch of one blob, byte after byte, whatever happens to the connections on the way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{StatusCode, Url};
+use tokio::time::Instant;
 
 use super::error::{Error, Fault, clean_url};
 use super::hosts::Endpoint;
+use super::pace::Pace;
 use super::request::{self, Ask};
 use super::transport::Reply;
 use super::{Inner, Retry};
@@ -57,6 +61,7 @@ pub(crate) struct Fetch {
     /// Tries since the last byte.
     attempt: u32,
     connections: u32,
+    pace: Pace,
     /// Range led to nonsense here: ask for the whole and skip.
     whole: bool,
 }
@@ -73,7 +78,9 @@ struct Answer {
 
 impl Fetch {
     pub(crate) fn new(blob: Arc<Blob>, at: u64, end: u64) -> Self {
-        Fetch { blob, at, end, source: 0, reply: None, attempt: 0, connections: 0, whole: false }
+        let options = &blob.inner.options;
+        let pace = Pace::new(options.min_rate, options.ranges.parallel);
+        Fetch { blob, at, end, source: 0, reply: None, attempt: 0, connections: 0, pace, whole: false }
     }
 
     pub(crate) fn end(&self) -> u64 {
@@ -123,6 +130,7 @@ impl Fetch {
 
     async fn ask(&mut self) -> Result<Answer, Fault> {
         let blob = &*self.blob;
+        let (asked, idle) = (Instant::now(), AtomicU64::new(0));
         self.connections += 1;
         let ranged = !self.whole && (self.at, self.end) != (0, blob.size);
         let ask = Ask {
@@ -130,11 +138,15 @@ impl Fetch {
             path: &blob.path,
             accept: None,
             range: ranged.then_some((self.at, self.end - 1)),
+            idle: Some(&idle),
         };
         let reply = match &blob.sources[self.source] {
-            Source::Registry(endpoint) => request::get(&blob.inner, endpoint, ask).await?,
-            Source::Foreign(url) => request::get_foreign(&blob.inner, url, ask).await?,
+            Source::Registry(endpoint) => request::get(&blob.inner, endpoint, ask).await,
+            Source::Foreign(url) => request::get_foreign(&blob.inner, url, ask).await,
         };
+        let idle = Duration::from_micros(idle.load(Ordering::Relaxed));
+        self.pace.count(asked.elapsed().saturating_sub(idle), 0)?;
+        let reply = reply?;
         if reply.status() == StatusCode::PARTIAL_CONTENT {
             let until = content_range(reply.header(CONTENT_RANGE.as_str()), ask.range, blob.size)?;
             return Ok(Answer { reply, at: self.at, until, ranged: true });
@@ -150,7 +162,15 @@ impl Fetch {
         let Some(answer) = &mut self.reply else {
             return Ok(Bytes::new());
         };
-        let Some(mut chunk) = answer.reply.chunk().await? else {
+        let chunk = answer.reply.chunk().await;
+        let length = chunk.as_ref().map_or(0, |chunk| chunk.as_ref().map_or(0, Bytes::len));
+        let paced = self.pace.count(answer.reply.take_waited(), length);
+        let chunk = chunk?;
+        // A layer that is whole is not too slow any more.
+        if self.end - self.at > length as u64 {
+            paced?;
+        }
+        let Some(mut chunk) = chunk else {
             return Err(Fault::transient(format!(
                 "the body ended early, at byte {} of {}",
                 answer.at, self.blob.size
@@ -174,7 +194,7 @@ impl Fetch {
         let Some(mut answer) = self.reply.take().filter(|answer| answer.at == answer.until) else {
             return Ok(());
         };
-        let patience = std::time::Duration::from_secs(2);
+        let patience = Duration::from_secs(2);
         // All bytes are here: a connection that fails after them does no harm.
         match tokio::time::timeout(patience, answer.reply.chunk()).await {
             Ok(Ok(Some(chunk))) if !chunk.is_empty() => Err(self.error(too_long(self.blob.size))),
@@ -183,7 +203,7 @@ impl Fetch {
     }
 
     /// Waits and leaves the fetch ready to ask again, here or at the next source; or gives up.
-    async fn recover(&mut self, fault: Fault) -> Result<(), Error> {
+    async fn recover(&mut self, mut fault: Fault) -> Result<(), Error> {
         self.reply = None;
         self.attempt += 1;
         let retries = &self.blob.inner.options.retries;
@@ -203,7 +223,10 @@ impl Fetch {
                     wait,
                 });
                 tokio::time::sleep(wait).await;
-                return Ok(());
+                match self.pace.count(wait, 0) {
+                    Ok(()) => return Ok(()),
+                    Err(slow) => fault = slow,
+                }
             }
         }
         let absent = matches!(fault, Fault::NotFound(_));
@@ -214,6 +237,7 @@ impl Fetch {
             _ => return Err(self.error(fault)),
         }
         self.source += 1;
+        self.pace.reset();
         self.attempt = 0;
         self.whole = false;
         Ok(())

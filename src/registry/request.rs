@@ -1,6 +1,7 @@
 //! One GET with everything that belongs to it but retries: authorization, redirects by hand, and what a status means.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE};
 use reqwest::{StatusCode, Url};
@@ -29,6 +30,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) accept: Option<&'static str>,
     /// First and last byte.
     pub(crate) range: Option<(u64, u64)>,
+    /// Gets the time that was spent waiting for a free connection, microseconds.
+    pub(crate) idle: Option<&'a AtomicU64>,
 }
 
 impl Ask<'_> {
@@ -65,6 +68,7 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
             within: Zone::Loopback,
             headers: headers.clone(),
             form: None,
+            idle: ask.idle,
         };
         let reply = inner.transport.send(outgoing).await?;
         let zone = *session.zone.get_or_init(|| reply.zone());
@@ -85,6 +89,7 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
             tls: &endpoint.tls,
             zone,
             own_headers: endpoint.headers.keys().cloned().collect(),
+            idle: ask.idle,
         };
         return follow(inner, url, headers, reply, route).await;
     }
@@ -101,10 +106,22 @@ pub(crate) async fn get_foreign(inner: &Inner, url: &Url, ask: Ask<'_>) -> Resul
     }
     let tls = Tls::default();
     let headers = ask.headers()?;
-    let outgoing =
-        Outgoing { url: url.clone(), tls: &tls, within: Zone::Public, headers: headers.clone(), form: None };
+    let outgoing = Outgoing {
+        url: url.clone(),
+        tls: &tls,
+        within: Zone::Public,
+        headers: headers.clone(),
+        form: None,
+        idle: ask.idle,
+    };
     let reply = inner.transport.send(outgoing).await?;
-    let route = Route { home: Origin::of(url), tls: &tls, zone: Zone::Public, own_headers: Vec::new() };
+    let route = Route {
+        home: Origin::of(url),
+        tls: &tls,
+        zone: Zone::Public,
+        own_headers: Vec::new(),
+        idle: ask.idle,
+    };
     follow(inner, url.clone(), headers, reply, route).await
 }
 
@@ -114,7 +131,7 @@ fn issuer<'a>(inner: &'a Inner, endpoint: &'a Endpoint, repository: &'a str, zon
         credentials: &*inner.credentials,
         registry: &endpoint.credentials_for,
         audience: Audience { registry: &endpoint.base, tls: &endpoint.tls, zone, repository },
-        timeout: inner.options.timeouts.token,
+        timeout: inner.options.timeouts.exchange,
     }
 }
 
@@ -126,6 +143,8 @@ struct Route<'a> {
     zone: Zone,
     /// Headers of the endpoint's configuration, which may be secret.
     own_headers: Vec<HeaderName>,
+    /// As of [`Ask`].
+    idle: Option<&'a AtomicU64>,
 }
 
 async fn follow(
@@ -154,7 +173,14 @@ async fn follow(
         url = next;
         reply = inner
             .transport
-            .send(Outgoing { url: url.clone(), tls, within, headers: headers.clone(), form: None })
+            .send(Outgoing {
+                url: url.clone(),
+                tls,
+                within,
+                headers: headers.clone(),
+                form: None,
+                idle: route.idle,
+            })
             .await?;
     }
     Err(Fault::Refused(format!("more than {MAX_HOPS} redirects, the last to {}", clean_url(&url))))

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use super::*;
 use crate::model::class::Class;
 use crate::model::credential::Secret;
+use crate::model::job::Reach;
 use crate::testing::registry as fake;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

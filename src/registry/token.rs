@@ -93,7 +93,8 @@ pub(crate) async fn fetch(
     let tls = if same_host { audience.tls } else { &none };
     let within = if same_host { Zone::Loopback } else { audience.zone };
     let sent = Instant::now();
-    let mut reply = transport.send(Outgoing { url: url.clone(), tls, within, headers, form }).await?;
+    let mut reply =
+        transport.send(Outgoing { url: url.clone(), tls, within, headers, form, idle: None }).await?;
     // A server may echo what it was sent.
     let secret = match credential {
         Some(Credential::Basic { password, .. }) => password.expose(),
@@ -176,10 +177,10 @@ fn check_realm(realm: &str, audience: Audience<'_>) -> Result<Url, Fault> {
     if home(&url) && !home(registry) {
         return refuse("it is this machine, the registry is not");
     }
-    address::check_literal(
-        &url,
-        if url.host_str() == registry.host_str() { Zone::Loopback } else { audience.zone },
-    )?;
+    let same_host = url.host_str() == registry.host_str();
+    if !same_host && address::literal(&url).is_some_and(|ip| Zone::of(ip) > audience.zone) {
+        return refuse("it is further inside of our network than the registry");
+    }
     Ok(url)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::error::Error as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +11,9 @@ use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Identity, StatusCode, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-use super::address::{self, AddressRefused, CheckedResolver, Zone};
+use super::address::{self, AddressRefused, CheckedResolver, Rules, Zone};
 use super::error::{Error, Fault, printable};
 use super::files::Files;
 use super::hosts::{Tls, authority};
@@ -27,17 +29,17 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For the next bytes of an answer: the longest time without progress.
     pub read: Duration,
-    /// For a whole exchange with a token server.
-    pub token: Duration,
+    /// For a whole exchange with a token server, and for the whole body of a manifest or a configuration.
+    pub exchange: Duration,
 }
 
 impl Default for Timeouts {
-    /// 15 s to connect, 60 s without progress, 60 s for a token.
+    /// 15 s to connect, 60 s without progress, 60 s for a token, a manifest or a configuration.
     fn default() -> Self {
         Timeouts {
             connect: Duration::from_secs(15),
             read: Duration::from_secs(60),
-            token: Duration::from_secs(60),
+            exchange: Duration::from_secs(60),
         }
     }
 }
@@ -69,6 +71,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) headers: HeaderMap,
     /// A form makes it a POST.
     pub(crate) form: Option<String>,
+    /// Gets the time that was spent waiting for a free connection, microseconds.
+    pub(crate) idle: Option<&'a AtomicU64>,
 }
 
 /// Requests of one kind share a client and its pool.
@@ -80,6 +84,10 @@ struct Kind {
     plain: bool,
     /// This machine is never reached through a proxy.
     direct: bool,
+    /// The port, if a rule is about this very port.
+    port: Option<u16>,
+    /// The host of a proxy is the one that is asked: it has no exemption then.
+    asks_proxy: bool,
 }
 
 /// Most hosts and statuses that are counted.
@@ -90,6 +98,7 @@ const MAX_ANSWERS: usize = 256;
 pub(crate) struct Transport {
     timeouts: Timeouts,
     rate: Option<Arc<Rate>>,
+    rules: Arc<Rules>,
     per_host: usize,
     proxies: Arc<HashSet<String>>,
     files: Files,
@@ -99,12 +108,13 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    pub(crate) fn new(timeouts: Timeouts, per_host: usize, limit_rate: Option<u64>) -> Self {
+    pub(crate) fn new(timeouts: Timeouts, per_host: usize, limit_rate: Option<u64>, rules: Rules) -> Self {
         // Fails only where the process has a provider already, which then serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Transport {
             timeouts,
             rate: limit_rate.map(|rate| Arc::new(Rate::new(rate))),
+            rules: Arc::new(rules),
             per_host: per_host.clamp(1, Semaphore::MAX_PERMITS),
             proxies: Arc::new(address::proxy_hosts(|name| std::env::var(name).ok())),
             files: Files::default(),
@@ -137,16 +147,24 @@ impl Transport {
 
     /// Sends a request and waits for the head of the answer, whatever its status.
     pub(crate) async fn send(&self, outgoing: Outgoing<'_>) -> Result<Reply, Fault> {
-        address::check_literal(&outgoing.url, outgoing.within)?;
+        address::check_literal(&outgoing.url, &self.rules, outgoing.within)?;
+        let name = outgoing.url.host_str().unwrap_or_default();
         let client = self.client(Kind {
             tls: outgoing.tls.clone(),
             within: outgoing.within,
             plain: outgoing.url.scheme() == "http",
-            direct: address::is_loopback_name(outgoing.url.host_str().unwrap_or_default()),
+            direct: address::is_loopback_name(name),
+            port: outgoing.url.port_or_known_default().and_then(|port| self.rules.own_port(port)),
+            asks_proxy: self.proxies.contains(name),
         });
         let client = client.map_err(|e| Fault::Invalid(e.to_string()))?;
         let host = authority(&outgoing.url);
+        let waiting = Instant::now();
         let permit = self.permit(&outgoing.url).await?;
+        if let Some(idle) = outgoing.idle {
+            let micros = u64::try_from(waiting.elapsed().as_micros()).unwrap_or(u64::MAX);
+            idle.fetch_add(micros, Ordering::Relaxed);
+        }
         let mut request = match outgoing.form {
             Some(form) => client.post(outgoing.url).body(form),
             None => client.get(outgoing.url),
@@ -157,7 +175,13 @@ impl Transport {
         let response = tokio::time::timeout(patience, request.send()).await;
         let response = response.map_err(|_| stalled(patience))?.map_err(network)?;
         self.answered(host, response.status());
-        Ok(Reply { response, read: self.timeouts.read, rate: self.rate.clone(), _permit: permit })
+        Ok(Reply {
+            response,
+            read: self.timeouts.read,
+            rate: self.rate.clone(),
+            waited: Duration::ZERO,
+            _permit: permit,
+        })
     }
 
     async fn permit(&self, url: &Url) -> Result<OwnedSemaphorePermit, Fault> {
@@ -180,14 +204,20 @@ impl Transport {
     }
 
     fn build(&self, kind: &Kind) -> Result<Client, Error> {
-        let Kind { tls, within, plain, direct } = kind;
+        let Kind { tls, within, plain, direct, port, asks_proxy } = kind;
+        let resolver = CheckedResolver {
+            rules: Arc::clone(&self.rules),
+            within: *within,
+            port: *port,
+            proxies: if *asks_proxy { Arc::default() } else { Arc::clone(&self.proxies) },
+        };
         let mut builder = Client::builder()
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
             .connect_timeout(self.timeouts.connect)
-            .dns_resolver(CheckedResolver { within: *within, proxies: Arc::clone(&self.proxies) });
+            .dns_resolver(resolver);
         if *direct {
             builder = builder.no_proxy();
         }
@@ -226,6 +256,8 @@ pub(crate) struct Reply {
     response: reqwest::Response,
     read: Duration,
     rate: Option<Arc<Rate>>,
+    /// Time spent waiting for the body.
+    waited: Duration,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -262,12 +294,19 @@ impl Reply {
 
     /// The next bytes of the body; none at its end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Fault> {
+        let asked = Instant::now();
         let chunk = tokio::time::timeout(self.read, self.response.chunk()).await;
+        self.waited += asked.elapsed();
         let chunk = chunk.map_err(|_| stalled(self.read))?.map_err(network)?;
         if let (Some(rate), Some(chunk)) = (&self.rate, &chunk) {
             rate.take(chunk.len()).await;
         }
         Ok(chunk)
+    }
+
+    /// Takes the time that the network took for the body since the last call.
+    pub(crate) fn take_waited(&mut self) -> Duration {
+        std::mem::take(&mut self.waited)
     }
 
     /// The whole body, at most `limit` bytes.
@@ -303,7 +342,7 @@ fn stalled(patience: Duration) -> Fault {
 fn network(error: reqwest::Error) -> Fault {
     let error = error.without_url();
     if let Some(refused) = cause::<AddressRefused>(&error) {
-        return Fault::Refused(refused.to_string());
+        return Fault::from(refused);
     }
     if let Some(rustls::Error::InvalidCertificate(reason)) = cause(&error) {
         return Fault::Invalid(format!(

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -56,6 +57,17 @@ pub enum Fault {
         /// Offsets in bytes.
         offsets: Vec<u64>,
     },
+    /// Sends the blob in pieces of `bytes`, one after each pause of `every`.
+    Dribble {
+        /// The blob.
+        digest: Digest,
+        /// Size of a piece.
+        bytes: u64,
+        /// The pause.
+        every: Duration,
+    },
+    /// Sends one byte of each manifest after each pause of this length.
+    DribbleManifests(Duration),
     /// Answers 200 and the whole blob to a Range request.
     IgnoreRange,
     /// Answers 206 with this Content-Range, and the right bytes, to the next `times` Range requests.

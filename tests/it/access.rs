@@ -10,6 +10,7 @@ use larder::build::order::RegistryOrder;
 use larder::config::Config;
 use larder::config::registry::Host;
 use larder::model::class::Class;
+use larder::model::job::Reach;
 use larder::model::seal::{CacheManifest, Content};
 use larder::node::access::{AccessError, Policy, Refusal, check_blocking};
 use larder::testing::image::{Format, Image, Layer, push_index};
@@ -48,6 +49,8 @@ fn nobody() -> RegistryOrder {
         user_docker_config: false,
         secrets_dir: None,
         pull_secrets: Vec::new(),
+        reach: Reach::Any,
+        min_layer_rate: None,
     }
 }
 

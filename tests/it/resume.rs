@@ -419,3 +419,91 @@ fn the_result_file_is_one_short_line() {
         assert_eq!(again["digest"], sealed["digest"]);
     });
 }
+
+/// Overwrites the content of a committed layer with zeros: what a disk has that came back without its last writes.
+fn lose(volume: &Path, layer: &Value) {
+    let hex = |field: &str| layer[field].as_str().unwrap().split_once(':').unwrap().1.to_owned();
+    let diff_id = hex("diff_id");
+    let image = volume.join("erofs/sha256").join(&diff_id[..2]).join(format!("{diff_id}.erofs"));
+    let files = match image.exists() {
+        true => vec![image],
+        false => {
+            let names = fs::read_dir(volume.join("overlay").join(hex("chain_id")).join("diff/d")).unwrap();
+            names
+                .map(|name| name.unwrap().path())
+                .filter(|path| path.is_file() && !path.is_symlink())
+                .collect()
+        }
+    };
+    assert!(!files.is_empty());
+    for file in files {
+        let size = fs::metadata(&file).unwrap().len();
+        fs::write(&file, vec![0; usize::try_from(size).unwrap()]).unwrap();
+    }
+}
+
+/// The committed layers, in order.
+fn committed(volume: &Path) -> Vec<Value> {
+    let lines = journal(volume).lines.into_iter();
+    lines.map(|line| line["committed"]["layer"].clone()).filter(|layer| !layer.is_null()).collect()
+}
+
+#[test]
+fn layers_that_the_disk_lost_are_fetched_again() {
+    isolated(&[], || {
+        for format in ["overlay", "erofs"] {
+            for (lost, kept) in [(2, 2), (1, 1), (0, 0)] {
+                let served = Served::new([image(4)]);
+                let last = served.images[0].layers.last().unwrap();
+                served.registry.fault(Fault::StallAt { digest: last.digest.clone(), offsets: vec![10_000] });
+                let volume = served.volume();
+                let mut running =
+                    Running::start(served.build(&volume, SIZE).args(["--layer-format", format]));
+                assert!(running.until(|| committed(&volume).len() == 3));
+                running.kill();
+                let layers = committed(&volume);
+                // Lines of this boot, and no flush that covers them.
+                let mut lines = journal(&volume).lines;
+                lines.retain(|line| line.get("synced").is_none());
+                rewrite(&volume, &lines);
+                // A child is committed after its parent.
+                lose(&volume, &layers[lost]);
+                let kept =
+                    layers[..kept].iter().map(|layer| layer["blob"].as_str().unwrap().parse().unwrap());
+                let kept: BTreeSet<Digest> = kept.collect();
+                resume(&served, &kept);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_layer_that_cannot_be_reused_any_more_is_fetched_by_the_next_run() {
+    isolated(&[], || {
+        let layer = |seed: u64| {
+            Layer::from(LayerBuilder::new().dir("d").file(format!("d/{seed}"), random(seed, 50_000)).gzip())
+        };
+        let two = |seeds: [u64; 2]| Image::builder(Format::Oci).layers(seeds.map(layer)).build();
+        for format in ["overlay", "erofs"] {
+            // The second layer is needed on two parents, and one of them does not come.
+            let served = Served::new([two([1, 2]), two([3, 2])]);
+            let stalled = served.images[1].layers[0].digest.clone();
+            served.registry.fault(Fault::StallAt { digest: stalled, offsets: vec![10_000] });
+            let volume = served.volume();
+            let mut running = Running::start(served.build(&volume, SIZE).args(["--layer-format", format]));
+            assert!(running.until(|| committed(&volume).len() == 2));
+            running.kill();
+            let layers = committed(&volume);
+            let mut lines = journal(&volume).lines;
+            lines.truncate(2);
+            lines.push(json!({"synced": layers.iter().map(|layer| &layer["chain_id"]).collect::<Vec<_>>()}));
+            rewrite(&volume, &lines);
+            lose(&volume, layers.iter().find(|layer| !layer["parent"].is_null()).unwrap());
+            served.registry.heal();
+            let said = exits(69, &mut served.build(&volume, SIZE));
+            assert!(said.contains("is damaged") && said.contains("check the disk"), "{said}");
+            succeed(&mut served.build(&volume, SIZE));
+            succeed(larder().arg("verify").arg(&volume));
+        }
+    });
+}

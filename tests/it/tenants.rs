@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use larder::testing::image::{Format, Image, Layer, push_index};
 use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::{Fault, Registry};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
@@ -287,5 +288,65 @@ fn what_does_not_fit_and_who_asks_too_often() {
         assert!(refused.0.header("Retry-After").is_some());
         assert_eq!(refused.expect(429)["errorCode"], "CCE.01429001");
         daemon.ask(B, "GET", "/v5/imagecaches", None).expect(200);
+    });
+}
+
+#[test]
+fn an_order_of_a_tenant_does_not_reach_the_host() {
+    isolated(&[], || {
+        let mut registry = Registry::spawn();
+        image(&[1]).push(&mut registry, "team/app", "1").unwrap();
+        let port = registry.host().split_once(':').unwrap().1.to_owned();
+        let [reference, named, hidden] =
+            [registry.host(), format!("localhost:{port}"), format!("2130706433:{port}")]
+                .map(|host| format!("{host}/team/app:1"));
+        let daemon = Daemon::start(&[A, B], &format!("{ROOMY}registry.allow = []\n"));
+        for (name, image) in [("address", &reference), ("name", &named), ("hidden", &hidden)] {
+            let failed =
+                daemon.settle(A, &daemon.order(A, name, std::slice::from_ref(image)), "Failed", LIMIT);
+            let message = failed["message"].as_str().unwrap();
+            assert!(message.contains("orders of tenants cannot reach"), "{message}");
+        }
+        let plan = json!({"name": "plan", "images": [reference], "building_config": {"cluster": "here"}});
+        let planned = daemon.ask(A, "POST", "/larder/v1/plan", Some(&plan));
+        assert!((400..500).contains(&planned.0.status), "{}", String::from_utf8_lossy(&planned.0.body));
+        assert!(registry.seen().is_empty(), "{:?}", registry.seen());
+
+        // The administrator reaches it, and a tenant does as soon as the configuration allows it.
+        let mut admin = larder();
+        let socket = format!("unix://{}", daemon.config().with_file_name("larder.sock").display());
+        admin.env("LARDER_HOST", socket).args(["cache", "create", "of-admin", &reference, "--wait"]);
+        daemon.explain(|| succeed(&mut admin));
+        let config = fs::read_to_string(daemon.config()).unwrap();
+        let allowed =
+            config.replace("registry.allow = []", &format!("registry.allow = ['{}']", registry.host()));
+        fs::write(daemon.config(), allowed).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        until(&daemon, "the configuration is read again", || {
+            daemon.log().contains("the configuration was read again")
+        });
+        let id = daemon.order(A, "allowed", std::slice::from_ref(&reference));
+        daemon.settle(A, &id, "Available", LIMIT);
+    });
+}
+
+#[test]
+fn a_registry_that_dribbles_does_not_hold_all_builders() {
+    isolated(&[], || {
+        let (mut slow, mut fast) = (Registry::spawn(), Registry::spawn());
+        let image = image(&[1]);
+        for registry in [&mut slow, &mut fast] {
+            image.push(registry, "team/app", "1").unwrap();
+        }
+        let digest = image.layers[0].digest.clone();
+        slow.fault(Fault::Dribble { digest: digest.clone(), bytes: 100, every: Duration::from_millis(500) });
+        let daemon = Daemon::start(&[A, B], &format!("{ROOMY}caches.max_concurrent_builds = 2\n"));
+        for name in ["one", "two"] {
+            daemon.order(A, name, &[format!("{}/team/app:1", slow.host())]);
+        }
+        until(&daemon, "a layer dribbles", || slow.served(&digest) > 0);
+        let id = daemon.order(B, "web", &[format!("{}/team/app:1", fast.host())]);
+        daemon.settle(B, &id, "Available", LIMIT);
+        assert!(slow.served(&digest) < image.layers[0].blob.len() as u64, "the slow one was over before");
     });
 }

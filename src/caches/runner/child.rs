@@ -60,7 +60,7 @@ pub const GRACE: Duration = Duration::from_secs(20);
 /// How long a plan may take, waiting for its turn included.
 const PLAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Most plans at once: a tenant can ask for many, and each is a process.
-const PLANS: usize = 4;
+pub const PLANS: usize = 4;
 /// Most bytes of a plan.
 const MAX_PLAN: u64 = 16 << 20;
 /// Most processes and threads of a builder; it has some for each processor and for each layer in flight.

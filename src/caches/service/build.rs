@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::FutureExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use super::details::images;
+use super::slots::{Slot, Slots};
 use super::{Live, Service, state_failed};
 use crate::caches::measured::Measured;
 use crate::caches::record::{Content, Record};
@@ -34,17 +35,19 @@ const MAX_LOGGED: usize = 1024;
 impl Service {
     /// Gives every free builder the next in the queue, until the daemon stops.
     pub(super) async fn schedule(self, builders: usize) {
-        let slots = Arc::new(Semaphore::new(builders));
+        let slots = Slots::new(builders);
         loop {
-            let slot = tokio::select! {
-                slot = Arc::clone(&slots).acquire_owned() => slot,
+            let free = tokio::select! {
+                free = slots.free() => free,
                 () = self.0.stop.cancelled() => return,
             };
-            let Ok(slot) = slot else { return };
+            let Some(free) = free else { return };
             let (tenant, id) = loop {
                 // Waiting begins before looking, so that nothing slips in between.
                 let woken = self.0.wake.notified();
-                if let Some(next) = self.queue().pop() {
+                let alone = self.settings(|settings| settings.alone);
+                let next = self.queue().pop(|tenant| slots.allows(tenant, alone));
+                if let Some(next) = next {
                     break next;
                 }
                 tokio::select! {
@@ -52,12 +55,13 @@ impl Service {
                     () = self.0.stop.cancelled() => return,
                 }
             };
+            let slot = slots.give(free, &tenant, Arc::clone(&self.0.wake));
             self.0.tasks.spawn(self.clone().build(tenant, id, slot));
         }
     }
 
     /// One attempt at one cache.
-    async fn build(self, tenant: TenantName, id: CacheId, slot: OwnedSemaphorePermit) {
+    async fn build(self, tenant: TenantName, id: CacheId, slot: Slot) {
         let cancel = self.0.stop.child_token();
         {
             let mut live = self.live();
@@ -117,7 +121,7 @@ impl Service {
         let deadline = now + TimeDelta::minutes(i64::from(minutes));
         let (usable, unusable_secrets) = self.secrets(tenant, &record.spec, record.ordered_by);
         let volume = VolumeId { tenant: tenant.clone(), id, generation: work.generation };
-        let mut job = self.job(&record.spec, usable, Some(deadline));
+        let mut job = self.job(tenant, record.ordered_by, &record.spec, usable, Some(deadline));
         let imports = record.import.and(self.0.volumes.imports());
         job.source = imports.map(|imports| Source::Received(imports.path(&id)));
         let start = Instant::now();

@@ -3,6 +3,7 @@
 
 mod imports;
 mod races;
+mod shares;
 
 use std::collections::VecDeque;
 use std::fs;

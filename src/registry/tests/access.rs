@@ -152,3 +152,47 @@ async fn tls_is_spoken_as_configured() {
     // Nothing was said in the clear.
     assert!(server.seen().is_empty());
 }
+
+#[tokio::test]
+async fn an_order_of_a_tenant_reaches_no_loopback_by_any_way() {
+    let (home, other) = (server(bearer(99, true)).await, fake::Registry::start().await);
+    let bytes = noise(10_000);
+    let digest = home.put_blob(bytes.clone());
+    other.put_blob(bytes.clone());
+    other.put_manifest("team/app", "1", MANIFEST, "{}");
+    let tenant = |allow: &[String]| {
+        let allow = allow.iter().map(|range| range.parse().unwrap()).collect();
+        Options { rules: Rules { reach: Reach::Tenant, allow, ..Rules::default() }, ..fast() }
+    };
+    let port = home.host().split_once(':').unwrap().1.to_owned();
+    let refused = |failed: Error| {
+        assert_eq!(failed.class(), Class::Invalid, "{failed}");
+        assert!(failed.to_string().contains("registry.allow"), "{failed}");
+    };
+
+    // By its address and by a name.
+    for host in [home.host(), format!("localhost:{port}")] {
+        let (client, ..) = client(tenant(&[]), vec![]);
+        let image: ImageReference = format!("{host}/team/app:1").parse().unwrap();
+        refused(client.manifest(&image, ManifestReference::Tag("1")).await.unwrap_err());
+    }
+    assert!(home.seen().is_empty());
+
+    // What is allowed is allowed; a mirror that is not is passed over.
+    let mut options = tenant(&[home.host()]);
+    let mirror = hosts::Server { url: format!("http://{}", other.host()), ..hosts::Server::default() };
+    let mirror = hosts::Mirror { server: mirror, prefix: None, resolve: true };
+    let host = hosts::Host { mirrors: vec![mirror], plain_http: true, ..hosts::Host::default() };
+    options.hosts.registries.insert(home.host(), host);
+    let (mirrored, ..) = client(options, vec![]);
+    pull(&mirrored, &home).await.unwrap();
+    let (allowed, ..) = client(tenant(&[home.host()]), vec![]);
+    assert_eq!(drain(allowed.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap(), bytes);
+
+    home.fault(fake::Fault::RedirectBlobs { to: format!("http://{}", other.host()), exact: false });
+    refused(drain(allowed.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap_err());
+    home.fault(fake::Fault::Realm(format!("http://{}/token", other.host())));
+    let (fresh, ..) = client(tenant(&[home.host()]), vec![]);
+    refused(pull(&fresh, &home).await.unwrap_err());
+    assert!(other.seen().is_empty(), "{:?}", other.seen());
+}

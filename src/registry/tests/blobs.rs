@@ -123,3 +123,62 @@ async fn foreign_locations_only_over_https_and_only_after_404() {
     }
     assert!(foreign.seen().is_empty());
 }
+
+#[tokio::test]
+async fn a_layer_that_dribbles_is_given_up() {
+    let (server, mirror) = (fake::Registry::start().await, fake::Registry::start().await);
+    let bytes = noise(300_000);
+    let digest = server.put_blob(bytes.clone());
+    mirror.put_blob(bytes.clone());
+    let every = Duration::from_millis(20);
+    let dribble = fake::Fault::Dribble { digest: digest.clone(), bytes: 50, every };
+    let least = MinRate { bytes: 10_000, window: Duration::from_millis(400) };
+    let options = || Options { min_rate: Some(least), ..fast() };
+
+    server.fault(dribble.clone());
+    let (slow, _, recorder) = client(options(), vec![]);
+    let failed = drain(slow.blob(&image(&server), &descriptor(&digest, 300_000))).await.unwrap_err();
+    assert_eq!(failed.class(), Class::Transient, "{failed}");
+    assert!(failed.to_string().contains("it is slow now"), "{failed}");
+    assert_eq!(
+        (server.requests("blobs"), recorder.0.lock().unwrap().len()),
+        (1, 0),
+        "there is no point in a retry"
+    );
+
+    // A mirror that is slow is left for the registry.
+    server.heal();
+    mirror.fault(dribble);
+    let mut mirrored = options();
+    let near = hosts::Server { url: format!("http://{}", mirror.host()), ..hosts::Server::default() };
+    let near = hosts::Mirror { server: near, prefix: None, resolve: false };
+    let host = hosts::Host { mirrors: vec![near], plain_http: true, ..hosts::Host::default() };
+    mirrored.hosts.registries.insert(server.host(), host);
+    let (mirrored, ..) = client(mirrored, vec![]);
+    assert_eq!(drain(mirrored.blob(&image(&server), &descriptor(&digest, 300_000))).await.unwrap(), bytes);
+    assert!(mirror.served(&digest) > 0);
+
+    // A disk that is slow is no fault of the registry.
+    let (patient, ..) = client(options(), vec![]);
+    let mut stream = patient.blob(&image(&server), &descriptor(&digest, 300_000));
+    let mut read = 0;
+    while let Some(chunk) = stream.next().await.unwrap() {
+        read += chunk.len();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(read, 300_000);
+}
+
+#[tokio::test]
+async fn a_manifest_that_dribbles_is_given_up() {
+    let server = fake::Registry::start().await;
+    server.put_manifest("team/app", "1", MANIFEST, " ".repeat(1000));
+    server.fault(fake::Fault::DribbleManifests(Duration::from_millis(20)));
+    let mut options = fast();
+    (options.timeouts.exchange, options.retries.attempts) = (Duration::from_millis(300), 2);
+    let (client, _, recorder) = client(options, vec![]);
+    let failed = client.manifest(&image(&server), ManifestReference::Tag("1")).await.unwrap_err();
+    assert_eq!(failed.class(), Class::Transient, "{failed}");
+    assert!(failed.to_string().contains("not complete"), "{failed}");
+    assert_eq!(recorder.0.lock().unwrap().len(), 1);
+}

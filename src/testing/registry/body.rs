@@ -24,6 +24,27 @@ pub(super) enum Break {
     Stall,
 }
 
+/// How the bytes of a blob are sent.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    /// Where they break off, and how.
+    pub(super) broken: Option<(u64, Break)>,
+    /// Size of a piece, and the pause before each; `None` sends as fast as it can.
+    pub(super) pace: Option<(u64, Duration)>,
+}
+
+/// `bytes` one by one, each after a pause.
+pub(super) fn dribble(bytes: Bytes, every: Duration) -> Body {
+    let pieces = stream::unfold(bytes, move |mut bytes| async move {
+        if bytes.is_empty() {
+            return None;
+        }
+        tokio::time::sleep(every).await;
+        Some((Ok(Frame::data(bytes.split_to(1))), bytes))
+    });
+    StreamBody::new(pieces).boxed_unsync()
+}
+
 pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
@@ -34,14 +55,14 @@ pub(super) fn endless() -> Body {
     StreamBody::new(stream::repeat_with(move || Ok(Frame::data(spaces.clone())))).boxed_unsync()
 }
 
-/// The bytes `at..end` of a blob; past its size come zeros. At `broken` it breaks off.
+/// The bytes `at..end` of a blob; past its size come zeros.
 pub(super) fn blob(
     state: Arc<Mutex<State>>,
     digest: Digest,
     blob: Blob,
     at: u64,
     end: u64,
-    broken: Option<(u64, Break)>,
+    Manner { broken, pace }: Manner,
 ) -> Body {
     let chunks = stream::unfold(at, move |at| {
         let (state, digest, blob) = (Arc::clone(&state), digest.clone(), blob.clone());
@@ -55,7 +76,9 @@ pub(super) fn blob(
                 }
                 return Some((Err(io::Error::other("dropped on purpose")), at));
             }
-            let length = (stop - at).min(CHUNK);
+            let (piece, pause) = pace.unwrap_or((CHUNK, Duration::ZERO));
+            tokio::time::sleep(pause).await;
+            let length = (stop - at).min(CHUNK).min(piece);
             let real = blob.size.saturating_sub(at).min(length);
             let size = |bytes: u64| usize::try_from(bytes).expect("a chunk is small");
             let mut bytes = (blob.generate)(at.min(blob.size), size(real));

@@ -160,6 +160,7 @@ impl State {
                 Fault::ContentType(other) => media_type.clone_from(other),
                 Fault::EndlessManifest => body = body::endless(),
                 Fault::WrongManifest => body = body::full("{}"),
+                Fault::DribbleManifests(every) => body = body::dribble(bytes.clone(), *every),
                 _ => {}
             }
         }
@@ -180,7 +181,7 @@ impl State {
             (first, end, code) = (from, last + 1, StatusCode::PARTIAL_CONTENT);
             content_range = Some(format!("bytes {from}-{last}/{}", blob.size));
         }
-        let (mut broken, mut lengthened, mut encoding) = (None, 0, None);
+        let (mut broken, mut lengthened, mut encoding, mut pace) = (None, 0, None, None);
         for fault in &mut self.faults {
             match fault {
                 Fault::IgnoreRange => {
@@ -206,6 +207,7 @@ impl State {
                 Fault::DropAt { digest: of, offsets } if *of == digest => {
                     broken = broken.or(take(offsets, first, end).map(|at| (at, Break::Drop)));
                 }
+                Fault::Dribble { digest: of, bytes, every } if *of == digest => pace = Some((*bytes, *every)),
                 Fault::StallAt { digest: of, offsets } if *of == digest => {
                     broken = broken.or(take(offsets, first, end).map(|at| (at, Break::Stall)));
                 }
@@ -223,7 +225,10 @@ impl State {
             answer = answer.header(CONTENT_LENGTH, end - first);
         }
         let end = end.saturating_add_signed(lengthened).max(first);
-        finish(answer, body::blob(Arc::clone(shared), digest, blob, first, end, broken))
+        finish(
+            answer,
+            body::blob(Arc::clone(shared), digest, blob, first, end, body::Manner { broken, pace }),
+        )
     }
 }
 

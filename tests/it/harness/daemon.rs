@@ -259,13 +259,15 @@ impl Answer {
     }
 }
 
-/// Writes `larder.toml` into `dir`.
+/// Writes `larder.toml` into `dir`. Registries of tests are on loopback, so tenants can reach it unless `more` has another
+/// `registry.allow`.
 pub(crate) fn configure(dir: &Path, tcp: Option<SocketAddr>, tenants: &[Tenant], more: &str) {
     let path = |name: &str| dir.join(name).display().to_string();
     let tcp = tcp.map_or(String::new(), |address| format!("api.tcp = '{address}'\n"));
     let tenants: String = tenants.iter().map(|tenant| tenant.configured(dir)).collect();
+    let allow = if more.contains("registry.allow") { "" } else { "registry.allow = ['127.0.0.0/8']\n" };
     let text = format!(
-        "state.dir = '{}'\napi.socket = '{}'\nsecrets.dir = '{}'\n{tcp}{more}\n{tenants}",
+        "state.dir = '{}'\napi.socket = '{}'\nsecrets.dir = '{}'\n{tcp}{allow}{more}\n{tenants}",
         path("state"),
         path("larder.sock"),
         path("secrets"),
