@@ -87,8 +87,8 @@ struct Inner {
     wake: Notify,
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
-    /// GiB that are kept for caches whose archives are being sent.
-    promised: Mutex<HashMap<CacheId, u64>>,
+    /// GiB that are kept for caches whose archives are being sent, and for which tenant.
+    promised: Mutex<HashMap<CacheId, (TenantName, u64)>>,
     hub: Hub,
     /// Held while room for a volume, and a place in the queue, are looked for and taken, and while a build is given up:
     /// whoever orders the next one meanwhile must not lose it.
@@ -218,7 +218,20 @@ impl Service {
         key: Option<IdempotencyKey>,
     ) -> Result<Record, Error> {
         let (service, tenant) = (self.clone(), tenant.clone());
-        self.to_its_end(async move { service.create_now(&tenant, spec, key).await }).await
+        self.to_its_end(async move { service.create_now(&tenant, spec, key, None).await }).await
+    }
+
+    /// Answers a create that may have been carried out before: as [`create`](Service::create) if the name is taken or the key
+    /// was used, and with [`Error::Replayed`] where that would order an image cache.
+    pub async fn create_again(
+        &self,
+        tenant: &TenantName,
+        spec: Spec,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Record, Error> {
+        let (service, tenant) = (self.clone(), tenant.clone());
+        let replayed = Some(Error::Replayed);
+        self.to_its_end(async move { service.create_now(&tenant, spec, key, replayed).await }).await
     }
 
     async fn create_now(
@@ -226,12 +239,13 @@ impl Service {
         tenant: &TenantName,
         spec: Spec,
         key: Option<IdempotencyKey>,
+        refusal: Option<Error>,
     ) -> Result<Record, Error> {
         self.check(&spec)?;
         let _one_at_a_time = self.0.admission.lock().await;
         // The identity is a proposal: the store may know a better one.
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
-        match self.place(record, key).await? {
+        match self.place(record, key, refusal).await? {
             Created::New(Stored { record, .. }) => {
                 let images = &record.spec.images;
                 tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
@@ -242,24 +256,36 @@ impl Service {
         }
     }
 
-    /// Writes a new record, if there is room for it. Who asks holds [`Inner::admission`].
-    async fn place(&self, record: Record, key: Option<IdempotencyKey>) -> Result<Created, Error> {
-        let full = self.check_queue();
-        let mut admission = self.admission()?;
-        if full.is_err() {
-            // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
+    /// Writes a new record, if there is room for it and no `refusal`. The caller holds [`Inner::admission`].
+    async fn place(
+        &self,
+        record: Record,
+        key: Option<IdempotencyKey>,
+        refusal: Option<Error>,
+    ) -> Result<Created, Error> {
+        let refusal = refusal.or_else(|| self.check_queue().err());
+        let mut admission = self.admission(Some(&record.tenant))?;
+        if refusal.is_some() {
+            // Nothing new is written, but a repeated create still gets its answer.
             admission.max_per_tenant = 0;
         }
-        match (self.0.store.create(record, admission, key).await, full) {
-            (Err(StoreError::Quota { .. }), Err(full)) => Err(full),
+        match (self.0.store.create(record, admission, key).await, refusal) {
+            (Err(StoreError::Quota { .. }), Some(refusal)) => Err(refusal),
             (created, _) => Ok(created?),
         }
     }
 
     /// The caches of a tenant, oldest first; with a name, the one of that name.
     pub async fn list(&self, tenant: &TenantName, name: Option<&str>) -> Result<Vec<Record>, Error> {
-        let records = self.0.store.list(Some(tenant.clone())).await?.into_iter().map(|stored| stored.record);
-        Ok(records.filter(|record| name.is_none_or(|name| record.spec.name.as_str() == name)).collect())
+        let records = self.records_of(tenant).await?;
+        let records = records.iter().map(|stored| &stored.record);
+        let named = |record: &&Record| name.is_none_or(|name| record.spec.name.as_str() == name);
+        Ok(records.filter(named).cloned().collect())
+    }
+
+    /// All caches of a tenant, oldest first, shared with others that list them.
+    pub async fn records_of(&self, tenant: &TenantName) -> Result<Arc<[Stored]>, Error> {
+        Ok(self.0.store.list_of(tenant.clone()).await?)
     }
 
     /// One cache.
@@ -387,7 +413,8 @@ impl Service {
 
     /// The cache that serves a workload best.
     pub async fn find(&self, tenant: &TenantName, images: &[ImageReference]) -> Result<Option<Found>, Error> {
-        Ok(matching::best(self.list(tenant, None).await?, images))
+        let records = self.records_of(tenant).await?;
+        Ok(matching::best(records.iter().map(|stored| &stored.record), images))
     }
 
     /// Says what a create would fetch and whether it fits; nothing is kept. What a create would be refused for now is told
@@ -464,8 +491,7 @@ impl Service {
 
     /// A record of the tenant. Those of others are not there.
     async fn stored(&self, tenant: &TenantName, id: CacheId) -> Result<Stored, Error> {
-        let stored = self.0.store.get(id).await?;
-        stored.filter(|stored| stored.record.tenant == *tenant).ok_or(Error::NotFound(id))
+        self.0.store.get_of(tenant.clone(), id).await?.ok_or(Error::NotFound(id))
     }
 
     /// Changes a record, however often somebody else is faster. `edit` says whether there is anything to change. Gives the
@@ -521,12 +547,12 @@ impl Service {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn promised(&self) -> MutexGuard<'_, HashMap<CacheId, u64>> {
+    fn promised(&self) -> MutexGuard<'_, HashMap<CacheId, (TenantName, u64)>> {
         self.0.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn promised_gib(&self) -> u64 {
-        self.promised().values().sum()
+        self.promised().values().map(|(_, gib)| gib).sum()
     }
 }
 
