@@ -168,10 +168,11 @@ fn locate(tenant: &str, key: &str, file: &Path, credentials: Option<&Path>) -> R
 /// Reads a secret key, which must be private ([`private::read`]). A line end after it is not part of it.
 fn read_secret(path: &Path) -> Result<Secret, ReadError> {
     let fault = |what| ReadError::Io(io::Error::new(io::ErrorKind::InvalidData, what));
-    let bytes = private::read(path, LONGEST_SECRET)?;
+    let bytes = private::read(path, LONGEST_SECRET + 1)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| fault("it is not UTF-8"))?;
     match text.trim_end_matches(['\n', '\r']) {
         "" => Err(fault("it is empty")),
+        secret if secret.len() as u64 > LONGEST_SECRET => Err(fault("it is longer than 4096 bytes")),
         secret => Ok(Secret::new(secret)),
     }
 }
@@ -282,11 +283,13 @@ mod tests {
             Tenants::load(&Api::default(), &[tenant], credentials)
         };
         assert!(load(file.clone(), None).is_err(), "absent");
-        for bad in [String::new(), "\n".into(), "x".repeat(5000)] {
+        for bad in [String::new(), "\n".into(), "x".repeat(4097), "x".repeat(5000)] {
             std::fs::write(&file, bad).unwrap();
             mode(0o600);
             assert!(load(file.clone(), None).is_err());
         }
+        std::fs::write(&file, "x".repeat(4096) + "\n").unwrap();
+        assert!(load(file.clone(), None).is_ok());
         std::fs::write(&file, "opensesame\n").unwrap();
         for loaded in [load(file.clone(), None), load("credential:ak".into(), Some(&dir))] {
             let loaded = loaded.unwrap();

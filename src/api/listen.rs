@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::api::Api;
 use crate::model::class::Class;
+use crate::sys::private::ReadError;
 use connection::{Connection, Limits};
 use origin::Origin;
 use places::{Bounds, Places};
@@ -38,6 +39,9 @@ use tls::Tls;
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a new connection may take until it counts as one without a valid credential.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Who is at the other end of a connection; every request carries it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +105,14 @@ pub enum ListenError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The key cannot be read, or others can read it.
+    #[error("reading {}: {source}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReadError,
+    },
     /// Certificate or key cannot be used.
     #[error("reading {}: {reason}", path.display())]
     Tls {
@@ -119,6 +131,7 @@ impl ListenError {
             ListenError::Unix { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Class::Denied
             }
+            ListenError::Key { source: ReadError::Open { .. }, .. } => Class::Denied,
             _ => Class::Invalid,
         }
     }
@@ -195,10 +208,11 @@ impl Listeners {
 fn bounds(settings: &Api) -> (Bounds, Bounds) {
     let own = (settings.max_connections / 8).max(1);
     let rest = settings.max_connections.saturating_sub(own).max(1);
-    let over_unix = Bounds { all: own, strangers: (own / 4).max(1), per_origin: own };
+    let over_unix = Bounds { all: own, strangers: (own / 4).max(1), fresh: FRESH, per_origin: own };
     let over_tcp = Bounds {
         all: rest,
         strangers: settings.max_unauthenticated_connections.min(rest),
+        fresh: FRESH,
         per_origin: settings.max_connections_per_address,
     };
     (over_unix, over_tcp)

@@ -36,6 +36,7 @@ use super::queue::Queue;
 use super::record::{OrderedBy, Record, Work};
 use super::runner::Runner;
 use super::store::{Created, IdempotencyKey, Store, StoreError, Stored};
+use super::turns::{Kind, Turn, Turns};
 use super::volumes::{StateError, Volumes};
 use crate::config::Config;
 use crate::config::tenant::ADMIN;
@@ -92,7 +93,7 @@ struct Inner {
     hub: Hub,
     /// Held while room for a volume, and a place in the queue, are looked for and taken, and while a build is given up:
     /// whoever orders the next one meanwhile must not lose it.
-    admission: tokio::sync::Mutex<()>,
+    admission: Turns,
     stop: CancellationToken,
     tasks: TaskTracker,
     /// Whether this is the daemon that builds, expires and sweeps.
@@ -162,7 +163,7 @@ impl Service {
             live: Mutex::default(),
             promised: Mutex::default(),
             hub: Hub::default(),
-            admission: tokio::sync::Mutex::default(),
+            admission: Turns::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             leading: AtomicBool::new(false),
@@ -221,17 +222,24 @@ impl Service {
         self.to_its_end(async move { service.create_now(&tenant, spec, key, None).await }).await
     }
 
-    /// Answers a create that may have been carried out before: as [`create`](Service::create) if the name is taken or the key
-    /// was used, and with [`Error::Replayed`] where that would order an image cache.
+    /// Answers a create that may have been carried out before: as [`create`](Service::create), but with [`Error::Replayed`]
+    /// where that would order an image cache.
     pub async fn create_again(
         &self,
         tenant: &TenantName,
         spec: Spec,
         key: Option<IdempotencyKey>,
     ) -> Result<Record, Error> {
-        let (service, tenant) = (self.clone(), tenant.clone());
+        let (service, owner, order) = (self.clone(), tenant.clone(), spec.clone());
         let replayed = Some(Error::Replayed);
-        self.to_its_end(async move { service.create_now(&tenant, spec, key, replayed).await }).await
+        let answer =
+            self.to_its_end(async move { service.create_now(&owner, order, key, replayed).await }).await;
+        if matches!(answer, Err(Error::Replayed)) {
+            // A client that sends a refused order twice within a second signs both alike.
+            self.check_queue()?;
+            self.would_admit(tenant, &spec).await?;
+        }
+        answer
     }
 
     async fn create_now(
@@ -242,7 +250,7 @@ impl Service {
         refusal: Option<Error>,
     ) -> Result<Record, Error> {
         self.check(&spec)?;
-        let _one_at_a_time = self.0.admission.lock().await;
+        let _one_at_a_time = self.one_at_a_time(tenant).await;
         // The identity is a proposal: the store may know a better one.
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
         match self.place(record, key, refusal).await? {
@@ -324,7 +332,7 @@ impl Service {
     }
 
     async fn cancel_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        let _one_at_a_time = self.0.admission.lock().await;
+        let _one_at_a_time = self.one_at_a_time(tenant).await;
         self.stored(tenant, id).await?;
         let now = self.now();
         let mut given_up = false;
@@ -356,7 +364,7 @@ impl Service {
         if !self.ready() {
             return Err(Error::Stopping);
         }
-        let _one_at_a_time = self.0.admission.lock().await;
+        let _one_at_a_time = self.one_at_a_time(tenant).await;
         let before = self.get(tenant, id).await?;
         if before.import.is_some() {
             return Err(Error::Imported(id));
@@ -517,6 +525,11 @@ impl Service {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Waits for the tenant's turn to look for room and take it ([`Inner::admission`]).
+    async fn one_at_a_time(&self, tenant: &TenantName) -> Turn {
+        self.0.admission.take(Kind::Write, Some(tenant.clone())).await
     }
 
     fn enqueue(&self, tenant: &TenantName, id: CacheId) {

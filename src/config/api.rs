@@ -28,7 +28,7 @@ pub struct Api {
     pub max_connections: usize,
     /// Maximum TCP connections of one IPv4 address or one IPv6 network (/64). A proxy is one address.
     pub max_connections_per_address: usize,
-    /// Maximum TCP connections over which no request had a valid credential.
+    /// Maximum TCP connections older than 1 s over which no request had a valid credential.
     pub max_unauthenticated_connections: usize,
     /// Most seconds until the head of a request is there, and until a TLS handshake is done.
     pub header_timeout_seconds: u64,

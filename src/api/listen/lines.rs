@@ -1,8 +1,8 @@
 //! Refuses lines of an HTTP/1 head that end with a bare LF.
 //!
 //! RFC 9112, 2.2 allows a recipient to take a bare LF for the end of a line, and hyper does. A proxy that does not, or that does
-//! where we would not, sees other requests than we do. So an LF without a CR before it is replaced with NUL, which no head may
-//! contain: hyper answers 400 and closes.
+//! where we would not, sees other requests than we do. So NUL takes the place of an LF without a CR before it, which no head may
+//! contain, and the stream ends there: hyper answers 400 and closes.
 //!
 //! This follows the framing of the messages (RFC 9112, 6) only as far as it needs to find the next head. What it does not
 //! understand it lets pass, because hyper then refuses the message as a whole. It also covers trailers; of the lines of chunks
@@ -16,6 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How an HTTP/2 connection begins (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What follows a line that is refused: hyper looks at a head only when it has an end.
+const END: &[u8] = b"\r\n\r\n";
 /// Bytes of a line that are kept: enough for the two headers that say where a message ends.
 const KEPT: usize = 128;
 
@@ -38,9 +40,16 @@ impl<I: AsyncRead + Unpin> AsyncRead for StrictLines<I> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let At::Refused(sent) = self.scan.at {
+            let more = &END[sent..][..buffer.remaining().min(END.len() - sent)];
+            buffer.put_slice(more);
+            self.scan.at = At::Refused(sent + more.len());
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
-        self.scan.pass(&mut buffer.filled_mut()[before..]);
+        let passed = self.scan.pass(&mut buffer.filled_mut()[before..]);
+        buffer.set_filled(before + passed);
         Poll::Ready(Ok(()))
     }
 }
@@ -92,6 +101,8 @@ enum At {
     Trailers,
     /// In what is not looked at.
     Through,
+    /// Behind a bare LF. So many bytes of [`END`] were passed on.
+    Refused(usize),
 }
 
 #[derive(Debug)]
@@ -117,12 +128,14 @@ impl Default for Scan {
 }
 
 impl Scan {
-    /// Looks at the next bytes, and changes each LF that must not be.
-    fn pass(&mut self, bytes: &mut [u8]) {
+    /// Looks at the next bytes and returns how many of them pass. The last one is NUL if it was a bare LF.
+    fn pass(&mut self, bytes: &mut [u8]) -> usize {
+        let length = bytes.len();
         let mut rest = bytes;
         while let Some(first) = rest.first_mut() {
             match self.at {
-                At::Through => return,
+                At::Through => return length,
+                At::Refused(_) => return length - rest.len(),
                 At::Body { left, chunk } => {
                     let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
                     let left = left - here as u64;
@@ -151,6 +164,7 @@ impl Scan {
             }
             rest = &mut rest[1..];
         }
+        length
     }
 
     /// Looks at one byte of a line.
@@ -164,7 +178,7 @@ impl Scan {
         }
         if !after_cr {
             *byte = 0;
-            self.at = At::Through;
+            self.at = At::Refused(0);
             return;
         }
         let line = std::mem::take(&mut self.line);
@@ -224,15 +238,23 @@ fn chunk(line: &[u8]) -> At {
 mod tests {
     use super::*;
 
-    /// The bytes as they arrive, in pieces of every size.
+    /// What passes of bytes that arrive in pieces of this size.
+    fn in_pieces(bytes: &[u8], size: usize) -> Vec<u8> {
+        let mut scan = Scan::default();
+        let mut passed = Vec::new();
+        for piece in bytes.chunks(size) {
+            let mut piece = piece.to_vec();
+            let length = scan.pass(&mut piece);
+            passed.extend_from_slice(&piece[..length]);
+        }
+        passed
+    }
+
+    /// What passes, whatever the pieces.
     fn passed(bytes: &[u8]) -> Vec<u8> {
-        let mut whole = bytes.to_vec();
-        Scan::default().pass(&mut whole);
+        let whole = in_pieces(bytes, bytes.len());
         for size in 1..bytes.len() {
-            let mut scan = Scan::default();
-            let mut pieces = bytes.to_vec();
-            pieces.chunks_mut(size).for_each(|piece| scan.pass(piece));
-            assert_eq!(pieces, whole, "in pieces of {size}");
+            assert_eq!(in_pieces(bytes, size), whole, "in pieces of {size}");
         }
         whole
     }
@@ -264,9 +286,8 @@ mod tests {
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n0\r\nA: b\n\r\n", 60),
             (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\nHost: h", 66),
         ] {
-            let mut wanted = wrong.to_vec();
             assert_eq!(wrong[at], b'\n', "{}", wrong.escape_ascii());
-            wanted[at] = 0;
+            let wanted = [&wrong[..at], &[0]].concat();
             assert_eq!(passed(wrong), wanted, "{}", wrong.escape_ascii());
         }
     }

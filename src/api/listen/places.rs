@@ -3,7 +3,7 @@
 //! | limit | who leaves for a new connection |
 //! |---|---|
 //! | connections of one origin | one of that origin |
-//! | connections without a valid credential | one of those |
+//! | connections without a valid credential, not counting new ones ([`Bounds::fresh`]) | one of those |
 //! | all connections | any |
 //!
 //! Connections without a valid credential leave first, then those with one that are idle. Of these, the origin that has most
@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::origin::Origin;
-use super::standing::Standing;
+use super::standing::{Standing, View};
 
 /// How often a full listener looks for a connection that became idle.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -32,8 +32,11 @@ const SAY_AGAIN: Duration = Duration::from_secs(60);
 pub(super) struct Bounds {
     /// All of them.
     pub(super) all: usize,
-    /// Those over which no request had a valid credential.
+    /// Those over which no request had a valid credential, and that are older than `fresh`.
     pub(super) strangers: usize,
+    /// How long a new connection may take to send a credential before it counts as one without: many clients that connect at
+    /// the same time are not to close each other's connections.
+    pub(super) fresh: Duration,
     /// Those of one origin.
     pub(super) per_origin: usize,
 }
@@ -75,7 +78,7 @@ impl Places {
         loop {
             {
                 let taken = self.taken();
-                if taken.of.len() < self.bounds.all || taken.victim(None).is_some() {
+                if taken.of.len() < self.bounds.all || taken.victim(Among::All).is_some() {
                     return;
                 }
             }
@@ -88,22 +91,21 @@ impl Places {
     /// new one has to go.
     pub(super) fn admit(self: &Arc<Self>, origin: Origin, standing: &Arc<Standing>) -> Option<Place> {
         let mut taken = self.taken();
-        let Bounds { all, strangers, per_origin } = self.bounds;
+        let Bounds { all, strangers, fresh, per_origin } = self.bounds;
         // The one that frees a place of its origin also frees one of all, so nothing is closed for a connection that is
         // then refused.
         if taken.of.values().filter(|(other, _)| *other == origin).count() >= per_origin {
-            let victim = taken.victim(Some(origin));
+            let victim = taken.victim(Among::Origin(origin));
             taken.say(origin, victim.is_some(), "connections of one address");
             taken.close(victim?);
         }
-        if !standing.view().authenticated && taken.strangers() >= strangers {
+        while taken.strangers(fresh) > strangers {
             taken.say(origin, true, "connections without a valid credential");
-            if let Some(victim) = taken.victim(None) {
-                taken.close(victim);
-            }
+            let Some(victim) = taken.victim(Among::Strangers(fresh)) else { break };
+            taken.close(victim);
         }
         if taken.of.len() >= all {
-            let victim = taken.victim(None);
+            let victim = taken.victim(Among::All);
             taken.say(origin, victim.is_some(), "connections");
             taken.close(victim?);
         }
@@ -115,17 +117,37 @@ impl Places {
     }
 }
 
+/// Connections one of which leaves.
+#[derive(Clone, Copy, Debug)]
+enum Among {
+    All,
+    Origin(Origin),
+    /// Those without a valid credential that are older than this.
+    Strangers(Duration),
+}
+
+impl Among {
+    fn has(self, origin: Origin, view: &View) -> bool {
+        match self {
+            Among::All => true,
+            Among::Origin(one) => one == origin,
+            Among::Strangers(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
+        }
+    }
+}
+
 impl Taken {
-    fn strangers(&self) -> usize {
-        self.of.values().filter(|(_, standing)| !standing.view().authenticated).count()
+    /// Connections without a valid credential that are older than `fresh`.
+    fn strangers(&self, fresh: Duration) -> usize {
+        let all = Among::Strangers(fresh);
+        self.of.values().filter(|(origin, standing)| all.has(*origin, &standing.view())).count()
     }
 
-    /// The connection that leaves first, of one origin or of all. `None` if all have a credential and a request under way.
-    fn victim(&self, of: Option<Origin>) -> Option<u64> {
+    /// The connection that leaves first. `None` if all have a credential and a request under way.
+    fn victim(&self, among: Among) -> Option<u64> {
         let views = self.of.iter().map(|(number, (origin, standing))| (*number, *origin, standing.view()));
-        let may_leave = views.filter(|(_, origin, view)| {
-            of.is_none_or(|of| of == *origin) && !(view.authenticated && view.open > 0)
-        });
+        let may_leave = views
+            .filter(|(_, origin, view)| among.has(*origin, view) && !(view.authenticated && view.open > 0));
         let may_leave: Vec<_> = may_leave.collect();
         let mut has: HashMap<(Origin, bool), usize> = HashMap::new();
         for (_, origin, view) in &may_leave {
@@ -170,7 +192,7 @@ mod tests {
 
     impl Listener {
         fn new(all: usize, strangers: usize, per_origin: usize) -> Self {
-            Listener(Places::new(Bounds { all, strangers, per_origin }))
+            Listener(Places::new(Bounds { all, strangers, fresh: Duration::ZERO, per_origin }))
         }
 
         /// A connection of the address with this last number.
@@ -197,8 +219,24 @@ mod tests {
         }
         assert!(!is_closed(&tenant) && !is_closed(&other), "the address that has most loses its own");
         let open: Vec<usize> = (0..20).filter(|at| !is_closed(&flood[*at])).collect();
-        assert_eq!(open, [17, 18, 19], "the longest idle one leaves first");
-        assert_eq!(listener.0.taken().of.len(), 5);
+        assert_eq!(open, [16, 17, 18, 19], "the longest idle one leaves first, and the last one is new");
+        assert_eq!(listener.0.taken().of.len(), 6);
+    }
+
+    #[tokio::test]
+    async fn new_connections_have_time_to_send_a_credential() {
+        let bounds = Bounds { all: 100, strangers: 4, fresh: Duration::from_millis(200), per_origin: 100 };
+        let listener = Listener(Places::new(bounds));
+        let herd: Vec<_> = (0..20).map(|_| listener.open(1, false)).collect();
+        assert!(!herd.iter().any(is_closed));
+        for (standing, _) in &herd[..10] {
+            standing.authenticate();
+        }
+        tokio::time::sleep(bounds.fresh).await;
+        let next = listener.open(2, false);
+        let open = herd.iter().filter(|connection| !is_closed(connection)).count();
+        assert_eq!(open, 10 + 4, "of those that sent none, a share stays");
+        assert!(!herd[..10].iter().any(is_closed) && !is_closed(&next));
     }
 
     #[tokio::test]

@@ -56,7 +56,7 @@ fn read(settings: &Api) -> Result<Option<Arc<ServerConfig>>, ListenError> {
     let fault = |path: &Path, reason: String| ListenError::Tls { path: PathBuf::from(path), reason };
     let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(|e| fault(certificate, e.to_string()))?;
-    let pem = private::read(key, MAX_KEY).map_err(|e| fault(key, e.to_string()))?;
+    let pem = private::read(key, MAX_KEY).map_err(|source| ListenError::Key { path: key.clone(), source })?;
     let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| fault(key, e.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)

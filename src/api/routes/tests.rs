@@ -444,6 +444,24 @@ async fn a_signed_create_is_carried_out_once() {
     }
     let listed = host.call("token-a", "GET", "/v5/imagecaches", None).await;
     assert_eq!(listed.json["image_caches"], json!([]));
+    for name in ["one", "two", "three"] {
+        host.created("token-a", name).await;
+    }
+    let refused = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("four").to_string());
+    for _ in 0..2 {
+        let answer = refused.send(&host, &[]).await;
+        assert_eq!((answer.status, answer.code()), (403, "CCE.01403101"), "the reason of a refusal stands");
+    }
+    let listed = host.call("token-a", "GET", "/v5/imagecaches", None).await;
+    let id = listed.json["image_caches"][0]["id"].as_str().unwrap();
+    host.call("token-a", "DELETE", &format!("/v5/imagecaches/{id}"), None).await;
+    for _ in 0..500 {
+        if host.call("token-a", "GET", &format!("/v5/imagecaches/{id}"), None).await.status == 404 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(refused.send(&host, &[]).await.status, 401, "and nothing comes of it later");
     // Signed anew, it is another request.
     host.clock.pass(Duration::from_secs(1));
     let fresh = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("web").to_string());

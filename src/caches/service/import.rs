@@ -85,7 +85,7 @@ impl Service {
         }
         let archive = Import { bytes: length.unwrap_or(most) };
         let promise = {
-            let _one_at_a_time = self.0.admission.lock().await;
+            let _one_at_a_time = self.one_at_a_time(tenant).await;
             if !may_repeat {
                 self.check_queue()?;
                 self.would_admit(tenant, &spec).await?;
@@ -128,7 +128,7 @@ impl Service {
         // First the archive, then the record that needs it. Until the promise ends nobody sweeps it.
         blocking(move || spool.keep()).await?;
         let created = {
-            let _one_at_a_time = self.0.admission.lock().await;
+            let _one_at_a_time = self.one_at_a_time(&tenant).await;
             // The record itself asks for the room now.
             self.promised().insert(id, (tenant.clone(), 0));
             let now = self.now();

@@ -7,7 +7,7 @@
 //! larder.db-reserve  nothing, of 1 MiB: room for deletions when the disk is full
 //! ```
 //!
-//! One connection writes and reads, and keeps other processes out. Callers wait for their turn ([`turns`]) without a thread of
+//! One connection writes and reads, and keeps other processes out. Callers wait for their turn ([`turns`](crate::caches::turns)) without a thread of
 //! their own, and a list that nothing changed needs none ([`snapshots`]). An answer is given after
 //! the commit has been flushed (`synchronous=FULL`), so what was answered survives the loss of power as far as the disk
 //! keeps what it was told to flush.
@@ -25,7 +25,6 @@ mod rows;
 mod snapshots;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
-mod turns;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -38,9 +37,9 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use self::fault::Fault;
 use self::reserve::Reserve;
 use self::snapshots::Snapshots;
-use self::turns::{Kind, Turns};
 use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
 use crate::caches::record::Record;
+use crate::caches::turns::{Kind, Turns};
 use crate::model::image_cache::{CacheId, Status, TenantName};
 use crate::sys::clock::guard::Noted;
 

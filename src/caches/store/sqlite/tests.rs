@@ -257,7 +257,7 @@ async fn look_at_all(
 ) -> Result<Option<Stored>, StoreError> {
     store.list(None).await?;
     store.noted().await?;
-    let proven = super::rows::prove_all(&*store.connection.lock().unwrap());
+    let proven = super::rows::prove_all(&store.connection.lock().unwrap());
     proven.map_err(|fault| fault.into_error(&store.path, "reading"))?;
     store.get(id).await
 }

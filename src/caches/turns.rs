@@ -1,4 +1,4 @@
-//! Whose turn it is to use the connection.
+//! Whose turn it is to use something that one at a time can have: the connection to the records, or the right to take room.
 //!
 //! Work waits by kind and, within a kind, by tenant. Kinds take turns, the tenants of a kind take turns, and the work of one
 //! tenant goes in order of arrival. So a create waits for one list and not for all lists that came before it, and a tenant that
@@ -12,9 +12,9 @@ use tokio::sync::oneshot;
 
 use crate::model::image_cache::TenantName;
 
-/// What is to be done with the connection.
+/// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::caches) enum Kind {
     /// Reads one record.
     Get,
     /// Reads many records.
@@ -25,9 +25,9 @@ pub(super) enum Kind {
 
 const KINDS: usize = 3;
 
-/// The connection's turns. Clones are handles to the same.
+/// The turns of one thing. Clones are handles to the same.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Turns(Arc<Mutex<State>>);
+pub(in crate::caches) struct Turns(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -45,8 +45,8 @@ struct Line {
     waiting: HashMap<Option<TenantName>, VecDeque<oneshot::Sender<Turn>>>,
 }
 
-/// The right to use the connection, until it is dropped.
-pub(super) struct Turn(Option<Turns>);
+/// The right to use it, until this is dropped.
+pub(in crate::caches) struct Turn(Option<Turns>);
 
 impl fmt::Debug for Turn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,7 +60,7 @@ impl Turns {
     }
 
     /// Waits for a turn. A caller that goes away loses its place.
-    pub(super) async fn take(&self, kind: Kind, tenant: Option<TenantName>) -> Turn {
+    pub(in crate::caches) async fn take(&self, kind: Kind, tenant: Option<TenantName>) -> Turn {
         let next = {
             let mut state = self.state();
             if !state.taken {
