@@ -204,8 +204,8 @@ pub(super) async fn failed(app: &App, peer: &Peer, problem: Problem) -> Problem 
 pub(super) fn may_begin(app: &App, tenant: &TenantName, stamp: Option<Stamp>) -> Result<bool, Problem> {
     let Some(stamp) = stamp else { return Ok(true) };
     app.used.first(tenant, stamp, app.now()).map_err(|wait| {
-        let told = "this tenant signed as many requests within 15 minutes as are remembered: slow down";
-        Problem::new(Code::TooMany, told).retry_after(wait)
+        let message = "this tenant signed as many requests within 15 minutes as are remembered: slow down";
+        Problem::new(Code::TooMany, message).retry_after(wait)
     })
 }
 
@@ -253,7 +253,7 @@ impl Caller {
             .flat_map(|value| value.split(','))
             .map(str::trim)
             .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag);
-        // Others must not keep it, and whoever keeps it asks whether it is still right.
+        // Shared caches must not store it, and a client revalidates what it stored.
         let head = [(header::ETAG, tag.as_str()), (header::CACHE_CONTROL, "private, no-cache")];
         Ok(match known {
             true => (StatusCode::NOT_MODIFIED, head).into_response(),

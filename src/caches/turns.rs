@@ -2,7 +2,7 @@
 //!
 //! Work waits by kind and, within a kind, by tenant. Kinds take turns, the tenants of a kind take turns, and the work of one
 //! tenant goes in order of arrival. So a create waits for one list and not for all lists that came before it, and a tenant that
-//! asks a lot delays itself.
+//! sends many requests delays itself.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;

@@ -41,7 +41,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
-/// Opens the regular file at `path`, following links, whoever else can read it; with what [`read`] would refuse it for.
+/// Opens the regular file at `path`, following links, and returns the reason for which [`read`] would refuse it.
 ///
 /// # Errors
 /// The file system refuses, or it is no regular file.

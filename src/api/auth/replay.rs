@@ -1,9 +1,9 @@
 //! Signatures that were used.
 //!
-//! Whoever reads a signed request on its way can send it again for as long as its date is near enough. A request that is
-//! repeated must not order an image cache after the first one was deleted, so the signatures of requests that begin
-//! something are remembered until their date is too old. The memory of each tenant is bounded; at the bound its next signed
-//! request is refused, because a signature that is forgotten could be used again.
+//! An attacker who reads a signed request can send it again while its date is valid. A repeated request must not order an
+//! image cache after the first one was deleted. So the daemon remembers the signatures of requests that begin something until
+//! their dates expire. The memory of each tenant is bounded. At the bound the next signed request of the tenant is refused,
+//! because a forgotten signature could be used again.
 //!
 //! The memory does not outlive the daemon. A request that was signed before the daemon started may have been used, and counts
 //! as such; one whose date lies after the start because the clock of its client is fast does not. Several daemons of one

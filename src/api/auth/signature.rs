@@ -1,7 +1,7 @@
 //! Requests signed with an access key: what the header claims, and whether it is true.
 //!
-//! A request that is repeated within [`SKEW`] passes again. For one that begins something, [`replay`](super::replay) says
-//! that it was used; a deletion is by an identity that is never given twice.
+//! A request that is repeated within [`SKEW`] verifies again. [`replay`](super::replay) finds repeated requests that would begin
+//! something. A repeated deletion is harmless, because an identity is never given twice.
 
 use std::fmt;
 

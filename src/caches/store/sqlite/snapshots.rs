@@ -1,7 +1,7 @@
-//! Records of tenants as they were last read, so that a list that nothing changed reads no database.
+//! Records of tenants as they were last read, so that a list that nothing changed does not read the database.
 //!
-//! A snapshot is put in and taken out by whoever has the connection: it is taken out before a write of its tenant commits, and
-//! put in by a read that sees all writes before it. So a snapshot that is found here is as fresh as a read.
+//! Only the task that uses the connection adds and removes snapshots. A write removes the snapshot of its tenant before it
+//! commits, and a read adds one that contains all earlier writes. So a snapshot is as fresh as a read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
