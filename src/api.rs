@@ -31,6 +31,7 @@ mod limit;
 pub mod listen;
 mod observe;
 pub mod openapi;
+mod protocol;
 mod query;
 mod routes;
 mod sse;
@@ -49,10 +50,10 @@ use crate::config::api::Api as Settings;
 use crate::model::image_cache::TenantName;
 use crate::sys::clock::Clock;
 use crate::telemetry::metrics::Metrics;
-use auth::SharedTenants;
-use caller::Stranger;
+use auth::{SharedTenants, Used};
 use limit::{Limiter, Shares};
 use listen::Listeners;
+use listen::origin::Origin;
 
 /// Streams of events that a tenant may hold open at once.
 const STREAMS_PER_TENANT: usize = 32;
@@ -89,10 +90,11 @@ pub struct Api {
 pub(crate) struct App {
     parts: Parts,
     rates: Limiter<TenantName>,
-    failures: Limiter<Stranger>,
+    failures: Limiter<Origin>,
     streams: Shares<TenantName>,
     plans: Shares<TenantName>,
     imports: Shares<TenantName>,
+    used: Used,
     body_time: Duration,
     room: body::Room,
     /// Cancelled when the daemon stops: streams end, connections finish what they have.
@@ -110,6 +112,7 @@ impl Api {
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let now = Instant::now();
         let app = App {
+            used: Used::new(parts.clock.now()),
             parts,
             rates: Limiter::new(settings.requests_per_second, settings.requests_per_second, now),
             failures: Limiter::new(FAILURES_PER_SECOND, FAILURES_AT_ONCE, now),

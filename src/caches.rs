@@ -26,4 +26,5 @@ pub mod record;
 pub mod runner;
 pub mod service;
 pub mod store;
+mod turns;
 pub mod volumes;

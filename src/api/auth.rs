@@ -1,10 +1,11 @@
 //! Who asks: tokens, signed requests, and whoever may open the Unix socket.
 
+mod replay;
 mod signature;
 mod token;
 
 use std::collections::HashMap;
-use std::io::Read as _;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -18,7 +19,9 @@ use crate::model::class::Class;
 use crate::model::credential::Secret;
 use crate::model::image_cache::TenantName;
 use crate::model::signature as signing;
+use crate::sys::private::{self, ReadError};
 
+pub(super) use replay::{Stamp, Used};
 pub(super) use signature::Claim as Signed;
 pub(super) use signature::stated;
 
@@ -58,8 +61,8 @@ pub enum TenantError {
         key: String,
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
+        /// Why.
+        source: ReadError,
     },
     /// A secret is loaded by systemd, and systemd loads none.
     #[error(
@@ -78,7 +81,10 @@ pub enum TenantError {
 impl TenantError {
     /// The class that decides exit code and retry.
     pub fn class(&self) -> Class {
-        Class::Invalid
+        match self {
+            TenantError::Secret { source: ReadError::Open { .. }, .. } => Class::Denied,
+            _ => Class::Invalid,
+        }
     }
 }
 
@@ -159,15 +165,15 @@ fn locate(tenant: &str, key: &str, file: &Path, credentials: Option<&Path>) -> R
     Ok(directory.join(name))
 }
 
-fn read_secret(path: &Path) -> std::io::Result<Secret> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(LONGEST_SECRET + 1).read_to_string(&mut text)?;
-    let secret = text.trim_end_matches(['\n', '\r']);
-    let fault = |what| Err(std::io::Error::new(std::io::ErrorKind::InvalidData, what));
-    match secret.len() as u64 {
-        0 => fault("it is empty"),
-        length if length > LONGEST_SECRET => fault("it is longer than 4096 bytes"),
-        _ => Ok(Secret::new(secret)),
+/// Reads a secret key, which must be private ([`private::read`]). A line end after it is not part of it.
+fn read_secret(path: &Path) -> Result<Secret, ReadError> {
+    let fault = |what| ReadError::Io(io::Error::new(io::ErrorKind::InvalidData, what));
+    let bytes = private::read(path, LONGEST_SECRET + 1)?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| fault("it is not UTF-8"))?;
+    match text.trim_end_matches(['\n', '\r']) {
+        "" => Err(fault("it is empty")),
+        secret if secret.len() as u64 > LONGEST_SECRET => Err(fault("it is longer than 4096 bytes")),
+        secret => Ok(Secret::new(secret)),
     }
 }
 
@@ -238,6 +244,9 @@ impl Claim {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use sha2::{Digest as _, Sha256};
 
     use super::*;
@@ -267,21 +276,39 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("larder-auth-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir(&dir).unwrap();
         let file = dir.join("ak");
+        let mode = |mode| std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
         let load = |secret_file: PathBuf, credentials: Option<&Path>| {
             let access_keys = vec![AccessKey { id: "AK".into(), secret_file }];
             let tenant = Tenant { name: "a".into(), access_keys, ..Tenant::default() };
             Tenants::load(&Api::default(), &[tenant], credentials)
         };
         assert!(load(file.clone(), None).is_err(), "absent");
-        for bad in [String::new(), "\n".into(), "x".repeat(5000)] {
+        for bad in [String::new(), "\n".into(), "x".repeat(4097), "x".repeat(5000)] {
             std::fs::write(&file, bad).unwrap();
+            mode(0o600);
             assert!(load(file.clone(), None).is_err());
         }
+        std::fs::write(&file, "x".repeat(4096) + "\n").unwrap();
+        assert!(load(file.clone(), None).is_ok());
         std::fs::write(&file, "opensesame\n").unwrap();
         for loaded in [load(file.clone(), None), load("credential:ak".into(), Some(&dir))] {
             let loaded = loaded.unwrap();
             assert_eq!(loaded.of_key("AK").unwrap().0.expose(), "opensesame");
             assert!(!format!("{loaded:?}").contains("opensesame"));
+        }
+        mode(0o640);
+        for named in [file.clone(), "credential:ak".into()] {
+            let error = load(named, Some(&dir)).unwrap_err();
+            assert_eq!(error.class(), Class::Denied);
+            assert!(
+                error.to_string().contains("mode is 0640") && error.to_string().contains("chmod 600"),
+                "{error}"
+            );
+        }
+        if nix::unistd::geteuid().is_root() {
+            // As systemd and Kubernetes give a file to the group of a service.
+            std::os::unix::fs::chown(&file, Some(65532), None).unwrap();
+            assert!(load(file.clone(), None).is_ok());
         }
         for named in ["credential:ak", "credential:../ak", "credential:", "credential:a/b"] {
             let credentials = (named != "credential:ak").then_some(dir.as_path());

@@ -1,23 +1,28 @@
 //! The tenant behind a request. A route that needs one takes a [`Caller`]; without it, it has no tenant to ask the service for.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, MatchedPath, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
-use super::auth::{self, Claim, Signed, Tenants};
+use super::auth::{self, Claim, Signed, Stamp, Tenants};
 use super::body::{Keep, Pending, Received};
 use super::errors::{Code, Problem};
 use super::listen::Peer;
+use super::listen::origin::Origin;
+use super::listen::standing::Standing;
 use super::query::Query;
+use crate::caches::error::Error;
 use crate::caches::store::IdempotencyKey;
+use crate::model::digest::hex;
 use crate::model::image_cache::{CacheId, TenantName};
 
 /// What a failed authentication beyond the allowance waits for its answer. Nobody is turned away for it: behind one address
@@ -38,29 +43,8 @@ pub(super) struct Caller {
     route: String,
     headers: HeaderMap,
     body: Bytes,
+    stamp: Option<Stamp>,
     _place: Option<OwnedSemaphorePermit>,
-}
-
-/// Whose failed authentications are counted together: an IPv4 address, or an IPv6 network of /64, which is what one
-/// customer of a network has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Stranger {
-    Socket,
-    V4([u8; 4]),
-    V6([u8; 8]),
-}
-
-impl Stranger {
-    fn of(peer: &Peer) -> Self {
-        let Peer::Tcp { address } = peer else { return Stranger::Socket };
-        match address.ip().to_canonical() {
-            IpAddr::V4(ip) => Stranger::V4(ip.octets()),
-            IpAddr::V6(ip) => {
-                let [a, b, c, d, e, f, g, h, ..] = ip.octets();
-                Stranger::V6([a, b, c, d, e, f, g, h])
-            }
-        }
-    }
 }
 
 impl FromRequest<Arc<App>> for Caller {
@@ -69,7 +53,7 @@ impl FromRequest<Arc<App>> for Caller {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, Problem> {
         let (parts, _) = request.into_parts();
         let query = Query::parse(parts.uri.query())?;
-        let Known { tenant, body, received } = know(app, &parts, &query, Bodied::Small).await?;
+        let Known { tenant, body, received, stamp } = know(app, &parts, &query, Bodied::Small).await?;
         let received = match received {
             Some(received) => received,
             None => body.receive(app.body_time, Keep::Bytes(&app.room)).await?,
@@ -86,6 +70,7 @@ impl FromRequest<Arc<App>> for Caller {
             route: parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned(),
             headers,
             body: received.bytes,
+            stamp,
             _place: received.place,
         })
     }
@@ -107,6 +92,8 @@ pub(super) struct Known {
     pub(super) body: Pending,
     /// The body where it had to be read to know the tenant.
     received: Option<Received>,
+    /// What the request is known by, if it is signed.
+    pub(super) stamp: Option<Stamp>,
 }
 
 /// Finds out who sends a request, and whether it is within the rate.
@@ -116,18 +103,20 @@ pub(super) async fn know(app: &App, parts: &Parts, query: &Query, bodied: Bodied
     let body = parts.extensions.get::<Pending>().ok_or_else(|| missing("body"))?.clone();
     let tenants = app.parts.tenants.current();
     let known = authenticate(app, &tenants, &peer, parts, query, &body, bodied).await;
-    let (tenant, received) = match known {
-        Ok(known) => known,
+    let known = match known {
+        Ok((tenant, received, stamp)) => Known { tenant, body, received, stamp },
         Err(problem) => return Err(failed(app, &peer, problem).await),
     };
+    let tenant = &known.tenant;
+    authenticated(&parts.extensions);
     tracing::Span::current().record("tenant", tenant.as_str());
-    app.rates.take(&tenant, Instant::now()).map_err(|wait| {
+    app.rates.take(tenant, Instant::now()).map_err(|wait| {
         Problem::new(Code::TooMany, "more requests than this tenant may send: slow down").retry_after(wait)
     })?;
-    Ok(Known { tenant, body, received })
+    Ok(known)
 }
 
-/// The tenant, and the body where it had to be read to know it.
+/// The tenant, the body where it had to be read to know it, and what a signed request is known by.
 async fn authenticate(
     app: &App,
     tenants: &Tenants,
@@ -136,11 +125,11 @@ async fn authenticate(
     query: &Query,
     body: &Pending,
     bodied: Bodied,
-) -> Result<(TenantName, Option<Received>), Problem> {
+) -> Result<(TenantName, Option<Received>, Option<Stamp>), Problem> {
     let authority = parts.uri.authority().map(|authority| authority.as_str());
     match Claim::of(&parts.headers, authority)? {
         Claim::None => match peer {
-            Peer::Unix { admitted: true, .. } => Ok((tenants.admin().clone(), None)),
+            Peer::Unix { admitted: true, .. } => Ok((tenants.admin().clone(), None, None)),
             Peer::Unix { .. } => {
                 Err(Problem::new(Code::Forbidden, "this user may not use the socket without a credential"))
             }
@@ -150,11 +139,11 @@ async fn authenticate(
             )),
         },
         Claim::Token(token) => match tenants.of_token(token.expose().as_bytes()) {
-            Some(tenant) => Ok((tenant.clone(), None)),
+            Some(tenant) => Ok((tenant.clone(), None, None)),
             None => Err(Problem::new(Code::Unauthenticated, "the token is not valid")),
         },
         Claim::Signed(signed) if bodied == Bodied::Stated => {
-            signed.check_date(app.now())?;
+            let stamp = signed.check_date(app.now())?;
             let stated = auth::stated(&parts.headers)?.ok_or_else(|| {
                 let want = "X-Sdk-Content-Sha256: want the hash of the body, which is not read before it is known whose it is";
                 Problem::new(Code::Unauthenticated, want)
@@ -163,11 +152,12 @@ async fn authenticate(
             signed.verify(parts, query, stated, secret)?;
             let tenant =
                 tenant.ok_or_else(|| Problem::internal("a signature was verified without a secret"))?;
-            Ok((tenant.clone(), None))
+            Ok((tenant.clone(), None, Some(stamp)))
         }
         Claim::Signed(signed) => {
+            let stamp = signed.check_date(app.now())?;
             let (tenant, received) = verify(app, tenants, &signed, parts, query, body).await?;
-            Ok((tenant, Some(received)))
+            Ok((tenant, Some(received), Some(stamp)))
         }
     }
 }
@@ -182,7 +172,6 @@ async fn verify(
     query: &Query,
     body: &Pending,
 ) -> Result<(TenantName, Received), Problem> {
-    signed.check_date(app.now())?;
     let known = tenants.of_key(&signed.access);
     let keep = if known.is_some() { Keep::Bytes(&app.room) } else { Keep::Hash };
     let received = body.receive(app.body_time, keep).await?;
@@ -192,18 +181,45 @@ async fn verify(
     Ok((tenant.clone(), received))
 }
 
+/// Gives the connection of an authenticated request the limits of one that had a valid credential.
+pub(super) fn authenticated(extensions: &Extensions) {
+    if let Some(standing) = extensions.get::<Arc<Standing>>() {
+        standing.authenticate();
+    }
+}
+
 /// Counts a failed authentication, and slows down whoever has many.
 pub(super) async fn failed(app: &App, peer: &Peer, problem: Problem) -> Problem {
     if problem.code() == Code::Unauthenticated {
         app.parts.metrics.authentication_failure();
-        if app.failures.take(&Stranger::of(peer), Instant::now()).is_err() {
+        if app.failures.take(&Origin::of(peer), Instant::now()).is_err() {
             tokio::time::sleep(GUESSING).await;
         }
     }
     problem
 }
 
+/// Whether a request may begin something: false if it is signed and its signature may have been used. Remembers the
+/// signature.
+pub(super) fn may_begin(app: &App, tenant: &TenantName, stamp: Option<Stamp>) -> Result<bool, Problem> {
+    let Some(stamp) = stamp else { return Ok(true) };
+    app.used.first(tenant, stamp, app.now()).map_err(|wait| {
+        let message = "this tenant signed as many requests within 15 minutes as are remembered: slow down";
+        Problem::new(Code::TooMany, message).retry_after(wait)
+    })
+}
+
 impl Caller {
+    /// Whether the request may begin something ([`may_begin`]).
+    pub(super) fn may_begin(&self, app: &App) -> Result<bool, Problem> {
+        may_begin(app, &self.tenant, self.stamp)
+    }
+
+    /// Refuses a request that begins something if its signature may have been used.
+    pub(super) fn refuse_replay(&self, app: &App) -> Result<(), Problem> {
+        if self.may_begin(app)? { Ok(()) } else { Err(Error::Replayed.into()) }
+    }
+
     /// The cache that the path names. What is no ID is as unknown as an ID that nobody has. The path is taken as it came: an
     /// escape is part of no ID, so that the path that is routed and the one that is signed cannot mean two caches.
     pub(super) fn cache(&self) -> Result<CacheId, Problem> {
@@ -224,6 +240,25 @@ impl Caller {
             return Ok(&self.body);
         }
         Err(Problem::new(Code::MediaType, "Content-Type: want application/json"))
+    }
+
+    /// An answer with an `ETag` of its content, or 304 if the client has the same (RFC 9110, 13.1.2).
+    pub(super) fn tagged(&self, answer: &impl Serialize) -> Result<Response, Problem> {
+        let body = serde_json::to_vec(answer);
+        let body = body.map_err(|e| Problem::internal(format!("an answer cannot be written: {e}")))?;
+        let tag = format!("\"{}\"", &hex(&Sha256::digest(&body))[..32]);
+        let known =
+            self.headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        let known = known
+            .flat_map(|value| value.split(','))
+            .map(str::trim)
+            .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag);
+        // Shared caches must not store it, and a client revalidates what it stored.
+        let head = [(header::ETAG, tag.as_str()), (header::CACHE_CONTROL, "private, no-cache")];
+        Ok(match known {
+            true => (StatusCode::NOT_MODIFIED, head).into_response(),
+            false => (head, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        })
     }
 
     /// The `Idempotency-Key`, with the hash of what it came with.
@@ -276,6 +311,7 @@ mod tests {
             route: "/v5/imagecaches".into(),
             headers: headers.collect(),
             body: Bytes::from_static(body.as_bytes()),
+            stamp: None,
             _place: None,
         }
     }
@@ -315,14 +351,5 @@ mod tests {
         for bad in ["", "x", "+1", "-1", "99999999999999999999"] {
             assert!(last(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn networks_of_strangers() {
-        let of = |address: &str| Stranger::of(&Peer::Tcp { address: address.parse().unwrap() });
-        assert_eq!(of("[2001:db8::1]:1"), of("[2001:db8::ffff]:2"));
-        assert_ne!(of("[2001:db8::1]:1"), of("[2001:db8:0:1::1]:1"));
-        assert_eq!(of("[::ffff:10.0.0.1]:1"), of("10.0.0.1:9"));
-        assert_ne!(of("10.0.0.1:1"), of("10.0.0.2:1"));
     }
 }

@@ -36,7 +36,7 @@ pub enum Code {
     Unauthenticated,
     /// The credential is valid and does not allow this.
     Forbidden,
-    /// The tenant has as many image caches as it may.
+    /// The tenant has as many image caches, or as much space for them, as it may.
     Quota,
     /// The tenant has no such image cache.
     NotFound,
@@ -218,9 +218,12 @@ impl From<Error> for Problem {
             Error::ArchiveTooLarge { .. } => Problem::new(Code::TooLarge, message),
             Error::ArchiveCompressed => Problem::new(Code::MediaType, message),
             Error::Plan(_) => planned(error.class(), message),
+            Error::Replayed => Problem::new(Code::Unauthenticated, message),
             Error::Stopping => Problem::new(Code::Unavailable, message).retry_after(Duration::from_secs(5)),
             Error::Store(StoreError::NameTaken(_)) => Problem::new(Code::NameTaken, message),
-            Error::Store(StoreError::Quota { .. }) => Problem::new(Code::Quota, message),
+            Error::Store(StoreError::Quota { .. } | StoreError::TenantFull { .. }) => {
+                Problem::new(Code::Quota, message)
+            }
             Error::Store(StoreError::Full { .. }) => Problem::new(Code::NoSpace, message),
             Error::Store(StoreError::KeyReused) => Problem::new(Code::KeyReused, message),
             Error::Store(StoreError::NoNamespace(_)) => Problem::new(Code::Forbidden, message),
@@ -361,6 +364,9 @@ mod tests {
         assert_eq!(status(Error::NotCancellable { id, status: Status::Available }), 409);
         assert_eq!(status(Error::NoRoomToRefresh { need_gib: 2, free_gib: 1, capacity_gib: 3 }), 507);
         assert_eq!(status(Error::Store(StoreError::Quota { have: 50, max: 50 })), 403);
+        let space = StoreError::TenantFull { need_gib: 20, used_gib: 90, max_gib: 100 };
+        assert_eq!(status(Error::Store(space)), 403);
+        assert_eq!(status(Error::Replayed), 401);
         assert_eq!(status(Error::Store(StoreError::NameTaken("a".parse().unwrap()))), 409);
         assert_eq!(status(Error::Store(StoreError::Full { need_gib: 2, free_gib: 1, capacity_gib: 3 })), 507);
         assert_eq!(status(Error::Store(StoreError::KeyReused)), 400);

@@ -9,7 +9,7 @@ use axum::response::IntoResponse;
 
 use super::App;
 use super::auth::Claim;
-use super::caller::failed;
+use super::caller::{authenticated, failed};
 use super::errors::{Code, Problem};
 use super::listen::Peer;
 use super::wire::beyond::Health;
@@ -55,7 +55,10 @@ pub(super) async fn metrics(
         Err(problem) => Err(problem),
     };
     match allowed {
-        Ok(()) => Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.parts.service.measure().await?)),
+        Ok(()) => {
+            authenticated(request.extensions());
+            Ok(([(header::CONTENT_TYPE, METRICS_TYPE)], app.parts.service.measure().await?))
+        }
         Err(problem) => Err(failed(&app, &peer, problem).await),
     }
 }

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::App;
-use super::auth;
+use super::auth::{self, Stamp};
 use super::body::Pending;
 use super::caller::{self, Bodied};
 use super::errors::{Code, Problem};
@@ -45,6 +45,7 @@ pub(super) struct Sender {
     body: Pending,
     /// SHA-256 that the body is said to have.
     stated: Option<[u8; 32]>,
+    stamp: Option<Stamp>,
 }
 
 impl FromRequest<Arc<App>> for Sender {
@@ -66,7 +67,8 @@ impl FromRequest<Arc<App>> for Sender {
         parts.headers.remove(auth::TOKEN);
         parts.headers.remove(header::AUTHORIZATION);
         let target = parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default();
-        Ok(Sender { tenant: known.tenant, query, target, headers: parts.headers, body: known.body, stated })
+        let caller::Known { tenant, body, stamp, .. } = known;
+        Ok(Sender { tenant, query, target, headers: parts.headers, body, stated, stamp })
     }
 }
 
@@ -110,6 +112,9 @@ impl Sender {
             Problem::new(Code::TooMany, "this tenant sends as many archives at once as it may")
                 .retry_after(PAUSE)
         })?;
+        if !caller::may_begin(app, &self.tenant, self.stamp)? {
+            return Err(crate::caches::error::Error::Replayed.into());
+        }
         let service = &app.parts.service;
         let receiving = service.receive(&self.tenant, spec, self.body.length(), key.is_some()).await?;
         let received = self.receive(app, receiving).await?;

@@ -1,10 +1,14 @@
 //! Where the API listens, and what one connection may take.
 //!
-//! The socket has connections of its own, so that a flood over TCP cannot lock the operator out: an eighth of
-//! `api.max_connections`, TCP the rest. Who comes beyond that waits in the kernel's backlog until somebody leaves, and
-//! nobody stays for nothing: src/api/listen/connection.rs has the clocks.
+//! The Unix socket has connections of its own, so that a flood over TCP cannot lock the operator out: an eighth of
+//! `api.max_connections`. TCP has the rest. [`places`] says which connection is closed when there are too many, and
+//! [`connection`] has the clocks.
 
 mod connection;
+mod lines;
+pub(super) mod origin;
+mod places;
+pub(super) mod standing;
 mod tcp;
 pub mod tls;
 mod unix;
@@ -19,19 +23,25 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::api::Api;
 use crate::model::class::Class;
+use crate::sys::private::ReadError;
 use connection::{Connection, Limits};
+use origin::Origin;
+use places::{Bounds, Places};
+use standing::Standing;
 use tls::Tls;
 
 /// How long requests under way may take to come to their end when the daemon stops.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long a new connection may take until it counts as one without a valid credential.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Who is at the other end of a connection; every request carries it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +105,14 @@ pub enum ListenError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The key cannot be read, or others can read it.
+    #[error("reading {}: {source}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReadError,
+    },
     /// Certificate or key cannot be used.
     #[error("reading {}: {reason}", path.display())]
     Tls {
@@ -113,6 +131,7 @@ impl ListenError {
             ListenError::Unix { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Class::Denied
             }
+            ListenError::Key { source: ReadError::Open { .. }, .. } => Class::Denied,
             _ => Class::Invalid,
         }
     }
@@ -162,14 +181,13 @@ impl Listeners {
         let limits = Limits::of(&settings);
         let tracker = TaskTracker::new();
         let cut = CancellationToken::new();
-        let own = (settings.max_connections / 8).max(1);
-        let rest = settings.max_connections.saturating_sub(own).max(1);
-        let door = |connections| Door {
-            places: Arc::new(Semaphore::new(connections)),
+        let door = |bounds| Door {
+            places: Places::new(bounds),
             tracker: tracker.clone(),
             connection: Connection { router: router.clone(), limits, stop: stop.clone(), cut: cut.clone() },
         };
-        let (over_unix, over_tcp) = (door(own), door(rest));
+        let (over_unix, over_tcp) = bounds(&settings);
+        let (over_unix, over_tcp) = (door(over_unix), door(over_tcp));
         let over_unix = unix::accept(self.unix, self.group, over_unix);
         let over_tcp = async move {
             if let Some((listener, tls)) = self.tcp {
@@ -186,19 +204,41 @@ impl Listeners {
     }
 }
 
-/// One way in.
+/// The limits of the Unix socket and of TCP.
+fn bounds(settings: &Api) -> (Bounds, Bounds) {
+    let own = (settings.max_connections / 8).max(1);
+    let rest = settings.max_connections.saturating_sub(own).max(1);
+    let over_unix = Bounds { all: own, strangers: (own / 4).max(1), fresh: FRESH, per_origin: own };
+    let over_tcp = Bounds {
+        all: rest,
+        strangers: settings.max_unauthenticated_connections.min(rest),
+        fresh: FRESH,
+        per_origin: settings.max_connections_per_address,
+    };
+    (over_unix, over_tcp)
+}
+
+/// A connection that was accepted and has a place.
+struct Accepted<S> {
+    stream: S,
+    peer: Peer,
+    standing: Arc<Standing>,
+}
+
+/// A listener.
 struct Door {
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     tracker: TaskTracker,
     connection: Connection,
 }
 
 impl Door {
-    /// Accepts with `accept`, one connection for each place, and hands each to `serve`, until the daemon stops.
+    /// Accepts with `accept` and hands each connection that gets a place to `serve`, until the daemon stops. `accept` returns
+    /// no peer if the kernel does not say who it is: such a connection is closed.
     async fn open<S, F>(
         self,
-        mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<S>>,
-        serve: impl Fn(S, Connection) -> F,
+        mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<(S, Option<Peer>)>>,
+        serve: impl Fn(Accepted<S>, Connection) -> F,
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -207,27 +247,28 @@ impl Door {
         tokio::pin!(stopped);
         loop {
             let next = async {
-                // The semaphore is never closed.
-                let place = Arc::clone(&self.places).acquire_owned().await.ok()?;
-                Some((place, poll_fn(&mut accept).await))
+                self.places.room().await;
+                poll_fn(&mut accept).await
             };
             let accepted = tokio::select! {
                 () = &mut stopped => return,
                 accepted = next => accepted,
             };
             match accepted {
-                Some((place, Ok(stream))) => {
-                    let serving = serve(stream, self.connection.clone());
+                Ok((_, None)) => {}
+                Ok((stream, Some(peer))) => {
+                    let standing = Standing::new(peer.is_admitted());
+                    let Some(place) = self.places.admit(Origin::of(&peer), &standing) else { continue };
+                    let serving = serve(Accepted { stream, peer, standing }, self.connection.clone());
                     self.tracker.spawn(async move {
                         serving.await;
                         drop(place);
                     });
                 }
-                Some((_, Err(error))) => {
+                Err(error) => {
                     tracing::warn!(%error, "accepting a connection failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
-                None => return,
             }
         }
     }

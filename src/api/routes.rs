@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 
@@ -14,7 +15,7 @@ use super::errors::{Code, Problem};
 use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use super::wire::order::Order;
 use super::wire::{ImageCache, Many, One};
-use super::{health, import, observe, openapi, sse};
+use super::{health, import, observe, openapi, protocol, sse};
 use crate::model::image_cache::spec::MAX_IMAGES;
 use crate::model::reference::ImageReference;
 
@@ -43,6 +44,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/openapi.json", get(openapi::document))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(protocol::one_host))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
         .with_state(app)
 }
@@ -63,17 +65,26 @@ async fn no_method() -> Problem {
 pub(super) async fn create(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
     let key = caller.idempotency_key()?;
     let spec = Order::parse(caller.json()?)?.into_spec()?;
-    let record = app.parts.service.create(&caller.tenant, spec, key).await?;
+    let service = &app.parts.service;
+    let record = match caller.may_begin(&app)? {
+        true => service.create(&caller.tenant, spec, key).await?,
+        false => service.create_again(&caller.tenant, spec, key).await?,
+    };
     Ok((StatusCode::CREATED, Json(record.into())))
 }
 
 /// Lists the image caches of the tenant.
 #[utoipa::path(get, path = "/v5/imagecaches", operation_id = "ListImageCaches", tag = "vendor",
-    params(("name" = Option<String>, Query, description = "Only the one of exactly this name")),
-    responses((status = 200, description = "Oldest first", body = Many)))]
-pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Answer<Many> {
-    let records = app.parts.service.list(&caller.tenant, caller.query.one("name")?).await?;
-    Ok(Json(Many { image_caches: records.into_iter().map(ImageCache::from).collect() }))
+    params(("name" = Option<String>, Query, description = "Only the one of exactly this name"),
+        ("If-None-Match" = Option<String>, Header, description = "The ETag of an earlier answer")),
+    responses((status = 200, description = "Oldest first", body = Many),
+        (status = 304, description = "Nothing has changed since the answer with this ETag")))]
+pub(super) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Response, Problem> {
+    let name = caller.query.one("name")?;
+    let records = app.parts.service.records_of(&caller.tenant).await?;
+    let records = records.iter().map(|stored| &stored.record);
+    let named = records.filter(|record| name.is_none_or(|name| record.spec.name.as_str() == name));
+    caller.tagged(&Many { image_caches: named.map(ImageCache::from).collect() })
 }
 
 /// Shows an image cache.
@@ -105,6 +116,7 @@ pub(super) async fn details(State(app): State<Arc<App>>, caller: Caller) -> Answ
 #[utoipa::path(post, path = "/larder/v1/caches/{id}/cancel", operation_id = "CancelBuild", tag = "larder",
     params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Given up", body = One)))]
 pub(super) async fn cancel(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    caller.refuse_replay(&app)?;
     let record = app.parts.service.cancel(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }
@@ -113,6 +125,7 @@ pub(super) async fn cancel(State(app): State<Arc<App>>, caller: Caller) -> Accep
 #[utoipa::path(post, path = "/larder/v1/caches/{id}/refresh", operation_id = "RefreshImageCache", tag = "larder",
     params(("id" = uuid::Uuid, Path)), responses((status = 202, description = "Begun", body = One)))]
 pub(super) async fn refresh(State(app): State<Arc<App>>, caller: Caller) -> Accepted<One> {
+    caller.refuse_replay(&app)?;
     let record = app.parts.service.refresh(&caller.tenant, caller.cache()?).await?;
     Ok((StatusCode::ACCEPTED, Json(record.into())))
 }

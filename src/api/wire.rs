@@ -1,6 +1,7 @@
 //! The bodies of requests and answers: the vendor's types here, what goes beyond them in [`beyond`].
 
 pub mod beyond;
+mod json;
 pub mod order;
 
 use chrono::{DateTime, Utc};
@@ -64,9 +65,9 @@ pub struct Many {
     pub image_caches: Vec<ImageCache>,
 }
 
-impl From<Record> for ImageCache {
-    fn from(record: Record) -> Self {
-        let spec = record.spec;
+impl From<&Record> for ImageCache {
+    fn from(record: &Record) -> Self {
+        let spec = &record.spec;
         ImageCache {
             name: spec.name.to_string(),
             id: record.id.to_string(),
@@ -74,10 +75,19 @@ impl From<Record> for ImageCache {
             images: spec.images.iter().map(|image| image.given().to_owned()).collect(),
             image_cache_size: spec.size_gib,
             retention_days: spec.retention_days,
-            building_config: BuildingConfig { cluster: spec.cluster, image_pull_secrets: spec.pull_secrets },
+            building_config: BuildingConfig {
+                cluster: spec.cluster.clone(),
+                image_pull_secrets: spec.pull_secrets.clone(),
+            },
             status: record.status,
-            message: record.message,
+            message: record.message.clone(),
         }
+    }
+}
+
+impl From<Record> for ImageCache {
+    fn from(record: Record) -> Self {
+        ImageCache::from(&record)
     }
 }
 

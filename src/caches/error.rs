@@ -81,6 +81,9 @@ pub enum Error {
     /// The images cannot be resolved.
     #[error("{}", .0.first().map_or("the images cannot be resolved", |first| first.message.as_str()))]
     Plan(Vec<Failure>),
+    /// A signed request was sent again.
+    #[error("this signed request was used before, or signed before the daemon started: sign it again")]
+    Replayed,
     /// The daemon is on its way out.
     #[error("the daemon is stopping: try again in a moment")]
     Stopping,
@@ -106,6 +109,7 @@ impl Error {
             Error::Plan(failures) => {
                 Class::decisive(failures.iter().map(|failure| failure.class)).unwrap_or(Class::Internal)
             }
+            Error::Replayed => Class::Denied,
             Error::Stopping => Class::Transient,
             Error::Store(e) => e.class(),
         }

@@ -23,14 +23,17 @@ pub struct Found {
     pub sealed_at: DateTime<Utc>,
 }
 
-/// The best of `records`; none where no Available cache holds any of the images.
-pub fn best(records: impl IntoIterator<Item = Record>, images: &[ImageReference]) -> Option<Found> {
+/// The best of `records`; `None` if no Available cache holds any of the images.
+pub fn best<'a>(records: impl IntoIterator<Item = &'a Record>, images: &[ImageReference]) -> Option<Found> {
     let found = records.into_iter().filter_map(|record| {
         let content = record.content.as_ref().filter(|_| record.status == Status::Available)?;
         let score = matching::score(&items(content), images)?;
-        Some(Found { score, digest: content.digest.clone(), sealed_at: content.sealed_at, record })
+        Some((score, content, record))
     });
-    found.max_by_key(|found| (found.score.rank(found.sealed_at), Reverse(found.record.id)))
+    let (score, content, record) =
+        found.max_by_key(|(score, content, record)| (score.rank(content.sealed_at), Reverse(record.id)))?;
+    let (digest, sealed_at) = (content.digest.clone(), content.sealed_at);
+    Some(Found { record: record.clone(), score, digest, sealed_at })
 }
 
 fn items(content: &Content) -> Vec<Item<'_>> {
@@ -105,23 +108,23 @@ mod tests {
         let old = record(&[("a:1", 5), ("c:1", 900)], 2);
         let new = record(&[("a:1", 5)], 3);
         let all = [two.clone(), large.clone(), old, new.clone()];
-        let best_for = |images: &[&str]| best(all.clone(), &references(images));
+        let best_for = |images: &[&str]| best(&all, &references(images));
         assert_eq!(best_for(&["a:1", "b:1"]).unwrap().record.id, two.id);
         assert_eq!(best_for(&["a:1"]).unwrap().record.id, large.id);
         assert_eq!(best_for(&["a:1", "docker.io/library/a:1"]).unwrap().score.images, 1);
         assert_eq!(best_for(&["a:1", "d:1"]).unwrap().score.missing, references(&["d:1"]));
-        assert_eq!(best([all[2].clone(), new.clone()], &references(&["a:1"])).unwrap().record.id, new.id);
+        assert_eq!(best([&all[2], &new], &references(&["a:1"])).unwrap().record.id, new.id);
         assert_eq!(best_for(&["d:1"]), None);
         let (mut first, mut second) = (new.clone(), new.clone());
         (first.id, second.id) = (first.id.min(two.id), first.id.max(two.id));
         let tied = [second.clone(), first.clone(), second];
         assert_eq!(
-            best(tied, &references(&["a:1"])).unwrap().record.id,
+            best(&tied, &references(&["a:1"])).unwrap().record.id,
             first.id,
             "the smaller ID of two alike"
         );
         let mut failed = new;
         failed.status = Status::Unavailable;
-        assert_eq!(best([failed], &references(&["a:1"])), None);
+        assert_eq!(best([&failed], &references(&["a:1"])), None);
     }
 }

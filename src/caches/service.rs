@@ -37,6 +37,7 @@ use super::queue::Queue;
 use super::record::{OrderedBy, Record, Work};
 use super::runner::Runner;
 use super::store::{Created, IdempotencyKey, Store, StoreError, Stored};
+use super::turns::{Kind, Turn, Turns};
 use super::volumes::{StateError, Volumes};
 use crate::config::Config;
 use crate::config::cluster;
@@ -89,12 +90,12 @@ struct Inner {
     wake: Arc<Notify>,
     sweep: Notify,
     live: Mutex<HashMap<CacheId, Live>>,
-    /// GiB that are kept for caches whose archives are being sent.
-    promised: Mutex<HashMap<CacheId, u64>>,
+    /// GiB that are kept for caches whose archives are being sent, and for which tenant.
+    promised: Mutex<HashMap<CacheId, (TenantName, u64)>>,
     hub: Hub,
     /// Held while room for a volume, and a place in the queue, are looked for and taken, and while a build is given up:
     /// whoever orders the next one meanwhile must not lose it.
-    admission: tokio::sync::Mutex<()>,
+    admission: Turns,
     stop: CancellationToken,
     tasks: TaskTracker,
     /// Whether this is the daemon that builds, expires and sweeps.
@@ -168,7 +169,7 @@ impl Service {
             live: Mutex::default(),
             promised: Mutex::default(),
             hub: Hub::default(),
-            admission: tokio::sync::Mutex::default(),
+            admission: Turns::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             leading: AtomicBool::new(false),
@@ -224,7 +225,27 @@ impl Service {
         key: Option<IdempotencyKey>,
     ) -> Result<Record, Error> {
         let (service, tenant) = (self.clone(), tenant.clone());
-        self.to_its_end(async move { service.create_now(&tenant, spec, key).await }).await
+        self.to_its_end(async move { service.create_now(&tenant, spec, key, None).await }).await
+    }
+
+    /// Answers a create that may have been carried out before: as [`create`](Service::create), but with [`Error::Replayed`]
+    /// where that would order an image cache.
+    pub async fn create_again(
+        &self,
+        tenant: &TenantName,
+        spec: Spec,
+        key: Option<IdempotencyKey>,
+    ) -> Result<Record, Error> {
+        let (service, owner, order) = (self.clone(), tenant.clone(), spec.clone());
+        let replayed = Some(Error::Replayed);
+        let answer =
+            self.to_its_end(async move { service.create_now(&owner, order, key, replayed).await }).await;
+        if matches!(answer, Err(Error::Replayed)) {
+            // A client that sends a refused order twice within a second signs both alike.
+            self.check_queue()?;
+            self.would_admit(tenant, &spec).await?;
+        }
+        answer
     }
 
     async fn create_now(
@@ -232,12 +253,13 @@ impl Service {
         tenant: &TenantName,
         spec: Spec,
         key: Option<IdempotencyKey>,
+        refusal: Option<Error>,
     ) -> Result<Record, Error> {
         self.check(&spec)?;
-        let _one_at_a_time = self.0.admission.lock().await;
+        let _one_at_a_time = self.one_at_a_time(tenant).await;
         // The identity is a proposal: the store may know a better one.
         let record = Record::new(CacheId::random(), tenant.clone(), spec, self.now());
-        match self.place(record, key).await? {
+        match self.place(record, key, refusal).await? {
             Created::New(Stored { record, .. }) => {
                 let images = &record.spec.images;
                 tracing::info!(tenant = %tenant, cache = %record.id, name = %record.spec.name, ?images, "ordered");
@@ -248,24 +270,36 @@ impl Service {
         }
     }
 
-    /// Writes a new record, if there is room for it. Who asks holds [`Inner::admission`].
-    async fn place(&self, record: Record, key: Option<IdempotencyKey>) -> Result<Created, Error> {
-        let full = self.check_queue();
-        let mut admission = self.admission()?;
-        if full.is_err() {
-            // While the queue is full there is room for nothing new, and a create that is repeated still gets its answer.
+    /// Writes a new record, if there is room for it and no `refusal`. The caller holds [`Inner::admission`].
+    async fn place(
+        &self,
+        record: Record,
+        key: Option<IdempotencyKey>,
+        refusal: Option<Error>,
+    ) -> Result<Created, Error> {
+        let refusal = refusal.or_else(|| self.check_queue().err());
+        let mut admission = self.admission(Some(&record.tenant))?;
+        if refusal.is_some() {
+            // Nothing new is written, but a repeated create still gets its answer.
             admission.max_per_tenant = 0;
         }
-        match (self.0.store.create(record, admission, key).await, full) {
-            (Err(StoreError::Quota { .. }), Err(full)) => Err(full),
+        match (self.0.store.create(record, admission, key).await, refusal) {
+            (Err(StoreError::Quota { .. }), Some(refusal)) => Err(refusal),
             (created, _) => Ok(created?),
         }
     }
 
     /// The caches of a tenant, oldest first; with a name, the one of that name.
     pub async fn list(&self, tenant: &TenantName, name: Option<&str>) -> Result<Vec<Record>, Error> {
-        let records = self.0.store.list(Some(tenant.clone())).await?.into_iter().map(|stored| stored.record);
-        Ok(records.filter(|record| name.is_none_or(|name| record.spec.name.as_str() == name)).collect())
+        let records = self.records_of(tenant).await?;
+        let records = records.iter().map(|stored| &stored.record);
+        let named = |record: &&Record| name.is_none_or(|name| record.spec.name.as_str() == name);
+        Ok(records.filter(named).cloned().collect())
+    }
+
+    /// All caches of a tenant, oldest first, shared with others that list them.
+    pub async fn records_of(&self, tenant: &TenantName) -> Result<Arc<[Stored]>, Error> {
+        Ok(self.0.store.list_of(tenant.clone()).await?)
     }
 
     /// One cache.
@@ -304,7 +338,7 @@ impl Service {
     }
 
     async fn cancel_now(&self, tenant: &TenantName, id: CacheId) -> Result<Record, Error> {
-        let _one_at_a_time = self.0.admission.lock().await;
+        let _one_at_a_time = self.one_at_a_time(tenant).await;
         self.stored(tenant, id).await?;
         let now = self.now();
         let mut given_up = false;
@@ -336,7 +370,7 @@ impl Service {
         if !self.ready() {
             return Err(Error::Stopping);
         }
-        let _one_at_a_time = self.0.admission.lock().await;
+        let _one_at_a_time = self.one_at_a_time(tenant).await;
         let before = self.get(tenant, id).await?;
         if before.import.is_some() {
             return Err(Error::Imported(id));
@@ -393,7 +427,8 @@ impl Service {
 
     /// The cache that serves a workload best.
     pub async fn find(&self, tenant: &TenantName, images: &[ImageReference]) -> Result<Option<Found>, Error> {
-        Ok(matching::best(self.list(tenant, None).await?, images))
+        let records = self.records_of(tenant).await?;
+        Ok(matching::best(records.iter().map(|stored| &stored.record), images))
     }
 
     /// Says what a create would fetch and whether it fits; nothing is kept. What a create would be refused for now is told
@@ -482,8 +517,7 @@ impl Service {
 
     /// A record of the tenant. Those of others are not there.
     async fn stored(&self, tenant: &TenantName, id: CacheId) -> Result<Stored, Error> {
-        let stored = self.0.store.get(id).await?;
-        stored.filter(|stored| stored.record.tenant == *tenant).ok_or(Error::NotFound(id))
+        self.0.store.get_of(tenant.clone(), id).await?.ok_or(Error::NotFound(id))
     }
 
     /// Changes a record, however often somebody else is faster. `edit` says whether there is anything to change. Gives the
@@ -509,6 +543,11 @@ impl Service {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Waits for the tenant's turn to look for room and take it ([`Inner::admission`]).
+    async fn one_at_a_time(&self, tenant: &TenantName) -> Turn {
+        self.0.admission.take(Kind::Write, Some(tenant.clone())).await
     }
 
     fn enqueue(&self, tenant: &TenantName, id: CacheId) {
@@ -539,12 +578,12 @@ impl Service {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn promised(&self) -> MutexGuard<'_, HashMap<CacheId, u64>> {
+    fn promised(&self) -> MutexGuard<'_, HashMap<CacheId, (TenantName, u64)>> {
         self.0.promised.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn promised_gib(&self) -> u64 {
-        self.promised().values().sum()
+        self.promised().values().map(|(_, gib)| gib).sum()
     }
 }
 

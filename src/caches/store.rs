@@ -6,6 +6,7 @@ pub mod sqlite;
 pub mod suite;
 
 use std::fmt;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
@@ -33,8 +34,38 @@ pub struct Stored {
 pub struct Admission {
     /// Most records of the tenant.
     pub max_per_tenant: usize,
+    /// GiB that the records of the tenant may reserve together ([`Record::reserved_gib`]).
+    pub tenant_space: TenantSpace,
     /// GiB that all records of this host may reserve together ([`Record::reserved_gib`]).
     pub capacity_gib: u64,
+}
+
+/// The space of one tenant.
+#[derive(Clone, Copy, Debug)]
+pub struct TenantSpace {
+    /// GiB that the tenant may use; `None` is no limit.
+    pub max_gib: Option<u64>,
+    /// GiB that are kept for archives that the tenant is sending and that no record has reserved.
+    pub promised_gib: u64,
+}
+
+impl TenantSpace {
+    /// No limit.
+    pub const UNLIMITED: TenantSpace = TenantSpace { max_gib: None, promised_gib: 0 };
+
+    /// Checks whether the tenant may use `need_gib` beside the `reserved_gib` of its records.
+    ///
+    /// # Errors
+    /// [`StoreError::TenantFull`].
+    pub fn check(self, need_gib: u64, reserved_gib: u64) -> Result<(), StoreError> {
+        let used_gib = reserved_gib.saturating_add(self.promised_gib);
+        match self.max_gib {
+            Some(max_gib) if used_gib.saturating_add(need_gib) > max_gib => {
+                Err(StoreError::TenantFull { need_gib, used_gib, max_gib })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a caller names a create by, so that a repeated one gets the first answer.
@@ -60,8 +91,8 @@ pub enum Created {
 pub trait Store: fmt::Debug + Send + Sync {
     /// Writes a new record, if its name is free, the tenant's quota allows and the host has room. The identity that it comes
     /// with is a proposal: the record that is answered has the one that it has from then on. The key, if there is one,
-    /// is kept with the answer in the same step, and asked first. Where several things forbid it, the name is told before
-    /// the quota and the quota before the capacity. A refused create leaves no key.
+    /// is kept with the answer in the same step, and asked first. Of several reasons to refuse, the first of these is
+    /// reported: name, number of records, space of the tenant, capacity of the host. A refused create leaves no key.
     fn create(
         &self,
         record: Record,
@@ -74,6 +105,16 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// The records of one tenant, or of all, oldest first; those of one moment by ID.
     fn list(&self, tenant: Option<TenantName>) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
+
+    /// One record of this tenant; `None` for one of another.
+    fn get_of(&self, tenant: TenantName, id: CacheId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>> {
+        Box::pin(async move { Ok(self.get(id).await?.filter(|stored| stored.record.tenant == tenant)) })
+    }
+
+    /// The records of one tenant as [`list`](Store::list) returns them, shared with other readers where the store can.
+    fn list_of(&self, tenant: TenantName) -> BoxFuture<'_, Result<Arc<[Stored]>, StoreError>> {
+        Box::pin(async move { Ok(self.list(Some(tenant)).await?.into()) })
+    }
 
     /// Writes a record if its version is still the one that was read; gives the new version. Identity, tenant and name of a
     /// record never change. What the host has room for is not asked again: who lets a record reserve more asks first.
@@ -105,6 +146,18 @@ pub enum StoreError {
         have: usize,
         /// Most that are allowed.
         max: usize,
+    },
+    /// The tenant has as much space as it may.
+    #[error(
+        "it needs {need_gib} GiB, and this tenant uses {used_gib} GiB of the {max_gib} GiB that it may use: delete an image cache, or ask for a higher quota"
+    )]
+    TenantFull {
+        /// What the record asks for.
+        need_gib: u64,
+        /// What the records of the tenant reserve, and what is kept for its archives.
+        used_gib: u64,
+        /// Maximum that is allowed.
+        max_gib: u64,
     },
     /// The disk of the host is spoken for.
     #[error("it needs {need_gib} GiB and {free_gib} GiB of {capacity_gib} GiB are free on this host")]
@@ -168,7 +221,9 @@ impl StoreError {
     pub fn class(&self) -> Class {
         match self {
             StoreError::NameTaken(_) | StoreError::Changed(_) | StoreError::Foreign { .. } => Class::Conflict,
-            StoreError::Quota { .. } | StoreError::NoNamespace(_) => Class::Denied,
+            StoreError::Quota { .. } | StoreError::TenantFull { .. } | StoreError::NoNamespace(_) => {
+                Class::Denied
+            }
             StoreError::Full { .. } => Class::NoSpace,
             StoreError::KeyReused => Class::Invalid,
             StoreError::Gone(_) => Class::NotFound,

@@ -24,8 +24,12 @@ pub struct Api {
     /// Its key, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
-    /// Most connections at once, all listeners together.
+    /// Maximum connections at once. An eighth of them is the Unix socket's, TCP has the rest.
     pub max_connections: usize,
+    /// Maximum TCP connections of one IPv4 address or one IPv6 network (/64). A proxy is one address.
+    pub max_connections_per_address: usize,
+    /// Maximum TCP connections older than 1 s over which no request had a valid credential.
+    pub max_unauthenticated_connections: usize,
     /// Most seconds until the head of a request is there, and until a TLS handshake is done.
     pub header_timeout_seconds: u64,
     /// Most seconds until the body of a request is there; of an archive that is imported, until more of it is.
@@ -46,6 +50,8 @@ impl Default for Api {
             tls_certificate: None,
             tls_key: None,
             max_connections: 256,
+            max_connections_per_address: 128,
+            max_unauthenticated_connections: 32,
             header_timeout_seconds: 10,
             body_timeout_seconds: 30,
             requests_per_second: 50,
@@ -57,6 +63,10 @@ impl Default for Api {
 impl Api {
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
         within(faults, "api.max_connections", self.max_connections, 1..=65_536);
+        let addresses = self.max_connections_per_address;
+        within(faults, "api.max_connections_per_address", addresses, 1..=65_536);
+        let strangers = self.max_unauthenticated_connections;
+        within(faults, "api.max_unauthenticated_connections", strangers, 1..=65_536);
         within(faults, "api.header_timeout_seconds", self.header_timeout_seconds, 1..=300);
         within(faults, "api.body_timeout_seconds", self.body_timeout_seconds, 1..=300);
         within(faults, "api.requests_per_second", self.requests_per_second, 1..=100_000);

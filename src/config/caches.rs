@@ -30,6 +30,8 @@ pub struct Caches {
     pub shrink: bool,
     /// Most image caches of one tenant; every record counts until it is gone.
     pub max_per_tenant: usize,
+    /// Maximum GiB that the image caches of one tenant may reserve together; 0 is no limit but `capacity`.
+    pub max_gib_per_tenant: u64,
     /// What all caches may occupy together; 0 is the size of the file system that holds the state directory.
     pub capacity: ByteSize,
     /// Builders at once. Where there are several tenants, one of them never has the last.
@@ -64,6 +66,7 @@ impl Default for Caches {
             sparse: false,
             shrink: false,
             max_per_tenant: 50,
+            max_gib_per_tenant: 0,
             capacity: ByteSize(0),
             max_concurrent_builds: 4,
             queue_length: 1000,

@@ -224,10 +224,11 @@ impl KubeStore {
         if own.len() >= admission.max_per_tenant {
             return Err(StoreError::Quota { have: own.len(), max: admission.max_per_tenant });
         }
+        let need_gib = record.reserved_gib();
+        admission.tenant_space.check(need_gib, self.reserved_by(&own)?)?;
         let capacity_gib = admission.capacity_gib;
         if capacity_gib < UNLIMITED {
             let free_gib = capacity_gib.saturating_sub(self.reserved_gib().await?);
-            let need_gib = record.reserved_gib();
             if need_gib > free_gib {
                 return Err(StoreError::Full { need_gib, free_gib, capacity_gib });
             }
@@ -249,8 +250,13 @@ impl KubeStore {
 
     /// GiB that all records reserve, those that nobody has looked at yet included.
     async fn reserved_gib(&self) -> Result<u64, StoreError> {
+        self.reserved_by(&self.objects(None).await?)
+    }
+
+    /// GiB that the records of `objects` reserve.
+    fn reserved_by(&self, objects: &[ImageCache]) -> Result<u64, StoreError> {
         let mut reserved = 0;
-        for object in &self.objects(None).await? {
+        for object in objects {
             reserved += match self.read(object)? {
                 Some(stored) => stored.record.reserved_gib(),
                 None if object.status.is_none() => u64::from(object.spec.image_cache_size),
@@ -458,12 +464,14 @@ impl KubeStore {
         record.ordered_by = OrderedBy::Cluster;
         let own = self.objects(Some(namespace_of)).await?;
         let have = own.iter().filter(|other| other.status.is_some()).count();
-        let mut refused = None;
+        let need_gib = record.reserved_gib();
+        // The objects of the tenant and of the cluster count this one already.
+        let others = self.reserved_by(&own)?.saturating_sub(need_gib);
+        let mut refused = admission.tenant_space.check(need_gib, others).err();
         if have >= admission.max_per_tenant {
             refused = Some(StoreError::Quota { have, max: admission.max_per_tenant });
-        } else if admission.capacity_gib < UNLIMITED {
-            let (need_gib, capacity_gib) = (record.reserved_gib(), admission.capacity_gib);
-            // It is counted already.
+        } else if refused.is_none() && admission.capacity_gib < UNLIMITED {
+            let capacity_gib = admission.capacity_gib;
             let others = self.reserved_gib().await?.saturating_sub(need_gib);
             let free_gib = capacity_gib.saturating_sub(others);
             refused = (need_gib > free_gib).then_some(StoreError::Full { need_gib, free_gib, capacity_gib });

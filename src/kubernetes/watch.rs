@@ -161,7 +161,9 @@ impl Watch {
         if object.status.is_none() && !deleted {
             if leads {
                 let namespace = object.namespace().unwrap_or_default();
-                let (admission, now) = (self.service.admission()?, self.clock.now());
+                // A namespace that no tenant can have is refused further on.
+                let tenant = namespace.parse().ok();
+                let (admission, now) = (self.service.admission(tenant.as_ref())?, self.clock.now());
                 self.store.adopt(&namespace, &object.name_any(), admission, now).await?;
             }
             return Ok(true);

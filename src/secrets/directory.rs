@@ -2,13 +2,13 @@
 //!
 //! Only the secrets that the job names are read. Symlinks inside (`..data`) are the operator's and are followed.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use super::dockerconfig::{MAX_BYTES, parse_dockercfg, parse_dockerconfigjson};
 use super::keyring::{Entries, Keyring};
 use crate::model::pull_secret::PullSecretName;
+use crate::sys::private;
 
 /// Reads the named secrets in their order.
 ///
@@ -33,10 +33,15 @@ fn read_secret(dir: &Path) -> Option<Entries> {
     parse_dockercfg(&bytes).ok()
 }
 
-/// Reads at most one byte more than [`MAX_BYTES`], which the parser then refuses.
+/// Reads at most one byte more than [`MAX_BYTES`], which the parser then refuses. Warns of a file that others can read: it is
+/// used all the same, because that is the default mode of a Secret that Kubernetes mounts.
 pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    let (file, exposed) = private::open(path)?;
+    if let Some(exposed) = exposed {
+        tracing::warn!(path = %path.display(), "a pull secret is not private: {exposed}");
+    }
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -1,6 +1,6 @@
 //! Files and directories that only their owner can open.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -29,15 +29,9 @@ pub enum ReadError {
 /// As ssh does it: of one's own file the group may do nothing. With another's (a Secret that Kubernetes gives to the group of a
 /// pod, a key that root gives to the group of a daemon) the group may read. Nobody else may do anything.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
-    // A pipe without a writer does not keep us.
-    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
-    let facts = file.metadata()?;
-    if !facts.is_file() {
-        return Err(ReadError::Io(io::Error::new(io::ErrorKind::InvalidInput, "no regular file")));
-    }
-    let (mode, own) = (facts.mode() & 0o7777, facts.uid() == process::ids().0);
-    if mode & if own { 0o077 } else { 0o037 } != 0 {
-        return Err(ReadError::Open { mode });
+    let (file, exposed) = open(path)?;
+    if let Some(exposed) = exposed {
+        return Err(exposed);
     }
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
@@ -45,6 +39,22 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
         return Err(ReadError::Io(Errno::EFBIG.into()));
     }
     Ok(bytes)
+}
+
+/// Opens the regular file at `path`, following links, and returns the reason for which [`read`] would refuse it.
+///
+/// # Errors
+/// The file system refuses, or it is no regular file.
+pub fn open(path: &Path) -> io::Result<(File, Option<ReadError>)> {
+    // A pipe without a writer does not keep us.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    let facts = file.metadata()?;
+    if !facts.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no regular file"));
+    }
+    let (mode, own) = (facts.mode() & 0o7777, facts.uid() == process::ids().0);
+    let exposed = mode & if own { 0o077 } else { 0o037 } != 0;
+    Ok((file, exposed.then_some(ReadError::Open { mode })))
 }
 
 /// Creates the file at `path`, which must not exist, with mode 0600 from its first instant, durably.
@@ -100,8 +110,10 @@ mod tests {
                 matches!(read(&path, 6), Err(ReadError::Open { mode: found }) if found == mode),
                 "{mode:o}"
             );
+            assert!(matches!(open(&path).unwrap().1, Some(ReadError::Open { mode: found }) if found == mode));
         }
         fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
+        assert!(open(&path).unwrap().1.is_none());
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert_eq!(read(&link, 6).unwrap(), b"secret");

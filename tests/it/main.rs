@@ -20,6 +20,7 @@ mod erofs;
 mod events;
 mod export;
 mod faults;
+mod front_door;
 mod harness;
 mod image;
 mod images;

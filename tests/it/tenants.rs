@@ -124,9 +124,14 @@ fn pull_secrets_of_no_use_are_told_in_the_same_words() {
             answer["image_cache"]["id"].as_str().unwrap().to_owned()
         };
         let mut told = Vec::new();
-        for (name, secret) in
-            [("unknown", "team-a:nothing"), ("forbidden", "team-b:registry"), ("malformed", "no secret")]
-        {
+        let config = json!({"cluster": "here", "image_pull_secrets": ["team-a:registry", "no secret"]});
+        let malformed = json!({"name": "malformed", "images": images, "building_config": config});
+        for path in ["/v5/imagecaches", "/larder/v1/plan"] {
+            let refused = daemon.ask(A, "POST", path, Some(&malformed)).expect(400);
+            let message = refused["errorMessage"].as_str().unwrap();
+            assert!(message.starts_with("building_config.image_pull_secrets[1]: "), "{message}");
+        }
+        for (name, secret) in [("unknown", "team-a:nothing"), ("forbidden", "team-b:registry")] {
             let failed = daemon.settle(A, &order(name, secret), "Failed", LIMIT);
             let message = failed["message"].as_str().unwrap();
             assert!(message.contains(secret) && message.contains(&images[0]), "{message}");

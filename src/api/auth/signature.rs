@@ -1,7 +1,7 @@
 //! Requests signed with an access key: what the header claims, and whether it is true.
 //!
-//! A request that is repeated within [`SKEW`] passes again. That is harmless: a create conflicts on its name, and a deletion
-//! is by an identity that is never given twice.
+//! A request that is repeated within [`SKEW`] verifies again. [`replay`](super::replay) finds repeated requests that would begin
+//! something. A repeated deletion is harmless, because an identity is never given twice.
 
 use std::fmt;
 
@@ -9,6 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 
+use super::Stamp;
 use crate::api::errors::{Code, Problem};
 use crate::api::query::{self, Query};
 use crate::model::credential::Secret;
@@ -102,17 +103,18 @@ impl Claim {
         Ok(Claim { access: access.to_owned(), date, headers: signed, signature, content })
     }
 
-    /// Checks that the request was made just now.
-    pub(in crate::api) fn check_date(&self, now: DateTime<Utc>) -> Result<(), Problem> {
+    /// Checks that the request was made just now, and returns what it is known by.
+    pub(in crate::api) fn check_date(&self, now: DateTime<Utc>) -> Result<Stamp, Problem> {
         let date = NaiveDateTime::parse_from_str(&self.date, DATE_FORM).ok();
         // chrono takes forms that are not the one, a sign before the year among them.
         let date = date.filter(|date| date.format(DATE_FORM).to_string() == self.date);
         let date = date.ok_or_else(|| refuse("X-Sdk-Date: want a time in UTC like 20240101T000000Z"))?;
-        if (now - date.and_utc()).abs() > SKEW {
+        let date = date.and_utc();
+        if (now - date).abs() > SKEW {
             let now = now.format(DATE_FORM);
             return Err(refuse(format!("X-Sdk-Date: more than 15 minutes from the time here, {now}")));
         }
-        Ok(())
+        Ok(Stamp { date, signature: self.signature })
     }
 
     /// Checks the signature over the request and its body. Without a secret, for a key that nobody has, it goes the same way

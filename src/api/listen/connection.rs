@@ -1,15 +1,18 @@
 //! One connection: HTTP/1.1 or HTTP/2, and the clocks that run on it.
 //!
-//! | who | is cut |
+//! | a client that | is disconnected |
 //! |---|---|
 //! | sends no request, or half a head | after `header_timeout_seconds` |
 //! | sends half a body | after `body_timeout_seconds` |
-//! | has answers and asks nothing more | after [`IDLE`] |
+//! | had a valid credential and sends nothing more | after [`IDLE`] |
+//! | had no valid credential and sends nothing more | after [`STRANGER_IDLE`], and between two requests after [`STRANGER_LIFE`] |
 //! | does not read its answers | after [`STALL`] |
+//!
+//! A listener that has too many connections closes some earlier ([`super::places`]).
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -28,13 +31,19 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use super::Peer;
+use super::lines::StrictLines;
+use super::standing::{Open, Standing};
 use crate::config::api::Api;
 
-/// How long a connection that had a request may wait for the next one.
+/// How long a connection that had a request with a valid credential may wait for the next one.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long any other connection that had a request may wait for the next one.
+const STRANGER_IDLE: Duration = Duration::from_secs(5);
+/// Age at which a connection without a valid credential gets no further request.
+const STRANGER_LIFE: Duration = Duration::from_secs(60);
 /// How long a client may leave an answer unread.
 const STALL: Duration = Duration::from_secs(30);
-/// From the asking to go to the cut.
+/// Time between the request to end a connection and the cut.
 const LEAVE: Duration = Duration::from_secs(2);
 /// Most bytes of a head.
 const HEAD: usize = 64 << 10;
@@ -48,12 +57,33 @@ const STREAMS: u32 = 8;
 pub(super) struct Limits {
     pub(super) header: Duration,
     idle: Duration,
+    stranger_idle: Duration,
+    stranger_life: Duration,
     stall: Duration,
 }
 
 impl Limits {
     pub(super) fn of(settings: &Api) -> Self {
-        Limits { header: Duration::from_secs(settings.header_timeout_seconds), idle: IDLE, stall: STALL }
+        Limits {
+            header: Duration::from_secs(settings.header_timeout_seconds),
+            idle: IDLE,
+            stranger_idle: STRANGER_IDLE,
+            stranger_life: STRANGER_LIFE,
+            stall: STALL,
+        }
+    }
+
+    /// When a connection is idle for too long. `None` while a request is under way.
+    fn idle_at(&self, standing: &Standing) -> Option<Instant> {
+        let view = standing.view();
+        if view.open > 0 {
+            return None;
+        }
+        match (view.had_any, view.authenticated) {
+            (false, _) => Some(view.since + self.header),
+            (true, true) => Some(view.since + self.idle),
+            (true, false) => Some((view.since + self.stranger_idle).min(view.opened + self.stranger_life)),
+        }
     }
 }
 
@@ -70,21 +100,21 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Serves one connection to its end.
-    pub(super) async fn serve<I>(self, io: I, peer: Peer)
+    pub(super) async fn serve<I>(self, io: I, peer: Peer, standing: Arc<Standing>)
     where
-        I: AsyncRead + AsyncWrite + Send + 'static,
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let mut io = TimeoutStream::new(io);
+        let mut io = TimeoutStream::new(StrictLines::new(io));
         io.set_write_timeout(Some(self.limits.stall));
         let io = TokioIo::new(Box::pin(io));
-        let activity = Arc::new(Activity::new(self.limits));
         let router = self.router;
         let service = {
-            let activity = Arc::clone(&activity);
+            let standing = Arc::clone(&standing);
             service_fn(move |request: Request<Incoming>| {
-                let open = Open::new(&activity);
+                let open = standing.request();
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(peer.clone());
+                request.extensions_mut().insert(Arc::clone(&standing));
                 let answer = router.clone().oneshot(request);
                 async move {
                     let Ok(response) = answer.await;
@@ -108,9 +138,10 @@ impl Connection {
             .keep_alive_timeout(STALL);
         let serving = builder.serve_connection(io, service);
         tokio::pin!(serving);
-        let mut leaving: Option<Instant> = None;
+        // When the connection is cut, once it was asked to end.
+        let mut cut_at: Option<Instant> = None;
         loop {
-            let until = leaving.map_or_else(|| activity.until(), |since| since + LEAVE);
+            let wake = cut_at.or_else(|| self.limits.idle_at(&standing)).unwrap_or_else(far_off);
             tokio::select! {
                 ended = serving.as_mut() => {
                     if let Err(error) = ended {
@@ -119,19 +150,22 @@ impl Connection {
                     return;
                 }
                 () = self.cut.cancelled() => return,
-                () = self.stop.cancelled(), if leaving.is_none() => {
+                () = standing.closed() => return,
+                () = self.stop.cancelled(), if cut_at.is_none() => {
                     serving.as_mut().graceful_shutdown();
-                    // What is under way has the time until the cut.
-                    leaving = Some(far_off());
+                    // Requests under way have the time until `self.cut`.
+                    cut_at = Some(far_off());
                 }
-                () = tokio::time::sleep_until(until) => match leaving {
-                    Some(_) => return,
-                    None if activity.is_idle() => {
-                        serving.as_mut().graceful_shutdown();
-                        leaving = Some(Instant::now());
+                () = standing.changed() => {}
+                () = tokio::time::sleep_until(wake) => {
+                    if cut_at.is_some() {
+                        return;
                     }
-                    None => {}
-                },
+                    if self.limits.idle_at(&standing).is_some_and(|at| at <= Instant::now()) {
+                        serving.as_mut().graceful_shutdown();
+                        cut_at = Some(Instant::now() + LEAVE);
+                    }
+                }
             }
         }
     }
@@ -140,65 +174,6 @@ impl Connection {
 /// A time that no connection lives to see.
 fn far_off() -> Instant {
     Instant::now() + Duration::from_secs(365 * 86_400)
-}
-
-/// Requests under way on one connection, and since when there is none.
-#[derive(Debug)]
-struct Activity {
-    limits: Limits,
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    open: usize,
-    /// When the last one ended; the start of the connection before the first one.
-    quiet_since: Instant,
-    had_any: bool,
-}
-
-impl Activity {
-    fn new(limits: Limits) -> Self {
-        let state = State { open: 0, quiet_since: Instant::now(), had_any: false };
-        Activity { limits, state: Mutex::new(state) }
-    }
-
-    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
-        f(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// When to look again.
-    fn until(&self) -> Instant {
-        self.with(|state| {
-            let idle = if state.had_any { self.limits.idle } else { self.limits.header };
-            if state.open > 0 { Instant::now() + self.limits.idle } else { state.quiet_since + idle }
-        })
-    }
-
-    fn is_idle(&self) -> bool {
-        let now = Instant::now();
-        let until = self.until();
-        self.with(|state| state.open == 0) && until <= now
-    }
-}
-
-/// A request under way, until its answer is sent or given up.
-struct Open(Arc<Activity>);
-
-impl Open {
-    fn new(activity: &Arc<Activity>) -> Self {
-        activity.with(|state| (state.open, state.had_any) = (state.open + 1, true));
-        Open(Arc::clone(activity))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.with(|state| {
-            state.open -= 1;
-            state.quiet_since = Instant::now();
-        });
-    }
 }
 
 /// The body of an answer, which keeps its request open.

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::tls::Tls;
-use super::{Door, ListenError, Peer};
+use super::{Accepted, Door, ListenError, Peer};
 
 /// Binds the address.
 pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
@@ -16,24 +16,26 @@ pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::from_std(listener).map_err(failed)
 }
 
-/// Serves who comes.
+/// Accepts and serves connections until the daemon stops.
 pub(super) async fn accept(listener: TcpListener, tls: Option<Tls>, door: Door) {
     door.open(
-        |context| listener.poll_accept(context),
-        |(stream, address), connection| {
+        |context| {
+            listener.poll_accept(context).map_ok(|(stream, address)| (stream, Some(Peer::Tcp { address })))
+        },
+        |Accepted { stream, peer, standing }: Accepted<TcpStream>, connection| {
             let tls = tls.clone();
             async move {
-                let peer = Peer::Tcp { address };
                 // Small answers are not to wait for a full packet.
                 let _ = stream.set_nodelay(true);
-                let Some(tls) = tls else { return connection.serve(stream, peer).await };
+                let Some(tls) = tls else { return connection.serve(stream, peer, standing).await };
                 let handshake = tokio::time::timeout(connection.limits.header, tls.accept(stream));
                 let stream = tokio::select! {
                     stream = handshake => stream,
                     () = connection.stop.cancelled() => return,
+                    () = standing.closed() => return,
                 };
                 match stream {
-                    Ok(Ok(stream)) => connection.serve(stream, peer).await,
+                    Ok(Ok(stream)) => connection.serve(stream, peer, standing).await,
                     Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 }

@@ -13,6 +13,10 @@ use tokio_rustls::server::TlsStream;
 
 use super::ListenError;
 use crate::config::api::Api;
+use crate::sys::private;
+
+/// Maximum bytes of the file of a key. One of RSA with 16,384 bits has 13 KiB.
+const MAX_KEY: u64 = 64 << 10;
 
 /// Certificate and key. Clones are handles to the same.
 #[derive(Clone, Debug)]
@@ -52,7 +56,8 @@ fn read(settings: &Api) -> Result<Option<Arc<ServerConfig>>, ListenError> {
     let fault = |path: &Path, reason: String| ListenError::Tls { path: PathBuf::from(path), reason };
     let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(|e| fault(certificate, e.to_string()))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|e| fault(key, e.to_string()))?;
+    let pem = private::read(key, MAX_KEY).map_err(|source| ListenError::Key { path: key.clone(), source })?;
+    let private = PrivateKeyDer::from_pem_slice(&pem).map_err(|e| fault(key, e.to_string()))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

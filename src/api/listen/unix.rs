@@ -8,7 +8,7 @@ use std::path::Path;
 
 use tokio::net::{UnixListener, UnixStream};
 
-use super::{Door, ListenError, Peer};
+use super::{Accepted, Door, ListenError, Peer};
 use crate::sys::process;
 use crate::sys::socket::{self, Place};
 
@@ -33,21 +33,28 @@ pub(super) fn bind(path: &Path, group: &str) -> Result<UnixListener, ListenError
     UnixListener::from_std(listener).map_err(failed("making the socket"))
 }
 
-/// Serves who comes.
+/// Accepts and serves connections until the daemon stops.
 pub(super) async fn accept(listener: UnixListener, group: bool, door: Door) {
     let (own, _) = process::ids();
+    let peer = move |stream: &UnixStream| match stream.peer_cred() {
+        Ok(credentials) => {
+            let uid = credentials.uid();
+            Some(Peer::Unix { uid, admitted: group || uid == 0 || uid == own })
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the kernel does not say which user is at the other end of the socket");
+            None
+        }
+    };
     door.open(
-        |context| listener.poll_accept(context),
-        |(stream, _): (UnixStream, _), connection| async move {
-            let uid = match stream.peer_cred() {
-                Ok(credentials) => credentials.uid(),
-                Err(error) => {
-                    tracing::warn!(%error, "the kernel does not say who is at the other end of the socket");
-                    return;
-                }
-            };
-            let admitted = group || uid == 0 || uid == own;
-            connection.serve(stream, Peer::Unix { uid, admitted }).await;
+        |context| {
+            listener.poll_accept(context).map_ok(|(stream, _)| {
+                let peer = peer(&stream);
+                (stream, peer)
+            })
+        },
+        |Accepted { stream, peer, standing }: Accepted<UnixStream>, connection| {
+            connection.serve(stream, peer, standing)
         },
     )
     .await;

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::body::Body;
-use axum::http::{Request, Response, header};
+use axum::http::{HeaderValue, Request, Response, Version, header};
 use futures_util::future::BoxFuture;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
@@ -90,7 +90,7 @@ const TOKENS: [(&str, &str); 2] = [("team-a", "token-a"), ("team-b", "token-b")]
 async fn host(more: &str) -> Host {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("ak");
-    std::fs::write(&secret, "sk\n").unwrap();
+    crate::sys::private::create(&secret, b"sk\n").unwrap();
     let hash = |text: &str| hex(&Sha256::digest(text));
     let mut text = format!("{more}\n[caches]\ncapacity = \"100GiB\"\nmax_per_tenant = 3\n");
     for (name, token) in TOKENS {
@@ -138,6 +138,9 @@ impl Answered {
 impl Host {
     async fn raw(&self, peer: Peer, mut request: Request<Body>) -> Response<Body> {
         request.extensions_mut().insert(peer);
+        if !request.headers().contains_key("host") {
+            request.headers_mut().insert(header::HOST, HeaderValue::from_static("larder"));
+        }
         self.router.clone().oneshot(request).await.unwrap()
     }
 
@@ -237,6 +240,59 @@ async fn refusals_of_a_create() {
 }
 
 #[tokio::test]
+async fn a_request_names_its_host_once() {
+    let host = host("").await;
+    let status = async |version: Version, hosts: &[&str]| {
+        let mut request = plain("GET", "/healthz");
+        *request.version_mut() = version;
+        for value in hosts {
+            request.headers_mut().append(header::HOST, HeaderValue::from_str(value).unwrap());
+        }
+        request.extensions_mut().insert(stranger());
+        host.router.clone().oneshot(request).await.unwrap().status().as_u16()
+    };
+    for good in ["h", "h:8080", "[::1]:80", ""] {
+        assert_eq!(status(Version::HTTP_11, &[good]).await, 200, "{good}");
+    }
+    for bad in [&[][..], &["h", "h"], &["a b"], &["u@h"], &["h/x"]] {
+        assert_eq!(status(Version::HTTP_11, bad).await, 400, "{bad:?}");
+    }
+    assert_eq!(status(Version::HTTP_10, &[]).await, 200);
+    assert_eq!(status(Version::HTTP_2, &[]).await, 200);
+    host.service.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_has_not_changed_is_not_sent_again() {
+    let host = host("").await;
+    let list = async |uri: &str, known: &str| {
+        let request = Request::get(uri).header("X-Auth-Token", "token-a").header("if-none-match", known);
+        let answer = host.raw(stranger(), request.body(Body::empty()).unwrap()).await;
+        let tag = answer.headers()[header::ETAG].to_str().unwrap().to_owned();
+        assert_eq!(answer.headers()[header::CACHE_CONTROL], "private, no-cache");
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(body.is_empty(), status == 304);
+        (status, tag)
+    };
+    let (status, empty) = list("/v5/imagecaches", "\"x\"").await;
+    assert_eq!(status, 200);
+    for known in [empty.clone(), format!("\"x\", W/{empty}"), "*".to_owned()] {
+        assert_eq!(list("/v5/imagecaches", &known).await, (304, empty.clone()), "{known}");
+    }
+    let id = host.created("token-a", "web").await;
+    let (status, one) = list("/v5/imagecaches", &empty).await;
+    assert!(status == 200 && one != empty);
+    assert_eq!(list("/v5/imagecaches?name=web", &one).await.0, 304, "the same content");
+    assert_eq!(list("/v5/imagecaches?name=other", &one).await, (200, empty.clone()));
+    host.created("token-b", "web").await;
+    assert_eq!(list("/v5/imagecaches", &one).await.0, 304, "another tenant's");
+    host.call("token-a", "DELETE", &format!("/v5/imagecaches/{id}"), None).await;
+    assert_eq!(list("/v5/imagecaches", &one).await.0, 200);
+    host.service.stop().await;
+}
+
+#[tokio::test]
 async fn nothing_of_another_tenant() {
     let host = host("").await;
     let id = host.created("token-a", "web").await;
@@ -318,6 +374,98 @@ async fn a_signed_request_and_its_clock() {
     assert_eq!(wrong.headers[header::WWW_AUTHENTICATE], "SDK-HMAC-SHA256");
     assert_eq!(send("sk", "AK-team-a", &order("tampered").to_string()).await.status, 401);
     assert_eq!(send("sk", "AK-team-a", &body).await.status, 201);
+    host.service.stop().await;
+}
+
+/// A signed request with a date of now. Clones of it are what somebody sends who read it on its way.
+struct SignedRequest {
+    method: &'static str,
+    path: String,
+    body: String,
+    date: String,
+    signature: String,
+}
+
+impl SignedRequest {
+    fn new(host: &Host, method: &'static str, path: &str, body: &str) -> Self {
+        use crate::sys::clock::Clock as _;
+        let date = host.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
+        let headers = [("host".to_owned(), "h:1".to_owned()), ("x-sdk-date".to_owned(), date.clone())];
+        let signed = crate::model::signature::Signable {
+            method,
+            path,
+            query: &[],
+            headers: &headers,
+            body: Sha256::digest(body).into(),
+        };
+        let signature = hex(&signed.sign(&date, &crate::model::credential::Secret::new("sk")));
+        SignedRequest { method, path: path.to_owned(), body: body.to_owned(), date, signature }
+    }
+
+    async fn send(&self, host: &Host, more: &[(&str, &str)]) -> Answered {
+        let claim = format!(
+            "SDK-HMAC-SHA256 Access=AK-team-a, SignedHeaders=host;x-sdk-date, Signature={}",
+            self.signature
+        );
+        let mut request = Request::builder().method(self.method).uri(&self.path).header("host", "h:1");
+        for (name, value) in more.iter().chain(&[("content-type", "application/json")]) {
+            request = request.header(*name, *value);
+        }
+        let request = request.header("x-sdk-date", &self.date).header("authorization", claim);
+        host.send(stranger(), request.body(Body::from(self.body.clone())).unwrap()).await
+    }
+}
+
+#[tokio::test]
+async fn a_signed_create_is_carried_out_once() {
+    let host = host("").await;
+    let create = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("web").to_string());
+    let first = create.send(&host, &[]).await;
+    assert_eq!(first.status, 201, "{}", first.json);
+    let again = create.send(&host, &[]).await;
+    assert_eq!((again.status, again.code()), (409, "CCE.01409001"), "the name is taken, as for any client");
+    let id = first.json["image_cache"]["id"].as_str().unwrap().to_owned();
+    let refresh = SignedRequest::new(&host, "POST", &format!("/larder/v1/caches/{id}/refresh"), "");
+    assert_eq!(refresh.send(&host, &[]).await.status, 409);
+    assert_eq!(refresh.send(&host, &[]).await.status, 401);
+
+    let delete = SignedRequest::new(&host, "DELETE", &format!("/v5/imagecaches/{id}"), "");
+    assert_eq!(delete.send(&host, &[]).await.status, 202);
+    for _ in 0..500 {
+        if host.call("token-a", "GET", &format!("/v5/imagecaches/{id}"), None).await.status == 404 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for more in [&[][..], &[("idempotency-key", "of-an-attacker")]] {
+        let replayed = create.send(&host, more).await;
+        assert_eq!((replayed.status, replayed.code()), (401, "CCE.01401001"), "{}", replayed.json);
+        assert!(replayed.json["errorMessage"].as_str().unwrap().contains("used before"), "{}", replayed.json);
+    }
+    let listed = host.call("token-a", "GET", "/v5/imagecaches", None).await;
+    assert_eq!(listed.json["image_caches"], json!([]));
+    for name in ["one", "two", "three"] {
+        host.created("token-a", name).await;
+    }
+    let refused = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("four").to_string());
+    for _ in 0..2 {
+        let answer = refused.send(&host, &[]).await;
+        assert_eq!((answer.status, answer.code()), (403, "CCE.01403101"), "the reason of a refusal stands");
+    }
+    let listed = host.call("token-a", "GET", "/v5/imagecaches", None).await;
+    let id = listed.json["image_caches"][0]["id"].as_str().unwrap();
+    host.call("token-a", "DELETE", &format!("/v5/imagecaches/{id}"), None).await;
+    for _ in 0..500 {
+        if host.call("token-a", "GET", &format!("/v5/imagecaches/{id}"), None).await.status == 404 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(refused.send(&host, &[]).await.status, 401, "and nothing comes of it later");
+    // Signed anew, it is another request.
+    host.clock.pass(Duration::from_secs(1));
+    let fresh = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("web").to_string());
+    assert_eq!(fresh.send(&host, &[]).await.status, 201);
     host.service.stop().await;
 }
 
@@ -442,6 +590,7 @@ async fn nobody_has_all_plans() {
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..3 {
         let mut request = Request::post("/larder/v1/plan")
+            .header("Host", "h")
             .header("X-Auth-Token", "token-a")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Body::from(order("x").to_string()))

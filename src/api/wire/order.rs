@@ -1,19 +1,20 @@
 //! The body of a create, read field by field, so that a fault names the field, what was given and what is wanted.
 //!
-//! Unknown fields are passed over; of a key that stands twice the last one counts; null is as good as absent where a field
-//! is optional; `20.0` is no integer.
+//! Unknown fields are passed over; a key that stands twice is refused; null is as good as absent where a field is optional;
+//! `20.0` is no integer.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::BuildingConfig;
+use super::{BuildingConfig, json};
 use crate::api::errors::Problem;
 use crate::api::query::Query;
 use crate::model::image_cache::Spec;
 use crate::model::image_cache::spec::{
     MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MIN_SIZE_GIB, SpecError,
 };
+use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 
 /// Longest part of a given value that a message repeats, characters.
@@ -46,7 +47,10 @@ pub struct Order {
 impl Order {
     /// Reads a body.
     pub(in crate::api) fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let json: Value = serde_json::from_slice(body).map_err(|e| {
+        let json = json::parse(body).map_err(|e| {
+            if e.is_data() {
+                return Problem::invalid(format!("body: {e}"));
+            }
             let (line, column) = (e.line(), e.column());
             Problem::invalid(format!("body: not JSON at line {line}, column {column}: want an object"))
         })?;
@@ -108,6 +112,11 @@ impl Order {
             let parsed = image.parse::<ImageReference>();
             parsed.map_err(|e| Problem::invalid(format!("images[{at}]: {e}")))
         });
+        for (at, secret) in self.building_config.image_pull_secrets.iter().enumerate() {
+            secret
+                .parse::<PullSecretName>()
+                .map_err(|e| Problem::invalid(format!("building_config.image_pull_secrets[{at}]: {e}")))?;
+        }
         let spec = Spec {
             name,
             images: images.collect::<Result<_, _>>()?,
@@ -216,11 +225,11 @@ mod tests {
         body["image_cache_size"] = json!(400);
         body["retention_days"] = json!(10_000);
         body["images"] = json!(vec!["nginx"; 20]);
-        body["building_config"]["image_pull_secrets"] = json!(["a:b", "not one", "x"]);
+        body["building_config"]["image_pull_secrets"] = json!(["a:b", "team-a:reg.cred"]);
         body["surprise"] = json!({"deep": [1, 2.5, null]});
         let full = spec(&body).unwrap();
         assert_eq!((full.size_gib, full.retention_days, full.images.len()), (400, 10_000, 20));
-        assert_eq!(full.pull_secrets, ["a:b", "not one", "x"]);
+        assert_eq!(full.pull_secrets, ["a:b", "team-a:reg.cred"]);
         for optional in ["image_cache_size", "retention_days"] {
             body[optional] = Value::Null;
         }
@@ -257,6 +266,15 @@ mod tests {
         }
         for cluster in [json!(null), json!(""), json!(5), json!("c".repeat(513))] {
             fault("building_config.cluster", cluster);
+        }
+        let message = fault("building_config.image_pull_secrets", json!(["a:b", "no secret"]));
+        assert!(message.starts_with("building_config.image_pull_secrets[1]: \"no secret\" is"), "{message}");
+        for text in
+            ["", ":", "a", "a:", ":b", "A:b", "a:b:c", "../../etc:passwd", "a/b:c", "a:*", "*", " a:b"]
+        {
+            assert!(
+                fault("building_config.image_pull_secrets", json!([text])).contains("want namespace:name")
+            );
         }
         for secrets in [json!("a:b"), json!([5]), json!(vec!["a:b"; 65]), json!(["a".repeat(513)])] {
             fault("building_config.image_pull_secrets", secrets);
@@ -308,8 +326,15 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_two_counts() {
-        let body = br#"{"name":"a","name":"b","images":["x"],"building_config":{"cluster":"c"}}"#;
-        assert_eq!(Order::parse(body).unwrap().name, "b");
+    fn a_key_stands_once() {
+        for body in [
+            r#"{"name":"a","name":"b","images":["x"],"building_config":{"cluster":"c"}}"#,
+            r#"{"name":"a","images":["x"],"building_config":{"cluster":"c","cluster":"c"}}"#,
+            r#"{"name":"a","images":["x"],"building_config":{"cluster":"c"},"more":{"a\u001b":1,"a\u001b":1}}"#,
+        ] {
+            let message = Order::parse(body.as_bytes()).unwrap_err().message().to_owned();
+            assert!(message.starts_with("body: key ") && message.contains("stands twice"), "{message}");
+            assert!(!message.contains('\u{1b}'), "{message}");
+        }
     }
 }

@@ -3,18 +3,40 @@
 use super::{RETRY_AFTER, Service};
 use crate::caches::error::Error;
 use crate::caches::record::Record;
-use crate::caches::store::{Admission, StoreError};
+use crate::caches::store::{Admission, StoreError, TenantSpace};
 use crate::model::image_cache::{Spec, TenantName};
 
 impl Service {
-    /// What a new record must leave room for.
-    pub fn admission(&self) -> Result<Admission, StoreError> {
+    /// What a new record of a tenant must leave room for; with `None` there is no limit of a tenant's space.
+    pub fn admission(&self, tenant: Option<&TenantName>) -> Result<Admission, StoreError> {
         let max_per_tenant = self.settings(|settings| settings.caches.max_per_tenant);
         let capacity_gib = self.capacity_gib().map_err(|error| match error {
             Error::Store(error) => error,
             other => StoreError::Failed { doing: "measuring", reason: other.to_string(), full: false },
         })?;
-        Ok(Admission { max_per_tenant, capacity_gib: capacity_gib.saturating_sub(self.promised_gib()) })
+        Ok(Admission {
+            max_per_tenant,
+            tenant_space: tenant.map_or(TenantSpace::UNLIMITED, |tenant| self.tenant_space(tenant)),
+            capacity_gib: capacity_gib.saturating_sub(self.promised_gib()),
+        })
+    }
+
+    /// The space that a tenant may use.
+    fn tenant_space(&self, tenant: &TenantName) -> TenantSpace {
+        let max_gib = self.settings(|settings| settings.caches.max_gib_per_tenant);
+        let promised_gib = self.promised().values().filter(|(of, _)| of == tenant).map(|(_, gib)| gib).sum();
+        TenantSpace { max_gib: (max_gib > 0).then_some(max_gib), promised_gib }
+    }
+
+    /// Checks whether a tenant may use `need_gib` more beside the records that there are.
+    pub(super) fn check_tenant_space<'a>(
+        &self,
+        tenant: &TenantName,
+        need_gib: u64,
+        records: impl Iterator<Item = &'a Record>,
+    ) -> Result<(), StoreError> {
+        let own = records.filter(|record| record.tenant == *tenant);
+        self.tenant_space(tenant).check(need_gib, own.map(Record::reserved_gib).sum())
     }
 
     /// Whether an order can be carried out here at all.
@@ -38,7 +60,9 @@ impl Service {
     /// A refresh holds two volumes until the new one is in its place.
     pub(super) async fn room_to_refresh(&self, record: &Record) -> Result<(), Error> {
         let need_gib = u64::from(record.spec.size_gib);
-        let (free_gib, capacity_gib) = self.free_gib(self.records().await?.values())?;
+        let records = self.records().await?;
+        self.check_tenant_space(&record.tenant, need_gib, records.values())?;
+        let (free_gib, capacity_gib) = self.free_gib(records.values())?;
         if need_gib <= free_gib {
             return Ok(());
         }
@@ -57,6 +81,7 @@ impl Service {
             return Err(StoreError::Quota { have, max }.into());
         }
         let need_gib = u64::from(spec.size_gib);
+        self.check_tenant_space(tenant, need_gib, records.values())?;
         let (free_gib, capacity_gib) = self.free_gib(records.values())?;
         if need_gib > free_gib {
             return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());

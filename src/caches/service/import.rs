@@ -55,8 +55,8 @@ struct Promise {
 }
 
 impl Promise {
-    fn of(service: &Service, id: CacheId, gib: u64) -> Self {
-        service.promised().insert(id, gib);
+    fn of(service: &Service, tenant: &TenantName, id: CacheId, gib: u64) -> Self {
+        service.promised().insert(id, (tenant.clone(), gib));
         Promise { service: service.clone(), id }
     }
 }
@@ -85,17 +85,19 @@ impl Service {
         }
         let archive = Import { bytes: length.unwrap_or(most) };
         let promise = {
-            let _one_at_a_time = self.0.admission.lock().await;
+            let _one_at_a_time = self.one_at_a_time(tenant).await;
             if !may_repeat {
                 self.check_queue()?;
                 self.would_admit(tenant, &spec).await?;
             }
             let need_gib = u64::from(spec.size_gib) + archive.gib();
-            let (free_gib, capacity_gib) = self.free_gib(self.records().await?.values())?;
+            let records = self.records().await?;
+            self.check_tenant_space(tenant, need_gib, records.values())?;
+            let (free_gib, capacity_gib) = self.free_gib(records.values())?;
             if need_gib > free_gib {
                 return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
             }
-            Promise::of(self, CacheId::random(), need_gib)
+            Promise::of(self, tenant, CacheId::random(), need_gib)
         };
         let id = promise.id;
         let begun = blocking(move || {
@@ -126,14 +128,14 @@ impl Service {
         // First the archive, then the record that needs it. Until the promise ends nobody sweeps it.
         blocking(move || spool.keep()).await?;
         let created = {
-            let _one_at_a_time = self.0.admission.lock().await;
+            let _one_at_a_time = self.one_at_a_time(&tenant).await;
             // The record itself asks for the room now.
-            self.promised().insert(id, 0);
+            self.promised().insert(id, (tenant.clone(), 0));
             let now = self.now();
             let mut record = Record::new(id, tenant.clone(), spec, now);
             record.import = Some(Import { bytes });
             record.note(now, format!("an archive of {bytes} bytes was received"));
-            self.place(record, key).await
+            self.place(record, key, None).await
         };
         match created {
             Ok(Created::New(stored)) => {

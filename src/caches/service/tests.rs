@@ -467,6 +467,29 @@ async fn a_refresh_waits_for_the_builder_before_it() {
 }
 
 #[tokio::test]
+async fn a_tenant_has_a_space_of_its_own() {
+    let text = "[caches]\ncapacity = \"900GiB\"\nmax_gib_per_tenant = 60\n";
+    let host = Host::new(text).await;
+    let own = |error: Error, used, need| {
+        let Error::Store(StoreError::TenantFull { need_gib, used_gib, max_gib: 60 }) = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!((need_gib, used_gib), (need, used));
+    };
+    let record = host.available("web").await;
+    let big = || Spec { size_gib: 41, ..spec("big") };
+    own(host.service.create(&team(), big(), None).await.unwrap_err(), 20, 41);
+    own(host.service.plan(&team(), big()).await.unwrap_err(), 20, 41);
+    let other: TenantName = "other".parse().unwrap();
+    host.service.create(&other, big(), None).await.unwrap();
+    host.service.create(&team(), Spec { size_gib: 21, ..spec("big") }, None).await.unwrap();
+    // A refresh holds two volumes for a while.
+    own(host.service.refresh(&team(), record.id).await.unwrap_err(), 41, 20);
+    let begun = host.service.receive(&team(), spec("sent"), Some(1), false).await;
+    own(begun.unwrap_err(), 41, 20);
+}
+
+#[tokio::test]
 async fn a_refresh_needs_room_for_two() {
     let host = Host::new("[caches]\ncapacity = \"59GiB\"\n").await;
     let record = host.available("web").await;

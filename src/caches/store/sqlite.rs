@@ -7,7 +7,8 @@
 //! larder.db-reserve  nothing, of 1 MiB: room for deletions when the disk is full
 //! ```
 //!
-//! One connection writes and reads, and keeps other processes out; callers wait for it in order, without a thread of their own. An answer is given after
+//! One connection writes and reads, and keeps other processes out. Callers wait for their turn ([`turns`](crate::caches::turns)) without a thread of
+//! their own, and a list that nothing changed needs none ([`snapshots`]). An answer is given after
 //! the commit has been flushed (`synchronous=FULL`), so what was answered survives the loss of power as far as the disk
 //! keeps what it was told to flush.
 //!
@@ -21,22 +22,24 @@ mod migrations;
 mod open;
 mod reserve;
 mod rows;
+mod snapshots;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
-use tokio::sync::Mutex;
 
 use self::fault::Fault;
 use self::reserve::Reserve;
+use self::snapshots::Snapshots;
 use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
 use crate::caches::record::Record;
+use crate::caches::turns::{Kind, Turns};
 use crate::model::image_cache::{CacheId, Status, TenantName};
 use crate::sys::clock::guard::Noted;
 
@@ -45,6 +48,9 @@ use crate::sys::clock::guard::Noted;
 pub struct SqliteStore {
     path: PathBuf,
     reserve: Reserve,
+    turns: Turns,
+    snapshots: Snapshots,
+    /// Locked by the one whose turn it is.
     connection: Arc<Mutex<Connection>>,
 }
 
@@ -57,18 +63,35 @@ impl SqliteStore {
         let connection = open::open(path, has_volumes)?;
         let reserve = Reserve::of(path);
         reserve.keep();
-        Ok(SqliteStore { path: path.to_owned(), reserve, connection: Arc::new(Mutex::new(connection)) })
+        Ok(SqliteStore {
+            path: path.to_owned(),
+            reserve,
+            turns: Turns::default(),
+            snapshots: Snapshots::default(),
+            connection: Arc::new(Mutex::new(connection)),
+        })
     }
 
-    /// Runs `work` on the connection, on a thread that may block. It runs to its end even if nobody waits any more.
+    /// Runs `work` on the connection, for a tenant or the daemon itself, on a thread that may block. It runs to its end even if
+    /// nobody waits any more.
     async fn run<T: Send + 'static>(
         &self,
-        doing: &'static str,
+        kind: Kind,
+        tenant: Option<TenantName>,
         work: impl FnOnce(&mut Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let mut connection = Arc::clone(&self.connection).lock_owned().await;
-        let done = tokio::task::spawn_blocking(move || work(&mut connection)).await;
-        match done {
+        let turn = self.turns.take(kind, tenant).await;
+        let connection = Arc::clone(&self.connection);
+        let done = tokio::task::spawn_blocking(move || {
+            // A panic rolls its transaction back.
+            let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = work(&mut connection);
+            drop(connection);
+            drop(turn);
+            done
+        });
+        let doing = if kind == Kind::Write { "writing" } else { "reading" };
+        match done.await {
             Ok(done) => done.map_err(|fault| fault.into_error(&self.path, doing)),
             Err(e) => Err(StoreError::Failed { doing, reason: e.to_string(), full: false }),
         }
@@ -77,18 +100,20 @@ impl SqliteStore {
     /// Runs `work` in a transaction that holds the right to write from its start, so that what it reads stays true.
     async fn write<T: Send + 'static>(
         &self,
+        tenant: Option<TenantName>,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.run("writing", move |connection| transact(connection, work)).await
+        self.run(Kind::Write, tenant, move |connection| transact(connection, work)).await
     }
 
     /// The same for what lets go of something: on a full disk it has the room that is kept for it.
     async fn write_off<T: Send + 'static>(
         &self,
+        tenant: Option<TenantName>,
         work: impl Fn(&Transaction<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {
         let reserve = self.reserve.clone();
-        self.run("writing", move |connection| match transact(connection, &work) {
+        self.run(Kind::Write, tenant, move |connection| match transact(connection, &work) {
             Err(fault) if fault.is_full() && reserve.give() => transact(connection, &work),
             done => done,
         })
@@ -119,7 +144,8 @@ impl Store for SqliteStore {
         admission: Admission,
         key: Option<IdempotencyKey>,
     ) -> BoxFuture<'_, Result<Created, StoreError>> {
-        Box::pin(self.write(move |db| {
+        let snapshots = self.snapshots.clone();
+        Box::pin(self.write(Some(record.tenant.clone()), move |db| {
             if let Some(key) = &key
                 && let Some((request, answer)) = rows::answer(db, &record.tenant, &key.key)?
             {
@@ -129,6 +155,7 @@ impl Store for SqliteStore {
                 };
             }
             admit(db, &record, admission)?;
+            snapshots.forget(&record.tenant);
             let stored = Stored { version: 1, record };
             rows::insert(db, &stored)?;
             if let Some(key) = &key {
@@ -140,42 +167,70 @@ impl Store for SqliteStore {
     }
 
     fn get(&self, id: CacheId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>> {
-        Box::pin(self.run("reading", move |db| rows::get(db, id)))
+        Box::pin(self.run(Kind::Get, None, move |db| rows::get(db, id)))
+    }
+
+    fn get_of(&self, tenant: TenantName, id: CacheId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>> {
+        Box::pin(async move {
+            if let Some(records) = self.snapshots.find(&tenant) {
+                return Ok(records.iter().find(|stored| stored.record.id == id).cloned());
+            }
+            let stored = self.run(Kind::Get, Some(tenant.clone()), move |db| rows::get(db, id)).await?;
+            Ok(stored.filter(|stored| stored.record.tenant == tenant))
+        })
     }
 
     fn list(&self, tenant: Option<TenantName>) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>> {
-        Box::pin(self.run("reading", move |db| {
-            let mut list = rows::list(db, tenant.as_ref())?;
-            list.sort_by_key(|stored| (stored.record.created_at, stored.record.id));
-            Ok(list)
-        }))
+        Box::pin(self.run(Kind::List, tenant.clone(), move |db| sorted(db, tenant.as_ref())))
+    }
+
+    fn list_of(&self, tenant: TenantName) -> BoxFuture<'_, Result<Arc<[Stored]>, StoreError>> {
+        Box::pin(async move {
+            if let Some(records) = self.snapshots.find(&tenant) {
+                return Ok(records);
+            }
+            let snapshots = self.snapshots.clone();
+            self.run(Kind::List, Some(tenant.clone()), move |db| {
+                // Others that waited for the same may have read it.
+                if let Some(records) = snapshots.find(&tenant) {
+                    return Ok(records);
+                }
+                let records = Arc::from(sorted(db, Some(&tenant))?);
+                snapshots.keep(tenant, &records);
+                Ok(records)
+            })
+            .await
+        })
     }
 
     fn replace(&self, stored: Stored) -> BoxFuture<'_, Result<Stored, StoreError>> {
+        let tenant = stored.record.tenant.clone();
+        let snapshots = self.snapshots.clone();
         if stored.record.status == Status::Deleting {
-            return Box::pin(self.write_off(move |db| replace(db, stored.clone())));
+            return Box::pin(self.write_off(Some(tenant), move |db| replace(db, &snapshots, stored.clone())));
         }
-        Box::pin(self.write(move |db| replace(db, stored)))
+        Box::pin(self.write(Some(tenant), move |db| replace(db, &snapshots, stored)))
     }
 
     fn remove(&self, id: CacheId, version: u64) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write_off(move |db| {
-            at_version(db, id, version)?;
+        let snapshots = self.snapshots.clone();
+        Box::pin(self.write_off(None, move |db| {
+            snapshots.forget(&at_version(db, id, version)?.tenant);
             rows::delete(db, id)
         }))
     }
 
     fn forget_keys(&self, time: DateTime<Utc>) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.write(move |db| rows::forget_before(db, time)))
+        Box::pin(self.write(None, move |db| rows::forget_before(db, time)))
     }
 
     fn noted(&self) -> BoxFuture<'_, Result<Option<Noted>, StoreError>> {
-        Box::pin(self.run("reading", |db| rows::noted(db)))
+        Box::pin(self.run(Kind::Get, None, |db| rows::noted(db)))
     }
 
     fn note(&self, noted: Noted) -> BoxFuture<'_, Result<(), StoreError>> {
         let reserve = self.reserve.clone();
-        Box::pin(self.write(move |db| {
+        Box::pin(self.write(None, move |db| {
             // Now and then, so that what was given away is there again once there is room.
             reserve.keep();
             rows::note(db, &noted)
@@ -191,21 +246,30 @@ fn admit(db: &Connection, record: &Record, admission: Admission) -> Result<(), F
     if have >= admission.max_per_tenant {
         return Err(StoreError::Quota { have, max: admission.max_per_tenant }.into());
     }
-    let capacity_gib = admission.capacity_gib;
-    let free_gib = capacity_gib.saturating_sub(rows::reserved_gib(db)?);
     let need_gib = record.reserved_gib();
+    admission.tenant_space.check(need_gib, rows::reserved_gib(db, Some(&record.tenant))?)?;
+    let capacity_gib = admission.capacity_gib;
+    let free_gib = capacity_gib.saturating_sub(rows::reserved_gib(db, None)?);
     if need_gib > free_gib {
         return Err(StoreError::Full { need_gib, free_gib, capacity_gib }.into());
     }
     Ok(())
 }
 
-fn replace(db: &Connection, stored: Stored) -> Result<Stored, Fault> {
+/// The records of a tenant, or all, in the order of [`Store::list`].
+fn sorted(db: &Connection, tenant: Option<&TenantName>) -> Result<Vec<Stored>, Fault> {
+    let mut list = rows::list(db, tenant)?;
+    list.sort_by_key(|stored| (stored.record.created_at, stored.record.id));
+    Ok(list)
+}
+
+fn replace(db: &Connection, snapshots: &Snapshots, stored: Stored) -> Result<Stored, Fault> {
     let present = at_version(db, stored.record.id, stored.version)?;
     if present.tenant != stored.record.tenant || present.spec.name != stored.record.spec.name {
         let reason = "tenant and name of a record never change".to_owned();
         return Err(StoreError::Failed { doing: "writing", reason, full: false }.into());
     }
+    snapshots.forget(&stored.record.tenant);
     let stored = Stored { version: stored.version + 1, record: stored.record };
     rows::update(db, &stored)?;
     Ok(stored)

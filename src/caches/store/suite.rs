@@ -8,16 +8,19 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
+use super::{
+    Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored, TenantSpace,
+};
 use crate::caches::record::Record;
-use crate::model::image_cache::{CacheId, Spec, Status};
+use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
 use crate::sys::clock::guard::Noted;
 
 /// Gives a store in which nothing is.
 pub type Fresh<'a> = &'a (dyn Fn() -> Arc<dyn Store> + Sync);
 
 /// Room for everything.
-pub const ROOM: Admission = Admission { max_per_tenant: 10_000, capacity_gib: 1_000_000 };
+pub const ROOM: Admission =
+    Admission { max_per_tenant: 10_000, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 1_000_000 };
 
 /// A record of 20 GiB, ordered `second` seconds after the start of time.
 pub fn record(tenant: &str, name: &str, second: i64) -> Record {
@@ -61,6 +64,7 @@ pub async fn all(fresh: Fresh<'_>) {
     names(&*fresh()).await;
     order_of_refusals(&*fresh()).await;
     reservations(&*fresh()).await;
+    shared_lists_are_fresh(&*fresh()).await;
     keys(&*fresh()).await;
     keys_are_bounded(&*fresh()).await;
     time(&*fresh()).await;
@@ -143,19 +147,64 @@ pub async fn names(store: &dyn Store) {
     create(store, record("a", "web", 1)).await;
 }
 
-/// Of several refusals: the name, then the quota, then the capacity.
+/// Of several refusals: the name, the number of records, the space of the tenant, the capacity.
 pub async fn order_of_refusals(store: &dyn Store) {
     create(store, record("a", "web", 0)).await;
-    let none = Admission { max_per_tenant: 1, capacity_gib: 20 };
+    let none = Admission { max_per_tenant: 1, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 20 };
     let taken = store.create(record("a", "web", 0), none, None).await;
     assert!(matches!(taken, Err(StoreError::NameTaken(_))));
     let many = store.create(record("a", "web-2", 0), none, None).await;
     assert!(matches!(many, Err(StoreError::Quota { have: 1, max: 1 })));
+    let tenant_space = TenantSpace { max_gib: Some(50), promised_gib: 11 };
+    let little = Admission { max_per_tenant: 2, tenant_space, capacity_gib: 20 };
+    let large = store.create(record("a", "web-2", 0), little, None).await;
+    let Err(full @ StoreError::TenantFull { need_gib: 20, used_gib: 31, max_gib: 50 }) = large else {
+        panic!("{large:?}")
+    };
+    let message = full.to_string();
+    assert!(message.starts_with("it needs 20 GiB, and this tenant uses 31 GiB of the 50 GiB"), "{message}");
     let large = store.create(record("b", "web", 0), none, None).await;
     let Err(StoreError::Full { need_gib: 20, free_gib: 0, capacity_gib: 20 }) = large else {
         panic!("{large:?}")
     };
     assert_eq!(store.list(None).await.unwrap().len(), 1);
+}
+
+/// What is shared between readers is as fresh as what is read: after each write, by whichever way.
+pub async fn shared_lists_are_fresh(store: &dyn Store) {
+    let [a, b] = ["a", "b"].map(|name| name.parse::<TenantName>().unwrap());
+    let check = async |wanted: usize| {
+        for tenant in [&a, &b] {
+            let listed = store.list(Some(tenant.clone())).await.unwrap();
+            for _ in 0..2 {
+                assert_eq!(store.list_of(tenant.clone()).await.unwrap()[..], listed[..]);
+            }
+            for stored in &listed {
+                let id = stored.record.id;
+                assert_eq!(store.get_of(tenant.clone(), id).await.unwrap().as_ref(), Some(stored));
+                let other = if tenant == &a { &b } else { &a };
+                assert_eq!(store.get_of(other.clone(), id).await.unwrap(), None, "another's");
+            }
+        }
+        assert_eq!(store.list_of(a.clone()).await.unwrap().len(), wanted);
+        assert_eq!(store.get_of(a.clone(), CacheId::random()).await.unwrap(), None);
+    };
+    check(0).await;
+    let mut first = create(store, record("a", "one", 0)).await;
+    check(1).await;
+    create(store, record("b", "one", 0)).await;
+    let second = create(store, record("a", "two", 1)).await;
+    check(2).await;
+    first.record.turn(Status::Deleting, at(2), "deletion was asked for");
+    let first = store.replace(first).await.unwrap();
+    check(2).await;
+    let mut changed = second.clone();
+    changed.record.turn(Status::Failed, at(2), "no such image");
+    store.replace(changed).await.unwrap();
+    assert!(matches!(store.replace(second).await, Err(StoreError::Changed(_))));
+    check(2).await;
+    store.remove(first.record.id, first.version).await.unwrap();
+    check(1).await;
 }
 
 /// What is reserved follows the records.
@@ -169,6 +218,12 @@ pub async fn reservations(store: &dyn Store) {
     failed.record.turn(Status::Failed, at(1), "no such image");
     store.replace(failed).await.unwrap();
     assert!(matches!(third().await, Ok(Created::New(_))));
+    // The failed record reserves nothing, and those of others do not count.
+    let tenant_space = TenantSpace { max_gib: Some(20), promised_gib: 0 };
+    let own = Admission { tenant_space, ..ROOM };
+    assert!(matches!(store.create(record("a", "five", 0), own, None).await, Ok(Created::New(_))));
+    let over = store.create(record("a", "six", 0), own, None).await;
+    assert!(matches!(over, Err(StoreError::TenantFull { need_gib: 20, used_gib: 20, max_gib: 20 })));
     // Less room than is reserved already.
     let little = Admission { capacity_gib: 30, ..ROOM };
     let fourth = store.create(record("d", "four", 0), little, None).await;
@@ -189,7 +244,7 @@ pub async fn keys(store: &dyn Store) {
     assert_eq!(asked(record("a", "web", 103), key("k", 1)).await.unwrap(), before);
     store.remove(changed.record.id, changed.version).await.unwrap();
     // A quota or a disk that is full by now does not matter.
-    let none = Admission { max_per_tenant: 0, capacity_gib: 0 };
+    let none = Admission { max_per_tenant: 0, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 0 };
     assert_eq!(store.create(record("a", "web", 104), none, key("k", 1)).await.unwrap(), before);
     assert_eq!(store.list(None).await.unwrap(), []);
 

@@ -289,7 +289,7 @@ fn choose(ask: &Ask, caches: &[Arc<Cache>], node: &str) -> Result<Wish, String> 
                 .iter()
                 .filter(may)
                 .filter(|cache| cache.content().is_some())
-                .map(|cache| cache.record.clone());
+                .map(|cache| &cache.record);
             let best = matching::best(records, images);
             let chosen = best.and_then(|found| caches.iter().find(|cache| cache.id() == found.record.id));
             chosen.and_then(|cache| cache.wish(node)).ok_or_else(|| {

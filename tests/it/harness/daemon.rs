@@ -1,8 +1,9 @@
 //! `larder serve` on loopback, with a configuration and a state directory of its own.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -64,6 +65,7 @@ impl Tenant {
     fn configured(self, dir: &Path) -> String {
         let secret_file = dir.join(format!("{}.secret", self.0));
         fs::write(&secret_file, self.secret_key()).unwrap();
+        fs::set_permissions(&secret_file, Permissions::from_mode(0o600)).unwrap();
         let token = Digest::sha256(self.token().as_bytes());
         let (name, hash, key) = (self.0, token.hex(), self.access_key());
         format!(

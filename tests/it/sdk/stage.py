@@ -45,7 +45,15 @@ class Sdk:
         body = CreateImageCacheRequestBody(
             name=name, images=images, image_cache_size=size, retention_days=days, building_config=config
         )
-        return self.client.create_image_cache(CreateImageCacheRequest(body=body))
+        request = CreateImageCacheRequest(body=body)
+        try:
+            return self.client.create_image_cache(request)
+        except ServiceResponseException as error:
+            if "used before" not in (error.error_msg or ""):
+                raise
+            # Signatures have the time to the second: the same order in the same second is a replay.
+            time.sleep(1)
+            return self.client.create_image_cache(request)
 
     def list(self, name=None):
         return self.client.list_image_caches(ListImageCachesRequest(name=name)).image_caches

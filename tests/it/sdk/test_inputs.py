@@ -35,7 +35,7 @@ WRONG = (
     + [("retention_days", value) for value in DAYS]
     + [("building_config", value) for value in [ABSENT, None, "c", [], 5, {}]]
     + [("building_config.cluster", value) for value in [ABSENT, None, "", 5, [], "no-such-cluster"]]
-    + [("building_config.image_pull_secrets", value) for value in ["a:b", 5, {}, [5], [None], [["a:b"]]]]
+    + [("building_config.image_pull_secrets", value) for value in ["a:b", 5, {}, [5], [None], [["a:b"]], ["no secret"], ["a:b", "A:b"]]]
 )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -148,6 +149,16 @@ def test_another_algorithm(stage, a):
 
 def test_a_repeated_request_is_harmless(stage, a):
     signed = stage.sign(a, "POST", PATH, stage.order())
-    assert signed.send().status_code == 201
+    created = signed.send()
+    assert created.status_code == 201
     problem(409, signed.send())
     assert len(stage.sdk(a).list()) == 1
+    # After a deletion the name is free, and the signature is still of now.
+    id = created.json()["image_cache"]["id"]
+    stage.sdk(a).settle(id)
+    assert stage.ask(a, "DELETE", f"{PATH}/{id}").status_code == 202
+    deadline = time.monotonic() + 30
+    while stage.sdk(a).list() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "used before" in problem(401, signed.send())
+    assert stage.sdk(a).list() == []

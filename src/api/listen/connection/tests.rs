@@ -37,7 +37,7 @@ impl Server {
             .route("/endless", get(endless));
         let connection = Connection {
             router,
-            limits: Limits { header: SHORT, idle: SHORT, stall: SHORT },
+            limits: limits(SHORT),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
         };
@@ -47,7 +47,7 @@ impl Server {
     fn connect(&self) -> (DuplexStream, JoinHandle<()>) {
         let (client, server) = tokio::io::duplex(16 << 10);
         let peer = Peer::Unix { uid: 0, admitted: true };
-        (client, tokio::spawn(self.connection.clone().serve(server, peer)))
+        (client, tokio::spawn(self.connection.clone().serve(server, peer, Standing::new(true))))
     }
 
     /// Waits as long as it takes until a silent connection is cut: longer than every limit of [`SHORT`].
@@ -55,6 +55,11 @@ impl Server {
         let (_silent, serving) = self.connect();
         soon(serving).await.unwrap();
     }
+}
+
+/// The same limit for all.
+fn limits(all: Duration) -> Limits {
+    Limits { header: all, idle: all, stranger_idle: all, stranger_life: all, stall: all }
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -96,6 +101,32 @@ async fn a_head_that_drips_is_cut() {
 }
 
 #[tokio::test]
+async fn a_bare_line_feed_is_refused() {
+    let server = Server::new();
+    for head in [
+        "GET / HTTP/1.1\nHost: h\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: h\n\r\n",
+        "GET / HTTP/1.1\r\nHost: h\r\n\n",
+        "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\r\n0\r\n\r\n",
+    ] {
+        let (mut client, serving) = server.connect();
+        // The second request of the connection, with the first one's body before it.
+        let first = "GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n\n\n";
+        client.write_all(first.as_bytes()).await.unwrap();
+        until(&mut client, "ok").await;
+        client.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        soon(client.read_to_string(&mut answer)).await.unwrap();
+        let status = answer.split_once("\r\n").map(|(line, _)| line);
+        assert!(
+            matches!(status, Some("HTTP/1.1 400 Bad Request" | "HTTP/1.1 405 Method Not Allowed")),
+            "{head:?}: {answer}"
+        );
+        soon(serving).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_connection_is_kept_for_the_next_request_and_not_for_ever() {
     let server = Server::new();
     let (mut client, serving) = server.connect();
@@ -130,7 +161,7 @@ async fn whoever_does_not_read_is_cut() {
 #[tokio::test]
 async fn a_stop_ends_what_is_idle_and_waits_for_what_is_not() {
     let mut server = Server::new();
-    server.connection.limits = Limits { header: far(), idle: far(), stall: far() };
+    server.connection.limits = limits(far());
     let (mut idle, idle_serving) = server.connect();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     until(&mut idle, "ok").await;
@@ -149,6 +180,49 @@ async fn a_stop_ends_what_is_idle_and_waits_for_what_is_not() {
     assert!(!stuck_serving.is_finished());
     server.connection.cut.cancel();
     soon(stuck_serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_credential_the_clocks_are_short() {
+    let mut server = Server::new();
+    let whole = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+    // (what is short, whether the credential was valid, whether the connection is cut)
+    let cases = [
+        (Limits { stranger_idle: SHORT, ..limits(far()) }, false, true),
+        (Limits { stranger_life: SHORT, ..limits(far()) }, false, true),
+        (Limits { stranger_idle: SHORT, stranger_life: SHORT, ..limits(far()) }, true, false),
+    ];
+    for (limits, authenticated, cut) in cases {
+        server.connection.limits = limits;
+        let (mut client, io) = tokio::io::duplex(16 << 10);
+        let peer = Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() };
+        let standing = Standing::new(false);
+        let serving = tokio::spawn(server.connection.clone().serve(io, peer, Arc::clone(&standing)));
+        client.write_all(whole.as_bytes()).await.unwrap();
+        until(&mut client, "ok").await;
+        if authenticated {
+            standing.authenticate();
+            tokio::time::sleep(5 * SHORT).await;
+            assert!(!serving.is_finished());
+            standing.close();
+        }
+        soon(serving).await.unwrap();
+        assert_eq!(cut, !authenticated);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_has_to_leave_is_closed_at_once() {
+    let mut server = Server::new();
+    server.connection.limits = limits(far());
+    let (mut client, io) = tokio::io::duplex(16 << 10);
+    let standing = Standing::new(false);
+    let peer = Peer::Tcp { address: "192.0.2.1:1".parse().unwrap() };
+    let serving = tokio::spawn(server.connection.clone().serve(io, peer, Arc::clone(&standing)));
+    client.write_all(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    soon(server.begun.notified()).await;
+    standing.close();
+    soon(serving).await.unwrap();
 }
 
 fn far() -> Duration {

@@ -47,9 +47,10 @@ pub(super) fn count(db: &Connection, tenant: &TenantName) -> Result<usize, Fault
     Ok(usize::try_from(count).unwrap_or(usize::MAX))
 }
 
-/// GiB that all records reserve.
-pub(super) fn reserved_gib(db: &Connection) -> Result<u64, Fault> {
-    let sum: i64 = db.query_row("SELECT ifnull(sum(reserved_gib), 0) FROM cache", [], |row| row.get(0))?;
+/// GiB that the records of one tenant reserve, or all records.
+pub(super) fn reserved_gib(db: &Connection, tenant: Option<&TenantName>) -> Result<u64, Fault> {
+    let sql = "SELECT ifnull(sum(reserved_gib), 0) FROM cache WHERE ?1 IS NULL OR tenant = ?1";
+    let sum: i64 = db.query_row(sql, [tenant.map(TenantName::as_str)], |row| row.get(0))?;
     Ok(u64::try_from(sum).unwrap_or(u64::MAX))
 }
 

@@ -94,7 +94,7 @@ async fn files_are_the_owners_alone() {
 async fn the_connection_is_as_it_should_be() {
     let (_dir, path) = directory();
     let store = open(&path).unwrap();
-    let db = store.connection.lock().await;
+    let db = store.connection.lock().unwrap();
     let value = |name: &str| {
         db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, rusqlite::types::Value>(0)).unwrap()
     };
@@ -233,14 +233,14 @@ async fn a_row_that_was_changed_is_told_by_its_name() {
     let of_clock = ["UPDATE clock SET noted = '1999-01-01T00:00:00Z'".to_owned()];
     for sql in of_cache.iter().chain(&of_answer).chain(&of_clock) {
         // Before the next start ...
-        store.connection.lock().await.execute_batch(&format!("SAVEPOINT s; {sql}")).unwrap();
+        store.connection.lock().unwrap().execute_batch(&format!("SAVEPOINT s; {sql}")).unwrap();
         let told = look_at_all(&store, stored.record.id).await.unwrap_err();
-        store.connection.lock().await.execute_batch("ROLLBACK TO s; RELEASE s").unwrap();
+        store.connection.lock().unwrap().execute_batch("ROLLBACK TO s; RELEASE s").unwrap();
         assert_eq!(told.class(), Class::Corrupt, "{sql}: {told}");
         // ... and at it.
         let copy = path.with_extension("copy");
         let _ = fs::remove_file(&copy);
-        store.connection.lock().await.execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
+        store.connection.lock().unwrap().execute("VACUUM INTO ?1", [copy.to_str().unwrap()]).unwrap();
         assert_eq!(open(&copy).unwrap().list(None).await.unwrap(), whole);
         Connection::open(&copy).unwrap().execute_batch(sql).unwrap();
         let told = refused(&copy, false);
@@ -257,7 +257,7 @@ async fn look_at_all(
 ) -> Result<Option<Stored>, StoreError> {
     store.list(None).await?;
     store.noted().await?;
-    let proven = super::rows::prove_all(&*store.connection.lock().await);
+    let proven = super::rows::prove_all(&store.connection.lock().unwrap());
     proven.map_err(|fault| fault.into_error(&store.path, "reading"))?;
     store.get(id).await
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{SqliteStore, directory, open};
 use crate::caches::record::Record;
-use crate::caches::store::{Admission, Created, Store, StoreError, Stored, suite};
+use crate::caches::store::{Admission, Created, Store, StoreError, Stored, TenantSpace, suite};
 use crate::model::class::Class;
 use crate::sys::clock::guard::Noted;
 
@@ -50,7 +50,7 @@ async fn tell(store: &SqliteStore) -> Result<Told, StoreError> {
         assert_eq!(store.get(stored.record.id).await?.as_ref(), Some(stored));
         assert!(store.list(Some(stored.record.tenant.clone())).await?.contains(stored));
     }
-    let none = Admission { max_per_tenant: 0, capacity_gib: 0 };
+    let none = Admission { max_per_tenant: 0, tenant_space: TenantSpace::UNLIMITED, capacity_gib: 0 };
     let mut answers = Vec::new();
     for key in KEYS {
         match store.create(suite::record("a", "asked", 0), none, suite::key(key, 1)).await {

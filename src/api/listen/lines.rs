@@ -1,0 +1,294 @@
+//! Refuses lines of an HTTP/1 head that end with a bare LF.
+//!
+//! RFC 9112, 2.2 allows a recipient to take a bare LF for the end of a line, and hyper does. A proxy that does not, or that does
+//! where we would not, sees other requests than we do. So NUL takes the place of an LF without a CR before it, which no head may
+//! contain, and the stream ends there: hyper answers 400 and closes.
+//!
+//! This follows the framing of the messages (RFC 9112, 6) only as far as it needs to find the next head. What it does not
+//! understand it lets pass, because hyper then refuses the message as a whole. It also covers trailers; of the lines of chunks
+//! hyper takes care itself. HTTP/2 has no lines and passes.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How an HTTP/2 connection begins (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What follows a line that is refused: hyper looks at a head only when it has an end.
+const END: &[u8] = b"\r\n\r\n";
+/// Bytes of a line that are kept: enough for the two headers that say where a message ends.
+const KEPT: usize = 128;
+
+/// A connection whose heads have strict line ends.
+#[derive(Debug)]
+pub(super) struct StrictLines<I> {
+    io: I,
+    scan: Scan,
+}
+
+impl<I> StrictLines<I> {
+    pub(super) fn new(io: I) -> Self {
+        StrictLines { io, scan: Scan::default() }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for StrictLines<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let At::Refused(sent) = self.scan.at {
+            let more = &END[sent..][..buffer.remaining().min(END.len() - sent)];
+            buffer.put_slice(more);
+            self.scan.at = At::Refused(sent + more.len());
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(context, buffer))?;
+        let passed = self.scan.pass(&mut buffer.filled_mut()[before..]);
+        buffer.set_filled(before + passed);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for StrictLines<I> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+}
+
+/// Where in a message the next byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// In the first bytes of a connection, of which so many are those of [`PREFACE`].
+    Preface(usize),
+    /// In a head.
+    Head,
+    /// In a body or a chunk, with so many bytes to come.
+    Body { left: u64, chunk: bool },
+    /// In the line with the size of a chunk.
+    ChunkSize,
+    /// In the line end after a chunk.
+    ChunkEnd,
+    /// In the trailers.
+    Trailers,
+    /// In what is not looked at.
+    Through,
+    /// Behind a bare LF. So many bytes of [`END`] were passed on.
+    Refused(usize),
+}
+
+#[derive(Debug)]
+struct Scan {
+    at: At,
+    line: Vec<u8>,
+    after_cr: bool,
+    head: Head,
+}
+
+/// What a head says so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Head {
+    begun: bool,
+    chunked: bool,
+    length: u64,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Scan { at: At::Preface(0), line: Vec::new(), after_cr: false, head: Head::default() }
+    }
+}
+
+impl Scan {
+    /// Looks at the next bytes and returns how many of them pass. The last one is NUL if it was a bare LF.
+    fn pass(&mut self, bytes: &mut [u8]) -> usize {
+        let length = bytes.len();
+        let mut rest = bytes;
+        while let Some(first) = rest.first_mut() {
+            match self.at {
+                At::Through => return length,
+                At::Refused(_) => return length - rest.len(),
+                At::Body { left, chunk } => {
+                    let here = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+                    let left = left - here as u64;
+                    rest = &mut rest[here..];
+                    self.at = match (left, chunk) {
+                        (0, false) => At::Head,
+                        (0, true) => At::ChunkEnd,
+                        _ => At::Body { left, chunk },
+                    };
+                    continue;
+                }
+                At::Preface(matched) if *first == PREFACE[matched] => {
+                    self.at = At::Preface(matched + 1);
+                    if matched + 1 == PREFACE.len() {
+                        self.at = At::Through;
+                    }
+                }
+                At::Preface(matched) => {
+                    self.at = At::Head;
+                    for byte in &PREFACE[..matched] {
+                        self.byte(&mut byte.clone());
+                    }
+                    continue;
+                }
+                _ => self.byte(first),
+            }
+            rest = &mut rest[1..];
+        }
+        length
+    }
+
+    /// Looks at one byte of a line.
+    fn byte(&mut self, byte: &mut u8) {
+        let after_cr = std::mem::replace(&mut self.after_cr, *byte == b'\r');
+        if *byte != b'\n' {
+            if self.line.len() < KEPT {
+                self.line.push(*byte);
+            }
+            return;
+        }
+        if !after_cr {
+            *byte = 0;
+            self.at = At::Refused(0);
+            return;
+        }
+        let line = std::mem::take(&mut self.line);
+        let long = line.len() == KEPT;
+        let line = line.strip_suffix(b"\r").unwrap_or(&line);
+        self.at = match self.at {
+            At::Head if line.is_empty() => self.end_of_head(),
+            At::Head => self.head_line(line, long),
+            At::ChunkSize => chunk(line),
+            At::ChunkEnd if line.is_empty() => At::ChunkSize,
+            At::Trailers if line.is_empty() => At::Head,
+            At::Trailers => At::Trailers,
+            _ => At::Through,
+        };
+    }
+
+    fn end_of_head(&mut self) -> At {
+        match std::mem::take(&mut self.head) {
+            // Empty lines before a request (RFC 9112, 2.2).
+            Head { begun: false, .. } => At::Head,
+            // It comes before a length (RFC 9112, 6.3).
+            Head { chunked: true, .. } => At::ChunkSize,
+            Head { length: 0, .. } => At::Head,
+            Head { length, .. } => At::Body { left: length, chunk: false },
+        }
+    }
+
+    fn head_line(&mut self, line: &[u8], long: bool) -> At {
+        if !std::mem::replace(&mut self.head.begun, true) {
+            return At::Head;
+        }
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { return At::Head };
+        let (name, value) = (&line[..colon], &line[colon + 1..]);
+        if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.head.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            let length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
+            let Some(length) = length.filter(|_| !long) else { return At::Through };
+            self.head.length = length;
+        }
+        At::Head
+    }
+}
+
+/// Where the line with the size of a chunk leads to.
+fn chunk(line: &[u8]) -> At {
+    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    let size = std::str::from_utf8(&line[..digits]).ok().and_then(|text| u64::from_str_radix(text, 16).ok());
+    match size {
+        Some(0) => At::Trailers,
+        Some(left) => At::Body { left, chunk: true },
+        None => At::Through,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What passes of bytes that arrive in pieces of this size.
+    fn in_pieces(bytes: &[u8], size: usize) -> Vec<u8> {
+        let mut scan = Scan::default();
+        let mut passed = Vec::new();
+        for piece in bytes.chunks(size) {
+            let mut piece = piece.to_vec();
+            let length = scan.pass(&mut piece);
+            passed.extend_from_slice(&piece[..length]);
+        }
+        passed
+    }
+
+    /// What passes, whatever the pieces.
+    fn passed(bytes: &[u8]) -> Vec<u8> {
+        let whole = in_pieces(bytes, bytes.len());
+        for size in 1..bytes.len() {
+            assert_eq!(in_pieces(bytes, size), whole, "in pieces of {size}");
+        }
+        whole
+    }
+
+    #[test]
+    fn what_is_right_passes() {
+        for right in [
+            &b"GET / HTTP/1.1\r\nHost: h\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n"[..],
+            b"\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\na\nb\nGET / HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n3;x=y\r\n\n\n\n\r\n0\r\nA: b\r\n\r\n\
+              GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n\n",
+            b"PUT / HTTP/1.1\r\nHost: h\r\n\r\n",
+        ] {
+            assert_eq!(passed(right), right, "{}", right.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_bare_line_feed_becomes_nul() {
+        for (wrong, at) in [
+            (&b"GET / HTTP/1.1\nHost: h\r\n\r\n"[..], 14),
+            (b"GET / HTTP/1.1\r\nHost: h\n\r\n", 23),
+            (b"GET / HTTP/1.1\r\nHost: h\r\n\n", 25),
+            (b"\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", 0),
+            (b"PRI * HTTP/2.0\r\n\nSM", 16),
+            (b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\n\n\n\n", 40),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n0\r\nA: b\n\r\n", 60),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\nHost: h", 66),
+        ] {
+            assert_eq!(wrong[at], b'\n', "{}", wrong.escape_ascii());
+            let wanted = [&wrong[..at], &[0]].concat();
+            assert_eq!(passed(wrong), wanted, "{}", wrong.escape_ascii());
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! Which connections a listener keeps when there are too many.
+//!
+//! | limit | who leaves for a new connection |
+//! |---|---|
+//! | connections of one origin | one of that origin |
+//! | connections without a valid credential, not counting new ones ([`Bounds::fresh`]) | one of those |
+//! | all connections | any |
+//!
+//! Connections without a valid credential leave first, then those with one that are idle. Of these, the origin that has most
+//! loses the one that was idle longest, so that one address that opens many connections pushes out its own. A connection with
+//! a credential and a request under way never leaves: if only such remain, a new connection of the same origin is closed, and
+//! the listener accepts nobody until a place is free.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use super::origin::Origin;
+use super::standing::{Standing, View};
+
+/// How often a full listener looks for a connection that became idle.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How often the log says that a limit was reached.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// How many connections a listener keeps.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// All of them.
+    pub(super) all: usize,
+    /// Those over which no request had a valid credential, and that are older than `fresh`.
+    pub(super) strangers: usize,
+    /// How long a new connection may take to send a credential before it counts as one without: many clients that connect at
+    /// the same time are not to close each other's connections.
+    pub(super) fresh: Duration,
+    /// Those of one origin.
+    pub(super) per_origin: usize,
+}
+
+/// The connections of a listener.
+#[derive(Debug)]
+pub(super) struct Places {
+    bounds: Bounds,
+    taken: Mutex<Taken>,
+    left: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    next: u64,
+    of: HashMap<u64, (Origin, Arc<Standing>)>,
+    said: Option<Instant>,
+}
+
+/// The place of one connection, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    number: u64,
+    places: Arc<Places>,
+}
+
+impl Places {
+    /// No connections yet.
+    pub(super) fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Places { bounds, taken: Mutex::default(), left: Notify::new() })
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a place is free or can be freed.
+    pub(super) async fn room(&self) {
+        loop {
+            {
+                let taken = self.taken();
+                if taken.of.len() < self.bounds.all || taken.victim(Among::All).is_some() {
+                    return;
+                }
+            }
+            // A connection that became idle does not say so.
+            let _ = timeout(LOOK_AGAIN, self.left.notified()).await;
+        }
+    }
+
+    /// Gives a new connection a place and closes another one if there are too many. `None` if none may be closed: then the
+    /// new one has to go.
+    pub(super) fn admit(self: &Arc<Self>, origin: Origin, standing: &Arc<Standing>) -> Option<Place> {
+        let mut taken = self.taken();
+        let Bounds { all, strangers, fresh, per_origin } = self.bounds;
+        // The one that frees a place of its origin also frees one of all, so nothing is closed for a connection that is
+        // then refused.
+        if taken.of.values().filter(|(other, _)| *other == origin).count() >= per_origin {
+            let victim = taken.victim(Among::Origin(origin));
+            taken.say(origin, victim.is_some(), "connections of one address");
+            taken.close(victim?);
+        }
+        while taken.strangers(fresh) > strangers {
+            taken.say(origin, true, "connections without a valid credential");
+            let Some(victim) = taken.victim(Among::Strangers(fresh)) else { break };
+            taken.close(victim);
+        }
+        if taken.of.len() >= all {
+            let victim = taken.victim(Among::All);
+            taken.say(origin, victim.is_some(), "connections");
+            taken.close(victim?);
+        }
+        let number = taken.next;
+        taken.next += 1;
+        taken.of.insert(number, (origin, Arc::clone(standing)));
+        drop(taken);
+        Some(Place { number, places: Arc::clone(self) })
+    }
+}
+
+/// Connections one of which leaves.
+#[derive(Clone, Copy, Debug)]
+enum Among {
+    All,
+    Origin(Origin),
+    /// Those without a valid credential that are older than this.
+    Strangers(Duration),
+}
+
+impl Among {
+    fn has(self, origin: Origin, view: &View) -> bool {
+        match self {
+            Among::All => true,
+            Among::Origin(one) => one == origin,
+            Among::Strangers(fresh) => !view.authenticated && view.opened.elapsed() >= fresh,
+        }
+    }
+}
+
+impl Taken {
+    /// Connections without a valid credential that are older than `fresh`.
+    fn strangers(&self, fresh: Duration) -> usize {
+        let all = Among::Strangers(fresh);
+        self.of.values().filter(|(origin, standing)| all.has(*origin, &standing.view())).count()
+    }
+
+    /// The connection that leaves first. `None` if all have a credential and a request under way.
+    fn victim(&self, among: Among) -> Option<u64> {
+        let views = self.of.iter().map(|(number, (origin, standing))| (*number, *origin, standing.view()));
+        let may_leave = views
+            .filter(|(_, origin, view)| among.has(*origin, view) && !(view.authenticated && view.open > 0));
+        let may_leave: Vec<_> = may_leave.collect();
+        let mut has: HashMap<(Origin, bool), usize> = HashMap::new();
+        for (_, origin, view) in &may_leave {
+            *has.entry((*origin, view.authenticated)).or_default() += 1;
+        }
+        let first = may_leave.iter().max_by_key(|(_, origin, view)| {
+            (!view.authenticated, has[&(*origin, view.authenticated)], Reverse(view.since))
+        });
+        first.map(|(number, ..)| *number)
+    }
+
+    fn close(&mut self, number: u64) {
+        if let Some((_, standing)) = self.of.remove(&number) {
+            standing.close();
+        }
+    }
+
+    fn say(&mut self, origin: Origin, closed: bool, what: &str) {
+        let now = Instant::now();
+        if self.said.is_some_and(|said| now - said < SAY_AGAIN) {
+            return;
+        }
+        self.said = Some(now);
+        let done = if closed { "an idle one was closed for a new one" } else { "the new one was refused" };
+        tracing::warn!(%origin, "the limit of {what} is reached: {done}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken().of.remove(&self.number);
+        self.places.left.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listener and the connections that were opened, each with its place.
+    struct Listener(Arc<Places>);
+
+    impl Listener {
+        fn new(all: usize, strangers: usize, per_origin: usize) -> Self {
+            Listener(Places::new(Bounds { all, strangers, fresh: Duration::ZERO, per_origin }))
+        }
+
+        /// A connection of the address with this last number.
+        fn open(&self, address: u8, authenticated: bool) -> (Arc<Standing>, Option<Place>) {
+            let standing = Standing::new(authenticated);
+            let place = self.0.admit(Origin::V4([192, 0, 2, address]), &standing);
+            (standing, place)
+        }
+    }
+
+    fn is_closed(connection: &(Arc<Standing>, Option<Place>)) -> bool {
+        futures_util::FutureExt::now_or_never(connection.0.closed()).is_some()
+    }
+
+    #[tokio::test]
+    async fn strangers_push_out_strangers_of_the_same_address() {
+        let listener = Listener::new(100, 4, 50);
+        let tenant = listener.open(1, true);
+        let other = listener.open(2, false);
+        let mut flood = Vec::new();
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            flood.push(listener.open(1, false));
+        }
+        assert!(!is_closed(&tenant) && !is_closed(&other), "the address that has most loses its own");
+        let open: Vec<usize> = (0..20).filter(|at| !is_closed(&flood[*at])).collect();
+        assert_eq!(open, [16, 17, 18, 19], "the longest idle one leaves first, and the last one is new");
+        assert_eq!(listener.0.taken().of.len(), 6);
+    }
+
+    #[tokio::test]
+    async fn new_connections_have_time_to_send_a_credential() {
+        let bounds = Bounds { all: 100, strangers: 4, fresh: Duration::from_millis(200), per_origin: 100 };
+        let listener = Listener(Places::new(bounds));
+        let herd: Vec<_> = (0..20).map(|_| listener.open(1, false)).collect();
+        assert!(!herd.iter().any(is_closed));
+        for (standing, _) in &herd[..10] {
+            standing.authenticate();
+        }
+        tokio::time::sleep(bounds.fresh).await;
+        let next = listener.open(2, false);
+        let open = herd.iter().filter(|connection| !is_closed(connection)).count();
+        assert_eq!(open, 10 + 4, "of those that sent none, a share stays");
+        assert!(!herd[..10].iter().any(is_closed) && !is_closed(&next));
+    }
+
+    #[tokio::test]
+    async fn an_address_has_its_limit() {
+        let listener = Listener::new(100, 100, 3);
+        let busy = [listener.open(1, true), listener.open(1, true)];
+        let _requests = busy.each_ref().map(|(standing, _)| standing.request());
+        let idle = listener.open(1, true);
+        let another = listener.open(2, false);
+        let fourth = listener.open(1, false);
+        assert!(is_closed(&idle) && fourth.1.is_some());
+        fourth.0.authenticate();
+        let _request = fourth.0.request();
+        assert!(listener.open(1, false).1.is_none(), "all of the address have a credential and are busy");
+        assert!(listener.open(2, false).1.is_some() && !is_closed(&another));
+        assert!(busy.iter().all(|connection| !is_closed(connection)));
+    }
+
+    #[tokio::test]
+    async fn a_full_listener_waits_for_a_place() {
+        let listener = Listener::new(2, 1, 2);
+        let busy = [listener.open(1, true), listener.open(2, true)];
+        let request = busy[0].0.request();
+        let other = busy[1].0.request();
+        assert!(timeout(Duration::from_millis(50), listener.0.room()).await.is_err(), "all are busy");
+        assert!(listener.open(3, false).1.is_none());
+        drop(request);
+        timeout(Duration::from_secs(60), listener.0.room()).await.unwrap();
+        let newcomer = listener.open(3, false);
+        assert!(newcomer.1.is_some() && is_closed(&busy[0]) && !is_closed(&busy[1]));
+        let next = listener.open(4, false);
+        assert!(next.1.is_some() && is_closed(&newcomer), "a stranger leaves before anybody else");
+        drop((other, next));
+        assert_eq!(listener.0.taken().of.len(), 1);
+    }
+}

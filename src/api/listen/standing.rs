@@ -1,0 +1,106 @@
+//! The state of one connection, shared by the task that serves it, the requests over it and the listener that may close it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// The state of one connection.
+#[derive(Debug)]
+pub(in crate::api) struct Standing {
+    opened: Instant,
+    state: Mutex<State>,
+    changed: Notify,
+    close: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    open: usize,
+    since: Instant,
+    had_any: bool,
+    authenticated: bool,
+}
+
+/// A copy of the state of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct View {
+    /// When the connection was accepted.
+    pub(super) opened: Instant,
+    /// Requests under way.
+    pub(super) open: usize,
+    /// When a request last began or ended; before the first one, when the connection was accepted.
+    pub(super) since: Instant,
+    /// Whether there was a request.
+    pub(super) had_any: bool,
+    /// Whether a request was authenticated.
+    pub(super) authenticated: bool,
+}
+
+impl Standing {
+    /// A new connection. `authenticated` is true if its peer needs no credential.
+    pub(super) fn new(authenticated: bool) -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Standing {
+            opened: now,
+            state: Mutex::new(State { open: 0, since: now, had_any: false, authenticated }),
+            changed: Notify::new(),
+            close: CancellationToken::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that a request over this connection had a valid credential. The connection keeps that standing until it
+    /// closes.
+    pub(in crate::api) fn authenticate(&self) {
+        self.state().authenticated = true;
+        self.changed.notify_one();
+    }
+
+    /// Records a request, which ends when the returned value is dropped.
+    pub(super) fn request(self: &Arc<Self>) -> Open {
+        let mut state = self.state();
+        (state.open, state.since, state.had_any) = (state.open + 1, Instant::now(), true);
+        drop(state);
+        self.changed.notify_one();
+        Open(Arc::clone(self))
+    }
+
+    /// The state as it is now.
+    pub(super) fn view(&self) -> View {
+        let State { open, since, had_any, authenticated } = *self.state();
+        View { opened: self.opened, open, since, had_any, authenticated }
+    }
+
+    /// Waits until the state may have changed.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Asks the task that serves the connection to close it at once.
+    pub(super) fn close(&self) {
+        self.close.cancel();
+    }
+
+    /// Waits until [`Standing::close`] is called.
+    pub(super) async fn closed(&self) {
+        self.close.cancelled().await;
+    }
+}
+
+/// A request under way, until its answer is sent or given up.
+#[derive(Debug)]
+pub(super) struct Open(Arc<Standing>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        (state.open, state.since) = (state.open - 1, Instant::now());
+        drop(state);
+        self.0.changed.notify_one();
+    }
+}
