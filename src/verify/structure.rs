@@ -7,8 +7,8 @@
 //! the node cannot write to it. Its top, and that of any mounted file system, may be writable for a group: the kubelet gives
 //! it to that of the pod (`fsGroup`).
 //!
-//! EROFS images and tar-split files may have more names, because `--share` links them to other volumes: only the owner can write
-//! to one, by whatever name, and the owner is one of those two. Files of a layer that is a directory have the owners that the image names, so a
+//! EROFS images and tar-split files may have more names, because older Larders linked them between volumes: only the owner can
+//! write to one, by whatever name, and the owner is one of those two. Files of a layer that is a directory have the owners that the image names, so a
 //! second name of one elsewhere is refused ([`compare`](super::compare)).
 
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
