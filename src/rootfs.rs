@@ -6,7 +6,9 @@
 //! ```
 //!
 //! What lies below the overlay is mounted where nobody sees it; the overlay holds it, so unmounting DIR is all that is needed
-//! to let go of everything. There are no records, and nothing is written to the volume.
+//! to release everything. A record in state.dir says which mount is ours; nothing is written to the volume.
+
+mod record;
 
 use std::fs;
 use std::io;
@@ -14,6 +16,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::thread;
+
+pub use record::Records;
 
 use crate::model::class::Class;
 use crate::model::escape::escape;
@@ -25,9 +29,6 @@ use crate::sys::loop_device::{Access, LoopDevice};
 use crate::sys::mount::{self, Mount, MountError};
 use crate::trees;
 use crate::volume::{self, disk, layout, seal};
-
-/// Most bytes of mount options: a page, less the words before the list and a NUL.
-const MAX_OPTIONS: usize = 4096 - 16;
 
 /// An image cannot be mounted, or let go of.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +54,7 @@ pub enum Error {
     #[error("{0}: something is mounted there already: unmount it, or give another directory")]
     Taken(String),
     /// Nothing of ours is mounted there.
-    #[error("{0}: no image that larder mounted is there")]
+    #[error("{0}: no image that `larder mount` mounted is there; umount(8) unmounts what others mounted")]
     NotOurs(String),
     /// The volume lies below the directory.
     #[error("{0} holds the volume: give a directory outside of it")]
@@ -122,7 +123,7 @@ fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
 ///
 /// # Errors
 /// [`Error`]; then nothing is mounted.
-pub fn mount(volume: &Path, image: &ImageReference, over: &Path) -> Result<(), Error> {
+pub fn mount(volume: &Path, image: &ImageReference, over: &Path, records: &Records) -> Result<(), Error> {
     let over = over.canonicalize().map_err(io("opening", over))?;
     let volume = volume.canonicalize().map_err(io("opening the volume", volume))?;
     let below = Dir::open(&over).map_err(io("opening", &over))?;
@@ -139,19 +140,28 @@ pub fn mount(volume: &Path, image: &ImageReference, over: &Path) -> Result<(), E
         what: over.display().to_string(),
         source: io::Error::other("a thread ended"),
     };
-    assembled.map_err(ended)??.attach(&below).map_err(io("mounting over", &over))
+    let assembled = assembled.map_err(ended)??;
+    let noted = assembled.id().and_then(|id| records.note(&over, id));
+    noted.map_err(io("recording in state.dir what is mounted over", &over))?;
+    assembled.attach(&below).map_err(|e| {
+        // A record without a mount is of no consequence.
+        let _ = records.forget(&over);
+        io("mounting over", &over)(e)
+    })
 }
 
 /// Unmounts what [`mount()`] mounted over `over`.
 ///
 /// # Errors
 /// [`Error`]: nothing of ours is there, or somebody uses it.
-pub fn unmount(over: &Path) -> Result<(), Error> {
+pub fn unmount(over: &Path, records: &Records) -> Result<(), Error> {
     let over = over.canonicalize().map_err(io("opening", over))?;
-    match mount::is_our_overlay(&over).map_err(io("examining", &over))? {
-        Some(true) => mount::unmount(&over).map_err(io("unmounting", &over)),
-        _ => Err(Error::NotOurs(over.display().to_string())),
+    let is_ours = Dir::open(&over).and_then(|dir| records.has(&over, mount::id(&dir)?));
+    if !is_ours.map_err(io("examining", &over))? {
+        return Err(Error::NotOurs(over.display().to_string()));
     }
+    mount::unmount(&over).map_err(io("unmounting", &over))?;
+    records.forget(&over).map_err(io("removing the record of", &over))
 }
 
 /// The overlay of the image's layers, attached nowhere. `stage` is covered in this thread's namespace alone.
@@ -221,7 +231,7 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
     // Whole paths let others see who stands on a directory; numbers let an image have as many layers as overlayfs takes.
     let is_plain = full.iter().all(|path| !path.contains([':', ',', '\\', '\u{fffd}']));
     let joined = full.join(":");
-    Ok(if is_plain && joined.len() < MAX_OPTIONS { joined } else { short.join(":") })
+    Ok(if is_plain && joined.len() <= mount::MAX_LOWER { joined } else { short.join(":") })
 }
 
 /// Mounts the image at `path` of a volume over the new directory `at`: read-only, without devices and setuid bits, which an

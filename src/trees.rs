@@ -12,6 +12,7 @@ use crate::model::class::Class;
 use crate::model::job::LayerFormat;
 use crate::model::seal::Layer;
 use crate::sys::Dir;
+use crate::sys::dir::forgery;
 use crate::volume::layout;
 
 /// A layer, or a part of it, cannot be opened.
@@ -34,6 +35,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self.source.kind() {
             io::ErrorKind::InvalidData => Class::Corrupt,
+            _ if forgery(&self.source).is_some() => Class::Corrupt,
             _ => crate::layer::error::io_class(&self.source),
         }
     }

@@ -3,7 +3,8 @@
 //! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must have the diff
 //! ID that the image's config names. The members of that tar are planned again, in memory and by code of its own
 //! (`tree`), and every inode on disk must be what the plan says (`compare`). Index files are computed again
-//! (`index`), `prefetch.list` from the layers once they are proven. A name that nothing explains is a difference like any other. The first difference is reported.
+//! (`index`), `prefetch.list` from the layers once they are proven. A name that nothing explains is a difference like any other,
+//! and so is a directory or file that another user could change (`structure`). The first difference is reported.
 //!
 //! A layer that is an EROFS image is written a second time instead, from the tar that was rebuilt from it, and every block
 //! compared (`image`): whatever bit of it was changed, one of the two differs.
@@ -15,6 +16,7 @@ mod image;
 mod index;
 mod layer;
 mod settle;
+mod structure;
 mod tree;
 
 use std::path::Path;
@@ -32,6 +34,7 @@ use crate::sys::Dir;
 use crate::trees;
 use crate::volume;
 use crate::volume::store::Documents;
+use compare::Names;
 use image::Images;
 
 /// What was proven.
@@ -55,7 +58,7 @@ pub struct Report {
 /// on it.
 pub fn layers(path: &Path, format: LayerFormat, layers: &[Layer]) -> Result<(), Error> {
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
-    each(&root, format, layers)
+    each(&root, format, layers).map(drop)
 }
 
 /// Returns those of `doubtful` that are not what their records say, with the reason, on a volume that is not sealed yet. A layer
@@ -103,14 +106,19 @@ pub fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error>
     index::documents(root, content)
 }
 
-fn each(root: &Dir, format: LayerFormat, layers: &[Layer]) -> Result<(), Error> {
+/// Verifies each layer, and returns the files with several names.
+fn each(root: &Dir, format: LayerFormat, layers: &[Layer]) -> Result<Names, Error> {
+    let mut names = Names::default();
     match format {
-        LayerFormat::Overlay => layers.iter().try_for_each(|layer| layer::verify(root, layers, layer)),
+        LayerFormat::Overlay => {
+            layers.iter().try_for_each(|layer| layer::verify(root, layers, layer, &mut names))?;
+        }
         LayerFormat::Erofs => {
             let mut images = Images::new(root, layers)?;
-            layers.iter().try_for_each(|layer| images.verify(layer))
+            layers.iter().try_for_each(|layer| images.verify(layer))?;
         }
     }
+    Ok(names)
 }
 
 /// Verifies the volume at `path`, its signature included where there is one, whoever signed.
@@ -120,16 +128,35 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
 
 /// Verifies the volume at `path`, which has to be one that `trust` asks for.
 pub fn verify_trusting(path: &Path, trust: &Trust) -> Result<Report, Error> {
+    verify_by(path, trust, false)
+}
+
+/// Verifies the volume at `path` for those who are going to use it: as [`verify_trusting`] does, but EROFS images by their hash
+/// trees if all of them have one, which takes as long as reading them.
+pub fn verify_for_use(path: &Path, trust: &Trust) -> Result<Report, Error> {
+    verify_by(path, trust, true)
+}
+
+fn verify_by(path: &Path, trust: &Trust, by_trees: bool) -> Result<Report, Error> {
     let shown = path.display().to_string();
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", &shown, source))?;
     let (sealed, signed_by) = volume::read_trusted(path, trust)?;
     let content = &sealed.content;
-    if !content.tar_split {
+    let by_trees = by_trees && content.layer_format == LayerFormat::Erofs && hash_tree::cover(content);
+    if !content.tar_split && !by_trees {
         return Err(Error::NoTarSplit { path: shown });
     }
     let documents = index::documents(&root, content)?;
     index::check(&root, &sealed, &documents)?;
-    each(&root, content.layer_format, &content.layers)?;
+    match by_trees {
+        true => {
+            hash_trees(path, content)?;
+            if content.tar_split {
+                hash_tree::tar_splits(&root, content)?;
+            }
+        }
+        false => each(&root, content.layer_format, &content.layers)?.check()?,
+    }
     index::check_prefetch(&root, content, &documents)?;
     Ok(Report {
         images: content.images.len(),

@@ -23,6 +23,7 @@
 pub mod budget;
 pub mod disk;
 pub mod error;
+pub mod fingerprint;
 pub mod job;
 mod journal;
 pub mod layout;
@@ -30,6 +31,7 @@ pub mod lease;
 pub mod mounted;
 mod open;
 mod place;
+pub mod proofs;
 pub mod seal;
 mod signature;
 pub mod staging;

@@ -6,6 +6,8 @@
 //! tenants/<tenant>/volumes/<id>.<generation>  volumes; what a builder of the tenant may read
 //! tenants/<tenant>/layers/                    which volume has which layer (build::share)
 //! attached/                                   which volumes are attached where (caches::attachments)
+//! mounted/                                    what `larder mount` mounted where (rootfs::record)
+//! verified/                                   which volumes were verified (volume::proofs)
 //! node.lock                                   held by the agent of a cluster's node (`larder node`)
 //! snapshotter/                                what containerd keeps here (node::snapshotter)
 //! trash/                                      volumes on their way out
@@ -69,6 +71,16 @@ impl Layout {
     /// Records of what is attached.
     pub fn attached(&self) -> PathBuf {
         self.root.join("attached")
+    }
+
+    /// Records of what `larder mount` mounted.
+    pub fn mounted(&self) -> PathBuf {
+        self.root.join("mounted")
+    }
+
+    /// Records of what was proven of volumes.
+    pub fn verified(&self) -> PathBuf {
+        self.root.join("verified")
     }
 
     /// What containerd keeps in a snapshotter beside the daemon, or without one.

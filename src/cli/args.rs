@@ -22,6 +22,7 @@ use crate::model::reference::ImageReference;
 use crate::model::seal::Compression;
 use crate::model::size::ByteSize;
 use crate::model::sizing::Sizing;
+use crate::model::trust::Claims;
 use crate::snapshot;
 use crate::telemetry::Level;
 
@@ -339,6 +340,12 @@ pub(super) struct OrderArgs {
     /// A volume that is sealed already must be signed by this key, or the build ends with 73 (plan ignores it).
     #[arg(long, value_name = "FILE")]
     pub(super) sign_key: Option<PathBuf>,
+    /// Name of the cache that the signature states, for `attach --name` (plan ignores it)
+    #[arg(long, value_name = "NAME", value_parser = sign_name)]
+    pub(super) sign_name: Option<String>,
+    /// Number that the signature states; give later volumes of a name higher ones [default: the time, seconds since 1970]
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) sign_sequence: Option<u64>,
     /// Verify the sealed volume from its own bytes before exiting (plan ignores it)
     #[arg(long)]
     pub(super) verify_after: bool,
@@ -480,6 +487,8 @@ impl From<ImportArgs> for OrderArgs {
             layers: args.layers,
             rootless: args.rootless,
             sign_key: args.sign_key,
+            sign_name: None,
+            sign_sequence: None,
             share: args.share,
             verify_after: args.verify_after,
             result_file: args.result_file,
@@ -597,6 +606,13 @@ fn rate(text: &str) -> Result<u64, String> {
         Ok(ByteSize(0)) => Err("a rate of 0 never ends: want a size per second, as in 20MiB/s".into()),
         Ok(ByteSize(bytes)) => Ok(bytes),
         Err(_) => Err("not a rate: want a size per second, as in 20MiB/s".into()),
+    }
+}
+
+fn sign_name(text: &str) -> Result<String, String> {
+    match Claims::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("want 1 to 255 bytes without control characters".to_owned()),
     }
 }
 

@@ -18,11 +18,13 @@ use crate::config::Config;
 use crate::keys;
 use crate::model::class::Class;
 use crate::model::runtime::Containerd;
+use crate::model::trust::Trust;
 use crate::node::access::{self, AccessError};
 use crate::node::attach::{self, Boot, Host, Order, Plan};
 use crate::node::matching::{Found, Incomplete, Place};
 use crate::node::snapshotter;
 use crate::telemetry::Console;
+use crate::volume::proofs::Proofs;
 
 /// A command failed.
 #[derive(Debug, thiserror::Error)]
@@ -93,8 +95,13 @@ fn attached(
     let order = Order {
         volume: wanted(&args, config, console)?,
         at: args.at.clone(),
-        trust: keys::trust(&args.trust)?,
-        verify_layers: args.verify_layers,
+        trust: Trust {
+            name: args.name.clone(),
+            not_older_than: args.not_older_than,
+            ..keys::trust(&args.trust)?
+        },
+        digest: args.digest.clone(),
+        verify_layers: args.verify_layers || (!args.trust.is_empty() && !args.trust_metadata_only),
         runtimes: args.runtimes(),
         containerd: Containerd::from(&args.containerd),
         preload: args.preload,
@@ -138,13 +145,14 @@ fn host(root: &Path, config: &Config) -> Host {
     Host {
         root: root.to_owned(),
         records: Attachments::new(layout.attached()),
+        proofs: Proofs::new(layout.verified()),
         socket: snapshotter::SOCKET.into(),
         snapshots: layout.snapshotter(),
     }
 }
 
-/// How the unit calls this program. What was asked of registries and of containerd is not asked again at each boot, nor are
-/// layers read: the record has the digest of what was attached, and containerd its own records.
+/// How the unit calls this program. What was asked of registries and of containerd is not asked again at each boot: the record has
+/// the digest of what was attached, and containerd its own records.
 fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
     let mut flags = Vec::new();
     let mut flag = |name: &str, value: &str| flags.extend([name.to_owned(), value.to_owned()]);
@@ -170,6 +178,9 @@ fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
         let path = std::path::absolute(path).map_err(Error::Program)?;
         flag("--config", &path.display().to_string());
     }
+    let switches =
+        [(args.trust_metadata_only, "--trust-metadata-only"), (args.verify_layers, "--verify-layers")];
+    flags.extend(switches.into_iter().filter(|(given, _)| *given).map(|(_, name)| name.to_owned()));
     // The record lies where this process has it.
     let environment = std::env::var(STATE).ok().map(|dir| format!("{STATE}={dir}"));
     let environment = environment.into_iter().collect();

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::keys;
 use crate::model::class::Class;
 use crate::model::event::{Event, Failure, Outcome, Status};
+use crate::model::trust::Claims;
 use crate::telemetry::Console;
 
 /// How this process was called.
@@ -62,12 +63,13 @@ fn supervise(args: OrderArgs, call: Call, config: &Config, console: &Console) ->
     };
     let result = merge::result_file(&args, job.as_deref());
     let wishes = args.disk;
+    let claims = Claims { name: args.sign_name.clone(), sequence: args.sign_sequence };
     let order = match merge::order(args, job.as_deref(), config, merge::Purpose::Build) {
         Ok(order) => order,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let signer = match order.sign_key.as_deref().map(keys::signing).transpose() {
-        Ok(key) => key,
+        Ok(key) => key.map(|key| key.stating(claims)),
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let archive = match &order.source {

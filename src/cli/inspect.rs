@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use super::args::InspectArgs;
@@ -17,7 +18,7 @@ use crate::model::job::LayerFormat;
 use crate::model::key::{KeyId, PublicKey};
 use crate::model::seal::{CacheManifest, Layer, LayerImage};
 use crate::model::size::ByteSize;
-use crate::model::trust::SealSignature;
+use crate::model::trust::{SealSignature, Statement};
 use crate::prefetch;
 use crate::prefetch::placement::{self, Placement};
 use crate::sys::Dir;
@@ -70,8 +71,9 @@ fn read(volume: &Path) -> Result<(CacheManifest, Option<Signature>), volume::Err
             key: Some(signature.key),
             key_id: Some(signature.key.id()),
             holds: signature.holds(&files.cache_json),
+            stated: signature.statement().map(Stated::from),
         },
-        Err(_) => Signature { key: None, key_id: None, holds: false },
+        Err(_) => Signature { key: None, key_id: None, holds: false, stated: None },
     });
     Ok((sealed, signature))
 }
@@ -83,6 +85,23 @@ struct Signature {
     key: Option<PublicKey>,
     key_id: Option<KeyId>,
     holds: bool,
+    #[serde(flatten)]
+    stated: Option<Stated>,
+}
+
+/// What the signature states of the volume.
+#[derive(Serialize)]
+struct Stated {
+    name: Option<String>,
+    created: DateTime<Utc>,
+    sequence: u64,
+}
+
+impl From<Statement> for Stated {
+    fn from(statement: Statement) -> Self {
+        let Statement { name, created, sequence } = statement;
+        Stated { name, created, sequence }
+    }
 }
 
 /// `cache.json`, its signature, and what was measured.
@@ -154,11 +173,17 @@ fn text(sealed: &CacheManifest, signature: Option<&Signature>, placement: Option
     );
     let _ = writeln!(out, "sealed by larder {}, tar-split {tar_split}", escape(&content.larder));
     let _ = writeln!(out, "cache.json {}", sealed.digest);
-    if let Some(Signature { key_id, holds, .. }) = signature {
+    if let Some(Signature { key_id, holds, stated, .. }) = signature {
         let holds = if *holds { "" } else { ": IT DOES NOT HOLD" };
         let key =
             key_id.as_ref().map_or("nobody: cache.json.sig cannot be read".to_owned(), KeyId::to_string);
         let _ = writeln!(out, "signed by {key}{holds}");
+        if let Some(Stated { name, created, sequence }) = stated {
+            let name =
+                name.as_ref().map_or("no name".to_owned(), |name| format!("the name {}", escape(name)));
+            let created = created.to_rfc3339_opts(SecondsFormat::Secs, true);
+            let _ = writeln!(out, "signed for {name} at {created}, number {sequence}");
+        }
     }
     if let Some(placement) = placement {
         let _ = writeln!(out, "on disk {}", placed(&placement.total));

@@ -2,20 +2,26 @@
 
 use super::args::{MountArgs, UmountArgs};
 use super::exit;
-use crate::rootfs;
+use crate::caches::layout::Layout;
+use crate::config::Config;
+use crate::rootfs::{self, Records};
 use crate::telemetry::Console;
 
+fn records(config: &Config) -> Records {
+    Records::new(Layout::new(&config.state.dir).mounted())
+}
+
 /// Runs `mount` and answers its exit code.
-pub(super) fn mount(args: &MountArgs, console: &Console) -> u8 {
-    match rootfs::mount(&args.volume, &args.image, &args.dir) {
+pub(super) fn mount(args: &MountArgs, config: &Config, console: &Console) -> u8 {
+    match rootfs::mount(&args.volume, &args.image, &args.dir, &records(config)) {
         Ok(()) => 0,
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     }
 }
 
 /// Runs `umount` and answers its exit code.
-pub(super) fn unmount(args: &UmountArgs, console: &Console) -> u8 {
-    match rootfs::unmount(&args.dir) {
+pub(super) fn unmount(args: &UmountArgs, config: &Config, console: &Console) -> u8 {
+    match rootfs::unmount(&args.dir, &records(config)) {
         Ok(()) => 0,
         Err(error) => exit::fail(console, error.class(), &error.to_string()),
     }

@@ -27,6 +27,7 @@ use crate::sys::lock::Lock;
 use crate::sys::{Dir, dir};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
+use crate::volume::proofs::Proofs;
 
 /// How long a stop may take; within `terminationGracePeriodSeconds` of config/kubernetes/node/daemonset.yaml.
 const GRACE: Duration = Duration::from_secs(10);
@@ -141,6 +142,7 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
         host: Host {
             root: node.root.clone(),
             records: Attachments::new(layout.attached()),
+            proofs: Proofs::new(layout.verified()),
             socket: args.socket.clone(),
             snapshots: layout.snapshotter(),
         },

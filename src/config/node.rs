@@ -41,7 +41,8 @@ pub struct Node {
     /// Public keys one of which has to have signed a volume, or files of them, as for `larder attach --trust`; empty asks for no
     /// signature.
     pub trust: Vec<String>,
-    /// Whether every layer is read and proven before a volume is attached.
+    /// Whether every layer is read and proven before a volume is attached. A volume that was proven is not read again as long as no
+    /// file of it changes.
     pub verify_layers: bool,
     /// Runtimes that are told of volumes by files in their configuration, as by `larder attach`; the snapshotter needs none.
     pub runtimes: Vec<Runtime>,
@@ -72,7 +73,7 @@ impl Default for Node {
             mounts: PathBuf::from("/icv"),
             kubelet: PathBuf::from("/var/lib/kubelet"),
             trust: Vec::new(),
-            verify_layers: false,
+            verify_layers: true,
             runtimes: Vec::new(),
             preload: false,
             root: PathBuf::from("/"),

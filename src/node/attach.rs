@@ -19,6 +19,7 @@ mod display;
 mod error;
 mod found;
 mod place;
+mod prove;
 mod told;
 mod unit;
 
@@ -26,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 
-pub use detach::{Detached, detach};
+pub use detach::{Detached, detach, unmount};
 pub use error::Error;
 
 use crate::caches::attachments::{Attachment, Attachments};
@@ -40,10 +41,11 @@ use crate::node::file::File;
 use crate::node::podman::skeleton;
 use crate::node::{limits, view};
 use crate::sys::{Dir, selinux};
-use crate::verify;
 use crate::volume::disk::{self, Entered};
 use crate::volume::lease::Lease;
+use crate::volume::proofs::Proofs;
 use crate::volume::read_trusted;
+use prove::{Readable, prove};
 
 /// The node.
 #[derive(Clone, Debug)]
@@ -52,6 +54,8 @@ pub struct Host {
     pub root: PathBuf,
     /// Its records.
     pub records: Attachments,
+    /// What was proven of volumes on it.
+    pub proofs: Proofs,
     /// Where its snapshotter answers.
     pub socket: PathBuf,
     /// Where its snapshotter keeps what.
@@ -74,7 +78,9 @@ pub struct Order {
     pub at: Option<PathBuf>,
     /// Whose signature it has to bear.
     pub trust: Trust,
-    /// Whether every layer is read and proven first.
+    /// The digest that its `cache.json` has to have; `None` for any.
+    pub digest: Option<Digest>,
+    /// Whether every layer, and every other file that consumers read, is read and proven first.
     pub verify_layers: bool,
     /// Which runtimes are told of it; none: those that are found.
     pub runtimes: Option<Vec<Runtime>>,
@@ -109,10 +115,15 @@ pub struct Plan {
     files: Vec<File>,
     preload: bool,
     notes: Vec<String>,
+    /// The records of what is attached already.
+    known: Vec<Attachment>,
 }
 
 impl Plan {
-    /// Reads and checks everything, and changes nothing.
+    /// Reads and checks everything, and changes nothing but the records of what was proven.
+    ///
+    /// # Errors
+    /// [`Error`]: the volume is not what was asked for, or cannot be attached there.
     pub fn make(order: &Order, host: &Host) -> Result<Self, Error> {
         let known = host.records.list()?;
         let volume = place::resolve(&order.volume)?;
@@ -132,17 +143,22 @@ impl Plan {
         } else {
             place::check_empty(&at)?;
             let lease = lease(&volume)?;
-            let entered = disk::enter(&volume)?;
+            let entered = disk::enter_remembering(&volume, &host.proofs)?;
             let (manifest, _) = read_trusted(entered.path(), &order.trust)?;
             (Some(entered), lease, manifest)
         };
+        if let Some(wanted) = order.digest.as_ref().filter(|wanted| **wanted != manifest.digest) {
+            return Err(Error::OtherCache { volume, wanted: wanted.clone(), found: manifest.digest });
+        }
         if let Some(cache) = before.and_then(|before| before.cache.as_ref())
             && *cache != manifest.digest
         {
             return Err(Error::Changed { volume, was: cache.clone(), is: manifest.digest });
         }
         if order.verify_layers {
-            prove(entered.as_ref().map_or(&at, |entered| entered.path()), &manifest.content, &order.trust)?;
+            let seen = entered.as_ref().map_or(&*at, |entered| entered.path());
+            let readable = Readable { volume: &volume, at: seen, cache: &manifest.digest };
+            prove(&readable, &order.trust, &host.proofs)?;
         }
         let mut record = Attachment::new(&volume, &at, Utc::now());
         record.cache = Some(manifest.digest.clone());
@@ -200,7 +216,7 @@ impl Plan {
             files.push(unit::file(host, &record, boot)?);
         }
         let (host, preload) = (host.clone(), order.preload);
-        Ok(Plan { host, record, manifest, entered, _lease: lease, files, preload, notes })
+        Ok(Plan { host, record, manifest, entered, _lease: lease, files, preload, notes, known })
     }
 
     /// What the volume holds.
@@ -223,11 +239,25 @@ impl Plan {
         &self.notes
     }
 
-    /// Does it, and answers what containerd was told of images, if anything.
-    pub fn carry_out(self) -> Result<Option<Report>, Error> {
+    /// Carries the plan out, and returns what containerd was told of images, if anything.
+    ///
+    /// # Errors
+    /// [`Error`]; a volume that was not attached before leaves neither record nor mount then.
+    pub fn carry_out(mut self) -> Result<Option<Report>, Error> {
+        let entered = self.entered.take();
+        self.steps(entered).inspect_err(|_| {
+            if !self.known.iter().any(|record| record.at == self.record.at)
+                && let Err(error) = self.undo()
+            {
+                tracing::warn!(%error, at = %self.record.at.display(), "a failed attach left something: larder detach removes it");
+            }
+        })
+    }
+
+    fn steps(&self, entered: Option<Entered>) -> Result<Option<Report>, Error> {
         self.host.records.note(&self.record)?;
         let (at, store) = (&self.record.at, self.record.image_store());
-        if let Some(entered) = self.entered {
+        if let Some(entered) = entered {
             place::make(at)?;
             if store == at && self.record.runtimes.contains(&Runtime::Crio) {
                 skeleton::make(at)?;
@@ -251,15 +281,26 @@ impl Plan {
             _ => Ok(None),
         }
     }
-}
 
-/// Reads all layers: images against their hash trees where all have one, and as `larder verify` does it where not.
-fn prove(volume: &Path, content: &Content, trust: &Trust) -> Result<(), Error> {
-    if content.layer_format == LayerFormat::Erofs && verify::hash_trees(volume, content)?.without.is_empty() {
-        return Ok(());
+    /// Takes back what was done of a plan that failed: nobody uses the volume yet.
+    fn undo(&self) -> Result<(), Error> {
+        if let Some(containerd) = self.record.containerd.as_ref().filter(|_| self.preload) {
+            // One that cannot be reached was told nothing.
+            let _ = containerd.block_on(async |containerd| containerd.forget(&self.manifest.digest).await);
+        }
+        let told = self.untell();
+        detach::take_down(&self.record)?;
+        self.host.records.forget(&self.record.at)?;
+        told
     }
-    verify::verify_trusting(volume, trust)?;
-    Ok(())
+
+    /// Takes back what runtimes and systemd were told.
+    fn untell(&self) -> Result<(), Error> {
+        for file in told::all(&self.host, &self.known)?.files {
+            file.write()?;
+        }
+        Ok(unit::gone(&self.host, &self.record.at).write()?)
+    }
 }
 
 /// Keeps the daemon from removing a volume until it has a record. Disks do so while they are open; a volume that cannot be

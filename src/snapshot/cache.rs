@@ -13,6 +13,7 @@ use crate::model::manifest::{Document, ImageConfig, Manifest};
 use crate::model::reference::ImageReference;
 use crate::model::seal::{CacheManifest, Image, Layer};
 use crate::sys::Dir;
+use crate::sys::dir::forgery;
 use crate::trees;
 use crate::volume::lease::Lease;
 use crate::volume::{self, layout, store};
@@ -137,10 +138,13 @@ impl Cache {
     }
 }
 
-/// What is not there was taken away.
+/// What is not there, or is a link or a special file, was changed.
 fn missing(error: io::Error, doing: &'static str, what: String) -> Error {
     if error.kind() == io::ErrorKind::NotFound {
         return Error::Contradiction { what: format!("{what} is missing") };
+    }
+    if let Some(fault) = forgery(&error) {
+        return Error::Contradiction { what: format!("{what} {fault}") };
     }
     Error::Io { doing, what, source: error }
 }

@@ -180,6 +180,8 @@ pub(super) fn io_class(error: &io::Error) -> Class {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOSPC | Errno::EDQUOT) => Class::NoSpace,
         Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
+        // Links are followed in no volume.
+        Some(Errno::ELOOP) => Class::Corrupt,
         Some(Errno::ENOENT | Errno::ENOTDIR | Errno::EFBIG) => Class::Invalid,
         // The reader of the stream went away.
         Some(Errno::EPIPE) => Class::Cancelled,

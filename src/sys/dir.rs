@@ -310,6 +310,18 @@ pub fn create_all(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
+/// Returns what is wrong with a name that could not be opened beneath a volume as the file or directory that it should be: a
+/// volume of ours has no links and no special files in its structure. `None` for any other failure.
+pub fn forgery(error: &io::Error) -> Option<&'static str> {
+    match error.raw_os_error().map(Errno::from_raw)? {
+        Errno::ELOOP => Some("is a symbolic link"),
+        Errno::ENOTDIR => Some("is no directory, or below something that is none"),
+        Errno::EINVAL | Errno::EISDIR => Some("is no regular file"),
+        Errno::EFBIG => Some("is larger than any such file"),
+        _ => None,
+    }
+}
+
 /// Sets the mode (07777) of an open inode.
 pub fn set_mode(fd: impl AsFd, mode: u32) -> io::Result<()> {
     Ok(stat::fchmod(fd, Mode::from_bits_truncate(mode))?)

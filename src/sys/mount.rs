@@ -2,11 +2,15 @@
 //! directory that was opened, and a mount that was attached nowhere goes with its descriptor.
 
 pub mod attributes;
+mod identity;
 
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+
+pub use identity::id;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags};
@@ -53,8 +57,9 @@ impl Mount {
         let flags: &[&str] = match how {
             // Inode tables are zeroed by nobody, neither beside the filling nor on the nodes, and holes would give the
             // space back that was reserved for the disk.
-            Ext4::Filled => &["noinit_itable", "nodiscard"],
-            Ext4::Read => &["ro", "noload"],
+            Ext4::Filled => &["noinit_itable", "nodiscard", "errors=remount-ro"],
+            // Whatever its superblock says, an inconsistency must not stop the machine.
+            Ext4::Read => &["ro", "noload", "errors=remount-ro"],
         };
         Mount::new("ext4", device, flags, matches!(how, Ext4::Read))
     }
@@ -81,9 +86,18 @@ impl Mount {
 
     /// The directory `dir` as the top of a mount of its own, nowhere. This thread must have opened it in its own namespace.
     pub fn of_dir(dir: &Dir) -> io::Result<Self> {
+        Mount::of(dir)
+    }
+
+    /// The file `file` as a mount of its own, nowhere. This thread must have opened it in its own namespace.
+    pub fn of_file(file: &File) -> io::Result<Self> {
+        Mount::of(file)
+    }
+
+    fn of(inode: impl AsFd) -> io::Result<Self> {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        Ok(Mount(open_tree(dir, "", flags)?))
+        Ok(Mount(open_tree(inode, "", flags)?))
     }
 
     /// What is mounted at `path` and on directories in it, once more and nowhere: attached, it is there whole at once.
@@ -97,21 +111,26 @@ impl Mount {
         let plain = |source: rustix::io::Errno| MountError { source: source.into(), said: String::new() };
         let context = fsopen(file_system, FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
         let made = fsconfig_set_string(&context, "source", device).and_then(|()| {
-            flags.iter().try_for_each(|flag| fsconfig_set_flag(&context, *flag))?;
+            flags.iter().try_for_each(|flag| match flag.split_once('=') {
+                Some((key, value)) => fsconfig_set_string(&context, key, value),
+                None => fsconfig_set_flag(&context, *flag),
+            })?;
             if read_only && selinux::is_enforcing() {
                 fsconfig_set_string(&context, "context", selinux::LAYERS)?;
             }
             fsconfig_create(&context)
         });
         made.map_err(|e| MountError { source: e.into(), said: messages(&context) })?;
-        let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC
-            | MountAttrFlags::MOUNT_ATTR_NOATIME;
+        let mut attributes = READ | MountAttrFlags::MOUNT_ATTR_NOATIME;
         if read_only {
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
         }
         Ok(Mount(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(plain)?))
+    }
+
+    /// Its ID ([`id`]), which stays when it is attached.
+    pub fn id(&self) -> io::Result<u64> {
+        id(&self.0)
     }
 
     /// The directory at the top of it.
@@ -123,6 +142,25 @@ impl Mount {
     /// A path to it for this process, as long as the value lives.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+
+    /// Attaches it over the file or directory at `over`: read-only, without devices, setuid bits and programs. It has these
+    /// attributes before anybody can reach it.
+    ///
+    /// Only for a thread with a namespace of its own ([`private_namespace`]): before Linux 5.12 a mount takes its attributes when
+    /// it is attached already, which only that thread sees.
+    pub fn attach_read_only(self, over: &Path) -> io::Result<()> {
+        let attributes = READ.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+        let is_late = match attributes::add(&self.0, attributes, false) {
+            Err(e) if e.raw_os_error() == Some(Errno::ENOSYS as i32) => true,
+            set => set.map(|()| false)?,
+        };
+        move_mount(&self.0, "", CWD, over, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        if is_late {
+            let flags = VIEW_FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+            nix::mount::mount(None::<&str>, over, None::<&str>, flags, None::<&str>)?;
+        }
+        Ok(())
     }
 
     /// Attaches it over the directory `over`, from where [`unmount`] takes it.
@@ -158,28 +196,17 @@ pub fn work_in(dir: &Path) -> io::Result<()> {
     Ok(nix::unistd::chdir(dir)?)
 }
 
-/// Mounts the directory at `path` once more over the directory `over`: read-only, without devices, setuid bits and programs.
-pub fn bind_read_only(path: &Path, over: &Path) -> io::Result<()> {
-    let none = None::<&str>;
-    nix::mount::mount(Some(path), over, none, MsFlags::MS_BIND, none)?;
-    // A bind takes its attributes in a second step (mount(2)).
-    let flags = MsFlags::MS_BIND
-        | MsFlags::MS_REMOUNT
-        | MsFlags::MS_RDONLY
-        | MsFlags::MS_NODEV
-        | MsFlags::MS_NOSUID
-        | MsFlags::MS_NOEXEC;
-    if let Err(e) = nix::mount::mount(none, over, none, flags, none) {
-        let _ = unmount(over);
-        return Err(e.into());
-    }
-    Ok(())
-}
-
 /// Mounts an empty file system in memory over `dir`, for nobody but this user.
 pub fn memory(dir: &Path) -> io::Result<()> {
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     Ok(nix::mount::mount(Some("larder"), dir, Some("tmpfs"), flags, Some("mode=0700"))?)
+}
+
+/// Mounts an empty file system in memory over `dir`, on which device nodes count and that every user may enter. Only for a
+/// thread with a namespace of its own ([`private_namespace`]).
+pub fn memory_for_devices(dir: &Path) -> io::Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    Ok(nix::mount::mount(Some("larder"), dir, Some("tmpfs"), flags, Some("mode=0711"))?)
 }
 
 /// Mounts an empty file system in memory over `dir`, for everybody to read: see [`is_our_view`].
@@ -191,12 +218,6 @@ pub fn memory_for_all(dir: &Path) -> io::Result<()> {
     Ok(nix::mount::mount(Some(VIEW_SOURCE), dir, Some("tmpfs"), VIEW_FLAGS, Some(options.as_str()))?)
 }
 
-/// Has what is mounted at `path` read there only: no writing, no devices, no setuid bits, nothing executed.
-pub fn read_only(path: &Path) -> io::Result<()> {
-    let flags = VIEW_FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    Ok(nix::mount::mount(None::<&str>, path, None::<&str>, flags, None::<&str>)?)
-}
-
 /// Makes the file system that [`memory_for_all`] mounted over `dir` read-only.
 pub fn memory_read_only(dir: &Path) -> io::Result<()> {
     let flags = VIEW_FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
@@ -206,31 +227,39 @@ pub fn memory_read_only(dir: &Path) -> io::Result<()> {
 /// What our file systems in memory for everybody call themselves.
 const VIEW_SOURCE: &str = "larder-view";
 
+/// No devices, no setuid bits, no programs.
+const READ: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV
+    .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+/// The same for mount(2).
 const VIEW_FLAGS: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
 
-/// Mounts an overlay of directories, topmost first, read-only at `dir`: `lower` as in mount(8), less than a page.
+/// What every overlay of layers is mounted with: attributes by which a layer could name files of another place
+/// (`trusted.overlay.redirect`, `trusted.overlay.metacopy`) count nothing (Linux, filesystems/overlayfs.rst).
+pub const OVERLAY_OPTIONS: [&str; 2] = ["redirect_dir=nofollow", "metacopy=off"];
+
+/// Maximum bytes of the list of directories that [`overlay`] takes: what a page (mount(2)) has left for it.
+pub const MAX_LOWER: usize = 4096 - "lowerdir=,redirect_dir=nofollow,metacopy=off\0".len();
+
+/// Mounts an overlay of directories, topmost first, read-only at `dir`: `lower` as in mount(8), at most [`MAX_LOWER`] bytes.
 pub fn overlay(lower: &str, dir: &Path) -> io::Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-    let options = format!("lowerdir={lower}");
+    let options = format!("lowerdir={lower},{}", OVERLAY_OPTIONS.join(","));
     Ok(nix::mount::mount(Some(OVERLAY_SOURCE), dir, Some("overlay"), flags, Some(options.as_str()))?)
 }
 
-/// What our overlays call themselves.
+/// The source that our overlays name.
 const OVERLAY_SOURCE: &str = "larder";
 
-/// Whether what is mounted at `path`, which is absolute and without symbolic links, is an overlay of ours; nothing where
-/// nothing is mounted there.
-pub fn is_our_overlay(path: &Path) -> io::Result<Option<bool>> {
-    is_called(path, b"overlay", OVERLAY_SOURCE)
-}
-
-/// The same of what [`memory_for_all`] mounts.
+/// Returns whether what is mounted at `path`, which is absolute and without symbolic links, is a file system that
+/// [`memory_for_all`] mounted; `None` if nothing is mounted there.
 pub fn is_our_view(path: &Path) -> io::Result<Option<bool>> {
     is_called(path, b"tmpfs", VIEW_SOURCE)
 }
 
 fn is_called(path: &Path, wanted: &[u8], name: &str) -> io::Result<Option<bool>> {
-    let text = std::fs::read("/proc/thread-self/mountinfo")?;
+    let text = fs::read("/proc/thread-self/mountinfo")?;
     let found = text.split(|b| *b == b'\n').rev().find_map(|line| {
         let mut fields = line.split(|b| *b == b' ');
         let point = fields.nth(4)?;
@@ -254,11 +283,11 @@ pub fn unmount(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW)?)
 }
 
-/// Whether nobody has anything open on what is mounted at `path`, on which nothing else is mounted. Overlays that stand on it
+/// Whether nobody has anything open on what is mounted at `path`, a file or a directory, on which nothing else is mounted. Overlays that stand on it
 /// are not seen.
 pub fn is_idle(path: &Path) -> io::Result<bool> {
     // Looking at a mount takes back the mark of an earlier question, with which this one would unmount it.
-    Dir::open(path)?.stat_self()?;
+    fs::symlink_metadata(path)?;
     match nix::mount::umount2(path, MntFlags::MNT_EXPIRE | MntFlags::UMOUNT_NOFOLLOW) {
         Err(Errno::EAGAIN) => Ok(true),
         Err(Errno::EBUSY) => Ok(false),

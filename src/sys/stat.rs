@@ -53,6 +53,8 @@ pub struct Stat {
     pub device: (u32, u32),
     /// Last change of the content.
     pub mtime: Timestamp,
+    /// Last change of the inode; no program can set it.
+    pub ctime: Timestamp,
 }
 
 impl Stat {
@@ -96,6 +98,7 @@ impl From<FileStat> for Stat {
             identity: (raw.st_dev, raw.st_ino),
             device,
             mtime: Timestamp { sec: raw.st_mtime, nsec: raw.st_mtime_nsec as u32 },
+            ctime: Timestamp { sec: raw.st_ctime, nsec: raw.st_ctime_nsec as u32 },
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::layer::path::{self, escape};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Algorithm, Hasher};
 use crate::model::seal::Lost;
+use crate::sys::dir::forgery;
 use crate::sys::walk::{Visitor, walk};
 use crate::sys::{Dir, FileType, Stat, Timestamp, xattr};
 
@@ -32,6 +33,7 @@ struct Walking<'a, 'b> {
     inodes: HashMap<usize, ((u64, u64), Vec<u8>)>,
     /// The planned inode that each file on disk was first found to be, and where.
     files: HashMap<(u64, u64), (usize, Vec<u8>)>,
+    names: &'b mut Names,
 }
 
 impl Visitor for Walking<'_, '_> {
@@ -73,6 +75,7 @@ impl Walking<'_, '_> {
     /// Compares a file, and that it shares its inode with exactly the names it should.
     fn inode(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat, number: usize) -> Result<(), Error> {
         let comparison = self.comparison;
+        self.names.meet(comparison.layer, at, stat);
         let (identity, first) = self.inodes.entry(number).or_insert_with(|| (stat.identity, at.to_vec()));
         if *identity != stat.identity {
             return Err(comparison.differs(at, Fault::NotLinked(escape(first))));
@@ -88,6 +91,40 @@ impl Walking<'_, '_> {
     }
 }
 
+/// The names of files that have several, on all layers: a change set with two chain IDs has its files once.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashMap<(u64, u64), Met>);
+
+#[derive(Debug)]
+struct Met {
+    /// Names that the inode has.
+    all: u64,
+    /// Names of it that were met.
+    here: u64,
+    layer: ChainId,
+    at: Vec<u8>,
+}
+
+impl Names {
+    fn meet(&mut self, layer: &ChainId, at: &[u8], stat: &Stat) {
+        if stat.links > 1 {
+            let first = || Met { all: stat.links, here: 0, layer: layer.clone(), at: at.to_vec() };
+            self.0.entry(stat.identity).or_insert_with(first).here += 1;
+        }
+    }
+
+    /// Checks that no file has a name that was not met, when all layers were walked.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        match self.0.values().find(|met| met.all != met.here) {
+            None => Ok(()),
+            Some(met) => {
+                let fault = Fault::Names { want: met.here, found: met.all };
+                Err(Error::layer(&met.layer, &met.at, fault))
+            }
+        }
+    }
+}
+
 /// What the record of a layer says an unprivileged build could not keep.
 pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
     lost.iter().map(|lost| (lost.path.as_str(), lost.what.as_str())).collect()
@@ -95,9 +132,14 @@ pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
 
 impl Comparison<'_> {
     /// Walks the whole tree in `diff`.
-    pub(super) fn run(&self, diff: Dir) -> Result<(), Error> {
-        let mut walking =
-            Walking { comparison: self, seen: HashSet::new(), inodes: HashMap::new(), files: HashMap::new() };
+    pub(super) fn run(&self, diff: Dir, names: &mut Names) -> Result<(), Error> {
+        let mut walking = Walking {
+            comparison: self,
+            seen: HashSet::new(),
+            inodes: HashMap::new(),
+            files: HashMap::new(),
+            names,
+        };
         walk(diff, &mut walking)?;
         let mut names = self.tree.nodes.keys();
         let missing = names.find(|at| !walking.seen.contains(*at) && !self.device_lost(at));
@@ -272,6 +314,9 @@ impl Comparison<'_> {
     }
 
     fn io(&self, doing: &'static str, at: &[u8], source: io::Error) -> Error {
+        if let Some(what) = forgery(&source) {
+            return self.differs(at, Fault::Kind(what));
+        }
         Error::io(doing, format!("{:?} of layer {}", escape(at), self.layer), source)
     }
 }

@@ -7,6 +7,7 @@ use crate::layer::path::shown;
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::prefetch;
+use crate::sys::dir::forgery;
 use crate::volume;
 
 /// A volume is not what its seal says, or cannot be verified.
@@ -32,7 +33,7 @@ pub enum Error {
     },
     /// There is nothing to verify with.
     #[error(
-        "{path} was built with --no-tar-split: without tar-split files its layers cannot be proven or exported; build it again without that flag"
+        "{path} was built with --no-tar-split: without tar-split files its layers cannot be proven or exported\nbuild it again without that flag; `attach --trust-metadata-only` believes the layers"
     )]
     NoTarSplit {
         /// The volume.
@@ -72,6 +73,25 @@ pub enum Fault {
         want: &'static str,
         /// Type found.
         found: &'static str,
+    },
+    /// A link or a special file in the place of a file or directory.
+    #[error("it {0}")]
+    Kind(&'static str),
+    /// Others may write to it.
+    #[error(
+        "its mode is {0:04o}, which lets others change the volume: chmod go-w, and build the volume again if others had access"
+    )]
+    Writable(u32),
+    /// It belongs to another user.
+    #[error("it belongs to user {0}, who could change the volume: give it to root")]
+    Foreign(u32),
+    /// It has names outside of the volume.
+    #[error("it has {found} names, {want} of them on the volume: through the others it could be changed")]
+    Names {
+        /// Names on the volume.
+        want: u64,
+        /// Names that the inode has.
+        found: u64,
     },
     /// Another mode.
     #[error("its mode is {found:04o}, want {want:04o}")]
@@ -167,6 +187,17 @@ impl Error {
         Error::Io { doing, what: what.to_string(), source }
     }
 
+    /// Something on the volume cannot be opened. A name that is gone, or that leads elsewhere, is a difference; anything else is the
+    /// file system's refusal.
+    pub(super) fn opening(path: impl Display, source: &io::Error) -> Self {
+        match (source.kind(), forgery(source)) {
+            (io::ErrorKind::NotFound, _) => Error::volume(path, Fault::Missing),
+            (io::ErrorKind::InvalidData, _) => Error::volume(path, Fault::Image(source.to_string())),
+            (_, Some(what)) => Error::volume(path, Fault::Kind(what)),
+            (_, None) => Error::io("opening", path, copy(source)),
+        }
+    }
+
     /// The class, which decides about the exit code.
     pub fn class(&self) -> Class {
         match self {
@@ -177,4 +208,9 @@ impl Error {
             Error::Io { source, .. } => crate::layer::error::io_class(source),
         }
     }
+}
+
+/// The same error of the kernel once more.
+fn copy(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }

@@ -7,7 +7,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::error::{Error, Fault};
+use crate::layer::decode::ChunkSource as _;
 use crate::layer::erofs::check_hash_tree;
+use crate::model::digest::Hasher;
 use crate::model::job::LayerFormat;
 use crate::model::seal::{Content, LayerImage, Verity};
 use crate::sys::Dir;
@@ -53,11 +55,43 @@ pub fn hash_trees(path: &Path, content: &Content) -> Result<HashTrees, Error> {
     Ok(report)
 }
 
+/// Rebuilds the tar of every layer and compares its digest: what tar-split files add to images that their hash trees prove.
+pub(super) fn tar_splits(root: &Dir, content: &Content) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    for layer in content.layers.iter().filter(|layer| seen.insert(&layer.diff_id)) {
+        let fail = |message: String| Error::Layer { layer: layer.chain_id.clone(), message };
+        let path = layout::parts(content.layer_format, layer).tar_split;
+        let size = trees::file(root, &path).map_err(|e| Error::opening(&e.path, &e.source))?.metadata();
+        let found = size.map_err(|e| Error::io("examining", &path, e))?.len();
+        let want = layer.tar_split_size.unwrap_or_default();
+        if found != want {
+            return Err(Error::volume(&path, Fault::Size { want, found }));
+        }
+        let mut tar =
+            trees::tar(root, content.layer_format, layer).map_err(|e| Error::opening(&e.path, &e.source))?;
+        let mut hasher = Hasher::new(layer.diff_id.algorithm());
+        while let Some(chunk) = tar.next().map_err(|e| fail(e.to_string()))? {
+            hasher.update(&chunk);
+        }
+        let found = hasher.finish();
+        if found != layer.diff_id {
+            return Err(fail(format!(
+                "the rebuilt tar has digest {found}, its diff ID is {}",
+                layer.diff_id
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether every image of the layers, and every image that is laid over one, has a hash tree.
+pub(super) fn cover(content: &Content) -> bool {
+    let covers = |image: &LayerImage| image.verity.is_some() && image.fixup_size.is_none();
+    content.layers.iter().all(|layer| layer.image.as_ref().is_some_and(covers))
+}
+
 fn check(root: &Dir, path: &str, size: u64, verity: &Verity) -> Result<(), Error> {
-    let file = trees::file(root, path).map_err(|e| match e.source.kind() {
-        ErrorKind::NotFound => Error::volume(&e.path, Fault::Missing),
-        _ => Error::io("opening", &e.path, e.source),
-    })?;
+    let file = trees::file(root, path).map_err(|e| Error::opening(&e.path, &e.source))?;
     let found = file.metadata().map_err(|e| Error::io("examining", path, e))?.len();
     if found != size {
         return Err(Error::volume(path, Fault::Size { want: size, found }));

@@ -61,9 +61,10 @@ impl<'a> Images<'a> {
         if self.uses.get(&layer.diff_id).is_some_and(|uses| *uses > 1) {
             self.applied.entry(&layer.diff_id).or_insert_with(|| applied.clone());
         }
-        let own = trees::own(self.root, FORMAT, layer).map_err(unopened)?;
+        let own = trees::own(self.root, FORMAT, layer).map_err(|e| Error::opening(&e.path, &e.source))?;
         let find = |id: &ChainId| self.layers.get(id).map(|layer| (*layer).clone());
-        let lower = trees::below(self.root, FORMAT, layer.parent.as_ref(), find).map_err(unopened)?;
+        let lower = trees::below(self.root, FORMAT, layer.parent.as_ref(), find)
+            .map_err(|e| Error::opening(&e.path, &e.source))?;
         let planned = fixup::plan(&own, &mut applied, &lower);
         let (settled, fixup) = planned.map_err(|e| self.failed(layer, &parts.trees[0], e))?;
         if settled != layer.settled || applied.lost != layer.lost {
@@ -90,7 +91,7 @@ impl<'a> Images<'a> {
             self.open(&parts.tar_split, want)?;
         }
         let file = self.open(path, image.size)?;
-        let tar = trees::tar(self.root, FORMAT, layer).map_err(unopened)?;
+        let tar = trees::tar(self.root, FORMAT, layer).map_err(|e| Error::opening(&e.path, &e.source))?;
         let diff_id = layer.diff_id.clone();
         let expected = Expected { blob: diff_id.clone(), size: layer.size, diff_id };
         // The builder's limits were its own; what is on the volume is there, and is read in time linear to it.
@@ -131,7 +132,7 @@ impl<'a> Images<'a> {
     }
 
     fn open(&self, path: &str, want: u64) -> Result<std::fs::File, Error> {
-        let file = trees::file(self.root, path).map_err(unopened)?;
+        let file = trees::file(self.root, path).map_err(|e| Error::opening(&e.path, &e.source))?;
         let found = file.metadata().map_err(|e| Error::io("examining", path, e))?.len();
         if found != want {
             return Err(Error::volume(path, Fault::Size { want, found }));
@@ -158,15 +159,6 @@ impl<'a> Images<'a> {
 
 fn states(layer: &Layer, what: &str) -> Error {
     Error::volume("cache.json", Fault::Statement(format!("of layer {} that {what}", layer.chain_id)))
-}
-
-/// What is not there has been taken away, and what is no image was changed; anything else is the file system's refusal.
-fn unopened(error: trees::Error) -> Error {
-    match error.source.kind() {
-        std::io::ErrorKind::NotFound => Error::volume(error.path, Fault::Missing),
-        std::io::ErrorKind::InvalidData => Error::volume(error.path, Fault::Image(error.source.to_string())),
-        _ => Error::io("opening", error.path, error.source),
-    }
 }
 
 /// A directory in which files without a name can be made: that for temporary files, or, for who may not write there, the

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Error, Fault};
+use super::structure::Structure;
 use crate::layer::path::{self, escape, shown};
 use crate::model::chain::ChainId;
 use crate::model::digest::{Digest, Hasher};
@@ -147,7 +148,11 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
         let parts = layout::parts(content.layer_format, layer);
         explained.extend(parts.trees);
         explained.insert(parts.tar_split);
-        explained.extend(parts.verity);
+        if let (Some(path), Some(verity)) =
+            (parts.verity, layer.image.as_ref().and_then(|image| image.verity.as_ref()))
+        {
+            expected.insert(path, verity.sidecar().into_bytes());
+        }
     }
     match content.layer_format {
         LayerFormat::Overlay => image_store(content, &mut expected, &mut links),
@@ -165,7 +170,9 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
     explained.extend(expected.into_keys());
     let mut directories = parents(explained.iter().chain(links.keys()).chain(&empty));
     directories.extend(empty);
-    let mut names = Names { directories, links, explained };
+    let structure = Structure::of(root)?;
+    structure.top(root)?;
+    let mut names = Names { directories, links, explained, structure };
     walk(root.try_clone().map_err(|e| Error::io("opening", ".", e))?, &mut names)?;
     match names.links.keys().next() {
         Some(missing) => Err(Error::volume(missing, Fault::Missing)),
@@ -233,6 +240,7 @@ struct Names {
     links: BTreeMap<String, String>,
     /// Files, and the roots of trees that are checked elsewhere.
     explained: BTreeSet<String>,
+    structure: Structure,
 }
 
 impl Visitor for Names {
@@ -252,11 +260,15 @@ impl Visitor for Names {
                     return Err(Error::volume(&at, Fault::Target { want, found }));
                 }
             } else if self.directories.contains(&at) && stat.is_dir() {
+                self.structure.directory(&at, &stat)?;
                 directories.push(name);
             } else if at != "lost+found" {
                 let is_tree = at.ends_with("/diff");
                 if !self.explained.contains(&at) || is_tree != stat.is_dir() {
                     return Err(Error::volume(&at, Fault::Unexplained));
+                }
+                if !is_tree {
+                    self.structure.file(&at, &stat)?;
                 }
             }
         }
@@ -274,8 +286,6 @@ fn read(root: &Dir, path: &str, limit: u64) -> Result<Vec<u8>, Error> {
         "" => root.try_clone(),
         dir => root.open_beneath(dir.as_bytes()),
     };
-    match opened.and_then(|dir| dir.read_file(name.as_bytes(), limit)) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::volume(path, Fault::Missing)),
-        other => other.map_err(|e| Error::io("reading", path, e)),
-    }
+    let read = opened.and_then(|dir| dir.read_file(name.as_bytes(), limit));
+    read.map_err(|e| Error::opening(path, &e))
 }

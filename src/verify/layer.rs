@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::compare::{Comparison, losses};
+use super::compare::{Comparison, Names, losses};
 use super::error::{Error, Fault};
 use super::settle::settle;
 use super::tree::{Content, InodeKind, Tree};
@@ -23,8 +23,8 @@ use crate::volume::layout;
 
 type Tar = Reader<Decoder<Rebuilt>, Offset>;
 
-/// Verifies a layer whose parents are verified.
-pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer) -> Result<(), Error> {
+/// Verifies a layer whose parents are verified, and notes its files with several names in `names`.
+pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer, names: &mut Names) -> Result<(), Error> {
     let id = &layer.chain_id;
     let diff = open_diff(root, id)?;
     let lower = lower(root, layers, layer)?;
@@ -41,20 +41,12 @@ pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer) -> Result<(), 
         lower: &lower,
         lost: losses(&layer.lost),
     };
-    comparison.run(diff)
+    comparison.run(diff, names)
 }
 
 fn open_diff(root: &Dir, id: &ChainId) -> Result<Dir, Error> {
     let path = format!("overlay/{}/diff", id.hex());
-    root.open_beneath(path.as_bytes()).map_err(|e| unopened(path, e))
-}
-
-/// What is not there has been taken away; anything else is the file system's refusal.
-fn unopened(path: String, error: std::io::Error) -> Error {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => Error::volume(path, Fault::Missing),
-        _ => Error::io("opening", path, error),
-    }
+    root.open_beneath(path.as_bytes()).map_err(|e| Error::opening(path, &e))
 }
 
 fn lower(root: &Dir, layers: &[Layer], layer: &Layer) -> Result<Lower, Error> {
@@ -76,7 +68,7 @@ fn plan(root: &Dir, layer: &Layer, diff: &Dir) -> Result<Tree, Error> {
     let split = root
         .open_beneath(layout::LAYERS)
         .and_then(|dir| dir.open_file(name.as_bytes()))
-        .map_err(|e| unopened(format!("overlay-layers/{name}"), e))?;
+        .map_err(|e| Error::opening(format!("overlay-layers/{name}"), &e))?;
     let size = split.metadata().map_err(|e| Error::io("examining", &name, e))?.len();
     if layer.tar_split_size != Some(size) {
         let want = layer.tar_split_size.unwrap_or_default();

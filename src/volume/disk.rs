@@ -9,21 +9,28 @@
 //! DIR/.larder/      lock and use, as on every volume; disk.img until it is formatted
 //! ```
 //!
+//! An ext4 is not believed before the kernel reads it: its superblock must be one that Larder writes (`strict`), and e2fsck must
+//! find no fault in it, in a process without privileges (`examine`). What cannot be had: the tree of layers on an ext4 is read by
+//! the kernel all the same, because no reader in user space does what consumers need.
+//!
 //! While it is filled it is mounted over DIR itself, in a mount namespace of the builder's, so that whoever is given DIR there
 //! finds a volume like any other. Nothing of that outlives the builder: the kernel unmounts in order and detaches the loop
 //! device when its last process ends.
 
 mod enter;
 mod error;
+mod examine;
 mod fill;
 mod image;
 mod possible;
 mod receive;
+mod show;
+mod strict;
 mod superblock;
 mod take;
 mod tools;
 
-pub use enter::{Attached, Entered, enter};
+pub use enter::{Attached, Entered, enter, enter_own, enter_remembering, image_of};
 pub use error::Error;
 pub use fill::Mounted;
 pub use image::{DiskImage, Format};

@@ -88,6 +88,16 @@ pub enum Error {
         /// Why.
         source: SealError,
     },
+    /// Something on it is not what a volume has there.
+    #[error("{path}: {what} {fault}: the volume was changed")]
+    Forged {
+        /// The volume.
+        path: String,
+        /// Which file.
+        what: &'static str,
+        /// What it is.
+        fault: &'static str,
+    },
     /// Nobody who is believed vouches for it.
     #[error("{path}: {source}")]
     Trust {
@@ -158,7 +168,7 @@ impl Error {
             | Error::OtherJob { .. }
             | Error::NotSealed { .. } => Class::Conflict,
             Error::Locked { .. } => Class::Busy,
-            Error::Seal { .. } => Class::Corrupt,
+            Error::Seal { .. } | Error::Forged { .. } => Class::Corrupt,
             Error::Trust { source, .. } => source.class(),
             Error::Full { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::ParentMissing(_) | Error::Json { .. } | Error::WritesLost { .. } => Class::Internal,

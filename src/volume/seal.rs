@@ -15,6 +15,7 @@ use super::{Volume, layout};
 use crate::model::digest::Digest;
 use crate::model::seal::{CacheManifest, Content};
 use crate::model::trust::TrustError;
+use crate::sys::dir::forgery;
 use crate::sys::{Dir, atomic, remove};
 
 /// Most bytes that `cache.json` may have.
@@ -54,7 +55,11 @@ impl Files {
 fn cache_json(root: &Dir, path: &str) -> Result<Vec<u8>, Error> {
     match root.read_file(layout::CACHE, MAX) {
         Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::NotSealed { path: path.to_owned() }),
-        other => other.context("reading", "cache.json"),
+        Err(e) => match forgery(&e) {
+            Some(fault) => Err(Error::Forged { path: path.to_owned(), what: "cache.json", fault }),
+            None => Err(e).context("reading", "cache.json"),
+        },
+        Ok(bytes) => Ok(bytes),
     }
 }
 

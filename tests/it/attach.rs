@@ -1,5 +1,7 @@
 //! `larder attach` and `larder detach`.
 
+mod disks;
 mod mounts;
 mod podman;
 mod policies;
+mod trusted;

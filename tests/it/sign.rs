@@ -76,6 +76,18 @@ fn read_signature(volume: &Path) -> Value {
 
 /// What is signed, as the documentation says.
 fn statement(volume: &Path) -> String {
+    let stated = read_signature(volume);
+    format!(
+        "larder cache.json 2\n{}\nname {}\ncreated {}\nsequence {}\n",
+        Digest::sha256(&fs::read(volume.join("cache.json")).unwrap()),
+        stated["name"].as_str().unwrap_or_default(),
+        stated["created"].as_str().unwrap(),
+        stated["sequence"]
+    )
+}
+
+/// The same of version 1.
+fn bare_statement(volume: &Path) -> String {
     format!("larder cache.json 1\n{}\n", Digest::sha256(&fs::read(volume.join("cache.json")).unwrap()))
 }
 
@@ -149,15 +161,23 @@ fn openssl_and_larder_take_each_others_keys_and_signatures() {
 
         // And what OpenSSL signs, we prove.
         let volume = served.volume();
-        fs::remove_file(signature(&volume)).unwrap();
-        fs::write(served.beside("statement"), statement(&volume)).unwrap();
-        let sign = ["pkeyutl", "-sign", "-inkey", "ours.pem", "-rawin", "-in", "statement", "-out", "sig"];
-        succeed(&mut openssl(&sign));
-        let made = STANDARD.encode(fs::read(served.beside("sig")).unwrap());
-        let file = json!({"version": 1, "key": ours.line, "signature": made});
-        fs::write(signature(&volume), file.to_string()).unwrap();
-        let said = succeed(&mut verify(&volume, &[&ours.line]));
-        assert!(said.contains(&format!("signed by {}, which is trusted", ours.id())), "{said}");
+        let old = json!({"version": 1, "key": ours.line});
+        let new = json!({"version": 2, "key": ours.line, "name": "web",
+            "created": "2026-11-29T20:00:00Z", "sequence": 17});
+        for mut file in [old, new] {
+            fs::write(signature(&volume), file.to_string()).unwrap();
+            let text = if file["version"] == 1 { bare_statement(&volume) } else { statement(&volume) };
+            fs::write(served.beside("statement"), text).unwrap();
+            let sign =
+                ["pkeyutl", "-sign", "-inkey", "ours.pem", "-rawin", "-in", "statement", "-out", "sig"];
+            succeed(&mut openssl(&sign));
+            file["signature"] = STANDARD.encode(fs::read(served.beside("sig")).unwrap()).into();
+            fs::write(signature(&volume), file.to_string()).unwrap();
+            let said = succeed(&mut verify(&volume, &[&ours.line]));
+            assert!(said.contains(&format!("signed by {}, which is trusted", ours.id())), "{said}");
+        }
+        let said = succeed(larder().arg("inspect").arg(&volume));
+        assert!(said.contains("signed for the name web at 2026-11-29T20:00:00Z, number 17\n"), "{said}");
     });
 }
 
@@ -184,7 +204,10 @@ fn believed(form: LayerFormat) {
         assert!(said.contains(&format!("signed by {}\n", ours.id())), "{said}");
         let shown: Value =
             serde_json::from_str(&succeed(larder().args(["inspect", "--json"]).arg(&volume))).unwrap();
-        assert_eq!(shown["signature"], json!({"key": ours.line, "key_id": ours.id(), "holds": true}));
+        let stated = read_signature(&volume);
+        let want = json!({"key": ours.line, "key_id": ours.id(), "holds": true, "name": null,
+            "created": stated["created"], "sequence": stated["sequence"]});
+        assert_eq!(shown["signature"], want);
 
         // A bit of either file.
         let files = [volume.join("cache.json"), signature(&volume)];
@@ -466,6 +489,8 @@ fn the_caches_of_a_daemon_are_signed() {
             let volume = daemon.state().join("tenants/team/volumes").join(format!("{id}.1"));
             let said = succeed(&mut verify(&volume, &[&key.line]));
             assert!(said.contains("which is trusted"), "{said}");
+            let stated = read_signature(&volume);
+            assert_eq!((&stated["name"], &stated["sequence"]), (&json!(format!("team/{id}")), &json!(1)));
         });
         daemon.stop();
         assert!(!daemon.log().contains(&key.secret()[24..]));

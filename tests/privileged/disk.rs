@@ -64,7 +64,7 @@ fn a_container_runs_from_a_sealed_disk() {
 
         let disk = volume.join("disk.img");
         let facts = fs::metadata(&disk).unwrap();
-        assert_eq!((facts.len(), facts.permissions().mode() & 0o777), (256 * MIB, 0o444));
+        assert_eq!((facts.len(), facts.permissions().mode() & 0o777), (256 * MIB, 0o400));
         assert!(occupied(&disk) >= 256 * MIB, "its space is reserved");
         let names = |dir: &Path| {
             let mut names: Vec<_> =

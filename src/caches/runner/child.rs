@@ -258,11 +258,12 @@ impl ChildRunner {
         let (memory, caches) = (with.caches.build_memory.0, with.caches.clone());
         let kind = disk::begun(&order.volume).unwrap_or(with.kind);
         let overdue = self.overdue(&order.job, &with.caches);
-        let ready = match self.ready(of.clone(), order.job, &order.unusable_secrets, with, None).await {
+        let ready = match self.ready(of.clone(), order.job.clone(), &order.unusable_secrets, with, None).await
+        {
             Ok(ready) => ready,
             Err(why) => return Ended::NotStarted(why),
         };
-        let command = command::build(&self.settings, &ready.work, &caches, kind, &order.volume, &order.share);
+        let command = command::build(&self.settings, &ready.work, &caches, kind, &order);
         let (process, stdout) = match Process::start(command, ready.cgroup).await {
             Ok(started) => started,
             Err(why) => return Ended::NotStarted(why),

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::CredentialArgs;
 use crate::client::address::Address;
+use crate::model::digest::Digest;
 use crate::model::platform::Platform;
 use crate::model::reference::ImageReference;
 use crate::model::runtime::{Containerd, Runtime};
@@ -18,7 +20,7 @@ Examples:
   larder attach ./cache --at /icv --runtime podman --dry-run
   larder attach /dev/disk/by-label/larder --runtime containerd --preload
   larder attach --match nginx:1.27 --match redis:7 --require
-  larder attach ./cache --trust keys.pub --verify-layers
+  larder attach ./cache --trust keys.pub --name web --not-older-than 2026-11-01T00:00:00Z
   larder attach web --access verify --secrets ./secrets --pull-secret team-a:registry
   larder detach web
 
@@ -112,11 +114,25 @@ pub(in crate::cli) struct AttachArgs {
     pub(in crate::cli) preload: bool,
     #[command(flatten)]
     pub(in crate::cli) containerd: ContainerdArgs,
-    /// Refuse (77) a volume that is not signed by this public key: the line that `larder key public` prints, or a file with such
-    /// lines or PEMs; repeatable
+    /// Refuse (77) a volume that is not signed by this public key, and one that is not what was signed (65): every layer is read
+    /// and proven first. The same volume is not read again as long as no file of it changes. KEY is the line that `larder key
+    /// public` prints; a file has such lines or PEMs; repeatable
     #[arg(long, value_name = "KEY|FILE")]
     pub(in crate::cli) trust: Vec<String>,
-    /// Read every layer first and prove it: EROFS images with a dm-verity hash tree by that, others as `larder verify` does
+    /// With --trust: believe the layers, and check the signature of cache.json only
+    #[arg(long, requires = "trust", conflicts_with = "verify_layers")]
+    pub(in crate::cli) trust_metadata_only: bool,
+    /// Refuse (77) a volume that was not signed for this name, as `build --sign-name` gives it
+    #[arg(long, value_name = "NAME", requires = "trust")]
+    pub(in crate::cli) name: Option<String>,
+    /// Refuse (77) a volume that was signed before this time, RFC 3339
+    #[arg(long, value_name = "TIME", requires = "trust")]
+    pub(in crate::cli) not_older_than: Option<DateTime<Utc>>,
+    /// Refuse (65) a volume whose cache.json has another digest than this, as `inspect` and `verify` print it
+    #[arg(long, value_name = "DIGEST")]
+    pub(in crate::cli) digest: Option<Digest>,
+    /// Read every layer first and prove it, also without --trust: EROFS images with a dm-verity hash tree by that, others as
+    /// `larder verify` does
     #[arg(long)]
     pub(in crate::cli) verify_layers: bool,
     /// Who may attach it: whoever may run this, or who may read all images of it, as their registries say now

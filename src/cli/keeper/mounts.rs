@@ -45,7 +45,7 @@ impl Mounts {
         if !std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_dir()) {
             return Err("it is not there any more".into());
         }
-        let attached = disk::enter(&path).and_then(|entered| entered.attach(&path));
+        let attached = disk::enter_own(&path).and_then(|entered| entered.attach(&path));
         self.mounted.insert(volume, attached.map_err(|e| e.to_string())?);
         top()
     }

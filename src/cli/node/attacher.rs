@@ -13,7 +13,7 @@ use crate::model::runtime::{Containerd, Runtime};
 use crate::model::trust::Trust;
 use crate::node::attach::{self, Host, Order, Plan};
 use crate::sys::Dir;
-use crate::sys::mount::{is_mount_point, unmount};
+use crate::sys::mount::is_mount_point;
 use crate::volume::seal;
 
 /// Attaches below `mounts`.
@@ -66,6 +66,7 @@ impl Attacher for NodeAttacher {
             volume: volume.to_owned(),
             at: Some(at),
             trust: self.trust.clone(),
+            digest: Some(seal.clone()),
             verify_layers: self.verify_layers,
             runtimes: Some(self.runtimes.clone()),
             containerd: Containerd::default(),
@@ -90,11 +91,7 @@ impl Attacher for NodeAttacher {
         }
         // Cut off between its record and its mount.
         if is_mounted(&at) {
-            let class = |e: &io::Error| match e.kind() {
-                io::ErrorKind::ResourceBusy => Class::Busy,
-                _ => Class::Internal,
-            };
-            unmount(&at).map_err(|e| fault(class(&e), &format!("unmounting {}: {e}", at.display())))?;
+            attach::unmount(&at).map_err(|e| fault(e.class(), &e))?;
         }
         match fs::remove_dir(&at) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -96,6 +96,8 @@ impl ImageNode {
             identity: (0, inode.number),
             device: inode.device(),
             mtime: inode.mtime,
+            // An image has none.
+            ctime: inode.mtime,
         }
     }
 

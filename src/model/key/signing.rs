@@ -12,14 +12,18 @@ use rustls_pki_types::pem::PemObject as _;
 use super::{LEN, PublicKey};
 use crate::model::class::Class;
 use crate::model::credential::Secret;
+use crate::model::trust::Claims;
 
 /// What comes before the bytes of a private key: PKCS#8 version 1 (RFC 5958) with the algorithm 1.3.101.112 (RFC 8410, 7). ring
 /// itself would write version 2, which OpenSSL does not read.
 const PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// A private key, which never shows itself.
-pub struct SigningKey(Ed25519KeyPair);
+/// A private key, which never shows itself, and what is stated of volumes that are signed by it.
+pub struct SigningKey {
+    pair: Ed25519KeyPair,
+    claims: Option<Claims>,
+}
 
 /// A key cannot be read or made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,20 +71,32 @@ impl SigningKey {
 
     fn from_der(der: &[u8]) -> Result<Self, SigningKeyError> {
         let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der);
-        pair.map(SigningKey).map_err(|e| SigningKeyError::Rejected(e.to_string()))
+        pair.map(|pair| SigningKey { pair, claims: None })
+            .map_err(|e| SigningKeyError::Rejected(e.to_string()))
+    }
+
+    /// The same key for volumes of which `claims` are stated.
+    #[must_use]
+    pub fn stating(self, claims: Claims) -> Self {
+        SigningKey { claims: Some(claims), ..self }
+    }
+
+    /// What is stated of volumes; `None` for their `cache.json` and nothing else.
+    pub fn claims(&self) -> Option<&Claims> {
+        self.claims.as_ref()
     }
 
     /// The public half.
     pub fn public(&self) -> PublicKey {
         let mut bytes = [0; LEN];
-        bytes.copy_from_slice(self.0.public_key().as_ref());
+        bytes.copy_from_slice(self.pair.public_key().as_ref());
         PublicKey(bytes)
     }
 
     /// Its signature over `message`.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let mut bytes = [0; 64];
-        bytes.copy_from_slice(self.0.sign(message).as_ref());
+        bytes.copy_from_slice(self.pair.sign(message).as_ref());
         bytes
     }
 }

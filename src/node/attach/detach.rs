@@ -162,7 +162,7 @@ fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Er
 }
 
 /// Unmounts the store and the volume, and removes what they were mounted over.
-fn take_down(record: &Attachment) -> Result<(), Error> {
+pub(super) fn take_down(record: &Attachment) -> Result<(), Error> {
     if let Some(store) = &record.store {
         view::remove(store)?;
     }
@@ -175,20 +175,37 @@ fn take_down(record: &Attachment) -> Result<(), Error> {
     Ok(())
 }
 
-fn unmount(at: &Path) -> Result<(), Error> {
+/// Unmounts the volume at `at`: a disk, or the view of a directory. Does nothing if nothing is mounted there.
+///
+/// # Errors
+/// [`Error::Busy`] if it stays in use.
+pub fn unmount(at: &Path) -> Result<(), Error> {
     let end = Instant::now() + PATIENCE;
     while place::is_mounted(at)? {
-        match mount::unmount(at) {
-            Err(e) if e.kind() == io::ErrorKind::ResourceBusy && Instant::now() < end => {
-                sleep(Duration::from_millis(50));
-            }
-            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
-                let by =
-                    "a container stands on an image of it, or a process has a file of it open".to_owned();
-                return Err(Error::Busy { at: at.to_owned(), by });
-            }
-            other => other.map_err(failed("unmounting", at))?,
+        let busy = match take_off(at)? {
+            None => return Ok(()),
+            Some(busy) => busy,
+        };
+        if Instant::now() >= end {
+            return Err(Error::Busy { at: at.to_owned(), by: busy });
         }
+        sleep(Duration::from_millis(50));
     }
     Ok(())
+}
+
+/// Unmounts what is at `at`, or returns who uses it.
+fn take_off(at: &Path) -> Result<Option<String>, Error> {
+    if view::is_there(at)? {
+        return match view::remove(at) {
+            Err(view::Error::Busy { who, .. }) => Ok(Some(who)),
+            other => Ok(other.map(|()| None)?),
+        };
+    }
+    match mount::unmount(at) {
+        Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
+            Ok(Some("a container stands on an image of it, or a process has a file of it open".to_owned()))
+        }
+        other => other.map(|()| None).map_err(failed("unmounting", at)),
+    }
 }

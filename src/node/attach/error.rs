@@ -44,6 +44,16 @@ pub enum Error {
     /// Somebody is about to remove the volume.
     #[error("{} is being removed or filled: wait, or give another volume", .0.display())]
     Going(PathBuf),
+    /// The volume is another one than was asked for.
+    #[error("{} holds the cache {found}, and {wanted} is wanted: give the volume that holds it", volume.display())]
+    OtherCache {
+        /// The volume.
+        volume: PathBuf,
+        /// Digest of the cache that was asked for.
+        wanted: Digest,
+        /// Digest of the cache that is there.
+        found: Digest,
+    },
     /// The volume is another one than the record says.
     #[error(
         "{} holds the cache {is}, and {was} is attached from there: detach it first",
@@ -154,6 +164,7 @@ impl Error {
                 Class::Invalid
             }
             Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } => Class::Conflict,
+            Error::OtherCache { .. } => Class::Corrupt,
             Error::NotAttached { .. } => Class::NotFound,
             Error::Busy { .. } | Error::Going(_) => Class::Busy,
             Error::Io { source, .. } => match source.kind() {

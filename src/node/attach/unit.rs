@@ -15,7 +15,10 @@ pub(super) fn file(host: &Host, record: &Attachment, boot: &Boot) -> Result<File
     let text =
         |path: &Path| path.to_str().and_then(quoted).ok_or_else(|| Error::Unit(path.display().to_string()));
     let volume = text(&record.volume)?;
-    let mut words = vec![text(&boot.program)?, "attach".to_owned(), volume.clone()];
+    // Paths of this key have specifiers, and no variables (systemd.unit(5)).
+    let mounts = record.volume.to_str().and_then(escaped);
+    let mounts = mounts.ok_or_else(|| Error::Unit(record.volume.display().to_string()))?;
+    let mut words = vec![text(&boot.program)?, "attach".to_owned(), volume];
     words.extend(["--at".to_owned(), text(&record.at)?, "--no-unit".to_owned()]);
     for flag in &boot.flags {
         words.push(quoted(flag).ok_or_else(|| Error::Unit(flag.clone()))?);
@@ -28,7 +31,7 @@ pub(super) fn file(host: &Host, record: &Attachment, boot: &Boot) -> Result<File
     let text = format!(
         "{MARK}[Unit]
 Description=Image cache at {at}
-RequiresMountsFor={volume}
+RequiresMountsFor={mounts}
 After=local-fs.target remote-fs.target
 Before=larder-snapshotter.service containerd.service crio.service kubelet.service podman-restart.service
 
@@ -99,6 +102,23 @@ mod tests {
     fn names_are_those_of_systemd() {
         assert_eq!(name(Path::new("/icv")), "larder-attach-icv.service");
         assert_eq!(name(Path::new("/mnt/a-b.c")), "larder-attach-mnt-a\\x2db.c.service");
+    }
+
+    #[test]
+    fn a_path_is_one_path_in_every_key() {
+        let host = Host {
+            root: "/".into(),
+            records: crate::caches::attachments::Attachments::new("/s".into()),
+            proofs: crate::volume::proofs::Proofs::new("/s"),
+            socket: "/s".into(),
+            snapshots: "/s".into(),
+        };
+        let at = Path::new("/icv");
+        let record = Attachment::new(Path::new("/v/a$b %c"), at, chrono::DateTime::UNIX_EPOCH);
+        let boot = Boot { program: "/usr/bin/larder".into(), flags: Vec::new(), environment: Vec::new() };
+        let text = file(&host, &record, &boot).unwrap().text.unwrap();
+        assert!(text.contains("\nRequiresMountsFor=\"/v/a$b %%c\"\n"), "{text}");
+        assert!(text.contains(" attach \"/v/a$$b %%c\" --at /icv "), "{text}");
     }
 
     #[test]

@@ -14,6 +14,15 @@ use super::volumes::Volumes;
 use super::{Error, Settings, Snapshotter, lock};
 use crate::sys::Dir;
 use crate::sys::lock::Lock;
+use crate::sys::mount::OVERLAY_OPTIONS;
+
+/// What every overlay is mounted with, as far as this kernel knows it: as containerd, `index=off`, because one upper directory
+/// may come to stand on layers that are other inodes; and what keeps layers from naming files of another place.
+fn overlay_options() -> Vec<String> {
+    let name = |option: &str| option.split('=').next().is_some_and(knows);
+    let options = ["index=off"].into_iter().chain(OVERLAY_OPTIONS);
+    options.filter(|option| name(option)).map(str::to_owned).collect()
+}
 
 impl Snapshotter {
     /// Takes the directory, makes what is missing in it, and puts it in order.
@@ -40,8 +49,7 @@ impl Snapshotter {
         let store = Store::open(&root.join("snapshots.db"))?;
         let snapshotter = Snapshotter {
             links: Links::open(root.join("l"))?,
-            // As containerd: one upper directory may come to stand on layers that are other inodes.
-            overlay: knows("index").then(|| "index=off".to_owned()).into_iter().collect(),
+            overlay: overlay_options(),
             store: Mutex::new(store),
             volumes: Mutex::new(Volumes::new(settings.attached.clone())),
             next: AtomicI64::new(1),

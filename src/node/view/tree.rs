@@ -118,8 +118,7 @@ fn place(
         }
     };
     make_dir(at)?;
-    let below = Dir::open(at).map_err(io("opening", at))?;
-    again.attach(&below).and_then(|()| mount::read_only(at)).map_err(failed())
+    again.attach_read_only(at).map_err(failed())
 }
 
 /// Makes a directory, whatever the umask is; one that is there is left.

@@ -5,16 +5,19 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use super::error::{Context, Error};
+use super::examine::{Examination, examine};
 use super::image::{self, DiskImage, Format};
+use super::show;
 use super::superblock::Superblock;
 use crate::model::digest::Digest;
 use crate::sys::Dir;
 use crate::sys::dir::stat_fd;
 use crate::sys::lock::Lock;
 use crate::sys::loop_device::{self, Access, LoopDevice};
-use crate::sys::mount::{Ext4, Mount, bind_read_only, unmount};
+use crate::sys::mount::{Ext4, Mount, unmount};
 use crate::sys::process;
 use crate::volume::lease::Lease;
+use crate::volume::proofs::Proofs;
 use crate::volume::seal::Files;
 
 /// A volume that can be read at [`path`](Entered::path), whatever its kind. What was mounted for that goes with it, or with
@@ -56,7 +59,7 @@ impl Entered {
                 let below = Dir::open(over).context("opening", &shown)?;
                 mount.attach(&below).context("mounting over", &shown)
             }
-            None => bind_read_only(&self.path, over).context("mounting over", &shown),
+            None => show::attach(&self.path, over).context("mounting over", &shown),
         }
     }
 
@@ -82,37 +85,77 @@ impl Drop for Attached {
 /// Makes a volume readable: a directory with a sealed disk in it, an image file or a block device is mounted read-only, seen
 /// by this process alone; a directory that is the volume itself is left as it is.
 ///
-/// Only the file system is mounted. Whether the volume on it is sealed and what it should be is for the reader to ask.
+/// An ext4 is examined whole before the kernel reads it. Whether the volume on it is sealed and what it should be is for the
+/// reader to ask.
 ///
 /// # Errors
-/// A disk that is not sealed, that somebody fills, or that is not what `image.json` says.
+/// A disk that is not sealed, that somebody fills, that is not what `image.json` says, or an ext4 that Larder did not make or
+/// that has faults.
 pub fn enter(path: &Path) -> Result<Entered, Error> {
+    enter_after(path, &Examination::Whole(None))
+}
+
+/// Does what [`enter`] does, and examines no image again that is in `proofs`.
+///
+/// # Errors
+/// Those of [`enter`].
+pub fn enter_remembering(path: &Path, proofs: &Proofs) -> Result<Entered, Error> {
+    enter_after(path, &Examination::Whole(Some(proofs)))
+}
+
+/// Enters a disk that builders of this host sealed, or that was examined just now: does what [`enter`] does, and only looks at the
+/// superblock of an ext4. A daemon has no right to start a process of another user, and its builders examined what they sealed.
+///
+/// # Errors
+/// Those of [`enter`].
+pub fn enter_own(path: &Path) -> Result<Entered, Error> {
+    enter_after(path, &Examination::Done)
+}
+
+/// Opens the file that the volume at `path` lies on; `None` for a directory of layers and for a block device, which can change
+/// without a trace.
+///
+/// # Errors
+/// Those of opening.
+pub fn image_of(path: &Path) -> std::io::Result<Option<File>> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_file() {
+        return File::open(path).map(Some);
+    }
+    if !kind.is_dir() {
+        return Ok(None);
+    }
+    let below = Dir::open(path)?;
+    match below.try_stat(super::IMAGE)? {
+        Some(_) => below.open_file(super::IMAGE).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn enter_after(path: &Path, examination: &Examination<'_>) -> Result<Entered, Error> {
     let shown = path.display().to_string();
     let kind = fs::metadata(path).context("opening the volume", &shown)?.file_type();
     if kind.is_block_device() {
         let device = File::open(path).context("opening", &shown)?;
         let format = superblock(&device, &shown)?.format;
+        examine(path, None, format, &shown, examination)?;
         return mounted(path, path, format, None, None, None);
     }
     if kind.is_file() {
-        return file(path, &shown);
+        // Nothing lies beside it that it could be compared with.
+        let image = File::open(path).context("opening", &shown)?;
+        let format = superblock(&image, &shown)?.format;
+        return attach(path, image, format, None, examination);
     }
     let below = Dir::open(path).context("opening the volume", &shown)?;
     if below.try_stat(super::IMAGE).context("examining", &shown)?.is_none() {
         return Ok(Entered::plain(path));
     }
-    sealed(&below, path)
-}
-
-/// An image file, with nothing beside it to compare it with.
-fn file(path: &Path, shown: &str) -> Result<Entered, Error> {
-    let image = File::open(path).context("opening", shown)?;
-    let format = superblock(&image, shown)?.format;
-    attach(path, image, format, None)
+    sealed(&below, path, examination)
 }
 
 /// A directory with a sealed disk.
-fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
+fn sealed(below: &Dir, path: &Path, examination: &Examination<'_>) -> Result<Entered, Error> {
     let shown = path.join("disk.img").display().to_string();
     let tampered = |fault: String| Error::Tampered { path: shown.clone(), fault };
     let file = below.open_file(super::IMAGE).context("opening", &shown)?;
@@ -153,7 +196,7 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
         Ok(lease) => lease,
         Err(_) => None,
     };
-    let entered = attach(path, file, superblock.format, lease)?;
+    let entered = attach(path, file, superblock.format, lease, examination)?;
     let inside = Dir::open(&entered.path).context("reading cache.json of", &shown)?;
     let inside = Files::read(&inside, &shown)?;
     if inside.cache_json != seal.cache_json {
@@ -167,13 +210,23 @@ fn sealed(below: &Dir, path: &Path) -> Result<Entered, Error> {
 
 fn superblock(file: &File, shown: &str) -> Result<Superblock, Error> {
     let found = Superblock::read(file).context("reading", shown)?;
-    found.ok_or_else(|| Error::Other {
+    let mut found = found.ok_or_else(|| Error::Other {
         path: shown.to_owned(),
         fault: "is neither an ext4 nor an EROFS".into(),
-    })
+    })?;
+    match found.foreign.take() {
+        Some(fault) => Err(Error::Unsafe { path: shown.to_owned(), fault }),
+        None => Ok(found),
+    }
 }
 
-fn attach(path: &Path, image: File, format: Format, lease: Option<Lease>) -> Result<Entered, Error> {
+fn attach(
+    path: &Path,
+    image: File,
+    format: Format,
+    lease: Option<Lease>,
+    examination: &Examination<'_>,
+) -> Result<Entered, Error> {
     let shown = path.display().to_string();
     let lock = Lock::try_shared_on(image).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
@@ -184,6 +237,7 @@ fn attach(path: &Path, image: File, format: Format, lease: Option<Lease>) -> Res
     let device = LoopDevice::attach(lock.file(), Access::ReadOnly);
     let device = device.context("attaching a loop device to", &shown)?;
     let at = device.path().to_owned();
+    examine(&at, Some(lock.file()), format, &shown, examination)?;
     mounted(path, &at, format, Some(device), Some(lock), lease)
 }
 

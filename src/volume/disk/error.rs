@@ -37,6 +37,16 @@ pub enum Error {
         /// What differs.
         fault: String,
     },
+    /// An ext4 that the kernel should not read.
+    #[error(
+        "{path} is not mounted: {fault}\nget the disk again from whoever built it; mount an ext4 of another maker yourself and give the directory"
+    )]
+    Unsafe {
+        /// The disk.
+        path: String,
+        /// What is wrong with it.
+        fault: String,
+    },
     /// Somebody fills it.
     #[error("{path} is locked by another process: wait until it is done")]
     Locked {
@@ -137,7 +147,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Foreign { .. } | Error::Other { .. } => Class::Conflict,
-            Error::Tampered { .. } => Class::Corrupt,
+            Error::Tampered { .. } | Error::Unsafe { .. } => Class::Corrupt,
             Error::Locked { .. } | Error::InUse { .. } => Class::Busy,
             Error::HostFull { .. } | Error::TooSmall { .. } => Class::NoSpace,
             Error::NoProgram { .. } | Error::Size { .. } => Class::Invalid,
@@ -157,6 +167,8 @@ fn class_of(error: &io::Error) -> Class {
         Some(Errno::EBUSY) => Class::Busy,
         // The superblock, the group descriptors or their sums are wrong.
         Some(Errno::EUCLEAN | Errno::EBADMSG) => Class::Corrupt,
+        // A view of a volume that has links or special files at its top.
+        _ if error.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
         _ => Class::Internal,
     }
 }

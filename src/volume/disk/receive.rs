@@ -8,7 +8,7 @@ use super::error::{Context, Error};
 use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
 use super::take::refuse_foreign;
-use super::{DESCRIPTION, Entered, IMAGE, enter, tools};
+use super::{DESCRIPTION, Entered, IMAGE, enter_own, tools};
 use crate::model::digest::Digest;
 use crate::sys::lock::Lock;
 use crate::sys::{Dir, atomic, dir, private};
@@ -75,7 +75,7 @@ impl Receiving {
             Format::Erofs => tools::Found::Clean,
         };
         match examined {
-            tools::Found::Clean => enter(&self.path.join(".larder/disk.img")),
+            tools::Found::Clean => enter_own(&self.path.join(".larder/disk.img")),
             _ => Err(tampered("e2fsck finds faults in its file system")),
         }
     }

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use uuid::Uuid;
 
 use super::image::Format;
+use super::strict;
 
 /// Where it lies, bytes, and how many of it are looked at.
 const AT: u64 = 1024;
@@ -36,6 +37,8 @@ pub struct Superblock {
     pub label: String,
     /// Unmounted in order, and no error was ever found. Always so of an EROFS, which nobody writes to.
     pub clean: bool,
+    /// Why an ext4 is not one that Larder made; `None` for one that may be, and for an EROFS.
+    pub foreign: Option<String>,
 }
 
 impl Superblock {
@@ -64,6 +67,7 @@ impl Superblock {
             uuid: Uuid::from_bytes(uuid),
             label: String::from_utf8_lossy(label).into_owned(),
             clean: true,
+            foreign: None,
         })
     }
 
@@ -87,6 +91,7 @@ impl Superblock {
             label: String::from_utf8_lossy(label).into_owned(),
             // `s_error_count`
             clean: short(0x3A) == CLEAN && long(0x194) == 0,
+            foreign: strict::fault(bytes),
         })
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::error::{Context, Error};
 use super::image::Format;
 use super::superblock::Superblock;
-use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter, tools};
+use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter_own, tools};
 use crate::model::digest::Digest;
 use crate::sys::dir::stat_fd;
 use crate::sys::lock::Lock;
@@ -120,7 +120,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let below = Dir::open(&at).context("opening the volume", &shown)?;
     refuse_foreign(&below, &shown)?;
     if below.try_stat(layout::CACHE).context("examining", &shown)?.is_some() {
-        return Ok(Taken::Sealed(enter(&at)?));
+        return Ok(Taken::Sealed(enter_own(&at)?));
     }
     let larder = below.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
     let lock = lock(&larder).context("locking", &shown)?;
@@ -128,7 +128,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     // Whoever had the lock before may have sealed the disk since it was looked at.
     if below.try_stat(layout::CACHE).context("examining", &shown)?.is_some() {
         drop(lock);
-        return Ok(Taken::Sealed(enter(&at)?));
+        return Ok(Taken::Sealed(enter_own(&at)?));
     }
     larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
 

@@ -5,12 +5,15 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use uuid::Uuid;
 
 use super::error::{Context, Error};
 use super::{BLOCK, Name};
+use crate::model::escape::escape;
 
 const TARGET: &str = "/proc/self/fd/0";
 
@@ -76,6 +79,21 @@ pub(super) fn examine(disk: &File) -> Result<Found, Error> {
     check(disk, "-fn")
 }
 
+/// Checks the ext4 on the device at `path` whole, as the user and group `id`, and changes nothing. Returns what e2fsck says of the
+/// first faults, or `None` if it finds none.
+pub(super) fn examine_as(id: u32, path: &Path) -> Result<Option<String>, Error> {
+    const PROGRAM: &str = "e2fsck";
+    let path = path.to_string_lossy();
+    let mut command = command(PROGRAM, &["-fn", &path]);
+    // The first two make the kernel drop every capability.
+    command.uid(id).gid(id).stdin(Stdio::null()).current_dir("/");
+    match finish(PROGRAM, command)? {
+        (Some(0), _) => Ok(None),
+        (Some(1..=15), said) => Ok(Some(escape(&last_lines(&said)))),
+        (code, said) => Err(failed(PROGRAM, code, &said)),
+    }
+}
+
 /// Exit codes are a sum (e2fsck(8)): 1 and 2 corrected, 4 left, 8 and more not even begun.
 fn check(disk: &File, how: &str) -> Result<Found, Error> {
     match run("e2fsck", disk, &[how, TARGET])? {
@@ -104,20 +122,25 @@ pub(super) fn least(disk: &File) -> Result<u64, Error> {
     }
 }
 
-/// Runs a program and answers its exit code and what it said.
+/// Runs a program on a disk and returns its exit code and what it said.
 fn run(program: &'static str, disk: &File, arguments: &[&str]) -> Result<(Option<i32>, String), Error> {
     let disk = disk.try_clone().context("handing the disk to", program)?;
+    let mut command = command(program, arguments);
+    command.stdin(Stdio::from(disk));
+    finish(program, command)
+}
+
+fn command(program: &'static str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).env_clear().env("PATH", search_path()).env("LC_ALL", "C");
+    // The machine's own settings are not ours.
+    command.env("MKE2FS_CONFIG", "/dev/null");
+    command
+}
+
+fn finish(program: &'static str, mut command: Command) -> Result<(Option<i32>, String), Error> {
     let started = std::time::Instant::now();
-    let output = Command::new(program)
-        .args(arguments)
-        .env_clear()
-        .env("PATH", search_path())
-        .env("LC_ALL", "C")
-        // The machine's own settings are not ours.
-        .env("MKE2FS_CONFIG", "/dev/null")
-        .stdin(Stdio::from(disk))
-        .output();
-    let output = match output {
+    let output = match command.output() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(Error::NoProgram { program }),
         other => other.context("running", program)?,
     };
@@ -128,10 +151,14 @@ fn run(program: &'static str, disk: &File, arguments: &[&str]) -> Result<(Option
 }
 
 /// The last lines of what a program said tell why.
-fn failed(program: &'static str, code: Option<i32>, said: &str) -> Error {
+fn last_lines(said: &str) -> String {
     const LINES: usize = 4;
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let last = lines[lines.len().saturating_sub(LINES)..].join("; ");
+    lines[lines.len().saturating_sub(LINES)..].join("; ")
+}
+
+fn failed(program: &'static str, code: Option<i32>, said: &str) -> Error {
+    let last = last_lines(said);
     let how = match code {
         Some(code) => format!("ended with exit code {code}: {last}"),
         None => format!("was killed: {last}"),

@@ -82,7 +82,9 @@ impl Agent {
     pub(crate) fn attached(&self) -> Vec<PathBuf> {
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
         let points = mounts.lines().map(|line| PathBuf::from(line.split(' ').nth(4).unwrap()));
-        let mut found: Vec<PathBuf> = points.filter(|point| point.starts_with(self.at("icv"))).collect();
+        // What is mounted in one of them belongs to the view of a directory.
+        let icv = self.at("icv");
+        let mut found: Vec<PathBuf> = points.filter(|point| point.parent() == Some(&icv)).collect();
         found.sort();
         found
     }

@@ -13,14 +13,21 @@ use crate::harness::served::Served;
 use crate::harness::tree::{Tolerance, Tree, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
-fn mount(volume: &Path, image: &str, over: &Path) -> Command {
+/// A larder whose records of mounts are not those of this machine.
+fn larder_apart() -> Command {
     let mut command = larder();
+    command.env("LARDER_STATE__DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/state-of-mounts"));
+    command
+}
+
+fn mount(volume: &Path, image: &str, over: &Path) -> Command {
+    let mut command = larder_apart();
     command.arg("mount").arg(volume).arg(image).arg(over);
     command
 }
 
 fn umount(over: &Path) -> Command {
-    let mut command = larder();
+    let mut command = larder_apart();
     command.arg("umount").arg(over);
     command
 }
@@ -61,6 +68,11 @@ fn an_image_is_mounted_from_volumes_of_any_kind() {
                     let line = mountinfo();
                     let line = line.lines().last().unwrap();
                     assert!(line.contains("ro,nosuid,nodev") && line.contains("- overlay larder"), "{line}");
+                    assert!(
+                        line.contains("redirect_dir=nofollow,") || line.ends_with("redirect_dir=nofollow"),
+                        "{line}"
+                    );
+                    assert!(!line.contains("metacopy=on"), "{line}");
                     agree(&want[number], &scan(over.path()));
                     fs::write(over.path().join("new"), "x").unwrap_err();
                     let said = exits(73, &mut mount(&volume, reference, over.path()));
@@ -98,6 +110,20 @@ fn what_cannot_be_mounted_leaves_nothing() {
         // Not even something that is not ours.
         nix::mount::mount(Some("x"), over.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
         exits(73, &mut umount(over.path()));
+        nix::mount::umount(over.path()).unwrap();
+        // The name is no proof: also where a mount of ours was before.
+        let other = tempfile::tempdir().unwrap();
+        for name in ["a", "b"] {
+            fs::create_dir(other.path().join(name)).unwrap();
+        }
+        succeed(&mut mount(&volume, reference, over.path()));
+        succeed(&mut umount(over.path()));
+        let options = format!("lowerdir={0}/a:{0}/b", other.path().display());
+        let flags = MsFlags::MS_RDONLY;
+        nix::mount::mount(Some("larder"), over.path(), Some("overlay"), flags, Some(options.as_str()))
+            .unwrap();
+        let said = exits(73, &mut umount(over.path()));
+        assert!(said.contains("umount(8)"), "{said}");
         nix::mount::umount(over.path()).unwrap();
         // An image that does not even look like one is not given to the kernel.
         let hex = served.images[0].layers[1].diff_id.hex().to_owned();

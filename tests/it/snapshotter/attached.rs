@@ -124,7 +124,7 @@ fn a_containerd_that_cannot_be_asked() {
         assert!(place.at("a").join("cache.json").is_file());
         // At a boot it is not there yet: its file stays as it is.
         let drop_in = fs::read_to_string(place.drop_in()).unwrap();
-        nix::mount::umount(&place.at("a")).unwrap();
+        nix::mount::umount2(&place.at("a"), nix::mount::MntFlags::MNT_DETACH).unwrap();
         let mut boot = place.larder(&node, "attach", &volume);
         boot.args(["--runtime", "containerd", "--no-unit"]).arg("--containerd").arg(node.containerd.socket());
         succeed(boot.arg("--at").arg(place.at("a")));

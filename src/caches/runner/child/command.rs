@@ -1,11 +1,11 @@
 //! How `larder` is called: arguments and environment of a child.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
 use std::process::Stdio;
 
 use tokio::process::Command;
 
+use super::super::BuildOrder;
 use super::Settings;
 use super::work::Work;
 use crate::config::caches::Caches;
@@ -45,11 +45,13 @@ pub(super) fn build(
     work: &Work,
     caches: &Caches,
     kind: VolumeKind,
-    volume: &Path,
-    share: &Path,
+    order: &BuildOrder,
 ) -> Command {
     let mut command = larder("build", settings, work, caches.build_nice);
+    let BuildOrder { volume, share, tenant, id, generation, .. } = order;
     command.args([OsStr::new("--volume"), volume.as_os_str(), OsStr::new("--share"), share.as_os_str()]);
+    // What a signature states: the cache by the name that no other has, and which of its volumes this is.
+    command.args(["--sign-name", &format!("{tenant}/{id}"), "--sign-sequence", &generation.to_string()]);
     if kind == VolumeKind::Disk {
         command.args(["--volume-kind", "disk"]);
         command.args(caches.sparse.then_some("--sparse")).args(caches.shrink.then_some("--shrink"));

@@ -62,7 +62,7 @@ fn after_a_boot_it_is_attached_again() {
         scene.attached(&agent, 1);
         agent.kill();
         for at in agent.attached() {
-            nix::mount::umount(&at).unwrap();
+            nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).unwrap();
         }
         agent.restart();
         scene.attached(&agent, 1);

@@ -1,0 +1,74 @@
+//! Proving a volume before it is handed out, once: what was proven is remembered as long as no file of it changes
+//! ([`volume::proofs`](crate::volume::proofs)).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use super::error::Error;
+use crate::model::digest::Digest;
+use crate::model::trust::Trust;
+use crate::sys::{Dir, loop_device};
+use crate::verify;
+use crate::volume::disk;
+use crate::volume::fingerprint::Fingerprint;
+use crate::volume::proofs::{Proof, Proofs};
+
+/// A sealed volume that can be read.
+#[derive(Debug)]
+pub(super) struct Readable<'a> {
+    /// Directory, image file or block device.
+    pub(super) volume: &'a Path,
+    /// Where it is mounted, for this process or for everybody.
+    pub(super) at: &'a Path,
+    /// Digest of its `cache.json`.
+    pub(super) cache: &'a Digest,
+}
+
+/// Reads every layer and every file that consumers read, unless that was done before.
+///
+/// # Errors
+/// The first difference from what `cache.json` says.
+pub(super) fn prove(readable: &Readable<'_>, trust: &Trust, proofs: &Proofs) -> Result<(), Error> {
+    let proof = Proof::Layers(readable.cache);
+    let before = fingerprint(readable);
+    if let Some(print) = &before {
+        if proofs.has(&proof, print) {
+            tracing::debug!(cache = %readable.cache, "the volume was verified before, and no file of it changed");
+            return Ok(());
+        }
+        print.settle();
+    }
+    verify::verify_for_use(readable.at, trust)?;
+    if let Some(print) = before
+        && fingerprint(readable).as_ref() == Some(&print)
+        && let Err(error) = proofs.note(&proof, &print)
+    {
+        tracing::warn!(%error, "the verification is not recorded: the next one takes as long");
+    }
+    Ok(())
+}
+
+/// Takes the fingerprint of what is read; `None` if it may change unseen.
+fn fingerprint(readable: &Readable<'_>) -> Option<Fingerprint> {
+    let taken = match disk::image_of(readable.volume) {
+        Ok(Some(image)) if is_on(&image, readable.at).unwrap_or(false) => Fingerprint::of_file(&image),
+        Ok(None) if readable.volume.is_dir() => {
+            Dir::open(readable.at).and_then(|dir| Fingerprint::of_directory(&dir))
+        }
+        Ok(_) => Ok(None),
+        Err(error) => Err(error),
+    };
+    taken.unwrap_or_else(|error| {
+        tracing::debug!(%error, "the volume has no fingerprint");
+        None
+    })
+}
+
+/// Whether what is mounted at `at` is the image `file`, by way of a loop device.
+fn is_on(file: &File, at: &Path) -> io::Result<bool> {
+    let device = Dir::open(at)?.stat_self()?.identity.0;
+    let attached = loop_device::attached(file)?;
+    Ok(attached.iter().any(|found| std::fs::metadata(&found.path).is_ok_and(|facts| facts.rdev() == device)))
+}

@@ -1,0 +1,78 @@
+//! What `larder mount` mounted where, so that `larder umount` releases nothing else.
+//!
+//! ```text
+//! mounted/<16 hexadecimal digits of sha256 over the directory>.json     in state.dir, the owner's alone
+//! {"version":1,"at":"/mnt/web","mount":2147484012,"boot":"0d5e…"}
+//! ```
+//!
+//! A mount is named by its ID, which the kernel gives to no other mount of this boot (before Linux 6.8: to none at the same time).
+
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::digest::Digest;
+use crate::sys::{Dir, atomic, dir, private, process};
+
+const VERSION: u32 = 1;
+/// Maximum bytes of a record: a path (PATH_MAX, escaped) and some numbers.
+const MAX: u64 = 64 << 10;
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    version: u32,
+    at: PathBuf,
+    mount: u64,
+    boot: String,
+}
+
+impl Record {
+    fn new(at: &Path, mount: u64) -> io::Result<Self> {
+        Ok(Record { version: VERSION, at: at.to_owned(), mount, boot: process::boot_id()? })
+    }
+}
+
+/// The records of a host.
+#[derive(Clone, Debug)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    /// The records in the directory `dir`, which need not exist.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Records { dir: dir.into() }
+    }
+
+    /// Records that the mount with this ID is ours, before it is attached at `at`.
+    pub(super) fn note(&self, at: &Path, mount: u64) -> io::Result<()> {
+        dir::create_all(&self.dir, 0o700)?;
+        let json = serde_json::to_vec(&Record::new(at, mount)?)?;
+        atomic::write(&Dir::open(&self.dir)?, name(at).as_bytes(), &json, 0o600)
+    }
+
+    /// Returns whether the mount with this ID, which is at `at`, is ours.
+    pub(super) fn has(&self, at: &Path, mount: u64) -> io::Result<bool> {
+        let bytes = match private::read(&self.dir.join(name(at)), MAX) {
+            Ok(bytes) => bytes,
+            Err(private::ReadError::Io(e)) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(_) => return Ok(false),
+        };
+        Ok(serde_json::from_slice(&bytes).ok() == Some(Record::new(at, mount)?))
+    }
+
+    /// Removes the record of `at`.
+    pub(super) fn forget(&self, at: &Path) -> io::Result<()> {
+        match std::fs::remove_file(self.dir.join(name(at))) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn name(at: &Path) -> String {
+    format!("{}.json", &Digest::sha256(at.as_os_str().as_bytes()).hex()[..16])
+}

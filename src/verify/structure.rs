@@ -1,0 +1,75 @@
+//! Who may change the structure of a volume: its directories, and the files in them that are not content of a layer.
+//!
+//! Nobody but root and the user who verifies. A directory or file that another user owns or may write to could become another one
+//! after it was verified, as could a file that has a name elsewhere.
+//!
+//! Two exceptions. A file system that is mounted read-only may belong to any user: a pod without rights of root fills it, and
+//! the node cannot write to it. Its top, and that of any mounted file system, may be writable for a group: the kubelet gives
+//! it to that of the pod (`fsGroup`).
+//!
+//! EROFS images and tar-split files may have more names, because older Larders linked them between volumes: only the owner can
+//! write to one, by whatever name, and the owner is one of those two. Files of a layer that is a directory have the owners that the image names, so a
+//! second name of one elsewhere is refused ([`compare`](super::compare)).
+
+use rustix::fs::{StatVfsMountFlags, fstatvfs};
+
+use super::error::{Error, Fault};
+use crate::sys::{Dir, FileType, Stat, mount, process};
+
+const GROUP: u32 = 0o020;
+const OTHERS: u32 = 0o002;
+
+/// The rules for one volume.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Structure {
+    is_read_only: bool,
+    is_file_system: bool,
+    user: u32,
+}
+
+impl Structure {
+    /// The rules for the volume at `root`.
+    pub(super) fn of(root: &Dir) -> Result<Self, Error> {
+        let io = |e| Error::io("examining", ".", e);
+        let flags = fstatvfs(root).map_err(|e| io(e.into()))?.f_flag;
+        Ok(Structure {
+            is_read_only: flags.contains(StatVfsMountFlags::RDONLY),
+            is_file_system: mount::is_mount_point(root).map_err(io)?,
+            user: process::ids().0,
+        })
+    }
+
+    /// Checks the top of the volume.
+    pub(super) fn top(&self, root: &Dir) -> Result<(), Error> {
+        let stat = root.stat_self().map_err(|e| Error::io("examining", ".", e))?;
+        self.check(".", &stat, if self.is_file_system { OTHERS } else { GROUP | OTHERS })
+    }
+
+    /// Checks another directory.
+    pub(super) fn directory(&self, at: &str, stat: &Stat) -> Result<(), Error> {
+        self.check(at, stat, GROUP | OTHERS)
+    }
+
+    /// Checks a file that is not in the tree of a layer.
+    pub(super) fn file(&self, at: &str, stat: &Stat) -> Result<(), Error> {
+        if stat.file_type != FileType::Regular {
+            return Err(Error::volume(at, Fault::Kind("is no regular file")));
+        }
+        self.check(at, stat, GROUP | OTHERS)?;
+        let is_shared = at.ends_with(".erofs") || at.ends_with(".gz");
+        if stat.links != 1 && !is_shared {
+            return Err(Error::volume(at, Fault::Names { want: 1, found: stat.links }));
+        }
+        Ok(())
+    }
+
+    fn check(&self, at: &str, stat: &Stat, refused: u32) -> Result<(), Error> {
+        if stat.mode & refused != 0 {
+            return Err(Error::volume(at, Fault::Writable(stat.mode)));
+        }
+        if ![0, self.user].contains(&stat.uid) && !self.is_read_only {
+            return Err(Error::volume(at, Fault::Foreign(stat.uid)));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,60 @@
+//! A volume of directories for every user of the host to read, while the volume itself is its owner's alone.
+//!
+//! The view is a file system in memory with mode 0755 on which each file and directory of the volume's top is mounted: read-only,
+//! without devices, setuid bits and programs. It is put together where nobody sees it, and attached in one step.
+
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::thread;
+
+use crate::sys::dir::set_mode;
+use crate::sys::mount::{self, Mount};
+use crate::sys::{Dir, FileType};
+use crate::volume::layout;
+
+/// Names of the top that no consumer reads.
+const OURS: [&[u8]; 2] = [layout::LARDER, layout::LOST_AND_FOUND];
+
+/// Attaches a view of the directory `volume` over the directory `over`.
+pub(super) fn attach(volume: &Path, over: &Path) -> io::Result<()> {
+    let below = Dir::open(over)?;
+    // Its end is the end of the namespace.
+    let made = thread::scope(|scope| scope.spawn(|| assemble(volume, over)).join());
+    made.map_err(|_| io::Error::other("a thread ended"))??.attach(&below)
+}
+
+fn assemble(volume: &Path, stage: &Path) -> io::Result<Mount> {
+    mount::private_namespace()?;
+    let root = Dir::open(volume)?;
+    mount::memory_for_all(stage)?;
+    let top = Dir::open(stage)?;
+    for name in root.names()? {
+        if OURS.contains(&&*name) {
+            continue;
+        }
+        let entry = match root.stat(&name)?.file_type {
+            FileType::Directory => {
+                top.make_dir(&name, 0o755)?;
+                top.set_mode(&name, 0o755)?;
+                Mount::of_dir(&root.open_dir(&name)?)?
+            }
+            FileType::Regular => {
+                set_mode(top.create_file(&name, 0o644)?, 0o644)?;
+                Mount::of_file(&root.open_file(&name)?)?
+            }
+            _ => return Err(io::Error::new(ErrorKind::InvalidData, unexplained(&name))),
+        };
+        entry.attach_read_only(&stage.join(as_path(&name)))?;
+    }
+    mount::memory_read_only(stage)?;
+    Mount::clone_of_tree(stage)
+}
+
+fn as_path(name: &[u8]) -> &Path {
+    use std::os::unix::ffi::OsStrExt as _;
+    Path::new(std::ffi::OsStr::from_bytes(name))
+}
+
+fn unexplained(name: &[u8]) -> String {
+    format!("{} on the volume is neither a file nor a directory", crate::layer::path::shown(name))
+}
