@@ -38,6 +38,8 @@ fn order(volume: &Path, reference: &str, tar_split: bool) -> Order {
         sign_key: None,
         signer: None,
         keeper: None,
+        fetcher: None,
+        standard_input: None,
         share: None,
         deadline: None,
         source: SourceOrder::Registries,

@@ -26,6 +26,7 @@ mod plan;
 mod prefetch;
 mod preload;
 mod role;
+mod sandbox;
 mod serve;
 mod signals;
 mod snapshotter;

@@ -97,6 +97,7 @@ pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
         privileges: privileges(order, share.is_some()),
         writable,
         readable,
+        temporary: false,
     })
 }
 
@@ -123,6 +124,7 @@ pub(super) fn fetcher() -> Confinement {
         privileges: Privileges::None,
         writable: nothing(),
         readable: nothing(),
+        temporary: false,
     }
 }
 
@@ -135,6 +137,7 @@ pub(super) fn resolver(order: &Order) -> Confinement {
             privileges: Privileges::None,
             writable: Vec::new(),
             readable: order.source.directory().into_iter().collect(),
+            temporary: false,
         },
     }
 }

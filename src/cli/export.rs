@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,14 @@ use tokio::runtime::{self, Runtime};
 use super::args::{ExportArgs, Output};
 use super::output::bar::{self, Bar};
 use super::output::stdout;
-use super::{exit, signals};
+use super::{exit, sandbox, signals};
 use crate::build::cancel::Cancel;
 use crate::model::class::Class;
 use crate::model::escape::escape;
 use crate::model::seal::Compression;
 use crate::model::size::ByteSize;
 use crate::snapshot::{self, Error, Format, Monitor, Report, Request};
+use crate::sys::confine::{self, Confined};
 use crate::telemetry::Console;
 
 /// Runs the command and answers its exit code.
@@ -27,6 +28,10 @@ pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
     if let Err(message) = check(&args, to_stdout) {
         return exit::fail(console, Class::Invalid, message);
     }
+    let _confined = match confine(&args, to_stdout) {
+        Ok(confined) => confined,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
     let runtime = match runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => return exit::fail(console, Class::Internal, &format!("starting threads: {e}")),
@@ -44,6 +49,20 @@ pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
             }
         }
     }
+}
+
+/// Confines the export of a volume that is a directory of layers to that and to the directory of the output. A disk is mounted and
+/// examined by programs, so its export keeps the rights for that.
+fn confine(args: &ExportArgs, to_stdout: bool) -> Result<Option<Confined>, confine::Error> {
+    if !args.volume.is_dir() || args.volume.join("disk.img").exists() {
+        return Ok(None);
+    }
+    let parent = match args.out.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let outputs = if to_stdout { Vec::new() } else { vec![parent] };
+    sandbox::writer(&args.volume, outputs).map(Some)
 }
 
 fn check(args: &ExportArgs, to_stdout: bool) -> Result<(), &'static str> {

@@ -9,8 +9,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use super::args::InspectArgs;
-use super::exit;
 use super::output::stdout;
+use super::{exit, sandbox};
 use crate::model::chain::ChainId;
 use crate::model::class::Class;
 use crate::model::escape::escape;
@@ -32,6 +32,10 @@ const LISTED: usize = 10;
 pub(super) fn run(args: &InspectArgs, console: &Console) -> u8 {
     let entered = match disk::enter(&args.volume) {
         Ok(entered) => entered,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let _confined = match sandbox::reader(entered.path()) {
+        Ok(confined) => confined,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let (sealed, signature) = match read(entered.path()) {

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::args::PrefetchArgs;
-use super::exit;
 use super::output::stdout;
+use super::{exit, sandbox};
 use crate::model::size::ByteSize;
 use crate::prefetch::{self, Wanted};
 use crate::telemetry::Console;
@@ -16,6 +16,10 @@ pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {
     let wanted = Wanted { images: args.images, all: args.all };
     let entered = match disk::enter(&args.volume) {
         Ok(entered) => entered,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let _confined = match sandbox::reader(entered.path()) {
+        Ok(confined) => confined,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let totals = match prefetch::read(entered.path(), &wanted) {

@@ -1,8 +1,8 @@
 //! `larder verify`: proves a volume from its own bytes.
 
 use super::args::VerifyArgs;
-use super::exit;
 use super::output::stdout;
+use super::{exit, sandbox};
 use crate::keys;
 use crate::model::class::Class;
 use crate::model::escape::escape;
@@ -19,6 +19,10 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
     };
     let entered = match disk::enter(&args.volume) {
         Ok(entered) => entered,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let _confined = match sandbox::reader(entered.path()) {
+        Ok(confined) => confined,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let report = match verify_trusting(entered.path(), &trust) {

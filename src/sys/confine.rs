@@ -23,6 +23,7 @@ mod root;
 mod seccomp;
 mod system_files;
 
+use std::env;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -31,9 +32,9 @@ use landlock::{PathFd, RulesetError};
 use nix::sys::resource::{Resource, setrlimit};
 
 use self::namespaces::By;
-use self::root::Access;
+use self::root::{Access, Place};
 use super::mount::attributes;
-use super::process;
+use super::{private, process};
 use crate::model::class::Class;
 
 /// What a process is for. It decides which system calls are left, and whether there is a network.
@@ -69,8 +70,11 @@ pub struct Confinement {
     pub privileges: Privileges,
     /// Directories and files that it can change. They must exist. Devices, programs and setuid bits in them mean nothing.
     pub writable: Vec<PathBuf>,
-    /// Directories and files that it can read. Those that do not exist are left out.
+    /// Directories and files that it can read. Those that do not exist are left out. A path below `/proc/self/fd` stands for an open
+    /// descriptor.
     pub readable: Vec<PathBuf>,
+    /// Whether it needs temporary files. It gets a directory of its own in the place of the one for all.
+    pub temporary: bool,
 }
 
 /// The walls that stand around a confined process.
@@ -178,10 +182,18 @@ impl Confinement {
             }
             by => by,
         };
+        let temporary = match self.temporary && by.is_ok() {
+            true => Some(
+                temporary()
+                    .map_err(|source| Error::Path { path: env::temp_dir().display().to_string(), source })?,
+            ),
+            false => None,
+        };
+        let network = self.role == Role::Fetcher;
         let entered =
-            by.and_then(|by| namespaces::enter(by, self.role == Role::Fetcher).map_err(|e| e.to_string()));
+            by.and_then(|by| namespaces::enter(by, network, temporary.as_deref()).map_err(|e| e.to_string()));
         if entered.is_ok() {
-            let replaced = root::replace(&self.paths());
+            let replaced = root::replace(&self.places(temporary));
             replaced.map_err(|(path, source)| Error::Path { path: path.display().to_string(), source })?;
         }
         rustix::thread::set_no_new_privs(true).map_err(failed("new privileges"))?;
@@ -195,14 +207,18 @@ impl Confinement {
         Ok(Confined { walls: Walls { without_namespaces: entered.err(), landlock }, _held: held })
     }
 
-    /// All paths, with those of the system that the role needs.
-    fn paths(&self) -> Vec<(PathBuf, Access)> {
-        let of = |paths: &[PathBuf], access| {
-            paths.iter().map(move |path| (path.clone(), access)).collect::<Vec<_>>()
-        };
-        let mut all = of(&self.writable, Access::Write);
-        all.extend(of(&self.readable, Access::Read));
-        all.extend(of(&self.system_files(), Access::Read));
+    /// What is in the new root, with what the role needs of the system.
+    fn places(&self, temporary: Option<PathBuf>) -> Vec<Place> {
+        let mut all: Vec<Place> = Vec::new();
+        let system = self.system_files();
+        for (paths, access) in
+            [(&self.writable, Access::Write), (&self.readable, Access::Read), (&system, Access::Read)]
+        {
+            // A descriptor is there already, by its number.
+            let named = paths.iter().filter(|path| !path.starts_with("/proc/self/fd"));
+            all.extend(named.map(|path| Place { from: path.clone(), at: path.clone(), access }));
+        }
+        all.extend(temporary.map(|from| Place { from, at: env::temp_dir(), access: Access::Write }));
         all
     }
 
@@ -210,4 +226,15 @@ impl Confinement {
     fn system_files(&self) -> Vec<PathBuf> {
         if self.role == Role::Fetcher { system_files::of_fetcher().collect() } else { Vec::new() }
     }
+}
+
+/// A new directory that only this user can enter, for the temporary files of one process.
+fn temporary() -> io::Result<PathBuf> {
+    let path = env::temp_dir().join(format!("larder-{}", std::process::id()));
+    // Left by a process with the same number.
+    match std::fs::remove_dir_all(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    if private::create_dir(&path)? { Ok(path) } else { Err(io::ErrorKind::AlreadyExists.into()) }
 }

@@ -66,7 +66,11 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     let is_new = refuse_foreign(&root, &shown)?;
     if is_new && opening.cap == Cap::Counted {
         // Setuid programs and devices of images lie below as they are: no other user of the host may get there.
-        isolate(&root).context("making the volume private", &shown)?;
+        match isolate(&root) {
+            // Only the owner can do that. A directory of another user stays as its owner made it.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+            done => done.context("making the volume private", &shown)?,
+        }
     }
     let larder = root.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
     let lock = lock(&larder).context("locking", &shown)?;

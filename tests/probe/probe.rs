@@ -30,7 +30,9 @@ fn main() {
         Role::Reader => (Vec::new(), paths),
         Role::Fetcher => (Vec::new(), Vec::new()),
     };
-    let confined = Confinement { role, privileges, writable, readable }.enter().unwrap();
+    let confined = Confinement { role, privileges, writable, readable, temporary: role == Role::Reader }
+        .enter()
+        .unwrap();
     println!("walls {}", confined.walls.missing().unwrap_or_else(|| "all".to_owned()).replace(' ', "_"));
     sockets(&socket, port.parse().unwrap());
     kernel();

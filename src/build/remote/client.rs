@@ -63,7 +63,7 @@ pub(in crate::build) struct Piped {
 
 /// How the transfer of a layer ended; to be asked for at the end of its pipe.
 #[derive(Debug)]
-pub(in crate::build) struct End(oneshot::Receiver<(Given, Vec<u8>)>);
+pub(in crate::build) struct End(oneshot::Receiver<Gift>);
 
 impl End {
     /// Waits for the answer. Blocks.
@@ -79,7 +79,10 @@ impl End {
     }
 }
 
-type Waiting = Mutex<HashMap<u64, oneshot::Sender<(Given, Vec<u8>)>>>;
+/// What the fetcher gave, and the body of its frame.
+type Gift = (Given, Vec<u8>);
+type Asked = HashMap<u64, oneshot::Sender<Gift>>;
+type Waiting = Mutex<Asked>;
 
 /// The fetcher of this build; clones share it.
 #[derive(Clone, Debug)]
@@ -169,7 +172,7 @@ impl Remote {
         image: &ImageReference,
         what: Wanted,
         descriptors: &[std::os::fd::BorrowedFd<'_>],
-    ) -> Result<oneshot::Receiver<(Given, Vec<u8>)>, Error> {
+    ) -> Result<oneshot::Receiver<Gift>, Error> {
         let inner = &*self.0;
         let id = inner.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
@@ -209,6 +212,6 @@ fn hear(stream: &UnixStream, waiting: &Waiting) {
     lock(waiting).clear();
 }
 
-fn lock(waiting: &Waiting) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<(Given, Vec<u8>)>>> {
+fn lock(waiting: &Waiting) -> MutexGuard<'_, Asked> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -30,6 +30,10 @@ pub(super) fn restrict(confinement: &Confinement) -> Result<(bool, Vec<PathFd>),
     for path in &confinement.writable {
         rules = rules.add(path, open(path)?, write)?;
     }
+    if confinement.temporary {
+        let path = std::env::temp_dir();
+        rules = rules.add(&path, open(&path)?, write)?;
+    }
     let readable = confinement.readable.iter().cloned().chain(confinement.system_files());
     for path in readable.chain(system_files::of_process()) {
         // Systems differ in which of them they have.

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "fork(2) has no safe form")]
 
 use std::io;
+use std::path::Path;
 use std::process;
 
 use nix::errno::Errno;
@@ -25,7 +26,7 @@ const PASSED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Si
 ///
 /// # Errors
 /// Those of fork(2) and of the calls around it. The caller must end then.
-pub(super) fn become_first() -> io::Result<()> {
+pub(super) fn become_first(temporary: Option<&Path>) -> io::Result<()> {
     let mut watched = SigSet::from_iter(PASSED);
     watched.add(Signal::SIGCHLD);
     let before = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
@@ -45,21 +46,27 @@ pub(super) fn become_first() -> io::Result<()> {
         }
         ForkResult::Parent { child } => {
             drop(lives);
-            stand_for(child, &watched)
+            stand_for(child, &watched, temporary)
         }
     }
 }
 
 #[expect(clippy::exit, reason = "this process is nothing but the child's place outside")]
-fn stand_for(child: Pid, watched: &SigSet) -> ! {
+fn stand_for(child: Pid, watched: &SigSet, temporary: Option<&Path>) -> ! {
     // It holds what the child held at the fork; no copy of that is written out.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let _ = capabilities::reduce(CapabilitySet::empty());
     loop {
         match watched.wait() {
             Ok(Signal::SIGCHLD) => match waitpid(child, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(_, code)) => process::exit(code),
-                Ok(WaitStatus::Signaled(_, signal, _)) => end_by(signal),
+                Ok(WaitStatus::Exited(_, code)) => {
+                    clear(temporary);
+                    process::exit(code)
+                }
+                Ok(WaitStatus::Signaled(_, signal, _)) => {
+                    clear(temporary);
+                    end_by(signal)
+                }
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => process::exit(1),
             },
@@ -69,6 +76,13 @@ fn stand_for(child: Pid, watched: &SigSet) -> ! {
             }
             Err(_) => process::exit(1),
         }
+    }
+}
+
+/// Removes the directory for temporary files. The files in it have no names; mount points can.
+fn clear(temporary: Option<&Path>) {
+    if let Some(path) = temporary {
+        let _ = std::fs::remove_dir_all(path);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
@@ -19,10 +20,11 @@ pub(super) enum By {
 }
 
 /// Gives this process namespaces of its own and continues as the first process in them. There must be one thread.
+/// The process that stays outside removes the empty directory `temporary` at the end.
 ///
 /// # Errors
 /// Those of unshare(2), of the files of user_namespaces(7) and of fork(2): `EPERM` if the system forbids namespaces to this user.
-pub(super) fn enter(by: By, network: bool) -> io::Result<()> {
+pub(super) fn enter(by: By, network: bool, temporary: Option<&Path>) -> io::Result<()> {
     let mut flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
@@ -44,5 +46,5 @@ pub(super) fn enter(by: By, network: bool) -> io::Result<()> {
     // Nothing that is mounted here gets out. A disk that the parent mounts later, for layers to be reused, still gets in.
     let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)?;
-    init::become_first()
+    init::become_first(temporary)
 }

@@ -29,6 +29,17 @@ pub(super) enum Access {
     Read,
 }
 
+/// A path of the new root.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// What is there, outside.
+    pub(super) from: PathBuf,
+    /// Where it is, inside.
+    pub(super) at: PathBuf,
+    /// What can be done there.
+    pub(super) access: Access,
+}
+
 /// A mount that is attached nowhere yet.
 struct Piece {
     path: PathBuf,
@@ -36,21 +47,23 @@ struct Piece {
     mount: OwnedFd,
 }
 
-/// Replaces the root directory of this process, which must be alone in its mount namespace, by one that has `paths` and nothing
+/// Replaces the root directory of this process, which must be alone in its mount namespace, by one that has `places` and nothing
 /// else. Devices, setuid bits and programs mean nothing on any of them. Paths that do not exist are left out if they are only read.
 ///
 /// # Errors
 /// Those of the mount calls, with the path that they are about.
-pub(super) fn replace(paths: &[(PathBuf, Access)]) -> Result<(), (PathBuf, io::Error)> {
+pub(super) fn replace(places: &[Place]) -> Result<(), (PathBuf, io::Error)> {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let absolute = |path: &Path| {
+        here.join(path).components().filter(|part| *part != Component::CurDir).collect::<PathBuf>()
+    };
     let mut pieces = Vec::new();
-    for (path, access) in paths {
-        let path =
-            here.join(path).components().filter(|part| *part != Component::CurDir).collect::<PathBuf>();
-        match piece(&path, Some(*access)) {
-            Ok(piece) => pieces.push(piece),
-            Err(e) if e.kind() == io::ErrorKind::NotFound && *access == Access::Read => {}
-            Err(e) => return Err((path, e)),
+    for place in places {
+        let (from, at) = (absolute(&place.from), absolute(&place.at));
+        match piece(&from, Some(place.access)) {
+            Ok(piece) => pieces.push(Piece { path: at, ..piece }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && place.access == Access::Read => {}
+            Err(e) => return Err((from, e)),
         }
     }
     for device in DEVICES {
@@ -60,15 +73,15 @@ pub(super) fn replace(paths: &[(PathBuf, Access)]) -> Result<(), (PathBuf, io::E
     }
     // What lies on another one comes after it.
     pieces.sort_by_key(|piece| piece.path.components().count());
+    let proc = proc().map_err(|e| (PathBuf::from("/proc"), e))?;
     let root = memory().map_err(|e| (PathBuf::from("/"), e))?;
     // The new root has to be attached somewhere for a moment; no other process sees where.
-    let over =
-        pieces.iter().find(|piece| piece.is_dir).map_or(Path::new("/tmp"), |piece| &piece.path).to_owned();
+    let over = Path::new("/proc").to_owned();
     attach(&root, CWD, &over).map_err(|e| (over.clone(), e))?;
     for piece in &pieces {
         put(&root, piece).map_err(|e| (piece.path.clone(), e))?;
     }
-    proc(&root).map_err(|e| (PathBuf::from("/proc"), e))?;
+    put_proc(&root, &proc).map_err(|e| (over.clone(), e))?;
     attributes::add(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, false).map_err(|e| (over, e))?;
     pivot(&root).map_err(|e| (PathBuf::from("/"), e))?;
     // Relative paths keep their meaning if the place is still there.
@@ -146,9 +159,8 @@ fn directories(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     Ok(dir)
 }
 
-/// Mounts a /proc that has this process and nothing else (proc(5), `subset=pid`, Linux 5.8).
-fn proc(root: &OwnedFd) -> io::Result<()> {
-    let dir = directories(root, Path::new("/proc"))?;
+/// A /proc that has this process and nothing else (proc(5), `subset=pid`, Linux 5.8), attached nowhere.
+fn proc() -> io::Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "proc")?;
     fsconfig_set_string(&context, "subset", "pid")?;
@@ -158,20 +170,23 @@ fn proc(root: &OwnedFd) -> io::Result<()> {
             | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     });
-    let mounted = match mounted {
-        Ok(mounted) => mounted,
+    match mounted {
         // A container that hides parts of /proc forbids a new one (mount_namespaces(7)). The old one shows more, of which Landlock
         // leaves this process its own directory.
         Err(rustix::io::Errno::PERM) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_RECURSIVE;
-            open_tree(CWD, "/proc", flags)?
+            Ok(open_tree(CWD, "/proc", flags)?)
         }
-        Err(e) => return Err(e.into()),
-    };
+        mounted => Ok(mounted?),
+    }
+}
+
+fn put_proc(root: &OwnedFd, proc: &OwnedFd) -> io::Result<()> {
+    let dir = directories(root, Path::new("/proc"))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(move_mount(&mounted, "", &dir, "", flags)?)
+    Ok(move_mount(proc, "", &dir, "", flags)?)
 }
 
 /// Makes the new root the root, and unmounts the old one (pivot_root(2), "pivot_root(\".\", \".\")").

@@ -160,6 +160,9 @@ const WRITE_OLD: &[c_long] = &[];
 const ATTRIBUTES: &[c_long] =
     &[libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_lgetxattr, libc::SYS_llistxattr];
 
+/// Temporary files of a reader.
+const TEMPORARY: &[c_long] = &[libc::SYS_fallocate, libc::SYS_ftruncate, libc::SYS_unlinkat];
+
 /// Connections to other hosts. `socket` is restricted to IPv4 and IPv6; nothing listens.
 const NETWORK: &[c_long] = &[libc::SYS_connect, libc::SYS_sendmmsg, libc::SYS_recvmmsg];
 
@@ -212,7 +215,7 @@ fn allowed(role: Role) -> Result<BpfProgram, seccompiler::BackendError> {
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = BTreeMap::new();
     let lists: &[&[c_long]] = match role {
         Role::Fetcher => &[COMMON, COMMON_OLD, NETWORK],
-        Role::Reader => &[COMMON, COMMON_OLD, ATTRIBUTES],
+        Role::Reader => &[COMMON, COMMON_OLD, ATTRIBUTES, TEMPORARY],
         Role::Extractor | Role::Writer => &[COMMON, COMMON_OLD, ATTRIBUTES, WRITE, WRITE_OLD],
     };
     for call in lists.iter().copied().flatten() {

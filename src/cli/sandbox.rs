@@ -1,0 +1,32 @@
+//! Confinement of commands that read a volume, which can come from anywhere.
+
+use std::path::{Path, PathBuf};
+
+use crate::sys::confine::{Confined, Confinement, Error, Privileges, Role};
+
+/// Confines this process, which must have one thread, to reading the volume at `volume`. It has no network and no other file.
+///
+/// # Errors
+/// [`Error`]; the process must end then.
+pub(super) fn reader(volume: &Path) -> Result<Confined, Error> {
+    enter(Role::Reader, volume, Vec::new())
+}
+
+/// Does what [`reader`] does, and also lets the process write in `outputs`.
+///
+/// # Errors
+/// [`Error`]; the process must end then.
+pub(super) fn writer(volume: &Path, outputs: Vec<PathBuf>) -> Result<Confined, Error> {
+    enter(Role::Writer, volume, outputs)
+}
+
+fn enter(role: Role, volume: &Path, writable: Vec<PathBuf>) -> Result<Confined, Error> {
+    let readable = vec![volume.to_owned()];
+    let confinement =
+        Confinement { role, privileges: Privileges::ReadLayers, writable, readable, temporary: true };
+    let confined = confinement.enter()?;
+    if let Some(missing) = confined.walls.missing() {
+        tracing::warn!("the process that reads the volume is not fully confined: {missing}");
+    }
+    Ok(confined)
+}
