@@ -23,6 +23,7 @@ use std::path::Path;
 
 pub use error::{Error, Fault};
 pub use hash_tree::{HashTrees, hash_trees};
+pub use structure::Structure;
 
 use crate::model::chain::ChainId;
 use crate::model::digest::Digest;
@@ -129,16 +130,24 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
 
 /// Verifies the volume at `path`, which has to be one that `trust` asks for.
 pub fn verify_trusting(path: &Path, trust: &Trust) -> Result<Report, Error> {
-    verify_by(path, trust, false)
+    verify_by(path, trust, false, Structure::of_path(path)?)
+}
+
+/// Does what [`verify_trusting`] does, in a process that is confined. `structure` was taken before.
+///
+/// # Errors
+/// The first difference from what `cache.json` says, and a signature that `trust` does not accept.
+pub fn verify_confined(path: &Path, trust: &Trust, structure: Structure) -> Result<Report, Error> {
+    verify_by(path, trust, false, structure)
 }
 
 /// Verifies the volume at `path` for those who are going to use it: as [`verify_trusting`] does, but EROFS images by their hash
 /// trees if all of them have one, which takes as long as reading them.
 pub fn verify_for_use(path: &Path, trust: &Trust) -> Result<Report, Error> {
-    verify_by(path, trust, true)
+    verify_by(path, trust, true, Structure::of_path(path)?)
 }
 
-fn verify_by(path: &Path, trust: &Trust, by_trees: bool) -> Result<Report, Error> {
+fn verify_by(path: &Path, trust: &Trust, by_trees: bool, structure: Structure) -> Result<Report, Error> {
     let shown = path.display().to_string();
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", &shown, source))?;
     let (sealed, signed_by) = volume::read_trusted(path, trust)?;
@@ -148,7 +157,7 @@ fn verify_by(path: &Path, trust: &Trust, by_trees: bool) -> Result<Report, Error
         return Err(Error::NoTarSplit { path: shown });
     }
     let documents = index::documents(&root, content)?;
-    index::check(&root, &sealed, &documents)?;
+    index::check(&root, &sealed, &documents, structure)?;
     match by_trees {
         true => {
             hash_trees(path, content)?;

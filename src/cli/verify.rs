@@ -8,7 +8,7 @@ use crate::model::class::Class;
 use crate::model::escape::escape;
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;
-use crate::verify::verify_trusting;
+use crate::verify::{Structure, verify_confined};
 use crate::volume::disk;
 
 /// Runs the command and answers its exit code.
@@ -21,11 +21,15 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
         Ok(entered) => entered,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
+    let structure = match Structure::of_path(entered.path()) {
+        Ok(structure) => structure,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
     let _confined = match sandbox::reader(entered.path()) {
         Ok(confined) => confined,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
-    let report = match verify_trusting(entered.path(), &trust) {
+    let report = match verify_confined(entered.path(), &trust, structure) {
         Ok(report) => report,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };

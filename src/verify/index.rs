@@ -134,7 +134,12 @@ fn document(root: &Dir, digest: &Digest) -> Result<Vec<u8>, Error> {
 }
 
 /// Compares every file outside of layer trees with what it must be, and every name with what explains it.
-pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents]) -> Result<(), Error> {
+pub(super) fn check(
+    root: &Dir,
+    sealed: &CacheManifest,
+    documents: &[Documents],
+    structure: Structure,
+) -> Result<(), Error> {
     let content = &sealed.content;
     let mut expected: BTreeMap<String, Vec<u8>> = store::files(content, documents)
         .map_err(|e| Error::volume("cache.json", Fault::Statement(e.to_string())))?
@@ -170,7 +175,6 @@ pub(super) fn check(root: &Dir, sealed: &CacheManifest, documents: &[Documents])
     explained.extend(expected.into_keys());
     let mut directories = parents(explained.iter().chain(links.keys()).chain(&empty));
     directories.extend(empty);
-    let structure = Structure::of(root)?;
     structure.top(root)?;
     let mut names = Names { directories, links, explained, structure };
     walk(root.try_clone().map_err(|e| Error::io("opening", ".", e))?, &mut names)?;

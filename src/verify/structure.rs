@@ -11,6 +11,8 @@
 //! write to one, by whatever name, and the owner is one of those two. Files of a layer that is a directory have the owners that the image names, so a
 //! second name of one elsewhere is refused ([`compare`](super::compare)).
 
+use std::path::Path;
+
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
 
 use super::error::{Error, Fault};
@@ -19,15 +21,25 @@ use crate::sys::{Dir, FileType, Stat, mount, process};
 const GROUP: u32 = 0o020;
 const OTHERS: u32 = 0o002;
 
-/// The rules for one volume.
+/// The rules for one volume. They depend on its mount, so they are taken before a process is confined, which sees the volume through
+/// another one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Structure {
+pub struct Structure {
     is_read_only: bool,
     is_file_system: bool,
     user: u32,
 }
 
 impl Structure {
+    /// The rules for the volume at `path`.
+    ///
+    /// # Errors
+    /// The volume cannot be opened or examined.
+    pub fn of_path(path: &Path) -> Result<Self, Error> {
+        let root = Dir::open(path);
+        Structure::of(&root.map_err(|source| Error::io("opening the volume", path.display(), source))?)
+    }
+
     /// The rules for the volume at `root`.
     pub(super) fn of(root: &Dir) -> Result<Self, Error> {
         let io = |e| Error::io("examining", ".", e);
