@@ -504,6 +504,9 @@ impl From<ImportArgs> for OrderArgs {
 pub(super) struct VerifyArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
+    /// Verify for another larder, and print the verdict as JSON
+    #[arg(long, hide = true)]
+    pub(super) for_use: bool,
     /// Refuse (77) a volume that is not signed by this public key: the line that `larder key public` prints, or a file with
     /// such lines or PEMs; repeatable
     ///

@@ -114,7 +114,13 @@ impl Keeper {
     /// An error is an outcome too: of what went wrong before or after the filling.
     async fn run(&self) -> Result<Outcome, Outcome> {
         if !self.keeping.order.volume_kind.is_disk() {
+            let volume = &self.keeping.order.volume;
+            let is_new = !volume.exists();
             let said = self.child(Role::Fill, None).await;
+            if is_new && said.outcome.status == Status::Failed {
+                // Made for the extractor to be confined to. One that holds something stays.
+                let _ = std::fs::remove_dir(volume);
+            }
             if let Some(event) = said.sealed {
                 self.events.emit(event);
             }

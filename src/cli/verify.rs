@@ -8,11 +8,15 @@ use crate::model::class::Class;
 use crate::model::escape::escape;
 use crate::model::size::ByteSize;
 use crate::telemetry::Console;
-use crate::verify::{Structure, verify_confined};
+use crate::verify::apart::Verdict;
+use crate::verify::{Structure, verify_confined, verify_for_use_confined};
 use crate::volume::disk;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
+    if args.for_use {
+        return apart(args, console);
+    }
     let trust = match keys::trust(&args.trust) {
         Ok(trust) => trust,
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
@@ -50,4 +54,27 @@ pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {
         report.digest
     );
     stdout::print(console, &text)
+}
+
+/// Verifies the directory that is standard input for another `larder`, which reads the verdict.
+fn apart(args: &VerifyArgs, console: &Console) -> u8 {
+    let structure = match Structure::of_path(&args.volume) {
+        Ok(structure) => structure,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let _confined = match sandbox::reader(&args.volume) {
+        Ok(confined) => confined,
+        Err(error) => return exit::fail(console, error.class(), &error.to_string()),
+    };
+    let (verdict, code) = match verify_for_use_confined(&args.volume, structure) {
+        Ok(report) => (Verdict::Verified(report.digest), 0),
+        Err(error) => {
+            let class = error.class();
+            (Verdict::Refused { class, message: error.to_string() }, class.exit_code())
+        }
+    };
+    match serde_json::to_string(&verdict) {
+        Ok(json) => stdout::print(console, &json).max(code),
+        Err(e) => exit::fail(console, Class::Internal, &format!("writing the verdict: {e}")),
+    }
 }

@@ -15,8 +15,9 @@ use super::{Error, Monitor};
 use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::seal::CacheManifest;
+use crate::model::trust::Trust;
 use crate::sys::space;
-use crate::verify;
+use crate::verify::apart::verify_apart;
 use crate::volume::disk::{self, Superblock};
 
 /// Most bytes of a file of sums that are looked at.
@@ -51,7 +52,7 @@ pub fn restore(input: &Path, volume: &Path, monitor: &Monitor) -> Result<CacheMa
         return Err(Error::Sum { path: shown, want, found });
     }
     let entered = receiving.enter()?;
-    verify::verify(entered.path()).map_err(|e| Error::Unproven {
+    verify_apart(entered.path(), &Trust::default()).map_err(|e| Error::Unproven {
         path: shown,
         class: e.class(),
         why: e.to_string(),

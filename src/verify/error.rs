@@ -23,6 +23,14 @@ pub enum Error {
         /// What differs.
         fault: Fault,
     },
+    /// A process of its own verified the volume, and this is what it found.
+    #[error("{message}")]
+    Apart {
+        /// Class of its error.
+        class: Class,
+        /// What it found.
+        message: String,
+    },
     /// A layer cannot be rebuilt.
     #[error("layer {layer}: {message}")]
     Layer {
@@ -202,6 +210,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Difference { .. } | Error::Layer { .. } => Class::Corrupt,
+            Error::Apart { class, .. } => *class,
             Error::NoTarSplit { .. } => Class::Invalid,
             Error::Volume(e) => e.class(),
             Error::Prefetch(e) => e.class(),

@@ -10,7 +10,7 @@ use super::error::Error;
 use crate::model::digest::Digest;
 use crate::model::trust::Trust;
 use crate::sys::{Dir, loop_device};
-use crate::verify;
+use crate::verify::apart::verify_apart;
 use crate::volume::disk;
 use crate::volume::fingerprint::Fingerprint;
 use crate::volume::proofs::{Proof, Proofs};
@@ -40,7 +40,7 @@ pub(super) fn prove(readable: &Readable<'_>, trust: &Trust, proofs: &Proofs) -> 
         }
         print.settle();
     }
-    verify::verify_for_use(readable.at, trust)?;
+    verify_apart(readable.at, trust)?;
     if let Some(print) = before
         && fingerprint(readable).as_ref() == Some(&print)
         && let Err(error) = proofs.note(&proof, &print)
