@@ -40,6 +40,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::config::{Config, ConfigError};
+use crate::model::class::Class;
 use crate::sys::process;
 use crate::telemetry::{self, Console};
 use args::{Cli, Command, ConfigAction, Global};
@@ -50,6 +51,13 @@ use usage::UsageError;
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     process::restrict_umask();
     let argv: Vec<OsString> = args.into_iter().collect();
+    // A child of a supervisor opens what it needs by itself, or gets it through its standard input.
+    if argv.iter().any(|word| word == "--kept" || word == "--for-use")
+        && let Err(error) = process::close_inherited()
+    {
+        let message = format!("closing inherited files: {error}");
+        return exit::fail(&Console::default(), Class::Internal, &message).into();
+    }
     let cli = match Cli::try_parse_from(&argv) {
         Ok(cli) => cli,
         Err(error) => {

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -34,7 +34,8 @@ pub struct Input {
 
 #[derive(Debug)]
 enum Place {
-    Directory(Dir),
+    /// Opened when it is read: a descriptor from outside of a sandbox would lead out of it.
+    Directory(PathBuf),
     File(File),
     /// A compressed file, and where it is inflated to.
     Compressed(File, Temporary),
@@ -49,7 +50,7 @@ impl Input {
         }
         let metadata = std::fs::metadata(path).context("opening", &shown)?;
         let place = if metadata.is_dir() {
-            Place::Directory(Dir::open(path).context("opening", &shown)?)
+            Place::Directory(path.to_owned())
         } else if metadata.is_file() {
             sniffed(File::open(path).context("opening", &shown)?, &shown)?
         } else {
@@ -68,7 +69,7 @@ impl Input {
     pub fn keep() -> Result<File, Error> {
         let mut file = Temporary::new()?;
         file.fill(&mut io::stdin().lock(), STDIN)?;
-        Ok(file.file)
+        unnamed::read_only(&file.file).context("opening", STDIN)
     }
 
     /// Opens the archive that [`Input::keep`] kept.
@@ -91,7 +92,10 @@ impl Input {
     /// Looks at what it has.
     pub(super) fn into_store(self) -> Result<(String, Store), Error> {
         let file = match self.place {
-            Place::Directory(dir) => return Ok((self.shown, Store::Layout(dir))),
+            Place::Directory(path) => {
+                let dir = Dir::open(&path).context("opening", &self.shown)?;
+                return Ok((self.shown, Store::Layout(dir)));
+            }
             Place::File(file) => file,
             Place::Compressed(from, mut to) => {
                 let mut decoder =

@@ -1,7 +1,7 @@
 //! A registry client for an order: the configuration in the client's words, credentials from the secrets, retries as
 //! events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +86,24 @@ pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keep
     let registry = with_credentials(&order.registry, config, &order.images, Arc::new(supervisor), observer)
         .map_err(set_up);
     Fetcher { registry, images: order.images.clone() }
+}
+
+/// For which registries and repositories an order can need credentials: those of its images, and the mirrors of these.
+///
+/// # Errors
+/// The configuration of a registry cannot be read.
+pub fn repositories(order: &Order, config: &Config) -> Result<HashSet<(String, String)>, Error> {
+    let mut options = options(&order.registry, &config.registry, config.build.memory_budget.0);
+    options.hosts.settle(order.images.iter().map(|image| image.registry()))?;
+    let mut found = HashSet::new();
+    for image in &order.images {
+        for tag in [false, true] {
+            for endpoint in options.hosts.endpoints(image.registry(), image.repository(), tag)? {
+                found.insert((endpoint.credentials_for, image.repository().to_owned()));
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Everything from which the credentials of an order come.

@@ -32,8 +32,8 @@ struct Request {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Wanted {
-    /// A manifest or index by its tag.
-    Tag(String),
+    /// The manifest or index that the tag of the image names.
+    Tag,
     /// The same by its digest.
     Digest(Digest),
     /// A small blob of at most `limit` bytes.

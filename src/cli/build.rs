@@ -43,12 +43,12 @@ pub(super) struct Call {
 pub(super) fn run(args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
     match call.kept {
         Some(role) => role::run(args, role, call, config, console),
-        None => supervise(args, call, &config, console),
+        None => supervise(args, call, config, console),
     }
 }
 
 /// Carries out the build by children of this process.
-fn supervise(args: OrderArgs, call: Call, config: &Config, console: &Console) -> u8 {
+fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
     let output = args.output;
     let refuse = |result: Option<&Path>, class, message: &dyn Display| {
         refuse(result, output, class, &message.to_string(), console)
@@ -64,7 +64,7 @@ fn supervise(args: OrderArgs, call: Call, config: &Config, console: &Console) ->
     let result = merge::result_file(&args, job.as_deref());
     let wishes = args.disk;
     let claims = Claims { name: args.sign_name.clone(), sequence: args.sign_sequence };
-    let order = match merge::order(args, job.as_deref(), config, merge::Purpose::Build) {
+    let order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
         Ok(order) => order,
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
@@ -86,7 +86,7 @@ fn supervise(args: OrderArgs, call: Call, config: &Config, console: &Console) ->
     }
     let volume = order.volume.clone();
     let job = job.map(|job| String::from_utf8_lossy(&job).into_owned());
-    let keeping = keeper::Keeping { order, wishes, argv: call.argv, job, signer, archive };
+    let keeping = keeper::Keeping { order, config, wishes, argv: call.argv, job, signer, archive };
     // This thread starts the children, which are tied to it. The other one hears signals even while this one waits for a reader.
     let outcome = match runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => {

@@ -8,7 +8,7 @@ use crate::build::order::Order;
 use crate::build::share;
 use crate::model::class::Class;
 use crate::model::job::{LayerFormat, VolumeKind};
-use crate::sys::confine::{Confinement, Privileges, Role};
+use crate::sys::confine::{Confinement, Privileges, Role, Signals};
 use crate::sys::{Dir, private, process};
 use crate::volume;
 
@@ -98,6 +98,7 @@ pub(super) fn extractor(order: &Order) -> Result<Confinement, Error> {
         writable,
         readable,
         temporary: false,
+        signals: Signals::Handled,
     })
 }
 
@@ -125,6 +126,7 @@ pub(super) fn fetcher() -> Confinement {
         writable: nothing(),
         readable: nothing(),
         temporary: false,
+        signals: Signals::Handled,
     }
 }
 
@@ -138,6 +140,7 @@ pub(super) fn resolver(order: &Order) -> Confinement {
             writable: Vec::new(),
             readable: order.source.directory().into_iter().collect(),
             temporary: false,
+            signals: Signals::Handled,
         },
     }
 }

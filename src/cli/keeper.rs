@@ -26,6 +26,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::time::timeout;
+
 use super::args::DiskArgs;
 use super::build::usage_outcome;
 use crate::build;
@@ -33,6 +35,7 @@ use crate::build::cancel::Cancel;
 use crate::build::events::Events;
 use crate::build::keeper::Greeting;
 use crate::build::order::{Order, SourceOrder};
+use crate::config::Config;
 use crate::model::class::Class;
 use crate::model::event::{Event, Outcome, Status};
 use crate::model::job::VolumeKind;
@@ -59,6 +62,8 @@ pub(super) fn meet() -> io::Result<(build::keeper::Keeper, Greeting, Vec<OwnedFd
 pub(super) struct Keeping {
     /// The order.
     pub(super) order: Order,
+    /// The configuration.
+    pub(super) config: Config,
     pub(super) wishes: DiskArgs,
     /// How this process was called.
     pub(super) argv: Vec<OsString>,
@@ -219,11 +224,18 @@ impl Keeper {
         };
         let fetcher = fetcher.map(|fetcher| tokio::spawn(fetcher.attend(self.events.clone())));
         let mut said = child.run(&self.events, &self.cancel).await;
-        if let Some(fetcher) = fetcher
-            && let Ok(Some(why)) = fetcher.await
-            && said.outcome.class == Some(Class::Internal)
-        {
-            said.outcome.message = format!("{}: {why}", said.outcome.message);
+        if let Some(mut fetcher) = fetcher {
+            // The extractor is gone, so there is nobody to fetch for.
+            let ended = timeout(child::LINGER, &mut fetcher).await;
+            if ended.is_err() {
+                // Its process is killed with it.
+                fetcher.abort();
+            }
+            if let Ok(Ok(Some(why))) = ended
+                && said.outcome.class == Some(Class::Internal)
+            {
+                said.outcome.message = format!("{}: {why}", said.outcome.message);
+            }
         }
         said
     }

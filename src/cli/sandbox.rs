@@ -2,28 +2,34 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::sys::confine::{Confined, Confinement, Error, Privileges, Role};
+use crate::sys::confine::{Confined, Confinement, Error, Privileges, Role, Signals};
 
 /// Confines this process, which must have one thread, to reading the volume at `volume`. It has no network and no other file.
 ///
 /// # Errors
 /// [`Error`]; the process must end then.
 pub(super) fn reader(volume: &Path) -> Result<Confined, Error> {
-    enter(Role::Reader, volume, Vec::new())
+    enter(Role::Reader, volume, Vec::new(), Signals::End)
 }
 
-/// Does what [`reader`] does, and also lets the process write in `outputs`.
+/// Does what [`reader`] does, and also lets the process write in `outputs`. The process handles signals ([`signals`](super::signals)).
 ///
 /// # Errors
 /// [`Error`]; the process must end then.
 pub(super) fn writer(volume: &Path, outputs: Vec<PathBuf>) -> Result<Confined, Error> {
-    enter(Role::Writer, volume, outputs)
+    enter(Role::Writer, volume, outputs, Signals::Handled)
 }
 
-fn enter(role: Role, volume: &Path, writable: Vec<PathBuf>) -> Result<Confined, Error> {
+fn enter(role: Role, volume: &Path, writable: Vec<PathBuf>, signals: Signals) -> Result<Confined, Error> {
     let readable = vec![volume.to_owned()];
-    let confinement =
-        Confinement { role, privileges: Privileges::ReadLayers, writable, readable, temporary: true };
+    let confinement = Confinement {
+        role,
+        privileges: Privileges::ReadLayers,
+        writable,
+        readable,
+        temporary: true,
+        signals,
+    };
     let confined = confinement.enter()?;
     if let Some(missing) = confined.walls.missing() {
         tracing::warn!("the process that reads the volume is not fully confined: {missing}");

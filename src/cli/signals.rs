@@ -7,12 +7,15 @@ use chrono::{DateTime, Utc};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::build::cancel::{Cancel, Reason};
+use crate::sys::confine;
 use crate::telemetry::Console;
 
 /// Watches for SIGINT and SIGTERM: the first cancels, the second ends the process at once.
 pub(super) fn watch(cancel: Cancel, console: Console) -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    // The kernel has kept those that came while this process was being confined.
+    confine::unblock()?;
     tokio::spawn(async move {
         let mut signalled = false;
         loop {

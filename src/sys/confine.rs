@@ -23,7 +23,6 @@ mod root;
 mod seccomp;
 mod system_files;
 
-use std::env;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -31,10 +30,11 @@ use std::path::PathBuf;
 use landlock::{PathFd, RulesetError};
 use nix::sys::resource::{Resource, setrlimit};
 
+pub use self::init::{Signals, unblock};
 use self::namespaces::By;
 use self::root::{Access, Place};
 use super::mount::attributes;
-use super::{private, process};
+use super::process;
 use crate::model::class::Class;
 
 /// What a process is for. It decides which system calls are left, and whether there is a network.
@@ -73,8 +73,10 @@ pub struct Confinement {
     /// Directories and files that it can read. Those that do not exist are left out. A path below `/proc/self/fd` stands for an open
     /// descriptor.
     pub readable: Vec<PathBuf>,
-    /// Whether it needs temporary files. It gets a directory of its own in the place of the one for all.
+    /// Whether it needs temporary files. It gets a file system in memory in the place of the directory for all.
     pub temporary: bool,
+    /// What signals do to it.
+    pub signals: Signals,
 }
 
 /// The walls that stand around a confined process.
@@ -94,8 +96,12 @@ impl Walls {
         match (&self.without_namespaces, self.landlock) {
             (None, true) => None,
             (None, false) => Some(landlock.to_owned()),
-            (Some(why), true) => Some(format!("no namespaces: {why}")),
-            (Some(why), false) => Some(format!("no namespaces: {why}; {landlock}")),
+            (Some(why), true) => {
+                Some(format!("no namespaces ({why}): modes and owners of other files are within its reach"))
+            }
+            (Some(why), false) => {
+                Some(format!("no namespaces ({why}); {landlock}: other files are within its reach"))
+            }
         }
     }
 }
@@ -182,20 +188,18 @@ impl Confinement {
             }
             by => by,
         };
-        let temporary = match self.temporary && by.is_ok() {
-            true => Some(
-                temporary()
-                    .map_err(|source| Error::Path { path: env::temp_dir().display().to_string(), source })?,
-            ),
-            false => None,
+        let by = by.and_then(|by| namespaces::probe(by).map(|()| by).map_err(|e| e.to_string()));
+        let without_namespaces = match by {
+            Ok(by) => {
+                let entered = namespaces::enter(by, self.role == Role::Fetcher, self.signals);
+                entered.map_err(|source| Error::Privileges { what: "namespaces", source })?;
+                let replaced = root::replace(&self.places(), self.temporary);
+                replaced
+                    .map_err(|(path, source)| Error::Path { path: path.display().to_string(), source })?;
+                None
+            }
+            Err(why) => Some(why),
         };
-        let network = self.role == Role::Fetcher;
-        let entered =
-            by.and_then(|by| namespaces::enter(by, network, temporary.as_deref()).map_err(|e| e.to_string()));
-        if entered.is_ok() {
-            let replaced = root::replace(&self.places(temporary));
-            replaced.map_err(|(path, source)| Error::Path { path: path.display().to_string(), source })?;
-        }
         rustix::thread::set_no_new_privs(true).map_err(failed("new privileges"))?;
         // Neither credentials nor the content of layers belong in a core file.
         let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
@@ -204,11 +208,11 @@ impl Confinement {
         for filter in seccomp::filters(self.role)? {
             seccompiler::apply_filter(&filter)?;
         }
-        Ok(Confined { walls: Walls { without_namespaces: entered.err(), landlock }, _held: held })
+        Ok(Confined { walls: Walls { without_namespaces, landlock }, _held: held })
     }
 
     /// What is in the new root, with what the role needs of the system.
-    fn places(&self, temporary: Option<PathBuf>) -> Vec<Place> {
+    fn places(&self) -> Vec<Place> {
         let mut all: Vec<Place> = Vec::new();
         let system = self.system_files();
         for (paths, access) in
@@ -218,7 +222,6 @@ impl Confinement {
             let named = paths.iter().filter(|path| !path.starts_with("/proc/self/fd"));
             all.extend(named.map(|path| Place { from: path.clone(), at: path.clone(), access }));
         }
-        all.extend(temporary.map(|from| Place { from, at: env::temp_dir(), access: Access::Write }));
         all
     }
 
@@ -226,15 +229,4 @@ impl Confinement {
     fn system_files(&self) -> Vec<PathBuf> {
         if self.role == Role::Fetcher { system_files::of_fetcher().collect() } else { Vec::new() }
     }
-}
-
-/// A new directory that only this user can enter, for the temporary files of one process.
-fn temporary() -> io::Result<PathBuf> {
-    let path = env::temp_dir().join(format!("larder-{}", std::process::id()));
-    // Left by a process with the same number.
-    match std::fs::remove_dir_all(&path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    if private::create_dir(&path)? { Ok(path) } else { Err(io::ErrorKind::AlreadyExists.into()) }
 }

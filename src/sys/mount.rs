@@ -84,6 +84,21 @@ impl Mount {
         Ok(Mount(open_tree(CWD, path, flags)?))
     }
 
+    /// What is mounted at `path`, once more and nowhere, read-only, without devices, setuid bits and programs. Nothing above its top can be
+    /// reached by it.
+    ///
+    /// # Errors
+    /// Those of open_tree(2) and mount_setattr(2).
+    pub fn clone_restricted(path: &Path) -> io::Result<Self> {
+        let mount = Mount::clone_of(path)?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        attributes::add(&mount.0, attributes, false)?;
+        Ok(mount)
+    }
+
     /// The directory `dir` as the top of a mount of its own, nowhere. This thread must have opened it in its own namespace.
     pub fn of_dir(dir: &Dir) -> io::Result<Self> {
         Mount::of(dir)
@@ -167,6 +182,12 @@ impl Mount {
     pub fn attach(self, over: &Dir) -> io::Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         Ok(move_mount(&self.0, "", over, "", flags)?)
+    }
+}
+
+impl From<Mount> for OwnedFd {
+    fn from(mount: Mount) -> Self {
+        mount.0
     }
 }
 

@@ -39,6 +39,14 @@ pub fn temporary() -> io::Result<File> {
     Ok(file)
 }
 
+/// The same file for reading only: a process that gets this descriptor cannot change the content.
+///
+/// # Errors
+/// Those of open(2).
+pub fn read_only(file: &File) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
 /// Gives the file the name `name` in `dir`, where it was made. The name must not exist.
 pub fn link(file: &File, dir: &Dir, name: &[u8]) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());

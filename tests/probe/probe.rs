@@ -9,7 +9,7 @@ use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
-use larder::sys::confine::{Confinement, Privileges, Role};
+use larder::sys::confine::{Confinement, Privileges, Role, Signals};
 use libc::{c_int, c_long, c_void};
 
 /// Arguments: role, volume, outside directory, socket of a daemon, TCP port, process ID of the test.
@@ -30,9 +30,16 @@ fn main() {
         Role::Reader => (Vec::new(), paths),
         Role::Fetcher => (Vec::new(), Vec::new()),
     };
-    let confined = Confinement { role, privileges, writable, readable, temporary: role == Role::Reader }
-        .enter()
-        .unwrap();
+    let confined = Confinement {
+        role,
+        privileges,
+        writable,
+        readable,
+        temporary: role == Role::Reader,
+        signals: Signals::End,
+    }
+    .enter()
+    .unwrap();
     println!("walls {}", confined.walls.missing().unwrap_or_else(|| "all".to_owned()).replace(' ', "_"));
     sockets(&socket, port.parse().unwrap());
     kernel();
@@ -74,6 +81,7 @@ fn sockets(daemon: &str, port: u16) {
     socket("socket-inet-datagram", libc::AF_INET, libc::SOCK_DGRAM);
     socket("socket-inet6-stream", libc::AF_INET6, libc::SOCK_STREAM);
     socket("socket-inet-raw", libc::AF_INET, libc::SOCK_RAW);
+    call("socket-icmp", libc::SYS_socket, &[libc::AF_INET.into(), libc::SOCK_DGRAM.into(), 1]);
     socket("socket-unix-stream", libc::AF_UNIX, libc::SOCK_STREAM);
     socket("socket-unix-datagram", libc::AF_UNIX, libc::SOCK_DGRAM);
     socket("socket-netlink", libc::AF_NETLINK, libc::SOCK_RAW);
@@ -165,6 +173,9 @@ fn processes(parent: c_long) {
     call("pidfd", libc::SYS_pidfd_open, &[parent, 0]);
     call("pidfd-getfd", libc::SYS_pidfd_getfd, &[0, 0, 0]);
     call("signal-parent", libc::SYS_kill, &[parent, 0]);
+    call("signal-thread-of-parent", libc::SYS_tgkill, &[parent, parent, 0]);
+    call("limit-parent", libc::SYS_prlimit64, &[parent, 7, 0, z]);
+    call("own-descriptor-signals", libc::SYS_fcntl, &[0, libc::F_SETOWN.into(), parent]);
     call("signal-all", libc::SYS_kill, &[-1, 0]);
     let path = c"/bin/true";
     let argv: [*const c_void; 2] = [path.as_ptr().cast(), std::ptr::null()];

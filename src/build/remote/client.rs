@@ -17,6 +17,7 @@ use super::{Answer, Given, Request, Wanted};
 use crate::build::source::Manifest;
 use crate::build::wire;
 use crate::model::class::Class;
+use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
 use crate::registry::ManifestReference;
@@ -115,35 +116,47 @@ impl Remote {
         Ok(Remote(Arc::new(Inner { stream, sending: Mutex::default(), next: AtomicU64::new(0), waiting })))
     }
 
-    /// A manifest or index. By digest, the fetcher has compared the digest.
+    /// A manifest or index, by the tag of the image or by its digest, which is compared here.
     pub(in crate::build) async fn manifest(
         &self,
         image: &ImageReference,
         by: ManifestReference<'_>,
     ) -> Result<Manifest, Error> {
-        self.document(
-            image,
-            match by {
-                ManifestReference::Tag(tag) => Wanted::Tag(tag.to_owned()),
-                ManifestReference::Digest(digest) => Wanted::Digest(digest.clone()),
-            },
-        )
-        .await
+        let (what, digest) = match by {
+            ManifestReference::Tag(_) => (Wanted::Tag, None),
+            ManifestReference::Digest(digest) => (Wanted::Digest(digest.clone()), Some(digest)),
+        };
+        self.document(image, what, digest).await
     }
 
-    /// A small blob of at most `limit` bytes, whose size and digest the fetcher has compared.
+    /// A small blob of at most `limit` bytes, whose digest is compared here.
     pub(in crate::build) async fn blob_bytes(
         &self,
         image: &ImageReference,
         descriptor: &Descriptor,
         limit: u64,
     ) -> Result<Vec<u8>, Error> {
-        Ok(self.document(image, Wanted::Document { blob: descriptor.into(), limit }).await?.bytes)
+        let what = Wanted::Document { blob: descriptor.into(), limit };
+        Ok(self.document(image, what, Some(&descriptor.digest)).await?.bytes)
     }
 
-    async fn document(&self, image: &ImageReference, what: Wanted) -> Result<Manifest, Error> {
+    /// A document, which has the digest `wanted` if there is one. The fetcher speaks with strangers, so its word is not enough.
+    async fn document(
+        &self,
+        image: &ImageReference,
+        what: Wanted,
+        wanted: Option<&Digest>,
+    ) -> Result<Manifest, Error> {
         match self.ask(image, what, &[])?.await {
-            Ok((Given::Document { digest, media_type }, bytes)) => Ok(Manifest { digest, media_type, bytes }),
+            Ok((Given::Document { digest, media_type }, bytes)) => {
+                let wanted = wanted.unwrap_or(&digest);
+                let found = Hasher::digest_of(wanted.algorithm(), &bytes);
+                if found != *wanted {
+                    let message = format!("the bytes have digest {found}, they should have {wanted}");
+                    return Err(Error::Failed { class: Class::Corrupt, message });
+                }
+                Ok(Manifest { digest: found, media_type, bytes })
+            }
             Ok((Given::Failed { class, message }, _)) => Err(Error::Failed { class, message }),
             Ok((Given::Sent, _)) | Err(_) => Err(Error::Ended),
         }

@@ -1,6 +1,7 @@
 //! The fetcher's end: it holds credentials and sockets, checks the digests of documents, and parses no layer.
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
@@ -13,13 +14,16 @@ use tokio::net::unix::pipe;
 
 use super::{Answer, Given, Request, Wanted};
 use crate::build::failure::Fail;
+use crate::build::resolve::MAX_CONFIG;
 use crate::build::wire::{self, Frame};
 use crate::model::class::Class;
 use crate::model::reference::ImageReference;
 use crate::registry::{self, BlobStream, FetchedManifest, ManifestReference, Registry};
 
 /// Maximum number of requests that wait to be looked at.
-const MAX_REQUESTS: usize = 256;
+const MAX_REQUESTS: usize = 16;
+/// Maximum number of requests that are answered at once: at most 256 layers (`--concurrency`), and a few documents.
+const MAX_IN_FLIGHT: usize = 264;
 
 /// A client of registries for the images of one order.
 #[derive(Debug)]
@@ -35,15 +39,17 @@ pub struct Fetcher {
 /// # Errors
 /// Threads cannot be started, or the other end does not speak as it should.
 pub async fn serve(stream: UnixStream, fetcher: Fetcher) -> io::Result<()> {
-    let (answers, writing) = mpsc::channel::<(Answer, Vec<u8>)>();
+    let (answers, writing) = mpsc::sync_channel::<(Answer, Vec<u8>)>(MAX_IN_FLIGHT);
     let (requests, mut asked) = tokio::sync::mpsc::channel::<Frame<Request>>(MAX_REQUESTS);
     let to = stream.try_clone()?;
     thread::Builder::new().name("answers".into()).spawn(move || {
         for (answer, body) in writing {
             if wire::send(&to, &answer, &body, &[]).is_err() {
-                return;
+                break;
             }
         }
+        // Nobody may wait for an answer that does not come.
+        let _ = to.shutdown(Shutdown::Both);
     })?;
     let reading = tokio::task::spawn_blocking(move || {
         while let Some(frame) = wire::receive(&stream)? {
@@ -57,10 +63,15 @@ pub async fn serve(stream: UnixStream, fetcher: Fetcher) -> io::Result<()> {
     // Small, and few of them: this task does them all.
     let mut documents = FuturesUnordered::new();
     loop {
+        let has_room = layers.len() + documents.len() < MAX_IN_FLIGHT;
         let frame = tokio::select! {
-            frame = asked.recv() => frame,
+            frame = asked.recv(), if has_room => frame,
             Some(()) = documents.next() => continue,
-            Some(_) = layers.join_next() => continue,
+            Some(ended) = layers.join_next() => {
+                // An answer is missing then, and the extractor would wait for it.
+                ended.map_err(io::Error::other)?;
+                continue;
+            }
         };
         let Some(Frame { header: Request { id, image, what }, descriptors, .. }) = frame else { break };
         let answers = answers.clone();
@@ -141,11 +152,14 @@ async fn send_layer(mut stream: BlobStream, descriptors: Vec<OwnedFd>) -> Answer
 /// A manifest, index or config, whose digest was compared.
 async fn document(registry: &Registry, image: &ImageReference, what: Wanted) -> Answered {
     let found = match &what {
-        Wanted::Tag(tag) => registry.manifest(image, ManifestReference::Tag(tag)).await,
+        Wanted::Tag => {
+            let tag = image.tag().unwrap_or("latest");
+            registry.manifest(image, ManifestReference::Tag(tag)).await
+        }
         Wanted::Digest(digest) => registry.manifest(image, ManifestReference::Digest(digest)).await,
         Wanted::Document { blob, limit } => {
             let blob = blob.clone().into();
-            let bytes = registry.blob_bytes(image, &blob, *limit).await;
+            let bytes = registry.blob_bytes(image, &blob, (*limit).min(MAX_CONFIG)).await;
             bytes.map(|bytes| FetchedManifest { digest: blob.digest, media_type: None, bytes })
         }
         Wanted::Layer(_) => return failed(Class::Internal, "a layer goes through a pipe"),

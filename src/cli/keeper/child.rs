@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -10,8 +10,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, BufReader};
-use tokio::process::{ChildStdout, Command};
-use tokio::time::timeout;
+use tokio::process::{ChildStderr, ChildStdout, Command};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Keeping;
 use crate::build::cancel::Cancel;
@@ -24,9 +25,14 @@ use crate::model::class::Class;
 use crate::model::event::{Event, Outcome};
 use crate::model::plan_report::{PlanFailed, PlanReport};
 use crate::sys::signal;
+use crate::telemetry;
 
 /// How long a child may take to end after its result.
-const LINGER: Duration = Duration::from_secs(20);
+pub(super) const LINGER: Duration = Duration::from_secs(20);
+/// How long the last messages of a child can take.
+const MESSAGES: Duration = Duration::from_secs(1);
+/// How long images can take to be resolved again.
+const RESOLVE: Duration = Duration::from_secs(600);
 /// Maximum size of a report, bytes.
 const MAX_REPORT: u64 = 16 << 20;
 
@@ -78,8 +84,10 @@ impl Role {
 
     /// Whether a child of this role gets the variable.
     fn gets(self, name: &OsStr) -> bool {
-        // `$LARDER_TOKEN` is a client's. All other variables of that prefix are configuration.
-        let configures = name.as_encoded_bytes().starts_with(b"LARDER_") && name != "LARDER_TOKEN";
+        // Configuration is `LARDER_<section>__<key>`. Others of that prefix are a client's, and secret.
+        let bytes = name.as_encoded_bytes();
+        let is_key = bytes.starts_with(b"LARDER_") && bytes.windows(2).any(|two| two == b"__");
+        let configures = is_key || name == telemetry::LEVEL_VARIABLE;
         let fetches = self.has_network() && PASSED_TO_FETCHERS.iter().any(|passed| name == *passed);
         configures || fetches || PASSED.iter().any(|passed| name == *passed)
     }
@@ -106,6 +114,8 @@ pub(super) struct Child {
     process: tokio::process::Child,
     role: Role,
     output: BufReader<ChildStdout>,
+    /// Passes on what it writes on standard error.
+    messages: Option<JoinHandle<()>>,
 }
 
 impl Child {
@@ -138,9 +148,12 @@ impl Child {
             .process_group(0)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
+            // Not the file or terminal itself: a child could change its mode, or write what a terminal takes for commands.
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
         let mut process = command.spawn()?;
         let stdout = process.stdout.take().ok_or_else(|| io::Error::other("it has no standard output"))?;
+        let messages = process.stderr.take().map(|stderr| tokio::spawn(pass_on(stderr)));
         let mut descriptors = Vec::new();
         if let Some(fetching) = fetching {
             greeting.descriptors.push(Passed::Fetching);
@@ -151,14 +164,14 @@ impl Child {
             descriptors.push(archive.as_fd());
         }
         wire::send(&ours, &greeting, &[], &descriptors)?;
-        Ok((Child { process, role, output: BufReader::new(stdout) }, ours))
+        Ok((Child { process, role, output: BufReader::new(stdout), messages }, ours))
     }
 
     /// Listens until it ends. Events are passed on, except for the end, which is returned.
     pub(super) async fn run(mut self, events: &Events, cancel: &Cancel) -> Said {
         let mut said = Said::failed(Class::Internal, "");
         let mut result = None;
-        let mut asked = false;
+        let mut stop_by = None;
         let fault = loop {
             tokio::select! {
                 line = next_line(&mut self.output, LONGEST_LINE) => match line.map_err(|e| e.to_string()) {
@@ -176,9 +189,12 @@ impl Child {
                         },
                     },
                 },
-                () = cancel.cancelled(), if !asked => {
-                    asked = true;
+                () = cancel.cancelled(), if stop_by.is_none() => {
+                    stop_by = Some(Instant::now() + LINGER);
                     self.ask_to_stop();
+                }
+                () = sleep_until(stop_by.unwrap_or_else(Instant::now)), if stop_by.is_some() => {
+                    break Some("it did not stop when it was asked to".to_owned());
                 }
             }
         };
@@ -188,7 +204,7 @@ impl Child {
         let status = self.ended().await;
         // Asked before it could listen, it ends as by any other signal.
         let ended_by_request = matches!(&status, Ok(status) if signal::ended_by_request(*status));
-        if asked && result.is_none() && ended_by_request {
+        if stop_by.is_some() && result.is_none() && ended_by_request {
             return Said::failed(Class::Cancelled, "interrupted");
         }
         said.outcome = verdict(result, fault, status);
@@ -230,7 +246,11 @@ impl Child {
     /// The report of a child that resolves.
     pub(super) async fn report(mut self) -> Result<PlanReport, Refusal> {
         let mut text = Vec::new();
-        let read = (&mut self.output).take(MAX_REPORT).read_to_end(&mut text).await;
+        let read = timeout(RESOLVE, (&mut self.output).take(MAX_REPORT).read_to_end(&mut text)).await;
+        if read.is_err() {
+            let _ = self.process.start_kill();
+        }
+        let read = read.unwrap_or_else(|e| Err(e.into()));
         let status = self.ended().await;
         let failed =
             |what: String| Refusal::new(Class::Internal, format!("resolving the images again: {what}"));
@@ -258,13 +278,29 @@ impl Child {
     }
 
     async fn ended(&mut self) -> io::Result<ExitStatus> {
-        match timeout(LINGER, self.process.wait()).await {
+        let status = match timeout(LINGER, self.process.wait()).await {
             Ok(status) => status,
             Err(_) => {
                 let _ = self.process.start_kill();
                 self.process.wait().await
             }
+        };
+        if let Some(messages) = self.messages.take() {
+            // Its last words; a process of its own that outlives it does not keep this one.
+            let _ = timeout(MESSAGES, messages).await;
         }
+        status
+    }
+}
+
+/// Writes what a child writes on standard error to that of this process, without control characters.
+async fn pass_on(mut from: ChildStderr) {
+    let mut buffer = [0; 8192];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let mut text = buffer[..read].to_vec();
+        text.retain(|byte| !byte.is_ascii_control() || matches!(byte, b'\n' | b'\t'));
+        // Where nobody reads it, it is lost.
+        let _ = tokio::task::spawn_blocking(move || io::stderr().write_all(&text)).await;
     }
 }
 

@@ -1,9 +1,11 @@
 //! What the supervisor does for its children: mounts, credentials, signatures. The children read untrusted bytes, so a request is
 //! believed no more than those.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -13,7 +15,7 @@ use super::Keeping;
 use super::child::{Child, Role};
 use super::mounts::Mounts;
 use crate::build::keeper::{Greeting, Refusal, Reply, Request, credentials_body};
-use crate::build::registry::secrets;
+use crate::build::registry::{repositories, secrets};
 use crate::build::wire;
 use crate::model::class::Class;
 use crate::model::plan_report::PlanReport;
@@ -21,12 +23,19 @@ use crate::model::seal::CacheManifest;
 use crate::model::trust::SealSignature;
 use crate::secrets::Secrets;
 
+/// Maximum number of signatures of one build: a seal that could not be written is signed again.
+const MAX_SIGNATURES: u32 = 3;
+
 /// Answers the requests of the children of one build.
 #[derive(Debug)]
 pub(super) struct Desk {
     keeping: Arc<Keeping>,
     mounts: Mutex<Mounts>,
     secrets: Secrets,
+    /// Where credentials can be needed: a fetcher that was taken over gets no others.
+    repositories: HashSet<(String, String)>,
+    /// Signatures that were given.
+    signed: AtomicU32,
     runtime: Handle,
 }
 
@@ -43,6 +52,9 @@ impl Desk {
         Desk {
             mounts: Mutex::new(Mounts::new(&keeping.order)),
             secrets: secrets(&keeping.order.registry),
+            // Without a usable configuration the fetcher fails by itself, and says why.
+            repositories: repositories(&keeping.order, &keeping.config).unwrap_or_default(),
+            signed: AtomicU32::new(0),
             keeping: Arc::clone(keeping),
             runtime: Handle::current(),
         }
@@ -78,7 +90,11 @@ impl Desk {
             }
             (Role::Fill, Request::Sign) => Ok(Given { body: self.sign(body)?, ..Given::default() }),
             (Role::Fetch | Role::Resolve, Request::Credentials { registry, repository }) => {
-                let found = self.runtime.block_on(self.secrets.lookup(&registry, &repository));
+                let asked = (registry, repository);
+                if !self.repositories.contains(&asked) {
+                    return Err(Refusal::new(Class::Denied, "the order has no image there"));
+                }
+                let found = self.runtime.block_on(self.secrets.lookup(&asked.0, &asked.1));
                 let found = found.map_err(|e| Refusal::new(Class::Denied, e.to_string()))?;
                 let body =
                     credentials_body(&found).map_err(|e| Refusal::new(Class::Internal, e.to_string()))?;
@@ -92,6 +108,9 @@ impl Desk {
     fn sign(self: &Arc<Self>, cache_json: &[u8]) -> Result<Vec<u8>, Refusal> {
         let signer = self.keeping.signer.as_ref();
         let signer = signer.ok_or_else(|| Refusal::new(Class::Denied, "this build has no key"))?;
+        if self.signed.fetch_add(1, Ordering::Relaxed) >= MAX_SIGNATURES {
+            return Err(Refusal::new(Class::Denied, "the build has its signature"));
+        }
         let sealed = CacheManifest::parse(cache_json).map_err(|e| {
             Refusal::new(Class::Internal, format!("the builder made a cache.json that is none: {e}"))
         })?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::build::order::Order;
 use crate::build::share::VolumeName;
-use crate::sys::Dir;
+use crate::sys::mount::Mount;
 use crate::volume::disk::{self, Attached};
 
 /// Most at once: each takes a loop device.
@@ -34,7 +34,7 @@ impl Mounts {
     pub(super) fn mount(&mut self, volume: VolumeName) -> Result<OwnedFd, String> {
         let Some((volumes, own)) = &self.volumes else { return Err("no volumes are shared".into()) };
         let path = volumes.join(volume.as_str());
-        let top = || Dir::open(&path).map(OwnedFd::from).map_err(|e| e.to_string());
+        let top = || Mount::clone_restricted(&path).map(OwnedFd::from).map_err(|e| e.to_string());
         if self.mounted.contains_key(&volume) {
             return top();
         }
@@ -44,6 +44,10 @@ impl Mounts {
         // A link could lead anywhere.
         if !std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_dir()) {
             return Err("it is not there any more".into());
+        }
+        // Layers of a directory can be read without a mount, and the top of a host's directory leads out of a sandbox.
+        if !path.join("disk.img").is_file() {
+            return Err("it is not a disk".into());
         }
         let attached = disk::enter_own(&path).and_then(|entered| entered.attach(&path));
         self.mounted.insert(volume, attached.map_err(|e| e.to_string())?);

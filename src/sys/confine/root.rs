@@ -52,7 +52,7 @@ struct Piece {
 ///
 /// # Errors
 /// Those of the mount calls, with the path that they are about.
-pub(super) fn replace(places: &[Place]) -> Result<(), (PathBuf, io::Error)> {
+pub(super) fn replace(places: &[Place], temporary: bool) -> Result<(), (PathBuf, io::Error)> {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let absolute = |path: &Path| {
         here.join(path).components().filter(|part| *part != Component::CurDir).collect::<PathBuf>()
@@ -71,10 +71,16 @@ pub(super) fn replace(places: &[Place]) -> Result<(), (PathBuf, io::Error)> {
             pieces.push(device);
         }
     }
+    if temporary {
+        let path = std::env::temp_dir();
+        let mount = memory(&[("mode", "0700")]).map_err(|e| (path.clone(), e))?;
+        pieces.push(Piece { path, is_dir: true, mount });
+    }
     // What lies on another one comes after it.
     pieces.sort_by_key(|piece| piece.path.components().count());
     let proc = proc().map_err(|e| (PathBuf::from("/proc"), e))?;
-    let root = memory().map_err(|e| (PathBuf::from("/"), e))?;
+    let root = memory(&[("mode", "0755"), ("size", "1m"), ("nr_inodes", "4096")])
+        .map_err(|e| (PathBuf::from("/"), e))?;
     // The new root has to be attached somewhere for a moment; no other process sees where.
     let over = Path::new("/proc").to_owned();
     attach(&root, CWD, &over).map_err(|e| (over.clone(), e))?;
@@ -87,6 +93,14 @@ pub(super) fn replace(places: &[Place]) -> Result<(), (PathBuf, io::Error)> {
     // Relative paths keep their meaning if the place is still there.
     let _ = std::env::set_current_dir(here);
     Ok(())
+}
+
+/// Makes and attaches a file system, as [`replace`] does first. Only for a process that ends afterwards.
+///
+/// # Errors
+/// Those of the mount calls.
+pub(super) fn probe() -> io::Result<()> {
+    attach(&memory(&[])?, CWD, Path::new("/proc"))
 }
 
 /// Takes the tree at `path`, following symbolic links. Devices are taken as they are.
@@ -108,10 +122,11 @@ fn piece(path: &Path, access: Option<Access>) -> io::Result<Piece> {
 }
 
 /// An empty file system in memory, attached nowhere.
-fn memory() -> io::Result<OwnedFd> {
+fn memory(options: &[(&str, &str)]) -> io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in [("source", "larder"), ("mode", "0755"), ("size", "1m"), ("nr_inodes", "4096")] {
-        fsconfig_set_string(&context, key, value)?;
+    fsconfig_set_string(&context, "source", "larder")?;
+    for (key, value) in options {
+        fsconfig_set_string(&context, *key, *value)?;
     }
     fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV

@@ -29,7 +29,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_eventfd2,
     libc::SYS_exit,
     libc::SYS_exit_group,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_fstat,
     libc::SYS_fstatfs,
@@ -55,7 +54,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_ppoll,
     libc::SYS_pread64,
     libc::SYS_preadv,
-    libc::SYS_prlimit64,
     libc::SYS_pwrite64,
     libc::SYS_pwritev,
     libc::SYS_read,
@@ -70,8 +68,6 @@ const COMMON: &[c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
     libc::SYS_sysinfo,
-    // abort(3). No other process is in the namespace.
-    libc::SYS_tgkill,
     libc::SYS_uname,
     libc::SYS_write,
     libc::SYS_writev,
@@ -181,6 +177,24 @@ const IOCTLS: [c_ulong; 7] = [
     libc::FIONREAD,
 ];
 
+/// Commands of fcntl(2) that are used: descriptors, locks and the size of pipes. `F_SETOWN` and `F_SETSIG` would send signals to others.
+const FCNTLS: [libc::c_int; 14] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+    libc::F_GETPIPE_SZ,
+    libc::F_SETPIPE_SZ,
+];
+
 /// Flags of clone(2) that make a namespace (linux/sched.h).
 const NEW_NAMESPACES: c_long = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
@@ -244,6 +258,14 @@ fn allowed(role: Role) -> Result<BpfProgram, seccompiler::BackendError> {
         options.push(of(vec![low(0, option as u64)?])?);
     }
     rules.insert(libc::SYS_prctl, options);
+    // Limits and signals of this process itself; tgkill(2) is abort(3)'s.
+    rules.insert(libc::SYS_prlimit64, vec![of(vec![low(0, 0)?])?]);
+    rules.insert(libc::SYS_tgkill, vec![of(vec![low(0, u64::from(std::process::id()))?])?]);
+    let mut controls = Vec::new();
+    for control in FCNTLS {
+        controls.push(of(vec![low(1, control as u64)?])?);
+    }
+    rules.insert(libc::SYS_fcntl, controls);
     let mut commands = Vec::new();
     for command in IOCTLS {
         commands.push(of(vec![low(1, command)?])?);
@@ -256,14 +278,12 @@ fn allowed(role: Role) -> Result<BpfProgram, seccompiler::BackendError> {
         let mut sockets = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
-                // IPPROTO_IP, which chooses, up to IPPROTO_UDP: neither MPTCP nor SCTP.
-                let protocol = SeccompCondition::new(
-                    2,
-                    SeccompCmpArgLen::Dword,
-                    SeccompCmpOp::Le,
-                    libc::IPPROTO_UDP as u64,
-                )?;
-                sockets.push(of(vec![is(0, family as u64)?, has(1, SOCKET_TYPE, kind as u64)?, protocol])?);
+                // IPPROTO_IP chooses TCP or UDP. MPTCP, SCTP and ICMP are other protocols.
+                let own = if kind == libc::SOCK_STREAM { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
+                for protocol in [libc::IPPROTO_IP, own] {
+                    let socket = has(1, SOCKET_TYPE, kind as u64)?;
+                    sockets.push(of(vec![is(0, family as u64)?, socket, low(2, protocol as u64)?])?);
+                }
             }
         }
         rules.insert(libc::SYS_socket, sockets);
