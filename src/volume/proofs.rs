@@ -166,6 +166,8 @@ mod tests {
     #[test]
     fn old_records_go() {
         let dir = tempfile::tempdir().unwrap();
+        // Another test of this process may have cleared the umask.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
         for number in 0..KEPT + 3 {
             fs::write(dir.path().join(format!("{number}.json")), "{}").unwrap();
         }
