@@ -288,9 +288,12 @@ fn it_serves_as_in_the_deployment() {
         fs::write(packaged.at("etc/token"), world.fake().token(LARDER)).unwrap();
         let kubeconfig = world.fake().kubeconfig(Path::new("/etc/larder/token"), "larder");
         fs::write(packaged.at("etc/kubeconfig"), kubeconfig).unwrap();
-        for name in ["tls/tls.crt", "tls/tls.key", "etc/larder.toml", "etc/token", "etc/kubeconfig"] {
+        for name in ["tls/tls.crt", "etc/larder.toml", "etc/token", "etc/kubeconfig"] {
             fs::set_permissions(packaged.at(name), fs::Permissions::from_mode(0o644)).unwrap();
         }
+        // As the kubelet lays it out: `defaultMode` and `fsGroup` of the Deployment.
+        chown(packaged.at("tls/tls.key"), None, Some(65532)).unwrap();
+        fs::set_permissions(packaged.at("tls/tls.key"), fs::Permissions::from_mode(0o440)).unwrap();
 
         let (mut options, arguments) = of_deployment();
         options.extend([packaged.mount("etc", "/etc/larder", "ro"), packaged.mount("tls", "/tls", "ro")]);
