@@ -1,8 +1,8 @@
 //! Where the API listens, and what one connection may take.
 //!
 //! The Unix socket has connections of its own, so that a flood over TCP cannot lock the operator out: an eighth of
-//! `api.max_connections`. TCP has the rest. [`places`] says which connection is closed when there are too many, and
-//! [`connection`] has the clocks.
+//! `api.max_connections`. TCP has the rest. `places` says which connection is closed when there are too many, and
+//! `connection` has the clocks.
 
 mod connection;
 mod lines;

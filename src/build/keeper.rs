@@ -5,7 +5,7 @@
 //! child ──► supervisor   mount | sign + cache.json | credentials
 //! supervisor ──► child   reply + what was asked for
 //! ```
-//! Frames ([`wire`](super::wire)) over a socket that is the child's standard input. At its end the supervisor is gone, and the child
+//! Frames ([`super::wire`]) over a socket that is the child's standard input. At its end the supervisor is gone, and the child
 //! ends too.
 
 use std::io;

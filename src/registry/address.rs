@@ -1,7 +1,7 @@
 //! Which addresses a connection may go to: the defence against a registry, or an order, that sends the client into a
 //! network where it has no business.
 //!
-//! [`Rules::check`] decides, for the first request and for mirrors, redirects and token servers alike. Names are resolved
+//! `Rules::check` decides, for the first request and for mirrors, redirects and token servers alike. Names are resolved
 //! here and literal addresses checked, so the address that was checked is the one that is connected to. A proxy (from the
 //! environment) resolves names itself: behind one, only literal addresses and the proxy's own name are checked.
 

@@ -7,8 +7,8 @@
 //! larder.db-reserve  nothing, of 1 MiB: room for deletions when the disk is full
 //! ```
 //!
-//! One connection writes and reads, and keeps other processes out. Callers wait for their turn ([`turns`](crate::caches::turns)) without a thread of
-//! their own, and a list that nothing changed needs none ([`snapshots`]). An answer is given after
+//! One connection writes and reads, and keeps other processes out. Callers wait for their turn (`caches::turns`) without a thread of
+//! their own, and a list that nothing changed needs none (`snapshots`). An answer is given after
 //! the commit has been flushed (`synchronous=FULL`), so what was answered survives the loss of power as far as the disk
 //! keeps what it was told to flush.
 //!
