@@ -13,7 +13,10 @@ impl Privileges {
     fn set(self) -> CapabilitySet {
         match self {
             Privileges::None => CapabilitySet::empty(),
-            Privileges::ReadLayers => CapabilitySet::DAC_READ_SEARCH | CapabilitySet::SYS_ADMIN,
+            // A container often has the second and not the first.
+            Privileges::ReadLayers => {
+                CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE | CapabilitySet::SYS_ADMIN
+            }
             Privileges::WriteLayers => {
                 let all = Capability::REQUIRED.into_iter().chain([Capability::SysAdmin]);
                 CapabilitySet::from_bits_retain(all.fold(0, |set, capability| set | 1 << capability.bit()))
