@@ -16,7 +16,7 @@ use larder::testing::registry::Fault;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::served::{Running, Served, cache, change_times, nothing_staged, random};
+use crate::harness::served::{Running, Served, cache, change_times, nothing_staged, random, until_gone};
 use crate::harness::tree::{Tolerance, differences, scan};
 use crate::harness::{exits, isolated, larder, succeed};
 
@@ -45,9 +45,10 @@ fn all_but_the_last(served: &Served) -> Running {
 
 /// Runs the same command to its end: sealed, proven, and nothing fetched again that was in `kept`.
 fn resume(served: &Served, kept: &BTreeSet<Digest>) {
+    let volume = served.volume();
+    until_gone(&volume);
     served.registry.heal();
     served.registry.forget();
-    let volume = served.volume();
     succeed(&mut served.build(&volume, SIZE));
     succeed(larder().arg("verify").arg(&volume));
     assert!(nothing_staged(&volume));

@@ -32,7 +32,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::served::{Served, cache, random};
+use crate::harness::served::{Served, cache, descendants, random};
 use crate::harness::{Need, isolated, larder, succeed};
 
 const PASSWORD: &str = "swordfish-9c1";
@@ -214,9 +214,13 @@ fn a_private_image_is_sealed_and_no_secret_shows() {
         let work = host.settings.work.join(order.id.to_string());
         let (ended, lines) = host.build(order, |_| {
             let pid = host.stalled();
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            assert!(status.contains("NoNewPrivs:\t1\n"), "it is not confined: {status}");
-            for file in ["environ", "cmdline"] {
+            let all: Vec<i32> = [vec![pid.as_raw()], descendants(pid.as_raw())].concat();
+            let confined = all.iter().filter(|pid| {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+                status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n")
+            });
+            assert_eq!(confined.count(), 2, "the fetcher and the extractor");
+            for (pid, file) in all.iter().flat_map(|pid| [(pid, "environ"), (pid, "cmdline")]) {
                 let text = fs::read(PathBuf::from(format!("/proc/{pid}")).join(file)).unwrap();
                 let text = String::from_utf8_lossy(&text).into_owned();
                 let encoded = BASE64_STANDARD.encode(format!("user:{PASSWORD}"));

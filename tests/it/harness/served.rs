@@ -183,6 +183,23 @@ impl Running {
     }
 }
 
+/// Waits until no process of a build into `volume` is left: children of one that was killed end a moment later.
+pub(crate) fn until_gone(volume: &Path) {
+    let volume = volume.to_str().unwrap();
+    let started = Instant::now();
+    let works = || {
+        fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            // One that has ended has none.
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            line.starts_with(b"larder\0") && String::from_utf8_lossy(&line).contains(volume)
+        })
+    };
+    while works() {
+        assert!(started.elapsed() < Duration::from_secs(10), "children outlive a build that was killed");
+        sleep(Duration::from_millis(2));
+    }
+}
+
 /// Processes below `pid`, however deep.
 pub(crate) fn descendants(pid: i32) -> Vec<i32> {
     let all =
