@@ -25,9 +25,10 @@ const UNIT: &str = include_str!("../../systemd/larder.service");
 const A: Tenant = Tenant("team-a");
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Most exposure that `systemd-analyze security` may find, tenths of 10. What is left is the trade of a daemon that runs
-/// as root, asks registries anywhere, writes files of any kind and mounts the disks of caches.
-const EXPOSURE: u32 = 41;
+/// Maximum exposure that `systemd-analyze security` can find, tenths of 10. What is left is the trade of a daemon that runs as root,
+/// asks registries anywhere, writes files of any kind, mounts the disks of caches, and gives its builders namespaces, a root
+/// directory and a filter of system calls of their own: the last three cost 0.3, because the unit has to allow the calls for it.
+const EXPOSURE: u32 = 44;
 
 /// Values of a key that may be given several times.
 fn values(key: &str) -> impl Iterator<Item = &'static str> {
