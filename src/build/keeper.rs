@@ -23,7 +23,6 @@ use crate::model::credential::{Credential, Secret};
 use crate::model::key::PublicKey;
 use crate::model::pull_secret::PullSecretName;
 use crate::registry::{Credentials, CredentialsError};
-use crate::sys::Dir;
 
 /// Maximum size of a line that a child writes on standard output, bytes.
 pub const LONGEST_LINE: usize = 8 << 20;
@@ -57,7 +56,7 @@ pub enum Passed {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// To mount the sealed disk of a volume of the shared directory. The reply brings its top directory.
+    /// To mount the sealed disk of a volume of the shared directory over its directory.
     Mount(VolumeName),
     /// To sign the `cache.json` in the body. The body of the reply is `cache.json.sig`.
     Sign,
@@ -109,14 +108,13 @@ impl Keeper {
         Ok((Keeper(Arc::new(Mutex::new(stream))), header, descriptors))
     }
 
-    /// Has a volume of the shared directory mounted and returns its top. Blocks.
+    /// Has the disk of a volume of the shared directory mounted over the volume's directory, also in this process's own mount
+    /// namespace. Blocks.
     ///
     /// # Errors
     /// Why that cannot be.
-    pub fn mount(&self, volume: &VolumeName) -> Result<Dir, Refusal> {
-        let frame = self.ask(&Request::Mount(volume.clone()), &[])?;
-        let missing = || Refusal::new(Class::Internal, "the supervisor sent no directory");
-        frame.descriptors.into_iter().next().map(Dir::from).ok_or_else(missing)
+    pub fn mount(&self, volume: &VolumeName) -> Result<(), Refusal> {
+        self.ask(&Request::Mount(volume.clone()), &[]).map(drop)
     }
 
     /// Has `cache_json` signed and returns the bytes of `cache.json.sig`. Blocks.

@@ -186,7 +186,8 @@ impl Share {
             self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
         if root.try_stat(disk::IMAGE).map_err(io("examining the volume"))?.is_some() {
             let keeper = self.keeper.as_ref().ok_or(Error::Disk)?;
-            root = keeper.mount(&at.volume).map_err(|refusal| Error::Refused(refusal.message))?;
+            keeper.mount(&at.volume).map_err(|refusal| Error::Refused(refusal.message))?;
+            root = self.volumes.open_dir(at.volume.as_str().as_bytes()).map_err(io("opening the volume"))?;
         }
         let lease = Lease::shared(&root)?.ok_or(Error::Leaving)?;
         let lies = match root.try_stat(layout::EROFS).map_err(io("examining the volume"))? {

@@ -80,7 +80,7 @@ fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> 
         _ => None,
     };
     if order.volume_kind.is_disk()
-        && let Err(e) = keeper::enter_namespace()
+        && let Err(e) = keeper::enter_namespace(order.share.as_ref().map(|share| &*share.dir))
     {
         return refuse(result.as_deref(), e.class(), &e);
     }

@@ -61,6 +61,10 @@ fn confine(args: &ExportArgs, to_stdout: bool) -> Result<Option<Confined>, confi
         Some(parent) if parent != Path::new("") => parent.to_owned(),
         _ => PathBuf::from("."),
     };
+    if !to_stdout && !parent.is_dir() {
+        // The export fails, and says why.
+        return Ok(None);
+    }
     let outputs = if to_stdout { Vec::new() } else { vec![parent] };
     sandbox::writer(&args.volume, outputs).map(Some)
 }

@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -75,10 +75,11 @@ pub(super) struct Keeping {
     pub(super) archive: Option<File>,
 }
 
-/// Gives this process a mount namespace of its own. To be called before it has a second thread.
-pub(super) fn enter_namespace() -> Result<(), Error> {
+/// Gives this process a mount namespace of its own, and lets its children see what it mounts in `share`. To be called before it has a second thread.
+pub(super) fn enter_namespace(share: Option<&Path>) -> Result<(), Error> {
     let what = "for the disk".to_owned();
-    mount::private_namespace().map_err(|source| Error::Io { doing: "making a mount namespace", what, source })
+    let entered = mount::private_namespace().and_then(|()| share.map_or(Ok(()), mount::share_below));
+    entered.map_err(|source| Error::Io { doing: "making a mount namespace", what, source })
 }
 
 /// Carries out a build. Whatever happens is in the outcome.

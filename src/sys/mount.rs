@@ -84,21 +84,6 @@ impl Mount {
         Ok(Mount(open_tree(CWD, path, flags)?))
     }
 
-    /// What is mounted at `path`, once more and nowhere, read-only, without devices, setuid bits and programs. Nothing above its top can be
-    /// reached by it.
-    ///
-    /// # Errors
-    /// Those of open_tree(2) and mount_setattr(2).
-    pub fn clone_restricted(path: &Path) -> io::Result<Self> {
-        let mount = Mount::clone_of(path)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        attributes::add(&mount.0, attributes, false)?;
-        Ok(mount)
-    }
-
     /// The directory `dir` as the top of a mount of its own, nowhere. This thread must have opened it in its own namespace.
     pub fn of_dir(dir: &Dir) -> io::Result<Self> {
         Mount::of(dir)
@@ -185,12 +170,6 @@ impl Mount {
     }
 }
 
-impl From<Mount> for OwnedFd {
-    fn from(mount: Mount) -> Self {
-        mount.0
-    }
-}
-
 /// What the kernel says of a mount that it refused: a letter for the level and a line for each message.
 fn messages(context: &OwnedFd) -> String {
     let mut all: Vec<String> = Vec::new();
@@ -210,6 +189,17 @@ pub fn private_namespace() -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     Ok(nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?)
+}
+
+/// Lets what is mounted below the directory `dir` from now on appear in the mount namespaces that children of this process make
+/// (mount_namespaces(7), "SHARED SUBTREES"). To be called in a namespace of one's own.
+///
+/// # Errors
+/// Those of mount(2).
+pub fn share_below(dir: &Path) -> io::Result<()> {
+    let none = None::<&str>;
+    nix::mount::mount(Some(dir), dir, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
+    Ok(nix::mount::mount(none, dir, none, MsFlags::MS_SHARED, none)?)
 }
 
 /// Makes `dir` the working directory of this thread, which has one of its own since [`private_namespace`].

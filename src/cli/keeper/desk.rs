@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,13 +38,6 @@ pub(super) struct Desk {
     runtime: Handle,
 }
 
-/// What a child gets: a reply, the body of its frame, and a descriptor.
-#[derive(Debug, Default)]
-struct Given {
-    body: Vec<u8>,
-    descriptor: Option<OwnedFd>,
-}
-
 impl Desk {
     /// Reads the secrets of the order.
     pub(super) fn new(keeping: &Arc<Keeping>) -> Self {
@@ -68,12 +60,11 @@ impl Desk {
         let desk = Arc::clone(self);
         let answer = move || {
             while let Ok(Some(frame)) = wire::receive::<Request>(&stream) {
-                let (reply, given) = match desk.answer(role, frame.header, &frame.body) {
-                    Ok(given) => (Reply::default(), given),
-                    Err(refusal) => (Reply { refused: Some(refusal) }, Given::default()),
+                let (reply, body) = match desk.answer(role, frame.header, &frame.body) {
+                    Ok(body) => (Reply::default(), body),
+                    Err(refusal) => (Reply { refused: Some(refusal) }, Vec::new()),
                 };
-                let descriptors: Vec<_> = given.descriptor.iter().map(|fd| fd.as_fd()).collect();
-                if wire::send(&stream, &reply, &given.body, &descriptors).is_err() {
+                if wire::send(&stream, &reply, &body, &[]).is_err() {
                     return;
                 }
             }
@@ -81,14 +72,14 @@ impl Desk {
         thread::Builder::new().name(format!("desk-{}", role.name())).spawn(answer).map(drop)
     }
 
-    fn answer(self: &Arc<Self>, role: Role, request: Request, body: &[u8]) -> Result<Given, Refusal> {
+    fn answer(self: &Arc<Self>, role: Role, request: Request, body: &[u8]) -> Result<Vec<u8>, Refusal> {
         match (role, request) {
             (Role::Fill, Request::Mount(volume)) => {
                 let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
-                let top = mounts.mount(volume).map_err(|why| Refusal::new(Class::Invalid, why))?;
-                Ok(Given { descriptor: Some(top), ..Given::default() })
+                mounts.mount(volume).map_err(|why| Refusal::new(Class::Invalid, why))?;
+                Ok(Vec::new())
             }
-            (Role::Fill, Request::Sign) => Ok(Given { body: self.sign(body)?, ..Given::default() }),
+            (Role::Fill, Request::Sign) => self.sign(body),
             (Role::Fetch | Role::Resolve, Request::Credentials { registry, repository }) => {
                 let asked = (registry, repository);
                 if !self.repositories.contains(&asked) {
@@ -98,7 +89,7 @@ impl Desk {
                 let found = found.map_err(|e| Refusal::new(Class::Denied, e.to_string()))?;
                 let body =
                     credentials_body(&found).map_err(|e| Refusal::new(Class::Internal, e.to_string()))?;
-                Ok(Given { body, ..Given::default() })
+                Ok(body)
             }
             _ => Err(Refusal::new(Class::Denied, "this process has no business with that")),
         }

@@ -1,12 +1,10 @@
 //! Disks of other volumes, mounted for the process that fills this one.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::build::order::Order;
 use crate::build::share::VolumeName;
-use crate::sys::mount::Mount;
 use crate::volume::disk::{self, Attached};
 
 /// Most at once: each takes a loop device.
@@ -27,16 +25,15 @@ impl Mounts {
         Mounts { volumes, mounted: HashMap::new() }
     }
 
-    /// Mounts the sealed disk of `volume`, once, and returns its top directory. Blocks.
+    /// Mounts the sealed disk of `volume` over its directory, once. The mount reaches the namespaces of the children. Blocks.
     ///
     /// # Errors
     /// Why that cannot be.
-    pub(super) fn mount(&mut self, volume: VolumeName) -> Result<OwnedFd, String> {
+    pub(super) fn mount(&mut self, volume: VolumeName) -> Result<(), String> {
         let Some((volumes, own)) = &self.volumes else { return Err("no volumes are shared".into()) };
         let path = volumes.join(volume.as_str());
-        let top = || Mount::clone_restricted(&path).map(OwnedFd::from).map_err(|e| e.to_string());
         if self.mounted.contains_key(&volume) {
-            return top();
+            return Ok(());
         }
         if volume == *own || self.mounted.len() >= MOST {
             return Err("it is this build's own, or one too many".into());
@@ -45,12 +42,12 @@ impl Mounts {
         if !std::fs::symlink_metadata(&path).is_ok_and(|facts| facts.is_dir()) {
             return Err("it is not there any more".into());
         }
-        // Layers of a directory can be read without a mount, and the top of a host's directory leads out of a sandbox.
+        // Layers of a directory can be read without a mount.
         if !path.join("disk.img").is_file() {
             return Err("it is not a disk".into());
         }
         let attached = disk::enter_own(&path).and_then(|entered| entered.attach(&path));
         self.mounted.insert(volume, attached.map_err(|e| e.to_string())?);
-        top()
+        Ok(())
     }
 }

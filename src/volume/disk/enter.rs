@@ -144,6 +144,11 @@ fn enter_after(path: &Path, examination: &Examination<'_>) -> Result<Entered, Er
     if kind.is_file() {
         // Nothing lies beside it that it could be compared with.
         let image = File::open(path).context("opening", &shown)?;
+        // A disk that is being filled looks like one that was not unmounted in order.
+        let held = File::open(path).and_then(Lock::try_shared_on).context("locking", &shown)?;
+        if held.is_none() {
+            return Err(Error::Locked { path: shown });
+        }
         let format = superblock(&image, &shown)?.format;
         return attach(path, image, format, None, examination);
     }
