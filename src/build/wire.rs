@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 
 /// Maximum size of a header, bytes: a job of 1 MiB, escaped, or a failure that names every image.
 const MAX_HEADER: usize = 8 << 20;
-/// Maximum size of a body, bytes: the largest document that is read, and a byte more to see that one is larger.
+/// Maximum size of a body, bytes: far above any manifest, config or `cache.json`.
 const MAX_BODY: usize = (64 << 20) + 1;
 /// Maximum number of descriptors in a frame.
 const MAX_DESCRIPTORS: usize = 2;

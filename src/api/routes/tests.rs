@@ -462,7 +462,7 @@ async fn a_signed_create_is_carried_out_once() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(refused.send(&host, &[]).await.status, 401, "and nothing comes of it later");
-    // Signed anew, it is another request.
+    // With a new signature it is another request.
     host.clock.pass(Duration::from_secs(1));
     let fresh = SignedRequest::new(&host, "POST", "/v5/imagecaches", &order("web").to_string());
     assert_eq!(fresh.send(&host, &[]).await.status, 201);
