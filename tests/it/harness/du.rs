@@ -9,6 +9,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::served::descendants;
+
 /// Bytes that `du -s -B1` counts.
 pub(crate) fn used(volume: &Path) -> u64 {
     let output = Command::new("du").args(["-s", "-B1"]).arg(volume).output().unwrap();
@@ -36,8 +38,8 @@ impl Watched {
     }
 }
 
-/// Runs `build` to its end and looks at `volume` again and again. The build stands still during a look: du would count a
-/// layer that is renamed meanwhile twice.
+/// Runs `build` to its end and looks at `volume` again and again. All processes of the build stand still during a look: du
+/// would count a layer that is renamed meanwhile twice.
 pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
     let child = build.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
@@ -49,7 +51,7 @@ pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
             while stop(pid) {
                 most = most.max(used(&volume));
                 looks += 1;
-                kill(pid, Signal::SIGCONT).unwrap();
+                go_on(pid);
                 sleep(Duration::from_millis(40));
             }
             (most, looks)
@@ -60,9 +62,22 @@ pub(crate) fn watch(build: &mut Command, volume: &Path) -> Watched {
     Watched { output, most: most.max(used(volume)), looks }
 }
 
-/// Stops a process and waits until all its threads stand still; false where it has ended.
+/// Stops a build, which is `pid` and its children, and waits until all their threads stand still; false when it has ended.
 fn stop(pid: Pid) -> bool {
-    kill(pid, Signal::SIGSTOP).unwrap();
+    // A parent stands still before its children are looked for, so none is started after that.
+    if !stop_one(pid) {
+        return false;
+    }
+    for child in descendants(pid.as_raw()) {
+        stop_one(Pid::from_raw(child));
+    }
+    true
+}
+
+fn stop_one(pid: Pid) -> bool {
+    if kill(pid, Signal::SIGSTOP).is_err() {
+        return false;
+    }
     loop {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         let states: Vec<_> = tasks.filter_map(|task| state(&task.path().join("stat"))).collect();
@@ -73,6 +88,14 @@ fn stop(pid: Pid) -> bool {
             return true;
         }
         thread::yield_now();
+    }
+}
+
+/// Lets a stopped build go on.
+fn go_on(pid: Pid) {
+    for process in [vec![pid.as_raw()], descendants(pid.as_raw())].concat() {
+        // Errors: one that has ended meanwhile.
+        let _ = kill(Pid::from_raw(process), Signal::SIGCONT);
     }
 }
 
