@@ -70,7 +70,7 @@ impl Teller {
         let namespace = about.namespace.as_deref().unwrap_or("default");
         let event = Event {
             metadata: ObjectMeta {
-                generate_name: Some(format!("{}.", about.name.as_deref().unwrap_or(MANAGER))),
+                generate_name: Some(format!("{}-", about.name.as_deref().unwrap_or(MANAGER))),
                 namespace: Some(namespace.to_owned()),
                 ..ObjectMeta::default()
             },
@@ -88,8 +88,8 @@ impl Teller {
         tokio::spawn(async move {
             let parameters = PostParams::default();
             match tokio::time::timeout(TIMEOUT, api.create(&parameters, &event)).await {
-                Ok(Err(error)) => tracing::debug!("an event is not told: {error}"),
-                Err(_) => tracing::debug!("an event is not told: no answer"),
+                Ok(Err(error)) => tracing::warn!("creating an event: {error}"),
+                Err(_) => tracing::warn!("creating an event: no answer within {} s", TIMEOUT.as_secs()),
                 Ok(Ok(_)) => {}
             }
         });
