@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::{Error, io as failed};
-use super::{Host, place, told, unit};
+use super::{Host, dependents, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
 use crate::model::escape::escape;
@@ -35,11 +35,12 @@ pub struct Detached {
 }
 
 /// Lets go of a volume, which is named by its own path or by where it is attached. With `force` a containerd that does not
-/// answer is taken for one that is not there any more.
+/// answer is taken for one that is not there any more. With `remove_images`, images and containers of the node that need its layers
+/// are removed.
 ///
 /// # Errors
 /// [`Error`]; while containers use it, nothing is changed. What was cut off goes on when it is called again.
-pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error> {
+pub fn detach(wanted: &Path, host: &Host, force: bool, remove_images: bool) -> Result<Detached, Error> {
     let known = host.records.list()?;
     let record = find(wanted, &known)?;
     let at = &record.at;
@@ -53,6 +54,7 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
+    dependents::settle(record, &others, host, remove_images)?;
     if record.containerd.is_none() {
         refuse_if_stood_on(record, &others, host)?;
     }

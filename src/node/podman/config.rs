@@ -1,24 +1,24 @@
 //! The one file that makes image stores known.
 //!
-//! | what reads it | file | found by |
+//! | file | its readers | found by |
 //! |---|---|---|
-//! | all versions of podman, buildah and CRI-O, where nobody else has one | `/etc/containers/storage.conf` | trying podman 4.3.1 and buildah 1.28 |
-//! | those with containers/storage after 1.62 (podman 6) | `/etc/containers/storage.conf.d/*.conf` | reading `storage/pkg/configfile` |
-//! | CRI-O 1.23 and newer, whatever `storage.conf` says | `/etc/crio/crio.conf.d/*` | reading `pkg/config/config.go`: options of files are added up |
+//! | `/etc/containers/storage.conf.d/*.conf` | new programs: containers/storage after 1.62 (podman 6) | reading `storage/pkg/configfile` |
+//! | `/etc/crio/crio.conf.d/*` | CRI-O 1.23 and newer, whatever `storage.conf` says | reading `pkg/config/config.go`: options of files are added up |
+//! | `/etc/containers/storage.conf` | all versions of podman, buildah and CRI-O | trying podman 4.3.1 and buildah 1.28 |
 //!
-//! Each is ours, written whole and removed. An operator's `storage.conf` is never changed: where no other file reaches the programs,
-//! the operator is told the line.
+//! Each is ours, written whole and removed. `storage.conf` is written only on a node where no program is new: new programs take
+//! `graphroot` and `runroot` from it for users other than root, too, who cannot use root's directories. An operator's `storage.conf` is
+//! never changed. If no file of ours reaches a program, the advice says what the operator can do.
 //!
 //! What does not work, with podman 4.3.1: `storage.conf.d` (not read); `env = ["STORAGE_OPTS=…"]` of `containers.conf.d` (read too
 //! late); a `storage.conf` without `runroot` and `graphroot` (`runroot must be set`), or without `driver` (an error in front of
 //! every answer). `env = ["CONTAINERS_STORAGE_CONF=…"]` works, but takes a second file, in the place of the operator's.
-//! Versions that read `storage.conf.d` take `graphroot` for users other than root, too, so theirs is not given one.
 
 use std::path::PathBuf;
 
 use toml::{Table, Value};
 
-use super::node::{File, Node, STORAGE_CONF, VENDOR_CONF};
+use super::node::{File, Node, Program, STORAGE_CONF, VENDOR_CONF};
 use crate::node::file::MARK;
 
 /// Where stores are added to what `storage.conf` says.
@@ -53,20 +53,24 @@ pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
     let mut change = Change::default();
     let stores: Vec<&str> = stores.iter().filter_map(|store| store.to_str()).collect();
     let (mut storage_conf, mut drop_in, mut crio) = (None, None, None);
-    if !stores.is_empty() && (whom.podman || whom.crio) {
-        if node.reads_drop_ins {
-            drop_in = Some(drop_in_text(&stores));
-        } else {
-            match (&node.storage, whole(node, &stores)) {
-                (storage, Ok(text)) if is_free(storage) => storage_conf = Some(text),
-                (_, whole) => {
-                    if whom.podman {
-                        change.advice.extend(advice(node, whole.err(), &stores));
-                    }
-                    if whom.crio {
-                        crio = Some(crio_text(&stores));
-                    }
+    if !stores.is_empty() {
+        let podman = Age::of(node, whom.podman, |program| !program.is_crio());
+        let crio_age = Age::of(node, whom.crio, Program::is_crio);
+        drop_in = (podman.new || crio_age.new).then(|| drop_in_text(&stores));
+        let is_mixed = node.programs.iter().any(|program| program.is_new);
+        match whole(node, &stores) {
+            Ok(text) if is_free(&node.storage) && !is_mixed && (podman.old || crio_age.old) => {
+                storage_conf = Some(text);
+            }
+            _ if is_free(&node.storage) && is_mixed && podman.old => {
+                change.advice.push(mixed_advice(node, &stores));
+                crio = crio_age.old.then(|| crio_text(&stores));
+            }
+            whole => {
+                if podman.old {
+                    change.advice.extend(advice(node, whole.err(), &stores));
                 }
+                crio = crio_age.old.then(|| crio_text(&stores));
             }
         }
     }
@@ -79,6 +83,22 @@ pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
     change.files.push((STORAGE_DROP_IN.into(), drop_in));
     change.files.push((CRIO_DROP_IN.into(), crio));
     change
+}
+
+/// Which programs of one kind are to know the stores.
+#[derive(Clone, Copy, Debug)]
+struct Age {
+    old: bool,
+    new: bool,
+}
+
+impl Age {
+    /// A program that is wanted and was not found is taken for an old one: every version reads what that one reads.
+    fn of(node: &Node, wanted: bool, is_it: impl Fn(&Program) -> bool) -> Age {
+        let found: Vec<&Program> = node.programs.iter().filter(|program| is_it(program)).collect();
+        let any = |is_new| found.iter().any(|program| program.is_new == is_new);
+        Age { old: wanted && (found.is_empty() || any(false)), new: wanted && any(true) }
+    }
 }
 
 fn is_ours(file: &File) -> bool {
@@ -165,6 +185,25 @@ fn crio_text(stores: &[&str]) -> String {
     let options: Vec<String> =
         stores.iter().map(|store| Value::from(format!("overlay.imagestore={store}")).to_string()).collect();
     format!("{MARK}[crio]\nstorage_option = [{}]\n", options.join(", "))
+}
+
+/// What the operator can do for an old podman or buildah beside a new program.
+fn mixed_advice(node: &Node, stores: &[&str]) -> String {
+    let names = |is_new: bool| {
+        let found = node.programs.iter().filter(|program| program.is_new == is_new);
+        let mut names: Vec<&str> = found.map(|program| program.name).collect();
+        names.dedup();
+        names.join(" and ")
+    };
+    let options: Vec<String> =
+        stores.iter().map(|store| format!("--storage-opt overlay.imagestore={store}")).collect();
+    format!(
+        "{old} of this node reads stores from /{STORAGE_CONF} alone, and that file would keep {new} from users other than root: none is \
+         written; update {old}, or run it with {}",
+        options.join(" "),
+        old = if names(false).is_empty() { "podman".to_owned() } else { names(false) },
+        new = names(true),
+    )
 }
 
 /// What the operator has to write for podman and buildah, if anything.

@@ -10,6 +10,9 @@ pub const STORAGE_CONF: &str = "etc/containers/storage.conf";
 /// What the vendor says where nobody else does.
 pub const VENDOR_CONF: &str = "usr/share/containers/storage.conf";
 
+/// Where root keeps images if no file says otherwise.
+const GRAPH_ROOT: &str = "/var/lib/containers/storage";
+
 /// Most bytes of a configuration.
 const MAX: u64 = 1 << 20;
 
@@ -33,12 +36,24 @@ pub struct Node {
     pub vendor: File,
     /// The driver by which root's images are kept, where there are some and it is not `overlay`.
     pub driver: Option<String>,
-    /// Whether there is podman or buildah.
-    pub podman: bool,
-    /// Whether there is CRI-O.
-    pub crio: bool,
-    /// Whether each of these programs reads `storage.conf.d`.
-    pub reads_drop_ins: bool,
+    /// The programs that read stores.
+    pub programs: Vec<Program>,
+}
+
+/// podman, buildah or CRI-O on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it reads `storage.conf.d`.
+    pub is_new: bool,
+}
+
+impl Program {
+    /// Whether it is CRI-O.
+    pub fn is_crio(&self) -> bool {
+        self.name == CRIO
+    }
 }
 
 /// A node cannot be read.
@@ -51,8 +66,8 @@ pub struct Error {
     pub source: io::Error,
 }
 
-/// Programs, and whether they are CRI-O.
-const PROGRAMS: [(&str, bool); 3] = [("podman", false), ("buildah", false), ("crio", true)];
+const CRIO: &str = "crio";
+const PROGRAMS: [&str; 3] = ["podman", "buildah", CRIO];
 const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin"];
 
 /// A function that containers/storage has since it reads `storage.conf.d` (container-libs 5eaf7d2ba1, March 2026: after 1.62). Its
@@ -60,6 +75,20 @@ const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/loc
 const READS_DROP_INS: &[u8] = b"podman.io/storage/types.LoadStoreOptions";
 
 impl Node {
+    /// The directories in which programs of root keep images, absolute.
+    pub fn graph_roots(&self) -> Vec<String> {
+        let named = |file: &File| {
+            let File::Text(text) = file else { return None };
+            let table = text.parse::<toml::Table>().ok()?;
+            Some(table.get("storage")?.get("graphroot")?.as_str()?.to_owned()).filter(|root| !root.is_empty())
+        };
+        // The vendor's file is not read beside the other.
+        let file = if self.storage == File::Absent { &self.vendor } else { &self.storage };
+        let mut roots = vec![GRAPH_ROOT.to_owned()];
+        roots.extend(named(file).filter(|root| root != GRAPH_ROOT));
+        roots
+    }
+
     /// Reads what is below `root`. Symbolic links are not followed: they would lead out of it.
     pub fn read(root: &Path) -> Result<Self, Error> {
         let failed = |path: &str| {
@@ -71,24 +100,20 @@ impl Node {
             storage: file(&dir, STORAGE_CONF).map_err(failed(STORAGE_CONF))?,
             vendor: file(&dir, VENDOR_CONF).map_err(failed(VENDOR_CONF))?,
             driver: driver(&dir),
-            podman: false,
-            crio: false,
-            reads_drop_ins: true,
+            programs: Vec::new(),
         };
         for directory in DIRECTORIES {
             let Ok(directory) = dir.open_beneath(directory.as_bytes()) else { continue };
-            for (program, is_crio) in PROGRAMS {
-                if !matches!(directory.try_stat(program.as_bytes()), Ok(Some(_))) {
+            for name in PROGRAMS {
+                if !matches!(directory.try_stat(name.as_bytes()), Ok(Some(_))) {
                     continue;
                 }
-                *if is_crio { &mut node.crio } else { &mut node.podman } = true;
                 let is_new =
-                    || directory.open_file(program.as_bytes()).and_then(|file| holds(file, READS_DROP_INS));
+                    directory.open_file(name.as_bytes()).and_then(|file| holds(file, READS_DROP_INS));
                 // One that cannot be looked into is taken for an old one.
-                node.reads_drop_ins = node.reads_drop_ins && is_new().unwrap_or(false);
+                node.programs.push(Program { name, is_new: is_new.unwrap_or(false) });
             }
         }
-        node.reads_drop_ins = node.reads_drop_ins && (node.podman || node.crio);
         Ok(node)
     }
 }
@@ -152,24 +177,38 @@ mod tests {
         let root = root("empty");
         let node = Node::read(&root).unwrap();
         assert_eq!((node.storage, node.vendor, node.driver), (File::Absent, File::Absent, None));
-        assert!(!node.podman && !node.crio && !node.reads_drop_ins);
+        assert_eq!(node.programs, []);
         fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]
-    fn programs_are_old_until_each_is_new() {
+    fn each_program_is_old_or_new() {
         let root = root("programs");
         let mut new = vec![0; (1 << 20) - 7];
         // Where two pieces meet.
         new.extend_from_slice(b"go.podman.io/storage/types.LoadStoreOptions\0");
         fs::write(root.join("usr/bin/podman"), &new).unwrap();
         let node = Node::read(&root).unwrap();
-        assert!(node.podman && node.reads_drop_ins && !node.crio);
+        assert_eq!(node.programs, [Program { name: "podman", is_new: true }]);
         fs::create_dir_all(root.join("usr/local/bin")).unwrap();
         fs::write(root.join("usr/local/bin/crio"), "go.podman.io/storage/types.loadStoreOptions").unwrap();
         let node = Node::read(&root).unwrap();
-        assert!(node.podman && node.crio && !node.reads_drop_ins);
+        let crio = Program { name: "crio", is_new: false };
+        assert_eq!(node.programs, [Program { name: "podman", is_new: true }, crio]);
+        assert!(crio.is_crio());
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn graph_roots_are_the_default_and_the_configured_one() {
+        let node = |storage: File, vendor: File| Node { storage, vendor, driver: None, programs: Vec::new() };
+        let named = |root: &str| File::Text(format!("[storage]\ngraphroot = \"{root}\"\n"));
+        assert_eq!(node(File::Absent, File::Absent).graph_roots(), [GRAPH_ROOT]);
+        assert_eq!(node(File::Absent, named("/srv/v")).graph_roots(), [GRAPH_ROOT, "/srv/v"]);
+        assert_eq!(node(named("/srv/s"), named("/srv/v")).graph_roots(), [GRAPH_ROOT, "/srv/s"]);
+        for none in [named(GRAPH_ROOT), named(""), File::Text("[".into()), File::Other] {
+            assert_eq!(node(none, named("/srv/v")).graph_roots(), [GRAPH_ROOT]);
+        }
     }
 
     #[test]

@@ -36,7 +36,13 @@ pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Pa
     let documents = verify::documents(root, content)?;
     let ids = ids(&content.layers);
     let id = |chain_id: &ChainId| ids.get(chain_id).map_or("", String::as_str);
-    let files = store::image_store(content, &documents, &id).map_err(Error::Json)?;
+    let files = match content.layer_format {
+        LayerFormat::Erofs => store::image_store(content, &documents, &id),
+        // The volume has the images: they are listed once.
+        LayerFormat::Overlay => store::layer_records(content, &documents, &id)
+            .map(|layers| vec![layers, ("overlay-images/images.json".to_owned(), b"[]".to_vec())]),
+    };
+    let files = files.map_err(Error::Json)?;
     drop(documents);
 
     mount::memory_for_all(stage).map_err(io("mounting a file system in memory over", stage))?;

@@ -1,0 +1,82 @@
+//! What the node's own image store has on the layers of a volume that is detached.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::error::Error;
+use super::{Host, found};
+use crate::caches::attachments::Attachment;
+use crate::model::runtime::Runtime;
+use crate::node::podman::dependents::{Dependents, find};
+use crate::node::podman::node::Node;
+use crate::node::podman::remove;
+use crate::node::view;
+use crate::volume::seal;
+
+/// Refuses to detach `record` while images or containers of the node need layers that only its volume has, or removes them.
+///
+/// # Errors
+/// [`Error::Needed`] with their names; another [`Error`] if they cannot be read or removed.
+pub(super) fn settle(
+    record: &Attachment,
+    others: &[Attachment],
+    host: &Host,
+    remove_images: bool,
+) -> Result<(), Error> {
+    let needed = needed(record, others, host)?;
+    if needed.is_empty() {
+        return Ok(());
+    }
+    let at = record.at.clone();
+    let has_podman = found::program(host, "podman").is_some();
+    if !has_podman || host.root != Path::new("/") {
+        let remedy =
+            format!("remove them on the node with `{}`, then detach again", commands(&needed, has_podman));
+        return Err(Error::Needed { at, by: needed.to_string(), remedy });
+    }
+    if !remove_images {
+        let remedy = "give --remove-images to remove them, too".to_owned();
+        return Err(Error::Needed { at, by: needed.to_string(), remedy });
+    }
+    Ok(remove::remove(&needed)?)
+}
+
+/// What stands on layers that no other attached store has.
+fn needed(record: &Attachment, others: &[Attachment], host: &Host) -> Result<Dependents, Error> {
+    let mut needed = Dependents::default();
+    // Without its mount nobody could use the volume, and its layers are not known.
+    let Ok(sealed) = seal::read(&record.at) else { return Ok(needed) };
+    if !is_store(record) {
+        return Ok(needed);
+    }
+    let mut only: HashSet<String> = view::layer_ids(&sealed.content).collect();
+    for other in others.iter().filter(|other| is_store(other)) {
+        // Layers of the other form have other short names, which what stands on them has written down.
+        match seal::read(&other.at) {
+            Ok(other) if other.content.layer_format == sealed.content.layer_format => {
+                for id in view::layer_ids(&other.content) {
+                    only.remove(&id);
+                }
+            }
+            _ => {}
+        }
+    }
+    for graph_root in Node::read(&host.root)?.graph_roots() {
+        needed.extend(find(&host.path(&graph_root), &only)?);
+    }
+    Ok(needed)
+}
+
+fn is_store(record: &Attachment) -> bool {
+    record.runtimes.iter().any(|runtime| matches!(runtime, Runtime::Podman | Runtime::Crio))
+}
+
+/// What the operator runs.
+fn commands(needed: &Dependents, has_podman: bool) -> String {
+    if has_podman {
+        let commands: Vec<String> = remove::commands(needed).iter().map(|words| words.join(" ")).collect();
+        return commands.join("; ");
+    }
+    let ids: Vec<&str> = needed.images.iter().map(|image| image.id.as_str()).collect();
+    format!("crictl rmi {}", ids.join(" "))
+}
