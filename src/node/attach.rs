@@ -299,7 +299,7 @@ impl Plan {
             let _ = containerd.block_on(async |containerd| containerd.forget(&self.manifest.digest).await);
         }
         let told = self.untell();
-        detach::take_down(&self.record)?;
+        detach::take_down(&self.record, false)?;
         self.host.records.forget(&self.record.at)?;
         told
     }

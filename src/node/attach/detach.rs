@@ -8,12 +8,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::{Error, io as failed};
-use super::{Host, dependents, place, told, unit};
+use super::{Host, dependents, found, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
 use crate::model::escape::escape;
 use crate::model::job::LayerFormat;
-use crate::model::runtime::Containerd;
+use crate::model::runtime::{Containerd, Runtime};
 use crate::node::containerd::{self, config};
 use crate::node::podman::skeleton;
 use crate::node::{snapshotter, standing, view};
@@ -80,7 +80,14 @@ pub fn detach(wanted: &Path, host: &Host, force: bool, remove_images: bool) -> R
     let mut leaving = record.clone();
     leaving.leaving = true;
     host.records.note(&leaving)?;
-    if let Err(error) = take_down(record) {
+    let has_it_open = record.runtimes.contains(&Runtime::Crio) && found::may_run(host, "crio");
+    if has_it_open {
+        notes.push(format!(
+            "CRI-O reads its stores when it starts, and finds an empty one at {} until then: systemctl restart crio",
+            at.display()
+        ));
+    }
+    if let Err(error) = take_down(record, has_it_open) {
         // It is attached still, and runtimes are told so.
         host.records.note(record)?;
         for file in told::all(host, &known)?.files {
@@ -163,13 +170,15 @@ fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Er
     }
 }
 
-/// Unmounts the store and the volume, and removes what they were mounted over.
-pub(super) fn take_down(record: &Attachment) -> Result<(), Error> {
+/// Unmounts the store and the volume, and removes what they were mounted over. With `keep_empty` an empty image store stays there: a
+/// CRI-O that is told of a store and finds nothing fails in every call.
+pub(super) fn take_down(record: &Attachment, keep_empty: bool) -> Result<(), Error> {
     if let Some(store) = &record.store {
         view::remove(store)?;
     }
     unmount(&record.at)?;
-    for place in [Some(&record.at), record.store.as_ref()].into_iter().flatten() {
+    let places = [Some(&record.at), record.store.as_ref()].into_iter().flatten();
+    for place in places.filter(|_| !keep_empty) {
         skeleton::remove(place)?;
         // One that holds something was not made for this.
         let _ = fs::remove_dir(place);

@@ -9,10 +9,12 @@ use larder::testing::image::{Format, Image, busybox};
 use larder::testing::layer::LayerBuilder;
 
 use crate::harness::node::Node;
+use crate::harness::registry::Registry;
 use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
+    Need::Program("docker-registry"),
     Need::Program("podman"),
     Need::Program("buildah"),
     Need::Program("crun"),
@@ -38,14 +40,14 @@ fn detach_here(node: &Node, source: &Path) -> Command {
 fn they_are_named_and_kept_until_somebody_gives_them_up() {
     isolated(&NEEDS, || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
-            // The second image is the newer tag: it is not in the cache.
-            let mut served = Served::new([image("old")]).with(form);
+            let served = Served::new([image("old")]).with(form);
+            // Images that are not in the cache: a newer tag, and one that shares nothing.
+            let registry = Registry::open();
+            let newer = registry.push(&image("new"), "app", "2");
             let (volume, again, node) = (served.volume(), served.beside("again"), Node::with_podman());
             succeed(&mut served.build(&volume, SIZE));
             succeed(&mut served.build(&again, SIZE));
             let cached = served.references()[0].clone();
-            let newer = format!("{}/app-0:2", served.registry.host());
-            image("new").push(&mut served.registry, "app-0", "2").unwrap();
             let at = node.place("icv");
             let attach = |volume: &Path, at: &Path| {
                 succeed(node.attach(volume, at).args(["--runtime", "podman", "--no-unit"]));
@@ -55,7 +57,6 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
             let detach = || detach_here(&node, &at);
 
             let podman = |args: &[&str]| succeed(node.command("podman").args(args));
-            served.registry.forget();
             podman(&["pull", "--quiet", "--tls-verify=false", &newer]);
             podman(&["create", "--name", "stopped", "--network=none", &cached]);
             let file = node.path("Containerfile");
@@ -73,8 +74,7 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
             assert_eq!(node.printed("localhost/built:1", "cat /built"), "old");
             let own =
                 Image::builder(Format::Oci).layer(LayerBuilder::new().file("own", "x").gzip().into()).build();
-            own.push(&mut served.registry, "own", "1").unwrap();
-            let own = format!("{}/own:1", served.registry.host());
+            let own = registry.push(&own, "own", "1");
             podman(&["pull", "--quiet", "--tls-verify=false", &own]);
 
             let known = node.images();

@@ -113,3 +113,30 @@ fn a_node_that_starts_again() {
         succeed(&mut node.detach(&volume));
     });
 }
+
+/// CRI-O reads its configuration when it starts. None runs here: a file with its name makes this a node that may have one, and
+/// podman with the old configuration stands in for it, which reads stores by the same library.
+#[test]
+fn a_store_that_crio_still_knows_is_empty() {
+    isolated(&NEEDS, || {
+        let (served, node) = (Served::new([image("one ")]), Node::with_podman());
+        let (volume, at) = (served.volume(), node.place("icv"));
+        succeed(&mut served.build(&volume, SIZE));
+        fs::write(node.path("usr/bin/crio"), "a name, and not CRI-O").unwrap();
+        succeed(node.attach(&volume, &at).args(["--runtime", "crio", "--no-unit"]));
+        let conf = node.path("/etc/containers/storage.conf");
+        let old = fs::read(&conf).unwrap();
+        assert_eq!(node.images(), served.references());
+        let said = exits(0, &mut node.detach(&at));
+        assert!(said.contains("systemctl restart crio"), "{said}");
+        assert!(!conf.exists() && !at.join("cache.json").exists());
+        fs::write(&conf, old).unwrap();
+        assert!(node.images().is_empty());
+        // What stays is in nobody's way.
+        succeed(node.attach(&volume, &at).args(["--runtime", "crio", "--no-unit"]));
+        assert_eq!(node.images(), served.references());
+        fs::remove_file(node.path("usr/bin/crio")).unwrap();
+        succeed(&mut node.detach(&at));
+        assert!(!at.exists());
+    });
+}

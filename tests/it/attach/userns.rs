@@ -24,7 +24,7 @@ fn image() -> Image {
 }
 
 /// Owners are those of the image, seen by an ID of the host that is not root's.
-const SHOW: &str = "cat /etc/name /etc/more; stat -c ' %u:%g %a' /etc/more; test -e /gone || awk '$1 == 0 {print $2 > 0}' /proc/self/uid_map";
+const SHOW: &str = "cat /etc/name /etc/more; stat -c ' %u:%g %a' /etc/more; test -e /gone || awk '$1 == 0 {print ($2 > 0)}' /proc/self/uid_map";
 
 #[test]
 fn layers_of_directories_are_mapped() {
