@@ -195,6 +195,7 @@ impl Plan {
         }
         if let Some(store) = record.image_stores().next().filter(|_| stores) {
             limits::check(&manifest.content, store)?;
+            view::check(entered.as_ref().map_or(&*at, |entered| entered.path()), &manifest.content)?;
         }
         if let Some(store) = &record.store
             && !view::is_there(store)?

@@ -91,6 +91,16 @@ pub fn make(volume: &Path, content: &Content, at: &Path) -> Result<(), Error> {
     made.attach(&below).map_err(io("mounting over", stage))
 }
 
+/// Checks that podman and CRI-O can read the manifests and configs of a volume: one that they cannot takes the other images of all
+/// stores out of their lists.
+///
+/// # Errors
+/// [`Error::Documents`] for the first such image.
+pub fn check(volume: &Path, content: &Content) -> Result<(), Error> {
+    let root = Dir::open(volume).map_err(io("opening the volume", volume))?;
+    tree::documents(&root, content).map(drop)
+}
+
 /// Whether a view is mounted at `at`.
 ///
 /// # Errors

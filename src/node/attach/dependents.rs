@@ -9,7 +9,7 @@ use crate::caches::attachments::Attachment;
 use crate::model::runtime::Runtime;
 use crate::node::podman::dependents::{Dependents, find};
 use crate::node::podman::node::Node;
-use crate::node::podman::remove;
+use crate::node::podman::remove::{self, By};
 use crate::node::view;
 use crate::volume::seal;
 
@@ -28,10 +28,9 @@ pub(super) fn settle(
         return Ok(());
     }
     let at = record.at.clone();
-    let has_podman = found::program(host, "podman").is_some();
-    if !has_podman || host.root != Path::new("/") {
-        let remedy =
-            format!("remove them on the node with `{}`, then detach again", commands(&needed, has_podman));
+    let by = if found::program(host, "podman").is_some() { By::Podman } else { By::Crictl };
+    if by == By::Crictl || host.root != Path::new("/") {
+        let remedy = format!("remove them on the node with `{}`, then detach again", commands(&needed, by));
         return Err(Error::Needed { at, by: needed.to_string(), remedy });
     }
     if !remove_images {
@@ -72,11 +71,7 @@ fn is_store(record: &Attachment) -> bool {
 }
 
 /// What the operator runs.
-fn commands(needed: &Dependents, has_podman: bool) -> String {
-    if has_podman {
-        let commands: Vec<String> = remove::commands(needed).iter().map(|words| words.join(" ")).collect();
-        return commands.join("; ");
-    }
-    let ids: Vec<&str> = needed.images.iter().map(|image| image.id.as_str()).collect();
-    format!("crictl rmi {}", ids.join(" "))
+fn commands(needed: &Dependents, by: By) -> String {
+    let commands: Vec<String> = remove::commands(needed, by).iter().map(|words| words.join(" ")).collect();
+    commands.join("; ")
 }

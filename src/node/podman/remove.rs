@@ -22,26 +22,35 @@ pub enum Error {
     },
 }
 
-/// The commands that remove what was found, containers first.
-pub fn commands(found: &Dependents) -> Vec<Vec<String>> {
-    let command = |verb: &str, of_it: &[Dependent]| {
-        let words = ["podman", verb, "--force"].into_iter().map(str::to_owned);
-        words.chain(of_it.iter().map(|found| found.id.clone())).collect()
-    };
-    let kinds = [("rm", &found.containers), ("rmi", &found.images)];
-    kinds
-        .into_iter()
-        .filter(|(_, of_it)| !of_it.is_empty())
-        .map(|(verb, of_it)| command(verb, of_it))
-        .collect()
+/// The program that removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// podman, also what buildah made.
+    Podman,
+    /// CRI-O's client.
+    Crictl,
 }
 
-/// Runs these commands.
+/// The commands that remove what was found, containers first.
+pub fn commands(found: &Dependents, by: By) -> Vec<Vec<String>> {
+    let (program, container, image): (_, &[&str], &[&str]) = match by {
+        By::Podman => ("podman", &["rm", "--force"], &["rmi", "--force"]),
+        By::Crictl => ("crictl", &["rm", "--force"], &["rmi"]),
+    };
+    let command = |(verb, of_it): (&[&str], &Vec<Dependent>)| {
+        let words = [&[program], verb].concat().into_iter().map(str::to_owned);
+        words.chain(of_it.iter().map(|found| found.id.clone())).collect()
+    };
+    let kinds = [(container, &found.containers), (image, &found.images)];
+    kinds.into_iter().filter(|(_, of_it)| !of_it.is_empty()).map(command).collect()
+}
+
+/// Removes it with podman.
 ///
 /// # Errors
 /// [`Error`]; what was removed until then stays removed.
 pub fn remove(found: &Dependents) -> Result<(), Error> {
-    for words in commands(found) {
+    for words in commands(found, By::Podman) {
         let command = words.join(" ");
         let output = Command::new(&words[0]).args(&words[1..]).stdin(Stdio::null()).output();
         let output = output.map_err(|error| Error::Start(error, command.clone()))?;

@@ -86,7 +86,10 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
             assert_eq!(node.images(), known, "nothing is changed");
             assert_eq!(node.printed("localhost/built:1", "cat /built"), "old");
 
-            // From elsewhere the node's programs are not run: their commands are said.
+            // From elsewhere the node's programs are not run: their commands are printed.
+            let said = exits(75, &mut node.detach(&at));
+            assert!(said.contains("crictl rm --force ") && said.contains("crictl rmi "), "{said}");
+            fs::copy("/usr/bin/podman", node.path("usr/bin/podman")).unwrap();
             let said = exits(75, &mut node.detach(&at));
             assert!(said.contains("podman rm --force ") && said.contains("podman rmi --force "), "{said}");
 

@@ -6,15 +6,18 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use larder::model::digest::Digest;
 use larder::model::job::LayerFormat;
+use larder::model::seal::CacheManifest;
 use larder::sys::mounts::Mounts;
 use larder::testing::image::{Format, Image, busybox};
 use larder::testing::layer::LayerBuilder;
+use larder::volume::store;
 
 use super::mounts::exec_start;
 use crate::harness::node::Node;
-use crate::harness::served::Served;
-use crate::harness::{Need, exits, isolated, succeed};
+use crate::harness::served::{Served, cache};
+use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const NEEDS: [Need; 4] =
     [Need::Program("podman"), Need::Program("crun"), Need::Program("busybox"), Need::Erofs];
@@ -111,6 +114,38 @@ fn a_node_that_starts_again() {
         succeed(&mut exec_start(&node));
         assert_eq!(node.printed(reference, SHOW), "one more\n");
         succeed(&mut node.detach(&volume));
+    });
+}
+
+/// Larders before this rule cached such images.
+#[test]
+fn a_volume_that_podman_cannot_read_is_not_attached() {
+    isolated(&NEEDS, || {
+        let (served, node) = (Served::new([image("one ")]), Node::with_podman());
+        let (volume, at) = (served.volume(), node.place("icv"));
+        succeed(&mut served.build(&volume, SIZE));
+        let mut content = cache(&volume).content;
+        let known = &mut content.images[0];
+        let text = |digest: &Digest| fs::read_to_string(volume.join(store::blob_path(digest))).unwrap();
+        let mut put = |text: String| {
+            let digest = Digest::sha256(text.as_bytes());
+            fs::write(volume.join(store::blob_path(&digest)), text).unwrap();
+            digest
+        };
+        let config = text(&known.config);
+        let created = "2026-01-02T03:04:05Z";
+        assert!(config.contains(created));
+        let odd = put(config.replace(created, "2026-01-02 03:04:05Z"));
+        let manifest = text(&known.manifest).replace(&known.config.to_string(), &odd.to_string());
+        (known.config, known.manifest) = (odd, put(manifest));
+        let sealed = CacheManifest::new(content).unwrap();
+        fs::write(volume.join("cache.json"), serde_json::to_vec_pretty(&sealed).unwrap()).unwrap();
+        for runtime in ["podman", "crio"] {
+            let said = exits(65, node.attach(&volume, &at).args(["--runtime", runtime, "--no-unit"]));
+            assert!(said.contains("its field created"), "{said}");
+            assert!(!at.exists() && !node.path("/etc/containers/storage.conf").exists());
+        }
+        exits(65, larder().arg("verify").arg(&volume));
     });
 }
 
