@@ -28,16 +28,17 @@ pub(super) fn settle(
         return Ok(());
     }
     let at = record.at.clone();
-    let by = if found::program(host, "podman").is_some() { By::Podman } else { By::Crictl };
-    if by == By::Crictl || host.root != Path::new("/") {
-        let remedy = format!("remove them on the node with `{}`, then detach again", commands(&needed, by));
-        return Err(Error::Needed { at, by: needed.to_string(), remedy });
+    let refused = |remedy: String| Err(Error::Needed { at, by: needed.to_string(), remedy });
+    match found::program(host, "podman") {
+        Some(podman) if host.root == Path::new("/") && remove_images => Ok(remove::remove(&needed, &podman)?),
+        Some(_) if host.root == Path::new("/") => {
+            refused("give --remove-images to remove them, too".to_owned())
+        }
+        podman => {
+            let by = if podman.is_some() { By::Podman } else { By::Crictl };
+            refused(format!("remove them on the node with `{}`, then detach again", commands(&needed, by)))
+        }
     }
-    if !remove_images {
-        let remedy = "give --remove-images to remove them, too".to_owned();
-        return Err(Error::Needed { at, by: needed.to_string(), remedy });
-    }
-    Ok(remove::remove(&needed)?)
 }
 
 /// What stands on layers that no other attached store has.

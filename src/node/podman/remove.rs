@@ -1,6 +1,7 @@
 //! Removing images and containers from a node's own store, by the programs that own it.
 
 use std::io;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::dependents::{Dependent, Dependents};
@@ -10,10 +11,15 @@ use crate::model::escape::escape;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The program does not start.
-    #[error("starting podman: {0}: remove them with the program that made them, as in `{1}`")]
-    Start(io::Error, String),
+    #[error("starting `{command}`: {source}")]
+    Start {
+        /// The command.
+        command: String,
+        /// Why not.
+        source: io::Error,
+    },
     /// The program fails.
-    #[error("{command} failed: {said}")]
+    #[error("`{command}` failed: {said}")]
     Failed {
         /// The command.
         command: String,
@@ -49,11 +55,11 @@ pub fn commands(found: &Dependents, by: By) -> Vec<Vec<String>> {
 ///
 /// # Errors
 /// [`Error`]; what was removed until then stays removed.
-pub fn remove(found: &Dependents) -> Result<(), Error> {
+pub fn remove(found: &Dependents, podman: &Path) -> Result<(), Error> {
     for words in commands(found, By::Podman) {
         let command = words.join(" ");
-        let output = Command::new(&words[0]).args(&words[1..]).stdin(Stdio::null()).output();
-        let output = output.map_err(|error| Error::Start(error, command.clone()))?;
+        let output = Command::new(podman).args(&words[1..]).stdin(Stdio::null()).output();
+        let output = output.map_err(|source| Error::Start { command: command.clone(), source })?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
             return Err(Error::Failed { command, said: escape(said.trim()) });
