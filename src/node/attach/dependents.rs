@@ -1,36 +1,44 @@
 //! What the node's own image store has on the layers of a volume that is detached.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use super::error::Error;
+use super::error::{Error, io};
 use super::{Host, found};
 use crate::caches::attachments::Attachment;
 use crate::model::runtime::Runtime;
 use crate::node::podman::dependents::{Dependents, find};
-use crate::node::podman::node::Node;
+use crate::node::podman::graph_roots::graph_roots;
 use crate::node::podman::remove::{self, By};
 use crate::node::view;
 use crate::volume::seal;
 
-/// Refuses to detach `record` while images or containers of the node need layers that only its volume has, or removes them.
+/// What the caller has agreed to remove.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    needed: Dependents,
+    podman: PathBuf,
+}
+
+/// Refuses to detach `record` while images or containers of the node need layers that only its volume has, unless the caller has agreed
+/// to remove them. Changes nothing.
 ///
 /// # Errors
-/// [`Error::Needed`] with their names; another [`Error`] if they cannot be read or removed.
-pub(super) fn settle(
+/// [`Error::Needed`] with their names; another [`Error`] if they cannot be read.
+pub(super) fn check(
     record: &Attachment,
     others: &[Attachment],
     host: &Host,
     remove_images: bool,
-) -> Result<(), Error> {
+) -> Result<Option<Agreed>, Error> {
     let needed = needed(record, others, host)?;
     if needed.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    let at = record.at.clone();
-    let refused = |remedy: String| Err(Error::Needed { at, by: needed.to_string(), remedy });
+    let by = needed.to_string();
+    let refused = |remedy| Err(Error::Needed { at: record.at.clone(), by, remedy });
     match found::program(host, "podman") {
-        Some(podman) if host.root == Path::new("/") && remove_images => Ok(remove::remove(&needed, &podman)?),
+        Some(podman) if host.root == Path::new("/") && remove_images => Ok(Some(Agreed { needed, podman })),
         Some(_) if host.root == Path::new("/") => {
             refused("give --remove-images to remove them, too".to_owned())
         }
@@ -38,6 +46,13 @@ pub(super) fn settle(
             let by = if podman.is_some() { By::Podman } else { By::Crictl };
             refused(format!("remove them on the node with `{}`, then detach again", commands(&needed, by)))
         }
+    }
+}
+
+impl Agreed {
+    /// Removes the images and containers.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        Ok(remove::remove(&self.needed, &self.podman)?)
     }
 }
 
@@ -61,7 +76,7 @@ fn needed(record: &Attachment, others: &[Attachment], host: &Host) -> Result<Dep
             _ => {}
         }
     }
-    for graph_root in Node::read(&host.root)?.graph_roots() {
+    for graph_root in graph_roots(&host.root).map_err(io("reading configuration below", &host.root))? {
         needed.extend(find(&host.path(&graph_root), &only)?);
     }
     Ok(needed)

@@ -54,7 +54,7 @@ pub fn detach(wanted: &Path, host: &Host, force: bool, remove_images: bool) -> R
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
-    dependents::settle(record, &others, host, remove_images)?;
+    let agreed = dependents::check(record, &others, host, remove_images)?;
     if record.containerd.is_none() {
         refuse_if_stood_on(record, &others, host)?;
     }
@@ -66,6 +66,9 @@ pub fn detach(wanted: &Path, host: &Host, force: bool, remove_images: bool) -> R
             }
             other => other?,
         }
+    }
+    if let Some(agreed) = agreed {
+        agreed.remove()?;
     }
     let mut notes = Vec::new();
     for file in told::all(host, &others)?.files {

@@ -21,12 +21,12 @@ use toml::{Table, Value};
 use super::node::{File, Node, Program, STORAGE_CONF, VENDOR_CONF};
 use crate::node::file::MARK;
 
-/// Where stores are added to what `storage.conf` says.
+/// The drop-in of containers/storage.
 pub const STORAGE_DROP_IN: &str = "etc/containers/storage.conf.d/90-larder.conf";
-/// Where they are added for CRI-O alone.
+/// The drop-in of CRI-O.
 pub const CRIO_DROP_IN: &str = "etc/crio/crio.conf.d/90-larder.conf";
 
-/// For whom stores are made known.
+/// The programs that are to use the stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct For {
     /// podman and buildah.
@@ -35,20 +35,20 @@ pub struct For {
     pub crio: bool,
 }
 
-/// A file of ours: its path from the root of the node, and its text; none where it is to go.
+/// A file of Larder's: its path from the root of the node, and its text; `None` if it is to be removed.
 pub type Written = (PathBuf, Option<String>);
 
-/// What is to be done.
+/// The files to write and remove, and advice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Files that are ours. At most one of them has a text for each of those for whom it is done.
+    /// Files of Larder's. A program reads at most one that has a text.
     pub files: Vec<Written>,
-    /// What the operator has to do, a sentence each.
+    /// What the operator must do, a sentence each.
     pub advice: Vec<String>,
 }
 
-/// What makes `stores`, in the order in which they were attached, known on `node` to all for whom one of them is. No stores:
-/// what takes back what was done before. Paths are such as [`limits::check`](crate::node::limits::check) lets pass.
+/// Computes the configuration of `stores`, in this order, for the programs of `node`. Without stores it removes the files of
+/// earlier ones. [`limits::check`](crate::node::limits::check) has accepted the paths.
 pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
     let mut change = Change::default();
     let stores: Vec<&str> = stores.iter().filter_map(|store| store.to_str()).collect();
@@ -85,7 +85,7 @@ pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
     change
 }
 
-/// Which programs of one kind are to know the stores.
+/// Whether old or new programs of one kind are to use the stores.
 #[derive(Clone, Copy, Debug)]
 struct Age {
     old: bool,
@@ -93,7 +93,7 @@ struct Age {
 }
 
 impl Age {
-    /// A program that is wanted and was not found is taken for an old one: every version reads what that one reads.
+    /// A program that is wanted and was not found counts as an old one: new ones also read the files of old ones.
     fn of(node: &Node, wanted: bool, is_it: impl Fn(&Program) -> bool) -> Age {
         let found: Vec<&Program> = node.programs.iter().filter(|program| is_it(program)).collect();
         let any = |is_new| found.iter().any(|program| program.is_new == is_new);
@@ -109,16 +109,16 @@ fn is_free(file: &File) -> bool {
     *file == File::Absent || is_ours(file)
 }
 
-/// Why a whole `storage.conf` of ours would not do.
+/// Why Larder cannot write a `storage.conf`.
 #[derive(Debug)]
 enum Unfit {
-    /// Images are kept by this driver, which knows no additional stores of directories.
+    /// The node keeps its images by this driver, which has no additional stores of directories.
     Driver(String),
-    /// The vendor's file cannot be understood.
+    /// The vendor's file cannot be parsed.
     Vendor,
 }
 
-/// A whole `storage.conf`: it stands in the place of the vendor's, so that what that one says is in it, too.
+/// Computes a `storage.conf`. It replaces the vendor's file, so it repeats the settings of that file.
 fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
     if let Some(driver) = &node.driver {
         return Err(Unfit::Driver(driver.clone()));
@@ -162,7 +162,7 @@ fn sub<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Table> {
     table.entry(key).or_insert_with(|| Table::new().into()).as_table_mut()
 }
 
-/// What is there, and `stores` behind it.
+/// Appends `stores` to the list that is there.
 fn merged(there: Option<&Value>, stores: &[&str]) -> Option<Value> {
     let mut list = match there {
         None => Vec::new(),
@@ -206,7 +206,7 @@ fn mixed_advice(node: &Node, stores: &[&str]) -> String {
     )
 }
 
-/// What the operator has to write for podman and buildah, if anything.
+/// What the operator must write for podman and buildah; `None` if nothing.
 fn advice(node: &Node, unfit: Option<Unfit>, stores: &[&str]) -> Option<String> {
     let by_driver = |driver: &str| {
         format!(

@@ -1,40 +1,37 @@
-//! What a node has of podman, buildah and CRI-O, read below its root directory. Nothing is run.
+//! The programs podman, buildah and CRI-O of a node and their configuration, read below its root directory. Nothing is run.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::sys::Dir;
 
-/// The configuration of containers/storage that is in force, and the one that we write.
+/// The configuration of containers/storage, which Larder writes where nobody else has.
 pub const STORAGE_CONF: &str = "etc/containers/storage.conf";
-/// What the vendor says where nobody else does.
+/// The vendor's configuration, which programs read if the other is absent.
 pub const VENDOR_CONF: &str = "usr/share/containers/storage.conf";
 
-/// Where root keeps images if no file says otherwise.
-const GRAPH_ROOT: &str = "/var/lib/containers/storage";
-
-/// Most bytes of a configuration.
+/// Maximum size of a configuration, bytes.
 const MAX: u64 = 1 << 20;
 
 /// A configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum File {
-    /// It is not there.
+    /// No file.
     Absent,
     /// Its text.
     Text(String),
-    /// Something that we do not read: a symbolic link, no text, too large.
+    /// A file that Larder does not read: a symbolic link, no text, too large.
     Other,
 }
 
-/// What is there.
+/// The state of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// [`STORAGE_CONF`].
     pub storage: File,
     /// [`VENDOR_CONF`].
     pub vendor: File,
-    /// The driver by which root's images are kept, where there are some and it is not `overlay`.
+    /// The storage driver of root's images, if there are any and it is not `overlay`.
     pub driver: Option<String>,
     /// The programs that read stores.
     pub programs: Vec<Program>,
@@ -60,9 +57,9 @@ impl Program {
 #[derive(Debug, thiserror::Error)]
 #[error("examining {}: {source}", path.display())]
 pub struct Error {
-    /// What was read.
+    /// The file or directory.
     pub path: PathBuf,
-    /// Why not.
+    /// The error of the kernel.
     pub source: io::Error,
 }
 
@@ -75,21 +72,7 @@ const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/loc
 const READS_DROP_INS: &[u8] = b"podman.io/storage/types.LoadStoreOptions";
 
 impl Node {
-    /// The directories in which programs of root keep images, absolute.
-    pub fn graph_roots(&self) -> Vec<String> {
-        let named = |file: &File| {
-            let File::Text(text) = file else { return None };
-            let table = text.parse::<toml::Table>().ok()?;
-            Some(table.get("storage")?.get("graphroot")?.as_str()?.to_owned()).filter(|root| !root.is_empty())
-        };
-        // The vendor's file is not read beside the other.
-        let file = if self.storage == File::Absent { &self.vendor } else { &self.storage };
-        let mut roots = vec![GRAPH_ROOT.to_owned()];
-        roots.extend(named(file).filter(|root| root != GRAPH_ROOT));
-        roots
-    }
-
-    /// Reads what is below `root`. Symbolic links are not followed: they would lead out of it.
+    /// Reads the files below `root`. Symbolic links are not followed: they would lead out of it.
     pub fn read(root: &Path) -> Result<Self, Error> {
         let failed = |path: &str| {
             let path = root.join(path);
@@ -110,7 +93,7 @@ impl Node {
                 }
                 let is_new =
                     directory.open_file(name.as_bytes()).and_then(|file| holds(file, READS_DROP_INS));
-                // One that cannot be looked into is taken for an old one.
+                // A program that cannot be read counts as an old one.
                 node.programs.push(Program { name, is_new: is_new.unwrap_or(false) });
             }
         }
@@ -197,18 +180,6 @@ mod tests {
         assert_eq!(node.programs, [Program { name: "podman", is_new: true }, crio]);
         assert!(crio.is_crio());
         fs::remove_dir_all(&root).unwrap();
-    }
-
-    #[test]
-    fn graph_roots_are_the_default_and_the_configured_one() {
-        let node = |storage: File, vendor: File| Node { storage, vendor, driver: None, programs: Vec::new() };
-        let named = |root: &str| File::Text(format!("[storage]\ngraphroot = \"{root}\"\n"));
-        assert_eq!(node(File::Absent, File::Absent).graph_roots(), [GRAPH_ROOT]);
-        assert_eq!(node(File::Absent, named("/srv/v")).graph_roots(), [GRAPH_ROOT, "/srv/v"]);
-        assert_eq!(node(named("/srv/s"), named("/srv/v")).graph_roots(), [GRAPH_ROOT, "/srv/s"]);
-        for none in [named(GRAPH_ROOT), named(""), File::Text("[".into()), File::Other] {
-            assert_eq!(node(none, named("/srv/v")).graph_roots(), [GRAPH_ROOT]);
-        }
     }
 
     #[test]
