@@ -186,12 +186,6 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn write(root: &Path, path: &str, text: &str) {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
     fn names(of_it: &[Dependent]) -> Vec<&str> {
         of_it.iter().map(|found| found.name.as_str()).collect()
     }
@@ -200,34 +194,33 @@ mod tests {
     fn what_stands_on_layers_that_only_the_volume_has() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path();
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
         let only = HashSet::from(["gone".to_owned()]);
         assert!(find(&root.join("none"), &only).unwrap().is_empty());
         assert!(find(root, &only).unwrap().is_empty());
         write(
-            root,
             "overlay-layers/layers.json",
             r#"[{"id":"own"},{"id":"built","parent":"gone"},{"id":"more","parent":"built"},{"id":"other","parent":"elsewhere"},
                 {"id":"a","parent":"b"},{"id":"b","parent":"a"}]"#,
         );
-        write(root, "overlay-layers/volatile-layers.json", r#"[{"id":"running","parent":"gone"}]"#);
+        write("overlay-layers/volatile-layers.json", r#"[{"id":"running","parent":"gone"}]"#);
         write(
-            root,
             "overlay-images/images.json",
             r#"[{"id":"1","names":["localhost/built:1"],"layer":"more"},{"id":"2","names":null,"layer":"gone"},
                 {"id":"3","names":["own"],"layer":"own"},{"id":"4","layer":"other"},{"id":"5","layer":"a"},{"id":"6"},
                 {"id":"7","names":["mapped"],"layer":"own","mapped-layers":["built"]}]"#,
         );
-        write(
-            root,
-            "overlay-containers/containers.json",
-            r#"[{"id":"8","names":["one"],"layer":"running"}]"#,
-        );
-        write(root, "overlay-containers/volatile-containers.json", "");
+        write("overlay-containers/containers.json", r#"[{"id":"8","names":["one"],"layer":"running"}]"#);
+        write("overlay-containers/volatile-containers.json", "");
         let found = find(root, &only).unwrap();
         assert_eq!(names(&found.images), ["localhost/built:1", "2", "mapped"]);
         assert_eq!(names(&found.containers), ["one"]);
         assert_eq!(found.to_string(), "images localhost/built:1, 2, mapped; containers one");
-        write(root, "overlay-images/images.json", "[");
+        write("overlay-images/images.json", "[");
         let error = find(root, &only).unwrap_err();
         assert!(error.path.ends_with("overlay-images/images.json"), "{error}");
     }

@@ -103,7 +103,7 @@ fn they_are_named_and_kept_until_somebody_gives_them_up() {
             let at = other;
             exits(75, &mut detach_here(&node, &at));
             succeed(detach_here(&node, &at).arg("--remove-images"));
-            assert_eq!(node.images(), [own.clone()], "what stands on its own stays");
+            assert_eq!(node.images(), std::slice::from_ref(&own), "what stands on its own stays");
             assert_eq!(podman(&["ps", "--all", "--quiet"]), "");
             assert!(!at.exists());
         }

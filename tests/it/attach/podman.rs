@@ -127,7 +127,7 @@ fn a_volume_that_podman_cannot_read_is_not_attached() {
         let mut content = cache(&volume).content;
         let known = &mut content.images[0];
         let text = |digest: &Digest| fs::read_to_string(volume.join(store::blob_path(digest))).unwrap();
-        let mut put = |text: String| {
+        let put = |text: String| {
             let digest = Digest::sha256(text.as_bytes());
             fs::write(volume.join(store::blob_path(&digest)), text).unwrap();
             digest

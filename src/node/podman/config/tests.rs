@@ -134,11 +134,14 @@ fn files_for(found: &[(&'static str, bool)], whom: For, storage: &File) -> (Vec<
     (files, change.advice.iter().any(|line| !line.starts_with("CRI-O")))
 }
 
+/// Programs and whether they are new, who uses the stores, `storage.conf`; the files, and whether there is advice.
+type Case<'a> = (&'a [(&'static str, bool)], For, &'a File, &'a [&'a str], bool);
+
 #[test]
 fn a_new_program_keeps_storage_conf_away() {
     let (old, new) = (false, true);
     let theirs = File::Text("[storage]\ndriver = \"overlay\"\n".into());
-    let cases: [(&[(&'static str, bool)], For, &File, &[&str], bool); 12] = [
+    let cases: [Case; 12] = [
         (&[("podman", old), ("crio", old)], BOTH, &File::Absent, &[STORAGE_CONF], false),
         (&[("podman", old), ("crio", old)], BOTH, &theirs, &[CRIO_DROP_IN], true),
         (&[("podman", new), ("crio", new)], BOTH, &File::Absent, &[STORAGE_DROP_IN], false),
