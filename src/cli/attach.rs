@@ -129,7 +129,7 @@ pub(super) fn detach(args: &DetachArgs, config: &Config, console: &Console) -> u
             Some(path) => path,
             None => volume(&args.source, args.host.as_ref(), None)?,
         };
-        Ok(attach::detach(&wanted, &host(&args.node_root, config), args.force)?)
+        Ok(attach::detach(&wanted, &host(&args.node_root, config), args.force, args.remove_images)?)
     };
     match done() {
         Ok(detached) => {

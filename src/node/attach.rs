@@ -14,6 +14,7 @@
 //! Configuration of others is never edited. What is written are whole files of ours ([`node::file`](crate::node::file)), which
 //! name all attached volumes and go with the last.
 
+mod dependents;
 mod detach;
 mod display;
 mod error;
@@ -46,6 +47,10 @@ use crate::volume::lease::Lease;
 use crate::volume::proofs::Proofs;
 use crate::volume::read_trusted;
 use prove::{Readable, prove};
+
+/// What containers/storage cannot do with a view: it maps IDs of the directory that has the layers, without the mounts in it.
+const NO_USER_NAMESPACES: &str = "podman and CRI-O start no container in a user namespace (--userns, hostUsers: false) from EROFS \
+     images: build the cache with --layer-format overlay if you need that";
 
 /// The node.
 #[derive(Clone, Debug)]
@@ -183,13 +188,14 @@ impl Plan {
         }
         let is_for = |runtime| record.runtimes.contains(&runtime);
         let stores = is_for(Runtime::Podman) || is_for(Runtime::Crio);
-        // Directories are a store as they are; builds find their layers in a view alone.
-        let is_store = manifest.content.layer_format == LayerFormat::Overlay && !is_for(Runtime::Podman);
-        if stores && !is_store {
+        record.direct = stores && manifest.content.layer_format == LayerFormat::Overlay;
+        // Directories are a store as they are, but builds find their layers in a view alone.
+        if stores && (!record.direct || is_for(Runtime::Podman)) {
             record.store = Some(place::store(&at));
         }
-        if stores {
-            limits::check(&manifest.content, record.image_store())?;
+        if let Some(store) = record.image_stores().next().filter(|_| stores) {
+            limits::check(&manifest.content, store)?;
+            view::check(entered.as_ref().map_or(&*at, |entered| entered.path()), &manifest.content)?;
         }
         if let Some(store) = &record.store
             && !view::is_there(store)?
@@ -201,6 +207,9 @@ impl Plan {
         attached.push(record.clone());
         let told = told::all(host, &attached)?;
         let mut notes = told.advice;
+        if stores && !record.direct {
+            notes.push(NO_USER_NAMESPACES.to_owned());
+        }
         if record.runtimes.is_empty() {
             notes.push("no container runtime was found on this node: name one with --runtime".to_owned());
         }
@@ -256,15 +265,17 @@ impl Plan {
 
     fn steps(&self, entered: Option<Entered>) -> Result<Option<Report>, Error> {
         self.host.records.note(&self.record)?;
-        let (at, store) = (&self.record.at, self.record.image_store());
+        let at = &self.record.at;
         if let Some(entered) = entered {
             place::make(at)?;
-            if store == at && self.record.runtimes.contains(&Runtime::Crio) {
+            if self.record.direct {
                 skeleton::make(at)?;
             }
             entered.leave(at)?;
         }
-        if store != at && !view::is_there(store)? {
+        if let Some(store) = &self.record.store
+            && !view::is_there(store)?
+        {
             place::make(store)?;
             skeleton::make(store)?;
             view::make(at, &self.manifest.content, store)?;
@@ -289,7 +300,7 @@ impl Plan {
             let _ = containerd.block_on(async |containerd| containerd.forget(&self.manifest.digest).await);
         }
         let told = self.untell();
-        detach::take_down(&self.record)?;
+        detach::take_down(&self.record, false)?;
         self.host.records.forget(&self.record.at)?;
         told
     }

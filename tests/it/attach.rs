@@ -1,7 +1,9 @@
 //! `larder attach` and `larder detach`.
 
+mod dependents;
 mod disks;
 mod mounts;
 mod podman;
 mod policies;
 mod trusted;
+mod userns;

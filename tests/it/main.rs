@@ -32,6 +32,7 @@ mod memory;
 mod modes;
 mod node_store;
 mod notify;
+mod odd_configs;
 mod operate;
 mod oracle;
 mod pod;

@@ -159,6 +159,9 @@ pub(in crate::cli) struct DetachArgs {
     /// Do not mind that containerd cannot be asked whether it uses the volume
     #[arg(long)]
     pub(in crate::cli) force: bool,
+    /// Remove the images and containers of this node that need layers of the volume
+    #[arg(long)]
+    pub(in crate::cli) remove_images: bool,
     /// The daemon that knows CACHE: unix:///path
     /// [default: $LARDER_HOST, then unix:///run/larder/larder.sock]
     #[arg(long, value_name = "ADDRESS")]

@@ -87,7 +87,7 @@ impl Attacher for NodeAttacher {
     fn detach(&self, name: &str) -> Result<(), AttachFault> {
         let at = self.mounts.join(name);
         if self.record(&at)?.is_some() {
-            attach::detach(&at, &self.host, false).map_err(|e| fault(e.class(), &e))?;
+            attach::detach(&at, &self.host, false, false).map_err(|e| fault(e.class(), &e))?;
         }
         // Cut off between its record and its mount.
         if is_mounted(&at) {

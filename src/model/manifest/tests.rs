@@ -206,7 +206,7 @@ fn a_config() {
     let created = "2015-10-31T22:22:56.015925234Z";
     let json = config(&["a", "b"], &format!(r#","created":"{created}""#));
     let config = ImageConfig::parse(json.as_bytes()).unwrap();
-    assert_eq!(config.platform, "linux/arm64".parse().unwrap());
+    assert_eq!(config.platform, Some("linux/arm64".parse().unwrap()));
     assert_eq!(config.diff_ids, [Digest::sha256(b"a"), Digest::sha256(b"b")]);
     assert_eq!(config.created.as_deref(), Some(created));
 
@@ -226,14 +226,42 @@ fn corrupt_configs() {
         good.replace("layers", "layer"),
         good.replace("sha256:", "sha256:x"),
         good.replace("linux", "li/nux/a"),
-        good.replace(r#""os":"linux","#, ""),
         config(&["a"], r#","created":"yesterday""#),
-        config(&["a"], r#","os":"linux""#),
+        config(&["a"], r#","created":"2024-01-01 00:00:00Z""#),
         config(&vec!["a"; MAX_DESCRIPTORS + 1], ""),
     ] {
         let error = ImageConfig::parse(bad.as_bytes()).unwrap_err();
         assert_eq!(error.class(), Class::Corrupt, "{error}");
     }
+}
+
+#[test]
+fn a_config_without_a_platform() {
+    for (from, to) in
+        [(r#""os":"linux","#, ""), ("linux", ""), ("arm64", ""), (r#""architecture""#, r#""x""#)]
+    {
+        let json = config(&["a"], "").replace(from, to);
+        assert_eq!(ImageConfig::parse(json.as_bytes()).unwrap().platform, None, "{json}");
+    }
+}
+
+#[test]
+fn manifests_that_go_refuses_or_sees_otherwise() {
+    let layer = descriptor(GZIP, "a", 1, "");
+    let other = descriptor(GZIP, "b", 1, "");
+    for more in [
+        format!(r#","Layers":[{other}]"#),
+        format!(r#","Config":{other}"#),
+        r#","layer\u017f":[]"#.to_owned(),
+        r#","history":[]"#.to_owned(),
+        r#","annotations":{"a":1}"#.to_owned(),
+        r#","Annotations":{"a":1}"#.to_owned(),
+    ] {
+        let error = parse(&image(OCI_IMAGE_MEDIA_TYPE, &layer, &more)).unwrap_err();
+        assert_eq!(error.class(), Class::Corrupt, "{more}: {error}");
+    }
+    let data = descriptor(GZIP, "a", 1, r#","data":"not base64""#);
+    assert_eq!(parse(&image(OCI_IMAGE_MEDIA_TYPE, &data, "")).unwrap_err().class(), Class::Corrupt);
 }
 
 /// A valid document with some bytes cut, changed or put in.

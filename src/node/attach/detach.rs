@@ -8,12 +8,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::{Error, io as failed};
-use super::{Host, place, told, unit};
+use super::{Host, dependents, found, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
 use crate::model::escape::escape;
 use crate::model::job::LayerFormat;
-use crate::model::runtime::Containerd;
+use crate::model::runtime::{Containerd, Runtime};
 use crate::node::containerd::{self, config};
 use crate::node::podman::skeleton;
 use crate::node::{snapshotter, standing, view};
@@ -35,11 +35,12 @@ pub struct Detached {
 }
 
 /// Lets go of a volume, which is named by its own path or by where it is attached. With `force` a containerd that does not
-/// answer is taken for one that is not there any more.
+/// answer is taken for one that is not there any more. With `remove_images`, images and containers of the node that need its layers
+/// are removed.
 ///
 /// # Errors
 /// [`Error`]; while containers use it, nothing is changed. What was cut off goes on when it is called again.
-pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error> {
+pub fn detach(wanted: &Path, host: &Host, force: bool, remove_images: bool) -> Result<Detached, Error> {
     let known = host.records.list()?;
     let record = find(wanted, &known)?;
     let at = &record.at;
@@ -53,6 +54,7 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
+    let agreed = dependents::check(record, &others, host, remove_images)?;
     if record.containerd.is_none() {
         refuse_if_stood_on(record, &others, host)?;
     }
@@ -64,6 +66,9 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
             }
             other => other?,
         }
+    }
+    if let Some(agreed) = agreed {
+        agreed.remove()?;
     }
     let mut notes = Vec::new();
     for file in told::all(host, &others)?.files {
@@ -78,7 +83,14 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     let mut leaving = record.clone();
     leaving.leaving = true;
     host.records.note(&leaving)?;
-    if let Err(error) = take_down(record) {
+    let has_it_open = record.runtimes.contains(&Runtime::Crio) && found::may_run(host, "crio");
+    if has_it_open {
+        notes.push(format!(
+            "CRI-O reads its stores when it starts, and finds an empty one at {} until then: systemctl restart crio",
+            at.display()
+        ));
+    }
+    if let Err(error) = take_down(record, has_it_open) {
         // It is attached still, and runtimes are told so.
         host.records.note(record)?;
         for file in told::all(host, &known)?.files {
@@ -161,13 +173,15 @@ fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Er
     }
 }
 
-/// Unmounts the store and the volume, and removes what they were mounted over.
-pub(super) fn take_down(record: &Attachment) -> Result<(), Error> {
+/// Unmounts the store and the volume, and removes what they were mounted over. With `keep_empty` an empty image store stays there: a
+/// CRI-O that is told of a store and finds nothing fails in every call.
+pub(super) fn take_down(record: &Attachment, keep_empty: bool) -> Result<(), Error> {
     if let Some(store) = &record.store {
         view::remove(store)?;
     }
     unmount(&record.at)?;
-    for place in [Some(&record.at), record.store.as_ref()].into_iter().flatten() {
+    let places = [Some(&record.at), record.store.as_ref()].into_iter().flatten();
+    for place in places.filter(|_| !keep_empty) {
         skeleton::remove(place)?;
         // One that holds something was not made for this.
         let _ = fs::remove_dir(place);

@@ -129,6 +129,22 @@ pub enum Error {
         /// Who.
         by: String,
     },
+    /// Images or containers of the node stand on its layers.
+    #[error("{by}: they need layers that only {} has; {remedy}", at.display())]
+    Needed {
+        /// Where it is mounted.
+        at: PathBuf,
+        /// Their names.
+        by: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The records of the node's own store cannot be read.
+    #[error("looking for images that need the volume: {0}")]
+    Dependents(#[from] podman::dependents::Error),
+    /// Images of the node's own store cannot be removed.
+    #[error(transparent)]
+    Remove(#[from] podman::remove::Error),
     /// A word cannot be written into a unit.
     #[error("writing a unit with {0:?}: it has a character that a unit cannot hold: use --no-unit")]
     Unit(String),
@@ -166,7 +182,10 @@ impl Error {
             Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } => Class::Conflict,
             Error::OtherCache { .. } => Class::Corrupt,
             Error::NotAttached { .. } => Class::NotFound,
-            Error::Busy { .. } | Error::Going(_) => Class::Busy,
+            Error::Busy { .. } | Error::Going(_) | Error::Needed { .. } | Error::Remove(_) => Class::Busy,
+            Error::Dependents(podman::dependents::Error { source, .. }) => {
+                crate::layer::error::io_class(source)
+            }
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Class::NotFound,
                 io::ErrorKind::ResourceBusy => Class::Busy,

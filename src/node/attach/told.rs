@@ -1,6 +1,6 @@
 //! What runtimes are told of the attached volumes: files of ours beside their configuration, and what is left to the operator.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::error::Error;
@@ -39,7 +39,8 @@ fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), E
         .filter(|record| is_for(record, Runtime::Podman) || is_for(record, Runtime::Crio))
         .collect();
     of_it.sort_by_key(|record| (record.since, &record.at));
-    let stores: Vec<PathBuf> = of_it.iter().map(|record| record.image_store().to_owned()).collect();
+    let stores: Vec<PathBuf> =
+        of_it.iter().flat_map(|record| record.image_stores()).map(Path::to_owned).collect();
     let change = podman::config::change(&podman::node::Node::read(&host.root)?, whom, &stores);
     told.files.extend(change.files.into_iter().map(|(path, text)| File::new(host.root.join(path), text)));
     told.advice.extend(change.advice);
