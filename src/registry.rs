@@ -324,22 +324,29 @@ impl Registry {
         self.inner.small(&what, &endpoints, ask, read).await
     }
 
-    /// A large blob as an ordered stream of exactly `descriptor.size` bytes, which resumes itself.
-    pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor) -> BlobStream {
-        BlobStream::new(self.inner.endpoints(image, false).map(|endpoints| {
+    /// A large blob as an ordered stream of exactly `descriptor.size` bytes, which resumes itself. The first `skipped` of the
+    /// hosts that can have it are not asked: their bytes did not have its digest.
+    pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor, skipped: usize) -> BlobStream {
+        BlobStream::new(self.inner.endpoints(image, false).and_then(|endpoints| {
             let foreign = descriptor.urls.iter().take(MAX_FOREIGN).filter_map(|url| Url::parse(url).ok());
             let sources = endpoints
                 .into_iter()
                 .map(|endpoint| Source::Registry(Box::new(endpoint)))
                 .chain(foreign.map(Source::Foreign));
-            Blob {
+            let sources: Vec<Source> = sources.skip(skipped).collect();
+            let what = format!("reading blob {} of {}", descriptor.digest, image.name());
+            if sources.is_empty() {
+                let fault = Fault::NotFound("no other host is configured for it".into());
+                return Err(Error::Request { what, host: image.registry().to_owned(), fault });
+            }
+            Ok(Blob {
                 inner: Arc::clone(&self.inner),
-                what: format!("reading blob {} of {}", descriptor.digest, image.name()),
+                what,
                 repository: image.repository().to_owned(),
                 path: format!("blobs/{}", descriptor.digest),
                 size: descriptor.size,
-                sources: sources.collect(),
-            }
+                sources,
+            })
         }))
     }
 }
@@ -359,9 +366,7 @@ impl Inner {
     ) -> Result<T, Error> {
         let mut last = Error::Setup(format!("no host is configured for {what}"));
         for (at, endpoint) in endpoints.iter().enumerate() {
-            let upstream = at + 1 == endpoints.len();
-            let attempts =
-                if upstream { self.options.retries.attempts } else { self.options.retries.attempts.min(2) };
+            let is_followed = at + 1 < endpoints.len();
             let mut attempt = 1;
             let fault = loop {
                 let whole = self.options.timeouts.exchange;
@@ -376,10 +381,9 @@ impl Inner {
                     Ok(found) => return Ok(found),
                     Err(fault) => fault,
                 };
-                let Some(asked) = fault.retry().filter(|_| attempt < attempts) else {
+                let Some(wait) = self.options.retries.again(&fault, attempt, is_followed) else {
                     break fault;
                 };
-                let wait = self.options.retries.wait(attempt, asked);
                 let (host, what, reason) = (endpoint.host(), what.to_owned(), fault.to_string());
                 self.observer.retried(&Retry { host, what, reason, wait });
                 tokio::time::sleep(wait).await;

@@ -12,10 +12,11 @@ use crate::model::size::ByteSize;
 pub enum Error {
     /// Nothing that we know.
     #[error("{path} is {}", match wanted {
-        None => "neither an OCI layout, nor a tar of one, nor what docker save writes: is it whole?",
+        None => "neither an OCI layout, nor a tar of one, nor what docker save or skopeo (dir:) writes: is it whole?",
         Some(Format::OciLayout) => "no OCI layout: a directory with oci-layout and index.json in it is wanted",
         Some(Format::OciArchive) => "no oci-archive: a tar with oci-layout and index.json in it is wanted",
         Some(Format::DockerArchive) => "no docker-archive: a tar with manifest.json in it is wanted",
+        Some(Format::Dir) => "no dir: a directory with version and manifest.json in it is wanted",
     })]
     Unknown {
         /// The archive.

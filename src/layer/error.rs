@@ -83,8 +83,8 @@ pub enum Fault {
     /// A character device 0:0, overlayfs's own whiteout.
     #[error("it is a character device 0:0, which overlayfs takes for a whiteout")]
     WhiteoutDevice,
-    /// An attribute that speaks to overlayfs.
-    #[error("it has the attribute {0:?}, which speaks to overlayfs")]
+    /// An attribute that overlayfs obeys.
+    #[error("it has the attribute {0:?}, which overlayfs obeys")]
     OverlayAttribute(String),
     /// An attribute that the kernel finds malformed.
     #[error("its attribute {0:?} is malformed")]

@@ -3,15 +3,16 @@
 use chrono::DateTime;
 use serde::Deserialize;
 
-use super::{MAX_DESCRIPTORS, Manifest, ManifestError, error, json};
+use super::{MAX_LAYERS, Manifest, ManifestError, error, json};
 use crate::model::digest::Digest;
 use crate::model::platform::Platform;
 
 /// What a build needs of an image config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// The platform the image was made for.
-    pub platform: Platform,
+    /// The platform that the image was made for; `None` if the config does not name os and architecture, which the specification
+    /// requires and runtimes do not.
+    pub platform: Option<Platform>,
     /// sha256 of each layer's tar, base first.
     pub diff_ids: Vec<Digest>,
     /// When the image was made, as written; RFC 3339.
@@ -20,8 +21,8 @@ pub struct ImageConfig {
 
 #[derive(Deserialize)]
 struct Wire {
-    os: String,
-    architecture: String,
+    os: Option<String>,
+    architecture: Option<String>,
     variant: Option<String>,
     created: Option<String>,
     rootfs: RootFs,
@@ -52,13 +53,19 @@ impl ImageConfig {
             return Err(malformed("created", created, "a time as in RFC 3339"));
         }
         let diff_ids = wire.rootfs.diff_ids.unwrap_or_default();
-        error::at_most("diff IDs", diff_ids.len() as u64, MAX_DESCRIPTORS)?;
-        let variant = wire.variant.filter(|v| !v.is_empty()).map(|v| format!("/{v}"));
-        let platform = format!("{}/{}{}", wire.os, wire.architecture, variant.unwrap_or_default());
+        error::at_most("diff IDs", diff_ids.len() as u64, MAX_LAYERS)?;
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let platform = match (given(wire.os), given(wire.architecture)) {
+            (Some(os), Some(architecture)) => {
+                let variant = given(wire.variant).map(|v| format!("/{v}")).unwrap_or_default();
+                let name = format!("{os}/{architecture}{variant}");
+                let platform = name.parse();
+                Some(platform.map_err(|_| malformed("the platform", &name, "os/architecture[/variant]"))?)
+            }
+            _ => None,
+        };
         Ok(ImageConfig {
-            platform: platform
-                .parse()
-                .map_err(|_| malformed("the platform", &platform, "os/architecture[/variant]"))?,
+            platform,
             diff_ids: diff_ids.iter().map(|d| d.parse()).collect::<Result<_, _>>()?,
             created: wire.created,
         })
