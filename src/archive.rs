@@ -108,6 +108,11 @@ impl Archive {
         Ok(archive)
     }
 
+    /// What it is.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// The tar, uncompressed as a whole; none of a layout.
     pub fn tar(&self) -> Option<&File> {
         match &self.store {

@@ -28,6 +28,7 @@ mod request;
 pub mod retry;
 mod token;
 pub mod transport;
+mod warning;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -54,6 +55,7 @@ use self::fetch::{Blob, Source};
 use self::hosts::Endpoint;
 use self::request::Ask;
 use self::transport::{Origin, Reply, Transport};
+use self::warning::Warned;
 use crate::model::credential::Credential;
 use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::Descriptor;
@@ -132,6 +134,9 @@ impl Credentials for Anonymous {
 pub trait Observer: Send + Sync {
     /// A request failed and is tried again after a wait.
     fn retried(&self, retry: &Retry);
+
+    /// A host asks that its words be shown to the user; each of them once. They are escaped and cut.
+    fn warned(&self, _host: &str, _words: &str) {}
 }
 
 /// An observer that looks away.
@@ -187,6 +192,7 @@ pub(crate) struct Inner {
     credentials: Arc<dyn Credentials>,
     observer: Arc<dyn Observer>,
     sessions: Mutex<HashMap<(Origin, String), Arc<Session>>>,
+    warned: Warned,
     /// Shares of [`Ranges::memory`], one a part.
     memory: Arc<Semaphore>,
 }
@@ -214,7 +220,8 @@ impl Registry {
             options.rules.clone(),
         );
         let memory = options.ranges.budget();
-        let inner = Inner { options, transport, credentials, observer, sessions: Mutex::default(), memory };
+        let (sessions, warned) = (Mutex::default(), Warned::default());
+        let inner = Inner { options, transport, credentials, observer, sessions, warned, memory };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
@@ -329,11 +336,14 @@ impl Registry {
     pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor, skipped: usize) -> BlobStream {
         BlobStream::new(self.inner.endpoints(image, false).and_then(|endpoints| {
             let foreign = descriptor.urls.iter().take(MAX_FOREIGN).filter_map(|url| Url::parse(url).ok());
+            // Those are for what the registry does not have.
+            let foreign = foreign.filter(|_| skipped == 0);
             let sources = endpoints
                 .into_iter()
+                .skip(skipped)
                 .map(|endpoint| Source::Registry(Box::new(endpoint)))
                 .chain(foreign.map(Source::Foreign));
-            let sources: Vec<Source> = sources.skip(skipped).collect();
+            let sources: Vec<Source> = sources.collect();
             let what = format!("reading blob {} of {}", descriptor.digest, image.name());
             if sources.is_empty() {
                 let fault = Fault::NotFound("no other host is configured for it".into());

@@ -90,6 +90,16 @@ pub enum Error {
         /// What is wrong.
         source: layer::decode::Error,
     },
+    /// It is compressed in a way that this program does not read.
+    #[error(
+        "{path} is compressed with {program}, and Larder reads gzip and zstd: decompress it first, as in {program} -dc FILE | larder import -"
+    )]
+    Compression {
+        /// The archive.
+        path: String,
+        /// What decompresses it.
+        program: &'static str,
+    },
     /// It does not fit where it has to be kept for a while.
     #[error(
         "{path} needs more than {}, half of what is free in {dir}: give the archive as an uncompressed file, or set TMPDIR",
@@ -119,7 +129,7 @@ impl Error {
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Unknown { .. } | Error::Unnamed { .. } => Class::Invalid,
+            Error::Unknown { .. } | Error::Unnamed { .. } | Error::Compression { .. } => Class::Invalid,
             Error::NoImage { .. } => Class::NotFound,
             Error::Absent { .. } | Error::Digest { .. } | Error::Malformed { .. } => Class::Corrupt,
             Error::Document { source, .. } => source.class(),

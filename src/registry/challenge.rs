@@ -87,7 +87,8 @@ fn items(text: &str) -> Vec<&str> {
     items.into_iter().map(str::trim).filter(|item| !item.is_empty()).collect()
 }
 
-fn unquote(value: &str) -> String {
+/// The text of a quoted string; one without quotes as it is.
+pub(super) fn unquote(value: &str) -> String {
     let Some(inner) = value.strip_prefix('"') else {
         return value.to_owned();
     };

@@ -71,6 +71,10 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
             idle: ask.idle,
         };
         let reply = inner.transport.send(outgoing).await?;
+        let host = endpoint.host();
+        for words in inner.warned.new_ones(&host, reply.headers()) {
+            inner.observer.warned(&host, &words);
+        }
         let zone = *session.zone.get_or_init(|| reply.zone());
         let status = reply.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {

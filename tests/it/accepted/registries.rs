@@ -150,6 +150,19 @@ fn a_mirror_that_spoils_blobs() {
     });
 }
 
+/// The distribution specification: clients should show warnings of code 299 to the user.
+#[test]
+fn what_a_registry_wants_to_be_read() {
+    isolated(&[], || {
+        let bench = Bench::new();
+        bench.registry.fault(Fault::Warning("299 - \"this repository moves\u{9b}2J on Monday\"".into()));
+        let said = exits(0, bench.build().args(["--output", "json"]));
+        let shown: Vec<&str> = said.lines().filter(|line| line.contains("this repository moves")).collect();
+        assert_eq!(shown.len(), 1, "{said}");
+        assert!(shown[0].contains("\"warning\"") && !said.contains('\u{9b}'), "{said}");
+    });
+}
+
 #[test]
 fn a_busy_mirror_is_passed_over() {
     isolated(&[], || {
