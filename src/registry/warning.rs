@@ -40,7 +40,9 @@ mod tests {
     fn headers(values: &[&[u8]]) -> HeaderMap {
         let values = values.iter().map(|value| reqwest::header::HeaderValue::from_bytes(value).unwrap());
         let mut headers = HeaderMap::new();
-        values.for_each(|value| drop(headers.append(WARNING, value)));
+        for value in values {
+            headers.append(WARNING, value);
+        }
         headers
     }
 

@@ -19,6 +19,7 @@ use crate::harness::{Need, isolated, larder, succeed};
 
 mod generate;
 mod reference;
+mod tools;
 
 use reference::Reference;
 
