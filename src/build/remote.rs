@@ -39,8 +39,8 @@ enum Wanted {
     Digest(Digest),
     /// A small blob of at most `limit` bytes.
     Document { blob: Blob, limit: u64 },
-    /// A layer, through the pipe that comes with the request.
-    Layer(Blob),
+    /// A layer, through the pipe that comes with the request, and from none of the first `skipped` hosts.
+    Layer { blob: Blob, skipped: usize },
 }
 
 /// The part of a descriptor by which a blob is fetched. Foreign locations are left to the fetcher ([`foreign`]).

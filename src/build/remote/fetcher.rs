@@ -81,9 +81,9 @@ pub async fn serve(stream: UnixStream, fetcher: Fetcher) -> io::Result<()> {
         let answer = move |(result, body)| drop(answers.send((Answer { id, result }, body)));
         match (fetcher.client_for(&image), what) {
             (Err(refusal), _) => answer(refusal),
-            (Ok(registry), Wanted::Layer(blob)) => {
+            (Ok(registry), Wanted::Layer { blob, skipped }) => {
                 let urls = foreign.of(&blob.digest);
-                let stream = registry.blob(&image, &blob.at(urls));
+                let stream = registry.blob(&image, &blob.at(urls), skipped);
                 layers.spawn(async move { answer(send_layer(stream, descriptors).await) });
             }
             (Ok(registry), what) => {
@@ -166,7 +166,7 @@ async fn document(registry: &Registry, image: &ImageReference, what: Wanted, for
             let bytes = registry.blob_bytes(image, &blob, (*limit).min(MAX_CONFIG)).await;
             bytes.map(|bytes| FetchedManifest { digest: blob.digest, media_type: None, bytes })
         }
-        Wanted::Layer(_) => return failed(Class::Internal, "a layer goes through a pipe"),
+        Wanted::Layer { .. } => return failed(Class::Internal, "a layer goes through a pipe"),
     };
     match found {
         Ok(found) => {

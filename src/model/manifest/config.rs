@@ -1,6 +1,6 @@
 //! Image configs (OCI image spec, config.md). Everything but platform, diff IDs and time is data for the runtime.
 
-use super::{MAX_BYTES, MAX_DESCRIPTORS, Manifest, ManifestError, error, go, shapes};
+use super::{MAX_BYTES, MAX_LAYERS, Manifest, ManifestError, error, go, shapes};
 use crate::model::digest::Digest;
 use crate::model::platform::Platform;
 
@@ -28,7 +28,7 @@ impl ImageConfig {
             return Err(malformed("rootfs.type", rootfs.text("type"), "layers"));
         }
         let diff_ids = rootfs.texts("diff_ids");
-        error::at_most("diff IDs", diff_ids.len() as u64, MAX_DESCRIPTORS)?;
+        error::at_most("diff IDs", diff_ids.len() as u64, MAX_LAYERS)?;
         Ok(ImageConfig {
             platform: platform(&config)?,
             diff_ids: diff_ids.iter().map(|d| d.parse()).collect::<Result<_, _>>()?,

@@ -113,9 +113,10 @@ fn corrupt_ones() {
 fn too_many_layers() {
     let layer = descriptor(GZIP, "a", 1, "");
     let many = |n| image(OCI_IMAGE_MEDIA_TYPE, &vec![layer.as_str(); n].join(","), "");
-    assert!(parse(&many(MAX_DESCRIPTORS)).is_ok());
-    let error = parse(&many(MAX_DESCRIPTORS + 1)).unwrap_err();
+    assert!(parse(&many(MAX_LAYERS)).is_ok());
+    let error = parse(&many(MAX_LAYERS + 1)).unwrap_err();
     assert!(matches!(error, ManifestError::TooLarge { what: "layers", .. }));
+    assert_eq!((error.class(), error.to_string().contains("501")), (Class::Corrupt, true), "{error}");
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn refused_by_name() {
     for (json, word) in [
         (schema1.to_owned(), "schema 1"),
         (good.replace(CONFIG, helm), helm),
-        (good.replace("}]}", r#"}],"artifactType":"a/b"}"#), "a/b"),
+        (good.replace(CONFIG, helm).replace("}]}", r#"}],"artifactType":"a/b"}"#), helm),
         (good.replace(OCI_IMAGE_MEDIA_TYPE, "x/\u{1b}[2J"), "u{1b}"),
         (image(OCI_IMAGE_MEDIA_TYPE, "", ""), "no layers"),
         (good.replace("+gzip", "+xz"), "+xz"),
@@ -165,6 +166,58 @@ fn the_best_platform_is_chosen() {
         assert_eq!(error.class(), Class::NotFound);
         let message = error.to_string();
         assert!(message.contains("linux/arm/v6") && !message.contains("only for unknown"), "{message}");
+    }
+}
+
+/// The specification requires `artifactType` only for manifests without a config, and forbids it nowhere.
+#[test]
+fn an_image_that_is_an_artifact_too() {
+    let layer = descriptor(GZIP, "a", 1, "");
+    let json = image(OCI_IMAGE_MEDIA_TYPE, &layer, r#","artifactType":"a/b""#);
+    assert!(matches!(parse(&json), Ok(Document::Image(_))));
+}
+
+fn chosen(entries: &[String], want: &str) -> Result<Digest, ManifestError> {
+    let Document::Index(index) = parse(&index(&entries.join(","), ""))? else {
+        panic!("not an index");
+    };
+    index.choose(&want.parse().unwrap()).map(|entry| entry.digest.clone())
+}
+
+#[test]
+fn an_odd_entry_spoils_no_other() {
+    let good = entry("good", "linux/amd64");
+    let bare = |more: &str| descriptor(OCI_IMAGE_MEDIA_TYPE, "odd", 5, more);
+    for odd in [
+        bare(r#","platform":{}"#),
+        bare(r#","platform":{"os":"linux"}"#),
+        bare(r#","platform":{"os":null,"architecture":null}"#),
+        "{}".to_owned(),
+        bare("").replace(r#""size":5"#, r#""size":-5"#),
+        bare("").replace("sha256:", "sha256:../"),
+        bare(r#","artifactType":"a/b","platform":{"os":"linux","architecture":"amd64"}"#),
+    ] {
+        assert_eq!(chosen(&[odd.clone(), good.clone()], "linux/amd64"), Ok(Digest::sha256(b"good")), "{odd}");
+    }
+    // An entry that is needed fails by its own fault, and one of another platform does not.
+    let negative = entry("negative", "linux/arm64").replace(r#""size":5"#, r#""size":-5"#);
+    let entries = [negative, good];
+    assert!(matches!(chosen(&entries, "linux/arm64"), Err(ManifestError::NegativeSize { .. })));
+    assert!(matches!(chosen(&entries, "linux/s390x"), Err(ManifestError::NoPlatform { .. })));
+    // An image that says it is an artifact is better than none.
+    let artifact = bare(r#","artifactType":"a/b","platform":{"os":"linux","architecture":"amd64"}"#);
+    assert_eq!(chosen(&[artifact], "linux/amd64"), Ok(Digest::sha256(b"odd")));
+}
+
+#[test]
+fn a_config_without_a_platform() {
+    let good = config(&["a"], "");
+    for partial in [
+        good.replace(r#""os":"linux","#, ""),
+        good.replace(r#""os":"linux""#, r#""os":null"#),
+        good.replace(r#""arm64""#, r#""""#),
+    ] {
+        assert_eq!(ImageConfig::parse(partial.as_bytes()).unwrap().platform, None, "{partial}");
     }
 }
 
@@ -228,7 +281,7 @@ fn corrupt_configs() {
         good.replace("linux", "li/nux/a"),
         config(&["a"], r#","created":"yesterday""#),
         config(&["a"], r#","created":"2024-01-01 00:00:00Z""#),
-        config(&vec!["a"; MAX_DESCRIPTORS + 1], ""),
+        config(&vec!["a"; MAX_LAYERS + 1], ""),
     ] {
         let error = ImageConfig::parse(bad.as_bytes()).unwrap_err();
         assert_eq!(error.class(), Class::Corrupt, "{error}");
@@ -302,7 +355,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
 fn check_promises(bytes: &[u8]) {
     match Document::parse(bytes, None) {
         Ok(Document::Image(manifest)) => {
-            assert!((1..=MAX_DESCRIPTORS).contains(&manifest.layers.len()));
+            assert!((1..=MAX_LAYERS).contains(&manifest.layers.len()));
             for layer in &manifest.layers {
                 layer.media_type.parse::<LayerMediaType>().unwrap();
             }
