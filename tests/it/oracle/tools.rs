@@ -108,7 +108,7 @@ fn attributes(dir: &Path) {
     set("513", "user.text", b"value");
     set("513", "user.binary", b"a\nb=\0\xff");
     set("511", "user.empty", b"");
-    set("empty", "user.of a directory", b"1");
+    set("empty", "user.of-a-directory", b"1");
     // VFS_CAP_REVISION_2, effective, CAP_NET_BIND_SERVICE.
     set("large", "security.capability", b"\x01\0\0\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     let sparse = File::create(dir.join("sparse")).unwrap();
@@ -177,6 +177,8 @@ fn compare(packers: &[Packer]) {
         fs::create_dir(at("unpacked")).unwrap();
         succeed(&mut unpack(&at("tar"), &at("unpacked")));
         let mut want = scan(&at("unpacked"));
+        // bsdtar leaves the time of the directory that it unpacks into.
+        want.values_mut().take(1).for_each(|root| root.mtime = None);
         assert!(want.len() >= 20, "{name}: {} names", want.len());
 
         let layer = Layer::new(fs::read(at("tar")).unwrap(), "tar", None);
