@@ -88,6 +88,18 @@ async fn credentials_stay_home_on_redirects() {
 }
 
 #[tokio::test]
+async fn redirects_are_not_all_ascii() {
+    let (home, cdn) = (fake::Registry::start().await, fake::Registry::start().await);
+    let digest = home.put_blob(noise(10));
+    cdn.put_blob(noise(10));
+    let to = format!("http://{}/v2/t\u{e9}am/blobs/{digest}?name=\u{e9}", cdn.host());
+    home.fault(fake::Fault::RedirectBlobs { to, exact: true });
+    let (client, ..) = client(fast(), vec![]);
+    assert_eq!(drain(client.blob(&image(&home), &descriptor(&digest, 10), 0)).await.unwrap(), noise(10));
+    assert_eq!(cdn.requests("/v2/t%C3%A9am/blobs"), 1);
+}
+
+#[tokio::test]
 async fn redirects_to_forbidden_places_are_refused() {
     let home = fake::Registry::start().await;
     let digest = home.put_blob(noise(10));
