@@ -9,6 +9,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod confine;
 pub mod dir;
+pub mod dm_verity;
 pub mod extents;
 pub mod interfaces;
 pub mod lock;

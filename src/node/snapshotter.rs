@@ -75,6 +75,11 @@ use volumes::Volumes;
 /// How often the records of attachments are looked at.
 pub const EVERY: Duration = Duration::from_secs(2);
 
+/// The label by which callers see that the files of a snapshot lie on a volume; its value is [`YES`].
+pub const ON_VOLUME: &str = "larder.dev/on-volume";
+/// See [`ON_VOLUME`].
+pub const YES: &str = "yes";
+
 /// Where it answers, unless it is told otherwise.
 pub const SOCKET: &str = "/run/larder-snapshotter/snapshotter.sock";
 

@@ -3,6 +3,7 @@
 mod attached;
 mod containers;
 mod crash;
+mod detached;
 mod layers;
 mod preload;
 mod suite;

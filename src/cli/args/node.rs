@@ -159,6 +159,10 @@ pub(in crate::cli) struct DetachArgs {
     /// Do not mind that containerd cannot be asked whether it uses the volume
     #[arg(long)]
     pub(in crate::cli) force: bool,
+    /// Remove the images that cannot start without the volume from their runtime, which pulls them again when it needs them;
+    /// without this they are listed, and nothing is changed (75)
+    #[arg(long)]
+    pub(in crate::cli) remove_images: bool,
     /// The daemon that knows CACHE: unix:///path
     /// [default: $LARDER_HOST, then unix:///run/larder/larder.sock]
     #[arg(long, value_name = "ADDRESS")]

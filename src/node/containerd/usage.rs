@@ -74,6 +74,16 @@ impl Containerd {
     }
 }
 
+impl Containerd {
+    /// Whether containerd has the snapshotter, and reaches it.
+    ///
+    /// # Errors
+    /// [`Error`]: containerd or the snapshotter does not answer.
+    pub async fn has_snapshotter(&self) -> Result<bool, Error> {
+        Ok(self.session().snapshots(false).await?.is_some())
+    }
+}
+
 impl Session<'_> {
     /// The containers that are on our snapshotter.
     async fn containers(&self) -> Result<Vec<containers::Container>, Error> {
@@ -100,7 +110,7 @@ impl Session<'_> {
     }
 
     /// All snapshots of our snapshotter. None where containerd does not know it, and nothing is `needed` of it.
-    async fn snapshots(&self, needed: bool) -> Result<Option<Vec<snapshots::Info>>, Error> {
+    pub(super) async fn snapshots(&self, needed: bool) -> Result<Option<Vec<snapshots::Info>>, Error> {
         let mut client = SnapshotsClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "listing", what: "snapshots" };
         let request = snapshots::ListSnapshotsRequest {

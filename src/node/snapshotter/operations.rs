@@ -32,13 +32,13 @@ pub(super) enum Change {
 impl Snapshotter {
     /// What is known of a snapshot.
     pub(super) fn stat(&self, name: &str) -> Result<Info, Error> {
-        Ok(store::get(lock(&self.store).read(), name)?.info)
+        Ok(store::get(lock(&self.store).read(), name)?.seen())
     }
 
     /// All snapshots that pass.
     pub(super) fn list(&self, filters: &Filters) -> Result<Vec<Info>, Error> {
         let all = store::all(lock(&self.store).read())?;
-        Ok(all.into_iter().map(|record| record.info).filter(|info| filters.pass(info)).collect())
+        Ok(all.into_iter().map(Record::seen).filter(|info| filters.pass(info)).collect())
     }
 
     /// Changes labels.
@@ -58,7 +58,7 @@ impl Snapshotter {
             record.info.labels.retain(|_, value| !value.is_empty());
             record.info.updated = Utc::now();
             store::replace(db, &record)?;
-            Ok(record.info)
+            Ok(record.seen())
         })
     }
 

@@ -16,6 +16,7 @@ use larder::node::api::services::snapshots::v1::{
     ViewSnapshotRequest,
 };
 use larder::node::api::types::Mount;
+use larder::node::snapshotter::SOCKET;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -101,9 +102,18 @@ impl Snapshotter {
         self.dir.path().join("s")
     }
 
+    /// Makes it answer where containerd looks for it unless it is told otherwise.
+    pub(crate) fn at_its_place(&self) {
+        let place = Path::new(SOCKET);
+        let parent = place.parent().unwrap();
+        fs::create_dir_all(parent).unwrap();
+        mount(Some("test"), parent, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        std::os::unix::fs::symlink(self.socket(), place).unwrap();
+    }
+
     /// Its directory.
     pub(crate) fn root(&self) -> PathBuf {
-        self.dir.path().join("root")
+        self.state().join("snapshotter")
     }
 
     /// What it said.
