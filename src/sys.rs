@@ -19,6 +19,7 @@ pub mod mounts;
 pub mod private;
 pub mod privilege;
 pub mod process;
+pub mod release;
 pub mod remove;
 pub mod selinux;
 pub mod signal;

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use super::release;
+
 /// What the modules of a kernel are listed in: those that can be loaded, and those that it is built with.
 const LISTS: [&str; 2] = ["modules.dep", "modules.builtin"];
 
@@ -10,8 +12,7 @@ const LISTS: [&str; 2] = ["modules.dep", "modules.builtin"];
 /// the node is.
 pub fn is_supported(root: &Path) -> bool {
     let is_loaded = Path::new("/sys/module/dm_verity").exists();
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    is_loaded || is_listed(&root.join("lib/modules").join(release.trim()))
+    is_loaded || is_listed(&root.join("lib/modules").join(release::name()))
 }
 
 fn is_listed(modules: &Path) -> bool {

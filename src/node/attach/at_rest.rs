@@ -28,11 +28,16 @@ pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {
         target.starts_with(&record.at)
             || of_image.is_some_and(|path| Path::new(OsStr::from_bytes(path)).starts_with(&record.at))
     };
+    // A layer that a newer volume has leads there.
+    let leads_here = |layer: &PathBuf| {
+        layer.starts_with(&record.at)
+            || fs::read_link(layer).is_ok_and(|target| target.starts_with(&record.at))
+    };
     let uses_erofs = content_cache::has(record)
         && content_cache::linked(&host.path(content_cache::CONTAINERD))
             .map_err(failed("listing the snapshots of containerd for", &record.at))?
             .iter()
-            .any(|target| target.starts_with(&host.content_cache) || target.starts_with(&record.at));
+            .any(leads_here);
     Ok(!links.iter().any(names) && !uses_erofs)
 }
 

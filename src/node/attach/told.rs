@@ -11,6 +11,7 @@ use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version,
 use crate::node::content_cache;
 use crate::node::file::File;
 use crate::node::podman;
+use crate::sys::release;
 
 /// Files, and sentences.
 #[derive(Debug, Default)]
@@ -102,7 +103,8 @@ fn wanted(host: &Host, newest_first: &[&Attachment]) -> Wanted {
         let is_known = wanted.snapshotters.iter().any(|snapshotter| snapshotter.name == *name);
         if name != Containerd::EROFS && !is_known {
             let (socket, root) = (host.socket.clone(), host.snapshots.clone());
-            wanted.snapshotters.push(Snapshotter { name: name.clone(), socket, root });
+            let remaps_ids = release::is_at_least(5, 19);
+            wanted.snapshotters.push(Snapshotter { name: name.clone(), socket, root, remaps_ids });
         }
     }
     wanted

@@ -114,6 +114,8 @@ pub struct Snapshotter {
     pub socket: PathBuf,
     /// Its directory, whose file system kubelets look at to see how full the disk of images is.
     pub root: PathBuf,
+    /// Whether the kernel can give the files of a container other owners by mounts: overlays on ID-mapped mounts, Linux 5.19.
+    pub remaps_ids: bool,
 }
 
 /// What our file is to say.
@@ -240,6 +242,10 @@ impl Node {
             let mut exports = Table::new();
             exports.insert("root".into(), text(&snapshotter.root));
             proxy.insert("exports".into(), exports.into());
+            if snapshotter.remaps_ids {
+                // Without it containerd copies a whole image for each container in a user namespace.
+                proxy.insert("capabilities".into(), Value::Array(vec!["remap-ids".into()]));
+            }
         }
         proxy.into()
     }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process;
 
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// The Unix socket of this process by socket activation; none if it was started in another way. It does not block.
@@ -24,9 +24,8 @@ pub fn taken() -> io::Result<Option<UnixListener>> {
     let this = i32::try_from(process::id()).ok().and_then(Pid::from_raw);
     let this = pidfd_open(this.ok_or_else(|| wrong("this process has no number"))?, PidfdFlags::empty())?;
     let socket: OwnedFd = pidfd_getfd(this, number, PidfdGetfdFlags::empty())?;
-    if sockopt::socket_domain(&socket)? != rustix::net::AddressFamily::UNIX
-        || !sockopt::socket_acceptconn(&socket)?
-    {
+    let is_unix = sockopt::socket_domain(&socket).is_ok_and(|domain| domain == AddressFamily::UNIX);
+    if !is_unix || !sockopt::socket_acceptconn(&socket)? {
         return Err(wrong(
             "the service manager hands over no listening Unix socket: name a path in ListenStream=",
         ));

@@ -53,17 +53,17 @@ impl Node {
     pub(super) fn start_importing(etc: &Path, sandbox: &str) -> Self {
         let snapshotter = Snapshotter::start();
         snapshotter.at_its_place();
-        let number = NODES.fetch_add(1, Ordering::Relaxed);
-        let containerd = Containerd::start_importing(etc, sandbox);
-        Node { containerd, snapshotter, number }
+        Node::of(Containerd::start_importing(etc, sandbox), snapshotter)
     }
 
     /// With an image for sandboxes of pods.
     pub(super) fn start_with_sandbox(image: &str) -> Self {
         let snapshotter = Snapshotter::start();
-        let number = NODES.fetch_add(1, Ordering::Relaxed);
-        let containerd = Containerd::start_with_snapshotter(&snapshotter.socket(), image);
-        Node { containerd, snapshotter, number }
+        Node::of(Containerd::start_with_snapshotter(&snapshotter.socket(), image), snapshotter)
+    }
+
+    pub(super) fn of(containerd: Containerd, snapshotter: Snapshotter) -> Self {
+        Node { containerd, snapshotter, number: NODES.fetch_add(1, Ordering::Relaxed) }
     }
 
     pub(super) fn pull(&self, reference: &str) {

@@ -24,6 +24,7 @@ fn snapshotter() -> Snapshotter {
         name: "larder".into(),
         socket: "/run/larder-snapshotter/snapshotter.sock".into(),
         root: "/var/lib/larder/snapshotter".into(),
+        remaps_ids: true,
     }
 }
 
@@ -74,6 +75,7 @@ fn without_a_configuration() {
         new["proxy_plugins"]["larder"]["exports"]["root"].as_str(),
         Some("/var/lib/larder/snapshotter")
     );
+    assert_eq!(new["proxy_plugins"]["larder"]["capabilities"][0].as_str(), Some("remap-ids"));
 }
 
 #[test]

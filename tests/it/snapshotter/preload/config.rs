@@ -41,8 +41,12 @@ impl Etc {
     }
 
     fn write(&self) {
-        let snapshotter =
-            Snapshotter { name: "larder".into(), socket: "/run/l.sock".into(), root: "/var/lib/l".into() };
+        let snapshotter = Snapshotter {
+            name: "larder".into(),
+            socket: "/run/l.sock".into(),
+            root: "/var/lib/l".into(),
+            remaps_ids: true,
+        };
         let wanted = Wanted { snapshotters: vec![snapshotter], content_cache: None };
         fs::write(self.ours(), self.node().drop_in(&wanted).unwrap().text()).unwrap();
     }
