@@ -67,7 +67,7 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
     for file in told::all(host, &others)?.files {
         if file.text.is_none() && file.differs()? && file.path == host.path(config::PATH) {
             notes.push(
-                "containerd uses its own snapshotter again when it is restarted: systemctl restart containerd"
+                "containerd has its configuration of before again when it is restarted: systemctl restart containerd"
                     .to_owned(),
             );
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image, busybox};
+use larder::testing::image::{Format, Image};
 use larder::testing::layer::LayerBuilder;
 
 use super::attached::Place;
@@ -46,10 +46,12 @@ fn build(served: &Served, name: &str, without: &[&String]) -> std::path::PathBuf
     volume
 }
 
-/// An image that has no layer in common with others.
+/// A shell in an image that has no layer in common with others.
 fn apart() -> Image {
-    let layer = LayerBuilder::new().file("apart", "apart\n").gzip();
-    Image::builder(Format::Oci).layer(layer.into()).layer(busybox().unwrap()).build()
+    let program = fs::read(succeed(Command::new("sh").args(["-c", "command -v busybox"])).trim()).unwrap();
+    let layer = LayerBuilder::new().mode(0o755).file("bin/busybox", program).file("apart", "apart\n");
+    let layer = layer.symlink("bin/sh", "busybox").symlink("bin/cat", "busybox").gzip();
+    Image::builder(Format::Oci).layer(layer.into()).build()
 }
 
 #[test]
