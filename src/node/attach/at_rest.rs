@@ -18,10 +18,12 @@ use crate::sys::mounts::Mounts;
 /// Proves that nothing of containerd needs the volume of `record`: neither a running container nor an image.
 pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {
     let mounts = Mounts::read().map_err(failed("looking for containers on", &record.at))?;
-    if record.preloaded || mounts.overlay_over(&host.snapshots).is_some() {
+    // The snapshotter names its directory without symbolic links; there is none where it never ran.
+    let snapshots = host.snapshots.canonicalize().unwrap_or_else(|_| host.snapshots.clone());
+    if record.preloaded || mounts.overlay_over(&snapshots).is_some() {
         return Ok(false);
     }
-    let links = targets(&host.snapshots.join("l")).map_err(failed("listing", &host.snapshots))?;
+    let links = targets(&snapshots.join("l")).map_err(failed("listing", &snapshots))?;
     // The note of an image is `<device>:<inode> <volume>`.
     let names = |target: &PathBuf| {
         let of_image = target.as_os_str().as_bytes().splitn(2, |byte| *byte == b' ').nth(1);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -70,6 +71,9 @@ impl Snapshotter {
     fn stopped(starter: &[String]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let client = Client::new(dir.path().join("s"));
+        // The paths of 120 layers must fit into one page here; others look where it is unless it is told otherwise.
+        fs::create_dir(dir.path().join("state")).unwrap();
+        symlink("../root", dir.path().join("state/snapshotter")).unwrap();
         Snapshotter { running: None, starter: starter.to_vec(), listener: None, dir, client }
     }
 
@@ -129,12 +133,12 @@ impl Snapshotter {
         let parent = place.parent().unwrap();
         fs::create_dir_all(parent).unwrap();
         mount(Some("test"), parent, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-        std::os::unix::fs::symlink(self.socket(), place).unwrap();
+        symlink(self.socket(), place).unwrap();
     }
 
     /// Its directory.
     pub(crate) fn root(&self) -> PathBuf {
-        self.state().join("snapshotter")
+        self.dir.path().join("root")
     }
 
     /// What it said.
