@@ -220,3 +220,30 @@ fn a_containerd_that_never_used_it_need_not_run() {
         succeed(place.detach(&node, &volume).arg("--remove-images"));
     });
 }
+
+#[test]
+fn a_preload_needs_a_containerd_that_was_restarted() {
+    isolated(&NEEDS, || {
+        let served = Served::new([pause(), image("cached", 1)]);
+        let references = served.references();
+        let volume = build(&served, "v", &[]);
+        let place = Place::new();
+        let mut node = start(&place, &references[0]);
+        let said = exits(64, attach(&place, &node, &volume, "a").arg("--preload"));
+        assert!(
+            said.contains("systemctl restart containerd") && said.contains("without --preload"),
+            "{said}"
+        );
+        let attached = node.snapshotter.state().join("attached");
+        assert!(!place.at("a").exists() && !place.drop_in().exists() && !attached.exists());
+        succeed(&mut attach(&place, &node, &volume, "a"));
+        node.containerd.restart();
+        fetched(&served);
+        succeed(attach(&place, &node, &volume, "a").arg("--preload"));
+        assert_eq!(node.printed(&references[1], "cat /file-0"), "cached 0\n");
+        assert_eq!(fetched(&served), (0, 0));
+        // What was made known of the volume goes with it, and asks for no consent.
+        succeed(&mut place.detach(&node, &volume));
+        assert!(node.images().is_empty(), "{:?}", node.images());
+    });
+}
