@@ -75,6 +75,7 @@ containerd finds it by its configuration (1.6: version = 2):
   [proxy_plugins.larder]
     type = \"snapshot\"
     address = \"/run/larder-snapshotter/snapshotter.sock\"
+    capabilities = [\"remap-ids\"]      # containerd 2, Linux 5.19: containers in user namespaces copy nothing
   [plugins.\"io.containerd.grpc.v1.cri\".containerd]     # containerd 2: [plugins.\"io.containerd.cri.v1.images\"]
     snapshotter = \"larder\"";
 
