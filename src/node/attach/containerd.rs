@@ -21,7 +21,7 @@ pub(super) struct Held<'a> {
     record: &'a Attachment,
     /// None where nothing is to be done there.
     containerd: Option<Containerd>,
-    /// None where the volume is not mounted: nobody stands on it.
+    /// None where nobody can say.
     going: Option<Going>,
     needing: Vec<Needing>,
 }
@@ -53,12 +53,15 @@ impl<'a> Held<'a> {
         others: &[Attachment],
         containerd: &Containerd,
     ) -> Result<(Option<Going>, Vec<Needing>), Error> {
-        let Ok(sealed) = seal::read(&record.at) else {
+        let content = seal::read(&record.at).ok().map(|sealed| sealed.content);
+        // Nobody stands on what is not mounted.
+        if let Some(content) = &content {
+            refuse_if_used(containerd, content, others)?;
+        }
+        let Some(going) = going(containerd, record, content.as_ref(), others) else {
             containerd.block_on(Containerd::version)?;
             return Ok((None, Vec::new()));
         };
-        refuse_if_used(containerd, &sealed.content, others)?;
-        let going = going(containerd, record, &sealed.content, others);
         let cache = record.cache.as_ref();
         let needing = containerd.block_on(async |containerd| containerd.images_on(&going, cache).await)?;
         Ok((Some(going), needing))
@@ -111,27 +114,40 @@ fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachme
     }
 }
 
-/// The snapshots that containerd does not have without the volume.
-fn going(containerd: &Containerd, record: &Attachment, content: &Content, others: &[Attachment]) -> Going {
+/// The snapshots that containerd does not have without the volume; none where nobody can say. A volume that is not there, as after
+/// its disk was lost, has no `content`.
+fn going(
+    containerd: &Containerd,
+    record: &Attachment,
+    content: Option<&Content>,
+    others: &[Attachment],
+) -> Option<Going> {
+    let layers = |content: Content| content.layers.into_iter();
     if containerd.snapshotter == Containerd::EROFS {
         let elsewhere: HashSet<Digest> = contents(others.iter().filter(|other| content_cache::has(other)))
-            .flat_map(|content| content.layers.into_iter().map(|layer| layer.diff_id))
+            .flat_map(|content| layers(content).map(|layer| layer.diff_id))
             .collect();
-        let of_it = content.layers.iter().map(|layer| &layer.diff_id);
-        return Going::Linked(of_it.filter(|diff_id| !elsewhere.contains(diff_id)).cloned().collect());
+        let of_it = content?.layers.iter().map(|layer| layer.diff_id.clone());
+        return Some(Going::Linked(of_it.filter(|diff_id| !elsewhere.contains(diff_id)).collect()));
     }
     let has_it = |other: &Attachment| {
         other.containerd.as_ref().is_some_and(|other| other.snapshotter == containerd.snapshotter)
     };
     // A containerd that was told by its operator keeps the snapshotter.
     if record.containerd.is_some() && !others.iter().any(has_it) {
-        return Going::All;
+        return Some(Going::All);
     }
-    let elsewhere: HashSet<ChainId> = contents(others.iter())
-        .flat_map(|content| content.layers.into_iter().map(|layer| layer.chain_id))
-        .collect();
-    let of_it = content.layers.iter().map(|layer| &layer.chain_id);
-    Going::FromVolumes(of_it.filter(|chain| !elsewhere.contains(chain)).cloned().collect())
+    let there: Vec<Content> = contents(others.iter()).collect();
+    let are_all_there = there.len() == others.len();
+    let elsewhere: HashSet<ChainId> =
+        there.into_iter().flat_map(|content| layers(content).map(|layer| layer.chain_id)).collect();
+    match content {
+        Some(content) => {
+            let of_it = content.layers.iter().map(|layer| layer.chain_id.clone());
+            Some(Going::FromVolumes(of_it.filter(|chain| !elsewhere.contains(chain)).collect()))
+        }
+        None => are_all_there.then_some(Going::AllFromVolumesBut(elsewhere)),
+    }
 }
 
 /// What the volumes hold that are there.

@@ -35,6 +35,8 @@ const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 pub enum Going {
     /// Layers with these chain IDs, as far as Larder's snapshotter has them from a volume.
     FromVolumes(HashSet<ChainId>),
+    /// Layers that Larder's snapshotter has from volumes, but for those with these chain IDs.
+    AllFromVolumesBut(HashSet<ChainId>),
     /// Layers with these diff IDs, which containerd's own EROFS snapshotter has from a volume.
     Linked(HashSet<Digest>),
     /// All snapshots: containerd gets another snapshotter.
@@ -54,10 +56,10 @@ pub struct Needing {
 
 impl Going {
     fn names(&self, info: &snapshots::Info) -> bool {
+        let is_in = |layers: &HashSet<ChainId>| layers.iter().any(|chain| chain.to_string() == info.name);
         match self {
-            Going::FromVolumes(layers) => {
-                is_from_volume(info) && layers.iter().any(|chain| chain.to_string() == info.name)
-            }
+            Going::FromVolumes(layers) => is_from_volume(info) && is_in(layers),
+            Going::AllFromVolumesBut(layers) => is_from_volume(info) && !is_in(layers),
             Going::Linked(layers) => {
                 let diff_id = info.labels.get(DIFF_ID).and_then(|diff_id| diff_id.parse().ok());
                 diff_id.is_some_and(|diff_id: Digest| layers.contains(&diff_id))
@@ -268,9 +270,11 @@ mod tests {
             snapshot("container", "top", Active, false),
         ];
         let both = HashSet::from([chain, other]);
-        assert_eq!(Going::FromVolumes(both).among(&all), [&base, "middle", "top"]);
+        assert_eq!(Going::FromVolumes(both.clone()).among(&all), [&base, "middle", "top"]);
+        assert!(Going::AllFromVolumesBut(both).among(&all).is_empty());
         assert_eq!(Going::All.among(&all).len(), 4);
         assert!(Going::FromVolumes(HashSet::new()).among(&all).is_empty());
+        assert_eq!(Going::AllFromVolumesBut(HashSet::new()).among(&all), [&base, "middle", "top"]);
         // Of the same change set on another parent, too.
         let mut linked = snapshot("linked", "", Committed, false);
         let diff_id = Digest::sha256(b"3");

@@ -196,6 +196,32 @@ fn what_no_image_has_is_swept() {
     });
 }
 
+/// A disk that is gone takes no image with it that only looks as if it were there.
+#[test]
+fn images_of_a_volume_that_is_lost() {
+    isolated(&NEEDS, || {
+        let served = Served::new([pause(), image("lost", 1), image("kept", 1)]);
+        let references = served.references();
+        let [sandbox, lost, kept] = &references[..] else { panic!() };
+        let (one, other) = (build(&served, "one", &[kept]), build(&served, "other", &[lost]));
+        let (node, place) = (Node::start_with_sandbox(sandbox), Place::new());
+        succeed(&mut attach(&place, &node, &one, "a"));
+        succeed(&mut attach(&place, &node, &other, "b"));
+        for reference in [lost, kept] {
+            node.pull(reference);
+        }
+        nix::mount::umount2(&place.at("a"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        let said = exits(75, &mut place.detach(&node, &place.at("a")));
+        assert!(said.contains(lost.as_str()) && !said.contains(kept.as_str()), "{said}");
+        succeed(place.detach(&node, &place.at("a")).arg("--remove-images"));
+        assert!(!node.images().contains(lost));
+        assert_eq!(node.printed(kept, "cat /file-0"), "kept 0\n");
+        node.pull(lost);
+        assert_eq!(node.printed(lost, "cat /file-0"), "lost 0\n");
+        succeed(place.detach(&node, &place.at("b")).arg("--remove-images"));
+    });
+}
+
 #[test]
 fn a_containerd_that_never_used_it_need_not_run() {
     isolated(&NEEDS, || {
