@@ -79,7 +79,8 @@ impl Going {
     }
 }
 
-fn is_from_volume(info: &snapshots::Info) -> bool {
+/// Whether Larder's snapshotter has it from a volume.
+pub(super) fn is_from_volume(info: &snapshots::Info) -> bool {
     info.labels.get(ON_VOLUME).is_some_and(|value| value == YES)
 }
 
