@@ -80,6 +80,11 @@ pub enum Error {
     /// containerd's API for what a preload does needs our snapshotter.
     #[error("--preload needs `larder snapshotter`: leave out --snapshotter erofs, or leave out --preload")]
     PreloadErofs,
+    /// containerd's own snapshotter does not start.
+    #[error(
+        "this kernel has not loaded EROFS, which --snapshotter erofs needs: run `modprobe erofs`, and list it in /etc/modules-load.d"
+    )]
+    NoErofs,
     /// containerd runs with an older configuration.
     #[error(
         "containerd at {} has no snapshotter {snapshotter:?} yet: attach without --preload, restart containerd \
@@ -195,6 +200,7 @@ impl Error {
             Error::At { .. }
             | Error::Directories(_)
             | Error::PreloadErofs
+            | Error::NoErofs
             | Error::NotRestarted { .. }
             | Error::Unit(_)
             | Error::Several { .. } => Class::Invalid,

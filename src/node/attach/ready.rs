@@ -24,6 +24,11 @@ pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(
         if content.layer_format == LayerFormat::Overlay {
             return Err(Error::Directories(volume.to_owned()));
         }
+        // containerd asks the same when it starts, and has no CRI without a snapshotter that it is told to use.
+        let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+        if !known.lines().any(|line| line.trim() == "erofs") {
+            return Err(Error::NoErofs);
+        }
     }
     if order.preload && !containerd.block_on(Containerd::has_snapshotter)? {
         let (snapshotter, address) = (containerd.snapshotter.clone(), containerd.address.clone());

@@ -29,6 +29,7 @@ use toml::{Table, Value};
 
 use crate::model::class::Class;
 use crate::model::platform::Platform;
+use crate::model::runtime::Containerd;
 use crate::node::file::MARK;
 
 /// containerd's own configuration, unless it was started with another.
@@ -45,6 +46,8 @@ const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 const EROFS: &str = "io.containerd.snapshotter.v1.erofs";
 const CACHES: &str = "layer_content_caches";
+/// The first version that has optional entries in the list of what unpacks.
+const OPTIONAL: Version = Version { major: 2, minor: 3 };
 
 /// The configuration cannot be used, or cannot be written for this version.
 #[derive(Debug, thiserror::Error)]
@@ -333,23 +336,39 @@ impl Node {
 
     /// Lists are not merged: what is there already is repeated, else containerd's default.
     fn unpack_config(&self, snapshotters: &[Snapshotter]) -> Vec<Value> {
-        let entry = |snapshotter: &str| {
-            let mut entry = Table::new();
-            entry.insert("platform".into(), Platform::host().to_string().into());
-            entry.insert("snapshotter".into(), snapshotter.into());
-            Value::Table(entry)
-        };
+        let host = Platform::host().to_string();
         let mut entries = match self.last(&["plugins", TRANSFER, "unpack_config"]) {
             Some((_, Value::Array(theirs))) => theirs.clone(),
-            _ => vec![entry("overlayfs")],
+            _ => {
+                let mut default = vec![self.unpack(&host, "overlayfs")];
+                if self.version >= OPTIONAL {
+                    // For images whose layers are EROFS.
+                    let mut erofs =
+                        self.unpack(&host.replacen("linux/", "linux(+erofs)/", 1), Containerd::EROFS);
+                    erofs.insert("differ".into(), Containerd::EROFS.into());
+                    default.push(erofs);
+                }
+                default.into_iter().map(Value::Table).collect()
+            }
         };
         for Snapshotter { name, .. } in snapshotters {
             let is_it = |entry: &Value| entry.get("snapshotter").and_then(Value::as_str) == Some(name);
             if !entries.iter().any(is_it) {
-                entries.push(entry(name));
+                entries.push(self.unpack(&host, name).into());
             }
         }
         entries
+    }
+
+    /// An entry of that list. One whose snapshotter is missing takes CRI along, unless it is optional.
+    fn unpack(&self, platform: &str, snapshotter: &str) -> Table {
+        let mut entry = Table::new();
+        entry.insert("platform".into(), platform.into());
+        entry.insert("snapshotter".into(), snapshotter.into());
+        if self.version >= OPTIONAL {
+            entry.insert("optional".into(), true.into());
+        }
+        entry
     }
 
     /// The last of the files before ours that says something at `path`; all of them where ours is not read yet.

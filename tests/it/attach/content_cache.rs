@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use toml::Table;
 
 use crate::harness::served::{Served, cache};
-use crate::harness::{exits, isolated, larder, succeed};
+use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const SIZE: u64 = 64 << 20;
 const DROP_IN: &str = "/etc/containerd/conf.d/99-larder.toml";
@@ -103,7 +103,7 @@ fn drop_in() -> Table {
 
 #[test]
 fn each_layer_leads_to_an_attached_volume() {
-    isolated(&[], || {
+    isolated(&[Need::Erofs], || {
         let served = Served::new([image("one"), image("two")]).with(LayerFormat::Erofs);
         let (both, one) = (build(&served, "both", 2, &[]), build(&served, "one", 1, &[]));
         let layers = cache(&both).content.layers;
@@ -145,7 +145,7 @@ fn each_layer_leads_to_an_attached_volume() {
 
 #[test]
 fn volumes_for_different_snapshotters_keep_working() {
-    isolated(&[], || {
+    isolated(&[Need::Erofs], || {
         let served = Served::new([image("one")]).with(LayerFormat::Erofs);
         let (first, second) = (build(&served, "first", 1, &[]), build(&served, "second", 1, &[]));
         let machine = Machine::new();
@@ -171,7 +171,7 @@ fn volumes_for_different_snapshotters_keep_working() {
 
 #[test]
 fn settings_name_what_the_node_can_do() {
-    isolated(&[], || {
+    isolated(&[Need::Erofs], || {
         let served = Served::new([image("one")]).with(LayerFormat::Erofs);
         let volume = build(&served, "v", 1, &["--verity"]);
         let diff_id = cache(&volume).content.layers[0].diff_id.clone();
@@ -195,7 +195,7 @@ fn settings_name_what_the_node_can_do() {
 
 #[test]
 fn images_that_differ_by_diff_id_are_named() {
-    isolated(&[], || {
+    isolated(&[Need::Erofs], || {
         let lower = LayerBuilder::new().mode(0o700).dir("etc").gzip();
         let upper = LayerBuilder::new().file("etc/name", "one\n").gzip();
         let depends = Image::builder(Format::Oci).layers([lower.into(), upper.into()]).build();
@@ -210,7 +210,7 @@ fn images_that_differ_by_diff_id_are_named() {
 
 #[test]
 fn what_cannot_work_is_refused_before_anything_is_changed() {
-    isolated(&[], || {
+    isolated(&[Need::Erofs], || {
         let served = Served::new([image("one")]).with(LayerFormat::Erofs);
         let volume = build(&served, "v", 1, &[]);
         let machine = Machine::new();
@@ -218,5 +218,10 @@ fn what_cannot_work_is_refused_before_anything_is_changed() {
         assert!(said.contains("--preload needs `larder snapshotter`") && machine.is_untouched(), "{said}");
         let said = exits(69, machine.attach(&volume, "a", "larder").arg("--preload"));
         assert!(said.contains("/no/such/socket") && machine.is_untouched(), "{said}");
+        let known = machine.at("filesystems");
+        fs::write(&known, "nodev\tproc\n\text4\n").unwrap();
+        mount(Some(&known), "/proc/filesystems", None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        let said = exits(64, &mut machine.attach(&volume, "a", "erofs"));
+        assert!(said.contains("modprobe erofs") && machine.is_untouched(), "{said}");
     });
 }

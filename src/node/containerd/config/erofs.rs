@@ -23,7 +23,7 @@ pub fn settings(from_tar: bool) -> String {
     let lacking = if from_tar {
         ""
     } else {
-        "This node has no mkfs.erofs with --tar (erofs-utils 1.7 and newer): layers that no volume has are unpacked as directories \
+        "No mkfs.erofs with --tar (erofs-utils 1.7 and newer) was found: layers that no volume has are unpacked as directories \
          first. With it, add differ = \"erofs\" to unpack_config.\n"
     };
     format!(
@@ -36,6 +36,7 @@ containerd's own EROFS snapshotter takes layers of attached volumes by diff ID, 
     [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]
       platform = \"{platform}\"
       snapshotter = \"erofs\"{differ}
+      optional = true                   # CRI goes on without what is missing
 {lacking}enable_fsverity and set_immutable of the snapshotter must be off.",
         platform = Platform::host(),
     )

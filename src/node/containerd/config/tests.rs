@@ -70,6 +70,7 @@ fn without_a_configuration() {
     let unpack = new["plugins"][TRANSFER]["unpack_config"].as_array().unwrap();
     let names: Vec<_> = unpack.iter().map(|entry| entry["snapshotter"].as_str().unwrap()).collect();
     assert_eq!(names, ["overlayfs", "larder"]);
+    assert!(unpack.iter().all(|entry| entry.get("optional").is_none()), "{unpack:?}");
     assert_eq!(unpack[1]["platform"].as_str(), Some(Platform::host().to_string().as_str()));
     assert_eq!(
         new["proxy_plugins"]["larder"]["exports"]["root"].as_str(),
@@ -133,7 +134,9 @@ fn volumes_for_several_snapshotters_are_in_one_file() {
     assert_eq!(text["plugins"][CRI_IMAGES]["snapshotter"].as_str(), Some("larder"));
     let unpack = text["plugins"][TRANSFER]["unpack_config"].as_array().unwrap();
     let names: Vec<_> = unpack.iter().map(|entry| entry["snapshotter"].as_str().unwrap()).collect();
-    assert_eq!(names, ["overlayfs", "larder", "other"]);
+    assert_eq!(names, ["overlayfs", "erofs", "larder", "other"]);
+    assert!(unpack.iter().all(|entry| entry["optional"].as_bool() == Some(true)), "{unpack:?}");
+    assert!(unpack[1]["platform"].as_str().unwrap().starts_with("linux(+erofs)/"), "{unpack:?}");
     assert_eq!(text["plugins"][EROFS][CACHES].as_array().unwrap().len(), 1);
     assert_eq!(text["proxy_plugins"].as_table().unwrap().len(), 2);
 }
