@@ -65,9 +65,9 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
         notes.push(format!("removed, and pulled again when they are needed: {}", listed(&images)));
     }
     for file in told::all(host, &others)?.files {
-        if file.text.is_none() && file.differs()? && file.path == host.path(config::PATH) {
+        if file.path == host.path(config::PATH) && file.differs()? {
             notes.push(
-                "containerd has its configuration of before again when it is restarted: systemctl restart containerd"
+                "containerd is configured for the volume until it is restarted: systemctl restart containerd"
                     .to_owned(),
             );
         }

@@ -8,8 +8,8 @@ use crate::model::platform::Platform;
 /// What `mkfs.erofs --help` has if it makes images of tars, as containerd asks (its package erofsutils): 1.7 and newer.
 const FROM_TAR: &str = "--tar=";
 
-/// Whether the `mkfs.erofs` at `program` makes images of tars. containerd loads its EROFS differ only then, and no CRI at all if a
-/// differ that is configured is not loaded.
+/// Whether the `mkfs.erofs` at `program` makes images of tars. containerd loads its EROFS differ only then, and no CRI at all where a
+/// differ that is configured, and is not optional, is missing.
 pub fn makes_images_of_tars(program: &Path) -> bool {
     let help = Command::new(program).arg("--help").output();
     help.is_ok_and(|help| {
