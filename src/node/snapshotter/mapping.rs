@@ -69,8 +69,10 @@ fn host_of_root(text: &str) -> Option<u32> {
 }
 
 impl Snapshotter {
-    /// Mounts what snapshot `id` stands on in a directory of its own.
+    /// Mounts what snapshot `id` stands on in a directory of its own. What was mounted there can be of a volume that went; an overlay
+    /// that stands on it holds it.
     pub(super) fn gather(&self, id: i64, lower: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        self.scatter(id)?;
         let directory = self.gathered(id);
         let make = || {
             let all = Dir::open(&self.root)?.ensure_dir(DIRECTORY.as_bytes(), 0o700)?;
@@ -79,9 +81,7 @@ impl Snapshotter {
             for (number, path) in lower.iter().enumerate() {
                 let name = number.to_string();
                 let place = own.ensure_dir(name.as_bytes(), 0o700)?;
-                if !mount::is_mount_point(&place)? {
-                    mount::Mount::clone_of(path)?.attach(&place)?;
-                }
+                mount::Mount::clone_of(path)?.attach(&place)?;
                 places.push(directory.join(name));
             }
             Ok(places)

@@ -157,6 +157,36 @@ fn nothing_is_copied_for_a_user_namespace() {
 }
 
 #[test]
+fn what_starts_after_an_upgrade_stands_on_the_newer_volume() {
+    isolated(&NEEDS, || {
+        let served = Served::new([image()]);
+        let (older, newer) = (served.beside("older"), served.beside("newer"));
+        for volume in [&older, &newer] {
+            succeed(&mut served.build(volume, SIZE));
+        }
+        let snapshotter = Snapshotter::start();
+        let (client, before) = (&snapshotter.client, snapshotter.attach(&older, "v"));
+        let base = ChainId::base(&served.images[0].layers[0].diff_id);
+        let name = client.take(&base.to_string(), "").expect("the volume has it");
+        let stands_on = |mounts: &[Mount]| {
+            let mut options = mounts[0].options.iter();
+            let layer = options.find_map(|option| option.strip_prefix("lowerdir=")).unwrap();
+            fs::metadata(Path::new(layer).join("owned")).unwrap().ino()
+        };
+        let of = |volume: &Path| {
+            fs::metadata(volume.join("overlay").join(base.hex()).join("diff/owned")).unwrap().ino()
+        };
+        let mounts = client.prepare("container", &name, &[UIDS, GIDS]).unwrap();
+        assert_eq!(stands_on(&mounts), of(&older));
+        let after = snapshotter.attach(&newer, "w");
+        snapshotter.detach(&before);
+        assert_eq!(stands_on(&client.mounts("container").unwrap()), of(&newer));
+        client.remove("container").unwrap();
+        snapshotter.detach(&after);
+    });
+}
+
+#[test]
 fn a_mapping_that_is_none_is_refused() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
