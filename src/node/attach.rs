@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! attach   plan: volume ─► opened where nobody sees it ─► cache.json, checks, limits     nothing is changed yet
-//!          ─► record ─► mounted at AT ─► image store ─► drop-ins of runtimes ─► unit ─► images in containerd
-//! detach   asked who uses it ─► images in containerd ─► drop-ins ─► record marked ─► image store ─► unmounted ─► unit ─► record gone
+//!          ─► record ─► mounted at AT ─► image store ─► content cache ─► drop-ins of runtimes ─► unit ─► images in containerd
+//! detach   asked who uses it, and which images need it ─► images in containerd ─► drop-ins ─► record marked ─► content cache
+//!          ─► image store ─► unmounted ─► unit ─► record gone
 //! ```
 //!
 //! The record (caches::attachments) is what others go by: the daemon does not remove a volume that has one, and the
@@ -14,6 +15,8 @@
 //! Configuration of others is never edited. What is written are whole files of ours ([`node::file`](crate::node::file)), which
 //! name all attached volumes and go with the last.
 
+mod at_rest;
+mod containerd;
 mod dependents;
 mod detach;
 mod display;
@@ -21,6 +24,8 @@ mod error;
 mod found;
 mod place;
 mod prove;
+mod ready;
+mod stores;
 mod told;
 mod unit;
 
@@ -28,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 
+pub use dependents::{Consent, Dependent};
 pub use detach::{Detached, detach, unmount};
 pub use error::Error;
 
@@ -40,8 +46,8 @@ use crate::model::trust::Trust;
 use crate::node::containerd::Report;
 use crate::node::file::File;
 use crate::node::podman::skeleton;
-use crate::node::{limits, view};
-use crate::sys::{Dir, selinux};
+use crate::node::{content_cache, limits, view};
+use crate::sys::{Dir, dm_verity, selinux};
 use crate::volume::disk::{self, Entered};
 use crate::volume::lease::Lease;
 use crate::volume::proofs::Proofs;
@@ -65,12 +71,19 @@ pub struct Host {
     pub socket: PathBuf,
     /// Where its snapshotter keeps what.
     pub snapshots: PathBuf,
+    /// From where containerd's own EROFS snapshotter takes layers.
+    pub content_cache: PathBuf,
 }
 
 impl Host {
     /// Where a path of the node is for this process.
     fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Makes the content cache what the records say.
+    fn link_layers(&self) -> Result<(), Error> {
+        Ok(content_cache::update(&self.content_cache, &self.records, dm_verity::is_supported(&self.root))?)
     }
 }
 
@@ -177,11 +190,7 @@ impl Plan {
         record.runtimes.sort_unstable();
         record.runtimes.dedup();
         if record.runtimes.contains(&Runtime::Containerd) {
-            if order.containerd.snapshotter == told::EROFS
-                && manifest.content.layer_format == LayerFormat::Overlay
-            {
-                return Err(Error::Directories(volume));
-            }
+            ready::check(order, &volume, &manifest.content)?;
             record.containerd = Some(order.containerd.clone());
             // What containerd knows already it keeps knowing.
             record.preloaded = order.preload || before.is_some_and(|before| before.preloaded);
@@ -207,6 +216,9 @@ impl Plan {
         attached.push(record.clone());
         let told = told::all(host, &attached)?;
         let mut notes = told.advice;
+        if content_cache::has(&record) {
+            notes.extend(ready::notes(host, &manifest.content));
+        }
         if stores && !record.direct {
             notes.push(NO_USER_NAMESPACES.to_owned());
         }
@@ -280,6 +292,7 @@ impl Plan {
             skeleton::make(store)?;
             view::make(at, &self.manifest.content, store)?;
         }
+        self.host.link_layers()?;
         for file in &self.files {
             file.write()?;
         }
@@ -302,6 +315,7 @@ impl Plan {
         let told = self.untell();
         detach::take_down(&self.record, false)?;
         self.host.records.forget(&self.record.at)?;
+        self.host.link_layers()?;
         told
     }
 

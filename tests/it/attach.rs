@@ -1,5 +1,6 @@
 //! `larder attach` and `larder detach`.
 
+mod content_cache;
 mod dependents;
 mod disks;
 mod mounts;

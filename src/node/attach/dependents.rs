@@ -1,93 +1,71 @@
-//! What the node's own image store has on the layers of a volume that is detached.
+//! Images of runtimes that cannot start without a volume.
+//!
+//! Each runtime finds its own; a detach lists all of them in one refusal, or removes them where the caller consents.
 
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::fmt;
 
-use super::error::{Error, io};
-use super::{Host, found};
-use crate::caches::attachments::Attachment;
+use crate::model::escape::escape;
 use crate::model::runtime::Runtime;
-use crate::node::podman::dependents::{Dependents, find};
-use crate::node::podman::graph_roots::graph_roots;
-use crate::node::podman::remove::{self, By};
-use crate::node::view;
-use crate::volume::seal;
 
-/// What the caller has agreed to remove.
-#[derive(Debug)]
-pub(super) struct Agreed {
-    needed: Dependents,
-    podman: PathBuf,
+/// Images that a message names.
+const NAMED: usize = 5;
+
+/// What the caller of a detach consents to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Consent {
+    /// A containerd that cannot be asked is taken for one that is not there any more.
+    pub force: bool,
+    /// Images that cannot start without the volume are removed from their runtimes, which pull them when they need them.
+    pub remove_images: bool,
 }
 
-/// Refuses to detach `record` while images or containers of the node need layers that only its volume has, unless the caller has agreed
-/// to remove them. Changes nothing.
-///
-/// # Errors
-/// [`Error::Needed`] with their names; another [`Error`] if they cannot be read.
-pub(super) fn check(
-    record: &Attachment,
-    others: &[Attachment],
-    host: &Host,
-    remove_images: bool,
-) -> Result<Option<Agreed>, Error> {
-    let needed = needed(record, others, host)?;
-    if needed.is_empty() {
-        return Ok(None);
-    }
-    let by = needed.to_string();
-    let refused = |remedy| Err(Error::Needed { at: record.at.clone(), by, remedy });
-    match found::program(host, "podman") {
-        Some(podman) if host.root == Path::new("/") && remove_images => Ok(Some(Agreed { needed, podman })),
-        Some(_) if host.root == Path::new("/") => {
-            refused("give --remove-images to remove them, too".to_owned())
+/// An image that cannot start without the volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependent {
+    /// The runtime that has it.
+    pub runtime: Runtime,
+    /// Its name there.
+    pub image: String,
+    /// Where the runtime has it, as `namespace k8s.io`; empty where there is one place only.
+    pub place: String,
+}
+
+impl fmt::Display for Dependent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", escape(&self.image), self.runtime)?;
+        if !self.place.is_empty() {
+            write!(f, ", {}", escape(&self.place))?;
         }
-        podman => {
-            let by = if podman.is_some() { By::Podman } else { By::Crictl };
-            refused(format!("remove them on the node with `{}`, then detach again", commands(&needed, by)))
-        }
+        f.write_str(")")
     }
 }
 
-impl Agreed {
-    /// Removes the images and containers.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        Ok(remove::remove(&self.needed, &self.podman)?)
+/// The images as a message lists them.
+pub(super) fn listed(images: &[Dependent]) -> String {
+    let mut text: Vec<String> = images.iter().take(NAMED).map(Dependent::to_string).collect();
+    if images.len() > NAMED {
+        text.push(format!("and {} more", images.len() - NAMED));
     }
+    text.join(", ")
 }
 
-/// What stands on layers that no other attached store has.
-fn needed(record: &Attachment, others: &[Attachment], host: &Host) -> Result<Dependents, Error> {
-    let mut needed = Dependents::default();
-    // Without its mount nobody could use the volume, and its layers are not known.
-    let Ok(sealed) = seal::read(&record.at) else { return Ok(needed) };
-    if !is_store(record) {
-        return Ok(needed);
-    }
-    let mut only: HashSet<String> = view::layer_ids(&sealed.content).collect();
-    for other in others.iter().filter(|other| is_store(other)) {
-        // Layers of the other form have other short names, which what stands on them has written down.
-        match seal::read(&other.at) {
-            Ok(other) if other.content.layer_format == sealed.content.layer_format => {
-                for id in view::layer_ids(&other.content) {
-                    only.remove(&id);
-                }
-            }
-            _ => {}
-        }
-    }
-    for graph_root in graph_roots(&host.root).map_err(io("reading configuration below", &host.root))? {
-        needed.extend(find(&host.path(&graph_root), &only)?);
-    }
-    Ok(needed)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn is_store(record: &Attachment) -> bool {
-    record.runtimes.iter().any(|runtime| matches!(runtime, Runtime::Podman | Runtime::Crio))
-}
-
-/// What the operator runs.
-fn commands(needed: &Dependents, by: By) -> String {
-    let commands: Vec<String> = remove::commands(needed, by).iter().map(|words| words.join(" ")).collect();
-    commands.join("; ")
+    #[test]
+    fn a_long_list_is_cut() {
+        let image = |number: usize| Dependent {
+            runtime: Runtime::Containerd,
+            image: format!("app-{number}"),
+            place: "namespace k8s.io".into(),
+        };
+        assert_eq!(listed(&[image(0)]), "app-0 (containerd, namespace k8s.io)");
+        let all: Vec<Dependent> = (0..7).map(image).collect();
+        assert!(
+            listed(&all).ends_with("app-4 (containerd, namespace k8s.io), and 2 more"),
+            "{}",
+            listed(&all)
+        );
+    }
 }
