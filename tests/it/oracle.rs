@@ -1,5 +1,5 @@
 //! Whether a container sees what it should: Larder's layers, mounted, against an independent reference applier, and
-//! the reference against podman and containerd. What runtimes disagree on is in docs/runtimes.md.
+//! the reference against podman and containerd. What runtimes disagree on is in docs/reference/runtimes.md.
 
 use std::cell::Cell;
 use std::fs;

@@ -20,7 +20,7 @@ use crate::harness::{exits, isolated, run_within};
 const REGISTRY: Need = Need::Program("docker-registry");
 const NEEDS: &[Need] = &[REGISTRY, Need::Program("podman"), Need::Erofs];
 
-/// What podman makes in its own way: times of directories, and the root (docs/runtimes.md).
+/// What podman makes in its own way: times of directories, and the root (docs/reference/runtimes.md).
 const PODMAN: Tolerance<'_> = Tolerance { directory_times: true, directories: &[String::new()] };
 
 /// What podman makes of an image.
