@@ -33,8 +33,8 @@ fn by_podman(reference: &str) -> Tree {
 /// Files whose data and holes lie in every way that GNU tar packs differently.
 fn sparse_files(dir: &Path) {
     const MIB: u64 = 1 << 20;
-    let all: [(&str, u64, &[(u64, usize)]); 7] = [
-        ("all-hole", 4 * MIB, &[]),
+    for (name, size, data) in [
+        ("all-hole", 4 * MIB, &[][..]),
         ("ends-in-a-hole", 4 * MIB, &[(0, 5000)]),
         ("begins-with-a-hole", 4 * MIB, &[(4 * MIB - 4096, 4096)]),
         ("between", 4 * MIB, &[(MIB, 8192)]),
@@ -45,8 +45,7 @@ fn sparse_files(dir: &Path) {
             &[(0, 4096), (MIB, 4096), (2 * MIB, 4096), (3 * MIB, 4096), (3 * MIB + 65536, 4096)],
         ),
         ("far", 64 * MIB, &[(64 * MIB - 1, 1)]),
-    ];
-    for (name, size, data) in all {
+    ] {
         let file = File::create(dir.join(name)).unwrap();
         file.set_len(size).unwrap();
         for (offset, length) in data {
