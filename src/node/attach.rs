@@ -14,11 +14,11 @@
 //! Configuration of others is never edited. What is written are whole files of ours ([`node::file`](crate::node::file)), which
 //! name all attached volumes and go with the last.
 
-mod dependents;
 mod detach;
 mod display;
 mod error;
 mod found;
+mod own_store;
 mod place;
 mod prove;
 mod told;

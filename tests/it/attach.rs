@@ -1,8 +1,8 @@
 //! `larder attach` and `larder detach`.
 
-mod dependents;
 mod disks;
 mod mounts;
+mod own_store;
 mod podman;
 mod policies;
 mod trusted;

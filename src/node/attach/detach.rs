@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use super::error::{Error, io as failed};
-use super::{Host, dependents, found, place, told, unit};
+use super::{Host, found, own_store, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::chain::ChainId;
 use crate::model::escape::escape;
@@ -54,7 +54,7 @@ pub fn detach(wanted: &Path, host: &Host, force: bool, remove_images: bool) -> R
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
-    let agreed = dependents::check(record, &others, host, remove_images)?;
+    let agreed = own_store::check(record, &others, host, remove_images)?;
     if record.containerd.is_none() {
         refuse_if_stood_on(record, &others, host)?;
     }

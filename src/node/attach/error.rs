@@ -131,7 +131,7 @@ pub enum Error {
     },
     /// Images or containers of the node stand on its layers.
     #[error("{by}: they need layers that only {} has; {remedy}", at.display())]
-    Needed {
+    OwnStore {
         /// Where it is mounted.
         at: PathBuf,
         /// Their names.
@@ -182,7 +182,7 @@ impl Error {
             Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } => Class::Conflict,
             Error::OtherCache { .. } => Class::Corrupt,
             Error::NotAttached { .. } => Class::NotFound,
-            Error::Busy { .. } | Error::Going(_) | Error::Needed { .. } | Error::Remove(_) => Class::Busy,
+            Error::Busy { .. } | Error::Going(_) | Error::OwnStore { .. } | Error::Remove(_) => Class::Busy,
             Error::Dependents(podman::dependents::Error { source, .. }) => {
                 crate::layer::error::io_class(source)
             }
