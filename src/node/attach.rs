@@ -22,10 +22,10 @@ mod detach;
 mod display;
 mod error;
 mod found;
+mod own_store;
 mod place;
 mod prove;
 mod ready;
-mod stores;
 mod told;
 mod unit;
 

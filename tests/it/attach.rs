@@ -1,9 +1,9 @@
 //! `larder attach` and `larder detach`.
 
 mod content_cache;
-mod dependents;
 mod disks;
 mod mounts;
+mod own_store;
 mod podman;
 mod policies;
 mod trusted;

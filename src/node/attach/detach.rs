@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::containerd::Held;
 use super::dependents::{Consent, listed};
 use super::error::{Error, io as failed};
-use super::{Host, found, place, stores, told, unit};
+use super::{Host, found, own_store, place, told, unit};
 use crate::caches::attachments::Attachment;
 use crate::model::escape::escape;
 use crate::model::runtime::Runtime;
@@ -52,7 +52,7 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
-    let agreed = stores::check(record, &others, host, consent.remove_images)?;
+    let agreed = own_store::check(record, &others, host, consent.remove_images)?;
     if record.containerd.is_none() {
         refuse_if_stood_on(record, &others, host)?;
     }

@@ -167,7 +167,7 @@ pub enum Error {
     },
     /// Images or containers of the node stand on its layers.
     #[error("{by}: they need layers that only {} has; {remedy}", at.display())]
-    NeededByStore {
+    OwnStore {
         /// Where it is mounted.
         at: PathBuf,
         /// Their names.
@@ -226,7 +226,7 @@ impl Error {
             Error::Busy { .. }
             | Error::Going(_)
             | Error::Needed { .. }
-            | Error::NeededByStore { .. }
+            | Error::OwnStore { .. }
             | Error::Remove(_) => Class::Busy,
             Error::Dependents(podman::dependents::Error { source, .. }) => {
                 crate::layer::error::io_class(source)

@@ -24,7 +24,7 @@ pub(super) struct Agreed {
 /// to remove them. Changes nothing.
 ///
 /// # Errors
-/// [`Error::NeededByStore`] with their names; another [`Error`] if they cannot be read.
+/// [`Error::OwnStore`] with their names; another [`Error`] if they cannot be read.
 pub(super) fn check(
     record: &Attachment,
     others: &[Attachment],
@@ -36,7 +36,7 @@ pub(super) fn check(
         return Ok(None);
     }
     let by = needed.to_string();
-    let refused = |remedy| Err(Error::NeededByStore { at: record.at.clone(), by, remedy });
+    let refused = |remedy| Err(Error::OwnStore { at: record.at.clone(), by, remedy });
     match found::program(host, "podman") {
         Some(podman) if host.root == Path::new("/") && remove_images => Ok(Some(Agreed { needed, podman })),
         Some(_) if host.root == Path::new("/") => {
