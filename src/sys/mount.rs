@@ -172,7 +172,7 @@ impl Mount {
 
 /// Whether the kernel has the file system `name`, which it loads now where it is a module.
 pub fn has_file_system(name: &str) -> io::Result<bool> {
-    let is_listed = || {
+    let is_listed = || -> io::Result<bool> {
         let list = fs::read_to_string("/proc/filesystems")?;
         Ok(list.lines().any(|line| line.split_whitespace().next_back() == Some(name)))
     };
