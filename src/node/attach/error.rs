@@ -82,7 +82,7 @@ pub enum Error {
     PreloadErofs,
     /// containerd's own snapshotter does not start.
     #[error(
-        "this kernel has not loaded EROFS, which --snapshotter erofs needs: run `modprobe erofs`, and list it in /etc/modules-load.d"
+        "this kernel has no EROFS, which --snapshotter erofs needs: load its module (modprobe erofs), or attach a volume of directories"
     )]
     NoErofs,
     /// containerd runs with an older configuration.

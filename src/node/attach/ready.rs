@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::error::Error;
+use super::error::{Error, io as failed};
 use super::{Host, Order};
 use crate::model::chain::ChainId;
 use crate::model::escape::escape;
 use crate::model::job::LayerFormat;
 use crate::model::runtime::Containerd;
 use crate::model::seal::Content;
-use crate::sys::dm_verity;
+use crate::sys::{dm_verity, mount};
 
 /// Images that a note names.
 const NAMED: usize = 5;
@@ -24,9 +24,10 @@ pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(
         if content.layer_format == LayerFormat::Overlay {
             return Err(Error::Directories(volume.to_owned()));
         }
-        // containerd asks the same when it starts, and has no CRI without a snapshotter that it is told to use.
-        let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-        if !known.lines().any(|line| line.trim() == "erofs") {
+        // containerd looks whether it is loaded, and has no CRI without a snapshotter that it is told to use.
+        if !mount::has_file_system("erofs")
+            .map_err(failed("looking for EROFS in", Path::new("/proc/filesystems")))?
+        {
             return Err(Error::NoErofs);
         }
     }
