@@ -1,6 +1,7 @@
 //! Volumes whose layers are EROFS images: what is on them, that no bit of it can change unseen, and what building them takes.
 
 mod daemon;
+mod earlier;
 mod mounts;
 mod unprivileged;
 mod verity;

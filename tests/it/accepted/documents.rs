@@ -8,6 +8,7 @@ use larder::testing::registry::Registry as Fake;
 use serde_json::json;
 
 use super::*;
+use crate::harness::containerd::Containerd;
 use crate::harness::podman::Podman;
 use crate::harness::registry::Registry;
 use crate::harness::{Need, exits, isolated};
@@ -40,8 +41,8 @@ fn entry(image: &Image, more: Value) -> Value {
 }
 
 #[test]
-fn podman_pulls_them_and_runs_them_from_a_volume() {
-    isolated(&["docker-registry", "busybox", "podman"].map(Need::Program), || {
+fn podman_and_containerd_pull_them_and_podman_runs_them_from_a_volume() {
+    isolated(&["docker-registry", "busybox", "podman", "containerd", "ctr"].map(Need::Program), || {
         let registry = Registry::open();
         let (plain, other) = (busybox("plain"), busybox("other"));
         let artifact =
@@ -68,6 +69,7 @@ fn podman_pulls_them_and_runs_them_from_a_volume() {
         for tag in ["artifact", "absent", "empty", "promised", "odd-entry", "artifact-entry"] {
             let reference = registry.reference(&format!("odd:{tag}"));
             Podman::new().pull(&reference);
+            Containerd::start().pull_and_mount(&reference);
             let dir = tempfile::tempdir().unwrap();
             let volume = dir.path().join("volume");
             build(&volume, "overlay", &reference);

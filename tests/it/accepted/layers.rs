@@ -11,6 +11,7 @@ use larder::testing::layer::{LayerBuilder, SparseForm};
 
 use super::*;
 use crate::harness::Need;
+use crate::harness::containerd::Containerd;
 use crate::harness::filesystem::{FileSystem, Kind};
 use crate::harness::podman::Podman;
 use crate::harness::registry::Registry;
@@ -18,7 +19,8 @@ use crate::harness::tree::{Tolerance, differences};
 use crate::harness::{exits, isolated, run_within};
 
 const REGISTRY: Need = Need::Program("docker-registry");
-const NEEDS: &[Need] = &[REGISTRY, Need::Program("podman"), Need::Erofs];
+const NEEDS: &[Need] =
+    &[REGISTRY, Need::Program("podman"), Need::Program("containerd"), Need::Program("ctr"), Need::Erofs];
 
 /// What podman makes in its own way: times of directories, and the root (docs/reference/runtimes.md).
 const PODMAN: Tolerance<'_> = Tolerance { directory_times: true, directories: &[String::new()] };
@@ -28,6 +30,12 @@ fn by_podman(reference: &str) -> Tree {
     let podman = Podman::new();
     podman.pull(reference);
     scan(&podman.mount(reference))
+}
+
+/// What containerd makes of an image.
+fn by_containerd(reference: &str) -> Tree {
+    let containerd = Containerd::start();
+    scan(&containerd.pull_and_mount(reference))
 }
 
 /// Files whose data and holes lie in every way that GNU tar packs differently.
@@ -173,11 +181,12 @@ fn notes_of_an_overlay_mount_of_a_user() {
         let image = Image::builder(Format::Oci).layers([base.gzip(), top.gzip()].map(Layer::from)).build();
         let registry = Registry::open();
         let reference = registry.push(&image, "rootless", "1");
-        // Without root they are orders, and with it podman keeps them as data.
-        let mut want = by_podman(&reference);
-        for entry in want.values_mut() {
+        // Without root they are orders, and with it podman and containerd keep them as data.
+        let [mut want, mut other] = [by_podman(&reference), by_containerd(&reference)];
+        for entry in want.values_mut().chain(other.values_mut()) {
             entry.xattrs.retain(|name, _| !name.starts_with("user.overlay."));
         }
+        assert_eq!(differences(&want, &other, PODMAN), Vec::<String>::new());
         assert!(want.contains_key("d/below") && want["d"].xattrs.contains_key("user.note"));
         let dir = tempfile::tempdir().unwrap();
         for form in FORMS {
@@ -207,6 +216,7 @@ fn whiteouts_of_names_of_full_length() {
         let registry = Registry::open();
         let reference = registry.push(&image, "long", "1");
         let want = by_podman(&reference);
+        assert_eq!(differences(&want, &by_containerd(&reference), PODMAN), Vec::<String>::new());
         assert_eq!(want.keys().map(String::as_str).collect::<Vec<_>>(), ["", "stays"]);
         let dir = tempfile::tempdir().unwrap();
         for form in FORMS {
