@@ -47,7 +47,7 @@ impl<'a> Held<'a> {
                 Err(Error::Containerd(error)) if is_silent(&error) => {
                     let does_not_run = matches!(error, containerd::Error::Unreachable { .. });
                     let does_without = record.containerd.is_none() || consent.force;
-                    if !does_without && !(does_not_run && at_rest::proves(record, host)?) {
+                    if !(does_without || does_not_run && at_rest::proves(record, host)?) {
                         return Err(Error::Unasked { at: record.at.clone(), reason: error.to_string() });
                     }
                 }
