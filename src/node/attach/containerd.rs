@@ -1,6 +1,7 @@
 //! What a detach asks of containerd, and does there: nothing that stays in it needs a layer of the volume afterwards.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 
 use super::dependents::{Consent, Dependent};
 use super::error::Error;
@@ -19,8 +20,13 @@ use crate::volume::seal;
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     record: &'a Attachment,
-    /// None where nothing is to be done there.
-    containerd: Option<Containerd>,
+    asked: Vec<Asked>,
+}
+
+/// The same of one snapshotter.
+#[derive(Debug)]
+struct Asked {
+    containerd: Containerd,
     /// None where nobody can say.
     going: Option<Going>,
     needing: Vec<Needing>,
@@ -34,69 +40,80 @@ impl<'a> Held<'a> {
         host: &Host,
         consent: Consent,
     ) -> Result<Self, Error> {
-        let nothing = Held { record, containerd: None, going: None, needing: Vec::new() };
-        let Some(containerd) = whom(record, host) else { return Ok(nothing) };
-        match Held::ask(record, others, &containerd) {
-            Ok((going, needing)) => Ok(Held { record, containerd: Some(containerd), going, needing }),
-            Err(Error::Containerd(error @ containerd::Error::Unreachable { .. })) => {
-                if record.containerd.is_none() || consent.force || at_rest::proves(record, host)? {
-                    return Ok(nothing);
+        let mut asked = Vec::new();
+        for containerd in whom(record, host) {
+            match ask(containerd, record, others) {
+                Ok(answer) => asked.push(answer),
+                Err(Error::Containerd(error)) if is_silent(&error) => {
+                    let does_not_run = matches!(error, containerd::Error::Unreachable { .. });
+                    let does_without = record.containerd.is_none() || consent.force;
+                    if !(does_without || does_not_run && at_rest::proves(record, host)?) {
+                        return Err(Error::Unasked { at: record.at.clone(), reason: error.to_string() });
+                    }
                 }
-                Err(Error::Unasked { at: record.at.clone(), reason: error.to_string() })
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
         }
-    }
-
-    fn ask(
-        record: &Attachment,
-        others: &[Attachment],
-        containerd: &Containerd,
-    ) -> Result<(Option<Going>, Vec<Needing>), Error> {
-        let content = seal::read(&record.at).ok().map(|sealed| sealed.content);
-        // Nobody stands on what is not mounted.
-        if let Some(content) = &content {
-            refuse_if_used(containerd, content, others)?;
-        }
-        let Some(going) = going(containerd, record, content.as_ref(), others) else {
-            containerd.block_on(Containerd::version)?;
-            return Ok((None, Vec::new()));
-        };
-        let cache = record.cache.as_ref();
-        let needing = containerd.block_on(async |containerd| containerd.images_on(&going, cache).await)?;
-        Ok((Some(going), needing))
+        Ok(Held { record, asked })
     }
 
     /// The images that need the volume.
     pub(super) fn images(&self) -> Vec<Dependent> {
-        named(&self.needing)
+        self.asked.iter().flat_map(|asked| named(&asked.needing)).collect()
     }
 
     /// Removes the images that need the volume, and what was made known of it.
     pub(super) fn let_go(&self) -> Result<(), Error> {
-        let Some(containerd) = &self.containerd else { return Ok(()) };
-        let work = async |containerd: &Containerd| {
-            containerd.remove_images(&self.needing).await?;
-            if let Some(cache) = &self.record.cache {
-                containerd.forget(cache).await?;
-            }
-            match &self.going {
-                Some(going) => containerd.sweep(going).await,
-                None => Ok(()),
-            }
-        };
-        Ok(containerd.block_on(work)?)
+        for Asked { containerd, going, needing } in &self.asked {
+            let work = async |containerd: &Containerd| {
+                containerd.remove_images(needing).await?;
+                if let Some(cache) = &self.record.cache {
+                    containerd.forget(cache).await?;
+                }
+                match going {
+                    Some(going) => containerd.sweep(going).await,
+                    None => Ok(()),
+                }
+            };
+            containerd.block_on(work)?;
+        }
+        Ok(())
     }
 }
 
-/// The containerd to ask. One that was not told of the volume can still have its layers: the snapshotter offers those of every
-/// volume.
-fn whom(record: &Attachment, host: &Host) -> Option<Containerd> {
-    record.containerd.clone().or_else(|| {
-        let default = Containerd::default();
-        let address = host.path(Containerd::ADDRESS);
-        address.exists().then_some(Containerd { address, ..default })
-    })
+/// Whether containerd, or a snapshotter behind it, does not answer.
+fn is_silent(error: &containerd::Error) -> bool {
+    matches!(error, containerd::Error::Unreachable { .. } | containerd::Error::SnapshotterDown { .. })
+}
+
+/// Whom to ask: containerd of each of its snapshotters that can have layers of the volume. One that was not told of the volume can,
+/// because our snapshotter offers those of every volume.
+fn whom(record: &Attachment, host: &Host) -> Vec<Containerd> {
+    let ours = |address: PathBuf| Containerd { address, ..Containerd::default() };
+    match &record.containerd {
+        Some(told) if told.snapshotter == Containerd::EROFS => vec![told.clone(), ours(told.address.clone())],
+        Some(told) => vec![told.clone()],
+        None => Some(host.path(Containerd::ADDRESS))
+            .filter(|address| address.exists())
+            .map(ours)
+            .into_iter()
+            .collect(),
+    }
+}
+
+fn ask(containerd: Containerd, record: &Attachment, others: &[Attachment]) -> Result<Asked, Error> {
+    let content = seal::read(&record.at).ok().map(|sealed| sealed.content);
+    // Nobody stands on what is not mounted.
+    if let Some(content) = &content {
+        refuse_if_used(&containerd, content, others)?;
+    }
+    let Some(going) = going(&containerd, record, content.as_ref(), others) else {
+        containerd.block_on(Containerd::version)?;
+        return Ok(Asked { containerd, going: None, needing: Vec::new() });
+    };
+    let cache = record.cache.as_ref();
+    let needing = containerd.block_on(async |containerd| containerd.images_on(&going, cache).await)?;
+    Ok(Asked { containerd, going: Some(going), needing })
 }
 
 /// Refuses while containers stand on what would be gone.
@@ -133,8 +150,8 @@ fn going(
     let has_it = |other: &Attachment| {
         other.containerd.as_ref().is_some_and(|other| other.snapshotter == containerd.snapshotter)
     };
-    // A containerd that was told by its operator keeps the snapshotter.
-    if record.containerd.is_some() && !others.iter().any(has_it) {
+    // A snapshotter that the operator configured stays.
+    if record.containerd.as_ref() == Some(containerd) && !others.iter().any(has_it) {
         return Some(Going::All);
     }
     let there: Vec<Content> = contents(others.iter()).collect();

@@ -5,7 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
+use larder::caches::attachments::Attachments;
 use larder::model::job::LayerFormat;
+use larder::model::runtime::Containerd;
 use larder::testing::image::{Format, Image};
 use larder::testing::layer::LayerBuilder;
 
@@ -167,6 +169,29 @@ fn a_containerd_that_was_not_told_is_asked() {
         assert!(node.images().is_empty(), "{:?}", node.images());
         node.pull(&references[1]);
         assert_eq!(pod_prints(&node, "after", &references[1], "/file-0"), ["cached 0"]);
+    });
+}
+
+/// The snapshotter offers the layers of volumes that were attached for containerd's own, too. Debian's has none of that name, so
+/// the record is written here.
+#[test]
+fn a_volume_for_another_snapshotter_is_asked_for_as_well() {
+    isolated(&NEEDS, || {
+        let served = Served::new([pause(), image("cached", 1)]).with(LayerFormat::Erofs);
+        let references = served.references();
+        let volume = build(&served, "v", &[]);
+        let (node, place) = (Node::start_with_sandbox(&references[0]), Place::new());
+        let at = node.snapshotter.attach(&volume, "v");
+        let records = Attachments::new(node.snapshotter.state().join("attached"));
+        let mut record = records.list().unwrap().remove(0);
+        let (address, snapshotter) = (node.containerd.socket(), Containerd::EROFS.to_owned());
+        record.containerd = Some(Containerd { address, snapshotter, ..Containerd::default() });
+        records.note(&record).unwrap();
+        node.pull(&references[1]);
+        let said = exits(75, &mut place.detach(&node, &at));
+        assert!(said.contains(references[1].as_str()), "{said}");
+        succeed(place.detach(&node, &at).arg("--remove-images"));
+        assert!(node.images().is_empty(), "{:?}", node.images());
     });
 }
 
