@@ -1,0 +1,104 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
+# One cell of the table: a node of its own, a registry, and a function that fails where the feature does.
+
+run_cell() {
+    local runtime=$1 feature=$2
+    result=$3
+    # shellcheck source-path=SCRIPTDIR source=text.sh
+    source "$parts/text.sh"
+    # shellcheck source-path=SCRIPTDIR source=runtimes.sh
+    source "$parts/runtimes.sh"
+    # shellcheck source-path=SCRIPTDIR source=volumes.sh
+    source "$parts/volumes.sh"
+    # shellcheck source-path=SCRIPTDIR source=node.sh
+    source "$parts/node.sh"
+    # shellcheck source-path=SCRIPTDIR source=cri.sh
+    source "$parts/cri.sh"
+    # shellcheck source=/dev/null
+    source "$parts/$(file_of "$runtime").sh"
+    enter_node "$runtime"
+    start_registry "$result/registry" true
+    set -E
+    trap 'failed "$LINENO" "$BASH_COMMAND"' ERR
+    "feature_$feature"
+    # A feature that has not said what it fetched fetched nothing but what the registry says.
+    [[ -f $result/bytes ]] || fetched >"$result/bytes"
+}
+
+failed() {
+    local code=$?
+    [[ -s $result/why ]] || echo "\`${2//$'\n'/ }\` exits with $code" >"$result/why"
+    echo "line $1: $2: $code"
+    tail -n 20 "$result"/*.out 2>/dev/null || true
+}
+
+# Ends a cell that fails, with the reason.
+fails() {
+    trap - ERR
+    echo "$*" >"$result/why"
+    echo "$*"
+    exit 1
+}
+
+# Ends a cell that this runtime or machine cannot run, with the reason.
+not_run() {
+    trap - ERR
+    echo "$*" >"$result/why"
+    exit 77
+}
+
+expect() {
+    [[ $2 == "$3" ]] || fails "$1: \`$2\`, expected \`$3\`"
+}
+
+# Something that a reader of the table should know of a cell that works.
+note() { echo "$*" >>"$result/notes"; }
+
+# Runs a command and keeps its output in "$output" and its exit code in "$code".
+output='' code=0
+try() {
+    code=0
+    output=$("$@" 2>&1) || code=$?
+    printf '$ %s\n%s\n=> %s\n' "$*" "$output" "$code"
+}
+
+# Runs a command that must succeed, and notes how long it took.
+timed() {
+    local what=$1 start
+    shift
+    start=$(date +%s%N)
+    try "$@"
+    note "$what: $((($(date +%s%N) - start) / 1000000)) ms"
+    ((code == 0)) || fails "$what exits with $code: $(why)"
+}
+
+# The first line of the last output that names a fault, else its last line.
+why() {
+    local line
+    line=$(grep --ignore-case --max-count 1 --extended-regexp 'error|cannot|refus|failed' <<<"$output" || tail -n 1 <<<"$output")
+    echo "${line:0:300}"
+}
+
+# Compressed bytes of layers that the registry has served.
+fetched() {
+    awk 'FILENAME == ARGV[1] { layer[$1]; next }
+        $6 == "\"GET" && ($9 == 200 || $9 == 206) && split($7, path, "/blobs/") == 2 && path[2] in layer { sum += $10 }
+        END { print sum + 0 }' "$memory/layers" "$result/registry"
+}
+
+# Checks that so many bytes of layers were fetched since the cell began.
+expect_fetched() { expect "bytes of layers fetched" "$(fetched)" "$1"; }
+
+# The compressed size of the layer on top of an image.
+top_layer() {
+    skopeo inspect --raw --tls-verify=false "docker://$address/$1" | jq '.layers[-1].size'
+}
+
+# Waits until a command succeeds, 30 s at most.
+until_ok() {
+    local end=$((SECONDS + 30))
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < end)) || { "$@" || fails "not after 30 s: $*"; }
+        sleep 0.1
+    done
+}

@@ -1,0 +1,285 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
+# containerd with `larder snapshotter`: the features of its column. Kubelets are played by crictl.
+
+socket=/run/containerd/containerd.sock
+# Set by what starts it.
+containerd=''
+
+# Writes containerd's configuration as an operator would; Larder's file is imported.
+configure() {
+    local version
+    version=$(containerd --version | grep --only-matching --max-count 1 --extended-regexp 'v?[0-9]+\.[0-9]+\.[0-9]+')
+    mkdir -p /etc/containerd/conf.d
+    # disable_cgroup: see the mount of cgroup 2. The image of sandboxes is in the caches.
+    if [[ ${version#v} == 1.* ]]; then
+        cat >/etc/containerd/config.toml <<TOML
+version = 2
+imports = ["/etc/containerd/conf.d/*.toml"]
+[plugins."io.containerd.grpc.v1.cri"]
+  disable_cgroup = true
+  restrict_oom_score_adj = true
+  sandbox_image = "$address/pause:1"
+TOML
+    else
+        cat >/etc/containerd/config.toml <<TOML
+version = 3
+imports = ["/etc/containerd/conf.d/*.toml"]
+[plugins."io.containerd.cri.v1.runtime"]
+  disable_cgroup = true
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "$address/pause:1"
+TOML
+    fi
+    cri_at "$socket"
+}
+
+start_containerd() {
+    [[ -f /etc/containerd/config.toml ]] || configure
+    command containerd >>"$result/containerd.out" 2>&1 &
+    containerd=$!
+    until_ok crictl images
+}
+
+restart_containerd() {
+    kill "$containerd"
+    wait "$containerd" 2>/dev/null || true
+    start_containerd
+}
+
+ctr() { command ctr --namespace k8s.io "$@"; }
+
+# A node with a volume: attached, and containerd restarted as attach advises.
+node_with() {
+    start_containerd
+    attached "/volumes/$1" --runtime containerd "${@:2}"
+    start_snapshotter
+    restart_containerd
+}
+
+from_volume() {
+    node_with "$1"
+    pull app:1
+    checks app:1
+    expect_fetched 0
+}
+
+feature_run_from_a_directory() { from_volume a-directory; }
+feature_run_from_a_disk() { from_volume a-disk; }
+feature_run_from_EROFS_images() { from_volume a-erofs; }
+feature_run_from_EROFS_images_with_verity() { from_volume a-verity; }
+
+feature_hard_link_to_a_lower_layer_and_118_layers() {
+    node_with a-directory
+    pull link:1
+    runs link:1 /bin/sh /check
+    expect "link:1" "$printed" "2"$'\n'"below"
+    pull deep:1
+    runs deep:1 /bin/sh -c "ls /deep | wc -l"
+    expect "deep:1" "$printed" 117
+    expect_fetched 0
+}
+
+# Makes the images known without a pull. The first attach of a node comes before containerd has read Larder's file.
+preload() {
+    start_containerd
+    start_snapshotter
+    attach "/volumes/$1" --runtime containerd --preload
+    if ((code != 0)); then
+        note "the first attach --preload exits with $code, until containerd is restarted"
+        restart_containerd
+        attached "/volumes/$1" --runtime containerd --preload
+    fi
+}
+
+feature_run_with_no_registry() {
+    stop_registry
+    preload a-directory
+    checks app:1
+}
+
+feature_first_attach_with_preload() {
+    start_containerd
+    start_snapshotter
+    attached /volumes/a-directory --runtime containerd --preload
+    note "$(tail -n 1 <<<"$output")"
+}
+
+feature_newer_tag_that_shares_layers() {
+    node_with a-directory
+    pull app:2
+    checks app:2
+    expect_fetched "$(top_layer app:2)"
+}
+
+feature_detach_while_in_use() {
+    node_with a-directory
+    pull app:1
+    start app:1
+    detach /volumes/a-directory
+    expect "exit code of detach" "$code" 75
+    expect_exec ok /bin/sh /check
+    stop_pod "$pod"
+}
+
+# No image that CRI lists may fail to start, and new pods must start.
+everything_listed_starts() {
+    local image command
+    for image in $(crictl images --output json | jq --raw-output '.images[].repoTags[]' | sort -u); do
+        case $image in
+            */app:*) command=(/bin/sh /check) ;;
+            *) command=(/bin/true) ;;
+        esac
+        runs "${image#*/}" "${command[@]}"
+    done
+    pull app:1
+    checks app:1
+}
+
+# Detaches a volume that nothing runs from. Images that depend on it can be a reason to refuse; then the operator agrees.
+detach_with_consent() {
+    detach "$@"
+    if ((code != 0)) && [[ $output == *"${consent:=--remove-images}"* ]]; then
+        note "detach names what depends on the volume, and removes it with $consent"
+        detach "$@" "$consent"
+    fi
+    ((code == 0)) || fails "detach exits with $code: $(why)"
+}
+
+feature_detach_with_nothing_running() {
+    node_with a-directory
+    pull app:1
+    checks app:1
+    detach_with_consent /volumes/a-directory
+    restart_containerd
+    everything_listed_starts
+}
+
+feature_detach_while_the_runtime_is_stopped() {
+    node_with a-directory
+    kill "$containerd"
+    wait "$containerd" 2>/dev/null || true
+    rm -rf /run/containerd
+    detached /volumes/a-directory
+    [[ ! -e $icv ]] || fails "$icv is still there"
+}
+
+# A pod runs from the old cache all the time.
+upgrade() {
+    local old=$1 new=$2
+    node_with "$old"
+    pull app:1
+    start app:1
+    timed "attach the new cache" larder attach "/volumes/$new" --runtime containerd
+    pull app:2
+    checks app:2
+    detach "/volumes/$old"
+    if ((code == 75)); then
+        note "detach of the old cache waits for its pod"
+        expect_exec ok /bin/sh /check
+        stop_pod "$pod"
+    fi
+    timed "detach the old cache" larder detach "/volumes/$old"
+    checks app:1
+    checks app:2
+    restart_containerd
+    checks app:1
+    expect_fetched 0
+}
+
+feature_upgrade_of_directories() { upgrade a-directory b-directory; }
+feature_upgrade_of_EROFS_images() { upgrade a-erofs b-erofs; }
+
+feature_snapshotter_killed_and_restarted() {
+    node_with a-directory
+    pull app:1
+    start app:1
+    kill_snapshotter
+    expect_exec ok /bin/sh /check
+    start_snapshotter
+    until_ok larder_answers
+    checks app:1
+    expect_fetched 0
+}
+
+larder_answers() { ctr snapshots --snapshotter larder ls; }
+
+feature_runtime_restarted() {
+    node_with a-directory
+    pull app:1
+    start app:1
+    restart_containerd
+    expect_exec ok /bin/sh /check
+    checks app:1
+    expect_fetched 0
+}
+
+# As after a boot, if the socket of the snapshotter is there and nobody accepts yet, or is not there at all.
+feature_runtime_started_before_the_snapshotter() {
+    node_with a-directory
+    pull app:1
+    kill_snapshotter
+    kill "$containerd"
+    wait "$containerd" 2>/dev/null || true
+    rm -f /run/larder-snapshotter/snapshotter.sock
+    command containerd >>"$result/containerd.out" 2>&1 &
+    containerd=$!
+    sleep 2
+    start_snapshotter
+    until_ok crictl images
+    sleep 2
+    checks app:1
+    expect_fetched 0
+}
+
+feature_reboot_with_no_registry() {
+    preload a-disk
+    checks app:1
+    power_cut
+    boot_units
+    start_snapshotter
+    start_containerd
+    checks app:1
+}
+
+feature_image_removal_and_garbage_collection() {
+    node_with a-directory
+    pull app:1
+    checks app:1
+    try crictl rmi "$address/app:1"
+    expect "exit code of rmi" "$code" 0
+    try ctr content prune references
+    try larder verify /volumes/a-directory
+    expect "exit code of verify" "$code" 0
+    pull app:1
+    checks app:1
+    expect_fetched 0
+}
+
+# What a container in a user namespace copies of an image of 60 MiB.
+feature_user_namespace() {
+    local before after
+    command ctr run --help | grep --quiet uidmap || not_run "its ctr has no --uidmap"
+    node_with a-directory
+    pull big:1
+    before=$(du --summarize --block-size 1 /var/lib/larder/snapshotter | cut -f 1)
+    try ctr run --rm --snapshotter larder --uidmap 0:100000:65536 --gidmap 0:100000:65536 "$remap" \
+        "$address/big:1" mapped /bin/sh -c 'ls /big | wc -l; stat -c %u:%g /big'
+    ((code == 0)) || fails "ctr run exits with $code: $(why)"
+    expect "files and owner in the container" "$output" "60"$'\n'"0:0"
+    after=$(du --summarize --block-size 1 /var/lib/larder/snapshotter | cut -f 1)
+    note "$(bytes $((after - before))) copied"
+    ((after - before < 1 << 20)) || fails "$(bytes $((after - before))) copied"
+}
+
+feature_volumes_of_two_snapshotters() {
+    node_with a-directory
+    attach /volumes/a-erofs --runtime containerd --snapshotter erofs
+    if ((code != 0)); then
+        note "the second one is refused: $(why)"
+    fi
+    restart_containerd
+    pull app:1
+    checks app:1
+    expect_fetched 0
+}

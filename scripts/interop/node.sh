@@ -1,0 +1,96 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
+# A node: a copy-on-write copy of this machine with the programs of one runtime, and what Larder starts on it.
+
+icv=/icv
+
+enter_node() {
+    local node=$memory/node root=$memory/node/root name
+    mkdir -p "$node"/{root,upper,work}
+    mount -t overlay larder-interop "$root" \
+        -o "lowerdir=$memory/programs/$1:/,upperdir=$node/upper,workdir=$node/work"
+    mount -t proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    mount -t sysfs sysfs "$root/sys"
+    mount -t tmpfs -o mode=0755 tmpfs "$root/run"
+    mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+    # The one thing of the machine that stays what it is: results and volumes.
+    mkdir -p "$root$memory" "$root$disk"
+    mount --bind "$memory" "$root$memory"
+    mount --bind "$disk" "$root$disk"
+    # Runtimes and the snapshotter need a file system that takes upper directories.
+    for name in containerd containers crio larder; do
+        mkdir -p "$disk/node/$name" "$root/var/lib/$name"
+        mount --bind "$disk/node/$name" "$root/var/lib/$name"
+    done
+    # Of the cgroup namespace that the cell is in. On a machine whose controllers are in cgroup 1 it has none; the runtimes are
+    # configured to do without.
+    mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+    cd "$root" || return
+    mkdir -p .old
+    pivot_root . .old
+    cd /
+    umount --lazy /.old
+    rmdir /.old
+    rm -rf /etc/{containerd,crio,larder,cni} /etc/containers/storage.conf{,.d} /etc/systemd/system/larder* /icv*
+    rm -rf /usr/share/containers/storage.conf /opt/containerd
+    mkdir -p /volumes /run/lock
+    mount --bind "$disk/volumes" /volumes
+    mkdir -p /etc/containers/registries.conf.d
+    printf '[[registry]]\nlocation = "%s"\ninsecure = true\n' "$address" >/etc/containers/registries.conf.d/interop.conf
+    unset XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS NOTIFY_SOCKET
+    export HOME=/root TMPDIR=/tmp
+}
+
+# larder as an operator calls it.
+larder() { /usr/bin/larder --log-level warn "$@"; }
+
+# What larder-snapshotter.service runs.
+start_snapshotter() {
+    mkdir -p /run/larder-snapshotter
+    /usr/bin/larder snapshotter >>"$result/snapshotter.out" 2>&1 &
+    snapshotter=$!
+    until_ok test -S /run/larder-snapshotter/snapshotter.sock
+}
+
+kill_snapshotter() {
+    kill -KILL "$snapshotter"
+    wait "$snapshotter" 2>/dev/null || true
+}
+
+attach() { try larder attach "$@"; }
+detach() { try larder detach "$@"; }
+
+attached() {
+    attach "$@"
+    ((code == 0)) || fails "attach exits with $code: $(why)"
+}
+
+detached() {
+    detach "$@"
+    ((code == 0)) || fails "detach exits with $code: $(why)"
+}
+
+# What a power cut leaves: no process, no mount, an empty /run. This is the first process of its namespace, and the only one
+# that stays.
+power_cut() {
+    local path
+    (($$ == 1)) || fails "this is not the first process of a namespace"
+    kill -KILL -1
+    sleep 0.5
+    # Mounts on mounts: from the last to the first.
+    awk '{ print $5 }' /proc/self/mountinfo | tac | while read -r path; do
+        case $path in
+            /icv* | /run/?* | /var/lib/*/?*) umount --lazy "$path" ;;
+        esac
+    done
+    find /run -mindepth 1 -delete
+}
+
+# Runs the units of attached volumes, as systemd does at a boot.
+boot_units() {
+    local unit
+    for unit in /etc/systemd/system/larder-attach-*.service; do
+        try bash -c "$(sed -n 's/^ExecStart=//p' "$unit")"
+        ((code == 0)) || fails "$(basename "$unit") exits with $code: $(why)"
+    done
+}

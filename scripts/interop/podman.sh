@@ -1,0 +1,215 @@
+# shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
+# podman, which reads volumes as additional image stores: the features of its column.
+
+# No network, and no cgroup: see the mount of cgroup 2.
+podman() { command podman --cgroup-manager cgroupfs --events-backend none "$@"; }
+container_of() {
+    local options=()
+    while [[ $1 == --* ]]; do options+=("$1") && shift; done
+    podman run --rm --pull never --network none --cgroups disabled --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 \
+        "${options[@]}" "$address/$1" "${@:2}"
+}
+
+checks() {
+    try container_of "${@:2}" "$1" /bin/sh /check
+    expect "tree of $1" "$output" ok
+}
+
+# Starts a container that stays. Sets "container".
+start() {
+    try container_of --detach "$1" /pause
+    ((code == 0)) || fails "a container of $1 does not start: $(why)"
+    container=$(tail -n 1 <<<"$output")
+}
+
+expect_exec() {
+    try podman exec "$container" /bin/sh /check
+    expect "in a running container" "$output" ok
+}
+
+stop() {
+    try podman stop --time 2 "$container"
+}
+
+node_with() { attached "/volumes/$1" --runtime podman "${@:2}"; }
+
+from_volume() {
+    node_with "$1"
+    checks app:1
+    expect_fetched 0
+}
+
+feature_run_from_a_directory() { from_volume a-directory; }
+feature_run_from_a_disk() { from_volume a-disk; }
+feature_run_from_EROFS_images() { from_volume a-erofs; }
+feature_run_from_EROFS_images_with_verity() { from_volume a-verity; }
+
+feature_run_with_no_registry() {
+    stop_registry
+    node_with a-directory
+    checks app:1
+}
+
+feature_hard_link_to_a_lower_layer_and_118_layers() {
+    node_with a-directory
+    try container_of link:1 /bin/sh /check
+    expect "link:1" "$output" "2"$'\n'"below"
+    try container_of deep:1 /bin/sh -c "ls /deep | wc -l"
+    expect "deep:1" "$output" 117
+}
+
+feature_newer_tag_that_shares_layers() {
+    node_with a-directory
+    try podman pull --quiet "$address/app:2"
+    checks app:2
+    expect_fetched "$(top_layer app:2)"
+}
+
+feature_detach_while_in_use() {
+    node_with a-directory
+    start app:1
+    detach /volumes/a-directory
+    expect "exit code of detach" "$code" 75
+    expect_exec
+    stop
+}
+
+# No image that podman lists may fail to start. Images of its own that share layers are named first.
+everything_listed_starts() {
+    local image
+    try podman images
+    ((code == 0)) || fails "podman images exits with $code: $(why)"
+    for image in $(podman images --format '{{.Repository}}:{{.Tag}}'); do
+        [[ $image != *none* ]] || continue
+        try container_of "${image#*/}" /bin/true
+        ((code == 0)) || fails "$image is listed and does not start: $(why)"
+    done
+}
+
+feature_detach_with_nothing_running() {
+    node_with a-directory
+    checks app:1
+    detached /volumes/a-directory
+    everything_listed_starts
+    [[ ! -e $icv ]] || fails "$icv is still there"
+}
+
+detach_with_dependent_images() {
+    detach /volumes/a-directory
+    if ((code != 0)); then
+        note "refused: $(why)"
+        [[ $output == *"$1"* ]] || fails "detach exits with $code, and does not name $1"
+        checks "$1"
+    else
+        try podman images --all
+        everything_listed_starts
+        [[ $(podman images) == *"${1%:*}"* ]] || fails "detach succeeds without a word, and $1 is gone"
+    fi
+}
+
+feature_detach_with_a_newer_tag_in_the_own_store() {
+    node_with a-directory
+    try podman pull --quiet "$address/app:2"
+    ((code == 0)) || fails "pulling app:2: $(why)"
+    detach_with_dependent_images app:2
+}
+
+build_on_app() {
+    mkdir -p /tmp/build
+    printf 'FROM %s/app:1\nCOPY own /own\n' "$address" >/tmp/build/Containerfile
+    echo own >/tmp/build/own
+    try podman build --quiet --pull=never --isolation chroot --tag "$address/built:1" /tmp/build
+    ((code == 0)) || fails "podman build: $(why)"
+}
+
+feature_build_on_a_cached_image() {
+    node_with a-directory
+    build_on_app
+    try container_of built:1 /bin/cat /own
+    expect "file of the built image" "$output" own
+    checks built:1
+    expect_fetched 0
+    note "$(bytes "$(du --summarize --block-size 1 /var/lib/containers/storage/overlay | cut -f 1)") in its own store"
+}
+
+feature_detach_with_an_image_built_on_a_cached_one() {
+    node_with a-directory
+    build_on_app
+    detach_with_dependent_images built:1
+}
+
+upgrade() {
+    node_with "$1"
+    start app:1
+    timed "attach the new cache" larder attach "/volumes/$2" --runtime podman
+    checks app:2
+    detach "/volumes/$1"
+    if ((code == 75)); then
+        note "detach of the old cache waits for its container"
+        expect_exec
+        stop
+        timed "detach the old cache" larder detach "/volumes/$1"
+    fi
+    checks app:1
+    checks app:2
+    expect_fetched 0
+}
+
+feature_upgrade_of_directories() { upgrade a-directory b-directory; }
+feature_upgrade_of_EROFS_images() { upgrade a-erofs b-erofs; }
+
+feature_reboot_with_no_registry() {
+    node_with a-disk
+    checks app:1
+    power_cut
+    boot_units
+    checks app:1
+}
+
+feature_image_removal_and_garbage_collection() {
+    node_with a-directory
+    checks app:1
+    try podman rmi "$address/app:1"
+    try podman system prune --force --all
+    try larder verify /volumes/a-directory
+    expect "exit code of verify" "$code" 0
+    checks app:1
+}
+
+feature_user_namespace() {
+    echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
+    node_with a-directory
+    checks app:1 --userns=auto
+    checks app:1
+}
+
+feature_user_namespace_from_EROFS_images() {
+    echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
+    node_with a-erofs
+    checks app:1 --userns=auto
+}
+
+# A user with podman's own defaults. What attach writes must not be in the way.
+feature_rootless_images() {
+    useradd --create-home --home-dir /run/user-home interop 2>/dev/null || not_run "useradd fails"
+    mkdir -p /run/user/interop
+    chown interop: /run/user/interop
+    node_with a-directory
+    # An old podman takes stores from its user's configuration only.
+    mkdir -p /run/user-home/.config/containers
+    printf '[storage]\ndriver = "overlay"\n[storage.options]\nadditionalimagestores = ["%s"]\n' "$icv" \
+        >/run/user-home/.config/containers/storage.conf
+    chown -R interop: /run/user-home
+    try setpriv --reuid interop --regid interop --init-groups env --ignore-environment PATH="$PATH" HOME=/run/user-home \
+        XDG_RUNTIME_DIR=/run/user/interop podman --cgroup-manager cgroupfs --events-backend none images
+    ((code == 0)) || fails "podman images exits with $code: $(why)"
+    [[ $output == *"$address/app"* ]] || fails "a user does not see app:1"
+}
+
+# CRI-O or buildah that reads storage.conf alone, beside a podman that may read drop-ins: podman of users still works.
+feature_rootless_images_on_a_node_with_older_programs() {
+    [[ ! -x /usr/bin/buildah ]] || not_run "this podman is the older program"
+    printf '#!/bin/sh\n# Stands for a program that reads storage.conf alone.\n' >/usr/bin/buildah
+    chmod 755 /usr/bin/buildah
+    feature_rootless_images
+}
