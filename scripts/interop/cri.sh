@@ -2,6 +2,11 @@
 # What a kubelet asks of a runtime, by crictl.
 
 number=0
+# Of pods: on the network of the node.
+namespaces='{"network": 2, "pid": 1, "ipc": 2}'
+# Of pods in a user namespace, which have a network of their own.
+ids='[{"host_id": 100000, "container_id": 0, "length": 65536}]'
+user_namespaces='{"network": 0, "pid": 1, "ipc": 0, "userns_options": {"mode": 0, "uids": '$ids', "gids": '$ids'}}'
 
 crictl() { command crictl --timeout 60s "$@"; }
 
@@ -14,10 +19,36 @@ pull() {
     ((code == 0)) || fails "pulling $1: $(why)"
 }
 
-# Starts a pod on the network of the node, and a container of an image with a command, by default /pause. Sets "pod" and
-# "container".
+# A network for pods that have their own; false without the plugins.
+pod_network() {
+    local plugins
+    for plugins in /opt/cni/bin /usr/lib/cni /usr/libexec/cni; do
+        [[ ! -x $plugins/ptp || ! -x $plugins/host-local ]] || break
+    done
+    [[ -x $plugins/ptp ]] || return 1
+    mkdir -p /etc/cni/net.d /opt/cni/bin
+    cp "$plugins"/{ptp,host-local,loopback} /opt/cni/bin/ 2>/dev/null || true
+    printf '{"cniVersion": "0.4.0", "name": "interop", "plugins": [{"type": "ptp",
+        "ipam": {"type": "host-local", "subnet": "10.88.0.0/24"}}]}\n' >/etc/cni/net.d/10-interop.conflist
+}
+
+# Runs an image of 60 MiB in a pod with a user namespace; $@ are the directories in which the runtime would put a copy.
+in_a_user_namespace() {
+    local before after
+    size() { du --summarize --total --block-size 1 "$@" | tail -n 1 | cut -f 1; }
+    before=$(size "$@")
+    namespaces=$user_namespaces
+    start big:1 /bin/sh -c 'ls /big | wc -l; stat -c %u:%g /big; cut -c 1-32 /proc/self/uid_map; sleep 60'
+    until_ok grep --quiet 100000 "/run/pods/$number/main.log"
+    expect "files and owner" "$(head -n 2 "/run/pods/$number/main.log" | cut -d ' ' -f 4- | paste --serial)" "60"$'\t'"0:0"
+    after=$(size "$@")
+    note "$(bytes $((after - before))) written"
+    ((after - before < 1 << 20)) || fails "$(bytes $((after - before))) written for one pod, a copy of the image"
+}
+
+# Starts a pod, and a container of an image with a command, by default /pause. Sets "pod" and "container".
 start() {
-    local image=$address/$1 dir namespaces='{"network": 2, "pid": 1, "ipc": 2}'
+    local image=$address/$1 dir
     shift
     (($#)) || set -- /pause
     number=$((number + 1))

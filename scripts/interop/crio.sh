@@ -7,9 +7,8 @@ crio=''
 configure() {
     local pinns
     pinns=$(command -v pinns || true)
-    mkdir -p /etc/crio/crio.conf.d /run/crio /etc/cni/net.d
-    # A loopback is all that a pod gets; those of the tests are on the network of the node.
-    printf '{"cniVersion": "0.4.0", "name": "interop", "plugins": [{"type": "loopback"}]}\n' >/etc/cni/net.d/10-interop.conflist
+    mkdir -p /etc/crio/crio.conf.d /run/crio
+    pod_network || true
     # crun without cgroups: see the mount of cgroup 2.
     printf '#!/bin/sh\nexec /usr/bin/crun --cgroup-manager=disabled "$@"\n' >/usr/local/bin/crun-without-cgroups
     chmod 755 /usr/local/bin/crun-without-cgroups
@@ -29,8 +28,6 @@ configure() {
   runtime_path = "/usr/local/bin/crun-without-cgroups"
   runtime_root = "/run/crun"
   monitor_path = "/usr/bin/conmon"
-[crio.network]
-  plugin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
 TOML
     cri_at "$socket"
 }
@@ -182,4 +179,11 @@ feature_image_removal_and_garbage_collection() {
     try larder verify /volumes/a-directory
     expect "exit code of verify" "$code" 0
     checks app:1
+}
+
+feature_user_namespace() {
+    pod_network || not_run "the CNI plugins ptp and host-local are not installed"
+    echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
+    node_with a-directory
+    in_a_user_namespace /var/lib/containers
 }

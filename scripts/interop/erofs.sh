@@ -31,9 +31,8 @@ own_from_volume() {
 feature_run_from_EROFS_images() { own_from_volume a-erofs; }
 feature_run_from_EROFS_images_with_verity() { own_from_volume a-verity; }
 
-feature_settings_where_mkfs_erofs_has_no_tar() {
-    printf '#!/bin/sh\necho "mkfs.erofs 1.5: unrecognized option" >&2\nexit 1\n' >/usr/bin/mkfs.erofs
-    chmod 755 /usr/bin/mkfs.erofs
+feature_run_where_mkfs_erofs_is_not_installed() {
+    rm -f /usr/{bin,sbin}/mkfs.erofs
     own_from_volume a-erofs
 }
 

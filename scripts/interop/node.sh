@@ -32,7 +32,7 @@ enter_node() {
     umount --lazy /.old
     rmdir /.old
     rm -rf /etc/{containerd,crio,larder,cni} /etc/containers/storage.conf{,.d} /etc/systemd/system/larder* /icv*
-    rm -rf /usr/share/containers/storage.conf /opt/containerd
+    rm -rf /usr/share/containers/storage.conf /opt/containerd /opt/cni
     mkdir -p /volumes /run/lock
     mount --bind "$disk/volumes" /volumes
     mkdir -p /etc/containers/registries.conf.d

@@ -13,7 +13,7 @@ cell_text() {
 }
 
 print_table() {
-    local runtime feature line failed=0 ran=() features
+    local runtime feature line rule text any ran=() features
     for runtime in "${runtimes[@]}"; do
         compgen -G "$memory/results/$runtime.*" >/dev/null || continue
         missing "$runtime" >/dev/null || ran+=("$runtime")
@@ -28,15 +28,17 @@ print_table() {
     printf '%s\n%s\n' "$line" "$rule"
     features=$(cells | cut -d / -f 2 | awk '!seen[$0]++')
     for feature in $features; do
-        line="| $(words "$feature") |"
+        line="| $(words "$feature") |" any=''
         for runtime in "${ran[@]}"; do
-            line+=" $(cell_text "$runtime" "$feature") |"
+            text=$(cell_text "$runtime" "$feature")
+            line+=" $text |" any+=$text
         done
-        [[ $line =~ [a-z].*[a-z0-9*]\ \|.*\| && ${line#*|*|} =~ [a-z] ]] && echo "$line"
+        [[ -z $any ]] || echo "$line"
     done
     list works "What was measured, and what differs" notes
     list fails "What fails" why
     list 'not run' "What was not run" why
+    grep --quiet --line-regexp --extended-regexp 'works|fails' "$memory"/results/*/outcome || return 77
     ! grep --quiet --line-regexp fails "$memory"/results/*/outcome
 }
 
@@ -47,9 +49,11 @@ list() {
         [[ $(<"$result/outcome") == "$1" && -s $result/$3 ]] || continue
         runtime=$(basename "$result")
         text=$(paste --serial --delimiters ';' "$result/$3" | sed 's/;/; /g')
-        # A runtime that is not there is one line, not one for each feature.
-        [[ $1 != 'not run' || $text != "$last" ]] || continue
-        last=$text
+        if missing "${runtime%%.*}" >/dev/null; then
+            # One line, not one for each feature.
+            [[ $last != "${runtime%%.*}" ]] || continue
+            last=${runtime%%.*} runtime=$last.everything
+        fi
         [[ -z $heading ]] || printf '\n%s:\n\n' "$heading"
         heading=''
         echo "- $(title "${runtime%%.*}"), $(words "${runtime#*.}"): $text"
