@@ -62,20 +62,25 @@ try() {
     printf '$ %s\n%s\n=> %s\n' "$*" "$output" "$code"
 }
 
-# Runs a command that must succeed, and notes how long it took.
+# The same, and notes how long it took if it succeeded.
 timed() {
-    local what=$1 start
+    local what=$1 began
     shift
-    start=$(date +%s%N)
+    began=$(date +%s%N)
     try "$@"
-    note "$what: $((($(date +%s%N) - start) / 1000000)) ms"
-    ((code == 0)) || fails "$what exits with $code: $(why)"
+    ((code != 0)) || note "$what: $((($(date +%s%N) - began) / 1000000)) ms"
 }
 
-# The first line of the last output that names a fault, else its last line.
+# Fails unless the last command succeeded.
+succeeded() {
+    ((code == 0)) || fails "$1 exits with $code: $(why)"
+}
+
+# The first line of the last output that names a fault, else its last line; of an error of gRPC the end.
 why() {
     local line
     line=$(grep --ignore-case --max-count 1 --extended-regexp 'error|cannot|refus|failed' <<<"$output" || tail -n 1 <<<"$output")
+    line=${line##*desc = }
     echo "${line:0:300}"
 }
 

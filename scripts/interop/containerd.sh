@@ -80,16 +80,10 @@ feature_hard_link_to_a_lower_layer_and_118_layers() {
     expect_fetched 0
 }
 
-# Makes the images known without a pull. The first attach of a node comes before containerd has read Larder's file.
+# Makes the images known without a pull.
 preload() {
-    start_containerd
-    start_snapshotter
-    attach "/volumes/$1" --runtime containerd --preload
-    if ((code != 0)); then
-        note "the first attach --preload exits with $code, until containerd is restarted"
-        restart_containerd
-        attached "/volumes/$1" --runtime containerd --preload
-    fi
+    node_with "$1"
+    attached "/volumes/$1" --runtime containerd --preload
 }
 
 feature_run_with_no_registry() {
@@ -98,11 +92,23 @@ feature_run_with_no_registry() {
     checks app:1
 }
 
+# The first attach of a node comes before containerd has read Larder's file.
 feature_first_attach_with_preload() {
     start_containerd
     start_snapshotter
-    attached /volumes/a-directory --runtime containerd --preload
-    note "$(tail -n 1 <<<"$output")"
+    attach /volumes/a-directory --runtime containerd --preload
+    if ((code != 0)); then
+        note "exits with $code: $(why)"
+        [[ ! -e $icv ]] || fails "exits with $code, and the volume is attached: $(why)"
+        [[ $output == *"restart containerd"* ]] || fails "the message does not say what to do: $(why)"
+        [[ -f /etc/containerd/conf.d/99-larder.toml ]] ||
+            fails "the message says \`restart containerd\`, and there is no file that it would read: $(why)"
+        restart_containerd
+        attached /volumes/a-directory --runtime containerd --preload
+    fi
+    stop_registry
+    restart_containerd
+    checks app:1
 }
 
 feature_newer_tag_that_shares_layers() {
@@ -118,7 +124,7 @@ feature_detach_while_in_use() {
     start app:1
     detach /volumes/a-directory
     expect "exit code of detach" "$code" 75
-    expect_exec ok /bin/sh /check
+    still_runs
     stop_pod "$pod"
 }
 
@@ -136,21 +142,12 @@ everything_listed_starts() {
     checks app:1
 }
 
-# Detaches a volume that nothing runs from. Images that depend on it can be a reason to refuse; then the operator agrees.
-detach_with_consent() {
-    detach "$@"
-    if ((code != 0)) && [[ $output == *"${consent:=--remove-images}"* ]]; then
-        note "detach names what depends on the volume, and removes it with $consent"
-        detach "$@" "$consent"
-    fi
-    ((code == 0)) || fails "detach exits with $code: $(why)"
-}
-
 feature_detach_with_nothing_running() {
     node_with a-directory
     pull app:1
     checks app:1
-    detach_with_consent /volumes/a-directory
+    try detach_with_consent /volumes/a-directory
+    succeeded detach
     restart_containerd
     everything_listed_starts
 }
@@ -164,22 +161,15 @@ feature_detach_while_the_runtime_is_stopped() {
     [[ ! -e $icv ]] || fails "$icv is still there"
 }
 
-# A pod runs from the old cache all the time.
+# A pod runs from the old cache all the time, if it can.
 upgrade() {
-    local old=$1 new=$2
-    node_with "$old"
+    node_with "$1"
     pull app:1
     start app:1
-    timed "attach the new cache" larder attach "/volumes/$new" --runtime containerd
+    attach_the_new_cache "$2" --runtime containerd
     pull app:2
     checks app:2
-    detach "/volumes/$old"
-    if ((code == 75)); then
-        note "detach of the old cache waits for its pod"
-        expect_exec ok /bin/sh /check
-        stop_pod "$pod"
-    fi
-    timed "detach the old cache" larder detach "/volumes/$old"
+    detach_the_old_cache "$1" stop_pod
     checks app:1
     checks app:2
     restart_containerd
@@ -195,7 +185,7 @@ feature_snapshotter_killed_and_restarted() {
     pull app:1
     start app:1
     kill_snapshotter
-    expect_exec ok /bin/sh /check
+    still_runs
     start_snapshotter
     until_ok larder_answers
     checks app:1
@@ -209,7 +199,7 @@ feature_runtime_restarted() {
     pull app:1
     start app:1
     restart_containerd
-    expect_exec ok /bin/sh /check
+    still_runs
     checks app:1
     expect_fetched 0
 }

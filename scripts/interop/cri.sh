@@ -10,13 +10,11 @@ user_namespaces='{"network": 0, "pid": 1, "ipc": 0, "userns_options": {"mode": 0
 
 crictl() { command crictl --timeout 60s "$@"; }
 
-cri_at() {
-    export CONTAINER_RUNTIME_ENDPOINT=unix://$1 IMAGE_SERVICE_ENDPOINT=unix://$1
-}
+cri_at() { printf 'runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\n' "$1" "$1" >/etc/crictl.yaml; }
 
 pull() {
     try crictl pull "$address/$1"
-    ((code == 0)) || fails "pulling $1: $(why)"
+    succeeded "pulling $1"
 }
 
 # A network for pods that have their own; false without the plugins.
@@ -61,13 +59,13 @@ start() {
         '{metadata: {name: "main"}, image: {image: $image}, command: $ARGS.positional, log_path: "main.log",
           linux: {security_context: {namespace_options: $namespaces}}}' --args -- "$@" >"$dir/container.json"
     try crictl runp "$dir/pod.json"
-    ((code == 0)) || fails "a pod does not start: $(why)"
+    succeeded "starting a pod"
     pod=$(tail -n 1 <<<"$output")
     try crictl create "$pod" "$dir/container.json" "$dir/pod.json"
-    ((code == 0)) || fails "a container of ${image#*/} is not created: $(why)"
+    succeeded "creating a container of ${image#*/}"
     container=$(tail -n 1 <<<"$output")
     try crictl start "$container"
-    ((code == 0)) || fails "a container of ${image#*/} does not start: $(why)"
+    succeeded "starting a container of ${image#*/}"
 }
 
 ended() { [[ $(crictl inspect --output go-template --template '{{.status.state}}' "$container") == CONTAINER_EXITED ]]; }
@@ -75,6 +73,8 @@ ended() { [[ $(crictl inspect --output go-template --template '{{.status.state}}
 # Runs a command in a container of an image to its end; sets "printed".
 printed=''
 runs() {
+    # Not those of a pod that stays.
+    local pod container
     start "$@"
     until_ok ended
     # "TIME stdout F TEXT"
@@ -89,12 +89,15 @@ expect_exec() {
     expect "in a running container" "$output" "$1"
 }
 
+# Ends a pod, by default the one that was started last.
 stop_pod() {
-    try crictl stopp "$1"
-    try crictl rmp --force "$1"
+    try crictl stopp "${1:-$pod}"
+    try crictl rmp --force "${1:-$pod}"
 }
 
 checks() {
     runs "$1" /bin/sh /check
     expect "tree of $1" "$printed" "${2:-ok}"
 }
+
+still_runs() { expect_exec ok /bin/sh /check; }

@@ -62,12 +62,43 @@ detach() { try larder detach "$@"; }
 
 attached() {
     attach "$@"
-    ((code == 0)) || fails "attach exits with $code: $(why)"
+    succeeded attach
 }
 
 detached() {
     detach "$@"
-    ((code == 0)) || fails "detach exits with $code: $(why)"
+    succeeded detach
+}
+
+# Detaches a volume that nothing runs from. Images that depend on it can be a reason to refuse; then the operator agrees.
+detach_with_consent() {
+    local consent=--remove-images
+    detach "$@"
+    if ((code != 0)) && [[ $output == *"$consent"* ]]; then
+        note "detach names what depends on the volume, and removes it with $consent"
+        detach "$@" "$consent"
+    fi
+    return "$code"
+}
+
+# Attaches a newer cache while a container runs from an older one. $1 is the newer one, the rest are options.
+attach_the_new_cache() {
+    timed "attach the new cache" larder attach "/volumes/$1" "${@:2}"
+    succeeded "attach of the new cache"
+}
+
+# Detaches the older cache: at once if the newer one has the layers of what runs, else when that has ended.
+detach_the_old_cache() {
+    local first
+    timed "detach the old cache under a running container" detach_with_consent "/volumes/$1"
+    first=$code
+    still_runs
+    if ((first != 0)); then
+        expect "exit code of detach under a running container" "$first" 75
+        "$2"
+        timed "detach the old cache, its container ended" detach_with_consent "/volumes/$1"
+        succeeded "detach of the old cache"
+    fi
 }
 
 # What a power cut leaves: no process, no mount, an empty /run. This is the first process of its namespace, and the only one
@@ -91,6 +122,6 @@ boot_units() {
     local unit
     for unit in /etc/systemd/system/larder-attach-*.service; do
         try bash -c "$(sed -n 's/^ExecStart=//p' "$unit")"
-        ((code == 0)) || fails "$(basename "$unit") exits with $code: $(why)"
+        succeeded "$(basename "$unit")"
     done
 }
