@@ -76,12 +76,15 @@ succeeded() {
     ((code == 0)) || fails "$1 exits with $code: $(why)"
 }
 
-# The first line of the last output that names a fault, else its last line; of an error of gRPC the end.
+# The first line of the last output that names a fault, else its last line; without the middle of a long one.
 why() {
     local line
     line=$(grep --ignore-case --max-count 1 --extended-regexp 'error|cannot|refus|failed' <<<"$output" || tail -n 1 <<<"$output")
     line=${line##*desc = }
-    echo "${line:0:300}"
+    if ((${#line} > 400)); then
+        line="${line:0:180} ... ${line: -200}"
+    fi
+    echo "$line"
 }
 
 # Compressed bytes of layers that the registry has served.

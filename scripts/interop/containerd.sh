@@ -5,28 +5,34 @@ socket=/run/containerd/containerd.sock
 # Set by what starts it.
 containerd=''
 
-# Writes containerd's configuration as an operator would; Larder's file is imported.
+# Writes containerd's configuration as an operator would; Larder's file is imported. The image of sandboxes is in the caches.
 configure() {
     local version
     version=$(containerd --version | grep --only-matching --max-count 1 --extended-regexp 'v?[0-9]+\.[0-9]+\.[0-9]+')
     mkdir -p /etc/containerd/conf.d
-    # disable_cgroup: see the mount of cgroup 2. The image of sandboxes is in the caches.
+    without_controllers runc
     if [[ ${version#v} == 1.* ]]; then
         cat >/etc/containerd/config.toml <<TOML
 version = 2
 imports = ["/etc/containerd/conf.d/*.toml"]
 [plugins."io.containerd.grpc.v1.cri"]
-  disable_cgroup = true
   restrict_oom_score_adj = true
   sandbox_image = "$address/pause:1"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+  BinaryName = "/usr/local/bin/runc-without-controllers"
 TOML
     else
         cat >/etc/containerd/config.toml <<TOML
 version = 3
 imports = ["/etc/containerd/conf.d/*.toml"]
 [plugins."io.containerd.cri.v1.runtime"]
-  disable_cgroup = true
   restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+  BinaryName = "/usr/local/bin/runc-without-controllers"
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "$address/pause:1"
 TOML

@@ -9,7 +9,7 @@ configure() {
     pinns=$(command -v pinns || true)
     mkdir -p /etc/crio/crio.conf.d /run/crio
     pod_network || true
-    # crun without cgroups: see the mount of cgroup 2.
+    # crun without cgroups: the cgroup of a cell has no controllers.
     printf '#!/bin/sh\nexec /usr/bin/crun --cgroup-manager=disabled "$@"\n' >/usr/local/bin/crun-without-cgroups
     chmod 755 /usr/local/bin/crun-without-cgroups
     cat >/etc/crio/crio.conf <<TOML

@@ -22,8 +22,7 @@ enter_node() {
         mkdir -p "$disk/node/$name" "$root/var/lib/$name"
         mount --bind "$disk/node/$name" "$root/var/lib/$name"
     done
-    # Of the cgroup namespace that the cell is in. On a machine whose controllers are in cgroup 1 it has none; the runtimes are
-    # configured to do without.
+    # That of the cell, which has no controllers: see without_controllers.
     mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
     cd "$root" || return
     mkdir -p .old
@@ -39,6 +38,25 @@ enter_node() {
     printf '[[registry]]\nlocation = "%s"\ninsecure = true\n' "$address" >/etc/containers/registries.conf.d/interop.conf
     unset XDG_RUNTIME_DIR DBUS_SESSION_BUS_ADDRESS NOTIFY_SOCKET
     export HOME=/root TMPDIR=/tmp
+}
+
+# Writes /usr/local/bin/NAME-without-controllers, which runs NAME on a bundle without limits. The cgroup of a cell has processes,
+# so its children can have no controllers; on a machine with cgroup 1 there are none.
+without_controllers() {
+    cat >"/usr/local/bin/$1-without-controllers" <<SH
+#!/bin/bash
+for ((i = 1; i < \$#; i++)); do
+    next=\$((i + 1))
+    case \${!i} in
+        --bundle | -b) config=\${!next}/config.json ;;
+    esac
+done
+if [[ -f \${config:-} ]]; then
+    jq 'del(.linux.resources)' "\$config" >"\$config.new" && mv "\$config.new" "\$config"
+fi
+exec $1 "\$@"
+SH
+    chmod 755 "/usr/local/bin/$1-without-controllers"
 }
 
 # larder as an operator calls it.

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # Variables of the other parts.
 # podman, which reads volumes as additional image stores: the features of its column.
 
-# No network, and no cgroup: see the mount of cgroup 2.
+# No network, and no cgroup: the cgroup of a cell has no controllers.
 podman() { command podman --cgroup-manager cgroupfs --events-backend none "$@"; }
 container_of() {
     local options=()

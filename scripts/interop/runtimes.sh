@@ -70,15 +70,20 @@ cells() {
 
 # The layer of a node that has the programs of a column, and hides every other runtime.
 make_programs() {
-    local bin=$memory/programs/$1/usr/bin name source
+    local bin=$memory/programs/$1/usr/bin sbin=$memory/programs/$1/usr/sbin name source
     [[ ! -d $bin ]] || return 0
-    mkdir -p "$bin" "${bin%/bin}/sbin"
+    mkdir -p "$bin" "$sbin"
+    # A character device 0:0 is a whiteout of overlayfs.
+    hide() { rm -f "$1" && mknod "$1" c 0 0; }
+    put() {
+        hide "$sbin/$2"
+        rm -f "$bin/$2"
+        cp "$1" "$bin/$2"
+    }
     for name in containerd podman buildah crio docker; do
-        for source in "$bin" "${bin%/bin}/sbin"; do
-            mknod "$source/$name" c 0 0
-        done
+        hide "$bin/$name"
+        hide "$sbin/$name"
     done
-    put() { rm -f "$bin/$2" && cp "$1" "$bin/$2"; }
     local program
     program=$(program "$1")
     [[ -x $program ]] || return 0
