@@ -131,7 +131,7 @@ while read -r cell; do
     esac
     echo "interop: $cell: $(<"$result/outcome")" >&2
     [[ -z $keep ]] || { mkdir -p "$keep" && cp "$result/log" "$keep/$runtime.$feature.log"; }
-    rm -rf "${disk:?}/node"
+    rm -rf "${disk:?}/node" "${memory:?}/node"
     remove_cgroups -mindepth 1
 done < <(cells)
 print_table

@@ -106,7 +106,11 @@ top_layer() {
 until_ok() {
     local end=$((SECONDS + 30))
     until "$@" >/dev/null 2>&1; do
-        ((SECONDS < end)) || { "$@" || fails "not after 30 s: $*"; }
+        if ((SECONDS >= end)); then
+            try "$@"
+            ((code == 0)) || fails "\`$*\` fails for 30 s: $(why)"
+            return
+        fi
         sleep 0.1
     done
 }

@@ -6,9 +6,8 @@ source "$parts/containerd.sh"
 
 # Attaches a volume, and writes the settings that attach prints for the operator, as they are.
 own_node_with() {
-    configure
     start_containerd
-    attached "/volumes/$1" --runtime containerd --snapshotter erofs "${@:2}"
+    attached_or_refused "/volumes/$1" --runtime containerd --snapshotter erofs "${@:2}"
     settings
     restart_containerd
 }
@@ -49,12 +48,8 @@ feature_tree_of_merged_layers() {
 
 feature_run_with_no_registry() {
     stop_registry
-    configure
     start_containerd
-    attach /volumes/a-erofs --runtime containerd --snapshotter erofs --preload
-    if ((code != 0)) && ! compgen -G '/icv*' >/dev/null && [[ ! -e /etc/containerd/conf.d/99-larder.toml ]]; then
-        not_run "attach --preload --snapshotter erofs is refused, and changes nothing: $(why)"
-    fi
+    attached_or_refused /volumes/a-erofs --runtime containerd --snapshotter erofs --preload
     settings
     restart_containerd
     attached /volumes/a-erofs --runtime containerd --snapshotter erofs --preload

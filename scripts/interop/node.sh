@@ -62,10 +62,15 @@ SH
 # larder as an operator calls it.
 larder() { /usr/bin/larder --log-level warn "$@"; }
 
-# What larder-snapshotter.service runs.
+# What larder-snapshotter.service runs; by its socket unit, where Larder has one: systemd then owns the socket.
 start_snapshotter() {
+    local start=(/usr/bin/larder snapshotter)
     mkdir -p /run/larder-snapshotter
-    /usr/bin/larder snapshotter >>"$result/snapshotter.out" 2>&1 &
+    if [[ -f $here/../systemd/larder-snapshotter.socket ]]; then
+        rm -f /run/larder-snapshotter/snapshotter.sock
+        start=(systemd-socket-activate --listen=/run/larder-snapshotter/snapshotter.sock "${start[@]}")
+    fi
+    "${start[@]}" >>"$result/snapshotter.out" 2>&1 &
     snapshotter=$!
     until_ok test -S /run/larder-snapshotter/snapshotter.sock
 }
@@ -80,6 +85,14 @@ detach() { try larder detach "$@"; }
 
 attached() {
     attach "$@"
+    succeeded attach
+}
+
+# The same where Larder may refuse the combination, if it does before it changes anything.
+attached_or_refused() {
+    attach "$@"
+    ((code == 0)) || compgen -G '/icv*' >/dev/null || compgen -G '/etc/containerd/conf.d/*larder*' >/dev/null ||
+        not_run "attach refuses it, and changes nothing: $(why)"
     succeeded attach
 }
 
