@@ -29,6 +29,7 @@ are run as well:
   LARDER_TEST_RUNC        runc for the runtimes above; default: the one on PATH
   LARDER_TEST_CRUN        crun for the runtimes above; default: the one on PATH
   LARDER_TEST_CONMON      conmon for the runtimes above; default: the one on PATH
+  LARDER_TEST_NETAVARK    netavark for the podman above, which does not start without one; default: the one installed
   LARDER_TEST_MKFS_EROFS  mkfs.erofs for the containerd above; default: the one on PATH
 
 Exit codes: 0 if every cell that ran works, 1 if one fails, 77 if nothing can be run.

@@ -95,6 +95,8 @@ make_programs() {
         [[ $1 != podman-path ]] || ! command -v buildah >/dev/null || put "$(command -v buildah)" buildah
         return
     fi
+    # For a node with programs of different age.
+    [[ $1 != podman-named ]] || ! command -v buildah >/dev/null || cp "$(command -v buildah)" "$memory/buildah"
     for name in ctr containerd-shim-runc-v2 pinns; do
         [[ ! -x ${program%/*}/$name ]] || put "${program%/*}/$name" "$name"
     done
@@ -103,4 +105,9 @@ make_programs() {
         name=$(tr '[:upper:]_' '[:lower:].' <<<"$name")
         [[ -z ${!source:-} ]] || put "${!source}" "$name"
     done
+    # podman looks for this one in its own directories only, and does not start without it.
+    if [[ -n ${LARDER_TEST_NETAVARK:-} ]]; then
+        mkdir -p "$memory/programs/$1/usr/libexec/podman"
+        cp "$LARDER_TEST_NETAVARK" "$memory/programs/$1/usr/libexec/podman/netavark"
+    fi
 }
