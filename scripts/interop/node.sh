@@ -62,11 +62,13 @@ SH
 # larder as an operator calls it.
 larder() { /usr/bin/larder --log-level warn "$@"; }
 
+socket_unit() { [[ -f $memory/systemd/larder-snapshotter.socket ]]; }
+
 # What larder-snapshotter.service runs; by its socket unit, where Larder has one: systemd then owns the socket.
 start_snapshotter() {
     local start=(/usr/bin/larder snapshotter)
     mkdir -p /run/larder-snapshotter
-    if [[ -f $here/../systemd/larder-snapshotter.socket ]]; then
+    if socket_unit; then
         rm -f /run/larder-snapshotter/snapshotter.sock
         start=(systemd-socket-activate --listen=/run/larder-snapshotter/snapshotter.sock "${start[@]}")
     fi

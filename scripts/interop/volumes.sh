@@ -32,6 +32,8 @@ volumes=(a-directory a-disk a-erofs a-verity b-directory b-erofs)
 
 make_volumes() {
     local name images options
+    # Nodes have a /tmp of their own.
+    cp -r "$here/../systemd" "$memory/systemd"
     echo "interop: making images and volumes" >&2
     python3 "$parts/images.py" "$memory"
     start_registry "$memory/registry.log" false
