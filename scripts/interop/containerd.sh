@@ -258,7 +258,7 @@ feature_user_namespace() {
     pod_network || not_run "the CNI plugins ptp and host-local are not installed"
     node_with a-directory
     pull big:1
-    in_a_user_namespace /var/lib/larder/snapshotter
+    in_a_user_namespace larder
 }
 
 feature_volumes_of_two_snapshotters() {

@@ -30,17 +30,15 @@ pod_network() {
         "ipam": {"type": "host-local", "subnet": "10.88.0.0/24"}}]}\n' >/etc/cni/net.d/10-interop.conflist
 }
 
-# Runs an image of 60 MiB in a pod with a user namespace; $@ are the directories in which the runtime would put a copy.
+# Runs an image of 60 MiB in a pod with a user namespace; a copy of it would be below /var/lib/$1.
 in_a_user_namespace() {
     local before after
-    # Without what is mounted below: those are views of the volume.
-    size() { du --one-file-system --summarize --total --block-size 1 "$@" | tail -n 1 | cut -f 1; }
-    before=$(size "$@")
+    before=$(written "$1")
     namespaces=$user_namespaces
     start big:1 /bin/sh -c 'ls /big | wc -l; stat -c %u:%g /big; cut -c 1-32 /proc/self/uid_map; sleep 60'
     until_ok grep --quiet 100000 "/run/pods/$number/main.log"
     expect "files and owner" "$(head -n 2 "/run/pods/$number/main.log" | cut -d ' ' -f 4- | paste --serial)" "60"$'\t'"0:0"
-    after=$(size "$@")
+    after=$(written "$1")
     note "$(bytes $((after - before))) written"
     ((after - before < 1 << 20)) || fails "$(bytes $((after - before))) written for one pod, a copy of the image"
 }

@@ -180,5 +180,5 @@ feature_user_namespace() {
     pod_network || not_run "the CNI plugins ptp and host-local are not installed"
     echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
     node_with a-directory
-    in_a_user_namespace /var/lib/containers
+    in_a_user_namespace containers
 }

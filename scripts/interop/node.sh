@@ -134,6 +134,9 @@ detach_the_old_cache() {
     fi
 }
 
+# The bytes below /var/lib/$1 without what is mounted there: views of a volume can be of the same file system.
+written() { du --summarize --block-size 1 "$disk/node/$1" | cut -f 1; }
+
 # What a power cut leaves: no process, no mount, an empty /run. This is the first process of its namespace, and the only one
 # that stays.
 power_cut() {

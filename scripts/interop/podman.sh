@@ -129,7 +129,7 @@ feature_build_on_a_cached_image() {
     expect "file of the built image" "$output" own
     checks built:1
     expect_fetched 0
-    note "$(bytes "$(du --one-file-system --summarize --block-size 1 /var/lib/containers/storage/overlay | cut -f 1)") in its own store"
+    note "$(bytes "$(written containers)") in its own store"
 }
 
 feature_detach_with_an_image_built_on_a_cached_one() {
