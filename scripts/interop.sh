@@ -32,7 +32,7 @@ are run as well:
   LARDER_TEST_NETAVARK    netavark for the podman above, which does not start without one; default: the one installed
   LARDER_TEST_MKFS_EROFS  mkfs.erofs for the containerd above; default: the one on PATH
 
-Exit codes: 0 if every cell that ran works, 1 if one fails, 77 if nothing can be run.
+Exit codes: 0 if no cell fails, 1 if one fails, 77 if nothing can be run.
 TEXT
 }
 
@@ -127,6 +127,7 @@ while read -r cell; do
     case $code in
         0) echo works >"$result/outcome" ;;
         77) echo "not run" >"$result/outcome" ;;
+        78) echo differs >"$result/outcome" ;;
         124) echo fails >"$result/outcome" && echo "not finished after 300 s" >"$result/why" ;;
         *) echo fails >"$result/outcome" ;;
     esac

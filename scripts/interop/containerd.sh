@@ -75,6 +75,13 @@ feature_run_from_a_disk() { from_volume a-disk; }
 feature_run_from_EROFS_images() { from_volume a-erofs; }
 feature_run_from_EROFS_images_with_verity() { from_volume a-verity; }
 
+feature_tree_of_merged_layers() {
+    node_with a-directory
+    pull app:1
+    runs app:1 /bin/stat -c %a:%u:%g /data
+    expect "the implied directory /data" "$printed" 750:7:8
+}
+
 feature_hard_link_to_a_lower_layer_and_118_layers() {
     node_with a-directory
     pull link:1

@@ -72,6 +72,12 @@ feature_run_with_no_registry() {
     checks app:1
 }
 
+feature_tree_of_merged_layers() {
+    node_with a-directory
+    runs app:1 /bin/stat -c %a:%u:%g /data
+    expect "the implied directory /data" "$printed" 750:7:8
+}
+
 feature_hard_link_to_a_lower_layer_and_118_layers() {
     node_with a-directory
     runs link:1 /bin/sh /check
@@ -114,6 +120,7 @@ feature_detach_while_the_runtime_is_stopped() {
     [[ ! -e $icv ]] || fails "$icv is still there"
 }
 
+# app:2 is an image of CRI-O's own store that needs the volume. Only an operator removes it.
 feature_detach_with_a_newer_tag_in_the_own_store() {
     node_with a-directory
     pull app:2
@@ -122,6 +129,11 @@ feature_detach_with_a_newer_tag_in_the_own_store() {
     if ((code != 0)); then
         note "refused: $(why)"
         [[ $output == *app:2* ]] || fails "detach exits with $code, and does not name app:2"
+        checks app:2
+        try crictl rmi "$address/app:2"
+        detached /volumes/a-directory
+        restart_crio
+        pull app:2
         checks app:2
         return
     fi
@@ -181,4 +193,17 @@ feature_user_namespace() {
     echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
     node_with a-directory
     in_a_user_namespace containers
+}
+
+feature_user_namespace_from_EROFS_images() {
+    local noted
+    pod_network || not_run "the CNI plugins ptp and host-local are not installed"
+    echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
+    node_with a-erofs
+    noted=$(larder attach /volumes/a-erofs --runtime crio 2>&1 | grep --max-count 1 'user namespace' || true)
+    try in_a_user_namespace containers
+    if ((code != 0)) && [[ -n $noted && $output == *"not found"* ]]; then
+        differs "${noted#note: }"
+    fi
+    ((code == 0)) || fails "$(<"$result/why")"
 }

@@ -50,6 +50,12 @@ feature_run_with_no_registry() {
     checks app:1
 }
 
+feature_tree_of_merged_layers() {
+    node_with a-directory
+    try container_of app:1 /bin/stat -c %a:%u:%g /data
+    expect "the implied directory /data" "$output" 750:7:8
+}
+
 feature_hard_link_to_a_lower_layer_and_118_layers() {
     node_with a-directory
     try container_of link:1 /bin/sh /check
@@ -74,7 +80,7 @@ feature_detach_while_in_use() {
     stop
 }
 
-# No image that podman lists may fail to start. Images of its own that share layers are named first.
+# No image that podman lists may fail to start.
 everything_listed_starts() {
     local image
     try podman images
@@ -94,24 +100,28 @@ feature_detach_with_nothing_running() {
     [[ ! -e $icv ]] || fails "$icv is still there"
 }
 
-detach_with_dependent_images() {
+# Detaches a volume that an image of podman's own store needs: with a word of it, and only with consent.
+detach_with_dependent_image() {
     detach /volumes/a-directory
-    if ((code != 0)); then
-        note "refused: $(why)"
-        [[ $output == *"$1"* ]] || fails "detach exits with $code, and does not name $1"
-        checks "$1"
-    else
-        try podman images --all
+    if ((code == 0)); then
         everything_listed_starts
-        [[ $(podman images) == *"${1%:*}"* ]] || fails "detach succeeds without a word, and $1 is gone"
+        try podman images
+        [[ $output == *"$address/${1%:*}"* ]] || fails "detach succeeds without a word, and $1 is gone"
+        return
     fi
+    note "refused: $(why)"
+    [[ $output == *"$1"* ]] || fails "detach exits with $code, and does not name $1"
+    checks "$1"
+    try detach_with_consent /volumes/a-directory
+    succeeded "detach with consent"
+    everything_listed_starts
 }
 
 feature_detach_with_a_newer_tag_in_the_own_store() {
     node_with a-directory
     try podman pull --quiet "$address/app:2"
     succeeded "pulling app:2"
-    detach_with_dependent_images app:2
+    detach_with_dependent_image app:2
 }
 
 build_on_app() {
@@ -135,7 +145,7 @@ feature_build_on_a_cached_image() {
 feature_detach_with_an_image_built_on_a_cached_one() {
     node_with a-directory
     build_on_app
-    detach_with_dependent_images built:1
+    detach_with_dependent_image built:1
 }
 
 # A container runs from the old cache all the time, if it can.
@@ -179,9 +189,13 @@ feature_user_namespace() {
 }
 
 feature_user_namespace_from_EROFS_images() {
+    local noted
     echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
     node_with a-erofs
-    checks app:1 --userns=auto
+    noted=$(grep --max-count 1 'user namespace' <<<"$output" || true)
+    try container_of --userns=auto app:1 /bin/sh /check
+    [[ -z $noted || $output != *"not found"* ]] || differs "${noted#note: }"
+    expect "tree of app:1" "$output" ok
 }
 
 # podman of a user who is not root.

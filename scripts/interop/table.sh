@@ -35,10 +35,11 @@ print_table() {
         done
         [[ -z $any ]] || echo "$line"
     done
-    list works "What was measured, and what differs" notes
+    list works "What was measured and noted" notes
+    list differs "Documented limits that show" why
     list fails "What fails" why
     list 'not run' "What was not run" why
-    grep --quiet --line-regexp --extended-regexp 'works|fails' "$memory"/results/*/outcome || return 77
+    grep --quiet --line-regexp --extended-regexp 'works|differs|fails' "$memory"/results/*/outcome || return 77
     ! grep --quiet --line-regexp fails "$memory"/results/*/outcome
 }
 
