@@ -200,7 +200,7 @@ feature_user_namespace_from_EROFS_images() {
     pod_network || not_run "the CNI plugins ptp and host-local are not installed"
     echo "containers:100000:1000000" | tee -a /etc/subuid >>/etc/subgid
     node_with a-erofs
-    noted=$(larder attach /volumes/a-erofs --runtime crio 2>&1 | grep --max-count 1 'user namespace' || true)
+    noted=$(grep --max-count 1 'user namespace' <<<"$output" || true)
     try in_a_user_namespace containers
     if ((code != 0)) && [[ -n $noted && $output == *"not found"* ]]; then
         differs "${noted#note: }"
