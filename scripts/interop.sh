@@ -63,8 +63,7 @@ while (($#)); do
     shift
 done
 
-LARDER=$(realpath "${LARDER:-$here/../target/release/larder}") || die "LARDER names no program"
-export LARDER
+export LARDER=${LARDER:-$here/../target/release/larder}
 # shellcheck source-path=SCRIPTDIR source=interop/runtimes.sh
 source "$parts/runtimes.sh"
 # shellcheck source-path=SCRIPTDIR source=interop/text.sh
@@ -78,31 +77,31 @@ if [[ -n $list ]]; then
 fi
 ((EUID == 0)) || die "run it as root: it mounts, and runtimes start containers"
 [[ -x $LARDER ]] || die "there is no $LARDER: make build"
+LARDER=$(realpath "$LARDER")
 for program in docker-registry skopeo python3 busybox jq unshare pivot_root; do
     command -v "$program" >/dev/null || die "$program is not installed (make deps)"
 done
 if [[ -z $inside ]]; then
+    # Programs and the upper layers of nodes: a tmpfs is mounted here, because overlayfs refuses an upper directory in a lower one.
+    memory=$(mktemp -d)
+    # Volumes and the directories of runtimes.
+    disk=$(mktemp -d)
+    cgroup=$(findmnt --noheadings --first-only --output TARGET --types cgroup2) || die "no cgroup 2 is mounted"
+    cgroup+=/larder-interop.$$
+    mkdir "$cgroup"
+    export memory disk cgroup
+    # What is mounted or started goes with the namespaces.
+    trap 'find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true; rm -rf "$disk" "$memory"' EXIT
+    trap 'kill -KILL "$child"; wait "$child" 2>/dev/null || true; exit 130' INT TERM
     arguments=(--inside --only "$only")
     [[ -z $keep ]] || arguments+=(--keep "$keep")
-    # Whatever is mounted or started below ends with the first process of these namespaces.
-    exec unshare --mount --propagation private --pid --fork --kill-child --mount-proc --net "$0" "${arguments[@]}"
+    unshare --mount --propagation private --pid --fork --kill-child --mount-proc --net "$0" "${arguments[@]}" &
+    child=$!
+    code=0
+    wait "$child" || code=$?
+    exit "$code"
 fi
-
-# Small things, programs and the upper layers of nodes: overlayfs refuses an upper directory that lies in a lower one.
-memory=$(mktemp -d)
 mount -t tmpfs -o mode=0700 larder-interop "$memory"
-# Volumes and the directories of runtimes, on disk.
-disk=$(mktemp -d)
-export memory disk
-# The cgroup of the nodes.
-cgroup=$memory/cgroup/larder-interop.$(date +%s%N)
-mkdir "$memory/cgroup"
-mount -t cgroup2 cgroup2 "$memory/cgroup"
-mkdir "$cgroup"
-remove_cgroups() { find "$cgroup" "$@" -depth -type d -exec rmdir {} + 2>/dev/null || true; }
-trap 'remove_cgroups; umount --recursive --lazy "$memory"; rm -rf "$disk"; rmdir "$memory"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 
 # shellcheck source-path=SCRIPTDIR source=interop/volumes.sh
 source "$parts/volumes.sh"
@@ -134,6 +133,6 @@ while read -r cell; do
     echo "interop: $cell: $(<"$result/outcome")" >&2
     [[ -z $keep ]] || { mkdir -p "$keep" && cp "$result/log" "$keep/$runtime.$feature.log"; }
     rm -rf "${disk:?}/node" "${memory:?}/node"
-    remove_cgroups -mindepth 1
+    find "$cgroup" -mindepth 1 -depth -type d -exec rmdir {} + 2>/dev/null || true
 done < <(cells)
 print_table
