@@ -86,7 +86,9 @@ succeeded() {
 # The first line of the last output that names a fault, else its last line; without the middle of a long one.
 why() {
     local line
-    line=$(grep --ignore-case --max-count 1 --extended-regexp 'error|cannot|refus|failed' <<<"$output" || tail -n 1 <<<"$output")
+    line=$(grep --max-count 1 'desc = ' <<<"$output" ||
+        grep --ignore-case --max-count 1 --extended-regexp 'error|cannot|refus|failed' <<<"$output" ||
+        tail -n 1 <<<"$output")
     line=${line##*desc = }
     if ((${#line} > 400)); then
         line="${line:0:180} ... ${line: -200}"

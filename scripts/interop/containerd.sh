@@ -165,6 +165,18 @@ feature_detach_with_nothing_running() {
     everything_listed_starts
 }
 
+feature_detach_with_a_newer_tag_in_the_own_store() {
+    node_with a-directory
+    pull app:2
+    checks app:2
+    try detach_with_consent /volumes/a-directory
+    succeeded detach
+    restart_containerd
+    everything_listed_starts
+    pull app:2
+    checks app:2
+}
+
 feature_detach_while_the_runtime_is_stopped() {
     node_with a-directory
     kill "$containerd"
@@ -260,13 +272,16 @@ feature_image_removal_and_garbage_collection() {
     expect_fetched 0
 }
 
-feature_user_namespace() {
+mapped_from_volume() {
     [[ $(containerd --version) != *" 1."* ]] || not_run "CRI of containerd 1 has no user namespaces"
     pod_network || not_run "the CNI plugins ptp and host-local are not installed"
-    node_with a-directory
+    node_with "$1"
     pull big:1
     in_a_user_namespace larder
 }
+
+feature_user_namespace() { mapped_from_volume a-directory; }
+feature_user_namespace_from_EROFS_images() { mapped_from_volume a-erofs; }
 
 feature_volumes_of_two_snapshotters() {
     node_with a-directory

@@ -83,6 +83,18 @@ feature_detach_with_nothing_running() {
     everything_listed_starts
 }
 
+feature_detach_with_a_newer_tag_in_the_own_store() {
+    own_node_with a-erofs
+    pull app:2
+    checks app:2
+    try detach_with_consent /volumes/a-erofs
+    succeeded detach
+    restart_containerd
+    everything_listed_starts
+    pull app:2
+    checks app:2
+}
+
 feature_upgrade_of_EROFS_images() {
     own_node_with a-erofs
     pull app:1

@@ -108,7 +108,7 @@ detach_with_consent() {
     local consent=--remove-images
     detach "$@"
     if ((code != 0)) && [[ $output == *"$consent"* ]]; then
-        note "detach names what depends on the volume, and removes it with $consent"
+        note "detach needs $consent: $(why)"
         detach "$@" "$consent"
     fi
     return "$code"

@@ -109,7 +109,6 @@ detach_with_dependent_image() {
         [[ $output == *"$address/${1%:*}"* ]] || fails "detach succeeds without a word, and $1 is gone"
         return
     fi
-    note "refused: $(why)"
     [[ $output == *"$1"* ]] || fails "detach exits with $code, and does not name $1"
     checks "$1"
     try detach_with_consent /volumes/a-directory
