@@ -55,7 +55,7 @@ differs() {
 }
 
 expect() {
-    [[ $2 == "$3" ]] || fails "$1: \`$2\`, expected \`$3\`"
+    [[ $2 == "$3" ]] || fails "$1: \`${2:0:300}\`, expected \`$3\`"
 }
 
 # Something that a reader of the table should know of a cell that works.

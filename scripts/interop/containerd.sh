@@ -155,6 +155,17 @@ everything_listed_starts() {
     checks app:1
 }
 
+# A container that was created and does not run, as between two starts of a pod's container.
+feature_detach_with_a_stopped_container() {
+    node_with a-directory
+    pull app:1
+    start app:1
+    try crictl stop --timeout 1 "$container"
+    detach /volumes/a-directory --remove-images
+    expect "exit code of detach" "$code" 75
+    checks app:1
+}
+
 feature_detach_with_nothing_running() {
     node_with a-directory
     pull app:1
@@ -203,6 +214,7 @@ upgrade() {
 }
 
 feature_upgrade_of_directories() { upgrade a-directory b-directory; }
+feature_upgrade_from_directories_to_EROFS_images() { upgrade a-directory b-erofs; }
 feature_upgrade_of_EROFS_images() { upgrade a-erofs b-erofs; }
 
 feature_snapshotter_killed_and_restarted() {
@@ -256,6 +268,31 @@ feature_reboot_with_no_registry() {
     start_snapshotter
     start_containerd
     checks app:1
+}
+
+# Images of the volume cannot start. The others can, and after a detach the rest is pulled again.
+boot_without_the_volume() {
+    reboot_without_volumes
+    "$@"
+    detach "$icv" --remove-images
+    succeeded "detach of the volume that is not there"
+    restart_containerd
+    everything_listed_starts
+    pull other:1
+    checks other:1 other
+}
+
+feature_boot_without_the_volume() {
+    node_with a-directory
+    pull app:1
+    checks app:1
+    pull other:1
+    boot_without_the_volume start_both
+}
+
+start_both() {
+    start_snapshotter
+    start_containerd
 }
 
 feature_image_removal_and_garbage_collection() {

@@ -160,6 +160,7 @@ upgrade() {
 }
 
 feature_upgrade_of_directories() { upgrade a-directory b-directory; }
+feature_upgrade_from_directories_to_EROFS_images() { upgrade a-directory b-erofs; }
 feature_upgrade_of_EROFS_images() { upgrade a-erofs b-erofs; }
 
 feature_runtime_restarted() {
@@ -176,6 +177,21 @@ feature_reboot_with_no_registry() {
     power_cut
     boot_units
     start_crio
+    checks app:1
+}
+
+feature_boot_without_the_volume() {
+    node_with a-directory
+    checks app:1
+    pull other:1
+    reboot_without_volumes
+    start_crio
+    checks other:1 other
+    pull app:1
+    checks app:1
+    detach "$icv"
+    succeeded "detach of the volume that is not there"
+    restart_crio
     checks app:1
 }
 

@@ -120,6 +120,26 @@ feature_runtime_restarted() {
     expect_fetched 0
 }
 
+feature_reboot() {
+    own_node_with a-erofs
+    pull app:1
+    checks app:1
+    power_cut
+    boot_units
+    start_registry "$result/registry" true
+    start_containerd
+    checks app:1
+    expect_fetched 0
+}
+
+feature_boot_without_the_volume() {
+    own_node_with a-erofs
+    pull app:1
+    checks app:1
+    pull other:1
+    boot_without_the_volume start_containerd
+}
+
 feature_image_removal_and_garbage_collection() {
     own_node_with a-erofs
     pull app:1

@@ -153,6 +153,18 @@ power_cut() {
     find /run -mindepth 1 -delete
 }
 
+# A reboot at which the volumes are not there, for example because a disk failed. Units fail, and nothing else may.
+reboot_without_volumes() {
+    local unit
+    power_cut "$@"
+    umount /volumes
+    for unit in /etc/systemd/system/larder-attach-*.service; do
+        try bash -c "$(sed -n 's/^ExecStart=//p' "$unit")"
+        ((code != 0)) || fails "$(basename "$unit") succeeds without the volume"
+    done
+    start_registry "$result/registry" true
+}
+
 # Runs the units of attached volumes, as systemd does at a boot.
 boot_units() {
     local unit

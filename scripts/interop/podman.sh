@@ -160,6 +160,7 @@ upgrade() {
 }
 
 feature_upgrade_of_directories() { upgrade a-directory b-directory; }
+feature_upgrade_from_directories_to_EROFS_images() { upgrade a-directory b-erofs; }
 feature_upgrade_of_EROFS_images() { upgrade a-erofs b-erofs; }
 
 feature_reboot_with_no_registry() {
@@ -168,6 +169,21 @@ feature_reboot_with_no_registry() {
     power_cut
     boot_units
     checks app:1
+}
+
+feature_boot_without_the_volume() {
+    node_with a-directory
+    checks app:1
+    try podman pull --quiet "$address/other:1"
+    reboot_without_volumes
+    try container_of other:1 /bin/sh /check
+    expect "other:1, which is podman's own" "$output" other
+    try podman pull --quiet "$address/app:1"
+    succeeded "pulling app:1 from the registry"
+    checks app:1
+    detach "$icv"
+    succeeded "detach of the volume that is not there"
+    everything_listed_starts
 }
 
 feature_image_removal_and_garbage_collection() {

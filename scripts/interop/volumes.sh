@@ -12,7 +12,7 @@ storage: {filesystem: {rootdirectory: $disk/registry}, maintenance: {readonly: {
 http: {addr: "$address"}
 YAML
     busybox ip link set lo up
-    OTEL_TRACES_EXPORTER=none docker-registry serve "$1.yml" >"$1" 2>&1 &
+    OTEL_TRACES_EXPORTER=none docker-registry serve "$1.yml" >>"$1" 2>&1 &
     registry=$!
     for _ in {1..100}; do
         if (: <"/dev/tcp/${address/:/\/}") 2>/dev/null; then return; fi
