@@ -163,8 +163,8 @@ def main():
     for number in range(60):
         big.add(f"big/{number}", noise.randbytes(BIG // 60))
     layout.image("big", [base, layout.layer(big)], ["/bin/sh", "-c", "ls /big | wc -l"])
-    # Not in any cache.
-    layout.image("other", [base, layout.layer(Layer().add("check", "#!/bin/sh\necho other\n"))])
+    # Not in any cache, and no layer of it is.
+    layout.image("other", [layout.layer(shell().add("check", "#!/bin/sh\necho other\n"))])
     layout.finish()
     with open(f"{target}/layers", "w") as file:
         file.writelines(f"{digest} {size}\n" for digest, size in layout.layers.items())
