@@ -320,12 +320,21 @@ mapped_from_volume() {
 feature_user_namespace() { mapped_from_volume a-directory; }
 feature_user_namespace_from_EROFS_images() { mapped_from_volume a-erofs; }
 
+# CRI uses one of the two, and `ctr` the other.
 feature_volumes_of_two_snapshotters() {
+    local second
     node_with a-directory
     attach /volumes/a-erofs --runtime containerd --snapshotter erofs
-    ((code == 0)) || note "the second one is refused: $(why)"
+    second=$code
+    ((second == 0)) || note "the second one is refused: $(why)"
     restart_containerd
     pull app:1
     checks app:1
     expect_fetched 0
+    ((second == 0)) || return 0
+    try ctr images pull --plain-http --snapshotter erofs "$address/deep:1"
+    succeeded "pulling deep:1 for containerd's own EROFS snapshotter"
+    try ctr run --rm --snapshotter erofs --runc-binary /usr/local/bin/runc-without-controllers "$address/deep:1" "erofs-$$"
+    expect "deep:1" "$output" 117
+    note "$(fetched) B of layers fetched by a pull for containerd's own EROFS snapshotter"
 }
