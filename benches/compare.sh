@@ -11,11 +11,13 @@
 # Every run gets a new ext4 of its own (a sparse file, loop-mounted): one that is cleared and filled again would be measured
 # for how it avoids inodes that were freed a moment ago. The tools take turns; registry and tool share the processors. Prints a
 # table of medians for each image. Needs root.
-# Usage: compare.sh [IMAGE...]; RUNS (3), TOOLS, LARDER and TMPDIR are taken from the environment.
+# Usage: compare.sh [IMAGE...]; RUNS (3), TOOLS, LARDER and TMPDIR are taken from the environment. BASE names another larder,
+# which the tools larder_base and larder_erofs_base run.
 set -euo pipefail
 
 here=$(dirname "$(realpath "$0")")
 larder=$(realpath "${LARDER:-$here/../target/release/larder}")
+base=$(realpath "${BASE:-$larder}")
 runs=${RUNS:-3}
 read -ra tools <<<"${TOOLS:-larder larder_erofs podman_pull containerd_pull skopeo_umoci}"
 
@@ -85,6 +87,8 @@ push_images
 # What each tool runs, on the file system at $1, with the image $2. The table's names are these.
 larder() { "$larder" build --volume "$1/cache" --size 14GiB "$2"; }
 larder_erofs() { "$larder" build --layer-format erofs --volume "$1/cache" --size 14GiB "$2"; }
+larder_base() { "$base" build --volume "$1/cache" --size 14GiB "$2"; }
+larder_erofs_base() { "$base" build --layer-format erofs --volume "$1/cache" --size 14GiB "$2"; }
 podman_pull() {
     podman --root "$1/root" --runroot "$1/run" --tmpdir "$1/tmp" --storage-driver overlay \
         --cgroup-manager cgroupfs --events-backend none pull --quiet --tls-verify=false "$2"
@@ -104,8 +108,8 @@ skopeo_umoci() {
     skopeo copy --quiet --insecure-policy --src-tls-verify=false "docker://$2" "oci:$1/layout:files" &&
         umoci unpack --image "$1/layout:files" "$1/bundle"
 }
-export -f larder larder_erofs podman_pull containerd_pull skopeo_umoci
-export larder
+export -f larder larder_erofs larder_base larder_erofs_base podman_pull containerd_pull skopeo_umoci
+export larder base
 
 # Appends wall seconds, cpu seconds and peak KiB of the largest process.
 measure() { # tool, image

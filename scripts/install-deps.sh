@@ -22,6 +22,8 @@ packages=(
     skopeo
     # Tests: a second opinion on what applying layers means. Needs runc.
     containerd runc
+    # Tests: layers as bsdtar writes them, and archives compressed by what Larder does not read.
+    libarchive-tools xz-utils bzip2
     # Tests, demo: the base layer of images made from the machine's own files.
     busybox-static python3-minimal
     # Larder itself: makes, checks and resizes disks (volumes of kind disk and block).

@@ -1,4 +1,4 @@
-//! Images from a file instead of a registry: OCI image layouts, tars of them, and what `docker save` writes.
+//! Images from a file instead of a registry: OCI image layouts, tars of them, what `docker save` writes, and skopeo's `dir:`.
 //!
 //! ```text
 //! Input (opened) ─► Archive::index ─► images by name, documents and blobs by digest
@@ -9,8 +9,10 @@
 //! into the archive: links of a layout are not followed, those of a tar only to its own members. What has a digest is
 //! checked against it when it is used, by who uses it; the index itself is bounded in every direction.
 
+mod dir;
 mod docker;
 mod error;
+mod extent;
 mod input;
 mod members;
 mod oci;
@@ -40,6 +42,8 @@ pub enum Format {
     OciArchive,
     /// What docker save writes
     DockerArchive,
+    /// What skopeo copy writes to dir:, and podman save as docker-dir
+    Dir,
 }
 
 /// An archive and what is in it.
@@ -47,6 +51,7 @@ pub enum Format {
 pub struct Archive {
     /// How messages call it.
     shown: String,
+    format: Format,
     store: Store,
     entries: Vec<Entry>,
     /// Documents that are not in the archive as such.
@@ -71,30 +76,41 @@ pub struct Entry {
 }
 
 impl Archive {
-    /// Looks into `input`, which is of the format that it seems to be, or of none but `format`.
-    pub fn index(input: Input, format: Option<Format>) -> Result<Self, Error> {
+    /// Looks into `input`, which is of the format that it seems to be, or of none but `given`.
+    pub fn index(input: Input, given: Option<Format>) -> Result<Self, Error> {
         let (shown, store) = input.into_store()?;
         let has = |path: &str| store.has(path);
         let found = match &store {
             Store::Layout(_) if has("oci-layout")? => Some(Format::OciLayout),
+            Store::Layout(_) if dir::is_one(&store)? => Some(Format::Dir),
             Store::Tar { .. } if has("oci-layout")? && has("index.json")? => Some(Format::OciArchive),
             Store::Tar { .. } if has("manifest.json")? => Some(Format::DockerArchive),
             _ => None,
         };
-        // What docker writes since 25 is both; then the word of the user decides.
-        let is_docker_too = format == Some(Format::DockerArchive) && has("manifest.json")?;
-        let format = match (found, format) {
+        // What docker writes since 25 is both. Without the word of the user, the images of both are taken.
+        let has_list = matches!(store, Store::Tar { .. }) && has("manifest.json")?;
+        let is_docker_too = given == Some(Format::DockerArchive) && has_list;
+        let format = match (found, given) {
             (Some(found), None) => found,
             (Some(found), Some(given)) if found == given || is_docker_too => given,
-            _ => return Err(Error::Unknown { path: shown, wanted: format }),
+            _ => return Err(Error::Unknown { path: shown, wanted: given }),
         };
-        let mut archive =
-            Archive { shown, store, entries: Vec::new(), made: HashMap::new(), paths: HashMap::new() };
+        let (made, paths) = (HashMap::new(), HashMap::new());
+        let mut archive = Archive { shown, format, store, entries: Vec::new(), made, paths };
         match format {
             Format::OciLayout | Format::OciArchive => archive.entries = oci::entries(&archive.store)?,
-            Format::DockerArchive => docker::read(&mut archive)?,
+            Format::Dir => dir::read(&mut archive)?,
+            Format::DockerArchive => {}
+        }
+        if format == Format::DockerArchive || (given.is_none() && has_list) {
+            docker::read(&mut archive)?;
         }
         Ok(archive)
+    }
+
+    /// What it is.
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     /// The tar, uncompressed as a whole; none of a layout.
@@ -176,12 +192,17 @@ impl Archive {
 
     /// A content that is called by this digest. Whether it has it is for the reader to see.
     pub fn blob(&self, digest: &Digest) -> Result<Blob, Error> {
-        let path = match self.paths.get(digest) {
-            Some(path) => path.clone(),
-            None => format!("blobs/{}/{}", digest.algorithm().name(), digest.hex()),
+        let paths = match (self.paths.get(digest), self.format) {
+            (Some(path), _) => vec![path.clone()],
+            (None, Format::Dir) => dir::places(digest).into(),
+            (None, _) => vec![format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())],
         };
-        let blob = self.store.open(&path)?;
-        blob.ok_or_else(|| Error::Absent { path: self.shown.clone(), digest: digest.clone() })
+        for path in paths {
+            if let Some(blob) = self.store.open(&path)? {
+                return Ok(blob);
+            }
+        }
+        Err(Error::Absent { path: self.shown.clone(), digest: digest.clone() })
     }
 }
 

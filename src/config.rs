@@ -8,6 +8,7 @@ pub mod api;
 pub mod build;
 pub mod caches;
 pub mod cluster;
+pub mod environment;
 mod layers;
 pub mod log;
 pub mod node;

@@ -22,11 +22,14 @@
 //! The second volume of a cache and those after it (refresh) are `ic-<uid>-<number>`.
 
 pub mod client;
+mod conditions;
 pub mod convert;
 pub mod copies;
 pub mod crd;
 pub mod daemon;
+mod events;
 pub mod fault;
+mod history;
 pub mod leader;
 pub mod lease;
 pub mod names;

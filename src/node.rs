@@ -6,6 +6,7 @@
 //! | [`api`] | containerd's API, made of its published protos |
 //! | [`attach`] | a volume mounted, and runtimes told of it |
 //! | [`containerd`] | images in containerd without a registry, and its configuration |
+//! | [`content_cache`] | the directory from which containerd's own EROFS snapshotter takes layers |
 //! | [`mod@file`] | files of ours beside the configuration of others |
 //! | [`grpc`] | calls over a Unix socket |
 //! | [`limits`] | how long the mount point of an image store may be |
@@ -19,6 +20,7 @@ pub mod access;
 pub mod api;
 pub mod attach;
 pub mod containerd;
+pub mod content_cache;
 pub mod file;
 pub mod grpc;
 pub mod limits;

@@ -28,6 +28,7 @@ mod request;
 pub mod retry;
 mod token;
 pub mod transport;
+mod warning;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -54,6 +55,7 @@ use self::fetch::{Blob, Source};
 use self::hosts::Endpoint;
 use self::request::Ask;
 use self::transport::{Origin, Reply, Transport};
+use self::warning::Warned;
 use crate::model::credential::Credential;
 use crate::model::digest::{Digest, Hasher};
 use crate::model::manifest::Descriptor;
@@ -132,6 +134,9 @@ impl Credentials for Anonymous {
 pub trait Observer: Send + Sync {
     /// A request failed and is tried again after a wait.
     fn retried(&self, retry: &Retry);
+
+    /// A host asks that its words be shown to the user; each of them once. They are escaped and cut.
+    fn warned(&self, _host: &str, _words: &str) {}
 }
 
 /// An observer that looks away.
@@ -187,6 +192,7 @@ pub(crate) struct Inner {
     credentials: Arc<dyn Credentials>,
     observer: Arc<dyn Observer>,
     sessions: Mutex<HashMap<(Origin, String), Arc<Session>>>,
+    warned: Warned,
     /// Shares of [`Ranges::memory`], one a part.
     memory: Arc<Semaphore>,
 }
@@ -214,7 +220,8 @@ impl Registry {
             options.rules.clone(),
         );
         let memory = options.ranges.budget();
-        let inner = Inner { options, transport, credentials, observer, sessions: Mutex::default(), memory };
+        let (sessions, warned) = (Mutex::default(), Warned::default());
+        let inner = Inner { options, transport, credentials, observer, sessions, warned, memory };
         Ok(Registry { inner: Arc::new(inner) })
     }
 
@@ -324,22 +331,32 @@ impl Registry {
         self.inner.small(&what, &endpoints, ask, read).await
     }
 
-    /// A large blob as an ordered stream of exactly `descriptor.size` bytes, which resumes itself.
-    pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor) -> BlobStream {
-        BlobStream::new(self.inner.endpoints(image, false).map(|endpoints| {
+    /// A large blob as an ordered stream of exactly `descriptor.size` bytes, which resumes itself. The first `skipped` of the
+    /// hosts that can have it are not asked: their bytes did not have its digest.
+    pub fn blob(&self, image: &ImageReference, descriptor: &Descriptor, skipped: usize) -> BlobStream {
+        BlobStream::new(self.inner.endpoints(image, false).and_then(|endpoints| {
             let foreign = descriptor.urls.iter().take(MAX_FOREIGN).filter_map(|url| Url::parse(url).ok());
+            // Those are for what the registry does not have.
+            let foreign = foreign.filter(|_| skipped == 0);
             let sources = endpoints
                 .into_iter()
+                .skip(skipped)
                 .map(|endpoint| Source::Registry(Box::new(endpoint)))
                 .chain(foreign.map(Source::Foreign));
-            Blob {
+            let sources: Vec<Source> = sources.collect();
+            let what = format!("reading blob {} of {}", descriptor.digest, image.name());
+            if sources.is_empty() {
+                let fault = Fault::NotFound("no other host is configured for it".into());
+                return Err(Error::Request { what, host: image.registry().to_owned(), fault });
+            }
+            Ok(Blob {
                 inner: Arc::clone(&self.inner),
-                what: format!("reading blob {} of {}", descriptor.digest, image.name()),
+                what,
                 repository: image.repository().to_owned(),
                 path: format!("blobs/{}", descriptor.digest),
                 size: descriptor.size,
-                sources: sources.collect(),
-            }
+                sources,
+            })
         }))
     }
 }
@@ -359,9 +376,7 @@ impl Inner {
     ) -> Result<T, Error> {
         let mut last = Error::Setup(format!("no host is configured for {what}"));
         for (at, endpoint) in endpoints.iter().enumerate() {
-            let upstream = at + 1 == endpoints.len();
-            let attempts =
-                if upstream { self.options.retries.attempts } else { self.options.retries.attempts.min(2) };
+            let is_followed = at + 1 < endpoints.len();
             let mut attempt = 1;
             let fault = loop {
                 let whole = self.options.timeouts.exchange;
@@ -376,10 +391,9 @@ impl Inner {
                     Ok(found) => return Ok(found),
                     Err(fault) => fault,
                 };
-                let Some(asked) = fault.retry().filter(|_| attempt < attempts) else {
+                let Some(wait) = self.options.retries.again(&fault, attempt, is_followed) else {
                     break fault;
                 };
-                let wait = self.options.retries.wait(attempt, asked);
                 let (host, what, reason) = (endpoint.host(), what.to_owned(), fault.to_string());
                 self.observer.retried(&Retry { host, what, reason, wait });
                 tokio::time::sleep(wait).await;

@@ -11,6 +11,7 @@
 
 pub mod apart;
 mod compare;
+mod content;
 mod error;
 mod hash_tree;
 mod image;

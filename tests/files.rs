@@ -25,6 +25,7 @@ use larder::config::cluster::{Cluster, Runner, kubernetes};
 use larder::config::node::Node;
 use larder::kubernetes::names::{MANAGER, Names};
 use larder::model::address_range::AddressRange;
+use larder::model::runtime::Containerd;
 use larder::registry::address::{LINK_LOCAL, METADATA};
 use larder::snapshot::program;
 use serde::de::DeserializeOwned;
@@ -569,6 +570,7 @@ fn the_agent_finds_what_its_configuration_names() {
         (told.mounts.as_path(), Some("Bidirectional")),
         (pods.as_path(), Some("HostToContainer")),
         (socket, None),
+        (Path::new(Containerd::ADDRESS).parent().unwrap(), None),
     ];
     assert_eq!(places, wanted.map(|(path, how)| (path.to_owned(), how)).into());
     let context = container.security_context.as_ref().unwrap();

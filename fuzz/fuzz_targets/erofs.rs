@@ -95,7 +95,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(found == tar, "{} bytes became {}", tar.len(), found.len());
     // On itself: links to what it lacks are errors, all else is settled.
     let lower = Lower::new([StoredDir::Image(root.clone())]);
-    let planned = fixup::plan(&StoredDir::Image(root), &mut extracted.applied, &lower);
+    let planned = fixup::plan(&StoredDir::Image(root), &mut extracted.applied, &lower, fixup::Times::Kept);
     if let Ok((_, Some(fixup))) = planned {
         let image: File = unnamed::temporary().expect("a temporary file");
         let again = || image.try_clone().expect("a descriptor");

@@ -80,7 +80,7 @@ impl From<&Record> for ImageCache {
                 image_pull_secrets: spec.pull_secrets.clone(),
             },
             status: record.status,
-            message: record.message.clone(),
+            message: record.reason().map(str::to_owned),
         }
     }
 }

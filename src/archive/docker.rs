@@ -46,7 +46,9 @@ struct Layer {
     digest: Option<Digest>,
 }
 
-/// Reads the list and makes the manifests.
+/// Reads the list and makes the manifests of the images in it that the archive does not list yet: those of a name that is not
+/// there, and those without a name if nothing is. What docker writes since 25 is an OCI layout as well, whose index can list
+/// fewer images, and none.
 pub(super) fn read(archive: &mut Archive) -> Result<(), Error> {
     let list = archive.store.read(LIST, MAX)?;
     let list: Vec<Image> =
@@ -55,12 +57,18 @@ pub(super) fn read(archive: &mut Archive) -> Result<(), Error> {
         let reason = format!("it lists {} images, {MAX_IMAGES} are allowed", list.len());
         return Err(Error::Malformed { file: LIST.to_owned(), reason });
     }
+    let listed = archive.names();
+    let is_empty = archive.entries.is_empty();
     let mut layers: HashMap<String, Layer> = HashMap::new();
     for image in list {
+        let mut tags: Vec<ImageReference> =
+            image.repo_tags.iter().flatten().filter_map(|tag| tag.parse().ok()).collect();
+        tags.retain(|tag| !listed.contains(tag));
+        if tags.is_empty() && !is_empty {
+            continue;
+        }
         let (digest, manifest) = manifest(archive, &image, &mut layers)?;
         let size = manifest.len() as u64;
-        let tags: Vec<ImageReference> =
-            image.repo_tags.iter().flatten().filter_map(|tag| tag.parse().ok()).collect();
         let entry = |name| {
             let media_type = MANIFEST.to_owned();
             Entry { name, media_type, digest: digest.clone(), size, platform: None }

@@ -12,10 +12,11 @@ use crate::model::size::ByteSize;
 pub enum Error {
     /// Nothing that we know.
     #[error("{path} is {}", match wanted {
-        None => "neither an OCI layout, nor a tar of one, nor what docker save writes: is it whole?",
+        None => "neither an OCI layout, nor a tar of one, nor what docker save or skopeo (dir:) writes: is it whole?",
         Some(Format::OciLayout) => "no OCI layout: a directory with oci-layout and index.json in it is wanted",
         Some(Format::OciArchive) => "no oci-archive: a tar with oci-layout and index.json in it is wanted",
         Some(Format::DockerArchive) => "no docker-archive: a tar with manifest.json in it is wanted",
+        Some(Format::Dir) => "no dir: a directory with version and manifest.json in it is wanted",
     })]
     Unknown {
         /// The archive.
@@ -89,6 +90,16 @@ pub enum Error {
         /// What is wrong.
         source: layer::decode::Error,
     },
+    /// It is compressed in a way that this program does not read.
+    #[error(
+        "{path} is compressed with {program}, and Larder reads gzip and zstd: decompress it first, as in {program} -dc FILE | larder import -"
+    )]
+    Compression {
+        /// The archive.
+        path: String,
+        /// What decompresses it.
+        program: &'static str,
+    },
     /// It does not fit where it has to be kept for a while.
     #[error(
         "{path} needs more than {}, half of what is free in {dir}: give the archive as an uncompressed file, or set TMPDIR",
@@ -118,7 +129,7 @@ impl Error {
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Unknown { .. } | Error::Unnamed { .. } => Class::Invalid,
+            Error::Unknown { .. } | Error::Unnamed { .. } | Error::Compression { .. } => Class::Invalid,
             Error::NoImage { .. } => Class::NotFound,
             Error::Absent { .. } | Error::Digest { .. } | Error::Malformed { .. } => Class::Corrupt,
             Error::Document { source, .. } => source.class(),

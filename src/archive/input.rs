@@ -114,10 +114,14 @@ impl Input {
 
 /// A tar begins with the name of its first member, so that magic bytes of gzip and zstd are none.
 fn sniffed(file: File, shown: &str) -> Result<Place, Error> {
-    let mut magic = [0; 4];
+    let mut magic = [0; 10];
     let read = file.read_at(&mut magic, 0).context("reading", shown)?;
+    let unknown = |program| Err(Error::Compression { path: shown.to_owned(), program });
     match magic[..read] {
-        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd] => Ok(Place::Compressed(file, Temporary::new()?)),
+        [0x1f, 0x8b, ..] | [0x28, 0xb5, 0x2f, 0xfd, ..] => Ok(Place::Compressed(file, Temporary::new()?)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => unknown("xz"),
+        // The digits of pi begin each block.
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, 0x53, 0x59] => unknown("bzip2"),
         _ => Ok(Place::File(file)),
     }
 }

@@ -6,6 +6,7 @@ use std::io::{BufReader, Seek as _};
 use std::sync::Arc;
 
 use super::error::{Context, Error};
+use super::extent::Extent;
 use crate::layer::limits::Limits;
 use crate::layer::path;
 use crate::layer::tar::{Kind, Reader};
@@ -31,20 +32,13 @@ enum Member {
     Directory,
 }
 
-/// Where the content of a member lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Extent {
-    pub(super) start: u64,
-    pub(super) size: u64,
-}
-
 impl Members {
     /// The file at `path`; symbolic and hard links of the tar are followed to other members.
     pub(super) fn get(&self, path: &str) -> Option<Extent> {
         let mut path = path::clean(path.as_bytes()).ok()?;
         for _ in 0..=MAX_LINKS {
             match self.0.get(&path)? {
-                Member::File(extent) => return Some(*extent),
+                Member::File(extent) => return Some(extent.clone()),
                 Member::Link(target) => path = target.clone(),
                 Member::Directory => return None,
             }
@@ -53,7 +47,8 @@ impl Members {
     }
 }
 
-/// Reads the headers. A name that comes twice is refused: readers differ in which of the two they take.
+/// Reads the headers. A name that comes twice must stand for the same content both times: readers differ in which of the two
+/// they take.
 pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
     let tar = |source| Error::Tar { path: shown.to_owned(), source };
     let malformed = |path: &[u8], reason: &str| Error::Malformed {
@@ -81,7 +76,14 @@ pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
                     return Err(malformed(&member.path, "the archive ends inside it"));
                 }
                 reader.jump().map_err(tar)?;
-                Member::File(Extent { start, size: member.size })
+                Member::File(Extent::whole(start, member.size))
+            }
+            Kind::Sparse { map } => {
+                let start = reader.position().map_err(tar)?;
+                let extent = Extent::sparse(start, member.size, &map, length);
+                let extent = extent.map_err(|reason| malformed(&member.path, reason))?;
+                reader.jump().map_err(tar)?;
+                Member::File(extent)
             }
             Kind::Directory => Member::Directory,
             Kind::Symlink { target } => {
@@ -90,14 +92,21 @@ pub(super) fn index(file: &Arc<File>, shown: &str) -> Result<Members, Error> {
                 path::clean(&target).map_or(Member::Directory, Member::Link)
             }
             Kind::HardLink { target } => path::clean(&target).map_or(Member::Directory, Member::Link),
-            Kind::Sparse { .. } | Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {
+            Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {
                 return Err(malformed(&member.path, "an archive of images has nothing of this kind"));
             }
         };
-        let is_directory = found == Member::Directory;
-        if members.insert(at, found).is_some_and(|before| !is_directory || before != Member::Directory) {
-            return Err(malformed(&member.path, "it is there twice"));
+        let is_same = match (members.get(&at), &found) {
+            (None, _) => true,
+            (Some(Member::File(before)), Member::File(now)) => {
+                before.is_equal(now, file).context("reading", shown)?
+            }
+            (Some(before), now) => before == now,
+        };
+        if !is_same {
+            return Err(malformed(&member.path, "it is there twice, and not the same both times"));
         }
+        members.insert(at, found);
     }
     Ok(Members(members))
 }

@@ -7,8 +7,7 @@ use serde::Deserialize;
 use super::error::Error;
 use super::store::Store;
 use super::{Digest, Entry};
-use crate::model::manifest::{ManifestError, read_json};
-use crate::model::platform::Platform;
+use crate::model::manifest::{ManifestError, WirePlatform, read_json};
 use crate::model::reference::ImageReference;
 
 const INDEX: &str = "index.json";
@@ -18,7 +17,7 @@ const MAX: u64 = 4 << 20;
 
 #[derive(Deserialize)]
 struct Index {
-    manifests: Vec<Wire>,
+    manifests: Option<Vec<Wire>>,
 }
 
 #[derive(Deserialize)]
@@ -26,36 +25,34 @@ struct Index {
 struct Wire {
     media_type: String,
     digest: String,
-    size: u64,
-    #[serde(default)]
+    size: i64,
     annotations: Option<BTreeMap<String, String>>,
-    #[serde(default)]
     platform: Option<WirePlatform>,
 }
 
-#[derive(Deserialize)]
-struct WirePlatform {
-    os: String,
-    architecture: String,
-    #[serde(default)]
-    variant: Option<String>,
-}
-
-/// The images that the layout lists.
+/// The images that the layout lists. A list that is null is empty: docker 25 writes one for an image without a tag.
+///
+/// # Errors
+/// It cannot be read, or none of its entries can be.
 pub(super) fn entries(store: &Store) -> Result<Vec<Entry>, Error> {
     let document = |source| Error::Document { file: INDEX.to_owned(), source };
     let index: Index = read_json(&store.read(INDEX, MAX)?).map_err(document)?;
-    index.manifests.into_iter().map(|wire| entry(wire).map_err(document)).collect()
+    let (entries, malformed): (Vec<_>, Vec<_>) =
+        index.manifests.into_iter().flatten().map(entry).partition(Result::is_ok);
+    let entries: Vec<Entry> = entries.into_iter().flatten().collect();
+    match malformed.into_iter().find_map(Result::err) {
+        Some(error) if entries.is_empty() => Err(document(error)),
+        _ => Ok(entries),
+    }
 }
 
 fn entry(wire: Wire) -> Result<Entry, ManifestError> {
     let digest: Digest = wire.digest.parse()?;
     let name = wire.annotations.as_ref().and_then(name);
-    let platform = wire.platform.and_then(|wire| {
-        let variant = wire.variant.filter(|v| !v.is_empty()).map(|v| format!("/{v}"));
-        format!("{}/{}{}", wire.os, wire.architecture, variant.unwrap_or_default()).parse::<Platform>().ok()
-    });
-    Ok(Entry { name, media_type: wire.media_type, digest, size: wire.size, platform })
+    let platform = wire.platform.and_then(|wire| wire.platform());
+    let size = u64::try_from(wire.size)
+        .map_err(|_| ManifestError::NegativeSize { digest: digest.to_string(), size: wire.size })?;
+    Ok(Entry { name, media_type: wire.media_type, digest, size, platform })
 }
 
 /// What the image is called: containerd's annotation, else the one of the specification, which may be a mere tag.

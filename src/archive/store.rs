@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use nix::errno::Errno;
 
 use super::error::{Context, Error};
-use super::members::{Extent, Members};
+use super::extent::Extent;
+use super::members::Members;
 use crate::layer::decode::ChunkSource;
 use crate::layer::path;
 use crate::sys::Dir;
@@ -57,7 +57,7 @@ impl Store {
                     opened => {
                         let file = opened.context("opening", path)?;
                         let size = file.metadata().context("examining", path)?.len();
-                        (Arc::new(file), Extent { start: 0, size })
+                        (Arc::new(file), Extent::whole(0, size))
                     }
                 }
             }
@@ -81,7 +81,7 @@ impl Blob {
     /// The first bytes of it, at most `N`.
     pub(super) fn start<const N: usize>(&self) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; usize::try_from(self.extent.size).unwrap_or(N).min(N)];
-        self.file.read_exact_at(&mut bytes, self.extent.start).context("reading", &self.path)?;
+        self.extent.read_at(&self.file, &mut bytes, 0).context("reading", &self.path)?;
         Ok(bytes)
     }
 
@@ -90,7 +90,7 @@ impl Blob {
         let size = usize::try_from(self.extent.size).ok().filter(|_| self.extent.size <= limit);
         let too_large = || format!("it has {} bytes, {limit} are allowed", self.extent.size);
         let mut bytes = vec![0; size.ok_or_else(|| malformed(&self.path, too_large()))?];
-        self.file.read_exact_at(&mut bytes, self.extent.start).context("reading", &self.path)?;
+        self.extent.read_at(&self.file, &mut bytes, 0).context("reading", &self.path)?;
         Ok(bytes)
     }
 }
@@ -109,7 +109,7 @@ impl ChunkSource for Blob {
     fn next(&mut self) -> io::Result<Option<Bytes>> {
         let left = self.extent.size - self.read;
         let mut chunk = vec![0; usize::try_from(left).unwrap_or(CHUNK).min(CHUNK)];
-        self.file.read_exact_at(&mut chunk, self.extent.start + self.read)?;
+        self.extent.read_at(&self.file, &mut chunk, self.read)?;
         self.read += chunk.len() as u64;
         Ok((!chunk.is_empty()).then(|| chunk.into()))
     }

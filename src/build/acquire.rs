@@ -188,7 +188,7 @@ impl Acquire {
         hold: Option<Hold>,
     ) -> Result<Ready, Fail> {
         let counters = self.start(blob.digest.clone(), blob.size, images, None);
-        let ready = extraction::fetch(&self.shared, &self.source, change, &counters).await;
+        let ready = extraction::fetch(&self.shared, &self.source, change, &counters, &self.events).await;
         self.running.lock().remove(&blob.digest);
         let ready = ready?;
         // Without a tar-split file nobody else can have it.

@@ -347,7 +347,7 @@ fn measured(image: &ResolvedImage, layers: Vec<MeasuredLayer>) -> MeasuredImage 
         reference: image.reference.given().to_owned(),
         name: image.reference.to_string(),
         manifest: image.manifest_digest.clone(),
-        platform: image.config.platform.clone(),
+        platform: image.platform.clone(),
         layers,
     }
 }

@@ -7,6 +7,7 @@ use super::failure::Fail;
 use super::layers::Link;
 use crate::layer;
 use crate::layer::erofs::apply::Image;
+use crate::layer::erofs::fixup::Times;
 use crate::layer::erofs::read::ImageNode;
 use crate::layer::erofs::{Options, fixup};
 use crate::layer::overlay::lower::Lower;
@@ -85,7 +86,7 @@ fn image(
     let root = ImageNode::root(image)
         .map(StoredDir::Image)
         .map_err(|e| Fail::job(Class::Internal, format!("reading the image of a layer: {e}")))?;
-    let planned = fixup::plan(&root, &mut ready.extracted.applied, lower);
+    let planned = fixup::plan(&root, &mut ready.extracted.applied, lower, Times::Kept);
     let (settled, fixup) = planned.map_err(|e| unsettled(ready, e))?;
     let fixup_size = match fixup {
         None => None,

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::cancel::Cancel;
+use super::events::Events;
 use super::failure::Fail;
 use super::layers::Change;
 use super::remote::{End, Piped};
@@ -30,6 +31,7 @@ use crate::layer::space::Space;
 use crate::layer::stored::StoredDir;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::model::event::Event;
 use crate::model::job::LayerFormat;
 use crate::model::manifest::Descriptor;
 use crate::model::reference::ImageReference;
@@ -102,22 +104,38 @@ impl Space for Account {
     }
 }
 
-/// Fetches a change set from the first repository that has it, and extracts it.
+/// Fetches a change set from the first repository and host that have it, and extracts it.
 pub(super) async fn fetch(
     shared: &Arc<Shared>,
     source: &Source,
     change: &Change,
     counters: &Arc<Counters>,
+    events: &Events,
 ) -> Result<Ready, Fail> {
-    let mut first_failure = None;
-    for (reference, blob) in &change.sources {
-        match fetch_from(shared, source, change, reference, blob, counters).await {
-            // Another repository may have it, or let us have it.
-            Err(Failed::Source(fail)) if matches!(fail.class, Class::NotFound | Class::Denied) => {
-                first_failure.get_or_insert(fail);
+    let mut first_failure: Option<Fail> = None;
+    for at in &change.sources {
+        let mut spoilt = None;
+        for skipped in 0.. {
+            let fetched = match fetch_from(shared, source, change, at, skipped, counters).await {
+                // The next host may have the right bytes.
+                Err(Failed::Spoilt(fail)) => {
+                    spoilt.get_or_insert(fail);
+                    continue;
+                }
+                // No further host, or none that has it. Another repository may have it, or let us have it.
+                Err(Failed::Source(fail)) if matches!(fail.class, Class::NotFound | Class::Denied) => {
+                    first_failure = first_failure.or(spoilt).or(Some(fail));
+                    break;
+                }
+                Err(Failed::Source(fail) | Failed::Here(fail)) => Err(fail),
+                Ok(ready) => Ok(ready),
+            };
+            if let Some(Fail { message, .. }) = spoilt {
+                events.emit(Event::Warning {
+                    message: format!("layer {}: {message}; another host was asked", at.1.digest),
+                });
             }
-            Err(Failed::Source(fail) | Failed::Here(fail)) => return Err(fail),
-            Ok(ready) => return Ok(ready),
+            return fetched;
         }
     }
     Err(first_failure.unwrap_or_else(|| Fail::job(Class::Internal, "a layer without a source")))
@@ -125,16 +143,30 @@ pub(super) async fn fetch(
 
 /// Whose failure it is.
 enum Failed {
+    /// The blob does not come.
     Source(Fail),
+    /// The bytes that came are not those of the blob.
+    Spoilt(Fail),
     Here(Fail),
+}
+
+impl Failed {
+    /// The failure of an extraction.
+    fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Fail) -> Self {
+        let fail = fail(error.class(), error.describe());
+        match error {
+            RunError::Layer(error) if error.is_of_blob() => Failed::Spoilt(fail),
+            _ => Failed::Here(fail),
+        }
+    }
 }
 
 async fn fetch_from(
     shared: &Arc<Shared>,
     source: &Source,
     change: &Change,
-    reference: &ImageReference,
-    blob: &Descriptor,
+    (reference, blob): &(ImageReference, Descriptor),
+    skipped: usize,
     counters: &Arc<Counters>,
 ) -> Result<Ready, Failed> {
     let fail = |class: Class, message: String| Fail {
@@ -146,7 +178,7 @@ async fn fetch_from(
     let expected = Expected { blob: blob.digest.clone(), size: blob.size, diff_id: change.diff_id.clone() };
     counters.received.store(0, Ordering::Relaxed);
     counters.written.store(0, Ordering::Relaxed);
-    let mut stream = match source.blob(reference, blob) {
+    let mut stream = match source.blob(reference, blob, skipped) {
         Ok(Blob::Stream(stream)) => stream,
         Ok(Blob::File(file)) => return from_file(shared, file, expected, blob, counters).await,
         Ok(Blob::Piped(piped)) => return from_pipe(shared, source, piped, expected, blob, counters).await,
@@ -185,7 +217,7 @@ async fn fetch_from(
     let extracted =
         extracted.map_err(|e| Failed::Here(fail(Class::Internal, format!("extracting the layer: {e}"))))?;
     fetched.map_err(Failed::Source)?;
-    let (staging, extracted) = extracted.map_err(|e| Failed::Here(fail(e.class(), e.describe())))?;
+    let (staging, extracted) = extracted.map_err(|e| Failed::of(&e, fail))?;
     Ok(Ready { staging, extracted, blob: blob.clone() })
 }
 
@@ -261,7 +293,7 @@ async fn from_pipe(
     {
         return Err(Failed::Source(fail(*class, format!("fetching the layer: {message}"))));
     }
-    let (staging, extracted) = extracted.map_err(|e| Failed::Here(fail(e.class(), e.describe())))?;
+    let (staging, extracted) = extracted.map_err(|e| Failed::of(&e, fail))?;
     Ok(Ready { staging, extracted, blob: blob.clone() })
 }
 

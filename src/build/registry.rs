@@ -240,6 +240,10 @@ impl Observer for ToEvents {
             wait_ms: u64::try_from(retry.wait.as_millis()).unwrap_or(u64::MAX),
         });
     }
+
+    fn warned(&self, host: &str, words: &str) {
+        self.0.emit(Event::Warning { message: format!("{host} says: {words}") });
+    }
 }
 
 #[cfg(test)]

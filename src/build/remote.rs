@@ -9,6 +9,7 @@
 
 mod client;
 mod fetcher;
+mod foreign;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,29 +39,29 @@ enum Wanted {
     Digest(Digest),
     /// A small blob of at most `limit` bytes.
     Document { blob: Blob, limit: u64 },
-    /// A layer, through the pipe that comes with the request.
-    Layer(Blob),
+    /// A layer, through the pipe that comes with the request, and from none of the first `skipped` hosts.
+    Layer { blob: Blob, skipped: usize },
 }
 
-/// The part of a descriptor by which a blob is fetched.
+/// The part of a descriptor by which a blob is fetched. Foreign locations are left to the fetcher ([`foreign`]).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Blob {
     media_type: String,
     digest: Digest,
     size: u64,
-    urls: Vec<String>,
 }
 
 impl From<&Descriptor> for Blob {
     fn from(descriptor: &Descriptor) -> Self {
-        let Descriptor { media_type, digest, size, urls, .. } = descriptor.clone();
-        Blob { media_type, digest, size, urls }
+        let Descriptor { media_type, digest, size, .. } = descriptor.clone();
+        Blob { media_type, digest, size }
     }
 }
 
-impl From<Blob> for Descriptor {
-    fn from(blob: Blob) -> Self {
-        let Blob { media_type, digest, size, urls } = blob;
+impl Blob {
+    /// The descriptor of a blob that can also be fetched from `urls`.
+    fn at(self, urls: Vec<String>) -> Descriptor {
+        let Blob { media_type, digest, size } = self;
         Descriptor { media_type, digest, size, urls, platform: None }
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct ResolvedImage {
     pub(super) config_bytes: Vec<u8>,
     /// The config.
     pub(super) config: ImageConfig,
+    /// What it runs on, by its config, else by its index, else what was asked for.
+    pub(super) platform: Platform,
 }
 
 /// Documents that an earlier run of the job left.
@@ -101,22 +103,24 @@ async fn resolve(
     };
     let mut document = source.manifest(start).await?;
     let mut index = None;
-    // Whether every index on the way has said what the image is for.
-    let mut promised = true;
+    // What the image is for, if every index on the way has said so.
+    let mut promised = None;
+    let mut unnamed = false;
     for _ in 0..=MAX_DEPTH {
         let parsed = Document::parse(&document.bytes, document.media_type.as_deref())
             .map_err(|e| fail(e.class(), format!("reading the manifest {}: {e}", document.digest)))?;
         let list = match parsed {
             Document::Index(list) => list,
             Document::Image(manifest) => {
-                let promised = promised && index.is_some();
-                return source.finish(document, manifest, index, (!promised).then_some(platform)).await;
+                let promised = promised.filter(|_| !unnamed);
+                return source.finish(document, manifest, index, promised, platform).await;
             }
         };
         let chosen = list
             .choose(platform)
             .map_err(|e| fail(e.class(), format!("in the index {}: {e}", document.digest)))?;
-        promised &= chosen.platform.is_some();
+        unnamed |= chosen.platform.is_none();
+        promised = chosen.platform.clone();
         let (digest, size) = (chosen.digest.clone(), chosen.size);
         if index.is_none() {
             index = Some((document.digest, document.bytes));
@@ -163,7 +167,8 @@ impl Asked<'_> {
         document: source::Manifest,
         manifest: Manifest,
         index: Option<(Digest, Vec<u8>)>,
-        must_be_for: Option<&Platform>,
+        promised: Option<Platform>,
+        wanted: &Platform,
     ) -> Result<ResolvedImage, Fail> {
         let fail = |class: Class, message: String| Fail::image(self.reference, class, message);
         let descriptor = &manifest.config;
@@ -179,15 +184,15 @@ impl Asked<'_> {
             .and_then(|config| config.check_layers(&manifest).map(|()| config))
             .map_err(|e| fail(e.class(), format!("reading the config {}: {e}", descriptor.digest)))?;
         // Where no index has said what the image is for, its config does.
-        if let Some(platform) = must_be_for
-            && platform.preference(&config.platform).is_none()
+        if promised.is_none()
+            && let Some(platform) = config.platform.as_ref().filter(|own| wanted.preference(own).is_none())
         {
             let message = format!(
-                "the image is for {}, not for {platform}: give --platform {} or another tag",
-                config.platform, config.platform
+                "the image is for {platform}, not for {wanted}: give --platform {platform} or another tag"
             );
             return Err(fail(Class::NotFound, message));
         }
+        let platform = config.platform.clone().or(promised).unwrap_or_else(|| wanted.clone());
         Ok(ResolvedImage {
             reference: self.reference.clone(),
             index,
@@ -197,6 +202,7 @@ impl Asked<'_> {
             manifest,
             config_bytes,
             config,
+            platform,
         })
     }
 }

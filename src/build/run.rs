@@ -194,7 +194,7 @@ async fn plan(
         name: image.reference.to_string(),
         index: image.index.as_ref().map(|(digest, _)| digest.clone()),
         manifest: image.manifest_digest.clone(),
-        platform: image.config.platform.clone(),
+        platform: image.platform.clone(),
         // Filled in by the report, as is who shares a layer.
         compressed_size: 0,
         layers: image.manifest.layers.iter().map(planned_layer).collect(),
@@ -273,7 +273,7 @@ pub(super) async fn resolve(
                 events.emit(Event::Resolved {
                     reference: image.reference.given().to_owned(),
                     manifest: image.manifest_digest.clone(),
-                    platform: image.config.platform.clone(),
+                    platform: image.platform.clone(),
                     layers: image.manifest.layers.len(),
                     compressed_size: layers::distinct_blobs(std::slice::from_ref(&image)).values().sum(),
                 });
@@ -492,7 +492,7 @@ fn sealed_image(image: &ResolvedImage) -> Image {
         index: image.index.as_ref().map(|(digest, _)| digest.clone()),
         manifest: image.manifest_digest.clone(),
         config: image.manifest.config.digest.clone(),
-        platform: image.config.platform.clone(),
+        platform: image.platform.clone(),
         chain: ChainId::chain(&image.config.diff_ids),
     }
 }

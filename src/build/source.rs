@@ -127,11 +127,19 @@ impl Source {
         }
     }
 
-    /// A layer's blob, of the size that its descriptor says. Its digest is the reader's to check.
-    pub(super) fn blob(&self, image: &ImageReference, descriptor: &Descriptor) -> Result<Blob, Error> {
+    /// A layer's blob, of the size that its descriptor says. Its digest is the reader's to check. The first `skipped` hosts are
+    /// not asked: their bytes had another one.
+    pub(super) fn blob(
+        &self,
+        image: &ImageReference,
+        descriptor: &Descriptor,
+        skipped: usize,
+    ) -> Result<Blob, Error> {
         match self {
-            Source::Registry(registry) => Ok(Blob::Stream(Box::new(registry.blob(image, descriptor)))),
-            Source::Remote(remote) => Ok(Blob::Piped(remote.layer(image, descriptor)?)),
+            Source::Registry(registry) => {
+                Ok(Blob::Stream(Box::new(registry.blob(image, descriptor, skipped))))
+            }
+            Source::Remote(remote) => Ok(Blob::Piped(remote.layer(image, descriptor, skipped)?)),
             Source::Archive(archive, _) => {
                 let blob = archive.blob(&descriptor.digest).map_err(Box::new)?;
                 let (have, want) = (blob.size(), descriptor.size);

@@ -40,9 +40,12 @@ pub struct Attachment {
     /// Digest of its `cache.json`: another one is not what was attached. None where nobody looked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cache: Option<Digest>,
-    /// The additional image store that is made of it, where it is not one itself.
+    /// The view that is made of it: an image store, or the layers of one for builds if `direct`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub store: Option<PathBuf>,
+    /// Whether the volume is an image store as it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub direct: bool,
     /// Runtimes whose configuration tells of it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub runtimes: Vec<Runtime>,
@@ -67,6 +70,7 @@ impl Attachment {
             since,
             cache: None,
             store: None,
+            direct: false,
             runtimes: Vec::new(),
             leaving: false,
             containerd: None,
@@ -74,9 +78,12 @@ impl Attachment {
         }
     }
 
-    /// The directory that is an additional image store.
-    pub fn image_store(&self) -> &Path {
-        self.store.as_deref().unwrap_or(&self.at)
+    /// The directories that are additional image stores. The order counts: containers of an image use the layers of the first
+    /// store that has it.
+    pub fn image_stores(&self) -> impl Iterator<Item = &Path> {
+        // Records of older Larders have no view where the volume is a store.
+        let at = (self.direct || self.store.is_none()).then_some(&*self.at);
+        at.into_iter().chain(self.store.as_deref())
     }
 }
 

@@ -10,6 +10,7 @@
 //! verified/                                   which volumes were verified (volume::proofs)
 //! node.lock                                   held by the agent of a cluster's node (`larder node`)
 //! snapshotter/                                what containerd keeps here (node::snapshotter)
+//! erofs/                                      layers for containerd's own EROFS snapshotter (node::content_cache)
 //! trash/                                      volumes on their way out
 //! imports/<id>                                archives that were sent, until what is made of them is sealed
 //! work/<id>/                                  secrets of a running builder; gone when it ends
@@ -71,6 +72,11 @@ impl Layout {
     /// Records of what is attached.
     pub fn attached(&self) -> PathBuf {
         self.root.join("attached")
+    }
+
+    /// Layers for containerd's own EROFS snapshotter.
+    pub fn content_cache(&self) -> PathBuf {
+        self.root.join("erofs")
     }
 
     /// Records of what `larder mount` mounted.

@@ -87,9 +87,9 @@ pub struct ImageDetails {
     pub reference: String,
     /// The manifest it stands for.
     pub manifest: Digest,
-    /// Layers begun or done.
+    /// Number of its layers.
     pub layers: usize,
-    /// Of these, done.
+    /// Of these, on the volume.
     pub layers_done: usize,
     /// Compressed size of these layers, bytes.
     pub compressed_size: u64,
@@ -104,6 +104,16 @@ pub struct Work {
     pub generation: u32,
     /// How often a builder was started for it.
     pub attempts: u32,
+    /// What the build waits for outside of its builder, while it waits.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub waiting: Option<String>,
+}
+
+impl Work {
+    /// The work on a volume, before the first attempt.
+    pub fn new(generation: u32) -> Self {
+        Work { generation, attempts: 0, waiting: None }
+    }
 }
 
 /// An archive that was sent. It is kept as long as there is work to do with it.
@@ -214,7 +224,7 @@ impl Record {
             message: None,
             class: None,
             content: None,
-            work: Some(Work { generation: 1, attempts: 0 }),
+            work: Some(Work::new(1)),
             import: None,
             generation: 1,
             events: VecDeque::new(),
@@ -235,6 +245,21 @@ impl Record {
         while self.events.len() > MAX_EVENTS {
             self.events.pop_front();
         }
+    }
+
+    /// Notes an event unless it repeats the last one, as after each change of the daemon that leads.
+    pub fn note_once(&mut self, now: DateTime<Utc>, message: String) {
+        let repeats = |last: &Happened| last.message == message && last.status == self.status;
+        if !self.events.back().is_some_and(repeats) {
+            self.note(now, message);
+        }
+    }
+
+    /// Why the cache is in an abnormal state, or what its first build waits for.
+    pub fn reason(&self) -> Option<&str> {
+        let waiting =
+            self.work.as_ref().filter(|_| self.content.is_none()).and_then(|work| work.waiting.as_deref());
+        self.message.as_deref().or(waiting)
     }
 
     /// Goes over to another status, which is an event.

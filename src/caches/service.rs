@@ -109,6 +109,8 @@ struct Inner {
 struct Live {
     cancel: CancellationToken,
     progress: Progress,
+    /// What the build waits for outside of its builder.
+    waiting: Option<String>,
     /// Whether another build was asked for before this one has ended.
     again: bool,
 }
@@ -393,7 +395,7 @@ impl Service {
                 return false;
             }
             record.generation += 1;
-            record.work = Some(Work { generation: record.generation, attempts: 0 });
+            record.work = Some(Work::new(record.generation));
             record.message = None;
             record.class = None;
             record.note(now, "a refresh was asked for");

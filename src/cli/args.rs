@@ -86,8 +86,8 @@ Examples:
   docker save app:1 | larder import - --volume ./cache
   larder import ./layout --volume ./cache --image registry.example.com/app:1 --size 4GiB
 
-Archives are OCI layouts, tars of them, and what docker save writes, also compressed as a whole by gzip or zstd. Such a
-one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies. The image of a
+Archives are OCI layouts, tars of them, what docker save writes, and directories that skopeo writes (dir:). A tar can be
+compressed as a whole by gzip or zstd. Such a one, and standard input, is kept in a temporary file (TMPDIR) meanwhile; a plain file is read where it lies. The image of a
 disk, as `export --format raw` writes it, becomes a volume of kind disk: it is compared with the .sha256 beside it, if there
 is one, and proven whole, as `larder verify` does, before it counts as sealed; other flags than --volume and --output are
 not for it. `larder cache import` makes an image cache of a daemon instead.";

@@ -20,7 +20,7 @@ use crate::model::class::Class;
 use crate::model::runtime::Containerd;
 use crate::model::trust::Trust;
 use crate::node::access::{self, AccessError};
-use crate::node::attach::{self, Boot, Host, Order, Plan};
+use crate::node::attach::{self, Boot, Consent, Host, Order, Plan};
 use crate::node::matching::{Found, Incomplete, Place};
 use crate::node::snapshotter;
 use crate::telemetry::Console;
@@ -129,7 +129,8 @@ pub(super) fn detach(args: &DetachArgs, config: &Config, console: &Console) -> u
             Some(path) => path,
             None => volume(&args.source, args.host.as_ref(), None)?,
         };
-        Ok(attach::detach(&wanted, &host(&args.node_root, config), args.force)?)
+        let consent = Consent { force: args.force, remove_images: args.remove_images };
+        Ok(attach::detach(&wanted, &host(&args.node_root, config), consent)?)
     };
     match done() {
         Ok(detached) => {
@@ -148,6 +149,7 @@ fn host(root: &Path, config: &Config) -> Host {
         proofs: Proofs::new(layout.verified()),
         socket: snapshotter::SOCKET.into(),
         snapshots: layout.snapshotter(),
+        content_cache: layout.content_cache(),
     }
 }
 

@@ -145,6 +145,7 @@ async fn work(args: &AgentArgs, config: &Config) -> Result<(), Error> {
             proofs: Proofs::new(layout.verified()),
             socket: args.socket.clone(),
             snapshots: layout.snapshotter(),
+            content_cache: layout.content_cache(),
         },
         mounts,
         runtimes: node.runtimes.clone(),

@@ -10,11 +10,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::conditions;
 use super::crd::{self, ImageCache, ImageCacheSpec, ImageCacheStatus};
 use super::names;
 use crate::caches::record::{self, ImageDetails, LayerHistory, OrderedBy, Record};
 use crate::model::digest::Digest;
 use crate::model::image_cache::{CacheId, CacheName, Spec, Status, TenantName};
+use crate::model::pull_secret::PullSecretName;
 use crate::model::reference::ImageReference;
 use crate::model::seal::Totals;
 
@@ -115,6 +117,20 @@ pub fn spec(meta: &ObjectMeta, spec: &ImageCacheSpec, cluster: &str) -> Result<S
     Ok(spec)
 }
 
+/// A mistake in an order that a person wrote: the API of the vendor accepts it, and it is surely not what was meant.
+pub fn mistake(spec: &Spec) -> Option<String> {
+    let twice = spec.images.iter().enumerate().find(|(at, image)| spec.images[..*at].contains(image));
+    let twice = twice.map(|(at, image)| format!("spec.images[{at}]: {} is listed twice", image.given()));
+    let mut secrets = spec.pull_secrets.iter().enumerate();
+    let malformed = || {
+        secrets.find_map(|(at, secret)| {
+            let error = secret.parse::<PullSecretName>().err()?;
+            Some(format!("spec.imagePullSecrets[{at}]: {error}"))
+        })
+    };
+    twice.or_else(malformed)
+}
+
 fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Record, String> {
     let tenant = meta.namespace.as_deref().unwrap_or_default().parse::<TenantName>();
     let events = status.events.iter().map(|event| {
@@ -145,7 +161,11 @@ fn record(meta: &ObjectMeta, spec: Spec, status: &ImageCacheStatus) -> Result<Re
         message: status.message.clone(),
         class: status.class.as_deref().map(|class| word("class", class)).transpose()?,
         content: status.content.as_ref().map(content).transpose()?,
-        work: status.work.map(|work| record::Work { generation: work.generation, attempts: work.attempts }),
+        work: status.work.as_ref().map(|work| record::Work {
+            generation: work.generation,
+            attempts: work.attempts,
+            waiting: work.waiting.clone(),
+        }),
         generation: status.generation,
         events: events.collect::<Result<_, _>>()?,
         sequence: status.sequence,
@@ -215,14 +235,6 @@ pub fn status(
 ) -> ImageCacheStatus {
     let text = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::AutoSi, true);
     let phase = record.status.to_string();
-    let ready = crd::Condition {
-        type_: "Ready".to_owned(),
-        status: if record.status == Status::Available { "True" } else { "False" }.to_owned(),
-        reason: phase.clone(),
-        message: record.message.clone().unwrap_or_default(),
-        last_transition_time: text(record.status_since),
-        observed_generation: generation,
-    };
     let images = match &record.content {
         Some(content) if record.work.is_none() => sealed_images(content),
         _ => record.progress.iter().map(image).collect(),
@@ -241,13 +253,15 @@ pub fn status(
         expires_at: record.expires_at().map(text),
         ordered_by: said(&record.ordered_by),
         observed_generation: generation,
-        conditions: vec![ready],
+        conditions: conditions::of(record, before, generation),
         images,
+        progress: conditions::progress(record),
         content: record.content.as_ref().map(|content| written(content, text(content.sealed_at))),
-        work: record
-            .work
-            .as_ref()
-            .map(|work| crd::Work { generation: work.generation, attempts: work.attempts }),
+        work: record.work.as_ref().map(|work| crd::Work {
+            generation: work.generation,
+            attempts: work.attempts,
+            waiting: work.waiting.clone(),
+        }),
         generation: record.generation,
         events: events.collect(),
         sequence: record.sequence,

@@ -9,16 +9,41 @@
     reason = "the derive of the schema repeats the structure where nobody else sees it"
 )]
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::{CustomResource, CustomResourceExt as _, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The CustomResourceDefinition as YAML.
 pub fn yaml() -> Result<String, serde_saphyr::SerializeError> {
-    serde_saphyr::to_string(&ImageCache::crd())
+    serde_saphyr::to_string(&definition())
 }
 
-/// What is asked for. Only `retentionDays` and `share` may change.
+/// The CustomResourceDefinition, as it is shipped.
+pub fn definition() -> CustomResourceDefinition {
+    let mut definition = ImageCache::crd();
+    for version in &mut definition.spec.versions {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            known_formats(schema);
+        }
+    }
+    definition
+}
+
+/// Removes the formats of unsigned integers: OpenAPI has none, and API servers warn about them. `minimum` holds the same.
+fn known_formats(schema: &mut JSONSchemaProps) {
+    if schema.format.as_deref().is_some_and(|format| format.starts_with("uint")) {
+        schema.format = None;
+    }
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(known_formats);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        known_formats(items);
+    }
+}
+
+/// The wanted image cache. Only `retentionDays` and `share` can be changed.
 #[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
     group = "larder.dev",
@@ -33,11 +58,17 @@ pub fn yaml() -> Result<String, serde_saphyr::SerializeError> {
     validation = Rule::new("self.metadata.name.matches('^[a-z]([a-z0-9-]{0,126}[a-z0-9])?$')")
         .message("metadata.name: want 1 to 128 of a-z 0-9 '-', a letter first and no '-' last"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress.percent"),
     printcolumn(name = "Size", type_ = "integer", json_path = ".spec.imageCacheSize", description = "GiB"),
     printcolumn(name = "Snapshot", type_ = "string", json_path = ".status.content.snapshot.name"),
-    printcolumn(name = "Expires", type_ = "date", json_path = ".status.expiresAt"),
+    printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    )
 )]
 #[x_kube(
     validation = Rule::new("self.images == oldSelf.images").message("images: they never change: make another image cache"),
@@ -48,27 +79,27 @@ pub fn yaml() -> Result<String, serde_saphyr::SerializeError> {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ImageCacheSpec {
-    /// References of images.
+    /// References of 1 to 20 images, each once. A tag is resolved when the image cache is built.
     #[schemars(length(min = 1, max = 20), inner(length(min = 1, max = 1024)))]
     pub images: Vec<String>,
-    /// Size of the volume, GiB; at least three times what its images come to.
+    /// Size of the volume, GiB: 20 to 400; 20 by default. It must be at least three times the compressed size of the images.
     #[serde(default = "smallest")]
     #[schemars(range(min = 20, max = 400))]
     pub image_cache_size: u32,
-    /// Days until it expires; 0 is never.
+    /// Days until the image cache expires: 0 to 10000; 0, the default, is never.
     #[serde(default)]
     #[schemars(range(min = 0, max = 10000))]
     pub retention_days: u32,
-    /// UID of the cluster that builds it; empty is the one that it is in.
+    /// UID of the cluster that builds the image cache. Empty, the default, is the cluster that the object is in.
     #[serde(default)]
     #[schemars(length(max = 512))]
     pub cluster: String,
-    /// Pull secrets, each `namespace:name`, in the order in which they are tried. Those of other namespaces must name this
-    /// one in the annotation `larder.dev/pull-by`.
+    /// Up to 64 pull secrets, each `namespace:name`, in the order in which they are tried. A secret of another namespace must
+    /// name this namespace in its annotation `larder.dev/pull-by`.
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(max = 512)))]
     pub image_pull_secrets: Vec<String>,
-    /// Other namespaces in which the snapshot is offered. Each must list this namespace in its annotation
+    /// Up to 32 other namespaces in which the snapshot is offered. Each must list this namespace in its annotation
     /// `larder.dev/accept-from`.
     #[serde(default)]
     #[schemars(
@@ -113,7 +144,7 @@ pub struct ImageCacheStatus {
     /// The generation of the spec that this was made from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`, and what else a program may wait for.
+    /// `Ready`: the snapshot can be used. `Progressing`: a build is under way. `Degraded`: somebody has to act.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,
@@ -121,6 +152,9 @@ pub struct ImageCacheStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     pub images: Vec<ImageState>,
+    /// How far the build is, while there is one and its images are resolved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// The snapshot that is served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<Content>,
@@ -178,11 +212,28 @@ pub struct ImageState {
     /// The manifest it stands for.
     #[schemars(length(max = 256))]
     pub manifest: String,
-    /// Layers begun or done.
+    /// Number of its layers.
     pub layers: u32,
-    /// Of these, done.
+    /// Of these, on the volume.
     pub layers_done: u32,
     /// Compressed size of these layers, bytes.
+    pub compressed_size: u64,
+    /// Bytes of them that came from a registry.
+    pub received: u64,
+}
+
+/// How far a build is, over all images. A layer that several images share counts for each.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Layers that are on the volume, for people: `45%`.
+    #[schemars(length(max = 8))]
+    pub percent: String,
+    /// Number of layers.
+    pub layers: u64,
+    /// Of these, on the volume.
+    pub layers_done: u64,
+    /// Compressed size of the layers, bytes.
     pub compressed_size: u64,
     /// Bytes of them that came from a registry.
     pub received: u64,
@@ -286,12 +337,16 @@ pub struct Layer {
 }
 
 /// A build to carry out.
-#[derive(Clone, Copy, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Work {
     /// Number of the volume that is filled.
     pub generation: u32,
     /// How often a builder was started for it.
     pub attempts: u32,
+    /// What the build waits for, while it waits: a node, a disk, a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub waiting: Option<String>,
 }
 
 /// Something that happened.
@@ -353,11 +408,17 @@ mod tests {
                         check(&format!("{path}.{key}"), value);
                     }
                 }
-                Some("integer" | "boolean") => {}
+                // The formats that API servers know (apiextensions-apiserver pkg/apiserver/validation/formats.go).
+                Some("integer") => assert!(
+                    matches!(schema["format"].as_str(), None | Some("int32" | "int64")),
+                    "{path}: {}",
+                    schema["format"]
+                ),
+                Some("boolean") => {}
                 other => panic!("{path}: {other:?}"),
             }
         }
-        let crd = serde_json::to_value(ImageCache::crd()).unwrap();
+        let crd = serde_json::to_value(definition()).unwrap();
         let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
         check("spec", &schema["spec"]);
         check("status", &schema["status"]);

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client;
 use super::copies::Copies;
+use super::events::Reporter;
 use super::leader::{self, Ended};
 use super::lease::Lease;
 use super::names::Names;
@@ -132,6 +133,7 @@ impl Daemon {
             node_namespace: cluster.node_namespace.clone(),
             copies,
             clock,
+            reporter: Reporter::new(client.clone(), "larder.dev/daemon", &identity),
         };
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
         Ok(Daemon { service, runner, watch, lease })

@@ -55,9 +55,16 @@ impl Fault {
         matches!(&self.error, Error::Kube(kube::Error::Api(status)) if status.reason == "AlreadyExists")
     }
 
-    /// The object is another version or another object than the one that was read.
+    /// The object is another version or another object than the one that was read. A patch for another object is 422, because
+    /// `metadata.uid` is immutable (Kubernetes 1.36).
     pub fn is_conflict(&self) -> bool {
-        self.code() == 409 && !self.is_already_there()
+        (self.code() == 409 && !self.is_already_there()) || self.is_other_object()
+    }
+
+    fn is_other_object(&self) -> bool {
+        let Error::Kube(kube::Error::Api(status)) = &self.error else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        status.code == 422 && causes.into_iter().any(|cause| cause.field == "metadata.uid")
     }
 
     /// A ResourceQuota is used up. Its refusal is told from one of RBAC by text alone (k8s.io/apiserver

@@ -8,8 +8,8 @@ use super::lease::{Lease, Tried};
 use crate::caches::service::{Service, StartError};
 use crate::model::class::Class;
 
-/// For how long the lease is good. It is renewed three times as often, and given up when two thirds of it have passed
-/// without: before anybody else may take it.
+/// How long the lease is valid. As in client-go (tools/leaderelection: 15, 10 and 2 s), the leader renews it after two fifteenths of
+/// that, and gives up when two thirds have passed without a renewal: before any other daemon can take it.
 pub const GOOD_FOR: Duration = Duration::from_secs(15);
 /// Name of the lease.
 pub const NAME: &str = "larder";
@@ -31,7 +31,7 @@ pub enum Ended {
 /// Waits for the lease, lets the service lead, and holds on. Returns when that has come to an end; the service must then be
 /// stopped, and the lease released after that.
 pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) -> Ended {
-    let every = lease.duration() / 3;
+    let every = lease.duration() * 2 / 15;
     loop {
         match lease.try_take().await {
             Ok(Tried::Taken) => break,
@@ -39,7 +39,7 @@ pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) ->
             Err(fault) => tracing::warn!("who leads is not known: {fault}"),
         }
         tokio::select! {
-            () = tokio::time::sleep(every / 2) => {}
+            () = tokio::time::sleep(every) => {}
             () = stop.cancelled() => return Ended::Stopped,
         }
     }
@@ -66,20 +66,19 @@ pub async fn lead(lease: &Lease, service: &Service, stop: &CancellationToken) ->
 
 /// Renews the lease until that fails for too long.
 async fn hold(lease: &Lease, every: Duration) -> Ended {
+    let limit = lease.duration() * 2 / 3;
     let mut renewed = Instant::now();
-    let mut pause = every;
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(every).await;
         let asked = Instant::now();
-        let left = (every * 2).saturating_sub(renewed.elapsed());
-        pause = every / 4;
+        let left = limit.saturating_sub(renewed.elapsed());
         match tokio::time::timeout(left, lease.try_take()).await {
-            Ok(Ok(Tried::Taken)) => (renewed, pause) = (asked, every),
+            Ok(Ok(Tried::Taken)) => renewed = asked,
             Ok(Ok(Tried::Raced)) => {}
             Ok(Ok(Tried::Held)) | Err(_) => return Ended::Lost,
             Ok(Err(fault)) => tracing::warn!("renewing: {fault}"),
         }
-        if renewed.elapsed() >= every * 2 {
+        if renewed.elapsed() >= limit {
             return Ended::Lost;
         }
     }

@@ -19,10 +19,11 @@ mod objects;
 mod verdict;
 mod verifier;
 mod waiting;
+mod waits;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::batch::v1::Job as KubeJob;
@@ -36,6 +37,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use self::objects::Parts;
+use self::waits::Waits;
 use super::client::ApiServer;
 use super::daemon::of_planner;
 use super::fault::{Fault, ask, opt};
@@ -52,6 +54,7 @@ use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::model::escape::escape_to;
 use crate::model::event::{Failure, Line, Outcome};
 use crate::model::image_cache::TenantName;
 use crate::model::job::{Job, LayerFormat};
@@ -72,6 +75,8 @@ pub struct Pace {
     pub look: Duration,
     /// How long a builder may not start.
     pub pending: Duration,
+    /// How long a build waits before the reason is reported, and how often the reason is looked for again.
+    pub report: Duration,
     /// How long the disk may stay attached to the node of a builder that has ended. The builder has synced it all the same.
     pub attached: Duration,
     /// How long a snapshot may take.
@@ -87,6 +92,7 @@ impl Pace {
         Pace {
             look: Duration::from_secs(1),
             pending: minutes(cluster.pending_timeout_minutes),
+            report: Duration::from_secs(30),
             attached: minutes(2),
             snapshot: minutes(cluster.snapshot_timeout_minutes),
             outage: Duration::from_secs(30),
@@ -404,8 +410,8 @@ impl Build<'_> {
         let claim = opt(ask!(&doing, claims.get(&self.name)))?;
         let Some(disk) = claim.and_then(|claim| claim.spec?.volume_name) else { return Ok(()) };
         let attachments: Api<VolumeAttachment> = Api::all(self.runner.client.clone());
-        let start = Instant::now();
-        while start.elapsed() < self.runner.pace.attached {
+        let mut waits = self.waits();
+        while waits.elapsed() < self.runner.pace.attached {
             let list = ListParams::default();
             let attached = match ask!("listing volume attachments", attachments.list(&list)) {
                 Ok(all) => {
@@ -416,7 +422,11 @@ impl Build<'_> {
                 Err(fault) => return Err(fault),
             };
             if !attached {
+                waits.end();
                 return Ok(());
+            }
+            if waits.is_due() {
+                waits.report(format!("the disk {disk} is still attached to the node of its builder"));
             }
             tokio::time::sleep(self.runner.pace.look).await;
         }
@@ -426,16 +436,16 @@ impl Build<'_> {
 
     /// Waits until a snapshot is ready, and lets go what it was made from.
     async fn finish(&self, mut snapshot: VolumeSnapshot) -> Result<Ended, Halt> {
-        let start = Instant::now();
+        let mut waits = self.waits();
         while !snapshot.is_ready() {
-            if start.elapsed() >= self.runner.pace.snapshot {
-                let why = snapshot.error().unwrap_or("nothing is told of why").to_owned();
-                let message = format!(
-                    "the snapshot was not ready within {} s: {}",
-                    self.runner.pace.snapshot.as_secs(),
-                    crate::model::escape::escape_to(&why, 400)
-                );
+            let why = || escape_to(snapshot.error().unwrap_or("its driver gives no reason"), 400);
+            if waits.elapsed() >= self.runner.pace.snapshot {
+                let limit = self.runner.pace.snapshot.as_secs();
+                let message = format!("the snapshot was not ready within {limit} s: {}", why());
                 return Ok(exhausted(Class::Transient, message));
+            }
+            if waits.is_due() {
+                waits.report(format!("the snapshot is not ready: {}", why()));
             }
             tokio::time::sleep(self.runner.pace.look).await;
             snapshot = match self.snapshot().await? {
@@ -449,6 +459,10 @@ impl Build<'_> {
             Some(outcome) => Ended::Result(outcome),
             None => exhausted(Class::Corrupt, format!("the snapshot {} tells no result", self.name)),
         })
+    }
+
+    fn waits(&self) -> Waits<'_> {
+        Waits::new(self.lines, self.runner.pace.report)
     }
 
     /// Deletes the Job; the cluster collects pods, Secret and PVC with it.

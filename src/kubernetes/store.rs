@@ -452,7 +452,12 @@ impl KubeStore {
         let spec = convert::spec(&object.metadata, &object.spec, &self.cluster);
         let tenant = namespace_of.parse::<TenantName>().map_err(|e| format!("metadata.namespace: {e}"));
         let (spec, tenant) = match (spec, tenant) {
-            (Ok(spec), Ok(tenant)) if spec.cluster == self.cluster => (spec, tenant),
+            (Ok(spec), Ok(tenant)) if spec.cluster == self.cluster => {
+                match convert::mistake(&spec).filter(|_| annotation(&object, NONCE).is_none()) {
+                    None => (spec, tenant),
+                    Some(reason) => return self.refuse(object, &reason, now).await,
+                }
+            }
             (Ok(spec), Ok(_)) => {
                 let reason = format!("spec.cluster: {:?} is another cluster than this one", spec.cluster);
                 return self.refuse(object, &reason, now).await;

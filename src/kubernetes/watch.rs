@@ -16,7 +16,9 @@ use super::client::ApiServer;
 use super::convert;
 use super::copies::Copies;
 use super::crd::{CopyState, ImageCache};
+use super::events::{Report, Reporter};
 use super::fault::{Fault, ask};
+use super::history::{self, Reported};
 use super::names::{ACCEPT_FROM, Names, namespace};
 use super::store::KubeStore;
 use crate::caches::record::Record;
@@ -50,6 +52,8 @@ pub struct Watch {
     pub copies: Arc<Copies>,
     /// The time.
     pub clock: Arc<dyn Clock>,
+    /// Creates events about image caches.
+    pub(super) reporter: Reporter,
 }
 
 /// What is known of the objects.
@@ -61,6 +65,8 @@ struct Known {
     records: HashMap<CacheId, Record>,
     /// The versions whose copies are as they ask for, and when that was seen.
     copied: HashMap<CacheId, (Option<String>, Instant)>,
+    /// What was reported of each.
+    reported: HashMap<CacheId, Reported>,
 }
 
 impl Watch {
@@ -123,6 +129,7 @@ impl Watch {
     fn gone(&self, id: CacheId, known: &mut Known) {
         known.objects.remove(&id);
         known.copied.remove(&id);
+        known.reported.remove(&id);
         if let Some(record) = known.records.remove(&id) {
             self.service.notice_gone(&record);
         }
@@ -174,10 +181,17 @@ impl Watch {
             }
             return Ok(true);
         };
+        let record = stored.record.clone();
         if leads {
             self.store.observe(object, &stored).await?;
+            let before = known.reported.get(&id).copied();
+            let (reports, reported) = history::news(&record, before, self.clock.now());
+            known.reported.insert(id, reported);
+            self.report(object, reports);
+        } else {
+            // Another daemon reports. What it has not reported when this one leads is found by its age.
+            known.reported.remove(&id);
         }
-        let record = stored.record;
         let told = known.records.get(&id).map_or(0, |record| record.sequence);
         known.records.insert(id, record.clone());
         self.service.notice(&record, told).await?;
@@ -215,9 +229,10 @@ impl Watch {
         states.sort_by(|one, other| one.namespace.cmp(&other.namespace));
         self.copies.remove(&volume, |namespace| !wanted.iter().any(|wanted| wanted == namespace)).await?;
         let ready = states.iter().all(|state| state.ready);
-        let told = object.status.as_ref().map(|status| &status.copies);
-        if told != Some(&states) {
+        let before = object.status.as_ref().map(|status| status.copies.as_slice()).unwrap_or_default();
+        if before != states {
             self.tell(object, &states).await?;
+            self.report(object, history::copies(record, before, &states));
         }
         Ok(ready)
     }
@@ -258,6 +273,11 @@ impl Watch {
         wanted.retain(|namespace| *namespace != self.names.namespace);
         wanted.sort();
         Ok((wanted, refused))
+    }
+
+    fn report(&self, object: &ImageCache, reports: Vec<Report>) {
+        let about = history::reference(object);
+        reports.into_iter().for_each(|report| self.reporter.report(&about, report));
     }
 
     async fn tell(&self, object: &ImageCache, states: &[CopyState]) -> Result<(), Fault> {

@@ -102,7 +102,7 @@ fn member<B: BufRead, R: Record>(
     member: Member,
 ) -> Result<(), Failure> {
     let hostile = |fault| Error::hostile(&member.path, fault);
-    let clean = path::clean(&member.path).map_err(hostile)?;
+    let clean = path::clean_member(&member.path).map_err(hostile)?;
     match path::meaning(&clean).map_err(hostile)? {
         Meaning::Aufs => return Ok(()),
         Meaning::Opaque => {

@@ -90,7 +90,7 @@ type TakeAhead<S> = fn(Box<Inflater<S>>) -> Result<Ahead, Box<Inflater<S>>>;
 enum Place<S> {
     Here(Box<Inflater<S>>),
     Ahead(Ahead),
-    /// An error was returned; nothing more comes.
+    /// It is on its way to another thread.
     Failed,
 }
 
@@ -171,6 +171,16 @@ impl<S: ChunkSource> Decoder<S> {
         }
     }
 
+    /// Digest and size of the blob, whatever is in it and whatever went wrong before; reads the rest of it, without inflating.
+    /// `None` if that does not come.
+    pub fn blob(self) -> Option<(Digest, u64)> {
+        match self.place {
+            Place::Here(inflater) => inflater.blob(),
+            Place::Ahead(ahead) => ahead.blob(),
+            Place::Failed => None,
+        }
+    }
+
     /// Brings the next tar bytes, whether or not the last ones were read; `false` at the end.
     fn refill(&mut self) -> Result<bool, Error> {
         // A buffer comes back to who fills it when nobody holds it.
@@ -183,7 +193,7 @@ impl<S: ChunkSource> Decoder<S> {
             Place::Ahead(ahead) => ahead.next(),
             Place::Failed => Err(Error::Failed),
         };
-        self.tar = piece.inspect_err(|_| self.place = Place::Failed)?.unwrap_or_default();
+        self.tar = piece?.unwrap_or_default();
         self.size += self.tar.len() as u64;
         Ok(!self.tar.is_empty())
     }

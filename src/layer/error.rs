@@ -83,8 +83,8 @@ pub enum Fault {
     /// A character device 0:0, overlayfs's own whiteout.
     #[error("it is a character device 0:0, which overlayfs takes for a whiteout")]
     WhiteoutDevice,
-    /// An attribute that speaks to overlayfs.
-    #[error("it has the attribute {0:?}, which speaks to overlayfs")]
+    /// An attribute that overlayfs obeys.
+    #[error("it has the attribute {0:?}, which overlayfs obeys")]
     OverlayAttribute(String),
     /// An attribute that the kernel finds malformed.
     #[error("its attribute {0:?} is malformed")]
@@ -149,7 +149,9 @@ pub fn named(path: &[u8]) -> String {
 /// The class of a failed system call on the volume.
 pub fn io_class(error: &io::Error) -> Class {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::NoSpace,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::TooManyLinks => {
+            Class::NoSpace
+        }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
         _ => Class::Internal,
     }
@@ -164,6 +166,9 @@ fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOSPC) => {
             " (no block or no inode is left: use a larger file system, or one with more inodes)"
+        }
+        Some(Errno::EMLINK) => {
+            " (the file system gives one file no more names, ext4 65,000: use xfs, or --layer-format erofs)"
         }
         Some(Errno::EDQUOT) => " (a disk quota is reached)",
         Some(Errno::EOPNOTSUPP) => " (the file system cannot store this; ext4 and xfs can)",

@@ -113,6 +113,11 @@ impl Error {
         }
     }
 
+    /// Whether the bytes of the blob are not those that were promised: another host may have them.
+    pub fn is_of_blob(&self) -> bool {
+        matches!(self, Error::Size { .. } | Error::Digest { what: "blob", .. })
+    }
+
     /// The class, which decides about retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
@@ -145,18 +150,16 @@ pub fn extract<S: ChunkSource>(
     let space = target.space();
     let (applied, rest, decoder, tar_split_size) = match split {
         None => {
-            let mut reader = Reader::new(decoder, (), *limits);
-            let (applied, rest) = target.fill(&mut reader)?;
-            let (decoder, ()) = reader.finish().map_err(Error::Tar)?;
+            let reader = Reader::new(decoder, (), *limits);
+            let (applied, rest, decoder, ()) = target.fill(reader, expected)?;
             (applied, rest, decoder, None)
         }
         Some(split) => {
             let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
             let file = Reserved::new(file, space).map_err(Error::TarSplit)?;
             let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, file));
-            let mut reader = Reader::new(decoder, writer, *limits);
-            let (applied, mut rest) = target.fill(&mut reader)?;
-            let (decoder, writer) = reader.finish().map_err(Error::Tar)?;
+            let reader = Reader::new(decoder, writer, *limits);
+            let (applied, mut rest, decoder, writer) = target.fill(reader, expected)?;
             let file = writer.finish().map_err(Error::TarSplit)?;
             let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written();
             if rest.has_replaced() {
@@ -178,8 +181,24 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Writes every member.
-    fn fill<B: BufRead, R: Record>(self, reader: &mut Reader<B, R>) -> Result<(Applied, Rest<'a>), Failure> {
+    /// Writes every member, and reads the tar to its end.
+    fn fill<S: ChunkSource, R: Record>(
+        self,
+        mut reader: Reader<Decoder<S>, R>,
+        expected: &Expected,
+    ) -> Result<(Applied, Rest<'a>, Decoder<S>, R), Error> {
+        let written = self.write(&mut reader).map_err(Error::from);
+        let drained = written.and_then(|written| reader.drain().map(|()| written).map_err(Error::Tar));
+        match drained {
+            Ok((applied, rest)) => {
+                let (decoder, record) = reader.finish().map_err(Error::Tar)?;
+                Ok((applied, rest, decoder, record))
+            }
+            Err(e) => Err(blame(e, reader.into_input(), expected)),
+        }
+    }
+
+    fn write<B: BufRead, R: Record>(self, reader: &mut Reader<B, R>) -> Result<(Applied, Rest<'a>), Failure> {
         match self {
             Target::Overlay(target) => {
                 let parked = target.replaced;
@@ -233,14 +252,28 @@ impl Rest<'_> {
     }
 }
 
-fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
-    if decoded.blob_size != expected.size {
-        return Err(Error::Size { want: expected.size, found: decoded.blob_size });
+/// The reason why a layer cannot be read: its content, if these are the bytes that were promised, else that they are not.
+fn blame<S: ChunkSource>(error: Error, decoder: Decoder<S>, expected: &Expected) -> Error {
+    if error.class() != Class::Corrupt {
+        return error;
     }
-    if decoded.blob != expected.blob {
-        let (want, found) = (expected.blob.clone(), decoded.blob.clone());
+    let blob = decoder.blob();
+    blob.and_then(|(digest, size)| check_blob(&digest, size, expected).err()).unwrap_or(error)
+}
+
+fn check_blob(digest: &Digest, size: u64, expected: &Expected) -> Result<(), Error> {
+    if size != expected.size {
+        return Err(Error::Size { want: expected.size, found: size });
+    }
+    if *digest != expected.blob {
+        let (want, found) = (expected.blob.clone(), digest.clone());
         return Err(Error::Digest { what: "blob", promise: "manifest", want, found });
     }
+    Ok(())
+}
+
+fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
+    check_blob(&decoded.blob, decoded.blob_size, expected)?;
     if decoded.diff_id != expected.diff_id {
         let (want, found) = (expected.diff_id.clone(), decoded.diff_id.clone());
         return Err(Error::Digest { what: "tar", promise: "config", want, found });

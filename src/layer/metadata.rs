@@ -40,23 +40,29 @@ impl Metadata {
     }
 }
 
-/// Attributes that speak to overlayfs, and would change what lower layers show.
-const OVERLAY: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+/// Attributes that overlayfs obeys in every mount of a privileged process: they change what lower layers show.
+const OVERLAY: &[u8] = b"trusted.overlay.";
+
+/// Notes that an overlay mount of an unprivileged user keeps of itself. Old versions of buildah and podman pack them into the
+/// layers of images that they build without root. A mount with `userxattr` (rootless podman) obeys them, any other mount shows
+/// them as data: a layer that had them would be one tree to root and another to a user.
+const USER_OVERLAY: &[u8] = b"user.overlay.";
 
 /// A label of the host's policy, not of the image; podman leaves it out as well.
 const SELINUX: &[u8] = b"security.selinux";
 
-/// Refuses attributes that are hostile or that Linux cannot store, and drops those that belong to the host.
+/// Refuses attributes that are hostile or that Linux cannot store, and drops those that belong to the host on which the image
+/// was built.
 pub fn screen(path: &[u8], xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Error> {
+    xattrs.retain(|(name, _)| name != SELINUX && !name.starts_with(USER_OVERLAY));
     for (name, value) in xattrs.iter() {
-        if OVERLAY.iter().any(|prefix| name.starts_with(prefix)) {
+        if name.starts_with(OVERLAY) {
             return Err(Error::hostile(path, Fault::OverlayAttribute(escape(name))));
         }
         if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > 65536 {
             return Err(Error::hostile(path, Fault::AttributeTooLong));
         }
     }
-    xattrs.retain(|(name, _)| name != SELINUX);
     xattrs.sort();
     Ok(())
 }

@@ -25,13 +25,27 @@ pub type Clean = Vec<u8>;
 /// Cleans a path lexically, as both podman and containerd do: absolute ones are taken from the root of the layer, `.`
 /// and empty components fall out, `..` takes back the component before it and must not leave the layer.
 pub fn clean(path: &[u8]) -> Result<Clean, Fault> {
+    cleaned(path, NAME_MAX)
+}
+
+/// Cleans the path of a member as [`clean`] does. The name of a whiteout is longer than the name that it hides, so that the
+/// limit of Linux holds for the latter.
+pub fn clean_member(path: &[u8]) -> Result<Clean, Fault> {
+    let clean = cleaned(path, WHITEOUT.len() + NAME_MAX)?;
+    let (parent, name) = split(&clean);
+    let last = name.strip_prefix(WHITEOUT).unwrap_or(name);
+    let fits = components(parent).chain([last]).all(|component| component.len() <= NAME_MAX);
+    if fits { Ok(clean) } else { Err(Fault::NameTooLong) }
+}
+
+fn cleaned(path: &[u8], name_max: usize) -> Result<Clean, Fault> {
     let mut clean = Vec::with_capacity(path.len());
     for component in path.split(|b| *b == b'/') {
         match component {
             b"" | b"." => {}
             b".." if clean.is_empty() => return Err(Fault::Escapes),
             b".." => clean.truncate(split(&clean).0.len()),
-            _ if component.len() > NAME_MAX => return Err(Fault::NameTooLong),
+            _ if component.len() > name_max => return Err(Fault::NameTooLong),
             _ if component.contains(&0) => return Err(Fault::Nul),
             _ => push(&mut clean, component),
         }
@@ -176,6 +190,15 @@ mod tests {
             assert_eq!(clean(bad.as_bytes()), Err(Fault::Escapes), "{bad}");
         }
         assert_eq!(clean(&[b'a'; 256]), Err(Fault::NameTooLong));
+        let whiteout = |len: usize| format!("d/.wh.{}", "a".repeat(len));
+        for long in [252, 255] {
+            assert_eq!(clean(whiteout(long).as_bytes()), Err(Fault::NameTooLong));
+            assert_eq!(clean_member(whiteout(long).as_bytes()), Ok(whiteout(long).into()));
+        }
+        let below = format!("{}/x", whiteout(255));
+        for bad in [whiteout(256), below, "a".repeat(256)] {
+            assert_eq!(clean_member(bad.as_bytes()), Err(Fault::NameTooLong), "{bad}");
+        }
         assert_eq!(clean(b"a\0b"), Err(Fault::Nul));
     }
 

@@ -136,6 +136,13 @@ pub enum Event {
         /// Wait before the next try, milliseconds.
         wait_ms: u64,
     },
+    /// The build waits for something outside of the builder, such as a node, a disk or a snapshot. Only the daemon emits this
+    /// event.
+    Waiting {
+        /// What the build waits for, and why it is not there; absent when the build continues.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        reason: Option<String>,
+    },
     /// Something that a person should know, and that does not fail the build.
     Warning {
         /// What.

@@ -5,16 +5,20 @@
 
 mod config;
 mod error;
+mod go;
 mod index;
 mod json;
 mod media_type;
 mod process;
+mod shapes;
+mod wire;
 
 pub use config::ImageConfig;
 pub use error::ManifestError;
 pub use index::Index;
 pub use media_type::{ACCEPT, LayerMediaType};
 pub use process::Process;
+pub use wire::WirePlatform;
 
 use oci_distribution::manifest::{OciDescriptor, OciImageManifest};
 use serde::Deserialize;
@@ -27,8 +31,11 @@ use media_type::Kind;
 /// Most bytes of a manifest, index or config (containerd and containers/image hold the same limit).
 pub const MAX_BYTES: usize = 4 << 20;
 
-/// Most layers of an image and most entries of an index.
+/// Maximum number of entries of an index.
 pub const MAX_DESCRIPTORS: usize = 10_000;
+
+/// Maximum number of layers of an image: overlayfs mounts no more (`OVL_MAX_STACK`), and neither does a runtime.
+pub const MAX_LAYERS: usize = 500;
 
 /// Reads a small JSON document of an archive: at most [`MAX_BYTES`], and no key twice in one object. Unknown members are
 /// ignored.
@@ -172,9 +179,16 @@ fn agreed_media_type(
 
 impl Manifest {
     fn read(bytes: &[u8], media_type: String) -> Result<Self, ManifestError> {
+        let seen_by_go = go::read(bytes, &shapes::MANIFEST)?;
         let wire: OciImageManifest = json::read(bytes)?;
-        if let Some(artifact) = wire.artifact_type.filter(|t| !media_type::is_image_config(t)) {
-            return Err(ManifestError::NotAnImage { media_type: error::cut(&artifact) });
+        let digest =
+            |object: Option<&go::Object>| object.map_or(String::new(), |o| o.text("digest").to_owned());
+        let layers = wire.layers.iter().map(|layer| layer.digest.clone());
+        // A second key in other letters: runtimes would see other content than this reader.
+        if !seen_by_go.objects("layers").map(digest).eq(layers)
+            || digest(seen_by_go.object("config")) != wire.config.digest
+        {
+            return Err(ManifestError::Confused);
         }
         if !media_type::is_image_config(&wire.config.media_type) {
             return Err(ManifestError::NotAnImage { media_type: error::cut(&wire.config.media_type) });
@@ -182,7 +196,7 @@ impl Manifest {
         if wire.layers.is_empty() {
             return Err(ManifestError::NoLayers);
         }
-        error::at_most("layers", wire.layers.len() as u64, MAX_DESCRIPTORS)?;
+        error::at_most("layers", wire.layers.len() as u64, MAX_LAYERS)?;
         let config: Descriptor = wire.config.try_into()?;
         error::at_most("bytes of config", config.size, MAX_BYTES)?;
         let mut layers = Vec::with_capacity(wire.layers.len());

@@ -56,6 +56,8 @@ impl Containerd {
     pub const NAMESPACE: &str = "k8s.io";
     /// The name that our snapshotter has in containerd's configuration.
     pub const SNAPSHOTTER: &str = "larder";
+    /// The name of containerd's own snapshotter for EROFS images.
+    pub const EROFS: &str = "erofs";
 }
 
 impl Default for Containerd {

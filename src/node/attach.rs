@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! attach   plan: volume ─► opened where nobody sees it ─► cache.json, checks, limits     nothing is changed yet
-//!          ─► record ─► mounted at AT ─► image store ─► drop-ins of runtimes ─► unit ─► images in containerd
-//! detach   asked who uses it ─► images in containerd ─► drop-ins ─► record marked ─► image store ─► unmounted ─► unit ─► record gone
+//!          ─► record ─► mounted at AT ─► image store ─► content cache ─► drop-ins of runtimes ─► unit ─► images in containerd
+//! detach   asked who uses it, and which images need it ─► images in containerd ─► drop-ins ─► record marked ─► content cache
+//!          ─► image store ─► unmounted ─► unit ─► record gone
 //! ```
 //!
 //! The record (caches::attachments) is what others go by: the daemon does not remove a volume that has one, and the
@@ -14,12 +15,17 @@
 //! Configuration of others is never edited. What is written are whole files of ours ([`node::file`](crate::node::file)), which
 //! name all attached volumes and go with the last.
 
+mod at_rest;
+mod containerd;
+mod dependents;
 mod detach;
 mod display;
 mod error;
 mod found;
+mod own_store;
 mod place;
 mod prove;
+mod ready;
 mod told;
 mod unit;
 
@@ -27,6 +33,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 
+pub use dependents::{Consent, Dependent};
 pub use detach::{Detached, detach, unmount};
 pub use error::Error;
 
@@ -39,13 +46,17 @@ use crate::model::trust::Trust;
 use crate::node::containerd::Report;
 use crate::node::file::File;
 use crate::node::podman::skeleton;
-use crate::node::{limits, view};
-use crate::sys::{Dir, selinux};
+use crate::node::{content_cache, limits, view};
+use crate::sys::{Dir, dm_verity, selinux};
 use crate::volume::disk::{self, Entered};
 use crate::volume::lease::Lease;
 use crate::volume::proofs::Proofs;
 use crate::volume::read_trusted;
 use prove::{Readable, prove};
+
+/// What containers/storage cannot do with a view: it maps IDs of the directory that has the layers, without the mounts in it.
+const NO_USER_NAMESPACES: &str = "podman and CRI-O start no container in a user namespace (--userns, hostUsers: false) from EROFS \
+     images: build the cache with --layer-format overlay if you need that";
 
 /// The node.
 #[derive(Clone, Debug)]
@@ -60,12 +71,19 @@ pub struct Host {
     pub socket: PathBuf,
     /// Where its snapshotter keeps what.
     pub snapshots: PathBuf,
+    /// From where containerd's own EROFS snapshotter takes layers.
+    pub content_cache: PathBuf,
 }
 
 impl Host {
     /// Where a path of the node is for this process.
     fn path(&self, path: &str) -> PathBuf {
         self.root.join(path.trim_start_matches('/'))
+    }
+
+    /// Makes the content cache what the records say.
+    fn link_layers(&self) -> Result<(), Error> {
+        Ok(content_cache::update(&self.content_cache, &self.records, dm_verity::is_supported(&self.root))?)
     }
 }
 
@@ -172,24 +190,21 @@ impl Plan {
         record.runtimes.sort_unstable();
         record.runtimes.dedup();
         if record.runtimes.contains(&Runtime::Containerd) {
-            if order.containerd.snapshotter == told::EROFS
-                && manifest.content.layer_format == LayerFormat::Overlay
-            {
-                return Err(Error::Directories(volume));
-            }
+            ready::check(order, &volume, &manifest.content)?;
             record.containerd = Some(order.containerd.clone());
             // What containerd knows already it keeps knowing.
             record.preloaded = order.preload || before.is_some_and(|before| before.preloaded);
         }
         let is_for = |runtime| record.runtimes.contains(&runtime);
         let stores = is_for(Runtime::Podman) || is_for(Runtime::Crio);
-        // Directories are a store as they are; builds find their layers in a view alone.
-        let is_store = manifest.content.layer_format == LayerFormat::Overlay && !is_for(Runtime::Podman);
-        if stores && !is_store {
+        record.direct = stores && manifest.content.layer_format == LayerFormat::Overlay;
+        // Directories are a store as they are, but builds find their layers in a view alone.
+        if stores && (!record.direct || is_for(Runtime::Podman)) {
             record.store = Some(place::store(&at));
         }
-        if stores {
-            limits::check(&manifest.content, record.image_store())?;
+        if let Some(store) = record.image_stores().next().filter(|_| stores) {
+            limits::check(&manifest.content, store)?;
+            view::check(entered.as_ref().map_or(&*at, |entered| entered.path()), &manifest.content)?;
         }
         if let Some(store) = &record.store
             && !view::is_there(store)?
@@ -201,6 +216,12 @@ impl Plan {
         attached.push(record.clone());
         let told = told::all(host, &attached)?;
         let mut notes = told.advice;
+        if content_cache::has(&record) {
+            notes.extend(ready::notes(host, &manifest.content));
+        }
+        if stores && !record.direct {
+            notes.push(NO_USER_NAMESPACES.to_owned());
+        }
         if record.runtimes.is_empty() {
             notes.push("no container runtime was found on this node: name one with --runtime".to_owned());
         }
@@ -256,19 +277,22 @@ impl Plan {
 
     fn steps(&self, entered: Option<Entered>) -> Result<Option<Report>, Error> {
         self.host.records.note(&self.record)?;
-        let (at, store) = (&self.record.at, self.record.image_store());
+        let at = &self.record.at;
         if let Some(entered) = entered {
             place::make(at)?;
-            if store == at && self.record.runtimes.contains(&Runtime::Crio) {
+            if self.record.direct {
                 skeleton::make(at)?;
             }
             entered.leave(at)?;
         }
-        if store != at && !view::is_there(store)? {
+        if let Some(store) = &self.record.store
+            && !view::is_there(store)?
+        {
             place::make(store)?;
             skeleton::make(store)?;
             view::make(at, &self.manifest.content, store)?;
         }
+        self.host.link_layers()?;
         for file in &self.files {
             file.write()?;
         }
@@ -289,8 +313,9 @@ impl Plan {
             let _ = containerd.block_on(async |containerd| containerd.forget(&self.manifest.digest).await);
         }
         let told = self.untell();
-        detach::take_down(&self.record)?;
+        detach::take_down(&self.record, false)?;
         self.host.records.forget(&self.record.at)?;
+        self.host.link_layers()?;
         told
     }
 

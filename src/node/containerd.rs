@@ -31,6 +31,7 @@
 pub mod config;
 
 mod call;
+mod dependents;
 mod documents;
 mod error;
 mod forget;
@@ -38,6 +39,7 @@ mod preload;
 mod records;
 mod usage;
 
+pub use dependents::{Going, Needing};
 pub use error::Error;
 pub use records::{Outcome, Record, Report};
 pub use usage::User;

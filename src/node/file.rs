@@ -117,6 +117,8 @@ impl File {
     fn remove(&self) -> Result<(), Error> {
         if let Some(link) = &self.link {
             remove(link)?;
+            // Made for the link; others can have theirs in it.
+            let _ = fs::remove_dir(link.parent().unwrap_or(link));
         }
         remove(&self.path)
     }
@@ -158,7 +160,7 @@ mod tests {
         for _ in 0..2 {
             gone.write().unwrap();
         }
-        assert!(!path.exists() && fs::read_link(link).is_err());
+        assert!(!path.exists() && !link.parent().unwrap().exists());
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! ROOT/l/N                what overlays of its children stand on: a symbolic link to its fs or to the tree on a volume, or
 //! ROOT/l/N.0, N.1         directories over which the EROFS images of the layer are mounted, topmost first
 //! ROOT/l/N.from           a symbolic link to nowhere, which says of which volume
+//! ROOT/m/N/0, …           what snapshot N stands on, where its container is in a user namespace
 //! ```
 //!
 //! The names in `l/` are short and have one parent, because overlayfs takes all lower directories in one page of options
@@ -47,6 +48,7 @@ mod error;
 mod filter;
 mod links;
 mod lookup;
+mod mapping;
 mod operations;
 mod server;
 mod service;
@@ -74,6 +76,11 @@ use volumes::Volumes;
 
 /// How often the records of attachments are looked at.
 pub const EVERY: Duration = Duration::from_secs(2);
+
+/// The label by which callers see that the files of a snapshot lie on a volume; its value is [`YES`].
+pub const ON_VOLUME: &str = "larder.dev/on-volume";
+/// See [`ON_VOLUME`].
+pub const YES: &str = "yes";
 
 /// Where it answers, unless it is told otherwise.
 pub const SOCKET: &str = "/run/larder-snapshotter/snapshotter.sock";

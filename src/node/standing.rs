@@ -14,6 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use super::api::services::snapshots::v1::{Info, Kind, ListSnapshotsRequest};
 use super::grpc;
+use super::snapshotter::ON_VOLUME;
 use crate::model::class::Class;
 use crate::model::escape::escape_to;
 use crate::model::seal::Content;
@@ -100,7 +101,9 @@ fn find(all: &[Info], chains: &HashMap<String, Option<DateTime<Utc>>>) -> Option
         // Each is asked once at most: what stands on itself would be a fault of the snapshotter.
         for _ in 0..all.len() {
             let Some(parent) = above else { return false };
-            let elsewhere = parent.labels.get(TARGET).and_then(|chain| chains.get(chain));
+            // One that was unpacked here has the label of its chain ID, too.
+            let chain = parent.labels.get(TARGET).filter(|_| parent.labels.contains_key(ON_VOLUME));
+            let elsewhere = chain.and_then(|chain| chains.get(chain));
             if elsewhere.is_some_and(|since| since.is_none_or(|since| created(info) <= since)) {
                 return true;
             }
@@ -120,6 +123,7 @@ fn created(info: &Info) -> DateTime<Utc> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::snapshotter::YES;
     use super::*;
 
     fn info(name: &str, parent: &str, kind: Kind, chain: Option<&str>) -> Info {
@@ -127,7 +131,13 @@ mod tests {
             name: name.into(),
             parent: parent.into(),
             kind: kind.into(),
-            labels: chain.map(|chain| (TARGET.to_owned(), chain.to_owned())).into_iter().collect(),
+            labels: chain
+                .map(|chain| {
+                    [(TARGET, chain), (ON_VOLUME, YES)].map(|(key, value)| (key.into(), value.into()))
+                })
+                .into_iter()
+                .flatten()
+                .collect(),
             ..Info::default()
         }
     }
@@ -144,6 +154,8 @@ mod tests {
         assert_eq!(find(&all, &chains), None);
         all.push(info("view", "top", Kind::View, None));
         assert_eq!(find(&all, &chains), Some("view".into()));
+        all[0].labels.remove(ON_VOLUME);
+        assert_eq!(find(&all, &chains), None, "it was unpacked here");
         assert_eq!(find(&[info("round", "round", Kind::Active, None)], &chains), None);
     }
 

@@ -1,6 +1,8 @@
-//! A volume as an additional image store of podman, buildah and CRI-O, whichever form its layers have.
+//! What a volume lacks as an additional image store of podman, buildah and CRI-O.
 //!
-//! A volume of directories is such a store as it is, and a view of it only helps builds; one of EROFS images becomes one.
+//! A volume of EROFS images becomes a store by its view. A volume of directories is a store as it is, and containers use that one:
+//! containers/storage maps IDs of a store's `overlay` directory without the mounts in it, so that a container in a user
+//! namespace finds no layers in a view. A view of directories has the layers without images, for builds.
 //!
 //! ```text
 //! overlay/<ID>/diff          the image or directory of the layer, mounted; a second time where an image is on other parents, too
@@ -8,7 +10,7 @@
 //! overlay/<ID>/link          the short name of diff
 //! overlay/<ID>/lower         l/<short name>:… of what is below diff
 //! overlay/l/<short name>     ../<ID>/diff
-//! overlay-layers/layers.json made anew from cache.json, as are the records of images
+//! overlay-layers/layers.json made again from cache.json, as are the records of images
 //! overlay-layers/<ID>.tar-split.gz   a symbolic link to the file on the volume
 //! view                       of which volume this is the view
 //! ```
@@ -22,8 +24,9 @@
 //! that of the parent's `diff`, and mounts the parent otherwise, for which there is no place in a store that is read-only
 //! (`isParent`). What is copied out of the store (tar-split) is looked for in all of them, topmost first.
 //!
-//! Neither of the two has the name that the layer has on a volume of directories: the store that knows a name is the first that
-//! is configured, and must have the same tree under it.
+//! A view of directories has short names of its own: containers/storage takes a name from the first store that has it, which is the
+//! volume, and a build on a layer of the view would not find its parent there. Names of EROFS images stay, since what was built on
+//! them has these names in its own `lower`.
 //!
 //! # All at once
 //!
@@ -48,6 +51,7 @@ pub use error::Error;
 
 use crate::model::chain::{ChainId, short_name};
 use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
 use crate::model::seal::{CacheManifest, Content, Layer};
 use crate::sys::Dir;
 use crate::sys::mount;
@@ -85,6 +89,16 @@ pub fn make(volume: &Path, content: &Content, at: &Path) -> Result<(), Error> {
     let made = thread::scope(|scope| scope.spawn(|| tree::assemble(&volume, content, &note, stage)).join());
     let made = made.map_err(|_| io("making", stage)(std::io::Error::other("a thread ended")))??;
     made.attach(&below).map_err(io("mounting over", stage))
+}
+
+/// Checks that podman and CRI-O can read the manifests and configs of a volume: one that they cannot takes the other images of all
+/// stores out of their lists.
+///
+/// # Errors
+/// [`Error::Documents`] for the first such image.
+pub fn check(volume: &Path, content: &Content) -> Result<(), Error> {
+    let root = Dir::open(volume).map_err(io("opening the volume", volume))?;
+    tree::documents(&root, content).map(drop)
 }
 
 /// Whether a view is mounted at `at`.
@@ -149,10 +163,18 @@ fn ids(layers: &[Layer]) -> HashMap<&ChainId, String> {
     ids
 }
 
+/// The IDs by which image stores made of a volume know its layers: in its view, and in the volume where that is a store.
+pub fn layer_ids(content: &Content) -> impl Iterator<Item = String> {
+    let direct = content.layer_format == LayerFormat::Overlay;
+    let chains = content.layers.iter().filter(move |_| direct).map(|layer| layer.chain_id.hex().to_owned());
+    ids(&content.layers).into_values().chain(chains)
+}
+
 /// The trees of a layer, topmost first: its short name, and what follows the ID in the name of its directory.
 fn names(layer: &Layer) -> Vec<(String, &'static str)> {
     let hex = layer.chain_id.hex();
     match layer.image.as_ref().is_some_and(|image| image.fixup_size.is_some()) {
+        false if layer.image.is_none() => vec![(short_name(&format!("{hex}.view")), "")],
         false => vec![(layer.chain_id.link(), "")],
         true => {
             vec![(short_name(&format!("{hex}.fixup")), ""), (short_name(&format!("{hex}.image")), ".image")]

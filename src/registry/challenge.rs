@@ -23,8 +23,10 @@ pub(crate) enum Challenge {
 
 /// The strongest known challenge: Bearer before Basic, whose password then goes to the token server alone.
 pub(crate) fn strongest(headers: &HeaderMap) -> Option<Challenge> {
-    let texts = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-    let all: Vec<Challenge> = texts.filter(|text| text.len() <= MAX_LENGTH).flat_map(parse).collect();
+    let values = headers.get_all(WWW_AUTHENTICATE).iter().filter(|value| value.len() <= MAX_LENGTH);
+    // Bytes above 0x7f may stand in any header (RFC 9110, 5.5, "obs-text"), and no known parameter that counts has them.
+    let texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let all: Vec<Challenge> = texts.flat_map(|text| parse(&text)).collect();
     let bearer = all.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
     bearer.or(all.first()).cloned()
 }
@@ -85,7 +87,8 @@ fn items(text: &str) -> Vec<&str> {
     items.into_iter().map(str::trim).filter(|item| !item.is_empty()).collect()
 }
 
-fn unquote(value: &str) -> String {
+/// The text of a quoted string; one without quotes as it is.
+pub(super) fn unquote(value: &str) -> String {
     let Some(inner) = value.strip_prefix('"') else {
         return value.to_owned();
     };
@@ -148,6 +151,17 @@ mod tests {
         assert_eq!(strongest(&headers), Some(Challenge::Basic));
         headers.append(WWW_AUTHENTICATE, "Bearer realm=\"https://a/t\"".parse().unwrap());
         assert_eq!(strongest(&headers), Some(bearer("https://a/t", None, None)));
+    }
+
+    #[test]
+    fn bytes_that_are_no_ascii() {
+        let of = |value: &[u8]| {
+            let value = reqwest::header::HeaderValue::from_bytes(value).unwrap();
+            strongest(&HeaderMap::from_iter([(WWW_AUTHENTICATE, value)]))
+        };
+        assert_eq!(of(b"Basic realm=\"\xfcber\""), Some(Challenge::Basic));
+        let described = b"Bearer realm=\"https://a/t\",service=\"s\",error_description=\"\xe9chec\"";
+        assert_eq!(of(described), Some(bearer("https://a/t", Some("s"), None)));
     }
 
     proptest::proptest! {

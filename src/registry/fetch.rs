@@ -210,23 +210,20 @@ impl Fetch {
         if matches!(fault, Fault::Range(_)) {
             self.whole = true;
         }
-        if let Some(asked) = fault.retry() {
-            let last = self.source + 1 == self.blob.sources.len();
-            // Where another source follows, patience is better spent there.
-            let attempts = if last { retries.attempts } else { retries.attempts.min(2) };
-            if self.attempt < attempts && self.connections < MAX_CONNECTIONS {
-                let wait = retries.wait(self.attempt, asked);
-                self.blob.inner.observer.retried(&Retry {
-                    host: self.blob.sources[self.source].host(),
-                    what: self.blob.what.clone(),
-                    reason: fault.to_string(),
-                    wait,
-                });
-                tokio::time::sleep(wait).await;
-                match self.pace.count(wait, 0) {
-                    Ok(()) => return Ok(()),
-                    Err(slow) => fault = slow,
-                }
+        // A foreign location is asked only where the blob is absent, which no retry heals.
+        let is_followed = matches!(self.blob.sources.get(self.source + 1), Some(Source::Registry(_)));
+        let wait = retries.again(&fault, self.attempt, is_followed);
+        if let Some(wait) = wait.filter(|_| self.connections < MAX_CONNECTIONS) {
+            self.blob.inner.observer.retried(&Retry {
+                host: self.blob.sources[self.source].host(),
+                what: self.blob.what.clone(),
+                reason: fault.to_string(),
+                wait,
+            });
+            tokio::time::sleep(wait).await;
+            match self.pace.count(wait, 0) {
+                Ok(()) => return Ok(()),
+                Err(slow) => fault = slow,
             }
         }
         let absent = matches!(fault, Fault::NotFound(_));

@@ -17,7 +17,7 @@ use super::token::Audience;
 use super::transport::{Origin, Outgoing, Reply};
 
 /// Redirects followed for one request.
-const MAX_HOPS: usize = 10;
+pub(super) const MAX_HOPS: usize = 10;
 /// Rounds of 401 for one request: many credentials may match.
 const MAX_ROUNDS: usize = 64;
 
@@ -71,6 +71,10 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, ask: Ask<'_>) -> Res
             idle: ask.idle,
         };
         let reply = inner.transport.send(outgoing).await?;
+        let host = endpoint.host();
+        for words in inner.warned.new_ones(&host, reply.headers()) {
+            inner.observer.warned(&host, &words);
+        }
         let zone = *session.zone.get_or_init(|| reply.zone());
         let status = reply.status();
         if status == StatusCode::UNAUTHORIZED || status == StatusCode::FORBIDDEN {
@@ -156,7 +160,7 @@ async fn follow(
 ) -> Result<Reply, Fault> {
     let elsewhere = Tls::default();
     for _ in 0..MAX_HOPS {
-        if !matches!(reply.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        if !is_redirect(reply.status()) {
             return judge(reply, (Origin::of(&url) != route.home).then(|| clean_url(&url))).await;
         }
         let next = target(&url, &reply)?;
@@ -186,10 +190,18 @@ async fn follow(
     Err(Fault::Refused(format!("more than {MAX_HOPS} redirects, the last to {}", clean_url(&url))))
 }
 
-fn target(url: &Url, reply: &Reply) -> Result<Url, Fault> {
-    let location = reply.header(LOCATION.as_str()).and_then(|location| url.join(location).ok());
+/// Whether an answer of this status sends the client elsewhere.
+pub(super) fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Where a redirect from `url` leads.
+pub(super) fn target(url: &Url, reply: &Reply) -> Result<Url, Fault> {
+    // Not only ASCII: servers write paths as they are, and a URL encodes them.
+    let location = reply.headers().get(LOCATION).and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
+    let next = location.and_then(|location| url.join(location).ok());
     let next =
-        location.ok_or_else(|| Fault::Corrupt(format!("{}, without a usable Location", reply.status())))?;
+        next.ok_or_else(|| Fault::Corrupt(format!("{}, without a usable Location", reply.status())))?;
     let fall = url.scheme() == "https" && next.scheme() != "https";
     if fall || !matches!(next.scheme(), "http" | "https") {
         return Err(Fault::Refused(format!("a redirect from {} to {}", url.scheme(), clean_url(&next))));

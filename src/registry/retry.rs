@@ -7,6 +7,8 @@ use chrono::{DateTime, Utc};
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 
+use super::error::Fault;
+
 /// How often and how patiently a request is tried again.
 #[derive(Clone, Debug)]
 pub struct Retries {
@@ -33,8 +35,17 @@ impl Default for Retries {
 }
 
 impl Retries {
+    /// Whether a fault at try `attempt` is worth another one at the same host, and how long that waits at least. `followed` if
+    /// another host comes after it: patience is better spent there, and none at all if this one asks to be left alone.
+    pub(crate) fn again(&self, fault: &Fault, attempt: u32, followed: bool) -> Option<Duration> {
+        let asked = fault.retry()?;
+        let attempts = if followed { self.attempts.min(2) } else { self.attempts };
+        let is_sent_away = followed && asked.is_some_and(|wait| !wait.is_zero());
+        (attempt < attempts && !is_sent_away).then(|| self.wait(attempt, asked))
+    }
+
     /// The wait before try `attempt` + 1 (`attempt` from 1), at least what the server asked for.
-    pub(crate) fn wait(&self, attempt: u32, asked: Option<Duration>) -> Duration {
+    fn wait(&self, attempt: u32, asked: Option<Duration>) -> Duration {
         let factor = 1u32 << attempt.saturating_sub(1).min(16);
         let bound = self.base.saturating_mul(factor).min(self.cap);
         let wait = bound.mul_f64(fraction());
@@ -84,6 +95,22 @@ mod tests {
         let asked = retries.wait(1, Some(Duration::from_secs(7)));
         assert!(asked >= Duration::from_secs(7) && asked <= Duration::from_secs(8));
         assert!(retries.wait(1, Some(Duration::from_secs(86_400))) <= Duration::from_secs(121));
+    }
+
+    #[test]
+    fn a_host_that_another_follows_is_not_waited_for() {
+        let retries = Retries::default();
+        let busy =
+            |seconds| Fault::Transient { reason: "429".into(), wait: Some(Duration::from_secs(seconds)) };
+        assert!(retries.again(&busy(5), 1, false).is_some_and(|wait| wait >= Duration::from_secs(5)));
+        assert_eq!(retries.again(&busy(5), 1, true), None);
+        for soon in [busy(0), Fault::transient("reset")] {
+            assert!(retries.again(&soon, 1, true).is_some());
+            assert_eq!(retries.again(&soon, 2, true), None);
+            assert!(retries.again(&soon, 2, false).is_some());
+        }
+        assert_eq!(retries.again(&busy(5), retries.attempts, false), None);
+        assert_eq!(retries.again(&Fault::NotFound(String::new()), 1, false), None);
     }
 
     #[test]

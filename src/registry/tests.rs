@@ -173,7 +173,7 @@ async fn mirrors_first_then_the_upstream() {
     // The mirror has nothing: the upstream serves.
     client.manifest(&image(&upstream), ManifestReference::Tag("1")).await.unwrap();
     let wanted = descriptor(&digest, 100_000);
-    assert_eq!(drain(client.blob(&image(&upstream), &wanted)).await.unwrap(), bytes);
+    assert_eq!(drain(client.blob(&image(&upstream), &wanted, 0)).await.unwrap(), bytes);
     assert_eq!(mirror.requests("team/app"), 2);
     assert_eq!(
         mirror.seen()[0].query.as_deref(),
@@ -185,7 +185,7 @@ async fn mirrors_first_then_the_upstream() {
     mirror.fault(fake::Fault::DropAt { digest: digest.clone(), offsets });
     mirror.fault(fake::Fault::RangeRefused { times: 9 });
     upstream.forget();
-    assert_eq!(drain(client.blob(&image(&upstream), &wanted)).await.unwrap(), bytes);
+    assert_eq!(drain(client.blob(&image(&upstream), &wanted, 0)).await.unwrap(), bytes);
     assert_eq!(upstream.served(&digest) + 40_000, 100_000);
 }
 
@@ -195,6 +195,6 @@ async fn the_rate_is_limited() {
     let digest = server.put_blob(noise(300_000));
     let (client, ..) = client(Options { limit_rate: Some(200_000), ..fast() }, vec![]);
     let start = std::time::Instant::now();
-    drain(client.blob(&image(&server), &descriptor(&digest, 300_000))).await.unwrap();
+    drain(client.blob(&image(&server), &descriptor(&digest, 300_000), 0)).await.unwrap();
     assert!(start.elapsed() >= Duration::from_millis(450));
 }

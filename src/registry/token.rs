@@ -11,8 +11,9 @@ use super::address::{self, Zone};
 use super::auth::basic;
 use super::error::{Fault, Searched, clean_url};
 use super::hosts::Tls;
+use super::request;
 use super::retry;
-use super::transport::{Origin, Outgoing, Transport};
+use super::transport::{Origin, Outgoing, Reply, Transport};
 use crate::model::credential::Credential;
 
 /// Tokens' answers larger than this are refused, bytes.
@@ -93,8 +94,8 @@ pub(crate) async fn fetch(
     let tls = if same_host { audience.tls } else { &none };
     let within = if same_host { Zone::Loopback } else { audience.zone };
     let sent = Instant::now();
-    let mut reply =
-        transport.send(Outgoing { url: url.clone(), tls, within, headers, form, idle: None }).await?;
+    let outgoing = Outgoing { url: url.clone(), tls, within, headers, form, idle: None };
+    let (url, mut reply) = send(transport, outgoing).await?;
     // A server may echo what it was sent.
     let secret = match credential {
         Some(Credential::Basic { password, .. }) => password.expose(),
@@ -115,13 +116,38 @@ pub(crate) async fn fetch(
             let wait = retry::retry_after(reply.headers(), chrono::Utc::now());
             return Err(Fault::Transient { reason: at(reply.complaint().await), wait });
         }
-        status if status.is_redirection() => {
-            return Err(Fault::Refused(at("answers with a redirect, which credentials never follow".into())));
+        status if request::is_redirect(status) => {
+            return Err(Fault::Refused(at(format!("redirects more than {} times", request::MAX_HOPS))));
         }
         _ => return Err(Fault::Invalid(at(reply.complaint().await))),
     }
     let body = reply.whole(MAX_BODY).await?;
     parse(&body, sent).map_err(|reason| Fault::Corrupt(at(reason)))
+}
+
+/// Sends a request and follows redirects within its origin. What stands in it may go nowhere else. Returns the last URL.
+async fn send(transport: &Transport, outgoing: Outgoing<'_>) -> Result<(Url, Reply), Fault> {
+    let Outgoing { mut url, tls, within, headers, form, .. } = outgoing;
+    let mut hops = 0;
+    loop {
+        let (headers, form) = (headers.clone(), form.clone());
+        let reply =
+            transport.send(Outgoing { url: url.clone(), tls, within, headers, form, idle: None }).await?;
+        if !request::is_redirect(reply.status()) || hops == request::MAX_HOPS {
+            return Ok((url, reply));
+        }
+        let next = request::target(&url, &reply)?;
+        if Origin::of(&next) != Origin::of(&url) {
+            let (from, to) = (clean_url(&url), clean_url(&next));
+            return Err(Fault::Refused(format!(
+                "the token server {from} redirects to {to}, and credentials follow no redirect to another host"
+            )));
+        }
+        // Reads the rest, so that the connection can be used again.
+        reply.complaint().await;
+        url = next;
+        hops += 1;
+    }
 }
 
 fn parse(body: &[u8], sent: Instant) -> Result<Token, String> {

@@ -90,6 +90,23 @@ struct Kind {
     asks_proxy: bool,
 }
 
+/// The codings that IANA has on its list ("HTTP Content Coding Registry"), but for `identity`. Object stores send other values
+/// with blobs (`aws-chunked`, `none`, `binary`), which they were given with the upload and which change no byte.
+const CODINGS: [&str; 12] = [
+    "aes128gcm",
+    "br",
+    "compress",
+    "dcb",
+    "dcz",
+    "deflate",
+    "exi",
+    "gzip",
+    "pack200-gzip",
+    "x-compress",
+    "x-gzip",
+    "zstd",
+];
+
 /// Most hosts and statuses that are counted.
 const MAX_ANSWERS: usize = 256;
 
@@ -285,11 +302,12 @@ impl Reply {
         self.response.content_length()
     }
 
-    /// Whether the body is coded in a way that changes its bytes.
+    /// The value of Content-Encoding, if it names a coding that changes the bytes of the body.
     pub(crate) fn encoding(&self) -> Option<String> {
-        let coding = self.headers().get(CONTENT_ENCODING)?;
-        let coding = String::from_utf8_lossy(coding.as_bytes()).into_owned();
-        (!coding.is_empty() && !coding.eq_ignore_ascii_case("identity")).then(|| printable(&coding))
+        let value = String::from_utf8_lossy(self.headers().get(CONTENT_ENCODING)?.as_bytes()).into_owned();
+        let mut codings = value.split(',').map(str::trim);
+        let is_coded = codings.any(|coding| CODINGS.iter().any(|known| coding.eq_ignore_ascii_case(known)));
+        is_coded.then(|| printable(&value))
     }
 
     /// The next bytes of the body; none at its end.

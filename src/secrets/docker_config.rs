@@ -2,19 +2,22 @@
 //!
 //! Entries are matched by the rules of the keyring, which is how Kubernetes reads a `config.json`. Helpers are run by the
 //! `docker_credential` crate. A helper that fails or does not answer gives no credential, as with docker itself.
+//!
+//! Only what a lookup needs of a file is read of it: an empty file, sections that are null and malformed entries of other
+//! registries are no reason to fail.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use docker_credential::{DockerCredential, get_credential_from_reader};
-use serde::Deserialize;
+use serde::Deserialize as _;
+use serde_json::{Map, Value};
 
 use super::directory::read_limited;
 use super::dockerconfig::{Auth, SecretError, read};
-use super::keyring::{Entries, is_docker_hub};
+use super::keyring::{self, Entries, is_docker_hub};
 use crate::model::class::Class;
 use crate::model::credential::{Credential, Secret};
 
@@ -58,15 +61,8 @@ pub struct DockerConfig {
     path: PathBuf,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct File {
-    #[serde(default)]
-    auths: BTreeMap<String, Auth>,
-    #[serde(default)]
-    cred_helpers: BTreeMap<String, String>,
-    creds_store: Option<String>,
-}
+/// The object in a file.
+struct File(Map<String, Value>);
 
 impl DockerConfig {
     /// The `config.json` of a directory, as `--docker-config` and `$DOCKER_CONFIG` name it.
@@ -98,34 +94,78 @@ impl DockerConfig {
         let malformed = |source| DockerConfigError::Malformed { path: self.path.clone(), source };
         let bytes = read_limited(&self.path)
             .map_err(|source| DockerConfigError::Read { path: self.path.clone(), source })?;
-        let file: File = read(&bytes).map_err(malformed)?;
-        let helper = file.helper(registry).map(str::to_owned);
+        let file = File::parse(&bytes).map_err(malformed)?;
+        let helper = file.helper(registry).map_err(malformed)?;
         let mut found = Vec::new();
-        if let Some(helper) = &helper {
+        if let Some(helper) = helper {
             found.extend(ask(helper, registry).await);
         }
-        let mut entries = Vec::new();
-        for (key, auth) in file.auths {
-            let credential = auth.credential().map_err(malformed)?;
-            entries.extend(credential.map(|credential| (key, credential)));
-        }
-        found.extend(Entries::new(entries).lookup(registry, repository));
+        found.extend(file.entries(registry, repository).map_err(malformed)?);
         // A store also holds what `docker login` left as an empty entry in `auths`.
-        if let (None, Some(store)) = (helper, file.creds_store.filter(|s| !s.is_empty()))
+        if helper.is_none()
             && found.is_empty()
+            && let Some(store) = file.store().map_err(malformed)?
         {
-            found.extend(ask(&store, registry).await);
+            found.extend(ask(store, registry).await);
         }
         Ok(found)
     }
 }
 
 impl File {
-    fn helper(&self, registry: &str) -> Option<&str> {
+    /// Reads the object. A file of nothing but blanks, and null, say nothing; `docker logout` and editors leave such files.
+    fn parse(bytes: &[u8]) -> Result<Self, SecretError> {
+        if bytes.trim_ascii().is_empty() {
+            return Ok(File(Map::new()));
+        }
+        let object: Option<Map<String, Value>> = read(bytes)?;
+        Ok(File(object.unwrap_or_default()))
+    }
+
+    /// A member that is an object; `None` if it is absent or null.
+    fn section(&self, name: &'static str) -> Result<Option<&Map<String, Value>>, SecretError> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(section)) => Ok(Some(section)),
+            Some(_) => Err(SecretError::Member(name)),
+        }
+    }
+
+    /// The helper of the registry.
+    fn helper(&self, registry: &str) -> Result<Option<&str>, SecretError> {
         let hub = is_docker_hub(registry);
         let same = |key: &str| key == registry || hub && (key == DOCKER_HUB_SERVER || is_docker_hub(key));
-        let helper = self.cred_helpers.iter().find(|(key, _)| same(key));
-        helper.map(|(_, helper)| helper.as_str()).filter(|h| !h.is_empty())
+        let helpers = self.section("credHelpers")?.into_iter().flatten();
+        text(helpers.into_iter().find(|(key, _)| same(key)).map(|(_, helper)| helper), "credHelpers")
+    }
+
+    /// The credentials of the entries for `registry/repository`.
+    fn entries(&self, registry: &str, repository: &str) -> Result<Vec<Credential>, SecretError> {
+        let mut entries = Vec::new();
+        for (key, value) in self.section("auths")?.into_iter().flatten() {
+            if !keyring::is_for(key, registry, repository) {
+                continue;
+            }
+            // The text of a serde_json error quotes the content.
+            let auth = Option::<Auth>::deserialize(value).map_err(|_| SecretError::Member("auths"))?;
+            let credential = auth.map(Auth::credential).transpose()?.flatten();
+            entries.extend(credential.map(|credential| (key.clone(), credential)));
+        }
+        Ok(Entries::new(entries).lookup(registry, repository))
+    }
+
+    /// The helper of all registries.
+    fn store(&self) -> Result<Option<&str>, SecretError> {
+        text(self.0.get("credsStore"), "credsStore")
+    }
+}
+
+/// A text that is not empty; `None` if it is absent or null.
+fn text<'a>(value: Option<&'a Value>, name: &'static str) -> Result<Option<&'a str>, SecretError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(_) => Err(SecretError::Member(name)),
     }
 }
 
@@ -187,6 +227,39 @@ mod tests {
             r#"{"credsStore":"../../bin/true"}"#,
         ] {
             assert_eq!(lookup(json, "r.io").unwrap(), []);
+        }
+    }
+
+    #[test]
+    fn only_what_is_needed_is_read() {
+        for json in [
+            "",
+            "\n",
+            "null",
+            "{}",
+            r#"{"auths":null,"credHelpers":null,"credsStore":null}"#,
+            r#"{"auths":{"r.io":null}}"#,
+            r#"{"auths":{"r.io":{}},"credHelpers":{"r.io":null},"credsStore":""}"#,
+            r#"{"auths":{"other.io":{"auth":"%%%"},"another.io":17,"third.io":["x"]}}"#,
+            r#"{"credHelpers":{"other.io":17}}"#,
+            r#"{"HttpHeaders":17,"proxies":[]}"#,
+        ] {
+            assert_eq!(lookup(json, "r.io").unwrap(), [], "{json}");
+        }
+        // A store is not needed by who has an entry.
+        let json = r#"{"auths":{"r.io":{"auth":"dTpw"},"other.io":17},"credsStore":17}"#;
+        assert_eq!(lookup(json, "r.io").unwrap().len(), 1);
+        for json in [
+            "{",
+            "[]",
+            "17",
+            r#"{"auths":[]}"#,
+            r#"{"auths":{"r.io":17}}"#,
+            r#"{"auths":{"*.io":{"auth":"%%%"}}}"#,
+            r#"{"credHelpers":{"r.io":17}}"#,
+            r#"{"credsStore":17}"#,
+        ] {
+            assert_eq!(lookup(json, "r.io").unwrap_err().class(), Class::Invalid, "{json}");
         }
     }
 

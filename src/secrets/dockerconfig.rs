@@ -31,6 +31,9 @@ pub enum SecretError {
     /// An `auth` that is not base64 of `user:password`.
     #[error("an auth in it is not base64 of user:password")]
     Auth,
+    /// A member of another type than docker writes.
+    #[error("its {0} is not what docker writes there")]
+    Member(&'static str),
 }
 
 impl SecretError {
@@ -50,15 +53,17 @@ pub(super) struct Auth {
     identity_token: Option<String>,
 }
 
+/// Entries by registry. One that is null says nothing.
+type Auths = BTreeMap<String, Option<Auth>>;
+
 /// Reads `{"auths": {…}}`, the value of `.dockerconfigjson`.
 pub fn parse_dockerconfigjson(bytes: &[u8]) -> Result<Entries, SecretError> {
     #[derive(Deserialize)]
     struct File {
-        #[serde(default)]
-        auths: BTreeMap<String, Auth>,
+        auths: Option<Auths>,
     }
     let file: File = read(bytes)?;
-    kubelet_entries(file.auths)
+    kubelet_entries(file.auths.unwrap_or_default())
 }
 
 /// Reads the map itself, the value of `.dockercfg`.
@@ -76,10 +81,11 @@ pub(super) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Se
 }
 
 /// The kubelet does not read identity tokens; one malformed entry fails the whole secret.
-fn kubelet_entries(auths: BTreeMap<String, Auth>) -> Result<Entries, SecretError> {
+fn kubelet_entries(auths: Auths) -> Result<Entries, SecretError> {
     let mut entries = Vec::with_capacity(auths.len());
     for (key, auth) in auths {
-        entries.extend(auth.basic()?.map(|credential| (key, credential)));
+        let credential = auth.map(Auth::basic).transpose()?.flatten();
+        entries.extend(credential.map(|credential| (key, credential)));
     }
     Ok(Entries::new(entries))
 }
@@ -145,6 +151,7 @@ mod tests {
             (r#"{"auth":"","username":"x","password":"y"}"#, pair("x", "y")),
             (r#"{"email":"a@b"}"#, vec![]),
             (r#"{"identitytoken":"t"}"#, vec![]),
+            ("null", vec![]),
         ] {
             assert_eq!(found(&format!(r#"{{"auths":{{"r.io":{entry}}}}}"#)), Ok(want), "{entry}");
         }
@@ -165,6 +172,12 @@ mod tests {
         }
         let long = vec![b' '; 1 + (1 << 20)];
         assert_eq!(parse_dockercfg(&long).unwrap_err(), SecretError::TooLong);
+    }
+
+    #[test]
+    fn null_says_nothing() {
+        let entries = parse_dockerconfigjson(br#"{"auths":null}"#).unwrap();
+        assert_eq!(entries.lookup("r.io", "a"), []);
     }
 
     #[test]

@@ -50,16 +50,15 @@ impl Entries {
     }
 
     /// All credentials whose key matches.
-    ///
-    /// Docker Hub is looked up under each of its names: the kubelet does so for `index.docker.io` only when nothing else
-    /// matched, which leaves a key `registry-1.docker.io` useless.
     pub fn lookup(&self, registry: &str, repository: &str) -> Vec<Credential> {
-        let own = [registry];
-        let names: &[&str] = if is_docker_hub(registry) { &DOCKER_HUB } else { &own };
-        let matches = |pattern: &Pattern| names.iter().any(|name| pattern.matches(name, repository));
-        let entries = self.0.iter().filter(|(pattern, _)| matches(pattern));
+        let entries = self.0.iter().filter(|(pattern, _)| pattern.is_for(registry, repository));
         entries.map(|(_, credential)| credential.clone()).collect()
     }
+}
+
+/// Whether an entry of this key is for `registry/repository`, by the rules of [`Entries::lookup`].
+pub fn is_for(key: &str, registry: &str, repository: &str) -> bool {
+    Pattern::new(key).is_for(registry, repository)
 }
 
 /// Whether `host` is a name of Docker Hub.
@@ -85,6 +84,16 @@ impl Pattern {
         };
         let path = if path == "/" { "" } else { path };
         Pattern { key: format!("{host}{path}") }
+    }
+
+    /// Whether it matches the registry under one of its names.
+    ///
+    /// Docker Hub is looked up under each of its names: the kubelet does so for `index.docker.io` only when nothing else
+    /// matched, which leaves a key `registry-1.docker.io` useless.
+    fn is_for(&self, registry: &str, repository: &str) -> bool {
+        let own = [registry];
+        let names: &[&str] = if is_docker_hub(registry) { &DOCKER_HUB } else { &own };
+        names.iter().any(|name| self.matches(name, repository))
     }
 
     /// Host labels by glob and as many of them, the same port, and the path as a plain string prefix: `r.io/foo` matches

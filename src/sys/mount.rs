@@ -170,6 +170,15 @@ impl Mount {
     }
 }
 
+/// Whether the kernel has the file system `name`, which it loads now where it is a module.
+pub fn has_file_system(name: &str) -> io::Result<bool> {
+    let is_listed = || -> io::Result<bool> {
+        let list = fs::read_to_string("/proc/filesystems")?;
+        Ok(list.lines().any(|line| line.split_whitespace().next_back() == Some(name)))
+    };
+    Ok(is_listed()? || (fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).is_ok() && is_listed()?))
+}
+
 /// What the kernel says of a mount that it refused: a letter for the level and a line for each message.
 fn messages(context: &OwnedFd) -> String {
     let mut all: Vec<String> = Vec::new();

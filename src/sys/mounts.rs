@@ -39,6 +39,13 @@ impl Mount {
     fn stands_on(&self, path: &Path) -> bool {
         lower(&self.options).any(|dir| Path::new(OsStr::from_bytes(dir)).starts_with(path))
     }
+
+    /// Whether it is an overlay whose upper directory is the one at `path` or in it.
+    fn is_written_to(&self, path: &Path) -> bool {
+        let options = self.options.split(|b| *b == b',');
+        let mut upper = options.filter_map(|option| option.strip_prefix(b"upperdir="));
+        upper.any(|dir| Path::new(OsStr::from_bytes(dir)).starts_with(path))
+    }
 }
 
 /// One way in which a directory is used.
@@ -110,6 +117,12 @@ impl Mounts {
     /// An overlay that stands on the directory at `path` or on one in it.
     pub fn overlay_on(&self, path: &Path) -> Option<&Path> {
         let found = self.namespaces.iter().flatten().find(|mount| mount.stands_on(path));
+        found.map(|mount| mount.point.as_path())
+    }
+
+    /// An overlay that is written to the directory at `path` or to one in it.
+    pub fn overlay_over(&self, path: &Path) -> Option<&Path> {
+        let found = self.namespaces.iter().flatten().find(|mount| mount.is_written_to(path));
         found.map(|mount| mount.point.as_path())
     }
 
@@ -215,6 +228,14 @@ mod tests {
         }
         let attached = mounts("").use_of(Path::new("/var/lib/larder/v/9.1"));
         assert_eq!(attached, Some(Use::Attached("/dev/loop3".into())));
+    }
+
+    #[test]
+    fn what_an_overlay_writes_to() {
+        let container = "30 1 0:50 / /merged rw - overlay overlay rw,lowerdir=3:2,upperdir=/s/snapshots/4/fs,workdir=/s/w";
+        let of = |path: &str| mounts(container).overlay_over(Path::new(path)).map(Path::to_owned);
+        assert_eq!(of("/s"), Some("/merged".into()));
+        assert_eq!((of("/s/l"), of("/s/snapshots/40")), (None, None));
     }
 
     #[test]

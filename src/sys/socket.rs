@@ -1,5 +1,7 @@
 //! Unix sockets in the file system (unix(7)), which nobody but those meant can connect to at any time.
 
+pub mod activation;
+
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _, lchown};

@@ -101,6 +101,19 @@ pub enum Fault {
     WrongManifest,
     /// Names this realm in challenges.
     Realm(String),
+    /// Sends these bytes behind each challenge.
+    ChallengeEnd(Vec<u8>),
+    /// Redirects the next `times` requests for a token to `to`, which may be a path, with this status.
+    RedirectTokens {
+        /// Where to.
+        to: String,
+        /// Status code.
+        status: u16,
+        /// How often.
+        times: u32,
+    },
+    /// Sends this Warning header with each manifest.
+    Warning(String),
     /// Gives this token.
     Token(String),
 }

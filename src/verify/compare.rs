@@ -1,15 +1,15 @@
 //! A planned tree against the one on disk, inode by inode.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{self, Read};
+use std::io;
 
+use super::content;
 use super::error::{Error, Fault};
 use super::tree::{Content, Inode, InodeKind, Node, Tree};
 use crate::layer::overlay::Metadata;
 use crate::layer::overlay::lower::{LinkTarget, Lower};
 use crate::layer::path::{self, escape};
 use crate::model::chain::ChainId;
-use crate::model::digest::{Algorithm, Hasher};
 use crate::model::seal::Lost;
 use crate::sys::dir::forgery;
 use crate::sys::walk::{Visitor, walk};
@@ -210,9 +210,9 @@ impl Comparison<'_> {
             },
             Content::Held { regions, digest } => {
                 let file = dir.open_file(name).map_err(|e| self.io("opening", at, e))?;
-                let found = hash_regions(file, size, regions, Hasher::new(Algorithm::Sha256));
+                let found = content::hash_regions(&file, size, regions);
                 match found.map_err(|e| self.io("reading", at, e))? {
-                    Some(hasher) if hasher.clone().finish() == *digest => Ok(()),
+                    Some(found) if found == *digest => Ok(()),
                     _ => Err(self.differs(at, Fault::Content)),
                 }
             }
@@ -234,7 +234,7 @@ impl Comparison<'_> {
                 let failed = |e| self.io("opening", at, e);
                 let a = dir.open_file(name).map_err(failed)?;
                 let b = lower.open_file(original_name).map_err(failed)?;
-                stat.size == original.size && same_bytes(a, b).map_err(|e| self.io("reading", at, e))?
+                stat.size == original.size && content::same(a, b).map_err(|e| self.io("reading", at, e))?
             }
             FileType::Symlink => {
                 let failed = |e| self.io("reading", at, e);
@@ -335,81 +335,4 @@ fn type_name(file_type: FileType) -> &'static str {
 
 fn seconds(time: Timestamp) -> String {
     format!("{}.{:09}", time.sec, time.nsec)
-}
-
-/// What a hole reads as.
-static ZEROS: [u8; 1 << 17] = [0; 1 << 17];
-
-/// Hashes the bytes in `regions`; nothing where a byte outside of them is not zero or the size is another.
-fn hash_regions(
-    file: impl Read,
-    size: u64,
-    regions: &[(u64, u64)],
-    mut hasher: Hasher,
-) -> io::Result<Option<Hasher>> {
-    let mut file = io::BufReader::with_capacity(ZEROS.len(), file);
-    let mut at = 0;
-    for (offset, len) in regions.iter().copied().chain([(size, 0)]) {
-        if !each(&mut file, offset.saturating_sub(at), |bytes| *bytes == ZEROS[..bytes.len()])? {
-            return Ok(None);
-        }
-        let hashed = each(&mut file, len, |bytes| {
-            hasher.update(bytes);
-            true
-        });
-        if !hashed? {
-            return Ok(None);
-        }
-        at = offset + len;
-    }
-    Ok(Some(hasher))
-}
-
-/// Hands the next `len` bytes to `take` in pieces; false where there are fewer or `take` says so.
-fn each(file: &mut impl io::BufRead, mut len: u64, mut take: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
-    while len > 0 {
-        let bytes = file.fill_buf()?;
-        let here = usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len());
-        if here == 0 || !take(&bytes[..here]) {
-            return Ok(false);
-        }
-        file.consume(here);
-        len -= here as u64;
-    }
-    Ok(true)
-}
-
-fn same_bytes(a: impl Read, b: impl Read) -> io::Result<bool> {
-    use io::BufRead as _;
-    let mut a = io::BufReader::with_capacity(1 << 16, a);
-    let mut b = io::BufReader::with_capacity(1 << 16, b);
-    loop {
-        let (left, right) = (a.fill_buf()?, b.fill_buf()?);
-        let len = left.len().min(right.len());
-        if len == 0 {
-            return Ok(left.len() == right.len());
-        }
-        if left[..len] != right[..len] {
-            return Ok(false);
-        }
-        a.consume(len);
-        b.consume(len);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn regions_and_the_zeros_between() {
-        let hash = |bytes: &[u8], size, regions: &[(u64, u64)]| {
-            hash_regions(bytes, size, regions, Hasher::new(Algorithm::Sha256)).unwrap().map(Hasher::finish)
-        };
-        let want = Hasher::digest_of(Algorithm::Sha256, b"abc");
-        assert_eq!(hash(b"ab\0\0c\0", 6, &[(0, 2), (4, 1)]), Some(want.clone()));
-        assert_eq!(hash(b"abx\0c\0", 6, &[(0, 2), (4, 1)]), None);
-        assert_eq!(hash(b"ab\0\0c", 6, &[(0, 2), (4, 1)]), None);
-        assert_ne!(hash(b"ab\0\0d\0", 6, &[(0, 2), (4, 1)]), Some(want));
-    }
 }

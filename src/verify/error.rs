@@ -175,6 +175,9 @@ pub enum Fault {
     /// A digest that does not hold.
     #[error("its digest is not {0}")]
     Digest(String),
+    /// A config that runtimes cannot read: an older Larder cached it.
+    #[error("{0}, and the cache, too")]
+    Config(String),
     /// A statement of cache.json that the images do not bear out.
     #[error("cache.json says {0}, and that is not so")]
     Statement(String),

@@ -9,6 +9,7 @@ use super::error::{Error, Fault};
 use crate::layer;
 use crate::layer::decode::Decoder;
 use crate::layer::erofs::apply::{Image, Target};
+use crate::layer::erofs::fixup::Times;
 use crate::layer::erofs::{Options, fixup};
 use crate::layer::extract::{self, Expected, extract};
 use crate::layer::limits::Limits;
@@ -65,8 +66,16 @@ impl<'a> Images<'a> {
         let find = |id: &ChainId| self.layers.get(id).map(|layer| (*layer).clone());
         let lower = trees::below(self.root, FORMAT, layer.parent.as_ref(), find)
             .map_err(|e| Error::opening(&e.path, &e.source))?;
-        let planned = fixup::plan(&own, &mut applied, &lower);
-        let (settled, fixup) = planned.map_err(|e| self.failed(layer, &parts.trees[0], e))?;
+        let unsettled = applied.clone();
+        let mut plan = |times| {
+            applied.clone_from(&unsettled);
+            let planned = fixup::plan(&own, &mut applied, &lower, times);
+            planned.map_err(|e| self.failed(layer, &parts.trees[0], e))
+        };
+        let (mut settled, mut fixup) = plan(Times::Kept)?;
+        if settled != layer.settled {
+            (settled, fixup) = plan(Times::Left)?;
+        }
         if settled != layer.settled || applied.lost != layer.lost {
             return Err(states(layer, "other things were settled in it than follow from its parents"));
         }

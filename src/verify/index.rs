@@ -52,7 +52,7 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
         }
         let config_bytes = document(root, &image.config)?;
         let config = ImageConfig::parse(&config_bytes)
-            .map_err(|e| Error::volume(store::blob_path(&image.config), Fault::Statement(e.to_string())))?;
+            .map_err(|e| Error::volume(store::blob_path(&image.config), Fault::Config(e.to_string())))?;
         if ChainId::chain(&config.diff_ids) != image.chain || config.diff_ids.len() != manifest.layers.len() {
             return Err(states(format!("{} has these layers", image.reference)));
         }

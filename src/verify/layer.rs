@@ -119,7 +119,7 @@ fn add(
 ) -> Result<(), AddError> {
     let path = member.path;
     let fault = |fault: &dyn std::fmt::Display| AddError::Fault(path.clone(), fault.to_string());
-    let clean = path::clean(&path).map_err(|e| fault(&e))?;
+    let clean = path::clean_member(&path).map_err(|e| fault(&e))?;
     let Some(at) = tree.place(&clean).map_err(|e| fault(&e))? else {
         return Ok(());
     };

@@ -53,9 +53,18 @@ pub fn image_store<'a>(
     documents: &[Documents],
     id: &dyn Fn(&'a ChainId) -> &'a str,
 ) -> Result<Vec<File>, serde_json::Error> {
-    let mut files = vec![("overlay-layers/layers.json".to_owned(), layers(content, documents, id)?)];
+    let mut files = vec![layer_records(content, documents, id)?];
     files.extend(images(content, documents, id)?);
     Ok(files)
+}
+
+/// The records of layers alone.
+pub fn layer_records<'a>(
+    content: &'a Content,
+    documents: &[Documents],
+    id: &dyn Fn(&'a ChainId) -> &'a str,
+) -> Result<File, serde_json::Error> {
+    Ok(("overlay-layers/layers.json".to_owned(), layers(content, documents, id)?))
 }
 
 /// Names under which consumers look an image up.

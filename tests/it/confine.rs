@@ -13,12 +13,14 @@ use larder::model::chain::ChainId;
 use larder::model::digest::Digest;
 use larder::testing::image::{self, Format, Image, Layer};
 use larder::testing::layer::LayerBuilder;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::harness::authority::Authority;
 use crate::harness::layers::{Member, Node, Packing, layer};
 use crate::harness::registry::{PASSWORD, Registry, USER};
-use crate::harness::served::{Running, Served, descendants, random};
+use crate::harness::served::{Running, Served, descendants, random, until_gone};
 use crate::harness::tree::{Kind, Tolerance, differences, scan};
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
@@ -171,11 +173,21 @@ fn a_running_builder_has_few_rights() {
     isolated(&[], || {
         let served = Served::new([large()]);
         let volume = served.volume();
-        let mut running = Running::start(served.build(&volume, 256 << 20).args(SLOW).args(["--nice", "19"]));
+        let mut build = served.build(&volume, 256 << 20);
+        for name in ["LARDER_TOKEN", "AWS_SECRET_ACCESS_KEY", "DOCKER_AUTH_CONFIG"] {
+            build.env(name, "of-the-environment");
+        }
+        let mut running = Running::start(build.args(SLOW).args(["--nice", "19"]));
         assert!(running.until(|| volume.join("overlay").is_dir()), "the build has ended");
         let (mut fetchers, mut extractors) = (0, 0);
         for pid in descendants(running.pid().as_raw()) {
             let proc = Path::new("/proc").join(pid.to_string());
+            let environment = String::from_utf8(fs::read(proc.join("environ")).unwrap()).unwrap();
+            assert!(!environment.contains("of-the-environment"), "{environment}");
+            for output in ["fd/1", "fd/2"] {
+                let output = fs::read_link(proc.join(output)).unwrap();
+                assert!(output.to_str().unwrap().starts_with("pipe:"), "{}", output.display());
+            }
             let of = |path: &Path| fs::read_to_string(path.join("status")).unwrap();
             let score: i32 = fs::read_to_string(proc.join("oom_score_adj")).unwrap().trim().parse().unwrap();
             assert!(score >= 500, "{score}");
@@ -251,6 +263,22 @@ fn a_builder_ends_with_its_parent() {
             sleep(Duration::from_millis(5));
         }
         assert!(!volume.join("cache.json").exists(), "it was killed, not done");
+    });
+}
+
+#[test]
+fn a_child_that_does_not_stop_is_killed() {
+    isolated(&[], || {
+        let served = Served::new([large()]);
+        let volume = served.volume();
+        let mut running = Running::start(served.build(&volume, 256 << 20).args(SLOW));
+        assert!(running.until(|| volume.join("overlay").is_dir()), "the build has ended");
+        for child in descendants(running.pid().as_raw()) {
+            kill(Pid::from_raw(child), Signal::SIGSTOP).unwrap();
+        }
+        running.signal(Signal::SIGTERM);
+        assert_ne!(running.code_within(Duration::from_secs(60)), Some(0));
+        until_gone(&volume);
     });
 }
 

@@ -5,6 +5,7 @@ mod consumers;
 mod erofs;
 mod hostile;
 mod import;
+mod odd;
 mod raw;
 
 use std::fs;

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod accepted;
 mod access;
 mod attach;
 mod bench;
@@ -32,6 +33,7 @@ mod memory;
 mod modes;
 mod node_store;
 mod notify;
+mod odd_configs;
 mod operate;
 mod oracle;
 mod pod;

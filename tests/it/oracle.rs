@@ -1,5 +1,5 @@
 //! Whether a container sees what it should: Larder's layers, mounted, against an independent reference applier, and
-//! the reference against podman and containerd. What runtimes disagree on is in docs/runtimes.md.
+//! the reference against podman and containerd. What runtimes disagree on is in docs/reference/runtimes.md.
 
 use std::cell::Cell;
 use std::fs;
@@ -19,6 +19,7 @@ use crate::harness::{Need, isolated, larder, succeed};
 
 mod generate;
 mod reference;
+mod tools;
 
 use reference::Reference;
 
@@ -119,13 +120,12 @@ fn images_differ(registry: &Registry, image: &Image, name: &str) -> Vec<String> 
     let view = View::mount_images(dir.path(), &diff_ids(image));
     let applied = reference_of(image);
     let mut found = scan(&view.path());
-    // An image does not know when a lower directory was changed that its layer only implies, and that alone is no reason for
-    // a second one.
-    for path in applied.implied() {
-        if let (Some(found), Some(want)) = (found.get_mut(path), applied.tree().get(path)) {
-            let implied = Some((0, 0));
-            found.mtime = if found.mtime == implied { want.mtime } else { found.mtime };
-        }
+    // The time of the root alone is no reason for a second image: a container has a root of its own.
+    if let (Some(found), Some(want)) = (found.get_mut(""), applied.tree().get(""))
+        && applied.implied().contains(&String::new())
+        && found.mtime == Some((0, 0))
+    {
+        found.mtime = want.mtime;
     }
     differences(&applied.tree(), &found, Tolerance::default())
 }

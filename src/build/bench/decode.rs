@@ -112,7 +112,7 @@ impl Kept {
     fn open(&self, change: &Change) -> Result<Bounded<crate::archive::Blob>, Fail> {
         let missing = || fail(change, Class::Internal, "it was not kept".to_owned());
         let (image, blob) = change.sources.first().ok_or_else(missing)?;
-        match self.source.blob(image, blob).map_err(|e| fail(change, e.class(), e.to_string()))? {
+        match self.source.blob(image, blob, 0).map_err(|e| fail(change, e.class(), e.to_string()))? {
             Blob::File(source) => Ok(Bounded { source, left: blob.size, cancel: self.cancel.clone() }),
             Blob::Stream(_) | Blob::Piped(_) => Err(missing()),
         }

@@ -85,7 +85,7 @@ async fn one(
     writing: &Arc<AtomicU64>,
     cancel: &Cancel,
 ) -> Result<(), Fail> {
-    let stream = source.blob(image, blob).map_err(|e| fail(blob, e.class(), &e.to_string()))?;
+    let stream = source.blob(image, blob, 0).map_err(|e| fail(blob, e.class(), &e.to_string()))?;
     let Blob::Stream(mut stream) = stream else {
         return Err(fail(blob, Class::Internal, "it is in a file already"));
     };

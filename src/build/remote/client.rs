@@ -167,11 +167,12 @@ impl Remote {
         &self,
         image: &ImageReference,
         descriptor: &Descriptor,
+        skipped: usize,
     ) -> Result<Piped, Error> {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from)?;
         // A user with many pipes gets small ones.
         let _ = fcntl_setpipe_size(&writer, PIPE);
-        let end = self.ask(image, Wanted::Layer(descriptor.into()), &[writer.as_fd()])?;
+        let end = self.ask(image, Wanted::Layer { blob: descriptor.into(), skipped }, &[writer.as_fd()])?;
         Ok(Piped { pipe: File::from(reader), end: End(end) })
     }
 

@@ -12,6 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::pipe;
 
+use super::foreign::Foreign;
 use super::{Answer, Given, Request, Wanted};
 use crate::build::failure::Fail;
 use crate::build::resolve::MAX_CONFIG;
@@ -59,6 +60,7 @@ pub async fn serve(stream: UnixStream, fetcher: Fetcher) -> io::Result<()> {
         }
         Ok(())
     });
+    let foreign = Foreign::default();
     let mut layers = tokio::task::JoinSet::new();
     // Small, and few of them: this task does them all.
     let mut documents = FuturesUnordered::new();
@@ -79,12 +81,14 @@ pub async fn serve(stream: UnixStream, fetcher: Fetcher) -> io::Result<()> {
         let answer = move |(result, body)| drop(answers.send((Answer { id, result }, body)));
         match (fetcher.client_for(&image), what) {
             (Err(refusal), _) => answer(refusal),
-            (Ok(registry), Wanted::Layer(blob)) => {
-                let stream = registry.blob(&image, &blob.into());
+            (Ok(registry), Wanted::Layer { blob, skipped }) => {
+                let urls = foreign.of(&blob.digest);
+                let stream = registry.blob(&image, &blob.at(urls), skipped);
                 layers.spawn(async move { answer(send_layer(stream, descriptors).await) });
             }
             (Ok(registry), what) => {
-                documents.push(async move { answer(document(registry, &image, what).await) })
+                let foreign = &foreign;
+                documents.push(async move { answer(document(registry, &image, what, foreign).await) })
             }
         }
     }
@@ -150,7 +154,7 @@ async fn send_layer(mut stream: BlobStream, descriptors: Vec<OwnedFd>) -> Answer
 }
 
 /// A manifest, index or config, whose digest was compared.
-async fn document(registry: &Registry, image: &ImageReference, what: Wanted) -> Answered {
+async fn document(registry: &Registry, image: &ImageReference, what: Wanted, foreign: &Foreign) -> Answered {
     let found = match &what {
         Wanted::Tag => {
             let tag = image.tag().unwrap_or("latest");
@@ -158,14 +162,17 @@ async fn document(registry: &Registry, image: &ImageReference, what: Wanted) -> 
         }
         Wanted::Digest(digest) => registry.manifest(image, ManifestReference::Digest(digest)).await,
         Wanted::Document { blob, limit } => {
-            let blob = blob.clone().into();
+            let blob = blob.clone().at(Vec::new());
             let bytes = registry.blob_bytes(image, &blob, (*limit).min(MAX_CONFIG)).await;
             bytes.map(|bytes| FetchedManifest { digest: blob.digest, media_type: None, bytes })
         }
-        Wanted::Layer(_) => return failed(Class::Internal, "a layer goes through a pipe"),
+        Wanted::Layer { .. } => return failed(Class::Internal, "a layer goes through a pipe"),
     };
     match found {
         Ok(found) => {
+            if matches!(what, Wanted::Tag | Wanted::Digest(_)) {
+                foreign.add(&found.bytes, found.media_type.as_deref());
+            }
             let given = Given::Document { digest: found.digest, media_type: found.media_type };
             (given, found.bytes.to_vec())
         }

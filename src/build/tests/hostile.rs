@@ -52,15 +52,20 @@ fn members_that_no_honest_layer_holds() {
         ("whiteout that is a directory", new().dir(".wh.d"), "no regular file"),
         ("whiteout that is a link", new().symlink(".wh.d", "x"), "no regular file"),
         ("overlay's own whiteout", new().char_device("x", 0, 0), "character device 0:0"),
-        (
-            "overlay attribute",
-            new().xattr("trusted.overlay.redirect", "/etc").dir("d"),
-            "speaks to overlayfs",
-        ),
-        ("user overlay attribute", new().xattr("user.overlay.opaque", "y").dir("d"), "speaks to overlayfs"),
+        ("overlay attribute", new().xattr("trusted.overlay.redirect", "/etc").dir("d"), "overlayfs obeys"),
         ("root as a link", new().symlink("./", "/etc"), "root of the layer"),
         ("root as a file", new().file("/", "x"), "root of the layer"),
         ("long component", new().pax("path", "x".repeat(256)).file("short", ""), "longer than 255"),
+        (
+            "whiteout of a long name",
+            new().pax("path", format!(".wh.{}", "x".repeat(256))).file("short", ""),
+            "longer than 255",
+        ),
+        (
+            "link to a long whiteout",
+            new().pax("linkpath", format!(".wh.{}", "x".repeat(255))).hardlink("l", "short"),
+            "longer than 255",
+        ),
         ("long component in a link", new().symlink("l", "x".repeat(300)).file("l/x", ""), "longer than 255"),
         ("empty link", new().symlink("l", ""), "target of the symbolic link"),
     ];

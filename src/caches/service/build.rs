@@ -112,7 +112,8 @@ impl Service {
             let Some(work) = record.work.as_mut().filter(|_| begun) else { return false };
             work.attempts += 1;
             let attempt = work.attempts;
-            record.note(now, format!("attempt {attempt} began"));
+            work.waiting = None;
+            record.note_once(now, format!("attempt {attempt} began"));
             true
         });
         let Some(record) = record.await?.filter(|_| begun) else { return Ok(None) };
@@ -174,13 +175,22 @@ impl Service {
         }
     }
 
-    /// Writes into the record how far its build is. It is told again soon, so a fault here is none.
+    /// Writes into the record how far its build is, and what it waits for. Errors are logged only, because the next call writes the
+    /// same.
     async fn tell_progress(self, id: CacheId) {
-        let now = self.live().get(&id).map(|live| images(&live.progress)).unwrap_or_default();
+        let live = self.live().get(&id).map(|live| (images(&live.progress), live.waiting.clone()));
+        let (progress, waiting) = live.unwrap_or_default();
+        let now = self.now();
         let told = self.change(id, |record| {
-            let news = record.work.is_some() && record.progress != now;
-            if news {
-                record.progress.clone_from(&now);
+            let Some(work) = &mut record.work else { return false };
+            let waits = work.waiting != waiting;
+            let news = waits || record.progress != progress;
+            record.progress.clone_from(&progress);
+            if waits {
+                work.waiting.clone_from(&waiting);
+                if let Some(reason) = &waiting {
+                    record.note_once(now, format!("waiting: {}", cut(reason, 512)));
+                }
             }
             news
         });
@@ -194,6 +204,13 @@ impl Service {
         measured.take(&self.0.metrics, &line);
         if let Some(live) = self.live().get_mut(&id) {
             live.progress.take(&line);
+            match &line.event {
+                Event::Waiting { reason } => {
+                    live.waiting = reason.as_ref().map(|reason| escape_to(reason, MAX_LOGGED));
+                }
+                Event::Started { .. } => live.waiting = None,
+                _ => {}
+            }
         }
         self.0.hub.build(id, line);
     }
@@ -363,6 +380,9 @@ fn log(tenant: &TenantName, id: CacheId, event: &Event) {
     match event {
         Event::Resolved { reference, manifest, .. } => {
             tracing::info!(%tenant, cache = %id, image = reference, %manifest, "resolved");
+        }
+        Event::Waiting { reason: Some(reason) } => {
+            tracing::warn!(%tenant, cache = %id, "waiting: {}", escape_to(reason, MAX_LOGGED));
         }
         Event::Warning { message } => {
             tracing::warn!(%tenant, cache = %id, "builder: {}", escape_to(message, MAX_LOGGED));

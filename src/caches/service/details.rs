@@ -107,7 +107,13 @@ impl Details {
 /// The images of a build, as far as they are resolved.
 pub(super) fn images(progress: &Progress) -> Vec<ImageDetails> {
     let layers = running(progress);
-    progress.images.iter().map(|known| image(&known.reference, &known.manifest, &layers)).collect()
+    let images = progress.images.iter().map(|known| {
+        let begun = image(&known.reference, &known.manifest, &layers);
+        // The same layer can be in an image more than once.
+        let layers = known.layers.max(begun.layers);
+        ImageDetails { layers, compressed_size: known.compressed_size, ..begun }
+    });
+    images.collect()
 }
 
 fn image(reference: &str, manifest: &Digest, layers: &[LayerDetails]) -> ImageDetails {

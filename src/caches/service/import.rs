@@ -18,8 +18,8 @@ use crate::model::image_cache::{CacheId, Spec, TenantName};
 
 /// Bytes that are written at once.
 const CHUNK: usize = 1 << 20;
-/// How gzip and zstd streams begin. A tar begins with the name of its first member.
-const COMPRESSED: [&[u8]; 2] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd]];
+/// How gzip, zstd and xz streams begin. A tar begins with the name of its first member.
+const COMPRESSED: [&[u8]; 3] = [&[0x1f, 0x8b], &[0x28, 0xb5, 0x2f, 0xfd], &[0xfd, b'7', b'z', b'X', b'Z', 0]];
 
 /// An archive on its way in. Dropped, it leaves nothing.
 #[derive(Debug)]

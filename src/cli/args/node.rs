@@ -75,6 +75,7 @@ containerd finds it by its configuration (1.6: version = 2):
   [proxy_plugins.larder]
     type = \"snapshot\"
     address = \"/run/larder-snapshotter/snapshotter.sock\"
+    capabilities = [\"remap-ids\"]      # containerd 2, Linux 5.19: containers in user namespaces copy nothing
   [plugins.\"io.containerd.grpc.v1.cri\".containerd]     # containerd 2: [plugins.\"io.containerd.cri.v1.images\"]
     snapshotter = \"larder\"";
 
@@ -159,6 +160,10 @@ pub(in crate::cli) struct DetachArgs {
     /// Do not mind that containerd cannot be asked whether it uses the volume
     #[arg(long)]
     pub(in crate::cli) force: bool,
+    /// Remove the images that cannot start without the volume, and their stopped containers, from their runtime, which pulls the
+    /// images again when it needs them; without this they are listed, and nothing is changed (75)
+    #[arg(long)]
+    pub(in crate::cli) remove_images: bool,
     /// The daemon that knows CACHE: unix:///path
     /// [default: $LARDER_HOST, then unix:///run/larder/larder.sock]
     #[arg(long, value_name = "ADDRESS")]

@@ -14,7 +14,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::{Error, post};
-use crate::archive::{Archive, Input};
+use crate::archive::{self, Archive, Input};
 use crate::cli::args::CacheImport;
 use crate::cli::output::bar::{self, Bar};
 use crate::client::error::Error as ClientError;
@@ -75,6 +75,13 @@ fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
     }
     let of_archive = |e: crate::archive::Error| failed(e.class(), e.to_string());
     let archive = Archive::index(Input::open(input).map_err(of_archive)?, None).map_err(of_archive)?;
+    if archive.format() == archive::Format::Dir {
+        let message = format!(
+            "{} is a directory of skopeo, and a daemon takes tars: make one with skopeo copy dir:… oci-archive:…",
+            input.display()
+        );
+        return Err(failed(Class::Invalid, message));
+    }
     let images = if images.is_empty() { archive.names() } else { images };
     if images.is_empty() {
         return Err(of_archive(archive.unnamed()));

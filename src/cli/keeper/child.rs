@@ -21,6 +21,7 @@ use crate::build::keeper::{Greeting, LONGEST_LINE, Passed, Refusal};
 use crate::build::wire;
 use crate::caches::runner::child::{event, next_line};
 use crate::cli::build::usage_outcome;
+use crate::config::environment;
 use crate::model::class::Class;
 use crate::model::event::{Event, Outcome};
 use crate::model::plan_report::{PlanFailed, PlanReport};
@@ -35,22 +36,8 @@ const MESSAGES: Duration = Duration::from_secs(1);
 const RESOLVE: Duration = Duration::from_secs(600);
 /// Maximum size of a report, bytes.
 const MAX_REPORT: u64 = 16 << 20;
-
-/// Variables that a child gets, besides those that configure Larder: how times and errors are written, and where temporary files go.
-const PASSED: [&str; 5] = ["TZ", "LANG", "LC_ALL", "TMPDIR", "RUST_BACKTRACE"];
-/// Those that a child with a network gets besides: how hosts are reached, and whom it trusts.
-const PASSED_TO_FETCHERS: [&str; 10] = [
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-];
+/// Maximum number of warnings of a child that are passed on.
+const MAX_WARNINGS: usize = 1000;
 
 /// What a child does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -88,8 +75,9 @@ impl Role {
         let bytes = name.as_encoded_bytes();
         let is_key = bytes.starts_with(b"LARDER_") && bytes.windows(2).any(|two| two == b"__");
         let configures = is_key || name == telemetry::LEVEL_VARIABLE;
-        let fetches = self.has_network() && PASSED_TO_FETCHERS.iter().any(|passed| name == *passed);
-        configures || fetches || PASSED.iter().any(|passed| name == *passed)
+        let fetches = self.has_network() && environment::NETWORK.iter().any(|passed| name == *passed);
+        let general = environment::GENERAL.iter().any(|passed| name == *passed) || name == "RUST_BACKTRACE";
+        configures || fetches || general
     }
 }
 
@@ -113,6 +101,7 @@ impl Said {
 pub(super) struct Child {
     process: tokio::process::Child,
     role: Role,
+    warnings: usize,
     output: BufReader<ChildStdout>,
     /// Passes on what it writes on standard error.
     messages: Option<JoinHandle<()>>,
@@ -164,7 +153,7 @@ impl Child {
             descriptors.push(archive.as_fd());
         }
         wire::send(&ours, &greeting, &[], &descriptors)?;
-        Ok((Child { process, role, output: BufReader::new(stdout), messages }, ours))
+        Ok((Child { process, role, warnings: 0, output: BufReader::new(stdout), messages }, ours))
     }
 
     /// Listens until it ends. Events are passed on, except for the end, which is returned.
@@ -183,7 +172,7 @@ impl Child {
                         Ok(Some(line)) => match line.event {
                             Event::Result(outcome) => result = Some(outcome),
                             event @ Event::Sealed { .. } => said.sealed = Some(event),
-                            event @ Event::Warning { .. } => events.emit(event),
+                            event @ Event::Warning { .. } => self.warn(events, event),
                             event if self.role == Role::Fill => events.emit(event),
                             _ => {}
                         },
@@ -220,15 +209,12 @@ impl Child {
                 Ok(None) => break None,
                 Ok(Some(text)) => match event(&text) {
                     Err(fault) => break Some(fault),
-                    Ok(Some(line))
-                        if matches!(
-                            line.event,
-                            Event::Retried { .. } | Event::RegistryAnswers { .. } | Event::Warning { .. }
-                        ) =>
-                    {
-                        events.emit(line.event);
-                    }
-                    Ok(_) => {}
+                    Ok(Some(line)) => match line.event {
+                        event @ (Event::Retried { .. } | Event::RegistryAnswers { .. }) => events.emit(event),
+                        event @ Event::Warning { .. } => self.warn(&events, event),
+                        _ => {}
+                    },
+                    Ok(None) => {}
                 },
             }
         };
@@ -267,6 +253,21 @@ impl Child {
             }
             (Err(_), Ok(status)) => Err(failed(format!("it ended with {status}"))),
             (Err(_), Err(e)) => Err(failed(e.to_string())),
+        }
+    }
+
+    /// Passes a warning on. A child that was taken over cannot fill logs with them.
+    fn warn(&mut self, events: &Events, warning: Event) {
+        self.warnings += 1;
+        match self.warnings {
+            ..=MAX_WARNINGS => events.emit(warning),
+            n if n == MAX_WARNINGS + 1 => {
+                let message = format!(
+                    "a process of the build gave more than {MAX_WARNINGS} warnings: no more are shown"
+                );
+                events.emit(Event::Warning { message });
+            }
+            _ => {}
         }
     }
 

@@ -25,6 +25,9 @@ use crate::secrets::Secrets;
 /// Maximum number of signatures of one build: a seal that could not be written is signed again.
 const MAX_SIGNATURES: u32 = 3;
 
+/// Registries and repositories of an order.
+type Repositories = HashSet<(String, String)>;
+
 /// Answers the requests of the children of one build.
 #[derive(Debug)]
 pub(super) struct Desk {
@@ -32,7 +35,7 @@ pub(super) struct Desk {
     mounts: Mutex<Mounts>,
     secrets: Secrets,
     /// Where credentials can be needed: a fetcher that was taken over gets no others.
-    repositories: HashSet<(String, String)>,
+    repositories: Repositories,
     /// Signatures that were given.
     signed: AtomicU32,
     runtime: Handle,
@@ -73,25 +76,19 @@ impl Desk {
     }
 
     fn answer(self: &Arc<Self>, role: Role, request: Request, body: &[u8]) -> Result<Vec<u8>, Refusal> {
-        match (role, request) {
-            (Role::Fill, Request::Mount(volume)) => {
+        check(role, &request, &self.repositories)?;
+        match request {
+            Request::Mount(volume) => {
                 let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
                 mounts.mount(volume).map_err(|why| Refusal::new(Class::Invalid, why))?;
                 Ok(Vec::new())
             }
-            (Role::Fill, Request::Sign) => self.sign(body),
-            (Role::Fetch | Role::Resolve, Request::Credentials { registry, repository }) => {
-                let asked = (registry, repository);
-                if !self.repositories.contains(&asked) {
-                    return Err(Refusal::new(Class::Denied, "the order has no image there"));
-                }
-                let found = self.runtime.block_on(self.secrets.lookup(&asked.0, &asked.1));
+            Request::Sign => self.sign(body),
+            Request::Credentials { registry, repository } => {
+                let found = self.runtime.block_on(self.secrets.lookup(&registry, &repository));
                 let found = found.map_err(|e| Refusal::new(Class::Denied, e.to_string()))?;
-                let body =
-                    credentials_body(&found).map_err(|e| Refusal::new(Class::Internal, e.to_string()))?;
-                Ok(body)
+                credentials_body(&found).map_err(|e| Refusal::new(Class::Internal, e.to_string()))
             }
-            _ => Err(Refusal::new(Class::Denied, "this process has no business with that")),
         }
     }
 
@@ -139,6 +136,20 @@ impl Desk {
     }
 }
 
+/// Whether a child of `role` can make the request. The extractor mounts and has volumes signed; those that fetch get the credentials of
+/// the order's repositories.
+fn check(role: Role, request: &Request, repositories: &Repositories) -> Result<(), Refusal> {
+    match (role, request) {
+        (Role::Fill, Request::Mount(_) | Request::Sign) => Ok(()),
+        (Role::Fetch | Role::Resolve, Request::Credentials { registry, repository }) => {
+            let is_in_order = repositories.contains(&(registry.clone(), repository.clone()));
+            let refusal = || Refusal::new(Class::Denied, "the order has no image there");
+            if is_in_order { Ok(()) } else { Err(refusal()) }
+        }
+        _ => Err(Refusal::new(Class::Denied, "this process cannot make that request")),
+    }
+}
+
 /// Whether the seal names the images of the report, and each by the manifest that the report has.
 fn compare(resolved: &PlanReport, sealed: &CacheManifest) -> Result<(), Refusal> {
     let images = &sealed.content.images;
@@ -162,4 +173,31 @@ fn compare(resolved: &PlanReport, sealed: &CacheManifest) -> Result<(), Refusal>
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_make_the_requests_of_their_role() {
+        let of = |registry: &str, repository: &str| (registry.to_owned(), repository.to_owned());
+        let order = Repositories::from([of("r.io", "team/app")]);
+        let credentials = |registry: &str, repository: &str| {
+            let (registry, repository) = of(registry, repository);
+            Request::Credentials { registry, repository }
+        };
+        let all = [Role::Fill, Role::Sweep, Role::Prove, Role::Fetch, Role::Resolve];
+        for (request, permitted) in [
+            (Request::Sign, &[Role::Fill][..]),
+            (credentials("r.io", "team/app"), &[Role::Fetch, Role::Resolve]),
+            (credentials("r.io", "team/other"), &[]),
+            (credentials("other.io", "team/app"), &[]),
+        ] {
+            for role in all {
+                let answer = check(role, &request, &order);
+                assert_eq!(answer.is_ok(), permitted.contains(&role), "{role:?} {request:?}");
+            }
+        }
+    }
 }

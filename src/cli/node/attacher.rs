@@ -11,7 +11,7 @@ use crate::model::class::Class;
 use crate::model::digest::Digest;
 use crate::model::runtime::{Containerd, Runtime};
 use crate::model::trust::Trust;
-use crate::node::attach::{self, Host, Order, Plan};
+use crate::node::attach::{self, Consent, Host, Order, Plan};
 use crate::sys::Dir;
 use crate::sys::mount::is_mount_point;
 use crate::volume::seal;
@@ -87,7 +87,10 @@ impl Attacher for NodeAttacher {
     fn detach(&self, name: &str) -> Result<(), AttachFault> {
         let at = self.mounts.join(name);
         if self.record(&at)?.is_some() {
-            attach::detach(&at, &self.host, false).map_err(|e| fault(e.class(), &e))?;
+            // Nobody is there to ask: images that need the volume are pulled again when a pod wants them.
+            let consent = Consent { remove_images: true, ..Consent::default() };
+            let detached = attach::detach(&at, &self.host, consent).map_err(|e| fault(e.class(), &e))?;
+            detached.notes.iter().for_each(|note| tracing::info!(name, "{note}"));
         }
         // Cut off between its record and its mount.
         if is_mounted(&at) {

@@ -40,6 +40,7 @@ pub(super) fn line_of(event: &Event) -> Option<String> {
         Event::Retried { host, what, reason, wait_ms } => {
             format!("{}: {} again in {wait_ms} ms: {}", escape(host), escape(what), escape(reason))
         }
+        Event::Waiting { reason: Some(reason) } => format!("waiting: {}", escape(reason)),
         Event::Warning { message } => format!("warning: {}", escape(message)),
         _ => return None,
     })

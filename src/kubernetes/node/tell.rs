@@ -1,36 +1,24 @@
-//! What people are told: events of pods and of image caches. Events may be lost, and nothing depends on them.
+//! Events about pods and image caches on this node, each created once.
 
 use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::ObjectReference;
-use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
-use k8s_openapi::jiff::Timestamp;
 use kube::Client;
-use kube::api::{Api, PostParams};
 
-use crate::kubernetes::client::ApiServer;
-use crate::kubernetes::fault::TIMEOUT;
-use crate::kubernetes::names::MANAGER;
+use crate::kubernetes::events::{MAX_NOTE, Report, Reporter};
 use crate::model::escape::escape_to;
 
-/// Longest note, characters; a note has 1024 bytes (pkg/apis/core/validation/events.go).
-const LONGEST: usize = 250;
-/// Most events that are remembered, so that they are told once.
+/// Maximum number of events that are remembered.
 const REMEMBERED: usize = 4096;
 
-/// Longest name of who reports (the same file).
-const REPORTER: usize = 128;
-
-/// Tells events. kube's recorder would count a text as the one before it.
+/// Creates events, unless it has created the same before.
 #[derive(Debug)]
 pub(super) struct Teller {
-    client: ApiServer,
-    node: String,
+    reporter: Reporter,
     told: HashSet<(String, &'static str, String)>,
 }
 
-/// What there is to tell.
+/// What there is to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum News {
     Attached,
@@ -54,44 +42,25 @@ impl News {
 
 impl Teller {
     pub(super) fn new(client: Client, node: &str) -> Self {
-        let node = node.chars().take(REPORTER).collect();
-        Teller { client: client.into(), node, told: HashSet::new() }
+        Teller { reporter: Reporter::new(client, "larder.dev/node", node), told: HashSet::new() }
     }
 
-    /// Tells it, once. Nobody waits for it.
+    /// Creates the event, once.
     pub(super) fn tell(&mut self, about: &ObjectReference, news: News, note: &str) {
-        let note = escape_to(note, LONGEST);
+        let note = escape_to(note, MAX_NOTE);
         if self.told.len() >= REMEMBERED {
             self.told.clear();
         }
         if !self.told.insert((about.uid.clone().unwrap_or_default(), news.reason(), note.clone())) {
             return;
         }
-        let namespace = about.namespace.as_deref().unwrap_or("default");
-        let event = Event {
-            metadata: ObjectMeta {
-                generate_name: Some(format!("{}.", about.name.as_deref().unwrap_or(MANAGER))),
-                namespace: Some(namespace.to_owned()),
-                ..ObjectMeta::default()
-            },
-            action: Some("Attach".to_owned()),
-            event_time: Some(MicroTime(Timestamp::now())),
-            note: Some(note),
-            reason: Some(news.reason().to_owned()),
-            regarding: Some(about.clone()),
-            reporting_controller: Some("larder.dev/node".to_owned()),
-            reporting_instance: Some(self.node.clone()),
-            type_: Some(if news == News::Attached { "Normal" } else { "Warning" }.to_owned()),
-            ..Event::default()
+        let report = Report {
+            suffix: None,
+            warning: news != News::Attached,
+            action: "Attach",
+            reason: news.reason().to_owned(),
+            note,
         };
-        let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        tokio::spawn(async move {
-            let parameters = PostParams::default();
-            match tokio::time::timeout(TIMEOUT, api.create(&parameters, &event)).await {
-                Ok(Err(error)) => tracing::debug!("an event is not told: {error}"),
-                Err(_) => tracing::debug!("an event is not told: no answer"),
-                Ok(Ok(_)) => {}
-            }
-        });
+        self.reporter.report(about, report);
     }
 }

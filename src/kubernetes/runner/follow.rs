@@ -53,7 +53,7 @@ impl Build<'_> {
         let pods: Api<Pod> = self.runner.own();
         let labels = self.runner.names.of(&self.volume);
         let who = role.container();
-        let mut idle = Instant::now();
+        let mut waits = self.waits();
         let mut doomed = None;
         loop {
             let Some(job) = self.find_job(name).await? else {
@@ -78,15 +78,18 @@ impl Build<'_> {
                 return Ok(Waited::Failed(exhausted(Class::Busy, message)));
             }
             if pods.iter().any(waiting::runs) {
-                idle = Instant::now();
+                waits.end();
             } else if let Some(why) = pods.iter().find_map(waiting::never) {
                 let message = format!("the {who} cannot start: {why}");
                 return Ok(Waited::Failed(exhausted(Class::Internal, message)));
-            } else if idle.elapsed() >= pending {
+            } else if waits.elapsed() >= pending || waits.is_due() {
                 let events: Api<Event> = self.runner.own();
                 let why = waiting::reason(&pods, &events, name).await;
-                let message = format!("the {who} did not start within {} s: {why}", pending.as_secs());
-                return Ok(Waited::Failed(exhausted(Class::Internal, message)));
+                if waits.elapsed() >= pending {
+                    let message = format!("the {who} did not start within {} s: {why}", pending.as_secs());
+                    return Ok(Waited::Failed(exhausted(Class::Internal, message)));
+                }
+                waits.report(format!("the {who} does not start: {why}"));
             }
             tokio::time::sleep(look).await;
         }

@@ -65,7 +65,7 @@ pub(super) async fn reason(pods: &[Pod], events: &Api<Event>, name: &str) -> Str
     let names = pods.iter().map(ResourceExt::name_any).chain([name.to_owned()]);
     let warnings = || told.iter().filter(|event| event.type_.as_deref() == Some("Warning"));
     let warning = names.filter_map(|name| last(warnings(), &name)).next();
-    warning.unwrap_or_else(|| "nothing is told of why".to_owned())
+    warning.unwrap_or_else(|| "the cluster gives no reason".to_owned())
 }
 
 /// The last of these events that is about objects of this name.

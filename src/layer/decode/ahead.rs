@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::inflater::Inflater;
 use super::{ChunkSource, Decoded, Error};
+use crate::model::digest::Digest;
 
 /// Buffers that wait for the reader: bounds memory, and takes up what the two differ in by the moment.
 const WAITING: usize = 6;
@@ -17,8 +18,11 @@ type Piece = Result<Option<Bytes>, Error>;
 pub(super) struct Ahead {
     pieces: Receiver<Piece>,
     ended: bool,
-    thread: JoinHandle<Result<Decoded, Error>>,
+    thread: JoinHandle<Result<Decoded, Rest>>,
 }
+
+/// Reads what is left of a blob that cannot be decoded, for its digest and size.
+type Rest = Box<dyn FnOnce() -> Option<(Digest, u64)> + Send>;
 
 impl Ahead {
     /// Hands the inflater to a thread; gives it back where the system has none left.
@@ -29,8 +33,12 @@ impl Ahead {
         // A thread that does not start would take with it what it was started with.
         let (hand_over, handed_over) = sync_channel::<Box<Inflater<S>>>(1);
         let work = move || {
-            let mut inflater = handed_over.recv().map_err(|_| Error::Failed)?;
-            if inflate(&mut inflater, &sender) { inflater.finish() } else { Err(Error::Failed) }
+            let nothing = || -> Rest { Box::new(|| None) };
+            let mut inflater = handed_over.recv().map_err(|_| nothing())?;
+            match inflate(&mut inflater, &sender) {
+                true => inflater.finish().map_err(|_| nothing()),
+                false => Err(Box::new(move || inflater.blob()) as Rest),
+            }
         };
         match Builder::new().name("layer-inflate".into()).spawn(work) {
             Ok(thread) => match hand_over.send(inflater) {
@@ -53,7 +61,19 @@ impl Ahead {
 
     /// What was read. Called after the end was.
     pub(super) fn finish(self) -> Result<Decoded, Error> {
-        self.thread.join().unwrap_or(Err(Error::Failed))
+        match self.thread.join() {
+            Ok(Ok(decoded)) => Ok(decoded),
+            _ => Err(Error::Failed),
+        }
+    }
+
+    /// Digest and size of the blob, whatever is in it.
+    pub(super) fn blob(self) -> Option<(Digest, u64)> {
+        drop(self.pieces);
+        match self.thread.join().ok()? {
+            Ok(decoded) => Some((decoded.blob, decoded.blob_size)),
+            Err(rest) => rest(),
+        }
     }
 }
 

@@ -80,6 +80,11 @@ impl Hashing {
         }
     }
 
+    /// No more of the tar comes.
+    pub(super) fn is_only_blob(&mut self) {
+        self.one = true;
+    }
+
     #[cfg(all(test, feature = "testing"))]
     pub(super) fn is_beside(&self) -> bool {
         matches!(self.place, Place::Beside(..))

@@ -6,7 +6,7 @@ use super::hashing::Hashing;
 use super::pool::Pool;
 use super::{ChunkSource, Codec, Decoded, Error, gzip, zstd};
 use crate::layer::limits::Ratio;
-use crate::model::digest::Algorithm;
+use crate::model::digest::{Algorithm, Digest};
 use crate::model::seal::Compression;
 
 /// What a blob goes through.
@@ -97,6 +97,16 @@ impl<S: ChunkSource> Inflater<S> {
         let (blob, diff_id) = self.hashing.finish()?;
         let (blob_size, size, compression) = (self.blob_size, self.size, self.compression);
         Ok(Decoded { blob, blob_size, diff_id, size, compression })
+    }
+
+    /// Digest and size of the blob, whatever is in it; reads the rest of it without inflating. `None` if that does not come.
+    pub(super) fn blob(mut self) -> Option<(Digest, u64)> {
+        self.hashing.is_only_blob();
+        while self.receive().ok()? {
+            self.input = Bytes::new();
+        }
+        let (blob, _) = self.hashing.finish().ok()?;
+        Some((blob, self.blob_size))
     }
 
     /// Takes the next chunk from the source; `false` at the end of the blob.

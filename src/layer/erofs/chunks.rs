@@ -75,16 +75,19 @@ pub(super) fn count(size: u64, bits: u8) -> u64 {
     size.div_ceil(1 << shift(bits))
 }
 
-/// Chooses how a file of `size` bytes is stored whose data lies in `regions`; nothing where its holes are not worth it.
+/// Chooses how a file of `size` bytes is stored whose data lies in `regions`; nothing where its holes are not worth it. Regions
+/// of length 0 hold no data: GNU tar ends the map of every file with one.
 pub(super) fn plan(size: u64, regions: &[Region]) -> Result<Option<Plan>, Error> {
     let mut end = 0;
     for region in regions {
         let after = region.offset.checked_add(region.length).filter(|after| *after <= size);
-        if region.offset < end || region.length == 0 {
+        if region.offset < end {
             return Err(Error::Map);
         }
         end = after.ok_or(Error::Map)?;
     }
+    let regions: Vec<Region> = regions.iter().copied().filter(|region| region.length > 0).collect();
+    let regions = &regions[..];
     if i64::try_from(size).is_err() {
         return Err(Error::TooLarge);
     }
@@ -138,7 +141,7 @@ mod tests {
     #[test]
     fn maps() {
         let bad: [&[Region]; 5] = [
-            &[region(0, 0)],
+            &[region(101, 0)],
             &[region(0, 10), region(5, 1)],
             &[region(8, 1), region(0, 1)],
             &[region(0, 101)],
@@ -148,6 +151,15 @@ mod tests {
             assert!(matches!(plan(100, map), Err(Error::Map)), "{map:?}");
         }
         assert!(matches!(plan(u64::MAX, &[]), Err(Error::TooLarge)));
+    }
+
+    #[test]
+    fn regions_without_data_change_nothing() {
+        let ends_in_a_hole = [region(0, 5), region(1 << 20, 0)];
+        assert_eq!(plan(1 << 20, &ends_in_a_hole).unwrap(), plan(1 << 20, &[region(0, 5)]).unwrap());
+        let between = [region(0, 0), region(8192, 4096), region(12288, 0), region(12288, 0)];
+        assert_eq!(plan(12288, &between).unwrap(), plan(12288, &[region(8192, 4096)]).unwrap());
+        assert_eq!(plan(0, &[region(0, 0)]).unwrap(), None);
     }
 
     #[test]

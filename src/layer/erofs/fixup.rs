@@ -7,7 +7,9 @@
 //! 2. Overlayfs does not look whether the root is opaque, so an opaque root has a whiteout for each name that would show
 //!    through.
 //! 3. A directory that the tar implies takes mode, owner, attributes and time of the lower directory that it is laid over,
-//!    where mode, owner or attributes are not what the image says of it. The time alone is no reason.
+//!    where these are not what the image says of it. Of the root the time alone is no reason: a container's own directory is
+//!    laid over it, and hardly any tar has an entry for it. An image of 120 layers would need 240 mounts, and overlayfs takes
+//!    no such list from podman.
 //!
 //! Directories on the way to any of these are there too, as the layer says. Most layers need nothing of the kind, and then
 //! there is no image.
@@ -36,6 +38,15 @@ use crate::sys::{Dir, FileType, Stat};
 
 /// Bytes copied at once.
 const CHUNK: usize = 1 << 18;
+
+/// Whether the time alone of a lower directory is a reason for an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// It is.
+    Kept,
+    /// It is not: volumes of earlier versions, in which such a directory has time 0.
+    Left,
+}
 
 /// The image that is to be laid over a layer.
 #[derive(Debug)]
@@ -70,8 +81,10 @@ pub fn plan(
     image: &StoredDir,
     applied: &mut Applied,
     lower: &Lower,
+    times: Times,
 ) -> Result<(Settled, Option<Fixup>), Error> {
     let mut planning = Planning {
+        times,
         image,
         directories: &applied.directories,
         lower,
@@ -90,6 +103,7 @@ pub fn plan(
 }
 
 struct Planning<'a> {
+    times: Times,
     image: &'a StoredDir,
     directories: &'a BTreeMap<Vec<u8>, Directory>,
     lower: &'a Lower,
@@ -198,7 +212,7 @@ impl Planning<'_> {
         let mut from_below = BTreeMap::new();
         for (at, directory) in self.directories {
             if let Some(metadata) = inherited(directory, hidden.contains(at), at, self.lower)? {
-                let wanted = !is_implied(&metadata);
+                let wanted = !is_implied(&metadata) || self.has_time_of_its_own(at, &metadata);
                 if wanted && needed.insert(at.clone()) {
                     above(at, &mut needed);
                 }
@@ -226,6 +240,11 @@ impl Planning<'_> {
             self.nodes.insert(at, Node::Directory(metadata));
         }
         Ok(())
+    }
+
+    /// Whether a lower directory's time is a reason to describe it.
+    fn has_time_of_its_own(&self, at: &[u8], metadata: &Metadata) -> bool {
+        self.times == Times::Kept && !at.is_empty() && metadata.mtime != Metadata::implied().mtime
     }
 
     /// A directory of the image.

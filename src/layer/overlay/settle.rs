@@ -1,6 +1,6 @@
 //! What of a layer depends on the layers below it.
 //!
-//! The rule: what the OCI image spec says, else what applying the layers one upon the other gives (docs/runtimes.md
+//! The rule: what the OCI image spec says, else what applying the layers one upon the other gives (docs/reference/runtimes.md
 //! lists where runtimes disagree).
 //!
 //! 1. A hard link to a file of a lower layer copies that file up, with both names in this layer.

@@ -206,10 +206,24 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     /// # Errors
     /// As [`next`](Reader::next).
     pub fn finish(mut self) -> Result<(B, R), Error> {
+        self.drain()?;
+        Ok((self.input, self.record))
+    }
+
+    /// Does what [`finish`](Reader::finish) does, and keeps the input for [`into_input`](Reader::into_input).
+    ///
+    /// # Errors
+    /// As [`next`](Reader::next).
+    pub fn drain(&mut self) -> Result<(), Error> {
         while self.next()?.is_some() {}
         self.consume_lent();
         while self.raw_some(u64::MAX)? > 0 {}
-        Ok((self.input, self.record))
+        Ok(())
+    }
+
+    /// The input, wherever it is.
+    pub fn into_input(self) -> B {
+        self.input
     }
 
     /// Where the input is: after [`next`](Reader::next), where the content of a plain file begins.

@@ -1,66 +1,38 @@
 //! Image configs (OCI image spec, config.md). Everything but platform, diff IDs and time is data for the runtime.
 
-use chrono::DateTime;
-use serde::Deserialize;
-
-use super::{MAX_DESCRIPTORS, Manifest, ManifestError, error, json};
+use super::{MAX_BYTES, MAX_LAYERS, Manifest, ManifestError, error, go, shapes};
 use crate::model::digest::Digest;
 use crate::model::platform::Platform;
 
 /// What a build needs of an image config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// The platform the image was made for.
-    pub platform: Platform,
+    /// The platform the image was made for; `None` if the config names no operating system or no architecture.
+    pub platform: Option<Platform>,
     /// sha256 of each layer's tar, base first.
     pub diff_ids: Vec<Digest>,
-    /// When the image was made, as written; RFC 3339.
+    /// When the image was made, RFC 3339.
     pub created: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct Wire {
-    os: String,
-    architecture: String,
-    variant: Option<String>,
-    created: Option<String>,
-    rootfs: RootFs,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    r#type: String,
-    #[serde(default)]
-    diff_ids: Option<Vec<String>>,
-}
-
 impl ImageConfig {
-    /// Reads a config whose digest the caller has compared. Unknown members are ignored.
+    /// Reads a config whose digest the caller has compared, as the runtimes do that will read it from the volume.
     ///
     /// # Errors
-    /// [`ManifestError`] of class Corrupt.
+    /// [`ManifestError`] of class Corrupt: a runtime would refuse it.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        json::check(bytes)?;
-        let wire: Wire = json::read(bytes)?;
-        if wire.rootfs.r#type != "layers" {
-            return Err(malformed("rootfs.type", &wire.rootfs.r#type, "layers"));
+        error::at_most("bytes", bytes.len() as u64, MAX_BYTES)?;
+        let config = go::read(bytes, &shapes::CONFIG)?;
+        let rootfs = config.object("rootfs").cloned().unwrap_or_default();
+        if !matches!(rootfs.text("type"), "" | "layers") {
+            return Err(malformed("rootfs.type", rootfs.text("type"), "layers"));
         }
-        // containers/storage and Go's encoding/json refuse any other form, so no runtime could read the image.
-        if let Some(created) = &wire.created
-            && DateTime::parse_from_rfc3339(created).is_err()
-        {
-            return Err(malformed("created", created, "a time as in RFC 3339"));
-        }
-        let diff_ids = wire.rootfs.diff_ids.unwrap_or_default();
-        error::at_most("diff IDs", diff_ids.len() as u64, MAX_DESCRIPTORS)?;
-        let variant = wire.variant.filter(|v| !v.is_empty()).map(|v| format!("/{v}"));
-        let platform = format!("{}/{}{}", wire.os, wire.architecture, variant.unwrap_or_default());
+        let diff_ids = rootfs.texts("diff_ids");
+        error::at_most("diff IDs", diff_ids.len() as u64, MAX_LAYERS)?;
         Ok(ImageConfig {
-            platform: platform
-                .parse()
-                .map_err(|_| malformed("the platform", &platform, "os/architecture[/variant]"))?,
+            platform: platform(&config)?,
             diff_ids: diff_ids.iter().map(|d| d.parse()).collect::<Result<_, _>>()?,
-            created: wire.created,
+            created: Some(config.text("created")).filter(|time| !time.is_empty()).map(str::to_owned),
         })
     }
 
@@ -74,6 +46,19 @@ impl ImageConfig {
         }
         Ok(())
     }
+}
+
+/// The specification requires both parts, and runtimes do without: images of buildpacks have neither.
+fn platform(config: &go::Object) -> Result<Option<Platform>, ManifestError> {
+    let (os, architecture, variant) =
+        (config.text("os"), config.text("architecture"), config.text("variant"));
+    if os.is_empty() || architecture.is_empty() {
+        return Ok(None);
+    }
+    let separator = if variant.is_empty() { "" } else { "/" };
+    let platform = format!("{os}/{architecture}{separator}{variant}");
+    let parsed = platform.parse();
+    parsed.map(Some).map_err(|_| malformed("the platform", &platform, "os/architecture[/variant]"))
 }
 
 fn malformed(member: &str, given: &str, want: &str) -> ManifestError {

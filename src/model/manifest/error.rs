@@ -12,6 +12,16 @@ pub enum ManifestError {
         /// What the JSON reader found, with line and column.
         reason: String,
     },
+    /// A field that the JSON reader of podman, CRI-O, containerd and docker refuses.
+    #[error(
+        "its field {field} cannot be read by podman, containerd and docker: {rule}; build the image again"
+    )]
+    Unreadable {
+        /// The path of the field.
+        field: String,
+        /// What is there, and what belongs there.
+        rule: String,
+    },
     /// More than a limit allows.
     #[error("it has {have} {what}, the limit is {limit}")]
     TooLarge {
@@ -110,6 +120,7 @@ impl ManifestError {
     pub fn class(&self) -> Class {
         match self {
             ManifestError::Malformed { .. }
+            | ManifestError::Unreadable { .. }
             | ManifestError::TooLarge { .. }
             | ManifestError::Digest(_)
             | ManifestError::NegativeSize { .. }

@@ -1,8 +1,6 @@
 //! What a container of an image runs unless it is told otherwise (OCI image spec, config.md, "config").
 
-use serde::Deserialize;
-
-use super::json;
+use super::{go, shapes};
 
 /// Where programs are looked for if the image does not say (what containerd and podman take).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -18,31 +16,18 @@ pub struct Process {
     pub working_dir: String,
 }
 
-#[derive(Default, Deserialize)]
-struct Wire {
-    config: Option<Config>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct Config {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
-    working_dir: Option<String>,
-}
-
 impl Process {
-    /// Reads it from an image config. What no runtime would take is the runtime's to refuse, so that gives an empty one.
+    /// Reads it from an image config, as runtimes do. A config that no runtime reads gives an empty one: refusing it is not this
+    /// reader's part.
     pub fn parse(config: &[u8]) -> Self {
-        let wire: Wire = json::read(config).unwrap_or_default();
-        let config = wire.config.unwrap_or_default();
-        let mut args = config.entrypoint.unwrap_or_default();
-        args.extend(config.cmd.unwrap_or_default());
+        let document = go::read(config, &shapes::CONFIG).unwrap_or_default();
+        let config = document.object("config").cloned().unwrap_or_default();
+        let texts = |field| config.texts(field).into_iter().map(str::to_owned);
+        let working_dir = Some(config.text("WorkingDir")).filter(|dir| !dir.is_empty());
         Process {
-            args,
-            env: config.env.unwrap_or_default(),
-            working_dir: config.working_dir.filter(|dir| !dir.is_empty()).unwrap_or_else(|| "/".to_owned()),
+            args: texts("Entrypoint").chain(texts("Cmd")).collect(),
+            env: texts("Env").collect(),
+            working_dir: working_dir.unwrap_or("/").to_owned(),
         }
     }
 

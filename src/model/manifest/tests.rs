@@ -113,9 +113,10 @@ fn corrupt_ones() {
 fn too_many_layers() {
     let layer = descriptor(GZIP, "a", 1, "");
     let many = |n| image(OCI_IMAGE_MEDIA_TYPE, &vec![layer.as_str(); n].join(","), "");
-    assert!(parse(&many(MAX_DESCRIPTORS)).is_ok());
-    let error = parse(&many(MAX_DESCRIPTORS + 1)).unwrap_err();
+    assert!(parse(&many(MAX_LAYERS)).is_ok());
+    let error = parse(&many(MAX_LAYERS + 1)).unwrap_err();
     assert!(matches!(error, ManifestError::TooLarge { what: "layers", .. }));
+    assert_eq!((error.class(), error.to_string().contains("501")), (Class::Corrupt, true), "{error}");
 }
 
 #[test]
@@ -127,7 +128,7 @@ fn refused_by_name() {
     for (json, word) in [
         (schema1.to_owned(), "schema 1"),
         (good.replace(CONFIG, helm), helm),
-        (good.replace("}]}", r#"}],"artifactType":"a/b"}"#), "a/b"),
+        (good.replace(CONFIG, helm).replace("}]}", r#"}],"artifactType":"a/b"}"#), helm),
         (good.replace(OCI_IMAGE_MEDIA_TYPE, "x/\u{1b}[2J"), "u{1b}"),
         (image(OCI_IMAGE_MEDIA_TYPE, "", ""), "no layers"),
         (good.replace("+gzip", "+xz"), "+xz"),
@@ -168,6 +169,46 @@ fn the_best_platform_is_chosen() {
     }
 }
 
+/// The specification requires `artifactType` only for manifests without a config, and forbids it nowhere.
+#[test]
+fn an_image_that_is_an_artifact_too() {
+    let layer = descriptor(GZIP, "a", 1, "");
+    let json = image(OCI_IMAGE_MEDIA_TYPE, &layer, r#","artifactType":"a/b""#);
+    assert!(matches!(parse(&json), Ok(Document::Image(_))));
+}
+
+fn chosen(entries: &[String], want: &str) -> Result<Digest, ManifestError> {
+    let Document::Index(index) = parse(&index(&entries.join(","), ""))? else {
+        panic!("not an index");
+    };
+    index.choose(&want.parse().unwrap()).map(|entry| entry.digest.clone())
+}
+
+#[test]
+fn an_odd_entry_spoils_no_other() {
+    let good = entry("good", "linux/amd64");
+    let bare = |more: &str| descriptor(OCI_IMAGE_MEDIA_TYPE, "odd", 5, more);
+    for odd in [
+        bare(r#","platform":{}"#),
+        bare(r#","platform":{"os":"linux"}"#),
+        bare(r#","platform":{"os":null,"architecture":null}"#),
+        "{}".to_owned(),
+        bare("").replace(r#""size":5"#, r#""size":-5"#),
+        bare("").replace("sha256:", "sha256:../"),
+        bare(r#","artifactType":"a/b","platform":{"os":"linux","architecture":"amd64"}"#),
+    ] {
+        assert_eq!(chosen(&[odd.clone(), good.clone()], "linux/amd64"), Ok(Digest::sha256(b"good")), "{odd}");
+    }
+    // An entry that is needed fails by its own fault, and one of another platform does not.
+    let negative = entry("negative", "linux/arm64").replace(r#""size":5"#, r#""size":-5"#);
+    let entries = [negative, good];
+    assert!(matches!(chosen(&entries, "linux/arm64"), Err(ManifestError::NegativeSize { .. })));
+    assert!(matches!(chosen(&entries, "linux/s390x"), Err(ManifestError::NoPlatform { .. })));
+    // An image that says it is an artifact is better than none.
+    let artifact = bare(r#","artifactType":"a/b","platform":{"os":"linux","architecture":"amd64"}"#);
+    assert_eq!(chosen(&[artifact], "linux/amd64"), Ok(Digest::sha256(b"odd")));
+}
+
 #[test]
 fn an_entry_without_platform_comes_last() {
     let bare = descriptor(OCI_IMAGE_INDEX_MEDIA_TYPE, "nested", 1, "");
@@ -206,7 +247,7 @@ fn a_config() {
     let created = "2015-10-31T22:22:56.015925234Z";
     let json = config(&["a", "b"], &format!(r#","created":"{created}""#));
     let config = ImageConfig::parse(json.as_bytes()).unwrap();
-    assert_eq!(config.platform, "linux/arm64".parse().unwrap());
+    assert_eq!(config.platform, Some("linux/arm64".parse().unwrap()));
     assert_eq!(config.diff_ids, [Digest::sha256(b"a"), Digest::sha256(b"b")]);
     assert_eq!(config.created.as_deref(), Some(created));
 
@@ -226,14 +267,42 @@ fn corrupt_configs() {
         good.replace("layers", "layer"),
         good.replace("sha256:", "sha256:x"),
         good.replace("linux", "li/nux/a"),
-        good.replace(r#""os":"linux","#, ""),
         config(&["a"], r#","created":"yesterday""#),
-        config(&["a"], r#","os":"linux""#),
-        config(&vec!["a"; MAX_DESCRIPTORS + 1], ""),
+        config(&["a"], r#","created":"2024-01-01 00:00:00Z""#),
+        config(&vec!["a"; MAX_LAYERS + 1], ""),
     ] {
         let error = ImageConfig::parse(bad.as_bytes()).unwrap_err();
         assert_eq!(error.class(), Class::Corrupt, "{error}");
     }
+}
+
+#[test]
+fn a_config_without_a_platform() {
+    for (from, to) in
+        [(r#""os":"linux","#, ""), ("linux", ""), (r#""linux""#, "null"), ("arm64", ""), (r#""architecture""#, r#""x""#)]
+    {
+        let json = config(&["a"], "").replace(from, to);
+        assert_eq!(ImageConfig::parse(json.as_bytes()).unwrap().platform, None, "{json}");
+    }
+}
+
+#[test]
+fn manifests_that_go_refuses_or_sees_otherwise() {
+    let layer = descriptor(GZIP, "a", 1, "");
+    let other = descriptor(GZIP, "b", 1, "");
+    for more in [
+        format!(r#","Layers":[{other}]"#),
+        format!(r#","Config":{other}"#),
+        r#","layer\u017f":[]"#.to_owned(),
+        r#","history":[]"#.to_owned(),
+        r#","annotations":{"a":1}"#.to_owned(),
+        r#","Annotations":{"a":1}"#.to_owned(),
+    ] {
+        let error = parse(&image(OCI_IMAGE_MEDIA_TYPE, &layer, &more)).unwrap_err();
+        assert_eq!(error.class(), Class::Corrupt, "{more}: {error}");
+    }
+    let data = descriptor(GZIP, "a", 1, r#","data":"not base64""#);
+    assert_eq!(parse(&image(OCI_IMAGE_MEDIA_TYPE, &data, "")).unwrap_err().class(), Class::Corrupt);
 }
 
 /// A valid document with some bytes cut, changed or put in.
@@ -274,7 +343,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
 fn check_promises(bytes: &[u8]) {
     match Document::parse(bytes, None) {
         Ok(Document::Image(manifest)) => {
-            assert!((1..=MAX_DESCRIPTORS).contains(&manifest.layers.len()));
+            assert!((1..=MAX_LAYERS).contains(&manifest.layers.len()));
             for layer in &manifest.layers {
                 layer.media_type.parse::<LayerMediaType>().unwrap();
             }

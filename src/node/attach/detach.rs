@@ -1,20 +1,19 @@
-//! Letting a volume go.
+//! Detaching a volume.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use super::containerd::Held;
+use super::dependents::{Consent, listed};
 use super::error::{Error, io as failed};
-use super::{Host, place, told, unit};
+use super::{Host, found, own_store, place, told, unit};
 use crate::caches::attachments::Attachment;
-use crate::model::chain::ChainId;
 use crate::model::escape::escape;
-use crate::model::job::LayerFormat;
-use crate::model::runtime::Containerd;
-use crate::node::containerd::{self, config};
+use crate::model::runtime::Runtime;
+use crate::node::containerd::config;
 use crate::node::podman::skeleton;
 use crate::node::{snapshotter, standing, view};
 use crate::sys::mount;
@@ -25,7 +24,7 @@ use crate::volume::seal;
 /// has of a volume that lost its own.
 const PATIENCE: Duration = Duration::from_secs(3 * snapshotter::EVERY.as_secs());
 
-/// What was let go of.
+/// A volume that is detached.
 #[derive(Debug)]
 pub struct Detached {
     /// Where it was.
@@ -34,12 +33,12 @@ pub struct Detached {
     pub notes: Vec<String>,
 }
 
-/// Lets go of a volume, which is named by its own path or by where it is attached. With `force` a containerd that does not
-/// answer is taken for one that is not there any more.
+/// Detaches a volume, which is named by its own path or by where it is attached.
 ///
 /// # Errors
-/// [`Error`]; while containers use it, nothing is changed. What was cut off goes on when it is called again.
-pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error> {
+/// [`Error`]; while containers use it, or images need it without `consent`, nothing is changed. What was cut off goes on when it
+/// is called again.
+pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, Error> {
     let known = host.records.list()?;
     let record = find(wanted, &known)?;
     let at = &record.at;
@@ -53,23 +52,27 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     }
     let others: Vec<Attachment> =
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
+    let agreed = own_store::check(record, &others, host, consent.remove_images)?;
     if record.containerd.is_none() {
         refuse_if_stood_on(record, &others, host)?;
     }
-    if let Some(containerd) = &record.containerd {
-        match forget(containerd, record, &others) {
-            Err(containerd::Error::Unreachable { .. }) if force => {}
-            Err(error @ containerd::Error::Unreachable { .. }) => {
-                return Err(Error::Unasked { at: at.clone(), reason: error.to_string() });
-            }
-            other => other?,
-        }
+    let held = Held::find(record, &others, host, consent)?;
+    let images = held.images();
+    if !images.is_empty() && !consent.remove_images {
+        return Err(Error::Needed { at: at.clone(), images });
     }
+    if let Some(agreed) = agreed {
+        agreed.remove()?;
+    }
+    held.let_go()?;
     let mut notes = Vec::new();
+    if !images.is_empty() {
+        notes.push(format!("removed, and pulled again when they are needed: {}", listed(&images)));
+    }
     for file in told::all(host, &others)?.files {
-        if file.text.is_none() && file.differs()? && file.path == host.path(config::PATH) {
+        if file.path == host.path(config::PATH) && file.differs()? {
             notes.push(
-                "containerd goes back to its own snapshotter when it is restarted: images that were pulled meanwhile are pulled again then"
+                "containerd is configured for the volume until it is restarted: systemctl restart containerd"
                     .to_owned(),
             );
         }
@@ -78,9 +81,17 @@ pub fn detach(wanted: &Path, host: &Host, force: bool) -> Result<Detached, Error
     let mut leaving = record.clone();
     leaving.leaving = true;
     host.records.note(&leaving)?;
-    if let Err(error) = take_down(record) {
+    let has_it_open = record.runtimes.contains(&Runtime::Crio) && found::may_run(host, "crio");
+    if has_it_open {
+        notes.push(format!(
+            "CRI-O reads its stores when it starts, and finds an empty one at {} until then: systemctl restart crio",
+            at.display()
+        ));
+    }
+    if let Err(error) = host.link_layers().and_then(|()| take_down(record, has_it_open)) {
         // It is attached still, and runtimes are told so.
         host.records.note(record)?;
+        host.link_layers()?;
         for file in told::all(host, &known)?.files {
             file.write()?;
         }
@@ -109,36 +120,6 @@ fn refuse_if_stood_on(record: &Attachment, others: &[Attachment], host: &Host) -
     }
 }
 
-/// Makes containerd forget the images, unless containers stand on what would be gone.
-fn forget(
-    containerd: &Containerd,
-    record: &Attachment,
-    others: &[Attachment],
-) -> Result<(), containerd::Error> {
-    // Nobody stands on what is not mounted.
-    if let Ok(sealed) = seal::read(&record.at) {
-        // An overlay of directories does not mind which volume they are on; images hold the file in which they lie.
-        let others = if sealed.content.layer_format == LayerFormat::Overlay { others } else { &[] };
-        let elsewhere: HashSet<ChainId> = others
-            .iter()
-            .filter_map(|other| seal::read(&other.at).ok())
-            .flat_map(|sealed| sealed.content.layers.into_iter().map(|layer| layer.chain_id))
-            .collect();
-        let mut content = sealed.content;
-        content.layers.retain(|layer| !elsewhere.contains(&layer.chain_id));
-        match containerd.block_on(async |containerd| containerd.refuse_if_used(&content).await) {
-            Err(containerd::Error::NoSnapshotter(_)) => {}
-            other => other?,
-        }
-    }
-    match &record.cache {
-        Some(cache) if record.preloaded => {
-            containerd.block_on(async |containerd| containerd.forget(cache).await).map(drop)
-        }
-        _ => Ok(()),
-    }
-}
-
 fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Error> {
     let path = std::path::absolute(wanted).map_err(failed("resolving", wanted))?;
     let resolved = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -161,13 +142,15 @@ fn find<'a>(wanted: &Path, known: &'a [Attachment]) -> Result<&'a Attachment, Er
     }
 }
 
-/// Unmounts the store and the volume, and removes what they were mounted over.
-pub(super) fn take_down(record: &Attachment) -> Result<(), Error> {
+/// Unmounts the store and the volume, and removes what they were mounted over. With `keep_empty` an empty image store stays there: a
+/// CRI-O that is told of a store and finds nothing fails in every call.
+pub(super) fn take_down(record: &Attachment, keep_empty: bool) -> Result<(), Error> {
     if let Some(store) = &record.store {
         view::remove(store)?;
     }
     unmount(&record.at)?;
-    for place in [Some(&record.at), record.store.as_ref()].into_iter().flatten() {
+    let places = [Some(&record.at), record.store.as_ref()].into_iter().flatten();
+    for place in places.filter(|_| !keep_empty) {
         skeleton::remove(place)?;
         // One that holds something was not made for this.
         let _ = fs::remove_dir(place);

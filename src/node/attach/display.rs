@@ -22,8 +22,12 @@ impl fmt::Display for Plan {
         )?;
         let how = if self.entered.is_some() { "" } else { ", where it is already" };
         writeln!(f, "mounted   {}, read-only{how}", self.record.at.display())?;
+        if self.record.direct {
+            writeln!(f, "store     {}, for podman, buildah and CRI-O", self.record.at.display())?;
+        }
         if let Some(store) = &self.record.store {
-            writeln!(f, "store     {}, for podman, buildah and CRI-O", store.display())?;
+            let purpose = if self.record.direct { "builds" } else { "podman, buildah and CRI-O" };
+            writeln!(f, "store     {}, for {purpose}", store.display())?;
         }
         let runtimes: Vec<&str> = self.record.runtimes.iter().map(|runtime| runtime.name()).collect();
         writeln!(

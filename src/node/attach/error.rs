@@ -3,10 +3,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::dependents::{Dependent, listed};
 use crate::caches::attachments::AttachmentError;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
-use crate::node::{containerd, file, limits, podman, view};
+use crate::node::{containerd, content_cache, file, limits, podman, view};
 use crate::verify;
 use crate::volume::{self, disk};
 
@@ -76,6 +77,29 @@ pub enum Error {
     /// Another snapshotter takes another form of layers.
     #[error("containerd's own snapshotter erofs takes EROFS images, and the layers of {} are directories: use `larder snapshotter`, or build it with --layer-format erofs", .0.display())]
     Directories(PathBuf),
+    /// containerd's API for what a preload does needs our snapshotter.
+    #[error("--preload needs `larder snapshotter`: leave out --snapshotter erofs, or leave out --preload")]
+    PreloadErofs,
+    /// containerd's own snapshotter does not start.
+    #[error(
+        "this kernel has no EROFS, which --snapshotter erofs needs: load its module (modprobe erofs), or attach a volume of directories"
+    )]
+    NoErofs,
+    /// containerd runs with an older configuration.
+    #[error(
+        "containerd at {} has no snapshotter {snapshotter:?} yet: attach without --preload, restart containerd \
+         (systemctl restart containerd), and attach again with --preload",
+        address.display()
+    )]
+    NotRestarted {
+        /// The name of the snapshotter.
+        snapshotter: String,
+        /// The socket of containerd.
+        address: PathBuf,
+    },
+    /// The layers for containerd's own EROFS snapshotter cannot be linked.
+    #[error(transparent)]
+    ContentCache(#[from] content_cache::Error),
     /// The mount point is too long for the images.
     #[error(transparent)]
     Limits(#[from] limits::Unfit),
@@ -105,6 +129,18 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// Images need its layers.
+    #[error(
+        "{} has layers that images need: {}: give --remove-images to remove these from their runtime, which pulls them again",
+        at.display(),
+        listed(images)
+    )]
+    Needed {
+        /// Where the volume is.
+        at: PathBuf,
+        /// The images.
+        images: Vec<Dependent>,
+    },
     /// Nothing of that name is attached.
     #[error("{} is not attached; attached are: {have}", given.display())]
     NotAttached {
@@ -129,6 +165,22 @@ pub enum Error {
         /// Who.
         by: String,
     },
+    /// Images or containers of the node stand on its layers.
+    #[error("{by}: they need layers that only {} has; {remedy}", at.display())]
+    OwnStore {
+        /// Where it is mounted.
+        at: PathBuf,
+        /// Their names.
+        by: String,
+        /// What to do.
+        remedy: String,
+    },
+    /// The records of the node's own store cannot be read.
+    #[error("looking for images that need the volume: {0}")]
+    Dependents(#[from] podman::dependents::Error),
+    /// Images of the node's own store cannot be removed.
+    #[error(transparent)]
+    Remove(#[from] podman::remove::Error),
     /// A word cannot be written into a unit.
     #[error("writing a unit with {0:?}: it has a character that a unit cannot hold: use --no-unit")]
     Unit(String),
@@ -160,13 +212,25 @@ impl Error {
             Error::ContainerdConfig(e) => e.class(),
             Error::Containerd(e) => e.class(),
             Error::Version(_) | Error::Unasked { .. } => Class::Transient,
-            Error::At { .. } | Error::Directories(_) | Error::Unit(_) | Error::Several { .. } => {
-                Class::Invalid
-            }
+            Error::ContentCache(e) => e.class(),
+            Error::At { .. }
+            | Error::Directories(_)
+            | Error::PreloadErofs
+            | Error::NoErofs
+            | Error::NotRestarted { .. }
+            | Error::Unit(_)
+            | Error::Several { .. } => Class::Invalid,
             Error::Taken { .. } | Error::Foreign(_) | Error::Changed { .. } => Class::Conflict,
             Error::OtherCache { .. } => Class::Corrupt,
             Error::NotAttached { .. } => Class::NotFound,
-            Error::Busy { .. } | Error::Going(_) => Class::Busy,
+            Error::Busy { .. }
+            | Error::Going(_)
+            | Error::Needed { .. }
+            | Error::OwnStore { .. }
+            | Error::Remove(_) => Class::Busy,
+            Error::Dependents(podman::dependents::Error { source, .. }) => {
+                crate::layer::error::io_class(source)
+            }
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Class::NotFound,
                 io::ErrorKind::ResourceBusy => Class::Busy,

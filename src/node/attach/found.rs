@@ -1,6 +1,7 @@
 //! Which runtimes a node has.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use super::Host;
 use crate::model::runtime::Runtime;
@@ -20,6 +21,15 @@ pub(super) fn runtimes(host: &Host) -> Vec<Runtime> {
         }
     };
     Runtime::ALL.into_iter().filter(|runtime| has(names(*runtime))).collect()
+}
+
+/// Whether a program may be running. Processes of a node outside of this container are not seen.
+pub(super) fn may_run(host: &Host, name: &str) -> bool {
+    let is_it = |entry: fs::DirEntry| {
+        fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    };
+    let runs = || fs::read_dir("/proc").is_ok_and(|all| all.flatten().any(is_it));
+    program(host, name).is_some() && (host.root != Path::new("/") || runs())
 }
 
 /// Where a program is.

@@ -1,15 +1,17 @@
 //! What runtimes are told of the attached volumes: files of ours beside their configuration, and what is left to the operator.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::error::Error;
 use super::{Host, found};
 use crate::caches::attachments::Attachment;
 use crate::model::runtime::{Containerd, Runtime};
-use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version};
+use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version, Wanted};
+use crate::node::content_cache;
 use crate::node::file::File;
 use crate::node::podman;
+use crate::sys::release;
 
 /// Files, and sentences.
 #[derive(Debug, Default)]
@@ -17,9 +19,6 @@ pub(super) struct Told {
     pub(super) files: Vec<File>,
     pub(super) advice: Vec<String>,
 }
-
-/// The name of containerd's own snapshotter for EROFS.
-pub(super) const EROFS: &str = "erofs";
 
 /// What is to be there when `attached` are all the volumes that are attached.
 pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {
@@ -39,7 +38,8 @@ fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), E
         .filter(|record| is_for(record, Runtime::Podman) || is_for(record, Runtime::Crio))
         .collect();
     of_it.sort_by_key(|record| (record.since, &record.at));
-    let stores: Vec<PathBuf> = of_it.iter().map(|record| record.image_store().to_owned()).collect();
+    let stores: Vec<PathBuf> =
+        of_it.iter().flat_map(|record| record.image_stores()).map(Path::to_owned).collect();
     let change = podman::config::change(&podman::node::Node::read(&host.root)?, whom, &stores);
     told.files.extend(change.files.into_iter().map(|(path, text)| File::new(host.root.join(path), text)));
     told.advice.extend(change.advice);
@@ -48,8 +48,9 @@ fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), E
 
 fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
     let path = host.path(config::PATH);
-    let newest = attached.iter().filter_map(|record| Some((record.since, record.containerd.as_ref()?)));
-    let Some((_, containerd)) = newest.max_by_key(|(since, _)| *since) else {
+    let mut of_it: Vec<&Attachment> = attached.iter().filter(|record| record.containerd.is_some()).collect();
+    of_it.sort_by_key(|record| std::cmp::Reverse(record.since));
+    let Some(containerd) = of_it.first().and_then(|newest| newest.containerd.as_ref()) else {
         told.files.push(File::new(path, None));
         return Ok(());
     };
@@ -60,18 +61,11 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
         Err(error) => return Err(error),
     };
     let node = Node::read(&host.root, config::MAIN.as_ref(), config::PATH.as_ref(), version)?;
-    let drop_in = if containerd.snapshotter == EROFS {
-        let of_it = attached.iter().filter(|record| record.runtimes.contains(&Runtime::Containerd));
-        let caches: Vec<PathBuf> = of_it.map(|record| record.at.join("erofs")).collect();
-        told.advice.push(config::EROFS_SETTINGS.to_owned());
-        node.erofs_drop_in(&caches)?
-    } else {
-        node.drop_in(&Snapshotter {
-            name: containerd.snapshotter.clone(),
-            socket: host.socket.clone(),
-            root: host.snapshots.clone(),
-        })?
-    };
+    let wanted = wanted(host, &of_it);
+    if wanted.content_cache.is_some() {
+        told.advice.push(config::settings(makes_images_of_tars(host)));
+    }
+    let drop_in = node.drop_in(&wanted)?;
     match node.loading() {
         Loading::Counts => {}
         Loading::NotImported { remedy } => {
@@ -95,6 +89,33 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
     }
     told.files.push(file);
     Ok(())
+}
+
+/// All that the volumes need of containerd; the snapshotter of the newest is that of CRI, if it is one of ours.
+fn wanted(host: &Host, newest_first: &[&Attachment]) -> Wanted {
+    let mut wanted = Wanted {
+        content_cache: newest_first
+            .iter()
+            .any(|record| content_cache::has(record))
+            .then(|| host.content_cache.clone()),
+        ..Wanted::default()
+    };
+    for name in newest_first.iter().filter_map(|record| Some(&record.containerd.as_ref()?.snapshotter)) {
+        let is_known = wanted.snapshotters.iter().any(|snapshotter| snapshotter.name == *name);
+        if name != Containerd::EROFS && !is_known {
+            let (socket, root) = (host.socket.clone(), host.snapshots.clone());
+            let remaps_ids = release::is_at_least(5, 19);
+            wanted.snapshotters.push(Snapshotter { name: name.clone(), socket, root, remaps_ids });
+        }
+    }
+    wanted
+}
+
+/// Whether the node's `mkfs.erofs` can do what its containerd wants of it.
+fn makes_images_of_tars(host: &Host) -> bool {
+    // The program of another root may not even be for this machine's loader.
+    let program = found::program(host, "mkfs.erofs").filter(|_| host.root.as_os_str() == "/");
+    program.is_some_and(|program| config::makes_images_of_tars(&program))
 }
 
 /// The version of the containerd that runs, or of the program that would.

@@ -112,6 +112,7 @@ mod tests {
             proofs: crate::volume::proofs::Proofs::new("/s"),
             socket: "/s".into(),
             snapshots: "/s".into(),
+            content_cache: "/s".into(),
         };
         let at = Path::new("/icv");
         let record = Attachment::new(Path::new("/v/a$b %c"), at, chrono::DateTime::UNIX_EPOCH);

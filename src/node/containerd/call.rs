@@ -94,8 +94,18 @@ impl<'a> Session<'a> {
     }
 
     pub(super) async fn release(self) -> Result<(), Error> {
+        self.give_back(false).await
+    }
+
+    /// Waits until containerd has collected its garbage.
+    pub(super) async fn collect(self) -> Result<(), Error> {
+        self.leased().await?.give_back(true).await
+    }
+
+    /// Gives the lease back. `sync`: and waits until its garbage is collected.
+    async fn give_back(self, sync: bool) -> Result<(), Error> {
         let mut client = LeasesClient::with_origin(self.containerd.channel(), grpc::origin());
-        let request = leases::DeleteRequest { id: self.lease.clone(), sync: false };
+        let request = leases::DeleteRequest { id: self.lease.clone(), sync };
         let call = Call { doing: "giving back", what: "a lease" };
         self.ask(call, request, async |request| client.delete(request).await).await
     }

@@ -16,9 +16,11 @@
 //!
 //! Everything here is a function of the files of the node; nothing is written.
 
+mod erofs;
 mod imports;
 mod version;
 
+pub use erofs::{makes_images_of_tars, settings};
 pub use version::{UnknownVersion, Version};
 
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ use toml::{Table, Value};
 
 use crate::model::class::Class;
 use crate::model::platform::Platform;
+use crate::model::runtime::Containerd;
 use crate::node::file::MARK;
 
 /// containerd's own configuration, unless it was started with another.
@@ -42,20 +45,9 @@ const CRI: &str = "io.containerd.grpc.v1.cri";
 const CRI_IMAGES: &str = "io.containerd.cri.v1.images";
 const TRANSFER: &str = "io.containerd.transfer.v1.local";
 const EROFS: &str = "io.containerd.snapshotter.v1.erofs";
-
-/// What the file for a node of containerd's own EROFS snapshotter does not say, because it is the node's to decide.
-pub const EROFS_SETTINGS: &str = "\
-containerd's own EROFS snapshotter takes layers of attached volumes by diff ID, when the node is set up for it:
-  [plugins.\"io.containerd.cri.v1.images\"]
-    snapshotter = \"erofs\"
-  [plugins.\"io.containerd.transfer.v1.local\"]
-    max_concurrent_unpacks = 4          # with 1, the default, only base layers are looked up
-    [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]
-      platform = \"linux/amd64\"          # the node's
-      snapshotter = \"erofs\"
-      differ = \"erofs\"
-enable_fsverity and set_immutable of the snapshotter have to be off. A layer whose directories, owners or links depend on the
-layers below is seen without them: `larder inspect` says of which images that is so.";
+const CACHES: &str = "layer_content_caches";
+/// The first version that has optional entries in the list of what unpacks.
+const OPTIONAL: Version = Version { major: 2, minor: 3 };
 
 /// The configuration cannot be used, or cannot be written for this version.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +117,18 @@ pub struct Snapshotter {
     pub socket: PathBuf,
     /// Its directory, whose file system kubelets look at to see how full the disk of images is.
     pub root: PathBuf,
+    /// Whether the kernel can give the files of a container other owners by mounts: overlays on ID-mapped mounts, Linux 5.19.
+    pub remaps_ids: bool,
+}
+
+/// What our file is to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The snapshotters by other names than containerd's own; the first is that of CRI.
+    pub snapshotters: Vec<Snapshotter>,
+    /// The directory from which containerd's own EROFS snapshotter takes layers, where one is used. [`settings`] says what else
+    /// such a node needs.
+    pub content_cache: Option<PathBuf>,
 }
 
 /// The text of our file.
@@ -197,83 +201,95 @@ impl Node {
         Ok(Node { version, main: main.to_owned(), ours: ours.to_owned(), files, before })
     }
 
-    /// The text of our file that makes the snapshotter that of CRI, and of `ctr images pull` on 2.x.
+    /// The text of our file that makes `wanted` so.
     ///
     /// # Errors
-    /// [`ConfigError::TooOld`] before 1.6.
-    pub fn drop_in(&self, snapshotter: &Snapshotter) -> Result<DropIn, ConfigError> {
-        let (have, need) = (self.version, Version { major: 1, minor: 6 });
-        if have < need {
-            return Err(ConfigError::TooOld { what: "proxy snapshotters that name layers", have, need });
-        }
-        let mut proxy = Table::new();
-        proxy.insert("type".into(), "snapshot".into());
-        proxy.insert("address".into(), text(&snapshotter.socket));
+    /// [`ConfigError::TooOld`] before 1.6, and before 2.4 with a layer content cache.
+    pub fn drop_in(&self, wanted: &Wanted) -> Result<DropIn, ConfigError> {
         let mut plugins = Table::new();
-        let mut note = String::new();
-        if self.version.major < 2 {
-            let (mut cri, from) = match self.last(&["plugins", CRI]) {
-                Some((path, Value::Table(table))) => (table.clone(), Some(path)),
-                _ => (Table::new(), None),
-            };
-            table(&mut cri, "containerd").insert("snapshotter".into(), snapshotter.name.clone().into());
-            plugins.insert(CRI.into(), cri.into());
-            if let Some(path) = from {
-                note = format!(
-                    "#\n# containerd {} takes the section of a plugin from one file alone, the last that has it. That of CRI is\n\
-                     # repeated here from {}: change it there, and attach again.\n",
-                    self.version,
-                    path.display()
-                );
-            }
-        } else {
-            let mut exports = Table::new();
-            exports.insert("root".into(), text(&snapshotter.root));
-            proxy.insert("exports".into(), exports.into());
-            let mut cri = Table::new();
-            cri.insert("snapshotter".into(), snapshotter.name.clone().into());
-            plugins.insert(CRI_IMAGES.into(), cri.into());
-            let mut transfer = Table::new();
-            transfer.insert("unpack_config".into(), Value::Array(self.unpack_config(&snapshotter.name)));
-            plugins.insert(TRANSFER.into(), transfer.into());
-        }
-        let mut proxies = Table::new();
-        proxies.insert(snapshotter.name.clone(), proxy.into());
         let mut all = Table::new();
         all.insert("version".into(), Value::Integer(if self.version.major < 2 { 2 } else { 3 }));
+        let note = match wanted.snapshotters.first() {
+            Some(default) => {
+                self.newer_than(Version { major: 1, minor: 6 }, "proxy snapshotters that name layers")?;
+                self.use_by_default(&mut plugins, default, &wanted.snapshotters)
+            }
+            None => String::new(),
+        };
+        if let Some(cache) = &wanted.content_cache {
+            self.newer_than(Version { major: 2, minor: 4 }, "caches of EROFS layers")?;
+            let mut erofs = Table::new();
+            erofs.insert(CACHES.into(), Value::Array(self.content_caches(cache)));
+            plugins.insert(EROFS.into(), erofs.into());
+        }
         all.insert("plugins".into(), plugins.into());
-        all.insert("proxy_plugins".into(), proxies.into());
+        let proxies: Table =
+            wanted.snapshotters.iter().map(|each| (each.name.clone(), self.proxy(each))).collect();
+        if !proxies.is_empty() {
+            all.insert("proxy_plugins".into(), proxies.into());
+        }
         Ok(write(&note, all))
     }
 
-    /// The text of our file for a node whose snapshotter is containerd's own for EROFS: `caches` are the directories `erofs` of
-    /// attached volumes of that form. [`EROFS_SETTINGS`] says what else such a node needs.
-    ///
-    /// # Errors
-    /// [`ConfigError::TooOld`] before 2.4.
-    pub fn erofs_drop_in(&self, caches: &[PathBuf]) -> Result<DropIn, ConfigError> {
-        let (have, need) = (self.version, Version { major: 2, minor: 4 });
-        if have < need {
-            return Err(ConfigError::TooOld { what: "caches of EROFS layers", have, need });
+    fn newer_than(&self, need: Version, what: &'static str) -> Result<(), ConfigError> {
+        let have = self.version;
+        if have < need { Err(ConfigError::TooOld { what, have, need }) } else { Ok(()) }
+    }
+
+    /// How containerd reaches a snapshotter.
+    fn proxy(&self, snapshotter: &Snapshotter) -> Value {
+        let mut proxy = Table::new();
+        proxy.insert("type".into(), "snapshot".into());
+        proxy.insert("address".into(), text(&snapshotter.socket));
+        if self.version.major >= 2 {
+            let mut exports = Table::new();
+            exports.insert("root".into(), text(&snapshotter.root));
+            proxy.insert("exports".into(), exports.into());
+            if snapshotter.remaps_ids {
+                // Without it containerd copies a whole image for each container in a user namespace.
+                proxy.insert("capabilities".into(), Value::Array(vec!["remap-ids".into()]));
+            }
         }
-        let key = "layer_content_caches";
-        let mut all_caches = match self.last(&["plugins", EROFS, key]) {
+        proxy.into()
+    }
+
+    /// Makes `default` the snapshotter of CRI, and all of them ones of `ctr images pull` on 2.x. Returns what the file should say
+    /// about it.
+    fn use_by_default(&self, plugins: &mut Table, default: &Snapshotter, all: &[Snapshotter]) -> String {
+        if self.version.major >= 2 {
+            let mut cri = Table::new();
+            cri.insert("snapshotter".into(), default.name.clone().into());
+            plugins.insert(CRI_IMAGES.into(), cri.into());
+            let mut transfer = Table::new();
+            transfer.insert("unpack_config".into(), Value::Array(self.unpack_config(all)));
+            plugins.insert(TRANSFER.into(), transfer.into());
+            return String::new();
+        }
+        let (mut cri, from) = match self.last(&["plugins", CRI]) {
+            Some((path, Value::Table(table))) => (table.clone(), Some(path)),
+            _ => (Table::new(), None),
+        };
+        table(&mut cri, "containerd").insert("snapshotter".into(), default.name.clone().into());
+        plugins.insert(CRI.into(), cri.into());
+        let Some(path) = from else { return String::new() };
+        format!(
+            "#\n# containerd {} takes the section of a plugin from one file alone, the last that has it. That of CRI is\n\
+             # repeated here from {}: change it there, and attach again.\n",
+            self.version,
+            path.display()
+        )
+    }
+
+    /// Lists are not merged: those of the operator are repeated.
+    fn content_caches(&self, ours: &Path) -> Vec<Value> {
+        let mut caches = match self.last(&["plugins", EROFS, CACHES]) {
             Some((_, Value::Array(theirs))) => theirs.clone(),
             _ => Vec::new(),
         };
-        for cache in caches.iter().map(|cache| text(cache)) {
-            if !all_caches.contains(&cache) {
-                all_caches.push(cache);
-            }
+        if !caches.contains(&text(ours)) {
+            caches.push(text(ours));
         }
-        let mut erofs = Table::new();
-        erofs.insert(key.into(), Value::Array(all_caches));
-        let mut plugins = Table::new();
-        plugins.insert(EROFS.into(), erofs.into());
-        let mut all = Table::new();
-        all.insert("version".into(), Value::Integer(3));
-        all.insert("plugins".into(), plugins.into());
-        Ok(write("", all))
+        caches
     }
 
     /// Whether containerd reads our file, and no other one takes back what it says.
@@ -290,7 +306,7 @@ impl Node {
                     has(&["plugins", CRI_IMAGES, "snapshotter"])
                         || has(&["plugins", CRI, "containerd", "snapshotter"])
                         || has(&["plugins", TRANSFER, "unpack_config"])
-                        || has(&["plugins", EROFS, "layer_content_caches"])
+                        || has(&["plugins", EROFS, CACHES])
                 }
             }
         };
@@ -319,22 +335,40 @@ impl Node {
     }
 
     /// Lists are not merged: what is there already is repeated, else containerd's default.
-    fn unpack_config(&self, name: &str) -> Vec<Value> {
-        let entry = |snapshotter: &str| {
-            let mut entry = Table::new();
-            entry.insert("platform".into(), Platform::host().to_string().into());
-            entry.insert("snapshotter".into(), snapshotter.into());
-            Value::Table(entry)
-        };
+    fn unpack_config(&self, snapshotters: &[Snapshotter]) -> Vec<Value> {
+        let host = Platform::host().to_string();
         let mut entries = match self.last(&["plugins", TRANSFER, "unpack_config"]) {
             Some((_, Value::Array(theirs))) => theirs.clone(),
-            _ => vec![entry("overlayfs")],
+            _ => {
+                let mut default = vec![self.unpack(&host, "overlayfs")];
+                if self.version >= OPTIONAL {
+                    // For images whose layers are EROFS.
+                    let mut erofs =
+                        self.unpack(&host.replacen("linux/", "linux(+erofs)/", 1), Containerd::EROFS);
+                    erofs.insert("differ".into(), Containerd::EROFS.into());
+                    default.push(erofs);
+                }
+                default.into_iter().map(Value::Table).collect()
+            }
         };
-        let is_there = |entry: &Value| entry.get("snapshotter").and_then(Value::as_str) == Some(name);
-        if !entries.iter().any(is_there) {
-            entries.push(entry(name));
+        for Snapshotter { name, .. } in snapshotters {
+            let is_it = |entry: &Value| entry.get("snapshotter").and_then(Value::as_str) == Some(name);
+            if !entries.iter().any(is_it) {
+                entries.push(self.unpack(&host, name).into());
+            }
         }
         entries
+    }
+
+    /// An entry of that list. One whose snapshotter is missing takes CRI along, unless it is optional.
+    fn unpack(&self, platform: &str, snapshotter: &str) -> Table {
+        let mut entry = Table::new();
+        entry.insert("platform".into(), platform.into());
+        entry.insert("snapshotter".into(), snapshotter.into());
+        if self.version >= OPTIONAL {
+            entry.insert("optional".into(), true.into());
+        }
+        entry
     }
 
     /// The last of the files before ours that says something at `path`; all of them where ours is not read yet.

@@ -256,7 +256,10 @@ mod tests {
             platform: platform.cloned(),
         };
         let chosen = |manifests: Vec<_>| {
-            is_chosen(&Index { media_type: String::new(), manifests }, &image("a", Some(3)))
+            is_chosen(
+                &Index { media_type: String::new(), manifests, malformed: Vec::new() },
+                &image("a", Some(3)),
+            )
         };
         assert!(chosen(vec![entry(4, Some(&other)), entry(1, Some(&host))]));
         assert!(chosen(vec![entry(1, None)]));

@@ -6,6 +6,7 @@ use std::fmt;
 use tonic::{Code, Response};
 
 use super::call::{Call, Failure, Session};
+use super::dependents::is_from_volume;
 use super::{Containerd, Error};
 use crate::model::escape::escape;
 use crate::model::seal::Content;
@@ -59,7 +60,11 @@ impl Containerd {
             let session = self.session_in(&namespace);
             let containers = session.containers().await?;
             let Some(snapshots) = session.snapshots(!containers.is_empty()).await? else { continue };
-            users.extend(find(&namespace, &containers, &snapshots, &chains));
+            // containerd's own snapshotter does not say where its layers lie.
+            let lies_there = |info: &snapshots::Info| {
+                chains.contains(&info.name) && (self.snapshotter == Containerd::EROFS || is_from_volume(info))
+            };
+            users.extend(find(&namespace, &containers, &snapshots, lies_there));
         }
         Ok(users)
     }
@@ -71,6 +76,16 @@ impl Containerd {
     pub async fn refuse_if_used(&self, content: &Content) -> Result<(), Error> {
         let users = self.in_use(content).await?;
         if users.is_empty() { Ok(()) } else { Err(Error::InUse(users)) }
+    }
+}
+
+impl Containerd {
+    /// Whether containerd has the snapshotter, and reaches it.
+    ///
+    /// # Errors
+    /// [`Error`]: containerd or the snapshotter does not answer.
+    pub async fn has_snapshotter(&self) -> Result<bool, Error> {
+        Ok(self.session().snapshots(false).await?.is_some())
     }
 }
 
@@ -100,7 +115,7 @@ impl Session<'_> {
     }
 
     /// All snapshots of our snapshotter. None where containerd does not know it, and nothing is `needed` of it.
-    async fn snapshots(&self, needed: bool) -> Result<Option<Vec<snapshots::Info>>, Error> {
+    pub(super) async fn snapshots(&self, needed: bool) -> Result<Option<Vec<snapshots::Info>>, Error> {
         let mut client = SnapshotsClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "listing", what: "snapshots" };
         let request = snapshots::ListSnapshotsRequest {
@@ -130,21 +145,23 @@ impl Session<'_> {
     }
 }
 
-/// The uses of layers among `chains`.
+/// The uses of the layers that lie there.
 fn find(
     namespace: &str,
     containers: &[containers::Container],
     snapshots: &[snapshots::Info],
-    chains: &HashSet<String>,
+    lies_there: impl Fn(&snapshots::Info) -> bool,
 ) -> Vec<User> {
     let parents: HashMap<&str, &str> =
         snapshots.iter().map(|info| (info.name.as_str(), info.parent.as_str())).collect();
+    let layers: HashSet<&str> =
+        snapshots.iter().filter(|info| lies_there(info)).map(|info| info.name.as_str()).collect();
     let stands_on = |key: &str| {
         let (mut at, mut steps) = (key, 0);
         // What is listed while it changes may go in a circle.
         while let Some(parent) = parents.get(at).filter(|parent| !parent.is_empty() && steps <= parents.len())
         {
-            if chains.contains(*parent) {
+            if layers.contains(parent) {
                 return true;
             }
             (at, steps) = (parent, steps + 1);

@@ -1,32 +1,32 @@
 //! The one file that makes image stores known.
 //!
-//! | what reads it | file | found by |
+//! | file | its readers | found by |
 //! |---|---|---|
-//! | all versions of podman, buildah and CRI-O, where nobody else has one | `/etc/containers/storage.conf` | trying podman 4.3.1 and buildah 1.28 |
-//! | those with containers/storage after 1.62 (podman 6) | `/etc/containers/storage.conf.d/*.conf` | reading `storage/pkg/configfile` |
-//! | CRI-O 1.23 and newer, whatever `storage.conf` says | `/etc/crio/crio.conf.d/*` | reading `pkg/config/config.go`: options of files are added up |
+//! | `/etc/containers/storage.conf.d/*.conf` | new programs: containers/storage after 1.62 (podman 6) | reading `storage/pkg/configfile` |
+//! | `/etc/crio/crio.conf.d/*` | CRI-O 1.23 and newer, whatever `storage.conf` says | reading `pkg/config/config.go`: options of files are added up |
+//! | `/etc/containers/storage.conf` | all versions of podman, buildah and CRI-O | trying podman 4.3.1 and buildah 1.28 |
 //!
-//! Each is ours, written whole and removed. An operator's `storage.conf` is never changed: where no other file reaches the programs,
-//! the operator is told the line.
+//! Each is ours, written whole and removed. `storage.conf` is written only on a node where no program is new: new programs take
+//! `graphroot` and `runroot` from it for users other than root, too, who cannot use root's directories. An operator's `storage.conf` is
+//! never changed. If no file of ours reaches a program, the advice says what the operator can do.
 //!
 //! What does not work, with podman 4.3.1: `storage.conf.d` (not read); `env = ["STORAGE_OPTS=…"]` of `containers.conf.d` (read too
 //! late); a `storage.conf` without `runroot` and `graphroot` (`runroot must be set`), or without `driver` (an error in front of
 //! every answer). `env = ["CONTAINERS_STORAGE_CONF=…"]` works, but takes a second file, in the place of the operator's.
-//! Versions that read `storage.conf.d` take `graphroot` for users other than root, too, so theirs is not given one.
 
 use std::path::PathBuf;
 
 use toml::{Table, Value};
 
-use super::node::{File, Node, STORAGE_CONF, VENDOR_CONF};
+use super::node::{File, Node, Program, STORAGE_CONF, VENDOR_CONF};
 use crate::node::file::MARK;
 
-/// Where stores are added to what `storage.conf` says.
+/// The drop-in of containers/storage.
 pub const STORAGE_DROP_IN: &str = "etc/containers/storage.conf.d/90-larder.conf";
-/// Where they are added for CRI-O alone.
+/// The drop-in of CRI-O.
 pub const CRIO_DROP_IN: &str = "etc/crio/crio.conf.d/90-larder.conf";
 
-/// For whom stores are made known.
+/// The programs that are to use the stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct For {
     /// podman and buildah.
@@ -35,38 +35,42 @@ pub struct For {
     pub crio: bool,
 }
 
-/// A file of ours: its path from the root of the node, and its text; none where it is to go.
+/// A file of Larder's: its path from the root of the node, and its text; `None` if it is to be removed.
 pub type Written = (PathBuf, Option<String>);
 
-/// What is to be done.
+/// The files to write and remove, and advice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// Files that are ours. At most one of them has a text for each of those for whom it is done.
+    /// Files of Larder's. A program reads at most one that has a text.
     pub files: Vec<Written>,
-    /// What the operator has to do, a sentence each.
+    /// What the operator must do, a sentence each.
     pub advice: Vec<String>,
 }
 
-/// What makes `stores`, in the order in which they were attached, known on `node` to all for whom one of them is. No stores:
-/// what takes back what was done before. Paths are such as [`limits::check`](crate::node::limits::check) lets pass.
+/// Computes the configuration of `stores`, in this order, for the programs of `node`. Without stores it removes the files of
+/// earlier ones. [`limits::check`](crate::node::limits::check) has accepted the paths.
 pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
     let mut change = Change::default();
     let stores: Vec<&str> = stores.iter().filter_map(|store| store.to_str()).collect();
     let (mut storage_conf, mut drop_in, mut crio) = (None, None, None);
-    if !stores.is_empty() && (whom.podman || whom.crio) {
-        if node.reads_drop_ins {
-            drop_in = Some(drop_in_text(&stores));
-        } else {
-            match (&node.storage, whole(node, &stores)) {
-                (storage, Ok(text)) if is_free(storage) => storage_conf = Some(text),
-                (_, whole) => {
-                    if whom.podman {
-                        change.advice.extend(advice(node, whole.err(), &stores));
-                    }
-                    if whom.crio {
-                        crio = Some(crio_text(&stores));
-                    }
+    if !stores.is_empty() {
+        let podman = Age::of(node, whom.podman, |program| !program.is_crio());
+        let crio_age = Age::of(node, whom.crio, Program::is_crio);
+        drop_in = (podman.new || crio_age.new).then(|| drop_in_text(&stores));
+        let is_mixed = node.programs.iter().any(|program| program.is_new);
+        match whole(node, &stores) {
+            Ok(text) if is_free(&node.storage) && !is_mixed && (podman.old || crio_age.old) => {
+                storage_conf = Some(text);
+            }
+            _ if is_free(&node.storage) && is_mixed && podman.old => {
+                change.advice.push(mixed_advice(node, &stores));
+                crio = crio_age.old.then(|| crio_text(&stores));
+            }
+            whole => {
+                if podman.old {
+                    change.advice.extend(advice(node, whole.err(), &stores));
                 }
+                crio = crio_age.old.then(|| crio_text(&stores));
             }
         }
     }
@@ -81,6 +85,22 @@ pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
     change
 }
 
+/// Whether old or new programs of one kind are to use the stores.
+#[derive(Clone, Copy, Debug)]
+struct Age {
+    old: bool,
+    new: bool,
+}
+
+impl Age {
+    /// A program that is wanted and was not found counts as an old one: new ones also read the files of old ones.
+    fn of(node: &Node, wanted: bool, is_it: impl Fn(&Program) -> bool) -> Age {
+        let found: Vec<&Program> = node.programs.iter().filter(|program| is_it(program)).collect();
+        let any = |is_new| found.iter().any(|program| program.is_new == is_new);
+        Age { old: wanted && (found.is_empty() || any(false)), new: wanted && any(true) }
+    }
+}
+
 fn is_ours(file: &File) -> bool {
     matches!(file, File::Text(text) if text.starts_with(MARK))
 }
@@ -89,16 +109,16 @@ fn is_free(file: &File) -> bool {
     *file == File::Absent || is_ours(file)
 }
 
-/// Why a whole `storage.conf` of ours would not do.
+/// Why Larder cannot write a `storage.conf`.
 #[derive(Debug)]
 enum Unfit {
-    /// Images are kept by this driver, which knows no additional stores of directories.
+    /// The node keeps its images by this driver, which has no additional stores of directories.
     Driver(String),
-    /// The vendor's file cannot be understood.
+    /// The vendor's file cannot be parsed.
     Vendor,
 }
 
-/// A whole `storage.conf`: it stands in the place of the vendor's, so that what that one says is in it, too.
+/// Computes a `storage.conf`. It replaces the vendor's file, so it repeats the settings of that file.
 fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
     if let Some(driver) = &node.driver {
         return Err(Unfit::Driver(driver.clone()));
@@ -142,7 +162,7 @@ fn sub<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Table> {
     table.entry(key).or_insert_with(|| Table::new().into()).as_table_mut()
 }
 
-/// What is there, and `stores` behind it.
+/// Appends `stores` to the list that is there.
 fn merged(there: Option<&Value>, stores: &[&str]) -> Option<Value> {
     let mut list = match there {
         None => Vec::new(),
@@ -167,7 +187,26 @@ fn crio_text(stores: &[&str]) -> String {
     format!("{MARK}[crio]\nstorage_option = [{}]\n", options.join(", "))
 }
 
-/// What the operator has to write for podman and buildah, if anything.
+/// What the operator can do for an old podman or buildah beside a new program.
+fn mixed_advice(node: &Node, stores: &[&str]) -> String {
+    let names = |is_new: bool| {
+        let found = node.programs.iter().filter(|program| program.is_new == is_new);
+        let mut names: Vec<&str> = found.map(|program| program.name).collect();
+        names.dedup();
+        names.join(" and ")
+    };
+    let options: Vec<String> =
+        stores.iter().map(|store| format!("--storage-opt overlay.imagestore={store}")).collect();
+    format!(
+        "{old} of this node reads stores from /{STORAGE_CONF} alone, and that file would keep {new} from users other than root: none is \
+         written; update {old}, or run it with {}",
+        options.join(" "),
+        old = if names(false).is_empty() { "podman".to_owned() } else { names(false) },
+        new = names(true),
+    )
+}
+
+/// What the operator must write for podman and buildah; `None` if nothing.
 fn advice(node: &Node, unfit: Option<Unfit>, stores: &[&str]) -> Option<String> {
     let by_driver = |driver: &str| {
         format!(

@@ -1,58 +1,70 @@
-//! What a node has of podman, buildah and CRI-O, read below its root directory. Nothing is run.
+//! The programs podman, buildah and CRI-O of a node and their configuration, read below its root directory. Nothing is run.
 
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use crate::sys::Dir;
 
-/// The configuration of containers/storage that is in force, and the one that we write.
+/// The configuration of containers/storage, which Larder writes where nobody else has.
 pub const STORAGE_CONF: &str = "etc/containers/storage.conf";
-/// What the vendor says where nobody else does.
+/// The vendor's configuration, which programs read if the other is absent.
 pub const VENDOR_CONF: &str = "usr/share/containers/storage.conf";
 
-/// Most bytes of a configuration.
+/// Maximum size of a configuration, bytes.
 const MAX: u64 = 1 << 20;
 
 /// A configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum File {
-    /// It is not there.
+    /// No file.
     Absent,
     /// Its text.
     Text(String),
-    /// Something that we do not read: a symbolic link, no text, too large.
+    /// A file that Larder does not read: a symbolic link, no text, too large.
     Other,
 }
 
-/// What is there.
+/// The state of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// [`STORAGE_CONF`].
     pub storage: File,
     /// [`VENDOR_CONF`].
     pub vendor: File,
-    /// The driver by which root's images are kept, where there are some and it is not `overlay`.
+    /// The storage driver of root's images, if there are any and it is not `overlay`.
     pub driver: Option<String>,
-    /// Whether there is podman or buildah.
-    pub podman: bool,
-    /// Whether there is CRI-O.
-    pub crio: bool,
-    /// Whether each of these programs reads `storage.conf.d`.
-    pub reads_drop_ins: bool,
+    /// The programs that read stores.
+    pub programs: Vec<Program>,
+}
+
+/// podman, buildah or CRI-O on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it reads `storage.conf.d`.
+    pub is_new: bool,
+}
+
+impl Program {
+    /// Whether it is CRI-O.
+    pub fn is_crio(&self) -> bool {
+        self.name == CRIO
+    }
 }
 
 /// A node cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("examining {}: {source}", path.display())]
 pub struct Error {
-    /// What was read.
+    /// The file or directory.
     pub path: PathBuf,
-    /// Why not.
+    /// The error of the kernel.
     pub source: io::Error,
 }
 
-/// Programs, and whether they are CRI-O.
-const PROGRAMS: [(&str, bool); 3] = [("podman", false), ("buildah", false), ("crio", true)];
+const CRIO: &str = "crio";
+const PROGRAMS: [&str; 3] = ["podman", "buildah", CRIO];
 const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/local/sbin"];
 
 /// A function that containers/storage has since it reads `storage.conf.d` (container-libs 5eaf7d2ba1, March 2026: after 1.62). Its
@@ -60,7 +72,7 @@ const DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "usr/local/bin", "usr/loc
 const READS_DROP_INS: &[u8] = b"podman.io/storage/types.LoadStoreOptions";
 
 impl Node {
-    /// Reads what is below `root`. Symbolic links are not followed: they would lead out of it.
+    /// Reads the files below `root`. Symbolic links are not followed: they would lead out of it.
     pub fn read(root: &Path) -> Result<Self, Error> {
         let failed = |path: &str| {
             let path = root.join(path);
@@ -71,24 +83,20 @@ impl Node {
             storage: file(&dir, STORAGE_CONF).map_err(failed(STORAGE_CONF))?,
             vendor: file(&dir, VENDOR_CONF).map_err(failed(VENDOR_CONF))?,
             driver: driver(&dir),
-            podman: false,
-            crio: false,
-            reads_drop_ins: true,
+            programs: Vec::new(),
         };
         for directory in DIRECTORIES {
             let Ok(directory) = dir.open_beneath(directory.as_bytes()) else { continue };
-            for (program, is_crio) in PROGRAMS {
-                if !matches!(directory.try_stat(program.as_bytes()), Ok(Some(_))) {
+            for name in PROGRAMS {
+                if !matches!(directory.try_stat(name.as_bytes()), Ok(Some(_))) {
                     continue;
                 }
-                *if is_crio { &mut node.crio } else { &mut node.podman } = true;
                 let is_new =
-                    || directory.open_file(program.as_bytes()).and_then(|file| holds(file, READS_DROP_INS));
-                // One that cannot be looked into is taken for an old one.
-                node.reads_drop_ins = node.reads_drop_ins && is_new().unwrap_or(false);
+                    directory.open_file(name.as_bytes()).and_then(|file| holds(file, READS_DROP_INS));
+                // A program that cannot be read counts as an old one.
+                node.programs.push(Program { name, is_new: is_new.unwrap_or(false) });
             }
         }
-        node.reads_drop_ins = node.reads_drop_ins && (node.podman || node.crio);
         Ok(node)
     }
 }
@@ -152,23 +160,25 @@ mod tests {
         let root = root("empty");
         let node = Node::read(&root).unwrap();
         assert_eq!((node.storage, node.vendor, node.driver), (File::Absent, File::Absent, None));
-        assert!(!node.podman && !node.crio && !node.reads_drop_ins);
+        assert_eq!(node.programs, []);
         fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]
-    fn programs_are_old_until_each_is_new() {
+    fn each_program_is_old_or_new() {
         let root = root("programs");
         let mut new = vec![0; (1 << 20) - 7];
         // Where two pieces meet.
         new.extend_from_slice(b"go.podman.io/storage/types.LoadStoreOptions\0");
         fs::write(root.join("usr/bin/podman"), &new).unwrap();
         let node = Node::read(&root).unwrap();
-        assert!(node.podman && node.reads_drop_ins && !node.crio);
+        assert_eq!(node.programs, [Program { name: "podman", is_new: true }]);
         fs::create_dir_all(root.join("usr/local/bin")).unwrap();
         fs::write(root.join("usr/local/bin/crio"), "go.podman.io/storage/types.loadStoreOptions").unwrap();
         let node = Node::read(&root).unwrap();
-        assert!(node.podman && node.crio && !node.reads_drop_ins);
+        let crio = Program { name: "crio", is_new: false };
+        assert_eq!(node.programs, [Program { name: "podman", is_new: true }, crio]);
+        assert!(crio.is_crio());
         fs::remove_dir_all(&root).unwrap();
     }
 

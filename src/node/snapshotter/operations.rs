@@ -10,6 +10,7 @@ use rusqlite::Connection;
 
 use super::error::io as failed;
 use super::filter::Filters;
+use super::mapping::Mapping;
 use super::store::{self, Record};
 use super::{Error, Info, Kind, Labels, Mount, Snapshotter, Usage, lock, usage};
 use crate::sys::dir::{set_mode, set_owner};
@@ -32,13 +33,13 @@ pub(super) enum Change {
 impl Snapshotter {
     /// What is known of a snapshot.
     pub(super) fn stat(&self, name: &str) -> Result<Info, Error> {
-        Ok(store::get(lock(&self.store).read(), name)?.info)
+        Ok(store::get(lock(&self.store).read(), name)?.seen())
     }
 
     /// All snapshots that pass.
     pub(super) fn list(&self, filters: &Filters) -> Result<Vec<Info>, Error> {
         let all = store::all(lock(&self.store).read())?;
-        Ok(all.into_iter().map(|record| record.info).filter(|info| filters.pass(info)).collect())
+        Ok(all.into_iter().map(Record::seen).filter(|info| filters.pass(info)).collect())
     }
 
     /// Changes labels.
@@ -58,7 +59,7 @@ impl Snapshotter {
             record.info.labels.retain(|_, value| !value.is_empty());
             record.info.updated = Utc::now();
             store::replace(db, &record)?;
-            Ok(record.info)
+            Ok(record.seen())
         })
     }
 
@@ -82,7 +83,8 @@ impl Snapshotter {
             )));
         }
         let lower = self.lower(store.read(), name)?;
-        Ok(self.describe(record.id, record.info.kind, &lower))
+        let mapping = Mapping::of(&record.info.labels)?;
+        self.describe(record.id, record.info.kind, lower, mapping.as_ref())
     }
 
     /// Makes an active snapshot, or a view, on top of a committed one.
@@ -101,6 +103,7 @@ impl Snapshotter {
         {
             return Err(Error::Exists(format!("layer {layer}")));
         }
+        let mapping = Mapping::of(&labels)?;
         let (id, now) = (self.next_id(), Utc::now());
         let labels = labels.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         let info = Info {
@@ -116,8 +119,8 @@ impl Snapshotter {
             let above = parent_of(db, parent)?;
             store::insert(db, &record, above.map(|above| above.id))?;
             let lower = self.lower(db, name)?;
-            self.make(id, kind, lower.first())?;
-            Ok(self.describe(id, kind, &lower))
+            self.make(id, kind, lower.first(), mapping.as_ref())?;
+            self.describe(id, kind, lower, mapping.as_ref())
         });
         if prepared.is_err() {
             self.discard(id);
@@ -183,19 +186,27 @@ impl Snapshotter {
     }
 
     /// How it is mounted on top of `lower`.
-    fn describe(&self, id: i64, kind: Kind, lower: &[PathBuf]) -> Vec<Mount> {
+    fn describe(
+        &self,
+        id: i64,
+        kind: Kind,
+        lower: Vec<PathBuf>,
+        mapping: Option<&Mapping>,
+    ) -> Result<Vec<Mount>, Error> {
+        let lower = if mapping.is_some() { self.gather(id, &lower)? } else { lower };
+        let mapped: Vec<String> = mapping.into_iter().flat_map(Mapping::options).collect();
         let shown = |path: &Path| path.display().to_string();
         let bind = |source: String, access: &str| Mount {
             kind: "bind",
             source,
-            options: vec![access.to_owned(), "rbind".to_owned()],
+            options: mapped.iter().cloned().chain([access.to_owned(), "rbind".to_owned()]).collect(),
         };
-        let mount = match (kind, lower) {
+        let mount = match (kind, lower.as_slice()) {
             (Kind::View, []) => bind(shown(&self.files(id)), "ro"),
             (Kind::View, [one]) => bind(shown(one), "ro"),
             (_, []) => bind(shown(&self.files(id)), "rw"),
             (_, lower) => {
-                let mut options = self.overlay.clone();
+                let mut options = [&mapped[..], &self.overlay].concat();
                 if kind == Kind::Active {
                     options.push(format!("workdir={}", shown(&self.directory(id).join("work"))));
                     options.push(format!("upperdir={}", shown(&self.files(id))));
@@ -205,11 +216,18 @@ impl Snapshotter {
                 Mount { kind: "overlay", source: "overlay".to_owned(), options }
             }
         };
-        vec![mount]
+        Ok(vec![mount])
     }
 
-    /// Makes the directories of a snapshot. The top of its files looks like that of what it stands on.
-    fn make(&self, id: i64, kind: Kind, below: Option<&PathBuf>) -> Result<(), Error> {
+    /// Makes the directories of a snapshot. The top of its files looks like that of what it stands on; with a `mapping` it belongs
+    /// to the container's root.
+    fn make(
+        &self,
+        id: i64,
+        kind: Kind,
+        below: Option<&PathBuf>,
+        mapping: Option<&Mapping>,
+    ) -> Result<(), Error> {
         let directory = self.directory(id);
         let files = self.files(id);
         let make = || {
@@ -217,8 +235,9 @@ impl Snapshotter {
             DirBuilder::new().mode(0o755).create(&files)?;
             let top = Dir::open(&files)?;
             let like = below.map(|below| Dir::open(below)?.stat_self()).transpose()?;
-            if let Some(like) = like {
-                set_owner(&top, like.uid, like.gid)?;
+            let owner = mapping.map(|mapping| mapping.root).or(like.map(|like| (like.uid, like.gid)));
+            if let Some((uid, gid)) = owner {
+                set_owner(&top, uid, gid)?;
             }
             // Whatever the umask is.
             set_mode(&top, like.map_or(0o755, |like| like.mode))?;
@@ -232,7 +251,7 @@ impl Snapshotter {
 
     /// Removes what was made for a snapshot that has no row, as far as that goes; the rest is swept.
     pub(super) fn discard(&self, id: i64) {
-        let gone = self.links.let_go(id).and_then(|()| {
+        let gone = self.scatter(id).and_then(|()| self.links.let_go(id)).and_then(|()| {
             let snapshots = self.root.join("snapshots");
             let remove = || remove::tree(&Dir::open(&snapshots)?, id.to_string().as_bytes());
             remove().map_err(failed("removing", &self.directory(id)))

@@ -62,7 +62,7 @@ impl Server {
         let snapshotter = Arc::new(Snapshotter::open(settings)?);
         // After a boot nothing is mounted.
         snapshotter.look_around(true);
-        Ok(Server { listener: socket::bind(&settings.socket)?, snapshotter })
+        Ok(Server { listener: socket::take(&settings.socket)?, snapshotter })
     }
 
     /// Answers until `stop`, and then for as long as it takes to finish what was asked.

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::model::class::Class;
-use crate::sys::socket::{self, Place};
+use crate::sys::socket::{self, Place, activation};
 
 const MODE: u32 = 0o600;
 
@@ -17,6 +17,9 @@ pub enum SocketError {
     /// Somebody answers there.
     #[error("somebody answers at {0} already")]
     Occupied(PathBuf),
+    /// The service manager hands over something that is of no use.
+    #[error("taking the socket of the service manager: {0}")]
+    Activation(std::io::Error),
     /// The kernel refuses.
     #[error("making the socket {path}: {source}")]
     Io {
@@ -31,7 +34,7 @@ impl SocketError {
     /// The class, which decides about the exit code.
     pub(super) fn class(&self) -> Class {
         match self {
-            SocketError::NotASocket(_) => Class::Invalid,
+            SocketError::NotASocket(_) | SocketError::Activation(_) => Class::Invalid,
             SocketError::Occupied(_) => Class::Conflict,
             SocketError::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::PermissionDenied => Class::Denied,
@@ -41,7 +44,15 @@ impl SocketError {
     }
 }
 
-pub(super) fn bind(path: &Path) -> Result<UnixListener, SocketError> {
+/// The socket that the service manager hands over, or one of our own at `path`.
+pub(super) fn take(path: &Path) -> Result<UnixListener, SocketError> {
+    match activation::taken().map_err(SocketError::Activation)? {
+        Some(socket) => Ok(socket),
+        None => bind(path),
+    }
+}
+
+fn bind(path: &Path) -> Result<UnixListener, SocketError> {
     let failed = |source| SocketError::Io { path: path.to_owned(), source };
     match socket::place(path).map_err(failed)? {
         Place::Free => socket::bind(path, MODE, None).map_err(failed),

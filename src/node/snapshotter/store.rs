@@ -9,7 +9,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension as _, Params, Row, Transaction, TransactionBehavior, params};
 
 use super::error::{Error, sql};
-use super::{Info, Kind, Labels, Usage};
+use super::{Info, Kind, Labels, ON_VOLUME, Usage, YES};
 use crate::model::chain::ChainId;
 
 /// A row.
@@ -20,6 +20,17 @@ pub(super) struct Record {
     /// Of a layer whose files lie on a volume.
     pub(super) chain: Option<ChainId>,
     pub(super) usage: Usage,
+}
+
+impl Record {
+    /// What callers see of it.
+    pub(super) fn seen(self) -> Info {
+        let Record { mut info, chain, .. } = self;
+        if chain.is_some() {
+            info.labels.insert(ON_VOLUME.to_owned(), YES.to_owned());
+        }
+        info
+    }
 }
 
 /// The database.

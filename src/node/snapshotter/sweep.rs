@@ -84,7 +84,8 @@ impl Snapshotter {
         let path = self.root.join("snapshots");
         let names = Dir::open(&path).and_then(|dir| dir.names()).map_err(failed("listing", &path))?;
         let directories = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok());
-        let found: BTreeSet<i64> = directories.chain(self.links.owners()?).collect();
+        let found = directories.chain(self.links.owners()?).chain(self.gathered_for()?);
+        let found: BTreeSet<i64> = found.collect();
         let highest = rows.iter().chain(&found).max().copied().unwrap_or(0);
         Ok((found.difference(&rows).copied().collect(), highest))
     }

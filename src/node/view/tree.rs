@@ -15,6 +15,7 @@ use crate::sys::Dir;
 use crate::sys::mount::{self, Mount};
 use crate::trees;
 use crate::verify;
+use crate::volume::store::Documents;
 use crate::volume::{layout, store};
 
 /// Most bytes of all manifests, configs and indexes: they are kept in memory as long as the view is there.
@@ -25,18 +26,16 @@ pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Pa
     mount::private_namespace().map_err(io("making a mount namespace for", stage))?;
     // Directories are mounted by those who opened them in their namespace.
     let root = &Dir::open(volume).map_err(io("opening the volume", volume))?;
-    let sizes = content.images.iter().flat_map(|image| {
-        [Some(&image.manifest), Some(&image.config), image.index.as_ref()].into_iter().flatten()
-    });
-    let sizes = sizes.filter_map(|digest| trees::file(root, &store::blob_path(digest)).ok()?.metadata().ok());
-    let total = sizes.map(|facts| facts.len()).fold(0, u64::saturating_add);
-    if total > MAX_DOCUMENTS {
-        return Err(Error::TooMuch { have: total, most: MAX_DOCUMENTS });
-    }
-    let documents = verify::documents(root, content)?;
+    let documents = documents(root, content)?;
     let ids = ids(&content.layers);
     let id = |chain_id: &ChainId| ids.get(chain_id).map_or("", String::as_str);
-    let files = store::image_store(content, &documents, &id).map_err(Error::Json)?;
+    let files = match content.layer_format {
+        LayerFormat::Erofs => store::image_store(content, &documents, &id),
+        // The volume has the images: they are listed once.
+        LayerFormat::Overlay => store::layer_records(content, &documents, &id)
+            .map(|layers| vec![layers, ("overlay-images/images.json".to_owned(), b"[]".to_vec())]),
+    };
+    let files = files.map_err(Error::Json)?;
     drop(documents);
 
     mount::memory_for_all(stage).map_err(io("mounting a file system in memory over", stage))?;
@@ -54,6 +53,19 @@ pub(super) fn assemble(volume: &Path, content: &Content, note: &[u8], stage: &Pa
     write(Path::new(NOTE), note)?;
     mount::memory_read_only(stage).map_err(io("making read-only", stage))?;
     Mount::clone_of_tree(stage).map_err(io("taking", stage))
+}
+
+/// Reads the manifests and configs of all images, checked.
+pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error> {
+    let sizes = content.images.iter().flat_map(|image| {
+        [Some(&image.manifest), Some(&image.config), image.index.as_ref()].into_iter().flatten()
+    });
+    let sizes = sizes.filter_map(|digest| trees::file(root, &store::blob_path(digest)).ok()?.metadata().ok());
+    let total = sizes.map(|facts| facts.len()).fold(0, u64::saturating_add);
+    if total > MAX_DOCUMENTS {
+        return Err(Error::TooMuch { have: total, most: MAX_DOCUMENTS });
+    }
+    Ok(verify::documents(root, content)?)
 }
 
 fn layers(

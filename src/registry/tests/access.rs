@@ -62,7 +62,7 @@ async fn tokens_that_end_in_mid_pull_are_renewed_with_fresh_credentials() {
     server.fault(fake::Fault::DropAt { digest: digest.clone(), offsets });
     let (client, listed, _) = client(fast(), vec![user("anna", "hunter2")]);
     pull(&client, &server).await.unwrap();
-    assert_eq!(drain(client.blob(&image(&server), &descriptor(&digest, 100_000))).await.unwrap(), bytes);
+    assert_eq!(drain(client.blob(&image(&server), &descriptor(&digest, 100_000), 0)).await.unwrap(), bytes);
     // 11 requests that succeed, two a token.
     assert_eq!(server.requests("/token"), 6);
     assert_eq!(listed.asked.lock().unwrap().len(), 6);
@@ -76,15 +76,27 @@ async fn credentials_stay_home_on_redirects() {
     cdn.put_blob(bytes.clone());
     home.fault(fake::Fault::RedirectBlobs { to: format!("http://{}", cdn.host()), exact: false });
     let (client, ..) = client(fast(), vec![user("anna", "hunter2")]);
-    assert_eq!(drain(client.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap(), bytes);
+    assert_eq!(drain(client.blob(&image(&home), &descriptor(&digest, 10_000), 0)).await.unwrap(), bytes);
     assert_eq!(cdn.served(&digest), 10_000);
     assert!(cdn.seen().iter().all(|seen| seen.authorization.is_none()));
     assert!(home.seen().iter().any(|seen| seen.authorization.is_some()));
     // A failure at the other place tells where, not the signature.
     cdn.fault(fake::Fault::Status { path: "blobs".into(), status: 400, times: 9, retry_after: None });
     let failed =
-        drain(client.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap_err().to_string();
+        drain(client.blob(&image(&home), &descriptor(&digest, 10_000), 0)).await.unwrap_err().to_string();
     assert!(failed.contains(&cdn.host()) && !failed.contains("secret"), "{failed}");
+}
+
+#[tokio::test]
+async fn redirects_are_not_all_ascii() {
+    let (home, cdn) = (fake::Registry::start().await, fake::Registry::start().await);
+    let digest = home.put_blob(noise(10));
+    cdn.put_blob(noise(10));
+    let to = format!("http://{}/v2/t\u{e9}am/blobs/{digest}?name=\u{e9}", cdn.host());
+    home.fault(fake::Fault::RedirectBlobs { to, exact: true });
+    let (client, ..) = client(fast(), vec![]);
+    assert_eq!(drain(client.blob(&image(&home), &descriptor(&digest, 10), 0)).await.unwrap(), noise(10));
+    assert_eq!(cdn.requests("/v2/t%C3%A9am/blobs"), 1);
 }
 
 #[tokio::test]
@@ -98,7 +110,7 @@ async fn redirects_to_forbidden_places_are_refused() {
     {
         home.heal();
         home.fault(fake::Fault::RedirectBlobs { to: to.into(), exact: true });
-        let failed = drain(client.blob(&image(&home), &descriptor(&digest, 10))).await.unwrap_err();
+        let failed = drain(client.blob(&image(&home), &descriptor(&digest, 10), 0)).await.unwrap_err();
         assert!(failed.to_string().contains("refused"), "{to}: {failed}");
     }
 }
@@ -122,12 +134,51 @@ async fn hostile_token_servers() {
 }
 
 #[tokio::test]
-async fn token_servers_do_not_redirect() {
+async fn token_servers_redirect_within_their_origin() {
+    let identity = Credential::IdentityToken(Secret::new("hunter2"));
+    for (credentials, anonymous) in
+        [(vec![user("anna", "hunter2")], false), (vec![identity], false), (vec![], true)]
+    {
+        for status in [301, 302, 303, 307, 308] {
+            let server = server(bearer(9, anonymous)).await;
+            let own = format!("http://{}/token?again", server.host());
+            for to in ["/token?service=test", own.as_str()] {
+                server.fault(fake::Fault::RedirectTokens { to: to.into(), status, times: 1 });
+            }
+            let (client, ..) = client(fast(), credentials.clone());
+            pull(&client, &server).await.unwrap();
+            assert_eq!(server.requests("/token"), 3, "{status} {credentials:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn token_servers_redirect_nowhere_else() {
+    let other = server(bearer(9, false)).await;
+    for to in [format!("http://{}/token", other.host()), "https://registry.invalid/token".into()] {
+        let server = server(bearer(9, false)).await;
+        server.fault(fake::Fault::RedirectTokens { to, status: 307, times: 1 });
+        let (client, ..) = client(fast(), vec![user("anna", "hunter2")]);
+        let failed = pull(&client, &server).await.unwrap_err();
+        assert_eq!(failed.class(), Class::Corrupt, "{failed}");
+        assert!(failed.to_string().contains("redirects to") && !failed.to_string().contains("hunter2"));
+    }
+    assert!(other.seen().is_empty());
     let server = server(bearer(9, false)).await;
-    server.fault(fake::Fault::Status { path: "/token".into(), status: 307, times: 1, retry_after: None });
+    server.fault(fake::Fault::RedirectTokens { to: "/token".into(), status: 307, times: u32::MAX });
     let (client, ..) = client(fast(), vec![user("anna", "hunter2")]);
     let failed = pull(&client, &server).await.unwrap_err();
-    assert!(failed.to_string().contains("redirect"), "{failed}");
+    assert!(failed.to_string().contains("more than 10 times"), "{failed}");
+}
+
+#[tokio::test]
+async fn challenges_are_not_all_ascii() {
+    for auth in [fake::Auth::Basic(users()), bearer(9, false)] {
+        let server = server(auth).await;
+        server.fault(fake::Fault::ChallengeEnd(b",error_description=\"acc\xe8s refus\xe9\"".to_vec()));
+        let (client, ..) = client(fast(), vec![user("anna", "hunter2")]);
+        pull(&client, &server).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -187,10 +238,10 @@ async fn an_order_of_a_tenant_reaches_no_loopback_by_any_way() {
     let (mirrored, ..) = client(options, vec![]);
     pull(&mirrored, &home).await.unwrap();
     let (allowed, ..) = client(tenant(&[home.host()]), vec![]);
-    assert_eq!(drain(allowed.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap(), bytes);
+    assert_eq!(drain(allowed.blob(&image(&home), &descriptor(&digest, 10_000), 0)).await.unwrap(), bytes);
 
     home.fault(fake::Fault::RedirectBlobs { to: format!("http://{}", other.host()), exact: false });
-    refused(drain(allowed.blob(&image(&home), &descriptor(&digest, 10_000))).await.unwrap_err());
+    refused(drain(allowed.blob(&image(&home), &descriptor(&digest, 10_000), 0)).await.unwrap_err());
     home.fault(fake::Fault::Realm(format!("http://{}/token", other.host())));
     let (fresh, ..) = client(tenant(&[home.host()]), vec![]);
     refused(pull(&fresh, &home).await.unwrap_err());

@@ -16,7 +16,7 @@ async fn blob_under(
         server.fault(fault);
     }
     let (client, ..) = client(options, vec![]);
-    let got = drain(client.blob(&image(&server), &descriptor(&digest, SIZE))).await;
+    let got = drain(client.blob(&image(&server), &descriptor(&digest, SIZE), 0)).await;
     (got.map(|got| got == bytes), server, digest)
 }
 
@@ -83,12 +83,25 @@ async fn wrong_lengths_and_codings_are_corrupt() {
 }
 
 #[tokio::test]
+async fn codings_that_change_no_byte_are_passed_over() {
+    for coding in ["aws-chunked", "none", "binary", "UTF-8", "identity", "Identity, aws-chunked", ""] {
+        let (got, ..) = blob_under(vec![fake::Fault::ContentEncoding(coding.into())], fast()).await;
+        assert!(got.unwrap_or_else(|e| panic!("{coding}: {e}")), "{coding}");
+    }
+    for coding in ["GZIP", "aws-chunked, gzip", "x-gzip", "br", "zstd", "deflate"] {
+        let (got, ..) = blob_under(vec![fake::Fault::ContentEncoding(coding.into())], fast()).await;
+        let failed = got.unwrap_err();
+        assert!(failed.class() == Class::Corrupt && failed.to_string().contains(coding), "{failed}");
+    }
+}
+
+#[tokio::test]
 async fn a_descriptor_of_another_size_is_corrupt() {
     let server = fake::Registry::start().await;
     let digest = server.put_blob(noise(1000));
     let (client, ..) = client(fast(), vec![]);
     for size in [999, 1001] {
-        let failed = drain(client.blob(&image(&server), &descriptor(&digest, size))).await.unwrap_err();
+        let failed = drain(client.blob(&image(&server), &descriptor(&digest, size), 0)).await.unwrap_err();
         assert_eq!(failed.class(), Class::Corrupt, "{failed}");
         let failed = client.blob_bytes(&image(&server), &descriptor(&digest, size), 4096).await.unwrap_err();
         assert_eq!(failed.class(), Class::Corrupt, "{failed}");
@@ -118,7 +131,7 @@ async fn foreign_locations_only_over_https_and_only_after_404() {
     {
         let mut wanted = descriptor(&digest, 1000);
         wanted.urls = vec![url];
-        let failed = drain(client.blob(&image(&server), &wanted)).await.unwrap_err();
+        let failed = drain(client.blob(&image(&server), &wanted, 0)).await.unwrap_err();
         assert!(failed.to_string().contains("refused"), "{failed}");
     }
     assert!(foreign.seen().is_empty());
@@ -137,7 +150,7 @@ async fn a_layer_that_dribbles_is_given_up() {
 
     server.fault(dribble.clone());
     let (slow, _, recorder) = client(options(), vec![]);
-    let failed = drain(slow.blob(&image(&server), &descriptor(&digest, 300_000))).await.unwrap_err();
+    let failed = drain(slow.blob(&image(&server), &descriptor(&digest, 300_000), 0)).await.unwrap_err();
     assert_eq!(failed.class(), Class::Transient, "{failed}");
     assert!(failed.to_string().contains("it is slow now"), "{failed}");
     assert_eq!(
@@ -155,12 +168,12 @@ async fn a_layer_that_dribbles_is_given_up() {
     let host = hosts::Host { mirrors: vec![near], plain_http: true, ..hosts::Host::default() };
     mirrored.hosts.registries.insert(server.host(), host);
     let (mirrored, ..) = client(mirrored, vec![]);
-    assert_eq!(drain(mirrored.blob(&image(&server), &descriptor(&digest, 300_000))).await.unwrap(), bytes);
+    assert_eq!(drain(mirrored.blob(&image(&server), &descriptor(&digest, 300_000), 0)).await.unwrap(), bytes);
     assert!(mirror.served(&digest) > 0);
 
     // A disk that is slow is no fault of the registry.
     let (patient, ..) = client(options(), vec![]);
-    let mut stream = patient.blob(&image(&server), &descriptor(&digest, 300_000));
+    let mut stream = patient.blob(&image(&server), &descriptor(&digest, 300_000), 0);
     let mut read = 0;
     while let Some(chunk) = stream.next().await.unwrap() {
         read += chunk.len();

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
 
 use super::kind::Id;
 use super::object::{meta, now, now_micro, text};
@@ -167,7 +168,8 @@ impl State {
         let Some(kind) = self.kind_of("events.k8s.io", "events").filter(|_| !told) else { return };
         let event = json!({
             "apiVersion": "events.k8s.io/v1", "kind": "Event",
-            "metadata": {"generateName": format!("{}.", meta(about, "name")), "namespace": namespace},
+            // client-go tools/events/event_recorder.go: a name of its own, not one that is generated.
+            "metadata": {"name": format!("{}.{:x}", meta(about, "name"), Uuid::new_v4().as_u128() >> 64), "namespace": namespace},
             "eventTime": now_micro(), "reason": reason, "note": note, "action": reason,
             "type": if warning { "Warning" } else { "Normal" },
             "reportingController": "larder.dev/test", "reportingInstance": "test",

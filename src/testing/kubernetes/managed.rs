@@ -215,7 +215,12 @@ impl Entry {
         } else {
             format!(" with subresource \"{}\"", self.subresource)
         };
-        format!("\"{}\"{subresource} using {}", self.manager, self.api_version)
+        // internal/conflict.go, printManager: who applied is named without a version.
+        let version = match self.operation.as_str() {
+            "Update" => format!(" using {} at {}", self.api_version, self.time),
+            _ => String::new(),
+        };
+        format!("\"{}\"{subresource}{version}", self.manager)
     }
 }
 

@@ -327,6 +327,11 @@ fn generate_name(object: &mut Value) {
 /// Optimistic locking, and the uid of who is meant.
 fn preconditions(kind: &Kind, name: &str, live: &Value, new: &Value, whole: bool) -> Result<(), Refusal> {
     let (uid, version) = (meta(new, "uid"), meta(new, "resourceVersion"));
+    if !uid.is_empty() && uid != meta(live, "uid") && !whole {
+        // A patch has no preconditions: validation finds that the field is immutable (objectmeta.go).
+        let cause = Cause::invalid("metadata.uid", &uid.into(), "field is immutable");
+        return Err(Refusal::invalid(kind, name, &[cause]));
+    }
     if !uid.is_empty() && uid != meta(live, "uid") {
         let why = format!(
             "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",

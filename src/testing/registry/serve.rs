@@ -10,7 +10,7 @@ use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE,
-    RETRY_AFTER, WWW_AUTHENTICATE,
+    RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
 };
 use hyper::http::response::Builder;
 use hyper::service::service_fn;
@@ -67,6 +67,12 @@ async fn answer(request: Request<Incoming>, address: SocketAddr, shared: Shared)
         return state.token(authorization.as_deref(), &form);
     }
     if let Some(challenge) = state.challenge(authorization.as_deref(), address) {
+        let mut challenge = challenge.into_bytes();
+        for fault in &state.faults {
+            if let Fault::ChallengeEnd(more) = fault {
+                challenge.extend_from_slice(more);
+            }
+        }
         let answer = status(StatusCode::UNAUTHORIZED).header(WWW_AUTHENTICATE, challenge);
         return finish(answer, body::full(r#"{"errors":[{"code":"UNAUTHORIZED"}]}"#));
     }
@@ -129,6 +135,15 @@ impl State {
         let Some(Auth::Bearer { users, anonymous, uses }) = &self.auth else {
             return not_found();
         };
+        for fault in &mut self.faults {
+            if let Fault::RedirectTokens { to, status: code, times } = fault
+                && *times > 0
+            {
+                *times -= 1;
+                let code = StatusCode::from_u16(*code).expect("a test names a status code");
+                return finish(status(code).header(LOCATION, &*to), body::full("elsewhere"));
+            }
+        }
         let refresh = form.split('&').find_map(|field| field.strip_prefix("refresh_token="));
         let known = match (refresh, authorization) {
             (Some(refresh), _) => users.iter().any(|(_, password)| password == refresh),
@@ -155,16 +170,18 @@ impl State {
             return not_found();
         };
         let (mut media_type, mut body) = (media_type.clone(), body::full(bytes.clone()));
+        let mut answer = status(StatusCode::OK);
         for fault in &self.faults {
             match fault {
                 Fault::ContentType(other) => media_type.clone_from(other),
                 Fault::EndlessManifest => body = body::endless(),
                 Fault::WrongManifest => body = body::full("{}"),
                 Fault::DribbleManifests(every) => body = body::dribble(bytes.clone(), *every),
+                Fault::Warning(text) => answer = answer.header(WARNING, text),
                 _ => {}
             }
         }
-        finish(status(StatusCode::OK).header(CONTENT_TYPE, media_type), body)
+        finish(answer.header(CONTENT_TYPE, media_type), body)
     }
 
     fn blob(&mut self, shared: &Shared, path: &str, digest: Digest, range: Option<&str>) -> Response<Body> {

@@ -81,6 +81,7 @@ fn a_volume_of_any_kind_is_attached_and_let_go() {
                 succeed(&mut node.detach(name));
                 assert_eq!(mounts(), before.0);
                 assert!(!at.exists() && node.configured().is_empty());
+                assert!(!node.path("/etc/systemd/system/multi-user.target.wants").exists());
                 assert!(fs::read_dir(node.state().join("attached")).unwrap().next().is_none());
                 exits(64, &mut node.detach(name));
                 if volume.is_dir() {

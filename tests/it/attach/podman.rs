@@ -6,15 +6,18 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use larder::model::digest::Digest;
 use larder::model::job::LayerFormat;
+use larder::model::seal::CacheManifest;
 use larder::sys::mounts::Mounts;
 use larder::testing::image::{Format, Image, busybox};
 use larder::testing::layer::LayerBuilder;
+use larder::volume::store;
 
 use super::mounts::exec_start;
 use crate::harness::node::Node;
-use crate::harness::served::Served;
-use crate::harness::{Need, exits, isolated, succeed};
+use crate::harness::served::{Served, cache};
+use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const NEEDS: [Need; 4] =
     [Need::Program("podman"), Need::Program("crun"), Need::Program("busybox"), Need::Erofs];
@@ -51,7 +54,7 @@ fn images_of_all_attached_volumes_are_there() {
         let (first, second) = (&places[0], &places[1]);
         let conf = node.path("/etc/containers/storage.conf");
         let text = fs::read_to_string(&conf).unwrap();
-        assert!(text.contains(&format!("{}.s", first.display())), "{text}");
+        assert!(text.contains(&format!("{0}\", \"{0}.s\"", first.display())), "{text}");
 
         // Nor is anybody told otherwise while a file is open.
         let file = fs::File::open(first.join("cache.json")).unwrap();
@@ -80,7 +83,7 @@ fn images_of_all_attached_volumes_are_there() {
         succeed(&mut node.detach(first));
         assert!(
             !first.exists()
-                && !fs::read_to_string(&conf).unwrap().contains(&format!("{}.s", first.display()))
+                && !fs::read_to_string(&conf).unwrap().contains(&format!("{}\"", first.display()))
         );
         assert_eq!(node.printed(&references[1], SHOW), "two more\n");
         succeed(&mut node.detach(second));
@@ -91,7 +94,8 @@ fn images_of_all_attached_volumes_are_there() {
 
 /// Whether a container stands on what is attached; also podman's mount namespace is looked into.
 fn stands_on(at: &Path) -> bool {
-    Mounts::read().unwrap().overlay_on(&at.with_extension("s")).is_some()
+    let mounts = Mounts::read().unwrap();
+    [at, &at.with_extension("s")].iter().any(|store| mounts.overlay_on(store).is_some())
 }
 
 #[test]
@@ -110,5 +114,64 @@ fn a_node_that_starts_again() {
         succeed(&mut exec_start(&node));
         assert_eq!(node.printed(reference, SHOW), "one more\n");
         succeed(&mut node.detach(&volume));
+    });
+}
+
+/// Larders before this rule cached such images.
+#[test]
+fn a_volume_that_podman_cannot_read_is_not_attached() {
+    isolated(&NEEDS, || {
+        let (served, node) = (Served::new([image("one ")]), Node::with_podman());
+        let (volume, at) = (served.volume(), node.place("icv"));
+        succeed(&mut served.build(&volume, SIZE));
+        let mut content = cache(&volume).content;
+        let known = &mut content.images[0];
+        let text = |digest: &Digest| fs::read_to_string(volume.join(store::blob_path(digest))).unwrap();
+        let put = |text: String| {
+            let digest = Digest::sha256(text.as_bytes());
+            fs::write(volume.join(store::blob_path(&digest)), text).unwrap();
+            digest
+        };
+        let config = text(&known.config);
+        let created = "2026-01-02T03:04:05Z";
+        assert!(config.contains(created));
+        let odd = put(config.replace(created, "2026-01-02 03:04:05Z"));
+        let manifest = text(&known.manifest).replace(&known.config.to_string(), &odd.to_string());
+        (known.config, known.manifest) = (odd, put(manifest));
+        let sealed = CacheManifest::new(content).unwrap();
+        fs::write(volume.join("cache.json"), serde_json::to_vec_pretty(&sealed).unwrap()).unwrap();
+        for runtime in ["podman", "crio"] {
+            let said = exits(65, node.attach(&volume, &at).args(["--runtime", runtime, "--no-unit"]));
+            assert!(said.contains("its field created"), "{said}");
+            assert!(!at.exists() && !node.path("/etc/containers/storage.conf").exists());
+        }
+        exits(65, larder().arg("verify").arg(&volume));
+    });
+}
+
+/// CRI-O reads its configuration when it starts. None runs here: a file with its name makes this a node that may have one, and
+/// podman with the old configuration stands in for it, which reads stores by the same library.
+#[test]
+fn a_store_that_crio_still_knows_is_empty() {
+    isolated(&NEEDS, || {
+        let (served, node) = (Served::new([image("one ")]), Node::with_podman());
+        let (volume, at) = (served.volume(), node.place("icv"));
+        succeed(&mut served.build(&volume, SIZE));
+        fs::write(node.path("usr/bin/crio"), "a name, and not CRI-O").unwrap();
+        succeed(node.attach(&volume, &at).args(["--runtime", "crio", "--no-unit"]));
+        let conf = node.path("/etc/containers/storage.conf");
+        let old = fs::read(&conf).unwrap();
+        assert_eq!(node.images(), served.references());
+        let said = exits(0, &mut node.detach(&at));
+        assert!(said.contains("systemctl restart crio"), "{said}");
+        assert!(!conf.exists() && !at.join("cache.json").exists());
+        fs::write(&conf, old).unwrap();
+        assert!(node.images().is_empty());
+        // What stays is in nobody's way.
+        succeed(node.attach(&volume, &at).args(["--runtime", "crio", "--no-unit"]));
+        assert_eq!(node.images(), served.references());
+        fs::remove_file(node.path("usr/bin/crio")).unwrap();
+        succeed(&mut node.detach(&at));
+        assert!(!at.exists());
     });
 }

@@ -193,8 +193,15 @@ fn docker_archives() {
             ("another layer", vec![("manifest.json", Regular, other.as_bytes()), config_of, layer_of]),
             ("no layers", vec![("manifest.json", Regular, none.as_bytes()), config_of, layer_of]),
             ("no config", vec![list_of, layer_of]),
-            ("a config twice", vec![list_of, config_of, config_of, layer_of]),
-            ("a list twice", vec![list_of, list_of, config_of, layer_of]),
+            (
+                "another config of the name",
+                vec![list_of, config_of, ("config.json", Regular, b"{}"), layer_of],
+            ),
+            ("another list", vec![list_of, ("manifest.json", Regular, b"[]"), config_of, layer_of]),
+            (
+                "a link of the name",
+                vec![list_of, config_of, layer_of, ("layer.tar", Symlink, b"config.json")],
+            ),
             ("a pipe", vec![list_of, config_of, layer_of, ("p", Fifo, b"")]),
             ("a name that leaves", vec![list_of, config_of, layer_of, ("../p", Regular, b"")]),
             (

@@ -17,7 +17,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use kube::{Client, CustomResourceExt as _, ResourceExt as _};
+use kube::{Client, ResourceExt as _};
 use larder::caches::record::Record;
 use larder::caches::runner::child::{ChildRunner, Settings};
 use larder::caches::service::Service;
@@ -163,6 +163,7 @@ impl World {
                 pace: Pace {
                     look: Duration::from_millis(30),
                     pending: patient(60),
+                    report: Duration::from_secs(30),
                     attached: patient(60),
                     snapshot: patient(60),
                     outage: Duration::from_millis(200),
@@ -207,7 +208,7 @@ impl World {
     fn furnish(&self) {
         self.name_namespaces();
         let fake = self.fake();
-        fake.install(&serde_json::to_value(ImageCache::crd()).unwrap());
+        fake.install(&serde_json::to_value(larder::kubernetes::crd::definition()).unwrap());
         fake.install_storage("Delete");
         for object in shipped("rbac.yaml") {
             fake.install(&object);

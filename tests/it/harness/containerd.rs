@@ -15,6 +15,7 @@ use super::succeed;
 pub(crate) struct Containerd {
     process: Child,
     dir: TempDir,
+    config: PathBuf,
 }
 
 impl Containerd {
@@ -35,10 +36,30 @@ impl Containerd {
         Containerd::start_with("", &tables)
     }
 
+    /// The same with what the files in `conf.d` of the directory `etc` say of snapshotters.
+    pub(crate) fn start_importing(etc: &Path, sandbox: &str) -> Self {
+        let tables = format!(
+            "[plugins.'io.containerd.grpc.v1.cri']\ndisable_cgroup = true\nrestrict_oom_score_adj = true\nstream_server_port = '0'\n\
+             sandbox_image = '{sandbox}'\n"
+        );
+        fs::create_dir_all(etc.join("conf.d")).unwrap();
+        // Relative to where 1.6 is started.
+        Containerd::start_at(etc.join("config.toml"), "imports = ['conf.d/*.toml']\n", &tables)
+    }
+
     fn start_with(keys: &str, tables: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let config = path_of(&dir, "config.toml");
+        Containerd::start_in(dir, config, keys, tables)
+    }
+
+    fn start_at(config: PathBuf, keys: &str, tables: &str) -> Self {
+        Containerd::start_in(tempfile::tempdir().unwrap(), config, keys, tables)
+    }
+
+    fn start_in(dir: TempDir, config: PathBuf, keys: &str, tables: &str) -> Self {
         let path = |name: &str| dir.path().join(name).display().to_string();
-        let config = format!(
+        let text = format!(
             "version = 2\nroot = '{}'\nstate = '{}'\n{keys}\
              [grpc]\naddress = '{}'\n[ttrpc]\naddress = '{}'\n{tables}",
             path("root"),
@@ -46,8 +67,8 @@ impl Containerd {
             path("socket"),
             path("ttrpc"),
         );
-        fs::write(path("config.toml"), config).unwrap();
-        let containerd = Containerd { process: spawn(&dir), dir };
+        fs::write(&config, text).unwrap();
+        let containerd = Containerd { process: spawn(&dir, &config), dir, config };
         containerd.wait();
         containerd
     }
@@ -61,7 +82,7 @@ impl Containerd {
     /// Kills it and starts it again.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        self.process = spawn(&self.dir);
+        self.process = spawn(&self.dir, &self.config);
         self.wait();
     }
 
@@ -123,10 +144,10 @@ impl Containerd {
     }
 }
 
-fn spawn(dir: &TempDir) -> Child {
+fn spawn(dir: &TempDir, config: &Path) -> Child {
     let log = File::options().append(true).create(true).open(path_of(dir, "log")).unwrap();
     let mut command = Command::new("containerd");
-    command.arg("--config").arg(path_of(dir, "config.toml")).stdin(Stdio::null());
+    command.arg("--config").arg(config).current_dir(config.parent().unwrap()).stdin(Stdio::null());
     command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
 

@@ -1,11 +1,13 @@
 //! A node of its own: a directory for its file system, one for its state, and podman and buildah with an empty store. What is
 //! mounted is mounted in the namespace of an isolated test.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use larder::node::podman::config::Change;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use super::filesystem::unmount_below;
@@ -15,7 +17,15 @@ use super::{larder, succeed};
 #[derive(Debug)]
 pub(crate) struct Node {
     dir: TempDir,
+    entered: Cell<bool>,
 }
+
+/// What a node has of its own, and where that is for programs.
+const PLACES: [(&str, &str); 3] = [
+    ("etc/containers", "/etc/containers"),
+    ("var/lib/containers", "/var/lib/containers"),
+    ("run", "/run/containers"),
+];
 
 /// Has the node (`$0`) in the place of this machine, cgroup2 on /sys/fs/cgroup, and becomes the command.
 const ENTER: &str = r#"
@@ -29,13 +39,18 @@ mkdir -p /var/lib/containers /run/containers
 mount --bind "$0/etc/containers" /etc/containers
 mount --bind "$0/var/lib/containers" /var/lib/containers
 mount --bind "$0/run" /run/containers
+for name in subuid subgid; do
+    if [ -e "$0/etc/$name" ]; then
+        mount --bind "$0/etc/$name" "/etc/$name"
+    fi
+done
 exec "$@"
 "#;
 
 impl Node {
     /// One without any runtime.
     pub(crate) fn new() -> Self {
-        let node = Node { dir: tempfile::tempdir().unwrap() };
+        let node = Node { dir: tempfile::tempdir().unwrap(), entered: Cell::new(false) };
         fs::create_dir(node.root()).unwrap();
         node
     }
@@ -49,6 +64,24 @@ impl Node {
         succeed(Command::new("cp").args(["-a", "/etc/containers"]).arg(node.path("etc")));
         let _ = fs::remove_file(node.path("etc/containers/storage.conf"));
         node
+    }
+
+    /// Gives podman IDs for containers in user namespaces of their own (`--userns=auto`).
+    pub(crate) fn with_ids(self) -> Self {
+        for name in ["etc/subuid", "etc/subgid"] {
+            fs::write(self.path(name), "containers:2000000:1000000\n").unwrap();
+        }
+        self
+    }
+
+    /// Has the node in the place of this machine for the rest of the test, so that `/` is its root for `larder` and for the programs
+    /// that `larder` starts.
+    pub(crate) fn enter(&self) {
+        for (from, over) in PLACES {
+            fs::create_dir_all(over).unwrap();
+            mount(Some(&self.path(from)), over, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+        }
+        self.entered.set(true);
     }
 
     /// Where its file system is.
@@ -158,6 +191,9 @@ impl Node {
 impl Drop for Node {
     /// Unmounts what podman left mounted, so that the directory can go.
     fn drop(&mut self) {
+        for (_, over) in PLACES.iter().filter(|_| self.entered.get()) {
+            umount2(*over, MntFlags::MNT_DETACH).unwrap();
+        }
         unmount_below(self.dir.path());
     }
 }

@@ -22,9 +22,12 @@ pub(crate) struct View {
 impl View {
     /// Mounts the layers with these diff IDs, base first.
     pub(crate) fn mount(volume: &Path, diff_ids: &[Digest]) -> Self {
-        let chain = ChainId::chain(diff_ids);
-        let lower = chain.iter().rev().map(|chain| volume.join("overlay").join(chain.hex()).join("diff"));
-        View::of(tempfile::tempdir().unwrap(), lower.collect())
+        View::of(tempfile::tempdir().unwrap(), directories(volume, diff_ids), "")
+    }
+
+    /// The same as a user without root mounts it: overlayfs obeys user.overlay.* in the place of trusted.overlay.*.
+    pub(crate) fn mount_as_user(volume: &Path, diff_ids: &[Digest]) -> Self {
+        View::of(tempfile::tempdir().unwrap(), directories(volume, diff_ids), ",userxattr")
     }
 
     /// Mounts the images of these layers, base first, and those that are laid over them.
@@ -42,17 +45,17 @@ impl View {
                 lower.push(at);
             }
         }
-        View::of(dir, lower)
+        View::of(dir, lower, "")
     }
 
-    fn of(dir: TempDir, lower: Vec<PathBuf>) -> Self {
+    fn of(dir: TempDir, lower: Vec<PathBuf>, more: &str) -> Self {
         let (empty, merged) = (dir.path().join("empty"), dir.path().join("merged"));
         fs::create_dir(&empty).unwrap();
         fs::create_dir(&merged).unwrap();
         let mut lower: Vec<_> = lower.iter().map(|path| path.display().to_string()).collect();
         // An overlay without an upper directory needs two lower ones.
         lower.push(empty.display().to_string());
-        let options = format!("lowerdir={}", lower.join(":"));
+        let options = format!("lowerdir={}{more}", lower.join(":"));
         mount(Some("overlay"), &merged, Some("overlay"), MsFlags::MS_RDONLY, Some(options.as_str())).unwrap();
         View { dir }
     }
@@ -61,6 +64,12 @@ impl View {
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("merged")
     }
+}
+
+/// The directories of layers, topmost first.
+fn directories(volume: &Path, diff_ids: &[Digest]) -> Vec<PathBuf> {
+    let chain = ChainId::chain(diff_ids);
+    chain.iter().rev().map(|chain| volume.join("overlay").join(chain.hex()).join("diff")).collect()
 }
 
 impl Drop for View {

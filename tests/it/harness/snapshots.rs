@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -16,6 +19,7 @@ use larder::node::api::services::snapshots::v1::{
     ViewSnapshotRequest,
 };
 use larder::node::api::types::Mount;
+use larder::node::snapshotter::SOCKET;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -36,6 +40,8 @@ pub(crate) struct Snapshotter {
     running: Option<Running>,
     /// What starts it, in front of its own command line.
     starter: Vec<String>,
+    /// The socket that it is handed, as systemd does by a unit of its own.
+    listener: Option<UnixListener>,
     dir: TempDir,
     pub(crate) client: Client,
 }
@@ -48,11 +54,27 @@ impl Snapshotter {
 
     /// The same by another program that becomes it.
     pub(crate) fn start_by(starter: &[String]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let client = Client::new(dir.path().join("s"));
-        let mut snapshotter = Snapshotter { running: None, starter: starter.to_vec(), dir, client };
+        let mut snapshotter = Snapshotter::stopped(starter);
         snapshotter.restart();
         snapshotter
+    }
+
+    /// One that does not run yet, with a socket at which somebody listens already: systemd's place is taken by this process.
+    pub(crate) fn activated_by(starter: &[String]) -> Self {
+        let activate = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec \"$@\"";
+        let activate = ["bash", "-c", activate, "activate"].map(str::to_owned);
+        let mut snapshotter = Snapshotter::stopped(&[&activate, starter].concat());
+        snapshotter.listener = Some(UnixListener::bind(snapshotter.socket()).unwrap());
+        snapshotter
+    }
+
+    fn stopped(starter: &[String]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let client = Client::new(dir.path().join("s"));
+        // The paths of 120 layers must fit into one page here; others look where it is unless it is told otherwise.
+        fs::create_dir(dir.path().join("state")).unwrap();
+        symlink("../root", dir.path().join("state/snapshotter")).unwrap();
+        Snapshotter { running: None, starter: starter.to_vec(), listener: None, dir, client }
     }
 
     /// The command line.
@@ -75,7 +97,11 @@ impl Snapshotter {
     pub(crate) fn restart(&mut self) {
         assert!(self.running.is_none(), "it runs");
         let log = File::options().append(true).create(true).open(self.dir.path().join("log")).unwrap();
-        let child = self.command().stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn();
+        let input = match &self.listener {
+            Some(listener) => OwnedFd::from(listener.try_clone().unwrap()).into(),
+            None => Stdio::null(),
+        };
+        let child = self.command().stdin(input).stdout(log.try_clone().unwrap()).stderr(log).spawn();
         let mut running = Running::of(child.unwrap());
         let deadline = Instant::now() + PATIENCE;
         while self.client.list(&["name==none"]).is_err() {
@@ -99,6 +125,15 @@ impl Snapshotter {
     /// Where it answers.
     pub(crate) fn socket(&self) -> PathBuf {
         self.dir.path().join("s")
+    }
+
+    /// Makes it answer where containerd looks for it unless it is told otherwise.
+    pub(crate) fn at_its_place(&self) {
+        let place = Path::new(SOCKET);
+        let parent = place.parent().unwrap();
+        fs::create_dir_all(parent).unwrap();
+        mount(Some("test"), parent, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        symlink(self.socket(), place).unwrap();
     }
 
     /// Its directory.

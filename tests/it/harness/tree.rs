@@ -102,7 +102,7 @@ fn xattrs(path: &Path) -> BTreeMap<String, Vec<u8>> {
     values.collect()
 }
 
-/// What a comparison leaves out, because runtimes are known to disagree on it (docs/runtimes.md).
+/// What a comparison leaves out, because runtimes are known to disagree on it (docs/reference/runtimes.md).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tolerance<'a> {
     /// Modification times of directories.

@@ -38,6 +38,8 @@ fn ordered_by_the_api() {
     );
     assert_eq!((status.images.len(), content.layers.len(), content.totals.layers), (1, 2, 2));
     assert_eq!((status.images[0].layers, status.images[0].layers_done), (2, 2));
+    let conditions: Vec<_> = status.conditions.iter().map(|one| (&*one.type_, &*one.status)).collect();
+    assert_eq!(conditions, [("Ready", "True"), ("Progressing", "False"), ("Degraded", "False")]);
 
     // The copy in the tenant's namespace, by the same handle.
     let copy = world.until("the copy is ready", || {

@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::events::v1::Event;
+use kube::api::ListParams;
 use larder::caches::record::Record;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
@@ -131,6 +133,65 @@ fn what_never_starts_is_told() {
         assert!(message.contains(what), "want {what}: {message}");
         world.nothing_left();
     }
+}
+
+#[test]
+fn a_build_that_waits_says_for_what() {
+    let Some(mut world) = World::faked() else { return };
+    world.habits.pace.report = Duration::from_millis(200);
+    world.fake().remove_node("node-a");
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    let ready = || {
+        let status = world.get::<ImageCache>(&world.team, "web")?.status?;
+        Some((
+            status.phase,
+            status.conditions.into_iter().find(|condition| condition.type_ == "Ready")?.message,
+        ))
+    };
+    let waits =
+        world.until("it says what it waits for", || ready().filter(|(_, message)| !message.is_empty()));
+    assert_eq!(waits.0, "Creating");
+    assert!(waits.1.contains("the builder does not start") && waits.1.contains("nodes"), "{}", waits.1);
+    world.until("there is an event", || {
+        let told = events_of(&world, "web");
+        told.iter().any(|(reason, note)| reason == "Creating" && note.starts_with("waiting: ")).then_some(())
+    });
+    world.add_node("node-b");
+    world.phase("web", Status::Available);
+    assert_eq!(ready().unwrap(), ("Available".into(), String::new()));
+    let told = events_of(&world, "web");
+    for (reason, note) in
+        [("Creating", "ordered"), ("Creating", "attempt 1 began"), ("Available", "sealed: ")]
+    {
+        let told = told.iter().filter(|(a, b)| a == reason && b.starts_with(note)).count();
+        assert_eq!(told, 1, "{reason} {note}");
+    }
+}
+
+#[test]
+fn a_snapshot_that_is_waited_for_says_why() {
+    let Some(mut world) = World::faked() else { return };
+    world.habits.pace.report = Duration::from_millis(200);
+    let busy = SnapshotFate::Fails { message: "the array is busy".into(), times: u32::MAX };
+    world.fake().decide_snapshot(busy);
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    world.until("it says what it waits for", || {
+        let status = world.get::<ImageCache>(&world.team, "web")?.status?;
+        let waiting = status.work?.waiting?;
+        (waiting.starts_with("the snapshot is not ready: ") && waiting.contains("the array is busy"))
+            .then_some(())
+    });
+}
+
+/// Reasons and notes of the events about an image cache.
+fn events_of(world: &World, name: &str) -> Vec<(String, String)> {
+    let events = world.wait(world.api::<Event>(&world.team).list(&ListParams::default())).unwrap();
+    let about =
+        |event: &&Event| event.regarding.as_ref().and_then(|about| about.name.as_deref()) == Some(name);
+    let told = events.items.iter().filter(about);
+    told.map(|event| (event.reason.clone().unwrap(), event.note.clone().unwrap())).collect()
 }
 
 #[test]

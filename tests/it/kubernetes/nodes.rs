@@ -4,6 +4,7 @@
 //! scheduling, affinity, the order in which pods, mounts and attachments go, Pod Security, access control, the garbage
 //! collector) is as the modules of `larder::testing::kubernetes` say.
 
+mod containerd;
 mod crash;
 mod rights;
 

@@ -75,8 +75,16 @@ fn what_cannot_be_says_why() {
     elsewhere.spec.cluster = "another".into();
     world.apply(&elsewhere);
     assert!(refused("elsewhere").contains("another cluster"));
+    let mut twice = world.object("twice");
+    twice.spec.images = vec!["nginx".into(), "docker.io/library/nginx:latest".into()];
+    world.apply(&twice);
+    assert_eq!(refused("twice"), "spec.images[1]: docker.io/library/nginx:latest is listed twice");
+    let mut secret = world.object("secret");
+    secret.spec.image_pull_secrets = vec!["registry".into()];
+    world.apply(&secret);
+    assert!(refused("secret").starts_with("spec.imagePullSecrets[0]: \"registry\" is not a pull secret"));
     // Nothing was made for them: they go at once.
-    for name in ["web", "elsewhere"] {
+    for name in ["web", "elsewhere", "twice", "secret"] {
         world.wait(world.api::<ImageCache>(&world.team).delete(name, &DeleteParams::default())).unwrap();
         assert!(world.get::<ImageCache>(&world.team, name).is_none());
     }

@@ -51,7 +51,7 @@ fn one_file_makes_all_stores_known() {
         // The real program says that it is old.
         fs::copy("/usr/bin/podman", node.root().join("usr/bin/podman")).unwrap();
         let found = node::Node::read(&node.root()).unwrap();
-        assert!(found.podman && !found.reads_drop_ins, "{found:?}");
+        assert_eq!(found.programs, [node::Program { name: "podman", is_new: false }]);
         assert!(node.images().is_empty());
         let many = change(&node, &[&first, &second, &third]);
         assert!(many.advice.is_empty(), "{many:?}");
@@ -116,7 +116,7 @@ fn this_podman_reads_nothing_else() {
         let option = format!("overlay.imagestore={}", directories.display());
         let drop_in = |found: node::Node| {
             let change = config::change(
-                &node::Node { reads_drop_ins: true, ..found },
+                &node::Node { programs: vec![node::Program { name: "podman", is_new: true }], ..found },
                 PODMAN,
                 std::slice::from_ref(&directories),
             );

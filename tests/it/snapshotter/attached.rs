@@ -13,24 +13,24 @@ use crate::harness::served::Served;
 use crate::harness::{Need, exits, isolated, larder, succeed};
 
 /// A node's root for the files of `attach`, and places for volumes.
-struct Place {
-    dir: TempDir,
+pub(super) struct Place {
+    pub(super) dir: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Place { dir: tempfile::tempdir().unwrap() }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(super) fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn drop_in(&self) -> PathBuf {
+    pub(super) fn drop_in(&self) -> PathBuf {
         self.dir.path().join("etc/containerd/conf.d/99-larder.toml")
     }
 
-    fn larder(&self, node: &Node, command: &str, what: &Path) -> Command {
+    pub(super) fn larder(&self, node: &Node, command: &str, what: &Path) -> Command {
         let mut larder = larder();
         larder.env("LARDER_STATE__DIR", node.snapshotter.state());
         larder.arg(command).arg(what).arg("--node-root").arg(self.dir.path());
@@ -38,14 +38,14 @@ impl Place {
     }
 
     /// With its images known to containerd.
-    fn attach(&self, node: &Node, volume: &Path, name: &str) -> Command {
+    pub(super) fn attach(&self, node: &Node, volume: &Path, name: &str) -> Command {
         let mut attach = self.larder(node, "attach", volume);
         attach.args(["--runtime", "containerd", "--preload", "--no-unit"]);
         attach.arg("--containerd").arg(node.containerd.socket()).arg("--at").arg(self.at(name));
         attach
     }
 
-    fn detach(&self, node: &Node, what: &Path) -> Command {
+    pub(super) fn detach(&self, node: &Node, what: &Path) -> Command {
         self.larder(node, "detach", what)
     }
 }

@@ -1,6 +1,6 @@
 //! Debian's containerd, with this as its only snapshotter: what is fetched, what runs, and what goes on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
@@ -49,15 +49,24 @@ impl Node {
         Node::start_with_sandbox("none")
     }
 
+    /// With what the files in `conf.d` of the directory `etc` say of snapshotters; ours is where they expect it.
+    pub(super) fn start_importing(etc: &Path, sandbox: &str) -> Self {
+        let snapshotter = Snapshotter::start();
+        snapshotter.at_its_place();
+        Node::of(Containerd::start_importing(etc, sandbox), snapshotter)
+    }
+
     /// With an image for sandboxes of pods.
     pub(super) fn start_with_sandbox(image: &str) -> Self {
         let snapshotter = Snapshotter::start();
-        let number = NODES.fetch_add(1, Ordering::Relaxed);
-        let containerd = Containerd::start_with_snapshotter(&snapshotter.socket(), image);
-        Node { containerd, snapshotter, number }
+        Node::of(Containerd::start_with_snapshotter(&snapshotter.socket(), image), snapshotter)
     }
 
-    fn pull(&self, reference: &str) {
+    pub(super) fn of(containerd: Containerd, snapshotter: Snapshotter) -> Self {
+        Node { containerd, snapshotter, number: NODES.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    pub(super) fn pull(&self, reference: &str) {
         if let Err(status) = cri::pull(&self.containerd.socket(), reference) {
             panic!("pulling {reference}: {status}\n{}", self.snapshotter.log());
         }
@@ -125,7 +134,7 @@ impl Drop for Node {
 }
 
 /// Bytes of layers that the registry has given since it was asked last, and of documents.
-fn fetched(served: &Served) -> (u64, u64) {
+pub(super) fn fetched(served: &Served) -> (u64, u64) {
     let layers: u64 = served
         .images
         .iter()

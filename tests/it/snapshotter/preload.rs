@@ -32,7 +32,7 @@ impl Node {
         command
     }
 
-    fn cri(&self) -> Cri {
+    pub(super) fn cri(&self) -> Cri {
         Cri::new(&self.containerd.socket())
     }
 
@@ -44,7 +44,7 @@ impl Node {
     }
 
     /// Names of its images.
-    fn images(&self) -> Vec<String> {
+    pub(super) fn images(&self) -> Vec<String> {
         self.listed(&["images", "ls", "--quiet"])
     }
 
@@ -58,7 +58,7 @@ impl Node {
     }
 
     /// Waits until CRI, which hears of it later, has so many images.
-    fn until_cri_knows(&self, images: usize) {
+    pub(super) fn until_cri_knows(&self, images: usize) {
         let deadline = Instant::now() + PATIENCE;
         while self.cri().images().len() != images {
             assert!(Instant::now() < deadline, "{:?}", self.cri().images());
@@ -105,7 +105,7 @@ impl Sealed {
 }
 
 /// What sandboxes of pods are made of.
-fn pause() -> Image {
+pub(super) fn pause() -> Image {
     Image::builder(Format::Oci)
         .layer(busybox().unwrap())
         .command(&["/bin/sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1 & wait; done"])

@@ -1,4 +1,4 @@
-//! `systemd/larder-snapshotter.service`, without a systemd that runs.
+//! `systemd/larder-snapshotter.service` and `.socket`, without a systemd that runs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use larder::model::chain::ChainId;
 use larder::model::job::LayerFormat;
+use larder::node::snapshotter::SOCKET;
 use nix::sys::signal::Signal;
 
 use crate::harness::served::Served;
@@ -17,6 +18,7 @@ use crate::images::images;
 use crate::unit::syscalls::{allowed, made};
 
 const UNIT: &str = include_str!("../../../systemd/larder-snapshotter.service");
+const SOCKET_UNIT: &str = include_str!("../../../systemd/larder-snapshotter.socket");
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Most exposure that `systemd-analyze security` may find, tenths of 10. It mounts where all of the host sees it, so that
@@ -26,6 +28,7 @@ const EXPOSURE: u32 = 64;
 fn analyze(arguments: &[&str], text: &str) -> (bool, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("larder-snapshotter.service");
+    fs::write(dir.path().join("larder-snapshotter.socket"), SOCKET_UNIT).unwrap();
     let program = larder().get_program().to_str().unwrap().to_owned();
     fs::write(&path, text.replace("/usr/bin/larder", &program)).unwrap();
     let mut command = Command::new("systemd-analyze");
@@ -48,6 +51,32 @@ fn systemd_understands_it() {
         let threshold = format!("--threshold={EXPOSURE}");
         let (content, said) = analyze(&["security", "--offline=true", &threshold], UNIT);
         assert!(content, "{said}");
+    });
+}
+
+#[test]
+fn systemd_listens_where_containerd_asks() {
+    let has = |unit: &str, line: &str| unit.lines().any(|has| has == line);
+    assert!(has(SOCKET_UNIT, &format!("ListenStream={SOCKET}")));
+    assert!(has(SOCKET_UNIT, "SocketMode=0600") && has(SOCKET_UNIT, "Before=containerd.service"));
+    assert!(has(UNIT, "Requires=larder-snapshotter.socket") && has(UNIT, "Also=larder-snapshotter.socket"));
+    // The directory of the socket stays when the service stops.
+    assert!(!UNIT.contains("\nRuntimeDirectory="));
+    isolated(&[Need::Program("systemd-analyze")], || {
+        let dir = tempfile::tempdir().unwrap();
+        let program = larder().get_program().to_str().unwrap().to_owned();
+        fs::write(dir.path().join("larder-snapshotter.service"), UNIT.replace("/usr/bin/larder", &program))
+            .unwrap();
+        let path = dir.path().join("larder-snapshotter.socket");
+        for (text, is_good) in
+            [(SOCKET_UNIT.to_owned(), true), (SOCKET_UNIT.replace("SocketMode=", "Mode="), false)]
+        {
+            fs::write(&path, text).unwrap();
+            let mut verify = Command::new("systemd-analyze");
+            let output = run_within(verify.args(["verify", "--man=no", "--no-pager"]).arg(&path), LIMIT);
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert_eq!(output.status.success() && !said.contains("larder"), is_good, "{said}");
+        }
     });
 }
 
@@ -137,7 +166,8 @@ fn every_call_that_is_made_is_allowed() {
         let dir = tempfile::tempdir().unwrap();
         let summary = dir.path().join("calls");
         let starter = ["strace", "-D", "-f", "-c", "-U", "name", "-o", summary.to_str().unwrap()];
-        let mut snapshotter = Snapshotter::start_by(&starter.map(str::to_owned));
+        let mut snapshotter = Snapshotter::activated_by(&starter.map(str::to_owned));
+        snapshotter.restart();
         exercise(&snapshotter, &served, &volume);
         snapshotter.process().signal(Signal::SIGTERM);
         assert_eq!(snapshotter.process().code_within(LIMIT), Some(0));
@@ -149,7 +179,7 @@ fn every_call_that_is_made_is_allowed() {
             assert!(Instant::now() < deadline, "strace does not sum up");
             std::thread::sleep(Duration::from_millis(50));
         };
-        for certain in ["accept4", "fsmount", "move_mount", "umount2", "symlinkat", "fchown"] {
+        for certain in ["accept4", "pidfd_getfd", "fsmount", "move_mount", "umount2", "symlinkat", "fchown"] {
             assert!(made.contains(certain), "{certain} is not in {made:?}");
         }
         let refused: Vec<_> = made.difference(&allowed(UNIT)).cloned().collect();

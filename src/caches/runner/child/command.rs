@@ -9,34 +9,18 @@ use super::super::BuildOrder;
 use super::Settings;
 use super::work::Work;
 use crate::config::caches::Caches;
+use crate::config::environment::{GENERAL, NETWORK};
 use crate::config::log::Format;
 use crate::model::job::VolumeKind;
 
-/// Variables that a child gets: where programs and certificates are, how hosts are reached, how times are told. What
-/// configures larder is in the file that it is given. Everything else stays with the daemon, above all
-/// `$CREDENTIALS_DIRECTORY`, `$NOTIFY_SOCKET`, `$LARDER_TOKEN`, and what leads to docker configs (`$HOME`,
-/// `$DOCKER_CONFIG`, `$REGISTRY_AUTH_FILE`, `$XDG_RUNTIME_DIR`): those of the daemon's user are no tenant's.
-const PASSED: [&str; 15] = [
-    "PATH",
-    "TZ",
-    "LANG",
-    "LC_ALL",
-    "TMPDIR",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-];
-
-/// The variables of `all` that a child gets.
+/// The variables of `all` that a child gets: `PATH` and those of [`config::environment`](crate::config::environment). Larder's
+/// own configuration is in the file that the child gets. Others stay with the daemon, above all `$CREDENTIALS_DIRECTORY`,
+/// `$NOTIFY_SOCKET`, `$LARDER_TOKEN`, and what leads to docker configs (`$HOME`, `$DOCKER_CONFIG`, `$REGISTRY_AUTH_FILE`,
+/// `$XDG_RUNTIME_DIR`): those of the daemon's user are no tenant's.
 pub(super) fn environment(all: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
-    all.into_iter().filter(|(name, _)| PASSED.iter().any(|passed| name == passed)).collect()
+    let passed =
+        |name: &OsString| name == "PATH" || GENERAL.iter().chain(&NETWORK).any(|passed| name == passed);
+    all.into_iter().filter(|(name, _)| passed(name)).collect()
 }
 
 /// `larder build`, with the job on standard input, sharing layers with the tenant's other volumes.

@@ -24,7 +24,12 @@ fn snapshotter() -> Snapshotter {
         name: "larder".into(),
         socket: "/run/larder-snapshotter/snapshotter.sock".into(),
         root: "/var/lib/larder/snapshotter".into(),
+        remaps_ids: true,
     }
+}
+
+fn wanted() -> Wanted {
+    Wanted { snapshotters: vec![snapshotter()], content_cache: None }
 }
 
 fn parsed(drop_in: &DropIn) -> Table {
@@ -52,24 +57,26 @@ fn versions() {
 fn without_a_configuration() {
     let old = node(&[], OLD).unwrap();
     assert_eq!(
-        old.drop_in(&snapshotter()).unwrap().text().strip_prefix(MARK).unwrap(),
+        old.drop_in(&wanted()).unwrap().text().strip_prefix(MARK).unwrap(),
         "version = 2\n\n\
          [plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshotter = \"larder\"\n\n\
          [proxy_plugins.larder]\naddress = \"/run/larder-snapshotter/snapshotter.sock\"\ntype = \"snapshot\"\n"
     );
     let Loading::NotImported { remedy } = old.loading() else { panic!() };
     assert!(remedy.ends_with("version = 2\nimports = [\"/etc/containerd/conf.d/*.toml\"]"), "{remedy}");
-    let new = parsed(&node(&[], NEW).unwrap().drop_in(&snapshotter()).unwrap());
+    let new = parsed(&node(&[], NEW).unwrap().drop_in(&wanted()).unwrap());
     assert_eq!(new["version"].as_integer(), Some(3));
     assert_eq!(new["plugins"][CRI_IMAGES]["snapshotter"].as_str(), Some("larder"));
     let unpack = new["plugins"][TRANSFER]["unpack_config"].as_array().unwrap();
     let names: Vec<_> = unpack.iter().map(|entry| entry["snapshotter"].as_str().unwrap()).collect();
     assert_eq!(names, ["overlayfs", "larder"]);
+    assert!(unpack.iter().all(|entry| entry.get("optional").is_none()), "{unpack:?}");
     assert_eq!(unpack[1]["platform"].as_str(), Some(Platform::host().to_string().as_str()));
     assert_eq!(
         new["proxy_plugins"]["larder"]["exports"]["root"].as_str(),
         Some("/var/lib/larder/snapshotter")
     );
+    assert_eq!(new["proxy_plugins"]["larder"]["capabilities"][0].as_str(), Some("remap-ids"));
 }
 
 #[test]
@@ -82,7 +89,7 @@ fn the_section_of_cri_is_repeated_for_1_and_shown_without_credentials() {
                  [plugins.'io.containerd.grpc.v1.cri'.registry.configs.'r.io'.auth]\npassword = 'hunter2'\n";
     let node = node(&[(MAIN, main), ("/etc/containerd/conf.d/50.toml", later)], OLD).unwrap();
     assert_eq!(node.loading(), Loading::Counts);
-    let drop_in = node.drop_in(&snapshotter()).unwrap();
+    let drop_in = node.drop_in(&wanted()).unwrap();
     let cri = &parsed(&drop_in)["plugins"][CRI];
     assert_eq!(cri["sandbox_image"].as_str(), Some("pause:1"));
     assert_eq!(cri["containerd"]["snapshotter"].as_str(), Some("larder"));
@@ -100,18 +107,38 @@ fn lists_are_repeated_for_2() {
                 [plugins.'io.containerd.snapshotter.v1.erofs']\nlayer_content_caches = ['/theirs']\n";
     let of = |version| node(&[(MAIN, main)], version).unwrap();
     assert_eq!(of(NEW).loading(), Loading::Counts);
-    let text = parsed(&of(NEW).drop_in(&snapshotter()).unwrap());
+    let text = parsed(&of(NEW).drop_in(&wanted()).unwrap());
     let unpack = text["plugins"][TRANSFER]["unpack_config"].as_array().unwrap();
     assert_eq!(unpack.len(), 2);
     assert_eq!(unpack[0]["snapshotter"].as_str(), Some("stargz"));
-    assert!(of(NEW).erofs_drop_in(&["/icv/erofs".into()]).is_err());
+    let cache = Wanted { snapshotters: Vec::new(), content_cache: Some("/var/lib/larder/erofs".into()) };
+    assert!(matches!(of(NEW).drop_in(&cache), Err(ConfigError::TooOld { .. })));
     let newest = of(Version { major: 2, minor: 4 });
-    let text = parsed(&newest.erofs_drop_in(&["/icv/erofs".into(), "/theirs".into()]).unwrap());
+    let text = parsed(&newest.drop_in(&cache).unwrap());
+    assert!(text.get("proxy_plugins").is_none() && text["plugins"].get(CRI_IMAGES).is_none());
     let caches = text["plugins"][EROFS]["layer_content_caches"].as_array().unwrap();
     assert_eq!(
         caches.iter().map(|cache| cache.as_str().unwrap()).collect::<Vec<_>>(),
-        ["/theirs", "/icv/erofs"]
+        ["/theirs", "/var/lib/larder/erofs"]
     );
+}
+
+#[test]
+fn volumes_for_several_snapshotters_are_in_one_file() {
+    let other = Snapshotter { name: "other".into(), ..snapshotter() };
+    let wanted = Wanted {
+        snapshotters: vec![snapshotter(), other],
+        content_cache: Some("/var/lib/larder/erofs".into()),
+    };
+    let text = parsed(&node(&[], Version { major: 2, minor: 4 }).unwrap().drop_in(&wanted).unwrap());
+    assert_eq!(text["plugins"][CRI_IMAGES]["snapshotter"].as_str(), Some("larder"));
+    let unpack = text["plugins"][TRANSFER]["unpack_config"].as_array().unwrap();
+    let names: Vec<_> = unpack.iter().map(|entry| entry["snapshotter"].as_str().unwrap()).collect();
+    assert_eq!(names, ["overlayfs", "erofs", "larder", "other"]);
+    assert!(unpack.iter().all(|entry| entry["optional"].as_bool() == Some(true)), "{unpack:?}");
+    assert!(unpack[1]["platform"].as_str().unwrap().starts_with("linux(+erofs)/"), "{unpack:?}");
+    assert_eq!(text["plugins"][EROFS][CACHES].as_array().unwrap().len(), 1);
+    assert_eq!(text["proxy_plugins"].as_table().unwrap().len(), 2);
 }
 
 #[test]
@@ -169,5 +196,5 @@ fn what_cannot_be_used() {
     let circle = "version = 2\nimports = ['/etc/containerd/config.toml', 'config.toml']\n";
     assert_eq!(node(&[(MAIN, circle)], OLD).unwrap().files.len(), 1);
     let ancient = node(&[], Version { major: 1, minor: 5 }).unwrap();
-    assert!(matches!(ancient.drop_in(&snapshotter()), Err(ConfigError::TooOld { .. })));
+    assert!(matches!(ancient.drop_in(&wanted()), Err(ConfigError::TooOld { .. })));
 }

@@ -10,10 +10,12 @@ fn debian() -> Node {
         storage: File::Absent,
         vendor: File::Absent,
         driver: None,
-        podman: true,
-        crio: false,
-        reads_drop_ins: false,
+        programs: programs(&[("podman", false)]),
     }
+}
+
+fn programs(found: &[(&'static str, bool)]) -> Vec<Program> {
+    found.iter().map(|(name, is_new)| Program { name, is_new: *is_new }).collect()
 }
 
 fn stores(names: &[&str]) -> Vec<PathBuf> {
@@ -96,7 +98,7 @@ fn the_operators_file_is_left() {
 #[test]
 fn new_programs_read_a_drop_in() {
     let mut node = debian();
-    node.reads_drop_ins = true;
+    node.programs = programs(&[("podman", true), ("buildah", true)]);
     for storage in [File::Absent, File::Text("[storage]\n".into()), File::Other] {
         node.storage = storage;
         let change = change(&node, PODMAN, &stores(&["/icv", "/b"]));
@@ -121,4 +123,66 @@ fn another_driver_sees_no_store() {
     assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice[0].contains("under [storage.options]"));
     node.storage = File::Text("[storage]\ndriver = \"btrfs\"\n".into());
     assert!(super::change(&node, PODMAN, &stores(&["/icv"])).advice[0].contains("the driver btrfs"));
+}
+
+/// The files that are written on a node with these programs, and whether the operator has to do something for podman or buildah.
+fn files_for(found: &[(&'static str, bool)], whom: For, storage: &File) -> (Vec<PathBuf>, bool) {
+    let node = Node { programs: programs(found), storage: storage.clone(), ..debian() };
+    let change = change(&node, whom, &stores(&["/icv"]));
+    let files =
+        change.files.iter().filter(|(_, text)| text.is_some()).map(|(path, _)| path.clone()).collect();
+    (files, change.advice.iter().any(|line| !line.starts_with("CRI-O")))
+}
+
+/// Programs and whether they are new, who uses the stores, `storage.conf`; the files, and whether there is advice.
+type Case<'a> = (&'a [(&'static str, bool)], For, &'a File, &'a [&'a str], bool);
+
+#[test]
+fn a_new_program_keeps_storage_conf_away() {
+    let (old, new) = (false, true);
+    let theirs = File::Text("[storage]\ndriver = \"overlay\"\n".into());
+    let cases: [Case; 12] = [
+        (&[("podman", old), ("crio", old)], BOTH, &File::Absent, &[STORAGE_CONF], false),
+        (&[("podman", old), ("crio", old)], BOTH, &theirs, &[CRIO_DROP_IN], true),
+        (&[("podman", new), ("crio", new)], BOTH, &File::Absent, &[STORAGE_DROP_IN], false),
+        (&[("podman", new), ("crio", new)], BOTH, &theirs, &[STORAGE_DROP_IN], false),
+        (&[("podman", new), ("crio", old)], BOTH, &File::Absent, &[STORAGE_DROP_IN, CRIO_DROP_IN], false),
+        (&[("podman", new), ("crio", old)], BOTH, &theirs, &[STORAGE_DROP_IN, CRIO_DROP_IN], false),
+        (
+            &[("podman", new), ("crio", old)],
+            For { podman: false, crio: true },
+            &File::Absent,
+            &[CRIO_DROP_IN],
+            false,
+        ),
+        (&[("podman", old), ("crio", new)], BOTH, &File::Absent, &[STORAGE_DROP_IN], true),
+        (&[("podman", new), ("buildah", old)], PODMAN, &File::Absent, &[STORAGE_DROP_IN], true),
+        (
+            &[("podman", new), ("buildah", old), ("crio", old)],
+            BOTH,
+            &theirs,
+            &[STORAGE_DROP_IN, CRIO_DROP_IN],
+            true,
+        ),
+        (&[("podman", new)], BOTH, &File::Absent, &[STORAGE_DROP_IN, CRIO_DROP_IN], false),
+        (&[], PODMAN, &File::Absent, &[STORAGE_CONF], false),
+    ];
+    for (found, whom, storage, files, is_advised) in cases {
+        let files = files.iter().map(PathBuf::from).collect();
+        assert_eq!(files_for(found, whom, storage), (files, is_advised), "{found:?} {whom:?} {storage:?}");
+    }
+    // One that an earlier attach wrote goes when a new program comes.
+    let node = Node {
+        programs: programs(&[("podman", new), ("buildah", old)]),
+        storage: File::Text(format!("{MARK}[storage]\n")),
+        ..debian()
+    };
+    let change = change(&node, PODMAN, &stores(&["/icv", "/b"]));
+    assert!(change.files.contains(&(STORAGE_CONF.into(), None)), "{change:?}");
+    let line = &change.advice[0];
+    assert!(line.starts_with("buildah of this node") && line.contains("keep podman from users"), "{line}");
+    assert!(
+        line.ends_with("--storage-opt overlay.imagestore=/icv --storage-opt overlay.imagestore=/b"),
+        "{line}"
+    );
 }

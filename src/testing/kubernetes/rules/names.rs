@@ -34,6 +34,12 @@ pub(super) fn validate(kind: &Kind, object: &Value, old: Option<&Value>) -> Vec<
     } else if !is_subdomain(name) {
         causes.push(Cause::invalid("metadata.name", &shown, SUBDOMAIN));
     }
+    let prefix = meta(object, "generateName");
+    // The same rule, for what stands before the five characters that follow (pkg/api/validation/generic.go, maskTrailingDash).
+    let masked = prefix.strip_suffix('-').map_or(prefix.to_owned(), |start| format!("{start}a"));
+    if !prefix.is_empty() && !is_subdomain(&masked) {
+        causes.push(Cause::invalid("metadata.generateName", &prefix.into(), SUBDOMAIN));
+    }
     labels(&object["metadata"]["labels"], "metadata.labels", &mut causes);
     let annotations = object["metadata"]["annotations"].as_object();
     let size: usize =

@@ -27,7 +27,7 @@ async fn an_owner_takes_back_what_it_applies_no_more() {
     apply("two", false, json!({"x": "1", "z": "1"})).await.unwrap();
     let conflict = refused(apply("two", false, json!({"y": "2"})).await);
     assert_eq!((conflict.code, conflict.reason.as_str()), (409, "Conflict"));
-    assert_eq!(conflict.message, "Apply failed with 1 conflict: conflict with \"one\" using v1: .data.y");
+    assert_eq!(conflict.message, "Apply failed with 1 conflict: conflict with \"one\": .data.y");
     // x is still owned by two, y is not.
     let left = apply("one", false, json!({})).await.unwrap();
     assert_eq!(left.data.unwrap().keys().collect::<Vec<_>>(), ["x", "z"]);
@@ -50,7 +50,7 @@ async fn an_update_takes_ownership() {
     api.patch("a", &other, &Patch::Merge(&json!({"data": {"x": "2"}}))).await.unwrap();
     let conflict = refused(api.patch("a", &params, &Patch::Apply(&config_map(&json!({"x": "1"})))).await);
     assert_eq!(conflict.code, 409);
-    assert!(conflict.message.contains("conflict with \"other\" using v1"), "{conflict}");
+    assert!(conflict.message.contains("conflict with \"other\" using v1 at "), "{conflict}");
     let forced =
         api.patch("a", &params.force(), &Patch::Apply(&config_map(&json!({"x": "1"})))).await.unwrap();
     assert_eq!(forced.data.unwrap()["x"], "1");
@@ -109,7 +109,8 @@ async fn an_apply_names_its_manager_and_meets_what_it_means() {
     assert_eq!(made.type_.as_deref(), Some("Opaque"));
     assert_eq!(made.data.unwrap()["k"].0, b"v");
     let other = refused(api.patch("a", &params, &Patch::Apply(&secret(Some("x")))).await);
-    assert_eq!(other.code, 409);
+    assert_eq!((other.code, other.reason.as_str()), (422, "Invalid"));
+    assert!(other.message.contains("metadata.uid: Invalid value: \"x\": field is immutable"), "{other}");
     place.end().await;
 }
 

@@ -4,6 +4,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt as _};
@@ -60,11 +61,44 @@ async fn deletion_keeps_preconditions() {
     let wrong = Preconditions { uid: Some("no-such-uid".to_owned()), resource_version: None };
     let refused = refused(api.delete("a", &DeleteParams::default().preconditions(wrong)).await);
     assert_eq!((refused.code, refused.reason.as_str()), (409, "Conflict"));
-    assert!(refused.message.contains("Precondition failed: UID in precondition: no-such-uid"), "{refused}");
+    assert!(
+        refused.message.contains("the UID in the precondition (no-such-uid) does not match"),
+        "{refused}"
+    );
     let right = Preconditions { uid: made.uid(), resource_version: None };
     let status = api.delete("a", &DeleteParams::default().preconditions(right)).await.unwrap();
     assert!(status.right().unwrap().is_success());
     assert!(api.get_opt("a").await.unwrap().is_none());
+    place.end().await;
+}
+
+#[tokio::test]
+async fn generated_names_begin_with_a_name() {
+    let place = Place::new().await;
+    let api = place.api::<ConfigMap>();
+    let generate = async |prefix: &str| {
+        let mut map = config_map("", "1");
+        map.metadata = ObjectMeta { generate_name: Some(prefix.to_owned()), ..ObjectMeta::default() };
+        api.create(&post(), &map).await
+    };
+    let made = generate("a-").await.unwrap();
+    assert!(made.name_any().starts_with("a-") && made.name_any().len() == 7, "{}", made.name_any());
+    let refused = refused(generate("a.").await);
+    assert_eq!((refused.code, refused.reason.as_str()), (422, "Invalid"));
+    assert!(refused.message.contains("metadata.generateName: Invalid value: \"a.\""), "{refused}");
+    place.end().await;
+}
+
+#[tokio::test]
+async fn a_patch_of_another_object_is_invalid() {
+    let place = Place::new().await;
+    let api = place.api::<ConfigMap>();
+    api.create(&post(), &config_map("a", "1")).await.unwrap();
+    let patch = json!({"metadata": {"uid": "another"}});
+    let refused = refused(api.patch("a", &PatchParams::default(), &Patch::Merge(&patch)).await);
+    assert_eq!((refused.code, refused.reason.as_str()), (422, "Invalid"));
+    let fields: Vec<_> = refused.details.iter().flat_map(|details| &details.causes).collect();
+    assert_eq!(fields[0].field, "metadata.uid");
     place.end().await;
 }
 
@@ -132,7 +166,7 @@ async fn unknown_fields_are_refused_when_strict_and_dropped_else() {
         PatchParams { field_validation: Some(kube::api::ValidationDirective::Strict), ..Default::default() };
     let patch = json!({"spec": {"acessModes": ["ReadWriteOnce"]}});
     let strict = refused(api.patch("a", &strict, &Patch::Merge(&patch)).await);
-    assert_eq!(strict.code, 400);
+    assert_eq!((strict.code, strict.reason.as_str()), (422, "Invalid"));
     assert!(strict.message.contains("unknown field \"spec.acessModes\""), "{strict}");
     // An apply refuses them whatever is said about validation.
     let applied = refused(api.patch("b", &PatchParams::apply("test"), &Patch::Apply(&claim("b"))).await);

@@ -76,11 +76,16 @@ impl State {
         options: &DeleteOptions,
     ) -> Result<Deleted, Refusal> {
         let live = self.get(id).cloned().ok_or_else(|| Refusal::not_found(kind, &id.name))?;
-        let same = [("UID", "uid", &options.uid), ("ResourceVersion", "resourceVersion", &options.version)];
-        for (word, field, wanted) in same {
+        // rest/delete.go, BeforeDelete; the same text in 1.36.
+        let same = [
+            ("UID", "uid", &options.uid, "deleted and then recreated"),
+            ("ResourceVersion", "resourceVersion", &options.version, "modified"),
+        ];
+        for (word, field, wanted, done) in same {
             if !wanted.is_empty() && wanted != meta(&live, field) {
                 let why = format!(
-                    "Precondition failed: {word} in precondition: {wanted}, {word} in object meta: {}",
+                    "the {word} in the precondition ({wanted}) does not match the {word} in record ({}). The object \
+                     might have been {done}",
                     meta(&live, field)
                 );
                 return Err(Refusal::conflict(kind, &id.name, &why));

@@ -174,7 +174,9 @@ fn moved(mut object: Value, own: &str, namespace: &str) -> Value {
             object["roleRef"]["name"] = json!(own);
         }
     }
-    for subject in object["subjects"].as_array_mut().into_iter().flatten() {
+    // Not by index: that would add the member to objects that have none.
+    let subjects = object.get_mut("subjects").and_then(Value::as_array_mut);
+    for subject in subjects.into_iter().flatten() {
         subject["namespace"] = json!(own);
     }
     object

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::node::containerd::config::{Loading, Node, Snapshotter, Version};
+use larder::node::containerd::config::{Loading, Node, Snapshotter, Version, Wanted};
 use tempfile::TempDir;
 use toml::Table;
 
@@ -41,9 +41,14 @@ impl Etc {
     }
 
     fn write(&self) {
-        let snapshotter =
-            Snapshotter { name: "larder".into(), socket: "/run/l.sock".into(), root: "/var/lib/l".into() };
-        fs::write(self.ours(), self.node().drop_in(&snapshotter).unwrap().text()).unwrap();
+        let snapshotter = Snapshotter {
+            name: "larder".into(),
+            socket: "/run/l.sock".into(),
+            root: "/var/lib/l".into(),
+            remaps_ids: true,
+        };
+        let wanted = Wanted { snapshotters: vec![snapshotter], content_cache: None };
+        fs::write(self.ours(), self.node().drop_in(&wanted).unwrap().text()).unwrap();
     }
 
     fn dumped(&self) -> Table {

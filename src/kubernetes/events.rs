@@ -1,0 +1,94 @@
+//! Events (`events.k8s.io/v1`) about pods and image caches, as `kubectl describe` shows them. An event can be lost, and nothing
+//! depends on one.
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::Timestamp;
+use kube::Client;
+use kube::api::{Api, PostParams};
+
+use super::client::ApiServer;
+use super::fault::{Fault, TIMEOUT};
+use super::names::MANAGER;
+use crate::model::escape::escape_to;
+
+/// Maximum length of a note, characters; the API server accepts 1024 bytes (pkg/apis/core/validation/events.go).
+pub(super) const MAX_NOTE: usize = 250;
+/// Maximum length of the name of the reporting instance (the same file).
+const MAX_INSTANCE: usize = 128;
+
+/// What is reported about an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    /// Follows the name of the object in the name of the event, so that the same event is created once, whoever reports it.
+    /// `None` for a name that is generated.
+    pub(super) suffix: Option<String>,
+    /// Whether somebody has to act.
+    pub(super) warning: bool,
+    /// What was done: one word.
+    pub(super) action: &'static str,
+    /// Why the event was created: one word, for programs.
+    pub(super) reason: String,
+    /// For people.
+    pub(super) note: String,
+}
+
+/// Creates events in the name of one process. kube's recorder would take an event with another note for a repetition.
+#[derive(Debug)]
+pub(super) struct Reporter {
+    client: ApiServer,
+    controller: &'static str,
+    instance: String,
+}
+
+impl Reporter {
+    /// Events of the controller `controller`, of which this process is `instance`.
+    pub(super) fn new(client: Client, controller: &'static str, instance: &str) -> Self {
+        let instance = instance.chars().take(MAX_INSTANCE).collect();
+        Reporter { client: client.into(), controller, instance }
+    }
+
+    /// Creates an event about an object, in the background.
+    pub(super) fn report(&self, about: &ObjectReference, report: Report) {
+        let event = self.event(about, report);
+        let namespace = event.metadata.namespace.clone().unwrap_or_default();
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        tokio::spawn(async move {
+            let parameters = PostParams::default();
+            match tokio::time::timeout(TIMEOUT, api.create(&parameters, &event)).await {
+                Ok(Err(error)) => {
+                    let fault = Fault::new("creating an event", error);
+                    // Another process, or this one before a restart, has reported it. A namespace that ends takes no events.
+                    if !fault.is_already_there() && !fault.is_not_found() {
+                        tracing::warn!("{fault}");
+                    }
+                }
+                Err(_) => tracing::warn!("creating an event: no answer within {} s", TIMEOUT.as_secs()),
+                Ok(Ok(_)) => {}
+            }
+        });
+    }
+
+    fn event(&self, about: &ObjectReference, report: Report) -> Event {
+        let object = about.name.as_deref().unwrap_or(MANAGER);
+        Event {
+            metadata: ObjectMeta {
+                // What is before the generated part ends like a name (pkg/apis/core/validation), so not with a dot.
+                generate_name: report.suffix.is_none().then(|| format!("{object}-")),
+                name: report.suffix.map(|suffix| format!("{object}.{suffix}")),
+                namespace: Some(about.namespace.clone().unwrap_or_else(|| "default".to_owned())),
+                ..ObjectMeta::default()
+            },
+            action: Some(report.action.to_owned()),
+            event_time: Some(MicroTime(Timestamp::now())),
+            note: Some(escape_to(&report.note, MAX_NOTE)),
+            reason: Some(report.reason),
+            regarding: Some(about.clone()),
+            reporting_controller: Some(self.controller.to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(if report.warning { "Warning" } else { "Normal" }.to_owned()),
+            ..Event::default()
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The history of an image cache as events of the cluster: what its record notes, how far its build is, and its copies.
+//!
+//! The name of each event follows from what it is about, so a daemon that begins to lead does not repeat those of the one
+//! before it.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::ResourceExt as _;
+
+use super::crd::{CopyState, ImageCache};
+use super::events::Report;
+use crate::caches::record::{Happened, Record};
+use crate::model::digest::Digest;
+use crate::model::image_cache::Status;
+
+/// Maximum age of what is still reported when a daemon first sees a record.
+const FRESH: TimeDelta = TimeDelta::minutes(5);
+/// Progress is reported in steps of this many percent.
+const STEP: usize = 25;
+
+/// What was reported of a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reported {
+    sequence: u64,
+    /// The volume whose progress it is, and how far it was, percent.
+    progress: (u32, usize),
+}
+
+/// The reference to an image cache that its events have.
+pub(super) fn reference(object: &ImageCache) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("larder.dev/v1".to_owned()),
+        kind: Some("ImageCache".to_owned()),
+        name: Some(object.name_any()),
+        namespace: object.namespace(),
+        uid: object.uid(),
+        ..ObjectReference::default()
+    }
+}
+
+/// What is new in a record since `before`; of a record that was not seen before, what is fresh at `now`.
+pub(super) fn news(record: &Record, before: Option<Reported>, now: DateTime<Utc>) -> (Vec<Report>, Reported) {
+    let is_new = |event: &&Happened| match before {
+        Some(before) => event.sequence > before.sequence,
+        None => now - event.time < FRESH,
+    };
+    let mut reports: Vec<Report> =
+        record.events.iter().filter(is_new).map(|event| noted(record, event)).collect();
+    let mut reported = Reported { sequence: record.sequence, ..before.unwrap_or_default() };
+    if let Some(work) = &record.work {
+        let (generation, percent) = (work.generation, percent(record));
+        let seen = if reported.progress.0 == generation { reported.progress.1 } else { 0 };
+        if percent > seen {
+            reported.progress = (generation, percent);
+            reports.push(progress(record, generation, percent));
+        }
+    }
+    (reports, reported)
+}
+
+fn noted(record: &Record, event: &Happened) -> Report {
+    Report {
+        suffix: Some(format!("{}-{}", short(record), event.sequence)),
+        warning: matches!(event.status, Status::Failed | Status::Unavailable),
+        action: "Cache",
+        reason: event.status.to_string(),
+        note: event.message.clone(),
+    }
+}
+
+fn progress(record: &Record, generation: u32, percent: usize) -> Report {
+    let (done, layers) = layers(record);
+    Report {
+        suffix: Some(format!("{}-{generation}-{percent}", short(record))),
+        warning: false,
+        action: "Build",
+        reason: "Progress".to_owned(),
+        note: format!("{done} of {layers} layers are on the volume"),
+    }
+}
+
+/// Events about copies that were not as they are now.
+pub(super) fn copies(record: &Record, before: &[CopyState], now: &[CopyState]) -> Vec<Report> {
+    let changed =
+        now.iter().filter(|state| !before.contains(state) && (state.ready || state.message.is_some()));
+    let reports = changed.map(|copy| {
+        let note = match &copy.message {
+            None => format!("the snapshot can be used in namespace {}", copy.namespace),
+            Some(message) => format!("namespace {}: {message}", copy.namespace),
+        };
+        let hash = Digest::sha256(note.as_bytes()).hex()[..8].to_owned();
+        Report {
+            suffix: Some(format!("{}-{}-{hash}", short(record), record.generation)),
+            warning: copy.message.is_some(),
+            action: "Share",
+            reason: if copy.message.is_some() { "NotShared" } else { "Shared" }.to_owned(),
+            note,
+        }
+    });
+    reports.collect()
+}
+
+/// The beginning of the UID: an image cache of the same name that was deleted has other events.
+fn short(record: &Record) -> String {
+    record.id.to_string().chars().take(8).collect()
+}
+
+/// Layers of all images that are on the volume, and layers of all images.
+fn layers(record: &Record) -> (usize, usize) {
+    let sum = |of: fn(&crate::caches::record::ImageDetails) -> usize| record.progress.iter().map(of).sum();
+    (sum(|image| image.layers_done), sum(|image| image.layers))
+}
+
+/// How far the build is, in steps; 0 until all images are resolved.
+fn percent(record: &Record) -> usize {
+    match layers(record) {
+        (done, layers) if layers > 0 && record.progress.len() == record.spec.images.len() => {
+            (done * 100 / layers) / STEP * STEP
+        }
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caches::record::ImageDetails;
+    use crate::model::image_cache::{CacheId, Spec};
+
+    fn record() -> Record {
+        let spec = Spec {
+            name: "web".parse().unwrap(),
+            images: vec!["nginx".parse().unwrap()],
+            size_gib: 20,
+            retention_days: 0,
+            cluster: "here".into(),
+            pull_secrets: Vec::new(),
+        };
+        Record::new(CacheId::random(), "team-a".parse().unwrap(), spec, DateTime::UNIX_EPOCH)
+    }
+
+    fn notes(reports: &[Report]) -> Vec<&str> {
+        reports.iter().map(|report| report.note.as_str()).collect()
+    }
+
+    #[test]
+    fn each_event_is_reported_once_and_old_ones_are_not() {
+        let mut record = record();
+        let start = DateTime::UNIX_EPOCH;
+        let (first, reported) = news(&record, None, start + TimeDelta::seconds(1));
+        assert_eq!(notes(&first), ["ordered"]);
+        assert_eq!(news(&record, Some(reported), start), (Vec::new(), reported));
+        assert_eq!(notes(&news(&record, None, start + FRESH).0), Vec::<&str>::new());
+        record.turn(Status::Failed, start, "no such tag");
+        let (second, _) = news(&record, Some(reported), start);
+        assert_eq!(notes(&second), ["no such tag"]);
+        assert!(second[0].warning && second[0].reason == "Failed");
+        assert_ne!(first[0].suffix, second[0].suffix);
+    }
+
+    #[test]
+    fn progress_goes_by_quarters() {
+        let mut record = record();
+        let mut reported = news(&record, None, record.created_at).1;
+        let mut seen = Vec::new();
+        for done in 0..=10 {
+            record.progress = vec![ImageDetails {
+                reference: "nginx".into(),
+                manifest: Digest::sha256(b"m"),
+                layers: 10,
+                layers_done: done,
+                compressed_size: 10,
+                received: 0,
+            }];
+            let (reports, next) = news(&record, Some(reported), record.created_at);
+            seen.extend(reports.into_iter().map(|report| report.note));
+            reported = next;
+        }
+        let at = |done: u32| format!("{done} of 10 layers are on the volume");
+        assert_eq!(seen, [at(3), at(5), at(8), at(10)]);
+    }
+
+    #[test]
+    fn copies_are_reported_when_they_change() {
+        let record = record();
+        let copy = |ready, message: Option<&str>| CopyState {
+            namespace: "team-b".into(),
+            ready,
+            message: message.map(str::to_owned),
+        };
+        let pending = [copy(false, None)];
+        assert!(copies(&record, &[], &pending).is_empty());
+        let refused = copies(&record, &pending, &[copy(false, Some("no right"))]);
+        assert!(refused[0].warning && refused[0].note == "namespace team-b: no right");
+        let ready = [copy(true, None)];
+        assert_eq!(copies(&record, &pending, &ready)[0].reason, "Shared");
+        assert!(copies(&record, &ready, &ready).is_empty());
+    }
+}

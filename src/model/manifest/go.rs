@@ -1,0 +1,160 @@
+//! JSON as Go's `encoding/json` reads it into a struct.
+//!
+//! podman, CRI-O, containerd and docker decode an image config with it. A config that it refuses takes the image, and in a store of
+//! containers/storage its neighbours, from every command that lists images. One that it accepts is a good image, whatever other
+//! JSON readers make of it:
+//!
+//! - names of fields match in any case, and two letters outside of ASCII count as the letters that they resemble;
+//! - `null` is a value of every type and changes nothing, except that it empties a list;
+//! - of equal keys the last one counts;
+//! - a number is written as an integer of 64 bits, without fraction and exponent;
+//! - bytes that are not UTF-8, and halves of surrogate pairs, become U+FFFD;
+//! - unknown fields hold any JSON.
+
+mod decode;
+mod time;
+
+use std::collections::BTreeMap;
+
+use super::error::{ManifestError, cut};
+use decode::Decode;
+
+/// The type of a value.
+#[derive(Debug)]
+pub(super) enum Shape {
+    /// A string.
+    Text,
+    /// A string that is standard base64 (`[]byte`).
+    Base64,
+    /// A time (`time.Time`).
+    Time,
+    /// `true` or `false`.
+    Flag,
+    /// A signed integer of 64 bits.
+    Integer,
+    /// An object whose content does not matter (`struct{}`).
+    Empty,
+    /// A string or a list of strings (docker's `strslice.StrSlice`).
+    Words,
+    /// Nothing but `null`: what would make a reader take the document for another kind.
+    Absent,
+    /// A list.
+    List(&'static Shape),
+    /// An object with any keys.
+    Map(&'static Shape),
+    /// An object with these fields.
+    Object(&'static [(&'static str, Shape)]),
+}
+
+/// The fields of an object that were read. Maps, flags and integers are checked and not kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Object(BTreeMap<&'static str, Value>);
+
+/// A value that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    /// A string, or a time in RFC 3339.
+    Text(String),
+    List(Vec<Option<Value>>),
+    Object(Object),
+    Checked,
+}
+
+impl Object {
+    /// A string, or a time in RFC 3339; empty if there is none, as in Go.
+    pub(super) fn text(&self, field: &str) -> &str {
+        match self.0.get(field) {
+            Some(Value::Text(text)) => text,
+            _ => "",
+        }
+    }
+
+    /// The strings of a list; empty if there is none.
+    pub(super) fn texts(&self, field: &str) -> Vec<&str> {
+        let texts = self.list(field).iter().map(|value| match value {
+            Some(Value::Text(text)) => text.as_str(),
+            _ => "",
+        });
+        texts.collect()
+    }
+
+    /// The objects of a list; empty if there is none.
+    pub(super) fn objects(&self, field: &str) -> impl Iterator<Item = Option<&Object>> {
+        self.list(field).iter().map(|value| match value {
+            Some(Value::Object(object)) => Some(object),
+            _ => None,
+        })
+    }
+
+    fn list(&self, field: &str) -> &[Option<Value>] {
+        match self.0.get(field) {
+            Some(Value::List(list)) => list,
+            _ => &[],
+        }
+    }
+
+    /// An object; `None` if there is none.
+    pub(super) fn object(&self, field: &str) -> Option<&Object> {
+        match self.0.get(field) {
+            Some(Value::Object(object)) => Some(object),
+            _ => None,
+        }
+    }
+
+    /// Stores a field as decoding into a struct does.
+    fn set(&mut self, field: &'static str, shape: &Shape, value: Option<Value>) {
+        match (value, self.0.get_mut(field)) {
+            (Some(Value::Object(new)), Some(Value::Object(old))) => old.0.extend(new.0),
+            (Some(value), _) => drop(self.0.insert(field, value)),
+            (None, _) if matches!(shape, Shape::List(_) | Shape::Time) => drop(self.0.remove(field)),
+            (None, _) => {}
+        }
+    }
+}
+
+/// Reads a document of an object.
+///
+/// # Errors
+/// [`ManifestError::Malformed`] for bytes that are not JSON, else [`ManifestError::Unreadable`] with the first field that Go
+/// refuses.
+pub(super) fn read(bytes: &[u8], shape: &'static Shape) -> Result<Object, ManifestError> {
+    let malformed = |reason: String| ManifestError::Malformed { reason: cut(&reason) };
+    scan(bytes).map_err(|reason| malformed(reason.to_owned()))?;
+    let path = decode::Path::default();
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = serde::de::DeserializeSeed::deserialize(Decode { shape, path: &path }, &mut json);
+    match read.and_then(|value| json.end().map(|()| value)) {
+        Ok(Some(Value::Object(object))) => Ok(object),
+        Ok(_) => Ok(Object::default()),
+        Err(error) if !error.is_eof() && !path.is_empty() => {
+            Err(ManifestError::Unreadable { field: cut(&path.to_string()), rule: cut(&error.to_string()) })
+        }
+        Err(error) => Err(malformed(error.to_string())),
+    }
+}
+
+/// How deep Go's reader goes.
+const MAX_DEPTH: usize = 10_000;
+
+/// Checks the two rules of Go's scanner that serde_json does not have where it reads bytes.
+fn scan(bytes: &[u8]) -> Result<(), &'static str> {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in bytes {
+        match byte {
+            0..0x20 if in_string => return Err("a string has a control character that is not escaped"),
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return Err("its values are nested more than 10000 deep");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

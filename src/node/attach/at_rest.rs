@@ -1,0 +1,54 @@
+//! Whether a containerd that does not answer can have anything that needs a volume, by what the kernel and our own files say.
+//!
+//! A layer of a volume is in containerd only if our snapshotter has a link to it, or containerd's own EROFS snapshotter has one.
+//! A container of ours that runs has an overlay with its upper directory at the snapshotter's.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::Host;
+use super::error::{Error, io as failed};
+use crate::caches::attachments::Attachment;
+use crate::node::content_cache;
+use crate::sys::mounts::Mounts;
+
+/// Proves that nothing of containerd needs the volume of `record`: neither a running container nor an image.
+pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {
+    let mounts = Mounts::read().map_err(failed("looking for containers on", &record.at))?;
+    // The snapshotter names its directory without symbolic links; there is none where it never ran.
+    let snapshots = host.snapshots.canonicalize().unwrap_or_else(|_| host.snapshots.clone());
+    if record.preloaded || mounts.overlay_over(&snapshots).is_some() {
+        return Ok(false);
+    }
+    let links = targets(&snapshots.join("l")).map_err(failed("listing", &snapshots))?;
+    // The note of an image is `<device>:<inode> <volume>`.
+    let names = |target: &PathBuf| {
+        let of_image = target.as_os_str().as_bytes().splitn(2, |byte| *byte == b' ').nth(1);
+        target.starts_with(&record.at)
+            || of_image.is_some_and(|path| Path::new(OsStr::from_bytes(path)).starts_with(&record.at))
+    };
+    // A layer that a newer volume has leads there.
+    let leads_here = |layer: &PathBuf| {
+        layer.starts_with(&record.at)
+            || fs::read_link(layer).is_ok_and(|target| target.starts_with(&record.at))
+    };
+    let uses_erofs = content_cache::has(record)
+        && content_cache::linked(&host.path(content_cache::CONTAINERD))
+            .map_err(failed("listing the snapshots of containerd for", &record.at))?
+            .iter()
+            .any(leads_here);
+    Ok(!links.iter().any(names) && !uses_erofs)
+}
+
+/// Where the symbolic links in a directory point.
+fn targets(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let links = entries.map(|entry| Ok(fs::read_link(entry?.path()).ok()));
+    links.filter_map(Result::transpose).collect()
+}

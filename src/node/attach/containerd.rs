@@ -1,0 +1,197 @@
+//! What a detach asks of containerd, and does there: nothing that stays in it needs a layer of the volume afterwards.
+
+use std::collections::HashSet;
+
+use super::dependents::{Consent, Dependent};
+use super::error::Error;
+use super::{Host, at_rest};
+use crate::caches::attachments::Attachment;
+use crate::model::chain::ChainId;
+use crate::model::digest::Digest;
+use crate::model::job::LayerFormat;
+use crate::model::runtime::{Containerd, Runtime};
+use crate::model::seal::Content;
+use crate::node::containerd::{self, Going, Needing};
+use crate::node::content_cache;
+use crate::volume::seal;
+
+/// What containerd has of a volume that nobody uses.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
+    record: &'a Attachment,
+    /// None where nothing is to be done there.
+    containerd: Option<Containerd>,
+    /// None where nobody can say.
+    going: Option<Going>,
+    needing: Vec<Needing>,
+}
+
+impl<'a> Held<'a> {
+    /// Asks containerd, and changes nothing. Refuses while containers use the volume.
+    pub(super) fn find(
+        record: &'a Attachment,
+        others: &[Attachment],
+        host: &Host,
+        consent: Consent,
+    ) -> Result<Self, Error> {
+        let nothing = Held { record, containerd: None, going: None, needing: Vec::new() };
+        let Some(containerd) = whom(record, host) else { return Ok(nothing) };
+        match Held::ask(record, others, &containerd) {
+            Ok((going, needing)) => Ok(Held { record, containerd: Some(containerd), going, needing }),
+            Err(Error::Containerd(error @ containerd::Error::Unreachable { .. })) => {
+                if record.containerd.is_none() || consent.force || at_rest::proves(record, host)? {
+                    return Ok(nothing);
+                }
+                Err(Error::Unasked { at: record.at.clone(), reason: error.to_string() })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn ask(
+        record: &Attachment,
+        others: &[Attachment],
+        containerd: &Containerd,
+    ) -> Result<(Option<Going>, Vec<Needing>), Error> {
+        let content = seal::read(&record.at).ok().map(|sealed| sealed.content);
+        // Nobody stands on what is not mounted.
+        if let Some(content) = &content {
+            refuse_if_used(containerd, content, others)?;
+        }
+        let Some(going) = going(containerd, record, content.as_ref(), others) else {
+            containerd.block_on(Containerd::version)?;
+            return Ok((None, Vec::new()));
+        };
+        let cache = record.cache.as_ref();
+        let needing = containerd.block_on(async |containerd| containerd.images_on(&going, cache).await)?;
+        Ok((Some(going), needing))
+    }
+
+    /// The images that need the volume.
+    pub(super) fn images(&self) -> Vec<Dependent> {
+        named(&self.needing)
+    }
+
+    /// Removes the images that need the volume, and what was made known of it.
+    pub(super) fn let_go(&self) -> Result<(), Error> {
+        let Some(containerd) = &self.containerd else { return Ok(()) };
+        let work = async |containerd: &Containerd| {
+            containerd.remove_images(&self.needing).await?;
+            if let Some(cache) = &self.record.cache {
+                containerd.forget(cache).await?;
+            }
+            match &self.going {
+                Some(going) => containerd.sweep(going).await,
+                None => Ok(()),
+            }
+        };
+        Ok(containerd.block_on(work)?)
+    }
+}
+
+/// The containerd to ask. One that was not told of the volume can still have its layers: the snapshotter offers those of every
+/// volume.
+fn whom(record: &Attachment, host: &Host) -> Option<Containerd> {
+    record.containerd.clone().or_else(|| {
+        let default = Containerd::default();
+        let address = host.path(Containerd::ADDRESS);
+        address.exists().then_some(Containerd { address, ..default })
+    })
+}
+
+/// Refuses while containers stand on what would be gone.
+fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachment]) -> Result<(), Error> {
+    // An overlay of directories does not mind which volume they are on; images hold the file in which they lie.
+    let others = if content.layer_format == LayerFormat::Overlay { others } else { &[] };
+    let elsewhere: HashSet<ChainId> = contents(others.iter())
+        .flat_map(|content| content.layers.into_iter().map(|layer| layer.chain_id))
+        .collect();
+    let mut content = content.clone();
+    content.layers.retain(|layer| !elsewhere.contains(&layer.chain_id));
+    match containerd.block_on(async |containerd| containerd.refuse_if_used(&content).await) {
+        Err(containerd::Error::NoSnapshotter(_)) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// The snapshots that containerd does not have without the volume; none where nobody can say. A volume that is not there, as after
+/// its disk was lost, has no `content`.
+fn going(
+    containerd: &Containerd,
+    record: &Attachment,
+    content: Option<&Content>,
+    others: &[Attachment],
+) -> Option<Going> {
+    let layers = |content: Content| content.layers.into_iter();
+    if containerd.snapshotter == Containerd::EROFS {
+        let elsewhere: HashSet<Digest> = contents(others.iter().filter(|other| content_cache::has(other)))
+            .flat_map(|content| layers(content).map(|layer| layer.diff_id))
+            .collect();
+        let of_it = content?.layers.iter().map(|layer| layer.diff_id.clone());
+        return Some(Going::Linked(of_it.filter(|diff_id| !elsewhere.contains(diff_id)).collect()));
+    }
+    let has_it = |other: &Attachment| {
+        other.containerd.as_ref().is_some_and(|other| other.snapshotter == containerd.snapshotter)
+    };
+    // A containerd that was told by its operator keeps the snapshotter.
+    if record.containerd.is_some() && !others.iter().any(has_it) {
+        return Some(Going::All);
+    }
+    let there: Vec<Content> = contents(others.iter()).collect();
+    let are_all_there = there.len() == others.len();
+    let elsewhere: HashSet<ChainId> =
+        there.into_iter().flat_map(|content| layers(content).map(|layer| layer.chain_id)).collect();
+    match content {
+        Some(content) => {
+            let of_it = content.layers.iter().map(|layer| layer.chain_id.clone());
+            Some(Going::FromVolumes(of_it.filter(|chain| !elsewhere.contains(chain)).collect()))
+        }
+        None => are_all_there.then_some(Going::AllFromVolumesBut(elsewhere)),
+    }
+}
+
+/// What the volumes hold that are there.
+fn contents<'a>(records: impl Iterator<Item = &'a Attachment>) -> impl Iterator<Item = Content> {
+    records.filter_map(|record| Some(seal::read(&record.at).ok()?.content))
+}
+
+/// One name for each image: containerd has a record for its tag, its digests and its ID.
+fn named(needing: &[Needing]) -> Vec<Dependent> {
+    let is_same =
+        |one: &Needing, other: &Needing| one.namespace == other.namespace && one.target == other.target;
+    let rank = |name: &str| (name.starts_with("sha256:"), name.contains('@'));
+    let shown = needing.iter().filter(|one| {
+        let best = needing.iter().filter(|other| is_same(one, other)).map(|other| rank(&other.name)).min();
+        best == Some(rank(&one.name))
+    });
+    shown
+        .map(|one| Dependent {
+            runtime: Runtime::Containerd,
+            image: one.name.clone(),
+            place: format!("namespace {}", one.namespace),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_named_once() {
+        let record = |name: &str, target: &str| Needing {
+            namespace: "k8s.io".into(),
+            name: name.into(),
+            target: target.into(),
+        };
+        let all = [
+            record("sha256:1", "a"),
+            record("r/app@sha256:2", "a"),
+            record("r/app:1", "a"),
+            record("r/app:2", "a"),
+            record("sha256:3", "b"),
+        ];
+        let names: Vec<String> = named(&all).into_iter().map(|image| image.image).collect();
+        assert_eq!(names, ["r/app:1", "r/app:2", "sha256:3"]);
+    }
+}

@@ -1,0 +1,70 @@
+//! What containerd can do with a volume now, found out before anything is changed.
+
+use std::path::Path;
+
+use super::error::{Error, io as failed};
+use super::{Host, Order};
+use crate::model::chain::ChainId;
+use crate::model::escape::escape;
+use crate::model::job::LayerFormat;
+use crate::model::runtime::Containerd;
+use crate::model::seal::Content;
+use crate::sys::{dm_verity, mount};
+
+/// Images that a note names.
+const NAMED: usize = 5;
+
+/// Refuses what would fail when the volume is attached.
+pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(), Error> {
+    let containerd = &order.containerd;
+    if containerd.snapshotter == Containerd::EROFS {
+        if order.preload {
+            return Err(Error::PreloadErofs);
+        }
+        if content.layer_format == LayerFormat::Overlay {
+            return Err(Error::Directories(volume.to_owned()));
+        }
+        // containerd looks whether it is loaded, and has no CRI without a snapshotter that it is told to use.
+        if !mount::has_file_system("erofs")
+            .map_err(failed("looking for EROFS in", Path::new("/proc/filesystems")))?
+        {
+            return Err(Error::NoErofs);
+        }
+    }
+    if order.preload && !containerd.block_on(Containerd::has_snapshotter)? {
+        let (snapshotter, address) = (containerd.snapshotter.clone(), containerd.address.clone());
+        return Err(Error::NotRestarted { snapshotter, address });
+    }
+    Ok(())
+}
+
+/// What differs for containerd's own EROFS snapshotter, a sentence each.
+pub(super) fn notes(host: &Host, content: &Content) -> Vec<String> {
+    let mut notes = Vec::new();
+    let has_trees =
+        content.layers.iter().any(|layer| layer.image.as_ref().is_some_and(|image| image.verity.is_some()));
+    if has_trees && !dm_verity::is_supported(&host.root) {
+        notes.push(
+            "this kernel has no dm-verity: containerd takes the layers without their hash trees".to_owned(),
+        );
+    }
+    let depends = |chain: &ChainId| {
+        let layer = content.layers.iter().find(|layer| layer.chain_id == *chain);
+        layer.and_then(|layer| layer.image.as_ref()).is_some_and(|image| image.fixup_size.is_some())
+    };
+    let differing: Vec<String> = content
+        .images
+        .iter()
+        .filter(|image| image.chain.iter().any(depends))
+        .map(|image| escape(&image.reference).to_string())
+        .collect();
+    if !differing.is_empty() {
+        let more = differing.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        notes.push(format!(
+            "containerd sees layers by diff ID without what they take from the layers below; images with such layers: {}{more}",
+            differing.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ")
+        ));
+    }
+    notes
+}

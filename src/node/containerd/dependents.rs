@@ -1,0 +1,318 @@
+//! Images that cannot start without layers which are about to go, and their removal.
+//!
+//! An image needs what garbage collection keeps for it: its target, what the labels of that name in turn, and the snapshot that
+//! the label of a config names, with all parents (containerd, docs/garbage-collection.md). Of a layer that came from a volume
+//! containerd has no blob, so it cannot unpack the layer again. An image whose blobs are all there is unpacked again, and needs
+//! no snapshot.
+
+use std::collections::{HashMap, HashSet};
+
+use tonic::{Code, Response};
+
+use super::call::{Call, Session};
+use super::records::is_of;
+use super::{Containerd, Error};
+use crate::model::chain::ChainId;
+use crate::model::digest::Digest;
+use crate::node::api::services::content::v1 as content;
+use crate::node::api::services::content::v1::content_client::ContentClient;
+use crate::node::api::services::images::v1 as images;
+use crate::node::api::services::snapshots::v1 as snapshots;
+use crate::node::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use crate::node::grpc;
+use crate::node::snapshotter::{ON_VOLUME, YES};
+
+/// The labels of references to blobs begin so; those to layers go on with `l.` and a number.
+const BLOB: &str = "containerd.io/gc.ref.content.";
+const LAYER: &str = "containerd.io/gc.ref.content.l.";
+/// The label of a reference to a snapshot: this, and the name of the snapshotter.
+const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
+/// The label that says of which change set a snapshot is (containerd 2.4 and newer).
+const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+
+/// The snapshots that are about to go, with all that stand on them.
+#[derive(Clone, Debug)]
+pub enum Going {
+    /// Layers with these chain IDs, as far as Larder's snapshotter has them from a volume.
+    FromVolumes(HashSet<ChainId>),
+    /// Layers that Larder's snapshotter has from volumes, but for those with these chain IDs.
+    AllFromVolumesBut(HashSet<ChainId>),
+    /// Layers with these diff IDs, which containerd's own EROFS snapshotter has from a volume.
+    Linked(HashSet<Digest>),
+    /// All snapshots: containerd gets another snapshotter.
+    All,
+}
+
+/// The record of an image that cannot start any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needing {
+    /// The namespace.
+    pub namespace: String,
+    /// The name of the record.
+    pub name: String,
+    /// The digest for which it stands.
+    pub target: String,
+}
+
+impl Going {
+    fn names(&self, info: &snapshots::Info) -> bool {
+        let is_in = |layers: &HashSet<ChainId>| layers.iter().any(|chain| chain.to_string() == info.name);
+        match self {
+            Going::FromVolumes(layers) => is_from_volume(info) && is_in(layers),
+            Going::AllFromVolumesBut(layers) => is_from_volume(info) && !is_in(layers),
+            Going::Linked(layers) => {
+                let diff_id = info.labels.get(DIFF_ID).and_then(|diff_id| diff_id.parse().ok());
+                diff_id.is_some_and(|diff_id: Digest| layers.contains(&diff_id))
+            }
+            Going::All => true,
+        }
+    }
+
+    /// Whether the snapshot is one of a volume that goes.
+    fn lies_on_volume(&self, info: &snapshots::Info) -> bool {
+        self.names(info) && (is_from_volume(info) || matches!(self, Going::Linked(_)))
+    }
+
+    /// Names of the snapshots of a namespace that go, parents first.
+    fn among<'a>(&self, snapshots: &'a [snapshots::Info]) -> Vec<&'a str> {
+        closure(snapshots, |info| self.names(info))
+    }
+}
+
+/// Whether Larder's snapshotter has it from a volume.
+pub(super) fn is_from_volume(info: &snapshots::Info) -> bool {
+    info.labels.get(ON_VOLUME).is_some_and(|value| value == YES)
+}
+
+/// The committed snapshots that `chosen` are, and those that stand on them, parents first.
+fn closure(snapshots: &[snapshots::Info], chosen: impl Fn(&snapshots::Info) -> bool) -> Vec<&str> {
+    let committed = || snapshots.iter().filter(|info| info.kind() == snapshots::Kind::Committed);
+    let mut found: Vec<&str> =
+        committed().filter(|info| chosen(info)).map(|info| info.name.as_str()).collect();
+    let mut known: HashSet<&str> = found.iter().copied().collect();
+    loop {
+        let above = |info: &&snapshots::Info| {
+            known.contains(info.parent.as_str()) && !known.contains(info.name.as_str())
+        };
+        let more: Vec<&str> = committed().filter(above).map(|info| info.name.as_str()).collect();
+        if more.is_empty() {
+            break;
+        }
+        known.extend(&more);
+        found.extend(more);
+    }
+    // Those that were chosen come in any order.
+    let parents: HashMap<&str, &str> =
+        snapshots.iter().map(|info| (info.name.as_str(), info.parent.as_str())).collect();
+    found.sort_by_cached_key(|name| {
+        let up = std::iter::successors(parents.get(name), |parent| parents.get(**parent));
+        // What is listed while it changes may go in a circle.
+        up.take(parents.len()).count()
+    });
+    found
+}
+
+impl Containerd {
+    /// Records of images, in all namespaces, that cannot start without what is `going`. Those that were made known of `cache`
+    /// are left out: [`forget`](Self::forget) removes them.
+    ///
+    /// # Errors
+    /// [`Error`]: containerd or the snapshotter does not answer.
+    pub async fn images_on(&self, going: &Going, cache: Option<&Digest>) -> Result<Vec<Needing>, Error> {
+        let mut found = Vec::new();
+        for namespace in self.namespaces().await? {
+            let session = self.session_in(&namespace);
+            let Some(snapshots) = session.snapshots(false).await? else { continue };
+            let gone: HashSet<&str> = going.among(&snapshots).into_iter().collect();
+            if gone.is_empty() {
+                continue;
+            }
+            let blobs = Blobs::new(session.blobs().await?, &self.snapshotter);
+            let ours = |image: &images::Image| {
+                namespace == self.namespace && cache.is_some_and(|cache| is_of(image, cache))
+            };
+            for image in session.records().await? {
+                let target = image.target.as_ref().map(|target| target.digest.clone()).unwrap_or_default();
+                if !ours(&image) && blobs.needs(&target, &gone) {
+                    found.push(Needing { namespace: namespace.clone(), name: image.name, target });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes the records of images.
+    ///
+    /// # Errors
+    /// [`Error`]; the same again goes on where it ended.
+    pub async fn remove_images(&self, images: &[Needing]) -> Result<(), Error> {
+        for (number, needing) in images.iter().enumerate() {
+            let is_last = images.get(number + 1).is_none_or(|next| next.namespace != needing.namespace);
+            let record = images::Image { name: needing.name.clone(), ..Default::default() };
+            self.session_in(&needing.namespace).remove(&record, is_last).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what no image holds of the layers from volumes that are `going`, in all namespaces: leases and labels can keep
+    /// them, and what is unpacked on them later would fail.
+    ///
+    /// # Errors
+    /// [`Error`]: containerd or the snapshotter does not answer.
+    pub async fn sweep(&self, going: &Going) -> Result<(), Error> {
+        for namespace in self.namespaces().await? {
+            let session = self.session_in(&namespace);
+            let Some(snapshots) = session.snapshots(false).await? else { continue };
+            let gone = closure(&snapshots, |info| going.lies_on_volume(info));
+            if gone.is_empty() {
+                continue;
+            }
+            for name in gone.iter().rev() {
+                session.remove_snapshot(name).await?;
+            }
+            session.collect().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Session<'_> {
+    /// What is known of all blobs.
+    async fn blobs(&self) -> Result<Vec<content::Info>, Error> {
+        let mut client = ContentClient::with_origin(self.containerd.channel(), grpc::origin());
+        let call = Call { doing: "listing", what: "blobs" };
+        let request = content::ListContentRequest::default();
+        self.ask(call, request, async |request| {
+            let mut stream = client.list(request).await?.into_inner();
+            let mut all = Vec::new();
+            while let Some(message) = stream.message().await? {
+                all.extend(message.info);
+            }
+            Ok(Response::new(all))
+        })
+        .await
+    }
+
+    async fn remove_snapshot(&self, name: &str) -> Result<(), Error> {
+        let mut client = SnapshotsClient::with_origin(self.containerd.channel(), grpc::origin());
+        let request = snapshots::RemoveSnapshotRequest {
+            snapshotter: self.containerd.snapshotter.clone(),
+            key: name.to_owned(),
+        };
+        let call = Call { doing: "removing the snapshot", what: name };
+        match self.attempt(request, async |request| client.remove(request).await).await {
+            // Collected meanwhile; or a container stands on it, which is then not on the volume.
+            Err(failure) if failure.is(Code::NotFound) || failure.is(Code::FailedPrecondition) => Ok(()),
+            other => other.map_err(|failure| self.failed(&call, &failure)),
+        }
+    }
+}
+
+/// The blobs of a namespace.
+struct Blobs {
+    labels: HashMap<String, HashMap<String, String>>,
+    snapshot: String,
+}
+
+impl Blobs {
+    fn new(all: Vec<content::Info>, snapshotter: &str) -> Self {
+        let labels = all.into_iter().map(|info| (info.digest, info.labels)).collect();
+        Blobs { labels, snapshot: format!("{SNAPSHOT}{snapshotter}") }
+    }
+
+    /// Whether an image with this target cannot start without the snapshots that are `gone`.
+    fn needs(&self, target: &str, gone: &HashSet<&str>) -> bool {
+        let (mut pending, mut seen) = (vec![target], HashSet::new());
+        let (mut stands, mut layers) = (false, Vec::new());
+        while let Some(digest) = pending.pop() {
+            let Some(labels) = self.labels.get(digest).filter(|_| seen.insert(digest)) else { continue };
+            for (key, value) in labels {
+                if key.starts_with(LAYER) {
+                    layers.push(value.as_str());
+                } else if key.starts_with(BLOB) {
+                    pending.push(value);
+                } else if *key == self.snapshot {
+                    stands |= gone.contains(value.as_str());
+                }
+            }
+        }
+        // A manifest can be without labels of its layers: containerd discards their blobs then.
+        let is_whole = !layers.is_empty() && layers.iter().all(|layer| self.labels.contains_key(*layer));
+        stands && !is_whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(name: &str, parent: &str, kind: snapshots::Kind, on_volume: bool) -> snapshots::Info {
+        let labels = on_volume.then(|| (ON_VOLUME.to_owned(), YES.to_owned()));
+        snapshots::Info {
+            name: name.into(),
+            parent: parent.into(),
+            kind: kind.into(),
+            labels: labels.into_iter().collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_stands_on_a_layer_goes_with_it() {
+        use snapshots::Kind::{Active, Committed};
+        let chain = ChainId::base(&Digest::sha256(b"1"));
+        let other = ChainId::base(&Digest::sha256(b"2"));
+        let (base, unpacked) = (chain.to_string(), other.to_string());
+        let all = [
+            snapshot("top", "middle", Committed, false),
+            snapshot("middle", &base, Committed, false),
+            snapshot(&base, "", Committed, true),
+            snapshot(&unpacked, "", Committed, false),
+            snapshot("container", "top", Active, false),
+        ];
+        let both = HashSet::from([chain, other]);
+        assert_eq!(Going::FromVolumes(both.clone()).among(&all), [&base, "middle", "top"]);
+        assert!(Going::AllFromVolumesBut(both).among(&all).is_empty());
+        assert_eq!(Going::All.among(&all).len(), 4);
+        assert!(Going::FromVolumes(HashSet::new()).among(&all).is_empty());
+        assert_eq!(Going::AllFromVolumesBut(HashSet::new()).among(&all), [&base, "middle", "top"]);
+        // Of the same change set on another parent, too.
+        let mut linked = snapshot("linked", "", Committed, false);
+        let diff_id = Digest::sha256(b"3");
+        linked.labels.insert(DIFF_ID.to_owned(), diff_id.to_string());
+        let going = Going::Linked(HashSet::from([diff_id]));
+        assert!(going.among(&all).is_empty());
+        assert_eq!(
+            going.among(&[linked, snapshot("above", "linked", Committed, false)]),
+            ["linked", "above"]
+        );
+    }
+
+    #[test]
+    fn an_image_with_all_blobs_needs_no_snapshot() {
+        let info = |digest: &str, labels: &[(&str, &str)]| content::Info {
+            digest: digest.into(),
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ..Default::default()
+        };
+        let index = info("index", &[("containerd.io/gc.ref.content.m.0", "manifest")]);
+        let manifest = info(
+            "manifest",
+            &[
+                ("containerd.io/gc.ref.content.config", "config"),
+                ("containerd.io/gc.ref.content.l.0", "layer"),
+            ],
+        );
+        let discarded = info("manifest", &[("containerd.io/gc.ref.content.config", "config")]);
+        let config = info("config", &[("containerd.io/gc.ref.snapshot.larder", "top")]);
+        let gone = HashSet::from(["top"]);
+        let needs = |blobs: &[&content::Info], snapshotter: &str| {
+            let blobs = blobs.iter().map(|info| (*info).clone()).collect();
+            Blobs::new(blobs, snapshotter).needs("index", &gone)
+        };
+        assert!(needs(&[&index, &manifest, &config], "larder"));
+        assert!(!needs(&[&index, &manifest, &config, &info("layer", &[])], "larder"));
+        assert!(needs(&[&index, &discarded, &config], "larder"));
+        assert!(!needs(&[&index, &manifest, &config], "overlayfs"));
+    }
+}

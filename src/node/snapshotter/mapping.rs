@@ -1,0 +1,146 @@
+//! Containers in user namespaces: their files get other owners by mounts, and nothing is copied (containerd, capability
+//! `remap-ids`).
+//!
+//! containerd maps the directory that all layers of a container have in common, with what is mounted in it, and takes the layers
+//! from there (core/mount, `doPrepareIDMappedOverlay`). A symbolic link in it would lead out. So each such container has a
+//! directory `m/<number>` in which its layers are mounted, topmost first:
+//!
+//! ```text
+//! m/7/0, m/7/1, …    what snapshot 7 stands on
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::{Error, io as failed};
+use super::{Labels, Snapshotter};
+use crate::sys::{Dir, mount};
+
+/// The labels of a snapshot whose files get other owners: `<container ID>:<host ID>:<number>`, several with commas.
+const UIDS: &str = "containerd.io/snapshot/uidmapping";
+const GIDS: &str = "containerd.io/snapshot/gidmapping";
+
+/// The directory of all.
+pub(super) const DIRECTORY: &str = "m";
+
+/// Which owners the files of a container get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mapping {
+    uids: String,
+    gids: String,
+    /// Owner and group of what belongs to root in the container.
+    pub(super) root: (u32, u32),
+}
+
+impl Mapping {
+    /// The mapping that labels ask for.
+    pub(super) fn of(labels: &Labels) -> Result<Option<Self>, Error> {
+        let (uids, gids) = match (labels.get(UIDS), labels.get(GIDS)) {
+            (None, None) => return Ok(None),
+            (uids, gids) => (uids.cloned().unwrap_or_default(), gids.cloned().unwrap_or_default()),
+        };
+        match (host_of_root(&uids), host_of_root(&gids)) {
+            (Some(uid), Some(gid)) => Ok(Some(Mapping { uids, gids, root: (uid, gid) })),
+            _ => Err(Error::Invalid(format!(
+                "want mappings with an entry for ID 0 in the labels {UIDS} and {GIDS}, have {uids:?} and {gids:?}"
+            ))),
+        }
+    }
+
+    /// The options by which containerd maps a mount.
+    pub(super) fn options(&self) -> [String; 2] {
+        [format!("uidmap={}", self.uids), format!("gidmap={}", self.gids)]
+    }
+}
+
+/// The ID on the host for ID 0; none where the text is no mapping.
+fn host_of_root(text: &str) -> Option<u32> {
+    let mut root = None;
+    for entry in text.split(',') {
+        let numbers: Vec<u32> = entry.split(':').map(str::parse).collect::<Result<_, _>>().ok()?;
+        match numbers[..] {
+            [0, host, 1..=u32::MAX] => root = root.or(Some(host)),
+            [_, _, 1..=u32::MAX] => {}
+            _ => return None,
+        }
+    }
+    root
+}
+
+impl Snapshotter {
+    /// Mounts what snapshot `id` stands on in a directory of its own. What was mounted there can be of a volume that went; an overlay
+    /// that stands on it holds it.
+    pub(super) fn gather(&self, id: i64, lower: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        self.scatter(id)?;
+        let directory = self.gathered(id);
+        let make = || {
+            let all = Dir::open(&self.root)?.ensure_dir(DIRECTORY.as_bytes(), 0o700)?;
+            let own = all.ensure_dir(id.to_string().as_bytes(), 0o700)?;
+            let mut places = Vec::new();
+            for (number, path) in lower.iter().enumerate() {
+                let name = number.to_string();
+                let place = own.ensure_dir(name.as_bytes(), 0o700)?;
+                mount::Mount::clone_of(path)?.attach(&place)?;
+                places.push(directory.join(name));
+            }
+            Ok(places)
+        };
+        make().map_err(failed("mounting layers in", &directory))
+    }
+
+    /// Takes back what [`gather`](Self::gather) did.
+    pub(super) fn scatter(&self, id: i64) -> Result<(), Error> {
+        let directory = self.gathered(id);
+        let remove = || {
+            let own = match Dir::open(&directory) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            };
+            for name in own.names()? {
+                let place = directory.join(String::from_utf8_lossy(&name).as_ref());
+                if mount::is_mount_point(&own.open_dir(&name)?)? {
+                    mount::unmount(&place)?;
+                }
+                own.remove_dir(&name)?;
+            }
+            fs::remove_dir(&directory)
+        };
+        remove().map_err(failed("unmounting layers in", &directory))
+    }
+
+    /// The snapshots that layers are mounted for.
+    pub(super) fn gathered_for(&self) -> Result<Vec<i64>, Error> {
+        let path = self.root.join(DIRECTORY);
+        let names = match Dir::open(&path).and_then(|dir| dir.names()) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            other => other.map_err(failed("listing", &path))?,
+        };
+        Ok(names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect())
+    }
+
+    fn gathered(&self, id: i64) -> PathBuf {
+        Path::new(&self.root).join(DIRECTORY).join(id.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_as_containerd_writes_them() {
+        let of = |uids: &str, gids: &str| {
+            let labels = [(UIDS, uids), (GIDS, gids)].into_iter().filter(|(_, text)| !text.is_empty());
+            Mapping::of(&labels.map(|(key, text)| (key.to_owned(), text.to_owned())).collect())
+        };
+        assert_eq!(of("", "").unwrap(), None);
+        let mapping = of("0:100000:65536", "5:7:1,0:200000:5").unwrap().unwrap();
+        assert_eq!(mapping.root, (100_000, 200_000));
+        assert_eq!(mapping.options(), ["uidmap=0:100000:65536", "gidmap=5:7:1,0:200000:5"]);
+        for bad in ["1:2:3", "0:1", "0:1:0", "0:-1:2", "0:1:2,", "0:1:2,ro", " 0:1:2", "0:1:2:3"] {
+            assert!(of(bad, "0:1:2").is_err() && of("0:1:2", bad).is_err(), "{bad}");
+        }
+        assert!(of("0:1:2", "").is_err());
+    }
+}
