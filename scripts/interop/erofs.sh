@@ -35,7 +35,7 @@ feature_run_where_mkfs_erofs_is_not_installed() {
     own_from_volume a-erofs
 }
 
-# By diff ID a layer cannot depend on its parents: docs/runtimes.md lists what differs.
+# By diff ID a layer cannot depend on its parents: docs/reference/runtimes.md lists what differs.
 feature_tree_of_merged_layers() {
     own_node_with a-erofs
     pull app:1
