@@ -5,11 +5,12 @@ CARGO ?= cargo
 # The cargo plugins of scripts/install-tools.sh, before others of the same name.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help deps tools build image static sbom reproducible demo test lint advisories bench instructions
+.PHONY: help deps tools build image static sbom reproducible demo test interop lint advisories bench instructions
 
 help:
 	@echo "make demo    a build from a real registry, and a container started from the sealed volume"
 	@echo "make test    every test; installs the packages they need (root)"
+	@echo "make interop attach, upgrade, detach, ... with each container runtime at hand (root); prints a table"
 	@echo "make build   target/release/larder; the same program in any directory"
 	@echo "make image   target/image: a container image of larder, as an OCI layout"
 	@echo "make sbom    target/sbom/larder.cdx.json: the packages that make build links"
@@ -63,6 +64,10 @@ demo: deps build
 # is in tests/it/harness/cluster.rs).
 test: deps tools static
 	LARDER_REQUIRE_ALL=1 LARDER_TEST_STATIC=$(CURDIR)/target/larder-static $(CARGO) test --features testing --locked
+
+# The containerd, podman and CRI-O on PATH, and those that environment variables name: scripts/interop.sh --help.
+interop: deps build
+	scripts/interop.sh $(if $(ONLY),--only $(ONLY))
 
 lint: tools
 	$(CARGO) fmt --check

@@ -40,6 +40,8 @@ packages=(
     python3-venv
     # Tests: the API without an SDK.
     curl
+    # make interop: documents for crictl, networks of pods.
+    jq containernetworking-plugins
     # Benchmarks: the unpacker that skopeo is measured with, and peak memory.
     umoci time
     # Benchmarks: counts instructions.

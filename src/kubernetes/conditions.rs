@@ -160,7 +160,7 @@ mod tests {
         }];
         let building = &of(&record, None, None)[1];
         assert_eq!(building.reason, "Building");
-        assert_eq!(building.message, "1 of 4 layers are on the volume; 1.00 MiB of 4.00 MiB were received");
+        assert_eq!(building.message, "1 of 4 layers are on the volume; 1 MiB of 4 MiB were received");
         assert_eq!(progress(&record).unwrap().percent, "25%");
         record.work = None;
         record.turn(Status::Available, DateTime::UNIX_EPOCH, "sealed");
