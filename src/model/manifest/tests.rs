@@ -278,9 +278,13 @@ fn corrupt_configs() {
 
 #[test]
 fn a_config_without_a_platform() {
-    for (from, to) in
-        [(r#""os":"linux","#, ""), ("linux", ""), (r#""linux""#, "null"), ("arm64", ""), (r#""architecture""#, r#""x""#)]
-    {
+    for (from, to) in [
+        (r#""os":"linux","#, ""),
+        ("linux", ""),
+        (r#""linux""#, "null"),
+        ("arm64", ""),
+        (r#""architecture""#, r#""x""#),
+    ] {
         let json = config(&["a"], "").replace(from, to);
         assert_eq!(ImageConfig::parse(json.as_bytes()).unwrap().platform, None, "{json}");
     }
