@@ -247,6 +247,24 @@ impl From<AddressRefused> for Fault {
     }
 }
 
+/// The name service says that there is no such host. A later try does not change that.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no host {0:?}")]
+pub(crate) struct UnknownHost(pub(crate) String);
+
+/// What glibc and musl call `EAI_NONAME` and `EAI_NODATA` (getaddrinfo(3)): the standard library passes on the text alone. A name
+/// service that does not answer is another error, `EAI_AGAIN`.
+const NO_HOST: [&str; 3] =
+    ["Name or service not known", "No address associated with hostname", "Name does not resolve"];
+
+fn lookup_failed(name: &Name, error: std::io::Error) -> Box<dyn std::error::Error + Send + Sync> {
+    let text = error.to_string();
+    if NO_HOST.iter().any(|reason| text.ends_with(reason)) {
+        return UnknownHost(name.as_str().to_owned()).into();
+    }
+    error.into()
+}
+
 /// The system's resolver without the addresses that are refused.
 #[derive(Debug)]
 pub(crate) struct CheckedResolver {
@@ -266,7 +284,8 @@ impl Resolve for CheckedResolver {
         Box::pin(async move {
             let mut allowed: Vec<SocketAddr> = Vec::new();
             let mut refused = None;
-            for found in tokio::net::lookup_host((name.as_str(), 0)).await? {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await;
+            for found in found.map_err(|error| lookup_failed(&name, error))? {
                 match rules.check(found.ip(), port, within) {
                     Err(reason) if !proxy => refused = refused.or(Some(reason)),
                     _ => allowed.push(found),

@@ -51,6 +51,9 @@ pub enum Fault {
     /// 404: no such repository, tag or blob.
     #[error("not found ({0}); check the name, the tag and whether the image was deleted")]
     NotFound(String),
+    /// The name service says that there is no such host.
+    #[error("there is no host {0:?}; check the name of the registry")]
+    UnknownHost(String),
     /// 408, 429, 5xx, a lost connection, a stall, a body that ended early.
     #[error("{reason}; try again later")]
     Transient {
@@ -95,7 +98,7 @@ impl Fault {
     pub fn class(&self) -> Class {
         match self {
             Fault::Denied { .. } => Class::Denied,
-            Fault::NotFound(_) => Class::NotFound,
+            Fault::NotFound(_) | Fault::UnknownHost(_) => Class::NotFound,
             Fault::Transient { .. } | Fault::Slow { .. } => Class::Transient,
             Fault::Range(_) | Fault::Corrupt(_) | Fault::Refused(_) => Class::Corrupt,
             Fault::Invalid(_) => Class::Invalid,

@@ -13,7 +13,7 @@ use reqwest::{Certificate, Client, Identity, StatusCode, Url};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::address::{self, AddressRefused, CheckedResolver, Rules, Zone};
+use super::address::{self, AddressRefused, CheckedResolver, Rules, UnknownHost, Zone};
 use super::error::{Error, Fault, printable};
 use super::files::Files;
 use super::hosts::{Tls, authority};
@@ -361,6 +361,9 @@ fn network(error: reqwest::Error) -> Fault {
     let error = error.without_url();
     if let Some(refused) = cause::<AddressRefused>(&error) {
         return Fault::from(refused);
+    }
+    if let Some(UnknownHost(host)) = cause(&error) {
+        return Fault::UnknownHost(host.clone());
     }
     if let Some(rustls::Error::InvalidCertificate(reason)) = cause(&error) {
         return Fault::Invalid(format!(

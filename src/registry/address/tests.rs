@@ -206,6 +206,25 @@ async fn names_are_checked_by_what_they_resolve_to() {
     assert!(resolve(tenant(), Zone::Public, None, &["localhost"]).await.is_ok(), "the proxy of the daemon");
 }
 
+#[tokio::test]
+async fn a_name_service_that_knows_no_host_is_told_from_one_that_does_not_answer() {
+    let resolver = CheckedResolver {
+        rules: Arc::new(Rules::default()),
+        within: Zone::Public,
+        port: None,
+        proxies: Arc::default(),
+    };
+    // Not a host name, so that no name service is asked.
+    let error = resolver.resolve("two words.invalid".parse().unwrap()).await.err().unwrap();
+    assert!(error.downcast_ref::<UnknownHost>().is_some(), "{error}");
+    let name: Name = "registry.example.com".parse().unwrap();
+    let failed = |text: &str| lookup_failed(&name, std::io::Error::other(text.to_owned()));
+    let lookup = "failed to lookup address information: ";
+    assert!(failed(&format!("{lookup}Name or service not known")).downcast_ref::<UnknownHost>().is_some());
+    let later = failed(&format!("{lookup}Temporary failure in name resolution"));
+    assert!(later.downcast_ref::<UnknownHost>().is_none());
+}
+
 #[test]
 fn proxies_from_the_environment() {
     let set = |name: &str| match name {
