@@ -67,7 +67,7 @@ test: deps tools static
 
 # The containerd, podman and CRI-O on PATH, and those that environment variables name: scripts/interop.sh --help.
 interop: deps build
-	scripts/interop.sh $(if $(ONLY),--only $(ONLY))
+	scripts/interop.sh $(if $(ONLY),--only '$(ONLY)')
 
 lint: tools
 	$(CARGO) fmt --check
