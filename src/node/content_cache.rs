@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::caches::attachments::{Attachment, AttachmentError, Attachments};
 use crate::model::class::Class;
+use crate::model::digest::Digest;
 use crate::model::job::LayerFormat;
 use crate::model::runtime::Containerd;
 use crate::model::seal::Content;
@@ -208,6 +209,36 @@ fn link(root: &Dir, name: &Path, target: &Path) -> io::Result<()> {
     dir.rename(&new, &dir, name)
 }
 
+/// The layers whose links lead to the volume at `at`, whether or not it is mounted.
+///
+/// # Errors
+/// The directory cannot be read; that there is none is no error.
+pub fn layers_of(path: &Path, at: &Path) -> Result<Vec<Digest>, Error> {
+    let read = || -> io::Result<Vec<Digest>> {
+        let root = match Dir::open(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            root => root?,
+        };
+        let mut found = Vec::new();
+        for algorithm in root.names()? {
+            let below = root.open_dir(&algorithm)?;
+            for prefix in below.names()? {
+                let links = below.open_dir(&prefix)?;
+                for name in links.names()? {
+                    let leads_there = links
+                        .read_link(&name)
+                        .is_ok_and(|target| Path::new(OsStr::from_bytes(&target)).starts_with(at));
+                    let layer = name.strip_suffix(b".erofs").filter(|_| leads_there);
+                    let digest = layer.map(|hex| [&algorithm[..], b":", hex].concat());
+                    found.extend(digest.and_then(|text| String::from_utf8(text).ok()?.parse().ok()));
+                }
+            }
+        }
+        Ok(found)
+    };
+    read().map_err(failed("reading links in", path))
+}
+
 /// Where the layers lead that containerd has linked in the snapshotter's directory `root`.
 ///
 /// # Errors
@@ -219,4 +250,29 @@ pub fn linked(root: &Path) -> io::Result<Vec<PathBuf>> {
     };
     let links = entries.map(|entry| Ok(fs::read_link(entry?.path().join("layer.erofs")).ok()));
     links.filter_map(Result::transpose).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_volume_that_is_not_mounted_has_its_layers_by_name() {
+        let cache = tempfile::tempdir().unwrap();
+        let digests = [Digest::sha256(b"one"), Digest::sha256(b"two")];
+        for (digest, at) in digests.iter().zip(["/icv", "/icv2"]) {
+            let ([algorithm, prefix], name) = layout::image(digest);
+            let image = Path::new(&algorithm).join(prefix).join(name);
+            fs::create_dir_all(cache.path().join(&image).parent().unwrap()).unwrap();
+            for path in [image.clone(), with(&image, layout::VERITY)] {
+                symlink(Path::new(at).join("erofs").join(&path), cache.path().join(&path)).unwrap();
+            }
+        }
+        let of = |at: &str| layers_of(cache.path(), Path::new(at)).unwrap();
+        assert_eq!((of("/icv"), of("/icv2")), (vec![digests[0].clone()], vec![digests[1].clone()]));
+        assert!(of("/ic").is_empty());
+        assert!(layers_of(&cache.path().join("none"), Path::new("/icv")).unwrap().is_empty());
+    }
 }

@@ -42,7 +42,7 @@ impl<'a> Held<'a> {
     ) -> Result<Self, Error> {
         let mut asked = Vec::new();
         for containerd in whom(record, host) {
-            match ask(containerd, record, others) {
+            match ask(containerd, record, others, host) {
                 Ok(answer) => asked.push(answer),
                 Err(Error::Containerd(error)) if is_silent(&error) => {
                     let does_not_run = matches!(error, containerd::Error::Unreachable { .. });
@@ -101,13 +101,24 @@ fn whom(record: &Attachment, host: &Host) -> Vec<Containerd> {
     }
 }
 
-fn ask(containerd: Containerd, record: &Attachment, others: &[Attachment]) -> Result<Asked, Error> {
+fn ask(
+    containerd: Containerd,
+    record: &Attachment,
+    others: &[Attachment],
+    host: &Host,
+) -> Result<Asked, Error> {
     let content = seal::read(&record.at).ok().map(|sealed| sealed.content);
     // Nobody stands on what is not mounted.
     if let Some(content) = &content {
         refuse_if_used(&containerd, content, others)?;
     }
-    let Some(going) = going(&containerd, record, content.as_ref(), others) else {
+    let linked = match content {
+        None if containerd.snapshotter == Containerd::EROFS => {
+            content_cache::layers_of(&host.content_cache, &record.at)?
+        }
+        _ => Vec::new(),
+    };
+    let Some(going) = going(&containerd, record, content.as_ref(), linked, others) else {
         containerd.block_on(Containerd::version)?;
         return Ok(Asked { containerd, going: None, needing: Vec::new() });
     };
@@ -132,11 +143,12 @@ fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachme
 }
 
 /// The snapshots that containerd does not have without the volume; none where nobody can say. A volume that is not there, as after
-/// its disk was lost, has no `content`.
+/// its disk was lost, has no `content`; the layers that are `linked` to it are known all the same.
 fn going(
     containerd: &Containerd,
     record: &Attachment,
     content: Option<&Content>,
+    linked: Vec<Digest>,
     others: &[Attachment],
 ) -> Option<Going> {
     let layers = |content: Content| content.layers.into_iter();
@@ -144,7 +156,8 @@ fn going(
         let elsewhere: HashSet<Digest> = contents(others.iter().filter(|other| content_cache::has(other)))
             .flat_map(|content| layers(content).map(|layer| layer.diff_id))
             .collect();
-        let of_it = content?.layers.iter().map(|layer| layer.diff_id.clone());
+        let layers = content.into_iter().flat_map(|content| &content.layers);
+        let of_it = layers.map(|layer| layer.diff_id.clone()).chain(linked);
         return Some(Going::Linked(of_it.filter(|diff_id| !elsewhere.contains(diff_id)).collect()));
     }
     let has_it = |other: &Attachment| {
