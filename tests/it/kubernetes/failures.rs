@@ -5,8 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::events::v1::Event;
-use kube::api::ListParams;
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, ListParams};
 use larder::caches::record::Record;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
@@ -278,6 +280,23 @@ fn a_node_is_lost_while_it_builds() {
     // The cloud says so: its pods are disrupted, which costs no attempt.
     world.fake().remove_node("node-b");
     world.phase("web", Status::Available);
+}
+
+#[test]
+fn a_builder_pod_that_is_deleted_while_it_runs() {
+    // The first pod works until it is asked to end.
+    let larder = env!("CARGO_BIN_EXE_larder");
+    let script = format!("mkdir $0.first 2>/dev/null && exec sleep 600; exec {larder} \"$@\"");
+    let Some(world) = scripted(&script) else { return };
+    let daemon = world.daemon();
+    daemon.create(&world, "web");
+    runs(&world);
+    let pods = world.api::<Pod>(world.own());
+    let running = world.wait(pods.list(&ListParams::default())).unwrap().items.remove(0);
+    world.wait(pods.delete(&running.name_any(), &DeleteParams::default())).unwrap();
+    world.phase("web", Status::Available);
+    let left = world.wait(pods.list(&ListParams::default())).unwrap().items;
+    assert!(left.iter().all(|pod| pod.metadata.uid != running.metadata.uid));
 }
 
 #[test]
