@@ -50,6 +50,9 @@ pub struct Node {
     pub preload: bool,
     /// Where the file system of the node is, for what runtimes are told by files of `/etc`.
     pub root: PathBuf,
+    /// Whether the Node object gets a label for each image cache that is attached, a condition, and loses its startup taint when all of
+    /// `caches` are attached. Needs the rights of `config/kubernetes/node/readiness`.
+    pub readiness: bool,
     /// Whether containerd is answered by the agent itself, and not by a `larder snapshotter` beside it.
     pub snapshotter: bool,
     /// Where `/readyz`, `/healthz` and `/metrics` are answered; absent is nowhere.
@@ -77,6 +80,7 @@ impl Default for Node {
             runtimes: Vec::new(),
             preload: false,
             root: PathBuf::from("/"),
+            readiness: false,
             snapshotter: true,
             listen: None,
         }

@@ -36,6 +36,7 @@ mod holding;
 mod known;
 mod objects;
 mod place;
+mod readiness;
 mod tell;
 mod wish;
 

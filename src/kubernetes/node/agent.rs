@@ -16,6 +16,7 @@ use super::backoff::Backoff;
 use super::holding::{Holding, Step};
 use super::known::Known;
 use super::objects;
+use super::readiness::State;
 use super::tell::{News, Teller};
 use super::wish::{self, Cache, Wish};
 use crate::config::node::Node;
@@ -27,6 +28,11 @@ use crate::telemetry::metrics::{Metrics, NodeCache};
 const SETTLE: Duration = Duration::from_millis(100);
 /// The longest.
 const AGAIN: Duration = Duration::from_secs(60);
+
+/// How often the Node object is compared with what it should say, if nothing changes.
+const PUBLISH_AGAIN: Duration = Duration::from_secs(600);
+/// How long after a failure it is tried again.
+const PUBLISH_SOON: Duration = Duration::from_secs(5);
 
 /// How an agent goes about it.
 #[derive(Clone, Debug)]
@@ -67,6 +73,8 @@ pub struct Agent {
     ready: Arc<AtomicBool>,
     memory: HashMap<String, Memory>,
     places: Places,
+    /// What the Node object was last made to say, and when.
+    published: Option<(State, Instant)>,
 }
 
 /// How many claims the node may still get, as the current pass has found it.
@@ -106,7 +114,7 @@ impl Agent {
         let hands = Hands { client: client.into(), settings: settings.clone(), attacher };
         let (ready, memory) = (Arc::default(), HashMap::new());
         let places = Places::default();
-        Agent { settings, hands, known, wake, teller, metrics, ready, memory, places }
+        Agent { settings, hands, known, wake, teller, metrics, ready, memory, places, published: None }
     }
 
     /// Whether everything was looked at once.
@@ -161,6 +169,7 @@ impl Agent {
         let kept = self.keep(&holdings, &wishes, &caches, &mut next);
         wishes.extend(kept.iter().map(|wish| (wish.claim.as_str(), wish)));
         // What is wanted first: letting go may take its time.
+        let mut attached: Vec<&Wish> = Vec::new();
         let mut order: Vec<(&String, &Holding)> = holdings.iter().collect();
         order.sort_by_key(|(claim, _)| (!wishes.contains_key(claim.as_str()), *claim));
         for (claim, holding) in order {
@@ -170,7 +179,10 @@ impl Agent {
             if let Some(state) = state {
                 *states.entry(state).or_default() += 1;
             }
+            attached.extend(wish.filter(|_| state == Some(NodeCache::Attached)));
         }
+        let readiness = State::of(attached.into_iter(), &self.settings.config.caches);
+        next = next.min(self.publish(readiness).await);
         for name in orphans {
             let (state, again) = self.let_go_of(&name).await;
             next = next.min(again);
@@ -181,6 +193,24 @@ impl Agent {
         self.metrics.node_caches(|state| states.get(&state).copied().unwrap_or(0));
         self.ready.store(true, Ordering::Release);
         next
+    }
+
+    /// Makes the Node object say what is attached, if that is configured. Returns when to look again at the latest.
+    async fn publish(&mut self, state: State) -> Duration {
+        let is_said = |(said, at): &(State, Instant)| *said == state && at.elapsed() < PUBLISH_AGAIN;
+        if !self.settings.config.readiness || self.published.as_ref().is_some_and(is_said) {
+            return AGAIN;
+        }
+        match state.publish(&self.hands.client, &self.settings.node).await {
+            Ok(()) => {
+                self.published = Some((state, Instant::now()));
+                AGAIN
+            }
+            Err(fault) => {
+                tracing::warn!("{fault}");
+                PUBLISH_SOON
+            }
+        }
     }
 
     /// What there is of each volume that is wanted or was made; and what is attached of which nothing else is left.

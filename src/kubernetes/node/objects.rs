@@ -189,7 +189,7 @@ pub(super) fn fits(claim: &PersistentVolumeClaim, wish: &Wish, node: &str) -> bo
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kube_cel::{VapEvaluator, VapExpression};
     use serde_json::{Value, json};
 
@@ -198,9 +198,9 @@ mod tests {
 
     /// The evaluator knows no `extra` of its own requests, so that a request is given as parameters; and it takes every map for
     /// an object, whose fields have escaped names (apiserver pkg/cel/escaping.go).
-    fn of_evaluator(expression: &str) -> String {
+    pub(in super::super) fn of_evaluator(expression: &str) -> String {
         let mut expression = expression.replace("request.", "params.");
-        for key in ["authentication.kubernetes.io/node-name", "larder.dev/node"] {
+        for key in ["authentication.kubernetes.io/node-name", "larder.dev/node", "cache.larder.dev/"] {
             let escaped = key.replace('.', "__dot__").replace('-', "__dash__").replace('/', "__slash__");
             expression = expression.replace(key, &escaped);
         }

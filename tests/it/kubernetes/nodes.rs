@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use larder::kubernetes::crd::ImageCache;
@@ -279,6 +279,51 @@ fn attached_before_any_pod_and_kept_after_the_last() {
         agent.process().signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(agent.process().code_within(Duration::from_secs(30)), Some(0), "{}", agent.log());
         assert_eq!((agent.attached().len(), scene.holders().len()), (2, 2));
+    });
+}
+
+#[test]
+fn a_node_is_tainted_until_its_image_caches_are_attached() {
+    isolated(&[], || {
+        let Some(scene) = Scene::new() else { return };
+        for object in crate::harness::cluster::shipped("node/readiness/rbac.yaml") {
+            scene.world.fake().install(&object);
+        }
+        let nodes = kube::Api::<Node>::all(scene.world.admin());
+        let taints = json!({"spec": {"taints": [
+            {"key": "readiness.k8s.io/larder.image-caches", "effect": "NoSchedule"},
+            {"key": "other", "effect": "NoSchedule"},
+        ]}});
+        scene.world.wait(nodes.patch("node-a", &PatchParams::default(), &Patch::Merge(&taints))).unwrap();
+        let node = || scene.world.wait(nodes.get("node-a")).unwrap();
+        let condition = || {
+            let conditions = node().status?.conditions?;
+            let ours = conditions.into_iter().find(|one| one.type_ == "larder.dev/ImageCachesAttached")?;
+            Some((ours.status, ours.message?))
+        };
+        let tainted = |key: &str| node().spec.unwrap().taints.unwrap().iter().any(|taint| taint.key == key);
+        let team = scene.world.team.clone();
+        let agent = scene.agent(
+            "node-a",
+            &format!("caches = ['{team}/web', '{team}/late']\nreadiness = true\nkeep_minutes = 0"),
+        );
+        scene.attached(&agent, 1);
+        let late = format!("not attached: {team}/late");
+        scene.until(&agent, "one is pending", || condition().filter(|(_, message)| *message == late));
+        assert!(tainted("readiness.k8s.io/larder.image-caches"));
+        let label = |name: &str| node().labels().get(&format!("cache.larder.dev/{team}.{name}")).cloned();
+        let digest = scene.offered("web", 1).status.unwrap().content.unwrap().digest;
+        assert!(digest.contains(&label("web").unwrap()) && label("late").is_none());
+        scene.cache("late", |_| {});
+        scene.until(&agent, "all are attached", || condition().filter(|(status, _)| status == "True"));
+        scene.until(&agent, "the taint is gone", || {
+            (!tainted("readiness.k8s.io/larder.image-caches")).then_some(())
+        });
+        assert!(tainted("other") && label("late").is_some());
+        // The label goes with the image cache.
+        let caches = scene.world.api::<ImageCache>(&team);
+        scene.world.wait(caches.delete("late", &DeleteParams::default())).unwrap();
+        scene.until(&agent, "the label is gone", || label("late").is_none().then_some(()));
     });
 }
 

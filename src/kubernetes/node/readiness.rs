@@ -1,0 +1,258 @@
+//! What the node says of its image caches to schedulers and to people: labels, a condition, and the startup taint.
+//!
+//! | what | value |
+//! |---|---|
+//! | label `cache.larder.dev/<namespace>.<name>` of the node, one for each image cache that is attached | the first characters of its digest |
+//! | condition `larder.dev/ImageCachesAttached` | whether all of `node.caches` are attached |
+//! | taint `readiness.k8s.io/larder.image-caches` | removed when all of `node.caches` are attached |
+//!
+//! The name of the taint follows the conventions of the Node Readiness Controller, which can also remove it by the condition. No
+//! controller is needed: the agent removes the taint itself.
+//!
+//! The rights for it are optional (`config/kubernetes/node/readiness`), because RBAC cannot limit them to the own node.
+
+use std::collections::BTreeMap;
+
+use chrono::{SecondsFormat, Utc};
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::ResourceExt as _;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+
+use super::wish::Wish;
+use crate::kubernetes::client::ApiServer;
+use crate::kubernetes::fault::{Fault, ask};
+
+/// Prefix of the labels.
+const LABEL: &str = "cache.larder.dev/";
+/// Type of the condition.
+const CONDITION: &str = "larder.dev/ImageCachesAttached";
+/// Key of the taint.
+const TAINT: &str = "readiness.k8s.io/larder.image-caches";
+/// Field manager of labels and condition: what it does not apply again is removed.
+const MANAGER: &str = "larder-node";
+/// Maximum length of the name of a label, and number of characters of a digest in its value.
+const MAX_NAME: usize = 63;
+const DIGEST: usize = 16;
+
+/// What there is to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    labels: BTreeMap<String, String>,
+    /// Image caches of `node.caches` that are not attached.
+    pending: Vec<String>,
+}
+
+impl State {
+    /// The state of a node on which the volumes of `attached` are attached, and which waits for the image caches `wanted`.
+    pub(super) fn of<'a>(attached: impl Iterator<Item = &'a Wish>, wanted: &[String]) -> Self {
+        let mut state = State { labels: BTreeMap::new(), pending: wanted.to_vec() };
+        for wish in attached {
+            state.pending.retain(|name| *name != wish.cache());
+            // While a newer volume is awaited, the image cache is there by an older one.
+            let value = wish.seal.as_ref().map_or("older", |digest| &digest.hex()[..DIGEST]);
+            state.labels.insert(label(wish), value.to_owned());
+        }
+        state
+    }
+
+    /// Writes into the Node object what is not there yet.
+    ///
+    /// # Errors
+    /// [`Fault`]: a request failed. The same again continues where it ended.
+    pub(super) async fn publish(&self, client: &ApiServer, node: &str) -> Result<(), Fault> {
+        let nodes: Api<Node> = Api::all((**client).clone());
+        let object = ask!(&format!("reading the node {node}"), nodes.get(node))?;
+        let parameters = PatchParams::apply(MANAGER).force();
+        if self.labels != labels_of(&object) {
+            let labels = json!({
+                "apiVersion": "v1", "kind": "Node",
+                // Of this very node: an apply would create one that is gone.
+                "metadata": {"name": node, "uid": object.uid(), "labels": self.labels},
+            });
+            let doing = format!("labelling the node {node}");
+            ask!(&doing, nodes.patch(node, &parameters, &Patch::Apply(&labels)))?;
+        }
+        if let Some(condition) = self.condition(&object) {
+            let status = json!({
+                "apiVersion": "v1", "kind": "Node", "metadata": {"name": node, "uid": object.uid()},
+                "status": {"conditions": [condition]},
+            });
+            let doing = format!("writing the condition of the node {node}");
+            ask!(&doing, nodes.patch_status(node, &parameters, &Patch::Apply(&status)))?;
+        }
+        if self.pending.is_empty()
+            && let Some(taints) = without_ours(&object)
+        {
+            let doing = format!("removing the taint of the node {node}");
+            // The list is one value, so another writer must not be overwritten.
+            let object = ask!(&doing, nodes.get(node))?;
+            let taints = without_ours(&object).unwrap_or(taints);
+            let patch = json!({
+                "metadata": {"uid": object.uid(), "resourceVersion": object.resource_version()},
+                "spec": {"taints": taints},
+            });
+            ask!(&doing, nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)))?;
+        }
+        Ok(())
+    }
+
+    /// The condition, if the node does not have it so.
+    fn condition(&self, node: &Node) -> Option<serde_json::Value> {
+        let (status, reason) =
+            if self.pending.is_empty() { ("True", "Attached") } else { ("False", "Pending") };
+        let message = match self.pending.as_slice() {
+            [] => "all image caches of node.caches are attached".to_owned(),
+            pending => format!("not attached: {}", pending.join(", ")),
+        };
+        let conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let before = conditions.into_iter().find(|condition| condition.type_ == CONDITION);
+        if before.is_some_and(|old| old.status == status && old.message.as_ref() == Some(&message)) {
+            return None;
+        }
+        let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+        let since =
+            before.filter(|old| old.status == status).and_then(|old| old.last_transition_time.as_ref());
+        let since = since.map_or_else(|| json!(now), |time| json!(time));
+        Some(json!({
+            "type": CONDITION, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": since,
+        }))
+    }
+}
+
+/// Key of the label of an image cache. A name that is too long for a label is replaced by the UID.
+fn label(wish: &Wish) -> String {
+    let name = format!("{}.{}", wish.volume.tenant, wish.name);
+    let name = if name.len() <= MAX_NAME { name } else { wish.volume.id.to_string() };
+    format!("{LABEL}{name}")
+}
+
+fn labels_of(node: &Node) -> BTreeMap<String, String> {
+    let labels = node.labels().iter().filter(|(key, _)| key.starts_with(LABEL));
+    labels.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// The taints of a node without ours; `None` if it does not have it.
+fn without_ours(node: &Node) -> Option<Vec<&Taint>> {
+    let taints: Vec<&Taint> = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).collect();
+    let others: Vec<&Taint> = taints.iter().copied().filter(|taint| taint.key != TAINT).collect();
+    (others.len() < taints.len()).then_some(others)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube_cel::{VapEvaluator, VapExpression};
+    use serde_json::Value;
+
+    use super::super::objects::tests::of_evaluator;
+    use super::super::wish::decide;
+    use super::super::wish::tests::{cache, named};
+    use super::*;
+
+    fn wishes(name: &str) -> Vec<Wish> {
+        let caches = [cache("team-a", name, &[], |_| {})];
+        decide(&named(&format!("team-a/{name}")), &caches, "node-a", 1).wishes
+    }
+
+    #[test]
+    fn what_is_attached_is_labelled_and_no_longer_pending() {
+        let attached = wishes("web");
+        let wanted = ["team-a/web".to_owned(), "team-a/api".to_owned()];
+        let state = State::of(attached.iter(), &wanted);
+        let digest = attached[0].seal.as_ref().unwrap().hex();
+        assert_eq!(state.labels["cache.larder.dev/team-a.web"], digest[..DIGEST]);
+        assert_eq!(state.pending, ["team-a/api"]);
+        let older = [Wish { seal: None, ..attached[0].clone() }];
+        assert_eq!(State::of(older.iter(), &[]).labels["cache.larder.dev/team-a.web"], "older");
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_a_uid() {
+        let long = wishes(&"w".repeat(60));
+        assert_eq!(label(&long[0]), format!("cache.larder.dev/{}", long[0].volume.id));
+        assert_eq!(label(&wishes(&"w".repeat(56))[0]).len(), LABEL.len() + MAX_NAME);
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_it_changes() {
+        let node = |conditions: serde_json::Value| -> Node {
+            serde_json::from_value(json!({"metadata": {"name": "a"}, "status": {"conditions": conditions}}))
+                .unwrap()
+        };
+        let pending = State { pending: vec!["team-a/web".into()], ..State::default() };
+        let mut first = pending.condition(&node(json!([]))).unwrap();
+        assert_eq!((&first["status"], &first["reason"]), (&json!("False"), &json!("Pending")));
+        first["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
+        let old = node(json!([first]));
+        assert_eq!(pending.condition(&old), None);
+        let more = State { pending: vec!["team-a/api".into()], ..State::default() };
+        assert_eq!(more.condition(&old).unwrap()["lastTransitionTime"], "2026-01-01T00:00:00Z");
+        let ready = State::default().condition(&old).unwrap();
+        assert_eq!(ready["status"], "True");
+        assert_ne!(ready["lastTransitionTime"], "2026-01-01T00:00:00Z");
+    }
+
+    /// How many rules of the shipped policy refuse this change of a node, by an agent on `node-a`.
+    fn refusals(old: &Value, new: &Value) -> usize {
+        let shipped = include_str!("../../../config/kubernetes/node/readiness/policy.yaml");
+        let policy: Value = serde_saphyr::from_str(shipped.split("\n---\n").next().unwrap()).unwrap();
+        let rules: Vec<VapExpression> = policy["spec"]["validations"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|rule| VapExpression {
+                expression: of_evaluator(rule["expression"].as_str().unwrap()),
+                message: None,
+                message_expression: None,
+            })
+            .collect();
+        let request = json!({"userInfo": {"extra": {"authentication.kubernetes.io/node-name": ["node-a"]}}});
+        let evaluator = VapEvaluator::builder().params(request).object(new.clone()).old_object(old.clone());
+        let results = evaluator.build().evaluate(&rules);
+        assert_eq!(results.len(), 7);
+        results.iter().filter(|result| !result.passed).count()
+    }
+
+    #[test]
+    fn the_policy_lets_an_agent_write_what_is_its_own() {
+        let condition = |type_: &str, status: &str| json!({"type": type_, "status": status});
+        let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
+        let old = json!({
+            "metadata": {"name": "node-a", "labels": {"zone": "a", "cache.larder.dev/team-a.web": "0"}},
+            "spec": {"taints": [taint(TAINT), taint("other")]},
+            "status": {"capacity": {"cpu": "4"}, "conditions": [condition("Ready", "True")]},
+        });
+        let changed = |change: fn(&mut Value)| {
+            let mut new = old.clone();
+            change(&mut new);
+            refusals(&old, &new)
+        };
+        assert_eq!(refusals(&old, &old), 0);
+        let mine = json!([taint("other")]);
+        let mut new = old.clone();
+        new["metadata"]["labels"] = json!({"zone": "a", "cache.larder.dev/team-a.api": "1"});
+        new["spec"]["taints"] = mine;
+        new["status"]["conditions"] = json!([condition("Ready", "True"), condition(CONDITION, "True")]);
+        assert_eq!(refusals(&old, &new), 0);
+        assert_eq!(changed(|node| node["metadata"]["name"] = json!("node-b")), 1, "another node");
+        assert_eq!(changed(|node| node["metadata"]["labels"]["zone"] = json!("b")), 1, "a label of others");
+        assert_eq!(changed(|node| node["metadata"]["labels"] = json!({})), 1, "no label of others");
+        assert_eq!(changed(|node| node["metadata"]["annotations"] = json!({"a": "b"})), 1, "an annotation");
+        assert_eq!(changed(|node| node["spec"]["unschedulable"] = json!(true)), 1, "a cordon");
+        assert_eq!(changed(|node| node["spec"]["taints"] = json!([])), 1, "a taint of others");
+        assert_eq!(changed(|node| node["status"]["conditions"] = json!([])), 1, "a condition of others");
+        assert_eq!(changed(|node| node["status"]["capacity"]["cpu"] = json!("8")), 1, "capacity");
+    }
+
+    #[test]
+    fn taints_of_others_stay() {
+        let node = |taints: serde_json::Value| -> Node {
+            serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {"taints": taints}})).unwrap()
+        };
+        let other = json!({"key": "other", "effect": "NoSchedule"});
+        assert_eq!(without_ours(&node(json!([other]))), None);
+        let both = node(json!([{"key": TAINT, "effect": "NoSchedule"}, other]));
+        assert_eq!(without_ours(&both).unwrap().len(), 1);
+    }
+}
