@@ -1,19 +1,20 @@
 //! One layer on its way: an async side that moves chunks from the registry, a blocking side that extracts them, and a small
 //! bounded channel between, so that a slow disk stops the socket.
 
+mod sources;
+
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
 
 use super::cancel::Cancel;
 use super::events::Events;
 use super::failure::Fail;
 use super::layers::Change;
-use super::remote::{End, Piped};
+use super::remote::Piped;
 use super::share::{Copy, Lies};
 use super::source::{Blob, Source};
 use crate::archive;
@@ -42,6 +43,8 @@ use crate::trees;
 use crate::volume::budget::Account;
 use crate::volume::staging::Staging;
 use crate::volume::{Volume, layout};
+pub(super) use sources::Bounded;
+use sources::{Counted, Message, Received, Transfer};
 
 /// Chunks between the two sides. A chunk is what the socket gave at once, so this bounds memory to a few MiB a layer.
 const CHUNKS: usize = 8;
@@ -297,63 +300,6 @@ async fn from_pipe(
     Ok(Ready { staging, extracted, blob: blob.clone() })
 }
 
-/// Bytes of a pipe that are read at once.
-const PIECE: usize = 256 << 10;
-
-/// The receiving end of a layer that another process sends.
-struct Transfer {
-    pipe: File,
-    /// Memory for what is read next.
-    buffer: BytesMut,
-    /// Taken at the end of the pipe.
-    end: Option<End>,
-    /// Where the reason goes if the transfer fails.
-    failure: Arc<OnceLock<(Class, String)>>,
-}
-
-impl Transfer {
-    fn new(piped: Piped, failure: Arc<OnceLock<(Class, String)>>) -> Self {
-        Transfer { pipe: piped.pipe, buffer: BytesMut::new(), end: Some(piped.end), failure }
-    }
-}
-
-impl ChunkSource for Transfer {
-    fn next(&mut self) -> io::Result<Option<Bytes>> {
-        if self.buffer.len() < PIECE / 4 {
-            // What was handed out is still read elsewhere; the rest of the piece is too small for a call.
-            self.buffer = BytesMut::zeroed(PIECE);
-        }
-        let read = self.pipe.read(&mut self.buffer)?;
-        if read > 0 {
-            return Ok(Some(self.buffer.split_to(read).freeze()));
-        }
-        // The end of the pipe is the end of the layer only if the sender says so.
-        match self.end.take().map(End::wait) {
-            None | Some(Ok(())) => Ok(None),
-            Some(Err(e)) => {
-                let message = e.to_string();
-                let _ = self.failure.set((e.class(), message.clone()));
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, message))
-            }
-        }
-    }
-}
-
-/// A source whose bytes are counted as received.
-struct Counted<S> {
-    source: S,
-    counters: Arc<Counters>,
-}
-
-impl<S: ChunkSource> ChunkSource for Counted<S> {
-    fn next(&mut self) -> io::Result<Option<Bytes>> {
-        let chunk = self.source.next()?;
-        let len = chunk.as_ref().map_or(0, Bytes::len) as u64;
-        self.counters.received.fetch_add(len, Ordering::Relaxed);
-        Ok(chunk)
-    }
-}
-
 /// Extracts a change set that an earlier run committed under another chain ID: its tar is rebuilt from the volume, no byte
 /// is fetched.
 pub(super) async fn reuse(
@@ -526,27 +472,6 @@ fn image_tar(image: File, split: File) -> Result<Rebuilt, RunError> {
     Ok(Rebuilt::new(split, StoredDir::Image(root)))
 }
 
-/// A source that ends with an error when it gives more than it should, or the build stops.
-pub(super) struct Bounded<S> {
-    pub(super) source: S,
-    /// Bytes that may yet come.
-    pub(super) left: u64,
-    pub(super) cancel: Cancel,
-}
-
-impl<S: ChunkSource> ChunkSource for Bounded<S> {
-    fn next(&mut self) -> io::Result<Option<Bytes>> {
-        if self.cancel.reason().is_some() {
-            return Err(io::Error::other("interrupted"));
-        }
-        let chunk = self.source.next()?;
-        let len = chunk.as_ref().map_or(0, Bytes::len) as u64;
-        let longer = || io::Error::new(io::ErrorKind::InvalidData, "the tar is longer than it is said to be");
-        self.left = self.left.checked_sub(len).ok_or_else(longer)?;
-        Ok(chunk)
-    }
-}
-
 /// Extraction fails for reasons of the layer or of the volume.
 #[derive(Debug)]
 pub(super) enum RunError {
@@ -621,23 +546,4 @@ pub(super) fn run<S: ChunkSource>(
         staging.clear_replaced().map_err(RunError::Volume)?;
     }
     Ok((staging, extracted))
-}
-
-enum Message {
-    Chunk(Bytes),
-    /// All bytes were sent. Without it the channel's end means that the sender gave up.
-    End,
-}
-
-/// The blocking end of the channel.
-struct Received(mpsc::Receiver<Message>);
-
-impl ChunkSource for Received {
-    fn next(&mut self) -> io::Result<Option<Bytes>> {
-        match self.0.blocking_recv() {
-            Some(Message::Chunk(chunk)) => Ok(Some(chunk)),
-            Some(Message::End) => Ok(None),
-            None => Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the transfer was given up")),
-        }
-    }
 }

@@ -110,7 +110,7 @@ fn describe(now: &Progress) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use chrono::{DateTime, TimeDelta};
 
     use super::*;
@@ -119,7 +119,8 @@ mod tests {
     use crate::model::digest::Digest;
     use crate::model::image_cache::{CacheId, Spec};
 
-    fn record() -> Record {
+    /// A record that was ordered and nothing more.
+    pub(in super::super) fn record() -> Record {
         let spec = Spec {
             name: "web".parse().unwrap(),
             images: vec!["nginx".parse().unwrap()],

@@ -144,7 +144,7 @@ pub struct ImageCacheStatus {
     /// The generation of the spec that this was made from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Ready`: the snapshot can be used. `Progressing`: a build is under way. `Degraded`: somebody has to act.
+    /// `Ready`: the snapshot can be used. `Progressing`: a build is under way. `Degraded`: a person must act.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub conditions: Vec<Condition>,

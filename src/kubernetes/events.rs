@@ -21,10 +21,10 @@ const MAX_INSTANCE: usize = 128;
 /// What is reported about an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Report {
-    /// Follows the name of the object in the name of the event, so that the same event is created once, whoever reports it.
-    /// `None` for a name that is generated.
+    /// Second part of the event's name, after the name of the object. Two processes that report the same event give it the same name,
+    /// and the API server creates it once. `None` if the API server generates the name.
     pub(super) suffix: Option<String>,
-    /// Whether somebody has to act.
+    /// Whether the event is a warning, which a person should act on.
     pub(super) warning: bool,
     /// What was done: one word.
     pub(super) action: &'static str,

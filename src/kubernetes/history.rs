@@ -7,6 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::ResourceExt as _;
 
+use super::conditions;
 use super::crd::{CopyState, ImageCache};
 use super::events::Report;
 use crate::caches::record::{Happened, Record};
@@ -16,14 +17,14 @@ use crate::model::image_cache::Status;
 /// Maximum age of what is still reported when a daemon first sees a record.
 const FRESH: TimeDelta = TimeDelta::minutes(5);
 /// Progress is reported in steps of this many percent.
-const STEP: usize = 25;
+const STEP: u64 = 25;
 
 /// What was reported of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reported {
     sequence: u64,
     /// The volume whose progress it is, and how far it was, percent.
-    progress: (u32, usize),
+    progress: (u32, u64),
 }
 
 /// The reference to an image cache that its events have.
@@ -47,12 +48,19 @@ pub(super) fn news(record: &Record, before: Option<Reported>, now: DateTime<Utc>
     let mut reports: Vec<Report> =
         record.events.iter().filter(is_new).map(|event| noted(record, event)).collect();
     let mut reported = Reported { sequence: record.sequence, ..before.unwrap_or_default() };
-    if let Some(work) = &record.work {
-        let (generation, percent) = (work.generation, percent(record));
+    if let (Some(work), Some(now)) = (&record.work, conditions::progress(record)) {
+        let generation = work.generation;
+        let percent = now.layers_done * 100 / now.layers.max(1) / STEP * STEP;
         let seen = if reported.progress.0 == generation { reported.progress.1 } else { 0 };
         if percent > seen {
             reported.progress = (generation, percent);
-            reports.push(progress(record, generation, percent));
+            reports.push(Report {
+                suffix: Some(format!("{}-{generation}-{percent}", short(record))),
+                warning: false,
+                action: "Build",
+                reason: "Progress".to_owned(),
+                note: format!("{} of {} layers are on the volume", now.layers_done, now.layers),
+            });
         }
     }
     (reports, reported)
@@ -65,17 +73,6 @@ fn noted(record: &Record, event: &Happened) -> Report {
         action: "Cache",
         reason: event.status.to_string(),
         note: event.message.clone(),
-    }
-}
-
-fn progress(record: &Record, generation: u32, percent: usize) -> Report {
-    let (done, layers) = layers(record);
-    Report {
-        suffix: Some(format!("{}-{generation}-{percent}", short(record))),
-        warning: false,
-        action: "Build",
-        reason: "Progress".to_owned(),
-        note: format!("{done} of {layers} layers are on the volume"),
     }
 }
 
@@ -105,39 +102,11 @@ fn short(record: &Record) -> String {
     record.id.to_string().chars().take(8).collect()
 }
 
-/// Layers of all images that are on the volume, and layers of all images.
-fn layers(record: &Record) -> (usize, usize) {
-    let sum = |of: fn(&crate::caches::record::ImageDetails) -> usize| record.progress.iter().map(of).sum();
-    (sum(|image| image.layers_done), sum(|image| image.layers))
-}
-
-/// How far the build is, in steps; 0 until all images are resolved.
-fn percent(record: &Record) -> usize {
-    match layers(record) {
-        (done, layers) if layers > 0 && record.progress.len() == record.spec.images.len() => {
-            (done * 100 / layers) / STEP * STEP
-        }
-        _ => 0,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::conditions::tests::record;
     use super::*;
     use crate::caches::record::ImageDetails;
-    use crate::model::image_cache::{CacheId, Spec};
-
-    fn record() -> Record {
-        let spec = Spec {
-            name: "web".parse().unwrap(),
-            images: vec!["nginx".parse().unwrap()],
-            size_gib: 20,
-            retention_days: 0,
-            cluster: "here".into(),
-            pull_secrets: Vec::new(),
-        };
-        Record::new(CacheId::random(), "team-a".parse().unwrap(), spec, DateTime::UNIX_EPOCH)
-    }
 
     fn notes(reports: &[Report]) -> Vec<&str> {
         reports.iter().map(|report| report.note.as_str()).collect()

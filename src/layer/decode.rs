@@ -90,8 +90,8 @@ type TakeAhead<S> = fn(Box<Inflater<S>>) -> Result<Ahead, Box<Inflater<S>>>;
 enum Place<S> {
     Here(Box<Inflater<S>>),
     Ahead(Ahead),
-    /// It is on its way to another thread.
-    Failed,
+    /// On the way to another thread.
+    Moving,
 }
 
 impl<S> std::fmt::Debug for Decoder<S> {
@@ -154,7 +154,7 @@ impl<S: ChunkSource> Decoder<S> {
     pub fn compression(&mut self) -> Result<Compression, Error> {
         match &mut self.place {
             Place::Here(inflater) => inflater.compression(),
-            Place::Ahead(_) | Place::Failed => Err(Error::Failed),
+            Place::Ahead(_) | Place::Moving => Err(Error::Failed),
         }
     }
 
@@ -167,7 +167,7 @@ impl<S: ChunkSource> Decoder<S> {
         match self.place {
             Place::Here(inflater) => inflater.finish(),
             Place::Ahead(ahead) => ahead.finish(),
-            Place::Failed => Err(Error::Failed),
+            Place::Moving => Err(Error::Failed),
         }
     }
 
@@ -177,7 +177,7 @@ impl<S: ChunkSource> Decoder<S> {
         match self.place {
             Place::Here(inflater) => inflater.blob(),
             Place::Ahead(ahead) => ahead.blob(),
-            Place::Failed => None,
+            Place::Moving => None,
         }
     }
 
@@ -191,7 +191,7 @@ impl<S: ChunkSource> Decoder<S> {
         let piece = match &mut self.place {
             Place::Here(inflater) => inflater.next(),
             Place::Ahead(ahead) => ahead.next(),
-            Place::Failed => Err(Error::Failed),
+            Place::Moving => Err(Error::Failed),
         };
         self.tar = piece?.unwrap_or_default();
         self.size += self.tar.len() as u64;
@@ -204,7 +204,7 @@ impl<S: ChunkSource> Decoder<S> {
         if !is_idle || !matches!(&self.place, Place::Here(inflater) if inflater.is_work()) {
             return;
         }
-        if let Place::Here(inflater) = mem::replace(&mut self.place, Place::Failed) {
+        if let Place::Here(inflater) = mem::replace(&mut self.place, Place::Moving) {
             self.place = match take_ahead(inflater) {
                 Ok(ahead) => Place::Ahead(ahead),
                 Err(inflater) => {

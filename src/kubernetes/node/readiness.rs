@@ -62,7 +62,7 @@ impl State {
     /// [`Fault`]: a request failed. The same again continues where it ended.
     pub(super) async fn publish(&self, client: &ApiServer, node: &str) -> Result<(), Fault> {
         let nodes: Api<Node> = Api::all((**client).clone());
-        let object = ask!(&format!("reading the node {node}"), nodes.get(node))?;
+        let mut object = ask!(&format!("reading the node {node}"), nodes.get(node))?;
         let parameters = PatchParams::apply(MANAGER).force();
         if self.labels != labels_of(&object) {
             let labels = json!({
@@ -71,7 +71,7 @@ impl State {
                 "metadata": {"name": node, "uid": object.uid(), "labels": self.labels},
             });
             let doing = format!("labelling the node {node}");
-            ask!(&doing, nodes.patch(node, &parameters, &Patch::Apply(&labels)))?;
+            object = ask!(&doing, nodes.patch(node, &parameters, &Patch::Apply(&labels)))?;
         }
         if let Some(condition) = self.condition(&object) {
             let status = json!({
@@ -79,15 +79,13 @@ impl State {
                 "status": {"conditions": [condition]},
             });
             let doing = format!("writing the condition of the node {node}");
-            ask!(&doing, nodes.patch_status(node, &parameters, &Patch::Apply(&status)))?;
+            object = ask!(&doing, nodes.patch_status(node, &parameters, &Patch::Apply(&status)))?;
         }
         if self.pending.is_empty()
             && let Some(taints) = without_ours(&object)
         {
             let doing = format!("removing the taint of the node {node}");
-            // The list is one value, so another writer must not be overwritten.
-            let object = ask!(&doing, nodes.get(node))?;
-            let taints = without_ours(&object).unwrap_or(taints);
+            // The list is one value: the version keeps the taints of another writer.
             let patch = json!({
                 "metadata": {"uid": object.uid(), "resourceVersion": object.resource_version()},
                 "spec": {"taints": taints},

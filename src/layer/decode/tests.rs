@@ -170,7 +170,7 @@ fn hashing_and_inflating_move_to_idle_cores() {
                         assert!(inflater.hashing.is_beside());
                     }
                     Place::Ahead(_) => assert!(ahead && is_compressed),
-                    Place::Failed => panic!("nothing failed"),
+                    Place::Moving => panic!("it is on no thread"),
                 }
                 assert_eq!(moved.finish().unwrap(), decoded);
 

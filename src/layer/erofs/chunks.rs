@@ -75,8 +75,8 @@ pub(super) fn count(size: u64, bits: u8) -> u64 {
     size.div_ceil(1 << shift(bits))
 }
 
-/// Chooses how a file of `size` bytes is stored whose data lies in `regions`; nothing where its holes are not worth it. Regions
-/// of length 0 hold no data: GNU tar ends the map of every file with one.
+/// Chooses how to store a file of `size` bytes with data in `regions`. Returns `None` if its holes save no space. Regions of
+/// length 0 contain no data: GNU tar ends the map of every file with one.
 pub(super) fn plan(size: u64, regions: &[Region]) -> Result<Option<Plan>, Error> {
     let mut end = 0;
     for region in regions {

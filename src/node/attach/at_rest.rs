@@ -1,7 +1,7 @@
 //! Whether a containerd that does not answer can have anything that needs a volume, by what the kernel and our own files say.
 //!
 //! A layer of a volume is in containerd only if our snapshotter has a link to it, or containerd's own EROFS snapshotter has one.
-//! A container of ours that runs has an overlay with its upper directory at the snapshotter's.
+//! A running container that uses Larder's snapshotter has an overlay mount whose upper directory is below that of the snapshotter.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::sys::mounts::Mounts;
 /// Proves that nothing of containerd needs the volume of `record`: neither a running container nor an image.
 pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {
     let mounts = Mounts::read().map_err(failed("looking for containers on", &record.at))?;
-    // The snapshotter names its directory without symbolic links; there is none where it never ran.
+    // Mounts name the directory by its path without symbolic links. It does not exist if the snapshotter never ran.
     let snapshots = host.snapshots.canonicalize().unwrap_or_else(|_| host.snapshots.clone());
     if record.preloaded || mounts.overlay_over(&snapshots).is_some() {
         return Ok(false);

@@ -27,7 +27,7 @@ pub(super) struct Held<'a> {
 #[derive(Debug)]
 struct Asked {
     containerd: Containerd,
-    /// None where nobody can say.
+    /// The snapshots that need the volume; `None` if they cannot be determined.
     going: Option<Going>,
     needing: Vec<Needing>,
 }
@@ -41,7 +41,7 @@ impl<'a> Held<'a> {
         consent: Consent,
     ) -> Result<Self, Error> {
         let mut asked = Vec::new();
-        for containerd in whom(record, host) {
+        for containerd in consumers(record, host) {
             match ask(containerd, record, others, host) {
                 Ok(answer) => asked.push(answer),
                 Err(Error::Containerd(error)) if is_silent(&error) => {
@@ -86,9 +86,9 @@ fn is_silent(error: &containerd::Error) -> bool {
     matches!(error, containerd::Error::Unreachable { .. } | containerd::Error::SnapshotterDown { .. })
 }
 
-/// Whom to ask: containerd of each of its snapshotters that can have layers of the volume. One that was not told of the volume can,
-/// because our snapshotter offers those of every volume.
-fn whom(record: &Attachment, host: &Host) -> Vec<Containerd> {
+/// containerd, once for each of its snapshotters that can have layers of the volume. Larder's snapshotter serves the layers of every
+/// volume, so containerd can have them even if the volume was not attached for it.
+fn consumers(record: &Attachment, host: &Host) -> Vec<Containerd> {
     let ours = |address: PathBuf| Containerd { address, ..Containerd::default() };
     match &record.containerd {
         Some(told) if told.snapshotter == Containerd::EROFS => vec![told.clone(), ours(told.address.clone())],
@@ -142,7 +142,7 @@ fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachme
     }
 }
 
-/// The snapshots that containerd does not have without the volume; none where nobody can say. A volume that is not there, as after
+/// The snapshots that containerd does not have without the volume; `None` if they cannot be determined. A volume that is not there, as after
 /// its disk was lost, has no `content`; the layers that are `linked` to it are known all the same.
 fn going(
     containerd: &Containerd,

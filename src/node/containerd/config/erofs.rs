@@ -36,7 +36,7 @@ containerd's own EROFS snapshotter takes layers of attached volumes by diff ID, 
     [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]
       platform = \"{platform}\"
       snapshotter = \"erofs\"{differ}
-      optional = true                   # CRI goes on without what is missing
+      optional = true                   # CRI starts without a missing plugin
 {lacking}enable_fsverity and set_immutable of the snapshotter must be off.",
         platform = Platform::host(),
     )
