@@ -106,6 +106,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The records of one tenant, or of all, oldest first; those of one moment by ID.
     fn list(&self, tenant: Option<TenantName>) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
 
+    /// All records, as this process saw them last. They can be behind what [`list`](Store::list) returns, and histories of
+    /// layers can be missing: whoever acts on a record reads it again first.
+    fn survey(&self) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        Box::pin(async move { Ok(self.list(None).await?.into_iter().map(|stored| stored.record).collect()) })
+    }
+
     /// One record of this tenant; `None` for one of another.
     fn get_of(&self, tenant: TenantName, id: CacheId) -> BoxFuture<'_, Result<Option<Stored>, StoreError>> {
         Box::pin(async move { Ok(self.get(id).await?.filter(|stored| stored.record.tenant == tenant)) })

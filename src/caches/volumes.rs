@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::attachments::AttachmentError;
 use super::imports::Imports;
-use super::record::ClusterSnapshot;
+use super::record::{ClusterSnapshot, Record};
 use crate::build::share;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
@@ -34,6 +34,12 @@ pub trait Volumes: fmt::Debug + Send + Sync {
 
     /// All volumes and what is left of any. What is not named like one is left alone.
     fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>>;
+
+    /// Volumes of one image cache that [`list`](Volumes::list) may lack, because it lists what a watch has seen. None if `list`
+    /// always has them all.
+    fn list_of(&self, _record: &Record) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
 
     /// Whether a volume is there and sealed. What it holds is not looked at.
     fn is_sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<bool, StateError>>;

@@ -1,11 +1,10 @@
 //! Snapshots offered in other namespaces: a VolumeSnapshot there, and a pre-provisioned content with the handle of the owner
 //! and the policy Retain, so that deleting a copy leaves the storage alone.
 //!
-//! The namespace of the tenant gets one. So does each namespace that `spec.share` names, if its annotation [`ACCEPT_FROM`]
+//! The namespace of the tenant gets one. So does each namespace that `spec.share` names, if its annotation [`ACCEPT_FROM`](super::names::ACCEPT_FROM)
 //! lists the tenant: a copy counts against the quota of the namespace that receives it, and nodes give its layers to the pods
 //! of that namespace. Larder also needs the right to make VolumeSnapshots there.
 
-use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
 use serde_json::json;
@@ -14,11 +13,10 @@ use tokio::sync::{Mutex, MutexGuard};
 use super::client::ApiServer;
 use super::crd::CopyState;
 use super::fault::{Fault, ask, opt};
-use super::names::{ACCEPT_FROM, MANAGER, Names, copy, is_listed, object};
+use super::names::{MANAGER, Names, copy, object};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use crate::caches::record::ClusterSnapshot;
 use crate::caches::volumes::VolumeId;
-use crate::model::image_cache::TenantName;
 
 /// The copies of an installation.
 #[derive(Debug)]
@@ -46,13 +44,6 @@ impl Copies {
 
     fn snapshots(&self, namespace: &str) -> Api<VolumeSnapshot> {
         Api::namespaced(self.client.clone(), namespace)
-    }
-
-    /// The volumes that have copies.
-    pub async fn list(&self) -> Result<Vec<VolumeId>, Fault> {
-        let api = self.contents();
-        let found = ask!("listing snapshot contents", api.list_metadata(&self.names.all()))?;
-        Ok(found.items.iter().filter_map(|content| self.names.volume(&content.metadata)).collect())
     }
 
     /// Offers a snapshot in a namespace, if it is not there yet, and says whether it can be used.
@@ -123,18 +114,6 @@ impl Copies {
         });
         let made = ask!(&doing, snapshots.patch(&name, &parameters, &Patch::Apply(&copied)))?;
         Ok(made.is_ready())
-    }
-
-    /// Whether a namespace accepts image caches of a tenant. A namespace that does not exist accepts none.
-    ///
-    /// # Errors
-    /// The failure of the request, for example that Larder has no right to read namespaces.
-    pub async fn accepts(&self, namespace: &str, tenant: &TenantName) -> Result<bool, Fault> {
-        let api: Api<Namespace> = Api::all(self.client.clone());
-        let doing = format!("reading the namespace {namespace}");
-        let found = opt(ask!(&doing, api.get_metadata(namespace)))?;
-        let list = found.as_ref().and_then(|found| found.annotations().get(ACCEPT_FROM));
-        Ok(is_listed(list.map(String::as_str), tenant.as_str()))
     }
 
     /// Takes back the copies in namespaces that `unwanted` names, and says how many are not gone yet.

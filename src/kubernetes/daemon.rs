@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::client;
 use super::copies::Copies;
 use super::events::Reporter;
+use super::inventory::Inventory;
 use super::leader::{self, Ended};
 use super::lease::Lease;
 use super::names::Names;
@@ -113,13 +114,19 @@ impl Daemon {
         let own = &cluster.namespace;
         let names = Names { namespace: own.clone() };
         let store = Arc::new(KubeStore::new(client.clone(), &cluster.uid, own, &identity));
-        let runner = KubeRunner::new(client.clone(), cluster, config, habits.pace, planner)?;
+        let inventory = Inventory::new(&client, &names);
+        let runner = KubeRunner::new(client.clone(), cluster, config, habits.pace, planner, inventory.clone())?;
         let runner = Arc::new(runner);
         let copies = Arc::new(Copies::new(client.clone(), names.clone()));
         let parts = Parts {
             store: Arc::clone(&store) as _,
             runner: Arc::clone(&runner) as _,
-            volumes: Arc::new(KubeVolumes::new(client.clone(), names.clone(), Arc::clone(&copies))),
+            volumes: Arc::new(KubeVolumes::new(
+                client.clone(),
+                names.clone(),
+                Arc::clone(&copies),
+                inventory.clone(),
+            )),
             clock: Arc::clone(&clock),
             metrics,
             tell_progress: Some(habits.tell),
@@ -132,6 +139,7 @@ impl Daemon {
             names,
             node_namespace: cluster.node_namespace.clone(),
             copies,
+            inventory,
             clock,
             reporter: Reporter::new(client.clone(), "larder.dev/daemon", &identity),
         };

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
 
 use crate::caches::volumes::VolumeId;
-use crate::model::image_cache::TenantName;
+use crate::model::image_cache::{CacheId, TenantName};
 
 /// The field manager of everything that is applied.
 pub const MANAGER: &str = "larder";
@@ -66,10 +66,9 @@ impl Names {
         labels
     }
 
-    /// Selects everything of this installation.
-    pub fn all(&self) -> ListParams {
-        ListParams::default()
-            .labels(&format!("{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}", self.namespace))
+    /// The label selector of everything that this installation made for image caches.
+    pub fn selector(&self) -> String {
+        format!("{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}", self.namespace)
     }
 
     /// Selects what was made for one volume.
@@ -78,6 +77,12 @@ impl Names {
             "{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}={},{GENERATION}={}",
             self.namespace, volume.id, volume.generation
         ))
+    }
+
+    /// Selects what was made for one image cache.
+    pub fn of_cache(&self, id: CacheId) -> ListParams {
+        ListParams::default()
+            .labels(&format!("{MANAGED_BY}={MANAGER},{INSTALLATION}={},{ID}={id}", self.namespace))
     }
 
     /// The volume that an object was made for, as its labels say.

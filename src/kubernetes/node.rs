@@ -37,6 +37,7 @@ mod known;
 mod objects;
 mod place;
 mod readiness;
+mod scoped;
 mod tell;
 mod wish;
 

@@ -13,6 +13,7 @@
 //! The builder parsed what strangers wrote, so its word is not enough: a snapshot is taken only after a second pod, which
 //! read the volume and nothing else, has verified it. The digest that it found is in another annotation of the snapshot.
 
+mod attachments;
 mod follow;
 mod log;
 mod objects;
@@ -22,25 +23,27 @@ mod waiting;
 mod waits;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::batch::v1::Job as KubeJob;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
-use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment};
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::attachments::Attachments;
 use self::objects::Parts;
 use self::waits::Waits;
 use super::client::ApiServer;
 use super::daemon::of_planner;
 use super::fault::{Fault, ask, opt};
+use super::inventory::{Changes, Inventory};
 use super::names::{MANAGER, Names, RESULT, object};
 use super::pull_secrets;
 use super::snapshot::VolumeSnapshot;
@@ -64,6 +67,9 @@ use crate::model::pull_secret::PullSecretName;
 /// Most bytes of a result in an annotation: all annotations of an object together may have 256 KiB
 /// (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).
 const MAX_RESULT: usize = 64 << 10;
+
+/// A build looks at its objects when one of them has changed, and after this many times [`Pace::look`].
+const LOOKS: u32 = 30;
 
 /// Why a pod does not go.
 const STUCK: &str = "nothing is heard of its node; see that it is back, or taken out of the cluster";
@@ -110,6 +116,9 @@ pub struct KubeRunner {
     pace: Pace,
     /// Plans are made here: they move no layer byte and need no disk.
     planner: ChildRunner,
+    inventory: Inventory,
+    /// Watched from the first build on.
+    attachments: OnceLock<Attachments>,
 }
 
 /// What comes from the configuration, and is replaced when that is read again.
@@ -155,6 +164,7 @@ impl KubeRunner {
         config: &Config,
         pace: Pace,
         planner: ChildRunner,
+        inventory: Inventory,
     ) -> Result<Self, ChildRunnerError> {
         Ok(KubeRunner {
             client: client.into(),
@@ -163,6 +173,8 @@ impl KubeRunner {
             in_effect: RwLock::new(Arc::new(InEffect::of(config)?)),
             pace,
             planner,
+            inventory,
+            attachments: OnceLock::new(),
         })
     }
 
@@ -190,7 +202,8 @@ impl KubeRunner {
     async fn carry_out(&self, order: &BuildOrder, lines: &mpsc::Sender<Line>) -> Ended {
         let volume = VolumeId { tenant: order.tenant.clone(), id: order.id, generation: order.generation };
         let with = self.in_effect();
-        let build = Build { runner: self, with, order, name: object(&volume), volume, lines };
+        let changes = tokio::sync::Mutex::new(self.inventory.changes_of(order.id));
+        let build = Build { runner: self, with, order, name: object(&volume), volume, lines, changes };
         let mut pause = self.pace.look;
         loop {
             match Box::pin(build.go_on()).await {
@@ -216,9 +229,19 @@ struct Build<'a> {
     /// Of Job, Secret, PVC and VolumeSnapshot.
     name: String,
     lines: &'a mpsc::Sender<Line>,
+    /// Changes of what was made for the image cache.
+    changes: tokio::sync::Mutex<Changes>,
 }
 
 impl Build<'_> {
+    /// Waits until there is something new to look at. A watch can miss a change, so this ends after a while in any case.
+    async fn pause(&self) {
+        let look = self.runner.pace.look;
+        self.changes.lock().await.wait(look * LOOKS).await;
+        // What changes together is seen together.
+        tokio::time::sleep(look / 20).await;
+    }
+
     /// Goes on from whatever is there.
     async fn go_on(&self) -> Result<Ended, Halt> {
         // One that was given up is on its way out, and its name not free before it is gone.
@@ -278,7 +301,7 @@ impl Build<'_> {
             match self.find_job(&self.name).await? {
                 Some(job) if job.metadata.deletion_timestamp.is_none() => return Ok(job),
                 // One of an earlier attempt: its name is not free before it is gone.
-                Some(_) => tokio::time::sleep(self.runner.pace.look).await,
+                Some(_) => self.pause().await,
                 None => {
                     self.check_storage_class().await?;
                     let deadline = self.order.job.deadline.map(|deadline| deadline - chrono::Utc::now());
@@ -359,7 +382,7 @@ impl Build<'_> {
                 }
                 Err(fault) => return Err(fault.into()),
             }
-            tokio::time::sleep(self.runner.pace.look).await;
+            self.pause().await;
         }
     }
 
@@ -409,26 +432,18 @@ impl Build<'_> {
         let doing = format!("reading the volume claim {}", self.name);
         let claim = opt(ask!(&doing, claims.get(&self.name)))?;
         let Some(disk) = claim.and_then(|claim| claim.spec?.volume_name) else { return Ok(()) };
-        let attachments: Api<VolumeAttachment> = Api::all(self.runner.client.clone());
+        let attachments = self.runner.attachments.get_or_init(|| Attachments::new(&self.runner.client));
         let mut waits = self.waits();
-        while waits.elapsed() < self.runner.pace.attached {
-            let list = ListParams::default();
-            let attached = match ask!("listing volume attachments", attachments.list(&list)) {
-                Ok(all) => {
-                    all.items.iter().any(|one| one.spec.source.persistent_volume_name.as_ref() == Some(&disk))
-                }
-                // The builder has synced; without the right to look there is nothing to wait for.
-                Err(fault) if fault.code() == 403 => false,
-                Err(fault) => return Err(fault),
-            };
-            if !attached {
+        let most = self.runner.pace.attached;
+        while let Some(left) = most.checked_sub(waits.elapsed()) {
+            let pause = left.min(self.runner.pace.report);
+            if tokio::time::timeout(pause, attachments.detached(&disk)).await.is_ok() {
                 waits.end();
                 return Ok(());
             }
             if waits.is_due() {
                 waits.report(format!("the disk {disk} is still attached to the node of its builder"));
             }
-            tokio::time::sleep(self.runner.pace.look).await;
         }
         tracing::warn!(cache = %self.order.id, disk, "a snapshot is taken of a disk that is still attached");
         Ok(())
@@ -447,7 +462,7 @@ impl Build<'_> {
             if waits.is_due() {
                 waits.report(format!("the snapshot is not ready: {}", why()));
             }
-            tokio::time::sleep(self.runner.pace.look).await;
+            self.pause().await;
             snapshot = match self.snapshot().await? {
                 Some(snapshot) if snapshot.metadata.deletion_timestamp.is_none() => snapshot,
                 _ => return Ok(Ended::Died("its snapshot was deleted by somebody else".to_owned())),

@@ -9,9 +9,9 @@ mod keys;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::BoxFuture;
@@ -27,6 +27,7 @@ use super::crd::ImageCache;
 use super::fault::{Fault, ask, opt};
 use super::lease::{Lease, Tried};
 use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
+use super::seen::{Place, Said, Seen};
 use crate::caches::record::{OrderedBy, Record};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
@@ -45,8 +46,8 @@ const PAGE: u32 = 500;
 /// For how long after a create its object still tells the key, should the key itself not have been kept.
 const REPAIR: TimeDelta = TimeDelta::hours(1);
 
-/// Where an object is. Name and namespace of an identity never change.
-type Place = (String, String);
+/// How often the objects of the cluster are listed for UIDs that the watch has not seen, whoever asks for them.
+const LIST_AGAIN: Duration = Duration::from_secs(1);
 
 /// Records in the cluster's own store.
 #[derive(Debug)]
@@ -59,7 +60,9 @@ pub struct KubeStore {
     admission: Lease,
     /// One create at a time in this process; the lease is for those between processes.
     turn: tokio::sync::Mutex<()>,
-    places: Mutex<HashMap<CacheId, Place>>,
+    seen: Seen,
+    /// When the objects of the cluster were listed for a UID that the watch had not seen.
+    listed: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl KubeStore {
@@ -71,7 +74,8 @@ impl KubeStore {
             clock: Api::namespaced(client.clone(), own),
             admission: Lease::new(client.clone(), own, "larder-admission", identity, TURN),
             turn: tokio::sync::Mutex::default(),
-            places: Mutex::default(),
+            seen: Seen::default(),
+            listed: tokio::sync::Mutex::default(),
             client: client.into(),
         }
     }
@@ -85,14 +89,39 @@ impl KubeStore {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    fn places(&self) -> MutexGuard<'_, HashMap<CacheId, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes up a version of an object that was read or watched.
+    pub fn know(&self, object: &ImageCache) {
+        let meta = &object.metadata;
+        let (Some(id), Some(version)) = (convert::id(meta), convert::version(meta)) else { return };
+        let said = match convert::read(object, &self.cluster) {
+            Read::Record(record) => Said::Record(Arc::new(Stored { version, record: *record })),
+            Read::New | Read::Invalid(_) => Said::Nothing,
+            Read::Corrupt(what) => Said::Corrupt(what),
+        };
+        self.seen.note(id, (object.namespace().unwrap_or_default(), object.name_any()), version, said);
     }
 
-    /// Remembers where an object is.
-    pub fn know(&self, object: &ImageCache) {
-        if let (Some(id), Some(namespace)) = (convert::id(&object.metadata), object.namespace()) {
-            self.places().insert(id, (namespace, object.name_any()));
+    /// Forgets an object that is gone, and returns its record.
+    pub(super) fn unknow(&self, id: CacheId) -> Option<Arc<Stored>> {
+        self.seen.forget(id)
+    }
+
+    /// The watch has seen every object: `known` are the IDs of those that there are. Returns the others.
+    pub(super) fn complete(&self, known: &HashSet<CacheId>) -> Vec<CacheId> {
+        self.seen.complete();
+        self.seen.ids().into_iter().filter(|id| !known.contains(id)).collect()
+    }
+
+    /// The record of an object as the watch saw it last.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if its status is not what Larder writes.
+    pub(super) fn seen(&self, id: CacheId) -> Result<Option<Arc<Stored>>, StoreError> {
+        let place = || self.seen.place(id).unwrap_or_default();
+        match self.seen.get(id) {
+            Some(Said::Record(stored)) => Ok(Some(stored)),
+            Some(Said::Nothing) | None => Ok(None),
+            Some(Said::Corrupt(what)) => Err(corrupt_at(&place(), what)),
         }
     }
 
@@ -141,19 +170,54 @@ impl KubeStore {
 
     /// The object of an identity.
     async fn find(&self, id: CacheId) -> Result<Option<ImageCache>, Fault> {
-        let known = self.places().get(&id).cloned();
-        let Some((namespace, name)) = known else {
-            let all = self.objects(None).await?;
-            return Ok(all.into_iter().find(|object| convert::id(&object.metadata) == Some(id)));
-        };
+        let Some((namespace, name)) = self.place(id).await? else { return Ok(None) };
         let doing = format!("reading the image cache {namespace}/{name}");
         let api = self.of(&namespace);
         let found = opt(ask!(&doing, api.get(&name)))?;
         let found = found.filter(|object| convert::id(&object.metadata) == Some(id));
-        if found.is_none() {
-            self.places().remove(&id);
+        match &found {
+            Some(object) => self.know(object),
+            None => drop(self.seen.forget(id)),
         }
         Ok(found)
+    }
+
+    /// Where an object is. The watch knows, but for objects of the last moment: for these the API server is asked, at most once
+    /// each [`LIST_AGAIN`], because anybody can ask for a UID that there is not.
+    async fn place(&self, id: CacheId) -> Result<Option<Place>, Fault> {
+        if let Some(place) = self.seen.place(id) {
+            return Ok(Some(place));
+        }
+        let mut listed = self.listed.lock().await;
+        if let Some(place) = self.seen.place(id) {
+            return Ok(Some(place));
+        }
+        if let Some(left) = listed.and_then(|at| LIST_AGAIN.checked_sub(at.elapsed())) {
+            tokio::time::sleep(left).await;
+        }
+        let found = self.places().await;
+        *listed = Some(Instant::now());
+        found?;
+        Ok(self.seen.place(id))
+    }
+
+    /// Notes where all objects are.
+    async fn places(&self) -> Result<(), Fault> {
+        let api: Api<ImageCache> = Api::all(self.client.clone());
+        let mut parameters = ListParams::default().limit(PAGE);
+        loop {
+            let page = ask!("listing image caches", api.list_metadata(&parameters))?;
+            for object in &page.items {
+                if let Some(id) = convert::id(&object.metadata) {
+                    let place = (object.namespace().unwrap_or_default(), object.name_any());
+                    self.seen.note(id, place, 0, Said::Nothing);
+                }
+            }
+            parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if parameters.continue_token.is_none() {
+                return Ok(());
+            }
+        }
     }
 
     /// Waits until this daemon may check and write what must hold over several objects.
@@ -315,6 +379,7 @@ impl KubeStore {
         let doing = format!("writing the status of the image cache {}/{name}", record.tenant);
         match ask!(&doing, api.replace_status(&name, &post_parameters(), &object)) {
             Ok(written) => {
+                self.know(&written);
                 self.read(&written)?.ok_or_else(|| corrupt(&written, "its status was not kept".to_owned()))
             }
             Err(fault) if fault.is_conflict() => Err(StoreError::Changed(id)),
@@ -352,7 +417,7 @@ impl KubeStore {
                 Ok(_) => {}
                 Err(fault) if fault.is_conflict() => return Err(StoreError::Changed(id)),
                 Err(fault) if fault.is_not_found() => {
-                    self.forget(id);
+                    self.unknow(id);
                     return Ok(());
                 }
                 Err(fault) => return Err(fault.into()),
@@ -363,12 +428,8 @@ impl KubeStore {
             }
         }
         self.unpin(&object).await?;
-        self.forget(id);
+        self.unknow(id);
         Ok(())
-    }
-
-    fn forget(&self, id: CacheId) {
-        self.places().remove(&id);
     }
 
     /// Lets an object go that is being deleted and that nothing was made for.
@@ -377,13 +438,18 @@ impl KubeStore {
         if ours && object.metadata.deletion_timestamp.is_some() { self.unpin(object).await } else { Ok(()) }
     }
 
-    /// Writes the status anew where the order has changed since: when it expires is said there, too.
+    /// Writes the status again if the order has changed since: when it expires is said there, too.
+    ///
+    /// # Errors
+    /// A request failed.
     pub async fn observe(&self, object: &ImageCache, stored: &Stored) -> Result<(), StoreError> {
         let observed = object.status.as_ref().and_then(|status| status.observed_generation);
         if observed == object.metadata.generation || stored.record.status == Status::Deleting {
             return Ok(());
         }
-        match self.put(object.clone(), stored.record.clone()).await {
+        let Some(present) = self.find(stored.record.id).await? else { return Ok(()) };
+        let Some(Stored { record, .. }) = self.read(&present)? else { return Ok(()) };
+        match self.put(present, record).await {
             // Whoever was faster has observed it, or is heard of again.
             Ok(_) | Err(StoreError::Changed(_) | StoreError::Gone(_)) => Ok(()),
             Err(error) => Err(error),
@@ -559,8 +625,12 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn corrupt(object: &ImageCache, what: String) -> StoreError {
+    corrupt_at(&(object.namespace().unwrap_or_default(), object.name_any()), what)
+}
+
+fn corrupt_at((namespace, name): &Place, what: String) -> StoreError {
     StoreError::Corrupt {
-        path: format!("imagecaches/{}/{}", object.namespace().unwrap_or_default(), object.name_any()),
+        path: format!("imagecaches/{namespace}/{name}"),
         what,
         remedy: "see who may write imagecaches/status, and delete the object".to_owned(),
     }
@@ -594,6 +664,24 @@ impl Store for KubeStore {
             }
             list.sort_by_key(|stored| (stored.record.created_at, stored.record.id));
             Ok(list)
+        })
+    }
+
+    fn survey(&self) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+        Box::pin(async move {
+            let Some(all) = self.seen.all() else {
+                let all = Store::list(self, None).await?;
+                return Ok(all.into_iter().map(|stored| stored.record).collect());
+            };
+            let mut records = Vec::with_capacity(all.len());
+            for (place, said) in all {
+                match said {
+                    Said::Record(stored) => records.push(stored.record.clone()),
+                    Said::Nothing => {}
+                    Said::Corrupt(what) => return Err(corrupt_at(&place, what)),
+                }
+            }
+            Ok(records)
         })
     }
 

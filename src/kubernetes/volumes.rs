@@ -16,15 +16,17 @@ use super::client::ApiServer;
 use super::convert::created;
 use super::copies::Copies;
 use super::fault::{Fault, ask, opt};
+use super::inventory::Inventory;
 use super::names::{MANAGER, Names, RESULT, VOLUME, object, verifier};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use crate::caches::imports::Imports;
-use crate::caches::record::ClusterSnapshot;
+use crate::caches::record::{ClusterSnapshot, Record};
 use crate::caches::volumes::{
     Discarded, Kind, Places, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
 };
 use crate::model::class::Class;
 use crate::model::event::Outcome;
+use crate::model::image_cache::CacheId;
 
 /// Volumes as snapshots of a cluster.
 #[derive(Debug)]
@@ -32,12 +34,13 @@ pub struct KubeVolumes {
     client: ApiServer,
     names: Names,
     copies: Arc<Copies>,
+    inventory: Inventory,
 }
 
 impl KubeVolumes {
     /// Those of the installation `names`.
-    pub fn new(client: Client, names: Names, copies: Arc<Copies>) -> Self {
-        KubeVolumes { copies, client: client.into(), names }
+    pub fn new(client: Client, names: Names, copies: Arc<Copies>, inventory: Inventory) -> Self {
+        KubeVolumes { copies, client: client.into(), names, inventory }
     }
 
     fn own<K>(&self) -> Api<K>
@@ -48,23 +51,23 @@ impl KubeVolumes {
         Api::namespaced(self.client.clone(), &self.names.namespace)
     }
 
-    async fn made<K>(&self, what: &str) -> Result<Vec<VolumeId>, Fault>
+    async fn made<K>(&self, api: Api<K>, what: &str, id: CacheId) -> Result<Vec<VolumeId>, Fault>
     where
-        K: kube::Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
-        K::DynamicType: Default,
+        K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
     {
-        let api: Api<K> = self.own();
-        let found = ask!(&format!("listing {what}"), api.list_metadata(&self.names.all()))?;
+        let found = ask!(&format!("listing {what}"), api.list_metadata(&self.names.of_cache(id)))?;
         Ok(found.items.iter().filter_map(|object| self.names.volume(&object.metadata)).collect())
     }
 
-    async fn list(&self) -> Result<Vec<VolumeId>, Fault> {
-        // Secrets are not listed: whoever may list them reads them, and a Job takes its own along.
-        let mut all = self.made::<Job>("jobs").await?;
-        all.extend(self.made::<PersistentVolumeClaim>("volume claims").await?);
-        all.extend(self.made::<VolumeSnapshot>("snapshots").await?);
-        all.extend(self.copies.list().await?);
-        all.sort_by_key(|volume| (volume.id, volume.generation));
+    /// What was made for an image cache, as the API server says now. Secrets are not listed: whoever may list them may read
+    /// them, and a Job takes its own along.
+    async fn made_for(&self, id: CacheId) -> Result<Vec<VolumeId>, Fault> {
+        let mut all = self.made::<Job>(self.own(), "jobs", id).await?;
+        all.extend(self.made::<PersistentVolumeClaim>(self.own(), "volume claims", id).await?);
+        all.extend(self.made::<VolumeSnapshot>(self.own(), "snapshots", id).await?);
+        let contents: Api<VolumeSnapshotContent> = Api::all(self.client.clone());
+        all.extend(self.made(contents, "snapshot contents", id).await?);
+        all.sort_by_key(|volume| volume.generation);
         all.dedup();
         Ok(all)
     }
@@ -201,11 +204,20 @@ impl Volumes for KubeVolumes {
     }
 
     fn list(&self) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>> {
-        Box::pin(async { Ok(self.list().await?) })
+        Box::pin(self.inventory.volumes())
+    }
+
+    fn list_of(&self, record: &Record) -> BoxFuture<'_, Result<Vec<VolumeId>, StateError>> {
+        let id = record.id;
+        Box::pin(async move { Ok(self.made_for(id).await?) })
     }
 
     fn is_sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<bool, StateError>> {
-        Box::pin(async move { Ok(self.snapshot(&volume).await?.is_some_and(|snapshot| snapshot.is_ready())) })
+        Box::pin(async move {
+            // A leader asks for each image cache when it begins; most are in the inventory.
+            Ok(self.inventory.is_sealed(&volume)
+                || self.snapshot(&volume).await?.is_some_and(|snapshot| snapshot.is_ready()))
+        })
     }
 
     fn sealed(&self, volume: VolumeId) -> BoxFuture<'_, Result<Sealed, StateError>> {

@@ -97,6 +97,16 @@ impl Cluster {
 
     /// The same, in which things take as long as is said.
     pub fn with_timing(timing: Timing) -> Self {
+        Cluster::start(timing, true)
+    }
+
+    /// An API server without controllers, scheduler, kubelets and storage: objects change when a client changes them. For
+    /// measurements with tens of thousands of objects, which the components would look at again after each change.
+    pub fn without_components(timing: Timing) -> Self {
+        Cluster::start(timing, false)
+    }
+
+    fn start(timing: Timing, components: bool) -> Self {
         let (listener, address) = server::listen();
         let root = tempfile::tempdir().expect("a temporary directory");
         let mut state = State::new(root.path(), timing);
@@ -109,7 +119,7 @@ impl Cluster {
             runtime.expect("a runtime can be started").block_on(async move {
                 tokio::select! {
                     () = server::serve(listener, Arc::clone(&served)) => {}
-                    () = components::run(served) => {}
+                    () = components::run(served), if components => {}
                     _ = stopped => {}
                 }
             });
@@ -197,6 +207,12 @@ impl Cluster {
             let written = state.create(&kind, meta(object, "namespace"), object.clone(), &how);
             written.unwrap_or_else(|e| panic!("{}: {object}", e.message)).object.as_ref().clone()
         })
+    }
+
+    /// Writes an object with its status and UID as they are given, as a restored backup of etcd would have them.
+    pub fn restore(&self, group: &str, plural: &str, object: Value) {
+        let id = Id::new(group, plural, meta(&object, "namespace"), meta(&object, "name"));
+        self.shared.write(|state| state.put(id.clone(), object));
     }
 
     /// Reads an object past all access control; none where it is not there.

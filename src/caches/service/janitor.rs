@@ -10,13 +10,15 @@ use super::{Service, state_failed};
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Discarded, VolumeId};
-use crate::model::image_cache::{CacheId, Status};
+use crate::model::image_cache::{CacheId, Status, TenantName};
 use crate::sys::clock::guard::{Expiry, TimeGuard};
 
 /// How often the house is looked over when nothing asks for it.
 const EVERY: Duration = Duration::from_secs(15);
 /// When it is looked over again if something is on its way out.
 const SOON: Duration = Duration::from_secs(1);
+/// How often old idempotency keys are looked for. In a cluster that lists them.
+const KEYS_EVERY: TimeDelta = TimeDelta::minutes(10);
 /// Hours for which an idempotency key is known.
 const KEY_HOURS: i64 = 24;
 
@@ -30,9 +32,17 @@ enum InTheWay {
 impl Service {
     /// Looks over the house again and again, until the daemon stops.
     pub(super) async fn keep_house(self) {
+        let mut keys = self.now();
         loop {
             if let Err(error) = self.look_over().await {
                 tracing::error!(%error, "expiry and deletions are put off");
+            }
+            if self.now() >= keys {
+                keys = self.now() + KEYS_EVERY;
+                let before = self.now() - TimeDelta::hours(KEY_HOURS);
+                if let Err(error) = self.0.store.forget_keys(before).await {
+                    tracing::warn!(%error, "old idempotency keys stay for now");
+                }
             }
             tokio::select! {
                 () = tokio::time::sleep(EVERY) => {}
@@ -48,11 +58,10 @@ impl Service {
         let expire = self.may_expire();
         let noted = self.guard().note();
         let noted = self.0.store.note(noted).await;
-        let forgotten = self.0.store.forget_keys(now - TimeDelta::hours(KEY_HOURS)).await;
         let aged = if expire { self.age_all(now).await } else { Ok(()) };
         // Whatever else fails: on a disk that is full this is what makes room.
         let swept = self.sweep().await;
-        noted.and(forgotten).and(aged).and(swept)
+        noted.and(aged).and(swept)
     }
 
     async fn age_all(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
@@ -128,20 +137,26 @@ impl Service {
     /// Discards every volume and archive that no record needs, and removes the records of deleted caches that have none left.
     pub(super) async fn sweep(&self) -> Result<(), StoreError> {
         // Volumes before records: a volume that is made after its record was read is not in the list.
-        let volumes = self.0.volumes.list().await.map_err(|e| state_failed(&e))?;
+        let mut volumes = self.0.volumes.list().await.map_err(|e| state_failed(&e))?;
         let archives = self.archives().await?;
         // What is being sent before records, too: it is promised for until its record is there.
         let promised: HashSet<CacheId> = self.promised().keys().copied().collect();
         // Builders before records too: one that has ended has written down how.
         let building: HashSet<CacheId> = self.live().keys().copied().collect();
         let records = self.records().await?;
+        // A record goes last, so nothing of it may be missing from the list.
+        for record in records.values().filter(|record| record.status == Status::Deleting) {
+            let own = self.0.volumes.list_of(record).await.map_err(|e| state_failed(&e))?;
+            let new: Vec<VolumeId> = own.into_iter().filter(|volume| !volumes.contains(volume)).collect();
+            volumes.extend(new);
+        }
         let unneeded = volumes.into_iter().filter(|volume| {
             let record = records.get(&volume.id);
             let needed =
                 record.is_some_and(|r| r.tenant == volume.tenant && r.needs_volume(volume.generation));
             !needed && !building.contains(&volume.id)
         });
-        let unneeded: Vec<VolumeId> = unneeded.collect();
+        let unneeded = self.confirm(unneeded.collect()).await?;
         let discarded = !unneeded.is_empty();
         let in_the_way = self.discard(unneeded, &records).await?;
         self.0.volumes.tidy(discarded);
@@ -160,6 +175,23 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Of `unneeded` the volumes that no record needs, as the store says now: a survey can be behind it.
+    async fn confirm(&self, unneeded: Vec<VolumeId>) -> Result<Vec<VolumeId>, StoreError> {
+        let mut tenants: HashMap<TenantName, HashMap<CacheId, Record>> = HashMap::new();
+        for volume in &unneeded {
+            if !tenants.contains_key(&volume.tenant) {
+                let own = self.0.store.list(Some(volume.tenant.clone())).await?;
+                let own = own.into_iter().map(|stored| (stored.record.id, stored.record)).collect();
+                tenants.insert(volume.tenant.clone(), own);
+            }
+        }
+        let is_needed = |volume: &VolumeId| {
+            let record = tenants.get(&volume.tenant).and_then(|own| own.get(&volume.id));
+            record.is_some_and(|record| record.needs_volume(volume.generation))
+        };
+        Ok(unneeded.into_iter().filter(|volume| !is_needed(volume)).collect())
     }
 
     /// Gives the caches of which a volume is not gone, and why not.
@@ -239,8 +271,8 @@ impl Service {
         }
     }
 
+    /// All records, as [`Store::survey`](crate::caches::store::Store::survey) has them.
     pub(super) async fn records(&self) -> Result<HashMap<CacheId, Record>, StoreError> {
-        let records = self.0.store.list(None).await?.into_iter().map(|stored| stored.record);
-        Ok(records.map(|record| (record.id, record)).collect())
+        Ok(self.0.store.survey().await?.into_iter().map(|record| (record.id, record)).collect())
     }
 }

@@ -28,6 +28,8 @@ use crate::telemetry::metrics::{Metrics, NodeCache};
 const SETTLE: Duration = Duration::from_millis(100);
 /// The longest.
 const AGAIN: Duration = Duration::from_secs(60);
+/// The time to the next pass after one that could not see what it needs.
+const SOON: Duration = Duration::from_secs(5);
 
 /// How often the Node object is compared with what it should say, if nothing changes.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(600);
@@ -143,11 +145,17 @@ impl Agent {
 
     /// Looks at everything, takes a step for each volume, and answers when to look again at the latest.
     async fn pass(&mut self) -> Duration {
-        let caches = self.known.caches();
         let pods = self.known.pods();
         let pods: Vec<&Pod> = pods.iter().map(AsRef::as_ref).collect();
         let config = &self.settings.config;
         let asks = wish::asks(&config.caches, &self.known.namespaces(), &pods);
+        let claims = self.known.claims();
+        let scope = wish::scope(&asks, claims.values().filter_map(|claim| objects::tenant_of(claim)));
+        if !self.known.look_at(&scope).await {
+            tracing::warn!("the image caches that pods want are not known: the API server does not list them");
+            return SOON;
+        }
+        let caches = self.known.caches();
         let decided = wish::decide(&asks, &caches, &self.settings.node, config.max_caches);
         for (pod, why) in &decided.refused {
             self.teller.tell(pod, News::Refused, why);

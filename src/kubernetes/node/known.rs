@@ -17,14 +17,14 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::objects;
-use super::wish::{Cache, Namespaces, Says};
+use super::scoped::Scoped;
+use super::wish::{Cache, Namespaces, Says, Scope};
 use crate::kubernetes::convert;
-use crate::kubernetes::crd::ImageCache;
 use crate::model::image_cache::CacheId;
 
 /// What is watched.
 pub(super) struct Known {
-    caches: Store<ImageCache>,
+    caches: Scoped,
     pods: Store<Pod>,
     namespaces: Store<PartialObjectMeta<Namespace>>,
     claims: Store<PersistentVolumeClaim>,
@@ -53,18 +53,6 @@ impl Known {
         let mut watches = JoinSet::new();
         let own = Config::default().labels(&objects::selector(node));
         let on_node = Config::default().fields(&format!("spec.nodeName={node}"));
-        let caches = follow(
-            &mut watches,
-            wake,
-            watcher::watcher(Api::all(client.clone()), Config::default()).modify(|cache: &mut ImageCache| {
-                cache.metadata.managed_fields = None;
-                if let Some(status) = &mut cache.status {
-                    status.events.clear();
-                    status.images.clear();
-                    status.conditions.clear();
-                }
-            }),
-        );
         let slim = |pod: &mut Pod| pod.metadata.managed_fields = None;
         let pods = watcher::watcher(Api::all(client.clone()), on_node).modify(slim);
         let pods = follow(&mut watches, wake, pods);
@@ -79,7 +67,7 @@ impl Known {
         let holders = watcher::watcher(Api::namespaced(client.clone(), volumes), own);
         let holders = follow(&mut watches, wake, holders);
         Known {
-            caches,
+            caches: Scoped::new(client, wake),
             pods,
             namespaces,
             claims,
@@ -95,7 +83,6 @@ impl Known {
     pub(super) async fn ready(&self) {
         // The writers live as long as the watches.
         let _ = tokio::join!(
-            self.caches.wait_until_ready(),
             self.pods.wait_until_ready(),
             self.namespaces.wait_until_ready(),
             self.claims.wait_until_ready(),
@@ -103,9 +90,15 @@ impl Known {
         );
     }
 
+    /// Watches the image caches that matter, and waits until they have been read once. Returns whether they have.
+    pub(super) async fn look_at(&mut self, scope: &Scope) -> bool {
+        self.caches.look_at(scope).await
+    }
+
+    /// The image caches of the scope that was looked at last.
     pub(super) fn caches(&mut self) -> Vec<Arc<Cache>> {
         let mut before = std::mem::take(&mut self.read);
-        for object in self.caches.state() {
+        for object in self.caches.objects() {
             let Some(id) = convert::id(&object.metadata) else { continue };
             let version = object.metadata.resource_version.clone();
             let read = match before.remove(&id) {
@@ -143,7 +136,8 @@ impl Known {
     }
 }
 
-fn follow<K>(
+/// Keeps the objects of a watch in a store for as long as the task in `watches` runs. Each change wakes the agent.
+pub(super) fn follow<K>(
     watches: &mut JoinSet<()>,
     wake: &Arc<Notify>,
     events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,

@@ -18,6 +18,7 @@ use crate::model::image_cache::CacheId;
 const NODE: &str = "larder.dev/node";
 /// On holders: the name of the claim.
 const HOLDS: &str = "larder.dev/holds";
+const TENANT: &str = "larder.dev/tenant";
 const ID: &str = "larder.dev/id";
 const GENERATION: &str = "larder.dev/generation";
 /// On pods and namespaces: the image cache that is asked for. On claims and holders: the one that they are for.
@@ -53,6 +54,11 @@ pub(super) fn volume_of(claim: &PersistentVolumeClaim) -> Option<(CacheId, u32)>
     Some((labels.get(ID)?.parse().ok()?, labels.get(GENERATION)?.parse().ok()?))
 }
 
+/// The namespace of the image cache that a claim is of.
+pub(super) fn tenant_of(claim: &PersistentVolumeClaim) -> Option<&str> {
+    claim.labels().get(TENANT).map(String::as_str)
+}
+
 /// The claim that a pod holds.
 pub(super) fn holds(pod: &Pod) -> Option<&str> {
     pod.labels().get(HOLDS).map(String::as_str)
@@ -74,7 +80,7 @@ impl Objects<'_> {
             ("app.kubernetes.io/managed-by", MANAGER.to_owned()),
             (ID, volume.id.to_string()),
             (GENERATION, volume.generation.to_string()),
-            ("larder.dev/tenant", volume.tenant.to_string()),
+            (TENANT, volume.tenant.to_string()),
             (NODE, node_label(self.node.0)),
             (HOLDS, wish.claim.clone()),
         ];

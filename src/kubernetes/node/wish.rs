@@ -5,7 +5,7 @@
 
 mod places;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -207,6 +207,41 @@ pub(super) fn asks(configured: &[String], namespaces: &Namespaces, pods: &[&Pod]
         asks.push(Ask { namespace: Some(namespace), accepts: says.accept_from, what, pod });
     }
     asks
+}
+
+/// The namespaces whose image caches matter to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// These.
+    Namespaces(BTreeSet<String>),
+    /// All: a namespace accepts image caches of every other.
+    All,
+}
+
+/// The namespaces whose image caches can be wanted: those that are named and permitted, and for the best one of a pod those of
+/// its namespace and of all that this accepts. `held` are the namespaces of the image caches whose volumes the node has.
+pub(super) fn scope<'a>(asks: &[Ask], held: impl Iterator<Item = &'a str>) -> Scope {
+    let mut namespaces: BTreeSet<String> = held.map(str::to_owned).collect();
+    for ask in asks {
+        let accepts = ask.accepts.as_deref();
+        match (&ask.what, &ask.namespace) {
+            (What::Named(of, _), Some(namespace))
+                if of.as_str() != namespace && !is_listed(accepts, of.as_str()) => {}
+            (What::Named(of, _), _) => drop(namespaces.insert(of.to_string())),
+            (What::Best { .. }, namespace) => {
+                namespaces.extend(namespace.clone());
+                for listed in accepts.into_iter().flat_map(|list| list.split(',')).map(str::trim) {
+                    match listed {
+                        "*" => return Scope::All,
+                        "" => {}
+                        listed => drop(namespaces.insert(listed.to_owned())),
+                    }
+                }
+            }
+            (What::Unclear(_), _) => {}
+        }
+    }
+    Scope::Namespaces(namespaces)
 }
 
 fn has_ended(pod: &Pod) -> bool {

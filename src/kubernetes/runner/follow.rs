@@ -10,7 +10,7 @@ use kube::api::Api;
 use super::log::Logs;
 use super::objects::Role;
 use super::verdict::{self, End};
-use super::{Build, Pace, STUCK, exhausted, waiting};
+use super::{Build, STUCK, exhausted, waiting};
 use crate::caches::pull_secrets::Unusable;
 use crate::caches::runner::Ended;
 use crate::kubernetes::fault::{Fault, ask};
@@ -49,7 +49,7 @@ impl Build<'_> {
         name: &str,
         mut seen: impl FnMut(&[Pod]),
     ) -> Result<Waited, Fault> {
-        let Pace { look, pending, .. } = self.runner.pace;
+        let pending = self.runner.pace.pending;
         let pods: Api<Pod> = self.runner.own();
         let labels = self.runner.names.of(&self.volume);
         let who = role.container();
@@ -91,7 +91,7 @@ impl Build<'_> {
                 }
                 waits.report(format!("the {who} does not start: {why}"));
             }
-            tokio::time::sleep(look).await;
+            self.pause().await;
         }
     }
 }

@@ -86,7 +86,7 @@ impl Build<'_> {
                     return Ok(());
                 }
             }
-            tokio::time::sleep(self.runner.pace.look).await;
+            self.pause().await;
         }
     }
 

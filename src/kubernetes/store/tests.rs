@@ -1,6 +1,6 @@
 //! The suite of all stores, and what is this one's alone: objects that others write.
 
-use std::sync::Arc;
+use std::sync::Mutex;
 
 use kube::CustomResourceExt as _;
 

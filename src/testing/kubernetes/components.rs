@@ -43,6 +43,8 @@ pub struct Timing {
     pub snapshot: Duration,
     /// Until pods are evicted from a node that is lost (300 s in a cluster).
     pub eviction: Duration,
+    /// Between two bookmarks of a watch to which nothing happens (about a minute in a cluster).
+    pub bookmark: Duration,
 }
 
 impl Default for Timing {
@@ -56,6 +58,7 @@ impl Default for Timing {
             detach: short,
             snapshot: short,
             eviction: Duration::from_millis(100),
+            bookmark: Duration::from_millis(500),
         }
     }
 }

@@ -20,9 +20,6 @@ use super::route::Query;
 use super::server::{Shared, Wake};
 use super::status::Refusal;
 
-/// How often a watch is told how far it has come, when nothing else is told (about a minute in a real server).
-const BOOKMARK: Duration = Duration::from_millis(500);
-
 struct Watch {
     shared: Arc<Shared>,
     scope: Scope,
@@ -38,6 +35,8 @@ struct Watch {
     expiries: u64,
     silent: bool,
     cut_after: Option<usize>,
+    /// How often it is told how far it has come, if nothing else is told.
+    bookmark: Duration,
 }
 
 /// The body of a watch.
@@ -77,6 +76,7 @@ pub(super) fn body(
             Some(Harm::CutAfter(events)) => Some(*events),
             _ => None,
         },
+        bookmark: shared.read(|state| state.timing.bookmark),
     };
     watch.begin(asked, initial);
     let lines = stream::unfold(watch, |mut watch| async move {
@@ -163,7 +163,7 @@ impl Watch {
             if !self.lines.is_empty() && !self.silent {
                 continue;
             }
-            let bookmark = Instant::now() + BOOKMARK;
+            let bookmark = Instant::now() + self.bookmark;
             tokio::select! {
                 changed = self.wake.changed() => {
                     changed.ok()?;

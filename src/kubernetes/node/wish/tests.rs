@@ -82,6 +82,30 @@ fn wanted(caches: &[Arc<Cache>], namespaces: &[(&str, &str)], pods: &[Pod]) -> (
 }
 
 #[test]
+fn a_node_watches_the_namespaces_that_matter() {
+    let mut says = Namespaces::new();
+    let accept = |list: &str| Says { accept_from: Some(list.to_owned()), ..Says::default() };
+    says.insert("b".to_owned(), accept("a, d"));
+    says.insert("all".to_owned(), accept("*"));
+    let scope_of = |configured: &[&str], pods: &[Pod], held: &[&str]| {
+        let configured: Vec<String> = configured.iter().map(|one| (*one).to_owned()).collect();
+        let asks = asks(&configured, &says, &pods.iter().collect::<Vec<_>>());
+        scope(&asks, held.iter().copied())
+    };
+    let only = |names: &[&str]| Scope::Namespaces(names.iter().map(|name| (*name).to_owned()).collect());
+    let image = ["r.example.com/app:1"];
+    assert_eq!(scope_of(&[], &[pod("x", "p", None, &image)], &[]), only(&[]), "it asks for nothing");
+    assert_eq!(scope_of(&["infra/base"], &[], &["old"]), only(&["infra", "old"]));
+    assert_eq!(scope_of(&[], &[pod("b", "p", Some("web"), &image)], &[]), only(&["b"]));
+    assert_eq!(scope_of(&[], &[pod("b", "p", Some("a/web"), &image)], &[]), only(&["a"]));
+    assert_eq!(scope_of(&[], &[pod("b", "p", Some("c/web"), &image)], &[]), only(&[]), "b does not accept c");
+    assert_eq!(scope_of(&[], &[pod("b", "p", Some("auto"), &image)], &[]), only(&["a", "b", "d"]));
+    assert_eq!(scope_of(&[], &[pod("x", "p", Some("required"), &image)], &[]), only(&["x"]));
+    assert_eq!(scope_of(&[], &[pod("all", "p", Some("auto"), &image)], &[]), Scope::All);
+    assert_eq!(scope_of(&[], &[pod("all", "p", Some("c/web"), &image)], &[]), only(&["c"]));
+}
+
+#[test]
 fn by_name_of_the_own_namespace_and_of_those_who_share() {
     let caches = [
         cache("team-a", "web", &[], |_| {}),

@@ -1,0 +1,119 @@
+//! The image caches of the cluster as a watch saw them last.
+//!
+//! A watch is behind the API server, by milliseconds or by an outage. So this index finds what needs attention, and whoever
+//! acts on it reads the object again first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::caches::store::Stored;
+use crate::model::image_cache::CacheId;
+
+/// Namespace and name of an object. Those of one UID never change.
+pub(super) type Place = (String, String);
+
+/// What the status of an object says.
+#[derive(Clone, Debug)]
+pub(super) enum Said {
+    /// A record. Histories of layers are left out: they are the largest part of it, and nobody looks for them here.
+    Record(Arc<Stored>),
+    /// Nothing yet, or that the order is refused.
+    Nothing,
+    /// Something that Larder did not write. Says what.
+    Corrupt(String),
+}
+
+#[derive(Debug)]
+struct Entry {
+    place: Place,
+    version: u64,
+    said: Said,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Whether every object of the cluster was seen once.
+    complete: bool,
+    entries: HashMap<CacheId, Entry>,
+}
+
+/// The index.
+#[derive(Debug, Default)]
+pub(super) struct Seen(Mutex<Inner>);
+
+impl Seen {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up a version of an object, unless a later one is here.
+    pub(super) fn note(&self, id: CacheId, place: Place, version: u64, mut said: Said) {
+        if let Said::Record(stored) = &mut said
+            && let Some(content) = &mut Arc::make_mut(stored).record.content
+        {
+            content.layers = Vec::new();
+        }
+        let mut inner = self.inner();
+        // Versions of one object grow (KEP-5504): the watch may be slower than the answer to a write of our own.
+        if inner.entries.get(&id).is_none_or(|entry| entry.version <= version) {
+            inner.entries.insert(id, Entry { place, version, said });
+        }
+    }
+
+    /// Forgets an object, and returns the record that it had.
+    pub(super) fn forget(&self, id: CacheId) -> Option<Arc<Stored>> {
+        match self.inner().entries.remove(&id)?.said {
+            Said::Record(stored) => Some(stored),
+            Said::Nothing | Said::Corrupt(_) => None,
+        }
+    }
+
+    /// All objects were seen.
+    pub(super) fn complete(&self) {
+        self.inner().complete = true;
+    }
+
+    /// The IDs of all objects.
+    pub(super) fn ids(&self) -> Vec<CacheId> {
+        self.inner().entries.keys().copied().collect()
+    }
+
+    /// Where an object is.
+    pub(super) fn place(&self, id: CacheId) -> Option<Place> {
+        self.inner().entries.get(&id).map(|entry| entry.place.clone())
+    }
+
+    /// What an object says.
+    pub(super) fn get(&self, id: CacheId) -> Option<Said> {
+        self.inner().entries.get(&id).map(|entry| entry.said.clone())
+    }
+
+    /// What all objects say; `None` before every object was seen once.
+    pub(super) fn all(&self) -> Option<Vec<(Place, Said)>> {
+        let inner = self.inner();
+        let all = inner.entries.values().map(|entry| (entry.place.clone(), entry.said.clone()));
+        inner.complete.then(|| all.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_version_does_not_replace_a_later_one() {
+        let seen = Seen::default();
+        let id = CacheId::random();
+        let place = ("team-a".to_owned(), "web".to_owned());
+        assert!(seen.all().is_none());
+        seen.note(id, place.clone(), 7, Said::Corrupt("seven".to_owned()));
+        seen.note(id, place.clone(), 6, Said::Nothing);
+        assert!(matches!(seen.get(id), Some(Said::Corrupt(what)) if what == "seven"));
+        seen.note(id, place.clone(), 8, Said::Nothing);
+        assert!(matches!(seen.get(id), Some(Said::Nothing)));
+        seen.complete();
+        assert_eq!((seen.place(id), seen.all().unwrap().len()), (Some(place), 1));
+        assert!(seen.forget(id).is_none());
+        assert!(seen.ids().is_empty());
+    }
+}
