@@ -2,6 +2,8 @@
 //!
 //! `cargo bench --features testing --bench cluster [CACHES [NODES]]`: 5000 image caches of 100 tenants and 1000 nodes by default.
 //!
+//! `LARDER` names another program to measure, for a comparison.
+//!
 //! The API server is the one of `larder::testing`, without controllers, kubelets and storage: it answers and counts requests, and
 //! its own speed is not that of a real one. The controller is the real `larder serve`, one agent is the real `larder node`; the
 //! other agents are the same code in this process. Objects are as a build of three images with 15 layers each leaves them.
@@ -70,7 +72,7 @@ fn main() {
     wait("every agent has looked at everything", || {
         ready.iter().all(|ready| ready.load(std::sync::atomic::Ordering::Acquire))
     });
-    wait("every node has a claim", || claims(&cluster) == nodes);
+    wait("every node has a claim", || claims(&cluster, 1) == nodes);
     println!("{nodes} agents have claims after {:.1} s", start.elapsed().as_secs_f64());
     report(&format!("{nodes} agents, start"), &cluster, AGENT, seen, None);
     println!("{nodes} agents in one process: {} MiB", resident_mib(std::process::id()) - before);
@@ -85,7 +87,7 @@ fn main() {
     for tenant in 0..TENANTS {
         refresh(&cluster, tenant);
     }
-    wait("every node has a claim for the new volume", || claims(&cluster) == 2 * nodes);
+    wait("every node has a claim for the new volume", || claims(&cluster, 2) == nodes);
     println!("{TENANTS} refreshed image caches are claimed on {nodes} nodes after {:.1} s", start.elapsed().as_secs_f64());
     report("agents, refresh", &cluster, AGENT, seen, None);
     report("controller, refresh", &cluster, LARDER, seen, None);
@@ -283,12 +285,12 @@ impl Drop for Process {
 
 fn resident_mib(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
 fn larder() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_larder"))
+    Command::new(std::env::var_os("LARDER").unwrap_or_else(|| env!("CARGO_BIN_EXE_larder").into()))
 }
 
 fn kubeconfig(cluster: &Cluster, dir: &Path, user: &str, name: &str) -> PathBuf {
@@ -383,8 +385,11 @@ async fn agents(
     ready
 }
 
-fn claims(cluster: &Cluster) -> usize {
-    cluster.peek_all("", "persistentvolumeclaims", "larder-volumes").len()
+/// How many claims there are for volumes of this generation.
+fn claims(cluster: &Cluster, generation: usize) -> usize {
+    let all = cluster.peek_all("", "persistentvolumeclaims", "larder-volumes");
+    let of = |claim: &&Value| claim["metadata"]["labels"]["larder.dev/generation"] == generation.to_string();
+    all.iter().filter(of).count()
 }
 
 fn wait(what: &str, mut done: impl FnMut() -> bool) {
@@ -399,7 +404,7 @@ fn steady(who: &str, cluster: &Cluster, user: &str, process: &Process) {
     let seen = cluster.seen().len();
     std::thread::sleep(STEADY);
     report(&format!("{who}, steady"), cluster, user, seen, Some(STEADY));
-    println!("{who}: {} MiB resident", process.resident_mib());
+    println!("{who}: {} MiB of memory", process.resident_mib());
 }
 
 /// Prints the requests of a user since the one with the number `since`.
