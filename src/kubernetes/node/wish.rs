@@ -11,7 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Resource as _, ResourceExt as _};
 
-use super::objects::{IMAGE_CACHE, claim_name};
+use super::objects::{IMAGE_CACHE, REQUIRED, claim_name};
 use crate::caches::matching;
 use crate::caches::record::{Content, Record};
 use crate::caches::volumes::VolumeId;
@@ -197,15 +197,7 @@ pub(super) fn asks(configured: &[String], namespaces: &Namespaces, pods: &[&Pod]
     pods.sort_by_key(|pod| {
         (pod.metadata.creation_timestamp.as_ref().map(|time| time.0), pod.uid().unwrap_or_default())
     });
-    for pod in pods {
-        let namespace = pod.namespace().unwrap_or_default();
-        let says = namespaces.get(&namespace).cloned().unwrap_or_default();
-        let text = pod.annotations().get(IMAGE_CACHE).or(says.image_cache.as_ref());
-        let Some(text) = text else { continue };
-        let what = What::of(text, &namespace, &images(pod));
-        let pod = Some(pod.object_ref(&()));
-        asks.push(Ask { namespace: Some(namespace), accepts: says.accept_from, what, pod });
-    }
+    asks.extend(pods.into_iter().filter_map(|pod| ask_of(pod, namespaces)));
     asks
 }
 
@@ -242,6 +234,27 @@ pub(super) fn scope<'a>(asks: &[Ask], held: impl Iterator<Item = &'a str>) -> Sc
         }
     }
     Scope::Namespaces(namespaces)
+}
+
+/// What one pod asks for; `None` if neither the pod nor its namespace has an annotation.
+fn ask_of(pod: &Pod, namespaces: &Namespaces) -> Option<Ask> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let says = namespaces.get(&namespace).cloned().unwrap_or_default();
+    let text = pod.annotations().get(IMAGE_CACHE).or(says.image_cache.as_ref()).map(String::as_str);
+    let is_required = pod.annotations().get(REQUIRED).is_some_and(|text| text == "true");
+    let what = What::of(text.or(is_required.then_some("required"))?, &namespace, &images(pod));
+    let pod = Some(pod.object_ref(&()));
+    Some(Ask { namespace: Some(namespace), accepts: says.accept_from, what, pod })
+}
+
+/// The image cache for one pod, by the rules of [`decide`]. The pod needs no node yet: the claim is of no node.
+///
+/// # Errors
+/// Why there is none, for people.
+pub(super) fn for_pod(pod: &Pod, namespaces: &Namespaces, caches: &[Arc<Cache>]) -> Result<Wish, String> {
+    let ask = ask_of(pod, namespaces)
+        .ok_or_else(|| format!("neither the pod nor its namespace has the annotation {IMAGE_CACHE}"))?;
+    choose(&ask, caches, "")
 }
 
 fn has_ended(pod: &Pod) -> bool {

@@ -6,6 +6,7 @@
 
 mod containerd;
 mod crash;
+mod required;
 mod rights;
 
 use std::fs;
