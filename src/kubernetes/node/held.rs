@@ -26,8 +26,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use futures_util::stream;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::WatchStreamExt as _;
@@ -52,6 +50,8 @@ use plan::{Held, Next};
 const SETTLE: Duration = Duration::from_millis(50);
 /// Longest time between two passes.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Time until a patch that failed is tried again.
+const SOON: Duration = Duration::from_secs(1);
 /// How often a daemon looks whether it leads.
 const LOOK: Duration = Duration::from_millis(500);
 /// Time after which an event reports what a pod waits for.
@@ -121,8 +121,8 @@ impl Keeper {
         let nodes: Vec<&Node> = nodes.iter().map(AsRef::as_ref).filter(|node| plan::has_agent(node)).collect();
         // Pods of one kind can use the same nodes.
         let mut usable: HashMap<String, Vec<&Node>> = HashMap::new();
-        let mut patches: Vec<(&Pod, Value)> = Vec::new();
-        for pod in pods.iter().map(AsRef::as_ref) {
+        let mut patches: Vec<(Arc<Pod>, Value)> = Vec::new();
+        for pod in &pods {
             if pod.metadata.deletion_timestamp.is_some() {
                 continue;
             }
@@ -132,17 +132,15 @@ impl Keeper {
             let fitting = || nodes.iter().copied().filter(|node| fits::fits(pod, node)).collect();
             let fitting = usable.entry(constraints(pod)).or_insert_with(fitting);
             let overdue = memory.is_overdue(pod, now);
-            let held = Held { pod, wish: wish.clone(), nodes: fitting, overdue };
+            let held = Held { pod: pod.as_ref(), wish: wish.clone(), nodes: fitting, overdue };
             match (held.next(), wish) {
-                (Next::Release, Ok(wish)) => patches.push((pod, plan::release(pod, &wish))),
-                (Next::Attach(node), _) => patches.push((pod, plan::attach_on(pod, &node))),
+                (Next::Release, Ok(wish)) => patches.push((Arc::clone(pod), plan::release(pod, &wish))),
+                (Next::Attach(node), _) => patches.push((Arc::clone(pod), plan::attach_on(pod, &node))),
                 (Next::Wait(why), _) => self.tell(pod, &why, memory, now),
                 (Next::Release, Err(_)) => {}
             }
         }
-        let patched = stream::iter(patches).map(|(pod, patch)| patch_pod(self.client.clone(), pod, patch));
-        let failed = patched.buffer_unordered(PATCHES).filter(|is_done| std::future::ready(!is_done)).count();
-        if failed.await > 0 { Duration::from_secs(1) } else { AGAIN }
+        if release((*self.client).clone(), patches).await { AGAIN } else { SOON }
     }
 
     /// Creates an event about what a pod waits for, once for each text.
@@ -164,8 +162,26 @@ impl Keeper {
     }
 }
 
+/// Patches pods, some at once. Returns whether all is done.
+async fn release(client: Client, patches: Vec<(Arc<Pod>, Value)>) -> bool {
+    let mut patches = patches.into_iter();
+    let mut running: JoinSet<bool> = JoinSet::new();
+    let mut is_done = true;
+    loop {
+        while running.len() < PATCHES
+            && let Some((pod, patch)) = patches.next()
+        {
+            running.spawn(patch_pod(client.clone(), pod, patch));
+        }
+        match running.join_next().await {
+            Some(done) => is_done &= done.unwrap_or(false),
+            None => return is_done,
+        }
+    }
+}
+
 /// Patches a pod. Returns whether it is done; a pod that has changed is seen again.
-async fn patch_pod(client: Client, pod: &Pod, patch: Value) -> bool {
+async fn patch_pod(client: Client, pod: Arc<Pod>, patch: Value) -> bool {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
     let api: Api<Pod> = Api::namespaced(client, &namespace);
     let doing = format!("releasing the pod {namespace}/{name}");
@@ -265,3 +281,6 @@ impl Seen {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;
