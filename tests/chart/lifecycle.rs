@@ -32,12 +32,16 @@ async fn release(client: &Client, before: &[Value], now: &[Value]) {
     ordered.sort_by_key(|object| rank(object));
     for object in ordered {
         let name = object["metadata"]["name"].as_str().unwrap();
-        let applied = api(client, object).patch(name, &PatchParams::apply("helm"), &Patch::Apply(object)).await;
+        let applied =
+            api(client, object).patch(name, &PatchParams::apply("helm"), &Patch::Apply(object)).await;
         applied.unwrap_or_else(|e| panic!("{e}: {object}"));
     }
     let stay = keyed(now);
-    let mut gone: Vec<Value> =
-        keyed(before).into_iter().filter(|(key, _)| !stay.contains_key(key)).map(|(_, object)| object).collect();
+    let mut gone: Vec<Value> = keyed(before)
+        .into_iter()
+        .filter(|(key, _)| !stay.contains_key(key))
+        .map(|(_, object)| object)
+        .collect();
     gone.retain(|object| object["metadata"]["annotations"]["helm.sh/resource-policy"] != "keep");
     gone.sort_by_key(|object| std::cmp::Reverse(rank(object)));
     for object in gone {
@@ -51,7 +55,8 @@ async fn a_release_is_installed_upgraded_and_removed() {
     let cluster = Cluster::new();
     cluster.install(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "cache"}}));
     let client = cluster.admin();
-    let first = rendered("cache", &json!({"node": {"enabled": true, "readiness": true, "required": true}})).unwrap();
+    let first =
+        rendered("cache", &json!({"node": {"enabled": true, "readiness": true, "required": true}})).unwrap();
     release(&client, &[], &first).await;
     for object in &first {
         let name = object["metadata"]["name"].as_str().unwrap();
@@ -76,7 +81,9 @@ async fn a_release_is_installed_upgraded_and_removed() {
     assert_eq!(cluster.peek_all("admissionregistration.k8s.io", "mutatingadmissionpolicies", "").len(), 0);
 
     release(&client, &second, &[]).await;
-    for (group, plural) in [("apps", "deployments"), ("rbac.authorization.k8s.io", "clusterroles"), ("", "services")] {
+    for (group, plural) in
+        [("apps", "deployments"), ("rbac.authorization.k8s.io", "clusterroles"), ("", "services")]
+    {
         assert_eq!(cluster.peek_all(group, plural, ""), Vec::<Value>::new(), "{plural}");
     }
     // The records of tenants stay.

@@ -139,9 +139,9 @@ fn call(source: &str) -> Call {
 }
 
 fn terms(words: &mut VecDeque<String>) -> Call {
-    let mut terms = Vec::new();
+    let mut found = Vec::new();
     while let Some(word) = words.pop_front() {
-        terms.push(match word.as_str() {
+        found.push(match word.as_str() {
             ")" => break,
             "(" => Term::Call(terms(words)),
             text if text.starts_with('"') => Term::Text(serde_json::from_str(text).unwrap()),
@@ -160,8 +160,8 @@ fn terms(words: &mut VecDeque<String>) -> Call {
             }
         });
     }
-    assert!(!terms.is_empty(), "an empty action");
-    Call(terms)
+    assert!(!found.is_empty(), "an empty action");
+    Call(found)
 }
 
 fn words(source: &str) -> Vec<String> {

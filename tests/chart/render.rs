@@ -71,7 +71,13 @@ impl Engine<'_> {
         Ok(out)
     }
 
-    fn nodes(&self, nodes: &[Node], dot: &Value, scopes: &mut Scopes, out: &mut String) -> Result<(), String> {
+    fn nodes(
+        &self,
+        nodes: &[Node],
+        dot: &Value,
+        scopes: &mut Scopes,
+        out: &mut String,
+    ) -> Result<(), String> {
         for node in nodes {
             match node {
                 Node::Text(text) => out.push_str(text),
@@ -124,7 +130,9 @@ impl Engine<'_> {
             Term::Name(name) => self.function(name, &arguments),
             Term::Path(_, fields) if fields.ends_with(&["Files".to_owned(), "Get".to_owned()]) => {
                 let path = self.chart.join(arguments[0].as_text());
-                Ok(Value::text(fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))))
+                Ok(Value::text(
+                    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())),
+                ))
             }
             term => {
                 assert!(arguments.is_empty(), "{call:?}");
@@ -209,9 +217,12 @@ fn pairs(value: &Value) -> Vec<(Value, Value)> {
         Value::Map(fields) => {
             fields.borrow().iter().map(|(key, value)| (Value::text(key.clone()), value.clone())).collect()
         }
-        Value::List(items) => {
-            items.borrow().iter().enumerate().map(|(at, item)| (Value::Scalar(at.into()), item.clone())).collect()
-        }
+        Value::List(items) => items
+            .borrow()
+            .iter()
+            .enumerate()
+            .map(|(at, item)| (Value::Scalar(at.into()), item.clone()))
+            .collect(),
         Value::Scalar(Json::Null) => Vec::new(),
         other => panic!("range over {other:?}"),
     }

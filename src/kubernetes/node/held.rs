@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The policy could add the affinity itself only if the pod named its image cache, and if some node attached it without a pod that wants
-//! it there. So every such pod gets a gate, and one rule decides for all of them: [`wish::for_pod`], as on nodes.
+//! it there. So every such pod gets a gate, and one rule decides for all of them: [`wish::Choices`], as on nodes.
 //!
 //! A pod that the scheduler cannot place although the image cache is attached somewhere gets another node after
 //! [`PLACE_PATIENCE`], which doubles each time, and a node that does not attach the image cache is given up after [`ATTACH_PATIENCE`]. What a pod waits for is
@@ -75,7 +75,12 @@ pub(in crate::kubernetes) struct Keeper {
 
 impl Keeper {
     /// A keeper for the daemon `identity`. `volumes` is the namespace of volumes.
-    pub(in crate::kubernetes) fn new(client: Client, service: Service, volumes: &str, identity: &str) -> Self {
+    pub(in crate::kubernetes) fn new(
+        client: Client,
+        service: Service,
+        volumes: &str,
+        identity: &str,
+    ) -> Self {
         let reporter = Reporter::new(client.clone(), "larder.dev/daemon", identity);
         Keeper { client: client.into(), service, volumes: volumes.to_owned(), reporter }
     }
@@ -118,8 +123,10 @@ impl Keeper {
         }
         let (caches, namespaces) = (seen.caches.all(), known::said(&seen.namespaces));
         let nodes = seen.nodes.state();
-        let nodes: Vec<&Node> = nodes.iter().map(AsRef::as_ref).filter(|node| plan::has_agent(node)).collect();
+        let nodes: Vec<&Node> =
+            nodes.iter().map(AsRef::as_ref).filter(|node| plan::has_agent(node)).collect();
         // Pods of one kind can use the same nodes.
+        let mut choices = wish::Choices::new(&namespaces, &caches);
         let mut usable: HashMap<String, Vec<&Node>> = HashMap::new();
         let mut patches: Vec<(Arc<Pod>, Value)> = Vec::new();
         for pod in &pods {
@@ -128,7 +135,7 @@ impl Keeper {
             }
             let now = Instant::now();
             let memory = memory.entry(pod.uid().unwrap_or_default()).or_insert_with(|| Memory::new(now));
-            let wish = wish::for_pod(pod, &namespaces, &caches);
+            let wish = choices.of(pod);
             let fitting = || nodes.iter().copied().filter(|node| fits::fits(pod, node)).collect();
             let fitting = usable.entry(constraints(pod)).or_insert_with(fitting);
             let overdue = memory.is_overdue(pod, now);
@@ -227,7 +234,8 @@ impl Memory {
             self.chosen = (node.map(str::to_owned), gated, now);
         }
         // A pod that fits nowhere must not bring a disk to each node of the cluster.
-        let patience = if gated { ATTACH_PATIENCE } else { PLACE_PATIENCE * 2_u32.pow(self.tries.min(8)) / 2 };
+        let patience =
+            if gated { ATTACH_PATIENCE } else { PLACE_PATIENCE * 2_u32.pow(self.tries.min(8)) / 2 };
         now - self.chosen.2 >= patience
     }
 }

@@ -247,14 +247,34 @@ fn ask_of(pod: &Pod, namespaces: &Namespaces) -> Option<Ask> {
     Some(Ask { namespace: Some(namespace), accepts: says.accept_from, what, pod })
 }
 
-/// The image cache for one pod, by the rules of [`decide`]. The pod needs no node yet: the claim is of no node.
-///
-/// # Errors
-/// Why there is none, for people.
-pub(super) fn for_pod(pod: &Pod, namespaces: &Namespaces, caches: &[Arc<Cache>]) -> Result<Wish, String> {
-    let ask = ask_of(pod, namespaces)
-        .ok_or_else(|| format!("neither the pod nor its namespace has the annotation {IMAGE_CACHE}"))?;
-    choose(&ask, caches, "")
+/// The image caches of pods that are on no node, by the rules of [`decide`]. Pods that ask for the same are decided once.
+#[derive(Debug)]
+pub(super) struct Choices<'a> {
+    namespaces: &'a Namespaces,
+    caches: &'a [Arc<Cache>],
+    known: Vec<(Ask, Result<Wish, String>)>,
+}
+
+impl<'a> Choices<'a> {
+    pub(super) fn new(namespaces: &'a Namespaces, caches: &'a [Arc<Cache>]) -> Self {
+        Choices { namespaces, caches, known: Vec::new() }
+    }
+
+    /// The image cache for one pod. Its claim is of no node.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub(super) fn of(&mut self, pod: &Pod) -> Result<Wish, String> {
+        let ask = ask_of(pod, self.namespaces)
+            .ok_or_else(|| format!("neither the pod nor its namespace has the annotation {IMAGE_CACHE}"))?;
+        let is_same = |(other, _): &&(Ask, _)| (&other.namespace, &other.what) == (&ask.namespace, &ask.what);
+        if let Some((_, choice)) = self.known.iter().find(is_same) {
+            return choice.clone();
+        }
+        let choice = choose(&ask, self.caches, "");
+        self.known.push((ask, choice.clone()));
+        choice
+    }
 }
 
 fn has_ended(pod: &Pod) -> bool {

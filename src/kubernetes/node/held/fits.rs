@@ -66,7 +66,8 @@ fn tolerates(tolerations: &[Toleration], node: &Node) -> bool {
 fn covers(toleration: &Toleration, taint: &Taint) -> bool {
     let is_unset = |text: Option<&str>| text.is_none_or(str::is_empty);
     let (effect, key) = (toleration.effect.as_deref(), toleration.key.as_deref());
-    let value = || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
+    let value =
+        || toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default();
     (is_unset(effect) || effect == Some(&taint.effect))
         && (is_unset(key) || key == Some(&taint.key))
         && (toleration.operator.as_deref() == Some("Exists") || (!is_unset(key) && value()))
@@ -99,12 +100,8 @@ mod tests {
         }))
         .unwrap();
         let gpu = json!([{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]);
-        let expression = |key: &str, operator: &str, values: Value| {
-            json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]})
-        };
-        let field = |name: &str| {
-            json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]})
-        };
+        let expression = |key: &str, operator: &str, values: Value| json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]});
+        let field = |name: &str| json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]});
         for (spec, want) in [
             (json!({}), true),
             (json!({"nodeSelector": {"zone": "x"}}), true),

@@ -93,7 +93,9 @@ impl Held<'_> {
             None if self.nodes.is_empty() => Next::Wait(format!(
                 "no node that this pod can use has an agent that can attach {cache} (larder node, node.readiness)"
             )),
-            None => Next::Wait(format!("{cache} is attached on all nodes that this pod can use; they have no room")),
+            None => Next::Wait(format!(
+                "{cache} is attached on all nodes that this pod can use; they have no room"
+            )),
         }
     }
 }

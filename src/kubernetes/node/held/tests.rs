@@ -41,7 +41,7 @@ fn the_policy_lets_a_daemon_release_pods_that_are_held_back() {
     let old = held();
     let pod: Pod = serde_json::from_value(old.clone()).unwrap();
     let caches = [super::super::wish::tests::cache("team-a", "web", &["app:1"], |_| {})];
-    let wish = wish::for_pod(&pod, &wish::Namespaces::new(), &caches).unwrap();
+    let wish = wish::Choices::new(&wish::Namespaces::new(), &caches).of(&pod).unwrap();
     for patch in [plan::release(&pod, &wish), plan::attach_on(&pod, "node-a")] {
         let mut new = old.clone();
         json_patch::merge(&mut new, &patch);

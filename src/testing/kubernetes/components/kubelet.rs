@@ -277,9 +277,9 @@ fn is_near(pod: &Value, node: &Value) -> bool {
     list(pod, &format!("{required}/nodeSelectorTerms")).iter().any(|term| {
         let (fields, expressions) = (list(term, "/matchFields"), list(term, "/matchExpressions"));
         !(fields.is_empty() && expressions.is_empty())
-            && fields.iter().all(|field| {
-                text(field, "/key") == "metadata.name" && holds(field, Some(meta(node, "name")))
-            })
+            && fields
+                .iter()
+                .all(|field| text(field, "/key") == "metadata.name" && holds(field, Some(meta(node, "name"))))
             && expressions.iter().all(|one| holds(one, label(text(one, "/key"))))
     })
 }

@@ -23,8 +23,7 @@ const GROUP: &str = "admissionregistration.k8s.io";
 pub(in super::super) fn mutate(state: &State, kind: &Kind, object: &mut Value) -> Result<(), Refusal> {
     for policy in state.all(GROUP, "mutatingadmissionpolicies", "") {
         let bindings = state.all(GROUP, "mutatingadmissionpolicybindings", "");
-        let is_bound =
-            bindings.into_iter().any(|one| text(one, "/spec/policyName") == meta(policy, "name"));
+        let is_bound = bindings.into_iter().any(|one| text(one, "/spec/policyName") == meta(policy, "name"));
         if !is_bound || !is_for(policy, kind) {
             continue;
         }

@@ -495,7 +495,8 @@ async fn a_mutating_policy_changes_new_pods() {
         json_patch::merge(&mut pod, &more);
         let api = api.clone();
         async move {
-            let pod = api.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+            let pod =
+                api.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
             let held = pod.labels().get("larder.dev/image-cache-required").cloned();
             assert_eq!(pod.labels()["own"], "1");
             let gates = pod.spec.unwrap().scheduling_gates.unwrap_or_default();

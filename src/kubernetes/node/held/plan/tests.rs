@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::super::super::wish::tests::cache;
-use super::super::super::wish::{Cache, Namespaces, for_pod};
+use super::super::super::wish::{Cache, Choices, Namespaces};
 use super::*;
 
 fn pod(gated: bool, change: impl FnOnce(&mut Value)) -> Pod {
@@ -29,8 +29,12 @@ fn caches() -> [Arc<Cache>; 1] {
     [cache("team-a", "web", &["r.example.com/app:1"], |_| {})]
 }
 
+fn for_pod(pod: &Pod, caches: &[Arc<Cache>]) -> Result<Wish, String> {
+    Choices::new(&Namespaces::new(), caches).of(pod)
+}
+
 fn next(pod: &Pod, nodes: &[&Node], overdue: bool) -> Next {
-    let wish = for_pod(pod, &Namespaces::new(), &caches());
+    let wish = for_pod(pod, &caches());
     Held { pod, wish, nodes, overdue }.next()
 }
 
@@ -57,9 +61,8 @@ fn a_pod_is_released_when_a_node_it_can_use_has_its_image_cache() {
 
 #[test]
 fn a_pod_without_an_image_cache_says_why() {
-    let named = |name: &str| {
-        pod(true, |pod| pod["metadata"]["annotations"]["larder.dev/image-cache"] = json!(name))
-    };
+    let named =
+        |name: &str| pod(true, |pod| pod["metadata"]["annotations"]["larder.dev/image-cache"] = json!(name));
     let a = node("a", &["team-b.web", "team-a.web"]);
     waits(&next(&named("team-b/web"), &[&a], false), "there is no image cache team-b/web");
     let best = pod(true, |pod| {
@@ -71,9 +74,12 @@ fn a_pod_without_an_image_cache_says_why() {
         pod["spec"]["containers"][0]["image"] = json!("other:1");
     });
     waits(&next(&none, &[&a], false), "no image cache for this pod holds any of its images");
-    let wish = for_pod(&best, &Namespaces::new(), &[cache("team-a", "web", &["r.example.com/app:1"], |object| {
-        object["status"]["copies"] = json!([]);
-    })]);
+    let wish = for_pod(
+        &best,
+        &[cache("team-a", "web", &["r.example.com/app:1"], |object| {
+            object["status"]["copies"] = json!([]);
+        })],
+    );
     let b = node("b", &[]);
     waits(&Held { pod: &best, wish, nodes: &[&b], overdue: false }.next(), "node_namespace");
 }
@@ -110,7 +116,7 @@ fn each_pod_has_an_order_of_nodes() {
 
 #[test]
 fn a_release_only_adds_to_what_a_pod_requires() {
-    let wish = for_pod(&pod(true, |_| {}), &Namespaces::new(), &caches()).unwrap();
+    let wish = for_pod(&pod(true, |_| {}), &caches()).unwrap();
     let terms = |pod: &Pod| {
         let patch = release(pod, &wish);
         assert_eq!(patch["spec"]["schedulingGates"], json!([{"name": "other"}]));

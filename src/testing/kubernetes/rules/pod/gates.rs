@@ -34,7 +34,8 @@ pub(super) fn validate(pod: &Value, old: Option<&Value>, causes: &mut Vec<Cause>
     let Some(old) = old else { return };
     for gate in list(pod, "/spec/schedulingGates") {
         if !list(old, "/spec/schedulingGates").contains(gate) {
-            let why = format!("only deletion is allowed, but found new scheduling gate '{}'", text(gate, "/name"));
+            let why =
+                format!("only deletion is allowed, but found new scheduling gate '{}'", text(gate, "/name"));
             causes.push(Cause::forbidden("spec.schedulingGates", &why));
         }
     }
@@ -66,7 +67,8 @@ fn affinity(pod: &Value, old: &Value, causes: &mut Vec<Cause>) {
         return;
     }
     for (at, (term, before)) in terms.iter().zip(before).enumerate() {
-        let all = |term: &Value| [list(term, "/matchExpressions").to_vec(), list(term, "/matchFields").to_vec()];
+        let all =
+            |term: &Value| [list(term, "/matchExpressions").to_vec(), list(term, "/matchFields").to_vec()];
         let (new, old) = (all(term), all(before));
         let is_empty = |lists: &[Vec<Value>; 2]| lists.iter().all(Vec::is_empty);
         let adds = new.iter().zip(&old).all(|(new, old)| new.starts_with(old));
