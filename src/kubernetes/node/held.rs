@@ -150,12 +150,11 @@ impl Keeper {
         if release((*self.client).clone(), patches).await { AGAIN } else { SOON }
     }
 
-    /// Creates an event about what a pod waits for, once for each text.
+    /// Creates an event about what a pod waits for, if it has waited for that long enough.
     fn tell(&self, pod: &Pod, why: &str, memory: &mut Memory, now: Instant) {
-        if now - memory.first < TELL_AFTER || memory.told.as_deref() == Some(why) {
+        if !memory.is_news(why, now) {
             return;
         }
-        memory.told = Some(why.to_owned());
         // A daemon that leads after this one gives the same event the same name.
         let name = Digest::sha256(format!("{} {why}", pod.uid().unwrap_or_default()).as_bytes());
         let report = Report {
@@ -213,17 +212,33 @@ fn constraints(pod: &Pod) -> String {
 /// What is remembered of a pod. Nothing of it must survive a restart.
 #[derive(Debug)]
 struct Memory {
-    first: Instant,
+    /// What the pod waits for, since when, and whether an event was created.
+    waits: Option<(String, Instant, bool)>,
     /// The node that was chosen, whether the pod was gated then, and since when.
     chosen: (Option<String>, bool, Instant),
     /// How many nodes were chosen after the pod was released.
     tries: u32,
-    told: Option<String>,
 }
 
 impl Memory {
     fn new(now: Instant) -> Self {
-        Memory { first: now, chosen: (None, true, now), tries: 0, told: None }
+        Memory { waits: None, chosen: (None, true, now), tries: 0 }
+    }
+
+    /// Whether a pod has waited for this for [`TELL_AFTER`], and no event was created. The scheduler needs a moment after each release,
+    /// which is no news.
+    fn is_news(&mut self, why: &str, now: Instant) -> bool {
+        match &mut self.waits {
+            Some((known, since, told)) if known == why => {
+                let is_news = !*told && now - *since >= TELL_AFTER;
+                *told |= is_news;
+                is_news
+            }
+            waits => {
+                *waits = Some((why.to_owned(), now, false));
+                false
+            }
+        }
     }
 
     /// Whether the node that was chosen, or the scheduler, had enough time.

@@ -98,3 +98,16 @@ fn patience_begins_again_with_each_node_and_doubles_after_the_release() {
         assert!(memory.is_overdue(&pod, now), "{node}");
     }
 }
+
+#[test]
+fn a_reason_is_reported_once_when_it_lasts() {
+    let start = Instant::now();
+    let mut memory = Memory::new(start);
+    assert!(!memory.is_news("a", start));
+    assert!(!memory.is_news("a", start + TELL_AFTER - SETTLE));
+    assert!(memory.is_news("a", start + TELL_AFTER));
+    assert!(!memory.is_news("a", start + TELL_AFTER * 2));
+    // Another reason has to last as well.
+    assert!(!memory.is_news("b", start + TELL_AFTER * 3));
+    assert!(memory.is_news("b", start + TELL_AFTER * 4));
+}
