@@ -396,7 +396,12 @@ fn the_schema_refuses_unknown_keys() {
         serde_json::from_str(&fs::read_to_string(chart().join("values.schema.json")).unwrap()).unwrap();
     compare(&values, &schema, "");
     if is_there("helm") {
-        for wrong in [json!({"replica": 2}), json!({"node": {"x": 1}}), json!({"tenants": [{"name": "a"}]}), json!({"tenants": []})] {
+        for wrong in [
+            json!({"replica": 2}),
+            json!({"node": {"x": 1}}),
+            json!({"tenants": [{"name": "a"}]}),
+            json!({"tenants": []}),
+        ] {
             assert!(helm("larder", &wrong).is_err(), "{wrong}");
         }
     }

@@ -116,7 +116,8 @@ fn a_hundred_pods_wait_for_their_image_cache() {
             count("watch", "pods")
         );
         assert_eq!(count("list", "pods"), 1);
-        assert!(count("patch", "pods") <= 2 * PODS + PODS / 10, "{}", count("patch", "pods"));
+        // A patch of a pod that has changed is made again.
+        assert!(count("patch", "pods") <= 3 * PODS, "{}", count("patch", "pods"));
         rights(&scene);
     });
 }
