@@ -135,19 +135,31 @@ impl Keeper {
             }
             let now = Instant::now();
             let memory = memory.entry(pod.uid().unwrap_or_default()).or_insert_with(|| Memory::new(now));
+            // The watch has not seen the answer to the patch of this version yet.
+            if memory.patched.is_some() && memory.patched == pod.resource_version() {
+                continue;
+            }
             let wish = choices.of(pod);
             let fitting = || nodes.iter().copied().filter(|node| fits::fits(pod, node)).collect();
             let fitting = usable.entry(constraints(pod)).or_insert_with(fitting);
             let overdue = memory.is_overdue(pod, now);
             let held = Held { pod: pod.as_ref(), wish: wish.clone(), nodes: fitting, overdue };
-            match (held.next(), wish) {
+            let next = held.next();
+            if !matches!(next, Next::Wait(_)) {
+                memory.patched = pod.resource_version();
+            }
+            match (next, wish) {
                 (Next::Release, Ok(wish)) => patches.push((Arc::clone(pod), plan::release(pod, &wish))),
                 (Next::Attach(node), _) => patches.push((Arc::clone(pod), plan::attach_on(pod, &node))),
                 (Next::Wait(why), _) => self.tell(pod, &why, memory, now),
                 (Next::Release, Err(_)) => {}
             }
         }
-        if release((*self.client).clone(), patches).await { AGAIN } else { SOON }
+        if release((*self.client).clone(), patches).await {
+            return AGAIN;
+        }
+        memory.values_mut().for_each(|memory| memory.patched = None);
+        SOON
     }
 
     /// Creates an event about what a pod waits for, if it has waited for that long enough.
@@ -218,11 +230,13 @@ struct Memory {
     chosen: (Option<String>, bool, Instant),
     /// How many nodes were chosen after the pod was released.
     tries: u32,
+    /// The version of the pod that was patched last.
+    patched: Option<String>,
 }
 
 impl Memory {
     fn new(now: Instant) -> Self {
-        Memory { waits: None, chosen: (None, true, now), tries: 0 }
+        Memory { waits: None, chosen: (None, true, now), tries: 0, patched: None }
     }
 
     /// Whether a pod has waited for this for [`TELL_AFTER`], and no event was created. The scheduler needs a moment after each release,
