@@ -63,12 +63,7 @@ impl fmt::Debug for Caches {
 
 impl Caches {
     /// Starts the watch. `volumes` is the namespace of volumes.
-    pub(super) fn new(
-        client: &Client,
-        volumes: &str,
-        watches: &mut JoinSet<()>,
-        wake: &Arc<Notify>,
-    ) -> Self {
+    pub(super) fn new(client: &Client, volumes: &str, watches: &mut JoinSet<()>, wake: &Arc<Notify>) -> Self {
         let events = watcher::watcher(Api::all(client.clone()), Config::default());
         let events = events.modify(|cache: &mut ImageCache| {
             cache.metadata.managed_fields = None;
@@ -119,11 +114,7 @@ impl Reads {
 pub(super) type NamespaceStore = Store<PartialObjectMeta<Namespace>>;
 
 /// Watches the metadata of namespaces.
-pub(super) fn namespaces(
-    client: &Client,
-    watches: &mut JoinSet<()>,
-    wake: &Arc<Notify>,
-) -> NamespaceStore {
+pub(super) fn namespaces(client: &Client, watches: &mut JoinSet<()>, wake: &Arc<Notify>) -> NamespaceStore {
     let events = watcher::watcher(Api::all(client.clone()), Config::default());
     let events = events.modify(|namespace: &mut PartialObjectMeta<Namespace>| {
         namespace.metadata.managed_fields = None;
