@@ -10,6 +10,9 @@ use std::process::Command;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
+use k8s_openapi::api::admissionregistration::v1alpha1::{
+    MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Namespace, ResourceQuota, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -199,6 +202,15 @@ fn strange(value: &Value) -> Vec<String> {
         let typed: T = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
         Ok(serde_json::to_value(typed).unwrap())
     }
+    let as_alpha = |value: &Value| {
+        let mut value = value.clone();
+        value["apiVersion"] = "admissionregistration.k8s.io/v1alpha1".into();
+        value
+    };
+    let as_stable = |mut value: Value| {
+        value["apiVersion"] = "admissionregistration.k8s.io/v1".into();
+        value
+    };
     let known = match (value["apiVersion"].as_str().unwrap(), value["kind"].as_str().unwrap()) {
         ("v1", "Namespace") => read::<Namespace>(value),
         ("v1", "ResourceQuota") => read::<ResourceQuota>(value),
@@ -209,6 +221,13 @@ fn strange(value: &Value) -> Vec<String> {
         }
         ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding") => {
             read::<ValidatingAdmissionPolicyBinding>(value)
+        }
+        // v1 since Kubernetes 1.36, with the fields of v1alpha1 in the level that is compiled in.
+        ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicy") => {
+            read::<MutatingAdmissionPolicy>(&as_alpha(value)).map(as_stable)
+        }
+        ("admissionregistration.k8s.io/v1", "MutatingAdmissionPolicyBinding") => {
+            read::<MutatingAdmissionPolicyBinding>(&as_alpha(value)).map(as_stable)
         }
         ("apps/v1", "DaemonSet") => read::<DaemonSet>(value),
         ("apps/v1", "Deployment") => read::<Deployment>(value),
@@ -291,6 +310,7 @@ fn what_is_named_is_there() {
         let wanted = match kind {
             "Namespace" | "ClusterRole" | "ClusterRoleBinding" | "CustomResourceDefinition" => None,
             "ValidatingAdmissionPolicy" | "ValidatingAdmissionPolicyBinding" => None,
+            "MutatingAdmissionPolicy" | "MutatingAdmissionPolicyBinding" => None,
             _ if document.file == "tenant.yaml" => Some("team-a"),
             _ if document.file.starts_with("node/") => {
                 namespace.filter(|name| NODES.contains(name)).or(Some(""))

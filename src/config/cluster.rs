@@ -38,6 +38,9 @@ pub struct Cluster {
     pub snapshot_class: String,
     /// Namespace in which snapshots are offered to nodes (`larder node`); empty is none. No tenant's.
     pub node_namespace: String,
+    /// Whether pods that require an image cache are held back until it is attached on a node. Needs the rights of
+    /// `config/kubernetes/node/required`.
+    pub hold_pods: bool,
     /// Minutes until a builder that does not start is given up.
     pub pending_timeout_minutes: u32,
     /// Minutes until a snapshot that does not become ready is given up.
@@ -58,6 +61,7 @@ impl Default for Cluster {
             sign_secret: String::new(),
             snapshot_class: String::new(),
             node_namespace: String::new(),
+            hold_pods: false,
             pending_timeout_minutes: 10,
             snapshot_timeout_minutes: 60,
         }
@@ -103,6 +107,9 @@ impl Cluster {
             if text.is_empty() {
                 faults.push((key, "it is absent".to_owned()));
             }
+        }
+        if self.hold_pods && self.node_namespace.is_empty() {
+            faults.push(("hold_pods", "pods wait for agents of nodes: set node_namespace".to_owned()));
         }
         if !self.sign_secret.is_empty() && self.sign_secret.parse::<TenantName>().is_err() {
             faults.push(("sign_secret", "want a name of Kubernetes: a-z 0-9 '-'".to_owned()));
@@ -181,6 +188,7 @@ mod tests {
             namespace: "A_".into(),
             sign_secret: "a/b".into(),
             access_mode: "Any".into(),
+            hold_pods: true,
             ..cluster
         };
         let bare = Cluster { builder_image: String::new(), snapshot_class: String::new(), ..empty };
@@ -190,6 +198,7 @@ mod tests {
                 "cluster[0].namespace",
                 "cluster[0].builder_image",
                 "cluster[0].snapshot_class",
+                "cluster[0].hold_pods",
                 "cluster[0].sign_secret",
                 "cluster[0].access_mode",
                 "cluster[0].pending_timeout_minutes",

@@ -13,6 +13,7 @@ use super::inventory::Inventory;
 use super::leader::{self, Ended};
 use super::lease::Lease;
 use super::names::Names;
+use super::node::held::Keeper;
 use super::runner::{KubeRunner, Pace};
 use super::store::KubeStore;
 use super::volumes::KubeVolumes;
@@ -95,6 +96,8 @@ pub struct Daemon {
     runner: Arc<KubeRunner>,
     watch: Watch,
     lease: Lease,
+    /// `None` if pods are not held back.
+    keeper: Option<Keeper>,
 }
 
 impl Daemon {
@@ -115,7 +118,8 @@ impl Daemon {
         let names = Names { namespace: own.clone() };
         let store = Arc::new(KubeStore::new(client.clone(), &cluster.uid, own, &identity));
         let inventory = Inventory::new(&client, &names);
-        let runner = KubeRunner::new(client.clone(), cluster, config, habits.pace, planner, inventory.clone())?;
+        let runner =
+            KubeRunner::new(client.clone(), cluster, config, habits.pace, planner, inventory.clone())?;
         let runner = Arc::new(runner);
         let copies = Arc::new(Copies::new(client.clone(), names.clone()));
         let parts = Parts {
@@ -143,8 +147,11 @@ impl Daemon {
             clock,
             reporter: Reporter::new(client.clone(), "larder.dev/daemon", &identity),
         };
+        let keeper = cluster
+            .hold_pods
+            .then(|| Keeper::new(client.clone(), service.clone(), &cluster.node_namespace, &identity));
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
-        Ok(Daemon { service, runner, watch, lease })
+        Ok(Daemon { service, runner, watch, lease, keeper })
     }
 
     /// Takes up a configuration that was read again, for builders that are started from now on. The cluster stays as it was.
@@ -167,6 +174,14 @@ impl Daemon {
                 lost @ Ended::Lost => Err(Error::Ended(lost)),
             },
             () = self.watch.run() => Err(Error::Watch),
+            () = self.keep() => Err(Error::Watch),
+        }
+    }
+
+    async fn keep(&self) {
+        match &self.keeper {
+            Some(keeper) => keeper.run().await,
+            None => std::future::pending().await,
         }
     }
 

@@ -32,6 +32,7 @@ pub mod agent;
 pub mod attacher;
 mod backoff;
 pub mod health;
+pub(super) mod held;
 mod holding;
 mod known;
 mod objects;

@@ -298,6 +298,14 @@ pub fn is_mount_point(dir: &Dir) -> io::Result<bool> {
     Ok(facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
+/// Makes the mount at `path` read-only for this mount namespace. Copies of the mount in other namespaces stay as they are.
+///
+/// # Errors
+/// Those of mount_setattr(2); `ENOSYS` before Linux 5.12.
+pub fn make_read_only(path: &Path) -> io::Result<()> {
+    attributes::add(&Dir::open(path)?, MountAttrFlags::MOUNT_ATTR_RDONLY, false)
+}
+
 /// Unmounts what is mounted at `path`; `EBUSY` while anybody uses it. All that was written is on the device then.
 pub fn unmount(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW)?)

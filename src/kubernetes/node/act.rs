@@ -1,6 +1,7 @@
 //! What an agent does: objects made and deleted, volumes attached and let go.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
@@ -21,6 +22,7 @@ use crate::kubernetes::fault::{Fault, ask, opt};
 use crate::kubernetes::names::MANAGER;
 use crate::model::class::Class;
 use crate::model::digest::Digest;
+use crate::sys::mount::make_read_only;
 
 /// A step failed. It is taken again, later each time.
 #[derive(Debug)]
@@ -143,6 +145,14 @@ impl Hands {
                     kubelet.display()
                 ),
             })?;
+            // A driver makes its mount read-only where it runs, and the copy in this namespace stays writable (bind and remount,
+            // k8s.io/mount-utils). Then a volume of another user would be refused. Before Linux 5.12 it is.
+            if let Err(error) = make_read_only(&found)
+                && error.kind() != io::ErrorKind::Unsupported
+            {
+                let reason = format!("making the mount of {volume} read-only: {error}");
+                return Err(Trouble { class: Class::Internal, reason });
+            }
             Ok(attacher.attach(&found, &name, &seal)?)
         })
         .await

@@ -23,6 +23,13 @@ const ID: &str = "larder.dev/id";
 const GENERATION: &str = "larder.dev/generation";
 /// On pods and namespaces: the image cache that is asked for. On claims and holders: the one that they are for.
 pub(super) const IMAGE_CACHE: &str = "larder.dev/image-cache";
+/// On pods, `true`. The annotation: the pod must not start before its image cache is attached. The label: the pod is held back, set by
+/// `config/kubernetes/node/required`.
+pub(super) const REQUIRED: &str = "larder.dev/image-cache-required";
+/// Label of a pod that is held back: the node that attaches its image cache, as [`node_label`].
+pub(super) const ATTACH_ON: &str = "larder.dev/attach-on";
+/// Scheduling gate of a pod that is held back (KEP-3521).
+pub(super) const GATE: &str = "larder.dev/image-cache";
 /// The user of a holder: it needs to be nobody.
 const NOBODY: i64 = 65532;
 /// Characters of a node's name in the names of objects.

@@ -26,7 +26,7 @@ use crate::kubernetes::fault::{Fault, ask};
 /// Prefix of the labels.
 const LABEL: &str = "cache.larder.dev/";
 /// Type of the condition.
-const CONDITION: &str = "larder.dev/ImageCachesAttached";
+pub(super) const CONDITION: &str = "larder.dev/ImageCachesAttached";
 /// Key of the taint.
 const TAINT: &str = "readiness.k8s.io/larder.image-caches";
 /// Field manager of labels and condition: what it does not apply again is removed.
@@ -120,7 +120,7 @@ impl State {
 }
 
 /// Key of the label of an image cache. A name that is too long for a label is replaced by the UID.
-fn label(wish: &Wish) -> String {
+pub(super) fn label(wish: &Wish) -> String {
     let name = format!("{}.{}", wish.volume.tenant, wish.name);
     let name = if name.len() <= MAX_NAME { name } else { wish.volume.id.to_string() };
     format!("{LABEL}{name}")

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Resource as _, ResourceExt as _};
 
-use super::objects::{IMAGE_CACHE, claim_name};
+use super::objects::{IMAGE_CACHE, REQUIRED, claim_name};
 use crate::caches::matching;
 use crate::caches::record::{Content, Record};
 use crate::caches::volumes::VolumeId;
@@ -197,15 +197,7 @@ pub(super) fn asks(configured: &[String], namespaces: &Namespaces, pods: &[&Pod]
     pods.sort_by_key(|pod| {
         (pod.metadata.creation_timestamp.as_ref().map(|time| time.0), pod.uid().unwrap_or_default())
     });
-    for pod in pods {
-        let namespace = pod.namespace().unwrap_or_default();
-        let says = namespaces.get(&namespace).cloned().unwrap_or_default();
-        let text = pod.annotations().get(IMAGE_CACHE).or(says.image_cache.as_ref());
-        let Some(text) = text else { continue };
-        let what = What::of(text, &namespace, &images(pod));
-        let pod = Some(pod.object_ref(&()));
-        asks.push(Ask { namespace: Some(namespace), accepts: says.accept_from, what, pod });
-    }
+    asks.extend(pods.into_iter().filter_map(|pod| ask_of(pod, namespaces)));
     asks
 }
 
@@ -242,6 +234,47 @@ pub(super) fn scope<'a>(asks: &[Ask], held: impl Iterator<Item = &'a str>) -> Sc
         }
     }
     Scope::Namespaces(namespaces)
+}
+
+/// What one pod asks for; `None` if neither the pod nor its namespace has an annotation.
+fn ask_of(pod: &Pod, namespaces: &Namespaces) -> Option<Ask> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let says = namespaces.get(&namespace).cloned().unwrap_or_default();
+    let text = pod.annotations().get(IMAGE_CACHE).or(says.image_cache.as_ref()).map(String::as_str);
+    let is_required = pod.annotations().get(REQUIRED).is_some_and(|text| text == "true");
+    let what = What::of(text.or(is_required.then_some("required"))?, &namespace, &images(pod));
+    let pod = Some(pod.object_ref(&()));
+    Some(Ask { namespace: Some(namespace), accepts: says.accept_from, what, pod })
+}
+
+/// The image caches of pods that are on no node, by the rules of [`decide`]. Pods that ask for the same are decided once.
+#[derive(Debug)]
+pub(super) struct Choices<'a> {
+    namespaces: &'a Namespaces,
+    caches: &'a [Arc<Cache>],
+    known: Vec<(Ask, Result<Wish, String>)>,
+}
+
+impl<'a> Choices<'a> {
+    pub(super) fn new(namespaces: &'a Namespaces, caches: &'a [Arc<Cache>]) -> Self {
+        Choices { namespaces, caches, known: Vec::new() }
+    }
+
+    /// The image cache for one pod. Its claim is of no node.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    pub(super) fn of(&mut self, pod: &Pod) -> Result<Wish, String> {
+        let ask = ask_of(pod, self.namespaces)
+            .ok_or_else(|| format!("neither the pod nor its namespace has the annotation {IMAGE_CACHE}"))?;
+        let is_same = |(other, _): &&(Ask, _)| (&other.namespace, &other.what) == (&ask.namespace, &ask.what);
+        if let Some((_, choice)) = self.known.iter().find(is_same) {
+            return choice.clone();
+        }
+        let choice = choose(&ask, self.caches, "");
+        self.known.push((ask, choice.clone()));
+        choice
+    }
 }
 
 fn has_ended(pod: &Pod) -> bool {

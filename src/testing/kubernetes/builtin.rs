@@ -5,6 +5,9 @@ use std::sync::Arc;
 use k8s_openapi::api::admissionregistration::v1::{
     ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
 };
+use k8s_openapi::api::admissionregistration::v1alpha1::{
+    MutatingAdmissionPolicy, MutatingAdmissionPolicyBinding,
+};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -100,9 +103,40 @@ pub(super) fn kinds() -> Vec<Arc<Kind>> {
         // Taken, and not held: their rules are tried where they are shipped from.
         kind::<ValidatingAdmissionPolicy>("validatingadmissionpolicies", counted),
         kind::<ValidatingAdmissionPolicyBinding>("validatingadmissionpolicybindings", plain),
+        stable::<MutatingAdmissionPolicy>("mutatingadmissionpolicies"),
+        stable::<MutatingAdmissionPolicyBinding>("mutatingadmissionpolicybindings"),
         kind::<VolumeAttachment>("volumeattachments", status),
         kind::<CustomResourceDefinition>("customresourcedefinitions", Ways { guarded: true, ..counted }),
     ]
+}
+
+/// A kind that is v1 since Kubernetes 1.36, with the fields that it has as v1alpha1 in the level that is compiled in.
+fn stable<K>(plural: &str) -> Arc<Kind>
+where
+    K: Resource + Metadata<Ty = ObjectMeta> + Serialize + DeserializeOwned,
+    K::Scope: Scope,
+{
+    let of_level = kind::<K>(plural, Ways { generation: true, ..Ways::default() });
+    let form = Form::BuiltIn(|object| {
+        let api_version = object["apiVersion"].clone();
+        let mut object = object.clone();
+        object["apiVersion"] = K::API_VERSION.into();
+        let mut known = typed::<K>(&object)?;
+        known["apiVersion"] = api_version;
+        Ok(known)
+    });
+    Arc::new(Kind {
+        group: of_level.group.clone(),
+        version: "v1".to_owned(),
+        kind: of_level.kind.clone(),
+        plural: of_level.plural.clone(),
+        namespaced: of_level.namespaced,
+        status: of_level.status,
+        generation: of_level.generation,
+        unconditional: of_level.unconditional,
+        upsert: of_level.upsert,
+        form,
+    })
 }
 
 fn typed<K: Serialize + DeserializeOwned>(object: &Value) -> Result<Value, String> {

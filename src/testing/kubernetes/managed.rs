@@ -224,6 +224,17 @@ impl Entry {
     }
 }
 
+/// Merges a configuration that no manager owns into an object.
+pub(super) fn merge(object: &Value, applied: &Value, shape: Shape<'_>) -> Value {
+    let mut wanted = FieldSet::new();
+    leaves(applied, shape, &mut Vec::new(), &mut wanted);
+    let mut merged = object.clone();
+    for path in &wanted {
+        merge_path(&mut merged, applied, path, shape);
+    }
+    merged
+}
+
 /// Puts the value that `applied` has at `path` into `merged`, making what is missing on the way.
 fn merge_path(merged: &mut Value, applied: &Value, path: &[String], shape: Shape<'_>) {
     let Some((step, rest)) = path.split_first() else {

@@ -4,6 +4,7 @@ mod admission;
 mod claim;
 mod event;
 mod job;
+mod mutation;
 mod names;
 mod pod;
 mod secret;
@@ -19,6 +20,7 @@ use super::write::definition;
 
 pub(super) use admission::usage;
 pub(super) use claim::bytes;
+pub(super) use mutation::mutate;
 
 /// Fills in defaults (pkg/apis/*/defaults.go) and what a kind's strategy sets.
 pub(super) fn default(state: &State, kind: &Kind, object: &mut Value) {

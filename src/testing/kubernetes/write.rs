@@ -106,6 +106,7 @@ impl State {
         {
             fields.remove("status");
         }
+        rules::mutate(self, kind, &mut object)?;
         rules::default(self, kind, &mut object);
         let id = kind.id(namespace, &name);
         if self.get(&id).is_some() {

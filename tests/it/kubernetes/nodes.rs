@@ -6,6 +6,7 @@
 
 mod containerd;
 mod crash;
+mod required;
 mod rights;
 
 use std::fs;
@@ -433,6 +434,23 @@ fn a_volume_that_is_another_is_not_attached() {
             assert!(agent.attached().is_empty());
             assert_eq!(scene.take(&agent), None);
         }
+    });
+}
+
+/// Under Pod Security "restricted" a builder is not root, and the files are its own.
+#[test]
+fn a_volume_that_belongs_to_the_builder_is_attached() {
+    isolated(&[Need::Erofs], || {
+        let erofs = |world: &mut World| world.config.build.layer_format = LayerFormat::Erofs;
+        let Some(scene) = Scene::with(World::faked(), erofs) else { return };
+        let object = scene.offered("web", 1);
+        let handle = object.status.unwrap().content.unwrap().snapshot.unwrap().handle;
+        let stored = scene.world.fake().stored(&handle).unwrap().path;
+        crate::harness::succeed(std::process::Command::new("chown").args(["-R", "65532:65532"]).arg(stored));
+        let agent = scene.agent("node-a", "");
+        scene.pod(&scene.world.team, "app", "node-a", Some("web"), "larder:1");
+        scene.told(&agent, &scene.world.team, "app", "ImageCacheAttached");
+        assert!(scene.take(&agent).is_some(), "the layers are there");
     });
 }
 

@@ -170,6 +170,10 @@ fn schedule(state: &mut State, pod: &Arc<Value>) {
         }
         return;
     }
+    // plugins/schedulinggates: a pod with a gate is in no queue.
+    if !list(pod, "/spec/schedulingGates").is_empty() {
+        return;
+    }
     match place(state, pod) {
         Ok(node) => {
             state.amend(&id, false, "kube-scheduler", |pod| pod["spec"]["nodeName"] = node.into());
@@ -236,7 +240,8 @@ fn place(state: &mut State, pod: &Value) -> Result<String, String> {
         let labelled = selector.into_iter().flatten().all(|(name, value)| {
             node.labels.iter().any(|(own, label)| own == name && value == label.as_str())
         });
-        labelled && is_near(pod, &node.name)
+        let object = state.get(&Id::new("", "nodes", "", &node.name));
+        labelled && object.is_some_and(|object| is_near(pod, object))
     };
     let Some(node) = nodes.iter().find(fits) else {
         return Err(format!(
@@ -252,21 +257,30 @@ fn place(state: &mut State, pod: &Value) -> Result<String, String> {
     Ok(node.name.clone())
 }
 
-/// Required node affinity, of which only the name of a node is faked (component-helpers scheduling/corev1/nodeaffinity).
-fn is_near(pod: &Value, node: &str) -> bool {
+/// Required node affinity (component-helpers scheduling/corev1/nodeaffinity). `Gt` and `Lt` are not faked, and match no node.
+fn is_near(pod: &Value, node: &Value) -> bool {
     let required = "/spec/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution";
     if pod.pointer(required).is_none() {
         return true;
     }
+    let holds = |requirement: &Value, value: Option<&str>| {
+        let is_listed = list(requirement, "/values").iter().any(|one| one.as_str() == value);
+        match text(requirement, "/operator") {
+            "In" => is_listed,
+            "NotIn" => !is_listed,
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            _ => false,
+        }
+    };
+    let label = |key: &str| node["metadata"]["labels"][key].as_str();
     list(pod, &format!("{required}/nodeSelectorTerms")).iter().any(|term| {
-        let fields = list(term, "/matchFields");
-        term.get("matchExpressions").is_none()
-            && !fields.is_empty()
-            && fields.iter().all(|field| {
-                text(field, "/key") == "metadata.name"
-                    && text(field, "/operator") == "In"
-                    && list(field, "/values").iter().any(|value| value == node)
-            })
+        let (fields, expressions) = (list(term, "/matchFields"), list(term, "/matchExpressions"));
+        !(fields.is_empty() && expressions.is_empty())
+            && fields
+                .iter()
+                .all(|field| text(field, "/key") == "metadata.name" && holds(field, Some(meta(node, "name"))))
+            && expressions.iter().all(|one| holds(one, label(text(one, "/key"))))
     })
 }
 

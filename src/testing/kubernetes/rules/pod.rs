@@ -1,5 +1,7 @@
 //! Pods and pod templates (pkg/apis/core/v1/defaults.go, pkg/registry/core/pod/strategy.go, core/validation/validation.go).
 
+mod gates;
+
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
@@ -10,7 +12,15 @@ use super::{names, set, text, unset_status};
 
 pub(super) fn default(object: &mut Value) {
     default_spec(&mut object["spec"]);
-    unset_status(object, json!({"phase": "Pending", "qosClass": "Burstable"}));
+    let mut status = json!({"phase": "Pending", "qosClass": "Burstable"});
+    if !list(object, "/spec/schedulingGates").is_empty() {
+        // strategy.go, applySchedulingGatedCondition.
+        status["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
+    unset_status(object, status);
 }
 
 pub(super) fn default_spec(spec: &mut Value) {
@@ -45,6 +55,7 @@ pub(super) fn default_spec(spec: &mut Value) {
 
 pub(super) fn validate(object: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
     validate_spec(&object["spec"], "spec", causes);
+    gates::validate(object, old, causes);
     if let Some(old) = old {
         // Images, deadlines and tolerations may change; nothing here changes them. The binding sets the node.
         let stable = |object: &Value| {
@@ -53,6 +64,7 @@ pub(super) fn validate(object: &Value, old: Option<&Value>, causes: &mut Vec<Cau
             {
                 spec.as_object_mut().map(|fields| fields.remove(field));
             }
+            gates::forget(&mut spec, gates::is_gated(old));
             spec
         };
         if stable(old) != stable(object) {

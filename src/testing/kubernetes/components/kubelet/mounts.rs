@@ -79,8 +79,7 @@ pub(super) fn lay(state: &mut State, pod: &Value, container: &Value) -> Result<L
 
 fn source(state: &mut State, pod: &Value, volume: &Value, path: &Path) -> Result<PathBuf, String> {
     if let Some(claim) = volume.pointer("/persistentVolumeClaim/claimName").and_then(Value::as_str) {
-        let read_only = volume.pointer("/persistentVolumeClaim/readOnly") == Some(&Value::Bool(true));
-        return mount_claim(state, pod, claim, read_only);
+        return mount_claim(state, pod, claim);
     }
     for (sort, plural, named, decode) in
         [("secret", "secrets", "secretName", true), ("configMap", "configmaps", "name", false)]
@@ -107,7 +106,7 @@ fn source(state: &mut State, pod: &Value, volume: &Value, path: &Path) -> Result
     Err("a kind of volume that is not faked".to_owned())
 }
 
-fn mount_claim(state: &mut State, pod: &Value, claim: &str, read_only: bool) -> Result<PathBuf, String> {
+fn mount_claim(state: &mut State, pod: &Value, claim: &str) -> Result<PathBuf, String> {
     let (node, uid) = (text(pod, "/spec/nodeName"), meta(pod, "uid"));
     let claim = state.get(&Id::new("", "persistentvolumeclaims", meta(pod, "namespace"), claim));
     let volume = claim.map(|claim| text(claim, "/spec/volumeName").to_owned()).unwrap_or_default();
@@ -122,7 +121,7 @@ fn mount_claim(state: &mut State, pod: &Value, claim: &str, read_only: bool) -> 
     let at = own.join("mount");
     let mounted = state.node.mounted.entry(uid.to_owned()).or_default();
     if !mounted.contains(&at) {
-        bind(&disk, &at, read_only).map_err(|e| format!("rpc error: mounting at {}: {e}", at.display()))?;
+        bind(&disk, &at).map_err(|e| format!("rpc error: mounting at {}: {e}", at.display()))?;
         fs::write(own.join("vol_data.json"), "{}").map_err(|e| e.to_string())?;
         mounted.push(at.clone());
     }
@@ -131,14 +130,12 @@ fn mount_claim(state: &mut State, pod: &Value, claim: &str, read_only: bool) -> 
 
 /// The disk is a directory of this machine: in the place of a mount of its file system is one of that directory. Nothing shows
 /// what happens to a device that is taken away; [`volumes`] counts where one would be.
-fn bind(disk: &Path, at: &Path, read_only: bool) -> io::Result<()> {
+///
+/// It is writable, also for a claim that is mounted read-only: a driver binds and then remounts read-only (k8s.io/mount-utils,
+/// MakeBindOpts) in its own mount namespace, and the second step does not propagate. So it was with the hostpath driver on 1.36.
+fn bind(disk: &Path, at: &Path) -> io::Result<()> {
     fs::create_dir_all(at)?;
-    mount(Some(disk), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-    if read_only {
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        mount(None::<&str>, at, None::<&str>, flags, None::<&str>)?;
-    }
-    Ok(())
+    Ok(mount(Some(disk), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
 /// Unmounts the volumes of a pod whose container has ended.
