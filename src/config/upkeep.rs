@@ -50,7 +50,10 @@ impl Upkeep {
             }
         }
         if !(1..=10_080).contains(&self.miss_window_minutes) {
-            fault("miss_window_minutes", format!("{} is out of range, want 1 to 10080", self.miss_window_minutes));
+            fault(
+                "miss_window_minutes",
+                format!("{} is out of range, want 1 to 10080", self.miss_window_minutes),
+            );
         }
     }
 }

@@ -130,10 +130,7 @@ pub struct Refresh {
     /// Five fields as in crontab(5): minute, hour, day of month, month, day of week. `0 3 * * *` is each day at 3:00. Each image
     /// cache is refreshed up to ten minutes later, at an offset that follows from its UID. Times that passed while no daemon
     /// ran count as one.
-    #[schemars(
-        length(min = 9, max = 128),
-        regex(pattern = "^[0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4}$")
-    )]
+    #[schemars(length(min = 9, max = 128), regex(pattern = "^[0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4}$"))]
     pub schedule: String,
     /// Time zone of the schedule, as in the IANA database: `Europe/Berlin`. `UTC` by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -30,6 +30,11 @@ pub const NONCE: &str = "larder.dev/nonce";
 /// On a claim of a node: when a pod of the node last used the image cache, RFC 3339.
 pub const LAST_USED: &str = "larder.dev/last-used";
 
+/// Label of an ImageCache that Larder created: why ([`MISS`]).
+pub const CREATED_BY: &str = "larder.dev/created-by";
+/// Value of [`CREATED_BY`]: pods needed the image, and no image cache contained it.
+pub const MISS: &str = "miss";
+
 /// Where a pod has its volume.
 pub const VOLUME: &str = "/cache";
 

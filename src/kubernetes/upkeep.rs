@@ -5,21 +5,26 @@
 //! watch ──► see() ──► what is known of each image cache ──► refresh     status.refresh, Service::refresh
 //!                                                       ├─► last_used   status.lastUsed
 //!                     claims (uses) ────────────────────┤
-//!                     pods of annotated namespaces ─────┴─► miss, evict ImageCache objects
+//!                     pods of annotated namespaces ─────┴─► create, evict ImageCache objects
 //! ```
 //!
 //! Nothing polls one image cache: every step looks at what the watches have brought, and makes requests for what is due.
 
+mod create;
+mod evict;
 mod last_used;
+mod miss;
+mod pods;
 mod refresh;
 pub(super) mod schedule;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use kube::api::{Api, Patch, PatchParams};
 use kube::ResourceExt as _;
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use super::client::ApiServer;
@@ -74,6 +79,8 @@ pub(super) struct Upkeep {
     every: Duration,
     settings: RwLock<Settings>,
     seen: Mutex<BTreeMap<CacheId, Seen>>,
+    /// Whether all image caches were seen once.
+    complete: AtomicBool,
 }
 
 impl Upkeep {
@@ -89,6 +96,7 @@ impl Upkeep {
             every,
             settings: RwLock::new(settings.clone()),
             seen: Mutex::default(),
+            complete: AtomicBool::new(false),
         }
     }
 
@@ -130,12 +138,16 @@ impl Upkeep {
             status.events.clear();
             status.images.clear();
             status.conditions.clear();
-            status.copies.clear();
             status.content = None;
         }
         let mut seen = self.seen();
         let not_before = seen.get(&id).and_then(|before| before.not_before);
         seen.insert(id, Seen { object, record, not_before });
+    }
+
+    /// Notes that the watch has brought all image caches.
+    pub(super) fn seen_all(&self) {
+        self.complete.store(true, Ordering::Release);
     }
 
     /// Forgets an image cache that is gone.
@@ -146,7 +158,7 @@ impl Upkeep {
 
     /// Keeps image caches for ever.
     pub(super) async fn run(&self) {
-        tokio::join!(self.uses.watch(), self.keep_fresh(), self.keep_uses());
+        tokio::join!(self.uses.watch(), self.keep_fresh(), self.keep_uses(), self.keep_missed());
     }
 
     /// Looks at an image cache again later, after a failure.
@@ -168,14 +180,17 @@ impl Upkeep {
                 self.see(id, &written);
                 Ok(())
             }
-            Err(fault) if fault.is_conflict() || fault.is_not_found() => Ok(()),
+            // The watch brings what it is now.
+            Err(fault) if fault.is_conflict() || fault.is_not_found() => {
+                self.put_off(id);
+                Ok(())
+            }
             Err(fault) => Err(fault),
         }
     }
 
     fn report(&self, object: &ImageCache, warning: bool, reason: &str, note: String) {
-        let report =
-            Report { suffix: None, warning, action: "Upkeep", reason: reason.to_owned(), note };
+        let report = Report { suffix: None, warning, action: "Upkeep", reason: reason.to_owned(), note };
         self.reporter.report(&history::reference(object), report);
     }
 }

@@ -56,12 +56,7 @@ struct State {
 impl Uses {
     /// Uses in a cluster whose nodes have their claims in `node_namespace`; empty if none does. An answer "in use" is believed for
     /// `used_for`.
-    pub fn new(
-        client: Client,
-        clock: Arc<dyn Clock>,
-        node_namespace: &str,
-        used_for: Duration,
-    ) -> Self {
+    pub fn new(client: Client, clock: Arc<dyn Clock>, node_namespace: &str, used_for: Duration) -> Self {
         Uses {
             client: client.into(),
             clock,
@@ -114,6 +109,13 @@ impl Uses {
     /// As [`of`](Uses::of).
     pub async fn of_any(&self, id: CacheId) -> Result<Option<String>, Fault> {
         self.find(id, None).await
+    }
+
+    /// Notes that a volume is being discarded.
+    pub fn release(&self, volume: &VolumeId) {
+        if let Some(previous) = self.state().previous.get_mut(&volume.id) {
+            previous.remove(&volume.generation);
+        }
     }
 
     /// Number of replaced volumes of an image cache that stay because they are in use.

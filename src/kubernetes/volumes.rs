@@ -141,6 +141,7 @@ impl KubeVolumes {
 
     async fn discard(&self, volume: &VolumeId) -> Result<Discarded, Fault> {
         let name = object(volume);
+        self.uses.release(volume);
         let _turn = self.copies.turn().await;
         if self.copies.remove(volume, |_| true).await? > 0 {
             return Ok(Discarded::Going);

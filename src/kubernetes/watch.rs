@@ -159,6 +159,7 @@ impl Watch {
                     gone.extend(known.objects.keys().filter(|id| !listed.contains(id)));
                     gone.into_iter().for_each(|id| self.gone(id, &mut known));
                     listed.clear();
+                    self.upkeep.seen_all();
                 }
                 Some(Ok(Event::Delete(object))) => {
                     if let Some(id) = convert::id(&object.metadata) {

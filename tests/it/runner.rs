@@ -409,8 +409,12 @@ fn plans_are_reports_or_failures() {
     isolated(&[], || {
         let host = Host::new(image(2));
         let plan = |host: &Host, job: Job| {
-            let planned =
-                host.runtime.block_on(host.runner().plan("team".parse().unwrap(), OrderedBy::Api, job, vec!["x".into()]));
+            let planned = host.runtime.block_on(host.runner().plan(
+                "team".parse().unwrap(),
+                OrderedBy::Api,
+                job,
+                vec!["x".into()],
+            ));
             assert_eq!(fs::read_dir(&host.settings.work).unwrap().count(), 0);
             planned
         };

@@ -193,7 +193,7 @@ impl Agent {
             }
             attached.extend(wish.filter(|_| state == Some(NodeCache::Attached)));
             if let (Some(wish), Some(NodeCache::Attached)) = (wish, state) {
-                self.note_use(holding, wish).await;
+                self.note_use(holding, wish);
             }
         }
         let readiness = State::of(attached.into_iter(), &self.settings.config.caches);
@@ -352,8 +352,8 @@ impl Agent {
         self.note(claim, wish, &step, taken).map_or((state, AGAIN), |again| (state, again))
     }
 
-    /// Writes that pods of the node use an image cache, if they do and it was not written lately.
-    async fn note_use(&mut self, holding: &Holding, wish: &Wish) {
+    /// Writes in the background that pods of the node use an image cache, if they do and it was not written lately.
+    fn note_use(&mut self, holding: &Holding, wish: &Wish) {
         let Some(memory) = self.memory.get_mut(&wish.claim) else { return };
         let lately = memory.used.is_some_and(|time| time.elapsed() < used::EVERY);
         if wish.asked.is_empty() || lately || !used::is_due(holding.claim.as_deref(), Utc::now()) {
@@ -361,9 +361,12 @@ impl Agent {
         }
         // A failure costs nothing but accuracy, and must not be repeated with each pass.
         memory.used = Some(Instant::now());
-        if let Err(fault) = used::write(&self.hands, &wish.claim, Utc::now()).await {
-            tracing::warn!(claim = wish.claim, "{fault}");
-        }
+        let (api, claim) = (self.hands.api(), wish.claim.clone());
+        tokio::spawn(async move {
+            if let Err(fault) = used::write(&api, &claim, Utc::now()).await {
+                tracing::warn!(claim, "{fault}");
+            }
+        });
     }
 
     /// What came of a step; when it is to be taken again, where it failed.

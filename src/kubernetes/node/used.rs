@@ -8,7 +8,6 @@ use kube::ResourceExt as _;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-use super::act::Hands;
 use crate::kubernetes::fault::{Fault, ask, opt};
 use crate::kubernetes::names::{LAST_USED, MANAGER};
 
@@ -24,8 +23,11 @@ pub(super) fn is_due(claim: Option<&PersistentVolumeClaim>, now: DateTime<Utc>) 
 }
 
 /// Writes that a claim is in use at `now`.
-pub(super) async fn write(hands: &Hands, claim: &str, now: DateTime<Utc>) -> Result<(), Fault> {
-    let api: Api<PersistentVolumeClaim> = hands.api();
+pub(super) async fn write(
+    api: &Api<PersistentVolumeClaim>,
+    claim: &str,
+    now: DateTime<Utc>,
+) -> Result<(), Fault> {
     let used = now.to_rfc3339_opts(SecondsFormat::Secs, true);
     let patch = json!({"metadata": {"annotations": {LAST_USED: used}}});
     let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };

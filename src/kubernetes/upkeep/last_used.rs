@@ -37,17 +37,17 @@ impl Upkeep {
     }
 
     async fn note_uses(&self) {
-        let mut due: Vec<(Option<DateTime<Utc>>, DateTime<Utc>, CacheId, Seen)> = {
+        let mut due: Vec<(CacheId, Seen, DateTime<Utc>)> = {
             let seen = self.seen();
             let available = seen.iter().filter(|(_, seen)| seen.record.status == Status::Available);
             let due = available.filter_map(|(id, seen)| {
-                let (written, used) = (seen.last_used(), self.uses.last_used(*id)?);
-                is_due(written, used).then(|| (written, used, *id, seen.clone()))
+                let used = self.uses.last_used(*id)?;
+                is_due(seen.last_used(), used).then(|| (*id, seen.clone(), used))
             });
             due.collect()
         };
-        due.sort_by_key(|(written, _, id, _)| (*written, *id));
-        for (_, used, id, seen) in due.into_iter().take(MAX_WRITES) {
+        due.sort_by_key(|(id, seen, _)| (seen.last_used(), *id));
+        for (id, seen, used) in due.into_iter().take(MAX_WRITES) {
             let used = used.to_rfc3339_opts(SecondsFormat::Secs, true);
             if let Err(fault) = self.write(id, &seen.object, json!({"lastUsed": used})).await {
                 tracing::warn!("{fault}");

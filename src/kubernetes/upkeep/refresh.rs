@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
+use super::evict::Room;
 use super::schedule::{self, Schedule};
 use super::{Seen, Upkeep};
 use crate::caches::error::Error;
@@ -59,7 +60,8 @@ impl Seen {
         let Some(state) = state.filter(|state| state.schedule == schedule::text(wanted)) else {
             return Step::Begin;
         };
-        let is_under_way = self.record.work.as_ref().is_some_and(|work| Some(work.generation) == state.generation);
+        let is_under_way =
+            self.record.work.as_ref().is_some_and(|work| Some(work.generation) == state.generation);
         if state.last_result.as_deref() == Some("Started") && !is_under_way {
             return Step::End;
         }
@@ -145,7 +147,12 @@ impl Upkeep {
                 return self.put_off(id);
             }
             Outcome::Failed(why) => {
-                self.report(&seen.object, true, "RefreshFailed", format!("the scheduled refresh failed: {why}"));
+                self.report(
+                    &seen.object,
+                    true,
+                    "RefreshFailed",
+                    format!("the scheduled refresh failed: {why}"),
+                );
             }
             Outcome::Skipped(why) => {
                 let note = format!("the scheduled refresh was skipped: {why}");
@@ -186,6 +193,10 @@ impl Upkeep {
         }
         match self.service.refresh(tenant, id).await {
             Ok(record) => Outcome::Started(record.generation),
+            Err(error) if error.class() == Class::NoSpace => match self.make_room(tenant, Some(id)).await {
+                Room::Coming => Outcome::Later(format!("room is being made: {error}")),
+                Room::None => failed(&error),
+            },
             Err(error) => failed(&error),
         }
     }

@@ -102,8 +102,8 @@ mod tests {
             // Friday, and the last day of February in a leap year.
             ("30 6 * * FRI", None, "2026-11-30T00:00:00Z", "2026-12-04T06:30:00Z"),
             ("0 0 29 2 *", None, "2026-11-30T00:00:00Z", "2028-02-29T00:00:00Z"),
-            // The night when clocks go forward has no 2:30: it is the first minute after.
-            ("30 2 * * *", Some("Europe/Berlin"), "2027-03-27T12:00:00Z", "2027-03-28T01:30:00Z"),
+            // The night when clocks go forward has no 2:30, and is skipped.
+            ("30 2 * * *", Some("Europe/Berlin"), "2027-03-27T12:00:00Z", "2027-03-29T00:30:00Z"),
         ] {
             let schedule = Schedule::parse(&refresh(schedule, zone)).unwrap();
             assert_eq!(schedule.following(time(after)), Ok(time(next)), "{schedule:?}");

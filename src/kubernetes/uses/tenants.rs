@@ -47,7 +47,8 @@ impl Tenants {
         max_age: Duration,
     ) -> Option<Option<String>> {
         let listed = self.0.get(namespace).filter(|listed| listed.at.elapsed() < max_age)?;
-        let is_of = |of: &(CacheId, u32)| of.0 == id && generation.is_none_or(|generation| generation == of.1);
+        let is_of =
+            |of: &(CacheId, u32)| of.0 == id && generation.is_none_or(|generation| generation == of.1);
         Some(listed.claims.iter().find(|(of, _)| is_of(of)).map(|(_, claim)| claim.clone()))
     }
 

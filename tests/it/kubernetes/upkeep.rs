@@ -1,4 +1,5 @@
-//! Image caches that keep themselves: schedules, replaced volumes, last uses.
+//! Image caches that keep themselves: schedules, replaced volumes, last uses, creation on a miss and deletion of the least recently
+//! used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +13,12 @@ use larder::model::image_cache::Status;
 use larder::sys::clock::Clock as _;
 use larder::testing::clock::FakeClock;
 use larder::testing::image::{Format as ImageFormat, Image, Layer};
-use larder::testing::kubernetes::DRIVER;
+use larder::testing::kubernetes::{DRIVER, Seen};
 use larder::testing::layer::LayerBuilder;
 use larder::testing::registry::Fault;
 use serde_json::{Value, json};
 
-use crate::harness::cluster::{Running, World};
+use crate::harness::cluster::{LARDER, Running, World, shipped};
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -243,4 +244,100 @@ fn a_replaced_volume_in_use_goes_with_its_image_cache_and_beyond_a_number() {
     daemon.wait(daemon.service.delete(&world.tenant(), made.id)).unwrap();
     world.until("it is gone", || world.get::<ImageCache>(&world.team, "web").is_none().then_some(()));
     world.until("nothing is stored", || (world.fake().stored_snapshots() == 0).then_some(()));
+}
+
+/// A pod of a namespace that waits for this image.
+fn waiting(world: &World, namespace: &str, name: &str, image: &str) {
+    let pod = json!({
+        "metadata": {"name": name},
+        "spec": {"containers": [{"name": "app", "image": image}], "imagePullSecrets": [{"name": "registry"}]},
+    });
+    let pod: Pod = serde_json::from_value(pod).unwrap();
+    world.wait(world.api::<Pod>(namespace).create(&PostParams::default(), &pod)).unwrap();
+}
+
+/// The image caches of the team that were created on a miss, with their first image.
+fn created(world: &World) -> Vec<ImageCache> {
+    let all = world.wait(world.api::<ImageCache>(&world.team).list(&Default::default())).unwrap().items;
+    all.into_iter()
+        .filter(|one| one.labels().get("larder.dev/created-by").is_some_and(|by| by == "miss"))
+        .collect()
+}
+
+#[test]
+fn what_pods_miss_is_created_and_the_least_recently_used_makes_room() {
+    let Some((mut world, clock)) = clocked() else { return };
+    (world.config.upkeep.create_on_miss, world.config.upkeep.miss_pods) = (true, 2);
+    world.config.caches.max_per_tenant = 2;
+    for file in ["miss/rbac.yaml", "miss/tenant.yaml"] {
+        for object in shipped(file) {
+            world.fake().install(&object);
+        }
+    }
+    let host = world.served.registry.host();
+    for number in 1..=2 {
+        let layer = Layer::from(LayerBuilder::new().file("number", vec![number]).gzip());
+        let image = Image::builder(ImageFormat::Oci).layers([layer]).build();
+        image.push(&mut world.served.registry, &format!("app-{number}"), "1").unwrap();
+    }
+    let image = |number: u32| format!("{host}/app-{number}:1");
+    let namespaces: kube::Api<k8s_openapi::api::core::v1::Namespace> = kube::Api::all(world.admin());
+    let annotation = json!({"metadata": {"annotations": {"larder.dev/create-on-miss": "true"}}});
+    world.wait(namespaces.patch(&world.team, &PatchParams::default(), &Patch::Merge(annotation))).unwrap();
+    let daemon = world.daemon();
+    world.apply(&world.object("web"));
+    world.phase("web", Status::Available);
+    // Two pods each need an image that is cached, one that is not, and one that does not exist; one pod needs another. The pods of
+    // a namespace that does not take part are not read.
+    for number in 0..2 {
+        waiting(&world, &world.team, &format!("cached-{number}"), &image(0));
+        waiting(&world, &world.team, &format!("missed-{number}"), &image(1));
+        waiting(&world, &world.team, &format!("absent-{number}"), &image(7));
+        waiting(&world, &world.other, &format!("other-{number}"), &image(2));
+    }
+    waiting(&world, &world.team, "once", &image(2));
+    let made = world.until("one is created", || created(&world).pop());
+    let name = made.name_any();
+    assert_eq!((&made.spec.images, made.spec.image_cache_size), (&vec![image(1)], 20));
+    assert_eq!(made.spec.image_pull_secrets, [format!("{}:registry", world.team)]);
+    world.phase(&name, Status::Available);
+    // The quota is used up. What was created a moment ago does not go, and what a person ordered never does.
+    waiting(&world, &world.team, "twice", &image(2));
+    world.until("its image was looked for", || {
+        (world.served.registry.requests("/app-2/manifests/") > 0).then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(created(&world).len(), 1);
+    clock.pass(DAY * 2);
+    // Those that missed it two days ago do not count any more.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(created(&world)[0].name_any(), name);
+    for number in 0..2 {
+        waiting(&world, &world.team, &format!("later-{number}"), &image(2));
+    }
+    let next = world.until("the least recently used has made room", || {
+        // It is looked at again after half a minute.
+        clock.pass(Duration::from_secs(5));
+        daemon.service.reload(&world.config);
+        created(&world).into_iter().find(|one| one.spec.images == [image(2)])
+    });
+    world.phase(&next.name_any(), Status::Available);
+    assert_eq!(created(&world).len(), 1);
+    assert_eq!(status(&world, "web").unwrap().phase, "Available");
+    let events = world.fake().peek_all("events.k8s.io", "events", &world.team);
+    let evicted: Vec<_> = events.iter().filter(|event| event["reason"] == "Evicted").collect();
+    assert_eq!(evicted.len(), 1);
+    assert_eq!(evicted[0]["regarding"]["name"], name.as_str());
+    // Pods were read in no other namespace.
+    let seen = world.fake().seen();
+    let pods = seen.iter().filter(|seen| seen.user == LARDER && seen.resource == "pods");
+    let places: std::collections::BTreeSet<_> = pods.map(|seen| seen.namespace.clone()).collect();
+    assert!(!places.contains(&world.other) && !places.contains(""), "{places:?}");
+    // Each right of `config/kubernetes/miss` is used.
+    for (resource, namespace) in [("namespaces", ""), ("pods", world.team.as_str())] {
+        for verb in ["list", "watch"] {
+            let is_it = |seen: &&Seen| (seen.verb, seen.resource.as_str()) == (verb, resource);
+            assert!(seen.iter().filter(is_it).any(|seen| seen.namespace == namespace), "{verb} {resource}");
+        }
+    }
 }
