@@ -74,7 +74,7 @@ fn schedules_refresh_what_has_moved_or_always() {
     settled(&world, "moved", Some("Unchanged"), 1);
     // A daemon that was away for days catches up once, and finds the tag that moved.
     assert_eq!(daemon.stop(), Ok(()));
-    let layer = Layer::from(LayerBuilder::new().file("new", b"new".to_vec()).gzip());
+    let layer = Layer::from(LayerBuilder::new().file("new", b"new").gzip());
     let image = Image::builder(ImageFormat::Oci).layers([layer]).build();
     image.push(&mut world.served.registry, "app-0", "1").unwrap();
     clock.pass(DAY * 4);
