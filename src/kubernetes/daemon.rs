@@ -124,7 +124,8 @@ impl Daemon {
         let names = Names { namespace: own.clone() };
         let store = Arc::new(KubeStore::new(client.clone(), &cluster.uid, own, &identity));
         let inventory = Inventory::new(&client, &names);
-        let runner = KubeRunner::new(client.clone(), cluster, config, habits.pace, planner, inventory.clone())?;
+        let runner =
+            KubeRunner::new(client.clone(), cluster, config, habits.pace, planner, inventory.clone())?;
         let runner = Arc::new(runner);
         let copies = Arc::new(Copies::new(client.clone(), names.clone()));
         let used_for = habits.upkeep * USES_PART;

@@ -313,7 +313,9 @@ impl Table {
         let gone: Vec<(CacheId, String)> = self
             .objects()
             .iter()
-            .flat_map(|(id, own)| own.keys().filter(|(of, _)| *of == kind).map(|(_, name)| (*id, name.clone())))
+            .flat_map(|(id, own)| {
+                own.keys().filter(|(of, _)| *of == kind).map(|(_, name)| (*id, name.clone()))
+            })
             .filter(|object| !found.contains(object))
             .collect();
         gone.iter().for_each(|(id, name)| self.take(kind, *id, name));

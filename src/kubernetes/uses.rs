@@ -28,9 +28,6 @@ use crate::caches::volumes::VolumeId;
 use crate::model::image_cache::CacheId;
 use crate::sys::clock::Clock;
 
-/// How old a list may be that says that no claim uses a volume.
-const UNUSED_FOR: Duration = Duration::from_secs(2);
-
 /// What uses the volumes of image caches.
 #[derive(Debug)]
 pub struct Uses {
@@ -141,10 +138,8 @@ impl Uses {
             if let Some(Some(claim)) = of(&self.state().tenants, self.used_for) {
                 return Ok(Some(format!("the claim {namespace}/{claim} uses it")));
             }
-            let is_fresh = of(&self.state().tenants, UNUSED_FOR.min(self.used_for)).is_some();
-            if !is_fresh {
-                self.list(namespace).await?;
-            }
+            // An earlier list does not have the claims that were made since.
+            self.list(namespace).await?;
             if let Some(Some(claim)) = of(&self.state().tenants, self.used_for) {
                 return Ok(Some(format!("the claim {namespace}/{claim} uses it")));
             }

@@ -324,9 +324,9 @@ impl Watch {
         }
         states.sort_by(|one, other| one.namespace.cmp(&other.namespace));
         self.copies.remove(&volume, |namespace| !wanted.iter().any(|wanted| wanted == namespace)).await?;
-        let ready = wanted.iter().all(|namespace| {
-            states.iter().any(|state| state.namespace == *namespace && state.ready)
-        });
+        let ready = wanted
+            .iter()
+            .all(|namespace| states.iter().any(|state| state.namespace == *namespace && state.ready));
         let before = object.status.as_ref().map(|status| status.copies.as_slice()).unwrap_or_default();
         if before != states {
             self.tell(object, &states).await?;

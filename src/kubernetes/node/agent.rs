@@ -156,7 +156,9 @@ impl Agent {
         let claims = self.known.claims();
         let scope = wish::scope(&asks, claims.values().filter_map(|claim| objects::tenant_of(claim)));
         if !self.known.look_at(&scope).await {
-            tracing::warn!("the image caches that pods want are not known: the API server does not list them");
+            tracing::warn!(
+                "the image caches that pods want are not known: the API server does not list them"
+            );
             return SOON;
         }
         let caches = self.known.caches();

@@ -51,7 +51,9 @@ impl Attachments {
                     Ok(Event::Delete(attachment)) => {
                         change(&sender, |all| drop(all.remove(&attachment.name_any())));
                     }
-                    Err(error) if is_forbidden(&error) => sender.send_modify(|known| *known = Known::Forbidden),
+                    Err(error) if is_forbidden(&error) => {
+                        sender.send_modify(|known| *known = Known::Forbidden)
+                    }
                     Err(error) => tracing::warn!("watching volume attachments: {error}"),
                 }
             }
