@@ -16,6 +16,7 @@ pub mod registry;
 pub mod secrets;
 pub mod state;
 pub mod tenant;
+pub mod upkeep;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ pub struct Config {
     pub tenant: Vec<tenant::Tenant>,
     /// What builds for which cluster.
     pub cluster: Vec<cluster::Cluster>,
+    /// What the daemon of a cluster does with image caches without a request.
+    pub upkeep: upkeep::Upkeep,
     /// What the agents of a cluster's nodes do.
     pub node: node::Node,
     /// How registries are reached.
@@ -132,6 +135,7 @@ impl Config {
         config.caches.check(&mut faults);
         tenant::check(&config.tenant, &mut faults);
         cluster::check(&config.cluster, &mut faults);
+        config.upkeep.check(&mut faults);
         config.node.check(&mut faults);
         config.registry.check(&mut faults);
         config.build.check(&mut faults);

@@ -5,6 +5,7 @@
 //!              │    ▲    └──► runner    Job, PVC, Secret ──► pod: larder build ──► VolumeSnapshot
 //!              │    │    └──► volumes   what there is of a cache, and how it goes: copies before their owner
 //!              │    └─────── watch      what kubectl and other daemons did
+//!              │    └─────── upkeep     refreshes by schedule, last uses, image caches on a miss, deletion of unused ones
 //!              └──────────── leader     a Lease: one daemon builds, expires and sweeps; all answer
 //! ```
 //!
@@ -40,5 +41,7 @@ pub mod runner;
 mod seen;
 pub mod snapshot;
 pub mod store;
+mod upkeep;
+pub mod uses;
 pub mod volumes;
 pub mod watch;

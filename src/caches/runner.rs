@@ -63,10 +63,11 @@ pub trait Runner: fmt::Debug + Send + Sync {
         stop: CancellationToken,
     ) -> BoxFuture<'a, Ended>;
 
-    /// Says what a build would fetch; moves no layer byte.
+    /// Says what a build would fetch; moves no layer byte. `ordered_by` decides which pull secrets may be used.
     fn plan<'a>(
         &'a self,
         tenant: TenantName,
+        ordered_by: OrderedBy,
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>>;

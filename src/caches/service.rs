@@ -6,7 +6,9 @@ mod details;
 mod import;
 mod janitor;
 mod notice;
+mod previous;
 mod recovery;
+mod resolve;
 mod slots;
 mod snapshots;
 mod tasks;
@@ -27,6 +29,7 @@ use tokio_util::task::TaskTracker;
 
 pub use details::{Details, LayerDetails};
 pub use import::{Received, Receiving};
+pub use previous::MAX_PREVIOUS;
 
 use super::error::Error;
 use super::hub::{Hub, Watch};
@@ -440,7 +443,7 @@ impl Service {
         self.would_admit(tenant, &spec).await?;
         let (usable, unusable) = self.secrets(tenant, &spec, OrderedBy::Api);
         let job = self.job(tenant, OrderedBy::Api, &spec, usable, None);
-        self.0.runner.plan(tenant.clone(), job, unusable).await.map_err(Error::Plan)
+        self.0.runner.plan(tenant.clone(), OrderedBy::Api, job, unusable).await.map_err(Error::Plan)
     }
 
     /// How long a build may take.

@@ -53,6 +53,12 @@ pub trait Volumes: fmt::Debug + Send + Sync {
     /// Takes a volume out of use, with everything that was made for it or from it. One that somebody holds stays.
     fn discard(&self, volume: VolumeId) -> BoxFuture<'_, Result<Discarded, StateError>>;
 
+    /// Why a volume that a newer one has replaced must stay: what uses it. `None` if nothing does. On a host, the uses are what
+    /// [`discard`](Volumes::discard) finds itself.
+    fn in_use(&self, _: VolumeId) -> BoxFuture<'_, Result<Option<String>, StateError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// Begins to remove what is left of discarded volumes; `discarded` says that some were just now. That takes its time, and
     /// nobody waits for it: neither who deletes, nor a start, nor a stop, after which the next start goes on.
     fn tidy(&self, discarded: bool);

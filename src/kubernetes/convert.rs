@@ -91,6 +91,8 @@ pub fn object(record: &Record, cluster: &str) -> ImageCache {
             cluster: if spec.cluster == cluster { String::new() } else { spec.cluster.clone() },
             image_pull_secrets: spec.pull_secrets.clone(),
             share: Vec::new(),
+            refresh: None,
+            evict: false,
         },
     );
     object.metadata.namespace = Some(names::namespace(&record.tenant).to_owned());
@@ -266,6 +268,8 @@ pub fn status(
         events: events.collect(),
         sequence: record.sequence,
         copies: before.map(|before| before.copies.clone()).unwrap_or_default(),
+        refresh: before.and_then(|before| before.refresh.clone()),
+        last_used: before.and_then(|before| before.last_used.clone()),
         phase,
     }
 }

@@ -43,7 +43,7 @@ fn known_formats(schema: &mut JSONSchemaProps) {
     }
 }
 
-/// The wanted image cache. Only `retentionDays` and `share` can be changed.
+/// The wanted image cache. Only `retentionDays`, `share`, `refresh` and `evict` can be changed.
 #[derive(Clone, Debug, PartialEq, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
     group = "larder.dev",
@@ -63,6 +63,8 @@ fn known_formats(schema: &mut JSONSchemaProps) {
     printcolumn(name = "Snapshot", type_ = "string", json_path = ".status.content.snapshot.name"),
     printcolumn(name = "Expires", type_ = "string", json_path = ".status.expiresAt"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Last Used", type_ = "string", json_path = ".status.lastUsed", priority = 1),
+    printcolumn(name = "Next Refresh", type_ = "string", json_path = ".status.refresh.nextTime", priority = 1),
     printcolumn(
         name = "Message",
         type_ = "string",
@@ -107,6 +109,48 @@ pub struct ImageCacheSpec {
         inner(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))
     )]
     pub share: Vec<String>,
+    /// When the image cache is refreshed without a request. Without it, only requests refresh the image cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<Refresh>,
+    /// Whether Larder may delete the image cache when its namespace needs room and the image cache is the least recently used
+    /// one that is not in use; false by default. Larder may always do so with image caches that it created on a miss.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub evict: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+/// A refresh resolves the tags again and builds what they point to now. The present snapshot is served until the new one is ready.
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refresh {
+    /// Five fields as in crontab(5): minute, hour, day of month, month, day of week. `0 3 * * *` is each day at 3:00. Each image
+    /// cache is refreshed up to ten minutes later, at an offset that follows from its UID. Times that passed while no daemon
+    /// ran count as one.
+    #[schemars(length(min = 9, max = 128), regex(pattern = "^[0-9A-Za-z*,/#-]+( +[0-9A-Za-z*,/#-]+){4}$"))]
+    pub schedule: String,
+    /// Time zone of the schedule, as in the IANA database: `Europe/Berlin`. `UTC` by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[0-9A-Za-z+_/-]+$"))]
+    pub time_zone: Option<String>,
+    /// `DigestChanged`, the default: refresh only if a tag points to another image than on the snapshot. `Always`: refresh each time.
+    #[serde(default)]
+    pub when: When,
+}
+
+/// Which scheduled times lead to a build.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[schemars(inline)]
+pub enum When {
+    // Comments here would turn the enumeration into a choice of schemas, which the schema of a custom resource cannot be.
+    #[expect(missing_docs, reason = "see above; the field describes the values")]
+    Always,
+    #[default]
+    #[expect(missing_docs, reason = "see above; the field describes the values")]
+    DigestChanged,
 }
 
 fn smallest() -> u32 {
@@ -175,6 +219,43 @@ pub struct ImageCacheStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub copies: Vec<CopyState>,
+    /// Refreshes by the schedule: the next one, and how the last one ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refresh: Option<RefreshState>,
+    /// When the image cache was last in use, RFC 3339: by a pod on a node, or by a claim that was restored from a copy. Accurate to
+    /// about ten minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub last_used: Option<String>,
+}
+
+/// Refreshes by the schedule.
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefreshState {
+    /// The schedule and time zone that `nextTime` was computed from.
+    #[schemars(length(max = 256))]
+    pub schedule: String,
+    /// When the next refresh is due, RFC 3339. Absent if the schedule has no next time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub next_time: Option<String>,
+    /// When the last scheduled refresh began, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub last_time: Option<String>,
+    /// `Started`; `Refreshed`: there is a new snapshot; `Unchanged`: no tag moved; `Skipped`: nothing could be refreshed at that
+    /// time; `Failed`; `Invalid`: the schedule cannot be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub last_result: Option<String>,
+    /// The reason of the last result.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+    /// Number of the volume that the last refresh began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<u32>,
 }
 
 /// A condition as Kubernetes has it.
@@ -398,7 +479,10 @@ mod tests {
         fn check(path: &str, schema: &Value) {
             assert_ne!(schema["x-kubernetes-preserve-unknown-fields"], json!(true), "{path}");
             match schema["type"].as_str() {
-                Some("string") => assert!(schema["maxLength"].is_u64(), "{path} has no maxLength"),
+                Some("string") => assert!(
+                    schema["maxLength"].is_u64() || schema["enum"].is_array(),
+                    "{path} has no maxLength"
+                ),
                 Some("array") => {
                     assert!(schema["maxItems"].is_u64(), "{path} has no maxItems");
                     check(&format!("{path}[]"), &schema["items"]);

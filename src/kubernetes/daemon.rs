@@ -16,6 +16,8 @@ use super::names::Names;
 use super::node::held::Keeper;
 use super::runner::{KubeRunner, Pace};
 use super::store::KubeStore;
+use super::upkeep::{self, Upkeep};
+use super::uses::Uses;
 use super::volumes::KubeVolumes;
 use super::watch::Watch;
 use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
@@ -30,6 +32,10 @@ use crate::telemetry::metrics::Metrics;
 
 /// How often the progress of a build is written for other daemons and for `kubectl`.
 const TELL: Duration = Duration::from_secs(5);
+/// Pause between two looks at what is due of the upkeep of image caches.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Claims of tenants are listed again after this many of these pauses: ten minutes.
+const USES_PART: u32 = 120;
 
 /// How a daemon of a cluster goes about it.
 #[derive(Clone, Debug)]
@@ -40,12 +46,14 @@ pub struct Habits {
     pub lease: Duration,
     /// How often the progress of a build is written down.
     pub tell: Duration,
+    /// Pause between two looks at what is due: refreshes, last uses, image caches on a miss.
+    pub upkeep: Duration,
 }
 
 impl Habits {
     /// As the configuration has it.
     pub fn of(cluster: &Cluster) -> Self {
-        Habits { pace: Pace::of(cluster), lease: leader::GOOD_FOR, tell: TELL }
+        Habits { pace: Pace::of(cluster), lease: leader::GOOD_FOR, tell: TELL, upkeep: UPKEEP }
     }
 }
 
@@ -95,6 +103,7 @@ pub struct Daemon {
     service: Service,
     runner: Arc<KubeRunner>,
     watch: Watch,
+    upkeep: Arc<Upkeep>,
     lease: Lease,
     /// `None` if pods are not held back.
     keeper: Option<Keeper>,
@@ -122,20 +131,36 @@ impl Daemon {
             KubeRunner::new(client.clone(), cluster, config, habits.pace, planner, inventory.clone())?;
         let runner = Arc::new(runner);
         let copies = Arc::new(Copies::new(client.clone(), names.clone()));
+        let used_for = habits.upkeep * USES_PART;
+        let uses = Uses::new(client.clone(), Arc::clone(&clock), &cluster.node_namespace, used_for);
+        let uses = Arc::new(uses);
+        let volumes = KubeVolumes::new(
+            client.clone(),
+            names.clone(),
+            Arc::clone(&copies),
+            inventory.clone(),
+            Arc::clone(&uses),
+        );
         let parts = Parts {
             store: Arc::clone(&store) as _,
             runner: Arc::clone(&runner) as _,
-            volumes: Arc::new(KubeVolumes::new(
-                client.clone(),
-                names.clone(),
-                Arc::clone(&copies),
-                inventory.clone(),
-            )),
+            volumes: Arc::new(volumes),
             clock: Arc::clone(&clock),
             metrics,
             tell_progress: Some(habits.tell),
         };
         let service = Service::new(parts, config).await?;
+        let reporter = || Reporter::new(client.clone(), "larder.dev/daemon", &identity);
+        let parts = upkeep::Parts {
+            client: client.clone().into(),
+            service: service.clone(),
+            uses,
+            clock: Arc::clone(&clock),
+            reporter: reporter(),
+            cluster: cluster.uid.clone(),
+            every: habits.upkeep,
+        };
+        let upkeep = Arc::new(Upkeep::new(parts, &config.upkeep));
         let watch = Watch {
             client: client.clone().into(),
             store,
@@ -145,17 +170,23 @@ impl Daemon {
             copies,
             inventory,
             clock,
-            reporter: Reporter::new(client.clone(), "larder.dev/daemon", &identity),
+            reporter: reporter(),
+            upkeep: Arc::clone(&upkeep),
         };
         let keeper = cluster
             .hold_pods
             .then(|| Keeper::new(client.clone(), service.clone(), &cluster.node_namespace, &identity));
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
+<<<<<<< HEAD
         Ok(Daemon { service, runner, watch, lease, keeper })
+=======
+        Ok(Daemon { service, runner, watch, upkeep, lease })
+>>>>>>> b
     }
 
     /// Takes up a configuration that was read again, for builders that are started from now on. The cluster stays as it was.
     pub fn reload(&self, config: &Config) -> Result<(), Error> {
+        self.upkeep.reload(&config.upkeep);
         Ok(self.runner.reload(config)?)
     }
 
@@ -174,6 +205,7 @@ impl Daemon {
                 lost @ Ended::Lost => Err(Error::Ended(lost)),
             },
             () = self.watch.run() => Err(Error::Watch),
+<<<<<<< HEAD
             () = self.keep() => Err(Error::Watch),
         }
     }
@@ -182,6 +214,9 @@ impl Daemon {
         match &self.keeper {
             Some(keeper) => keeper.run().await,
             None => std::future::pending().await,
+=======
+            () = self.upkeep.run() => Err(Error::Watch),
+>>>>>>> b
         }
     }
 

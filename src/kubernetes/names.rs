@@ -27,14 +27,24 @@ pub const REQUEST: &str = "larder.dev/idempotent-request";
 /// On an ImageCache: whose create it was, so that one whose answer was lost is known again.
 pub const NONCE: &str = "larder.dev/nonce";
 
+/// On a claim of a node: when a pod of the node last used the image cache, RFC 3339.
+pub const LAST_USED: &str = "larder.dev/last-used";
+
+/// Label of an ImageCache that Larder created: why ([`MISS`]).
+pub const CREATED_BY: &str = "larder.dev/created-by";
+/// Value of [`CREATED_BY`]: pods needed the image, and no image cache contained it.
+pub const MISS: &str = "miss";
+
 /// Where a pod has its volume.
 pub const VOLUME: &str = "/cache";
 
 /// On a pod: which program it runs. Network policies select by it.
 const APP: &str = "app.kubernetes.io/name";
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-const ID: &str = "larder.dev/id";
-const GENERATION: &str = "larder.dev/generation";
+/// On everything that is made for a volume: the UID of its image cache, and the number of the volume.
+pub const ID: &str = "larder.dev/id";
+/// The second part of [`ID`].
+pub const GENERATION: &str = "larder.dev/generation";
 const TENANT: &str = "larder.dev/tenant";
 const INSTALLATION: &str = "larder.dev/installation";
 
@@ -107,6 +117,18 @@ pub fn object(volume: &VolumeId) -> String {
     }
 }
 
+/// The cache and the number of the volume that [`object`] names.
+pub fn volume_of(name: &str) -> Option<(CacheId, u32)> {
+    const UUID: usize = 36;
+    let rest = name.strip_prefix("ic-")?;
+    let id = rest.get(..UUID)?.parse().ok()?;
+    let generation = match &rest[UUID..] {
+        "" => 1,
+        more => more.strip_prefix('-')?.parse().ok().filter(|generation| *generation > 1)?,
+    };
+    Some((id, generation))
+}
+
 /// Name of the Job that verifies a volume. It fits a label (63 characters).
 pub fn verifier(volume: &VolumeId) -> String {
     format!("{}-verify", object(volume))
@@ -138,6 +160,12 @@ mod tests {
         let volume = VolumeId { tenant: "team-a".parse().unwrap(), id, generation: 1 };
         assert_eq!(object(&volume), "ic-8f14e45f-ceea-4e7a-9c2b-0123456789ab");
         let last = VolumeId { generation: u32::MAX, ..volume.clone() };
+        for volume in [&volume, &last] {
+            assert_eq!(volume_of(&object(volume)), Some((id, volume.generation)));
+        }
+        for other in ["ic-", "ic-1", "web", &format!("{}-1", object(&volume)), &verifier(&volume)] {
+            assert_eq!(volume_of(other), None, "{other}");
+        }
         assert!(verifier(&last).len() <= 63 && copy(&last, &"n".repeat(63)).len() <= 253);
         let meta = ObjectMeta { labels: Some(names.labels(&last)), ..ObjectMeta::default() };
         assert_eq!(names.volume(&meta), Some(last.clone()));

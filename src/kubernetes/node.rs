@@ -40,6 +40,7 @@ mod place;
 mod readiness;
 mod scoped;
 mod tell;
+mod used;
 mod wish;
 
 pub use agent::{Agent, Settings};

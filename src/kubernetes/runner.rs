@@ -511,13 +511,14 @@ impl Runner for KubeRunner {
     fn plan<'a>(
         &'a self,
         tenant: TenantName,
+        ordered_by: OrderedBy,
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
         Box::pin(async move {
             let mut unusable: Unusable = unusable_secrets.iter().collect();
             let read =
-                pull_secrets::read(&self.client, &tenant, OrderedBy::Api, &job.pull_secrets, &mut unusable);
+                pull_secrets::read(&self.client, &tenant, ordered_by, &job.pull_secrets, &mut unusable);
             let found: HashMap<PullSecretName, Content> = match read.await {
                 Ok(found) => found.into_iter().collect(),
                 Err(fault) => {

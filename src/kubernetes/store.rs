@@ -28,6 +28,7 @@ use super::fault::{Fault, ask, opt};
 use super::lease::{Lease, Tried};
 use super::names::{FINALIZER, KEY, MANAGER, NONCE, REQUEST, namespace};
 use super::seen::{Place, Said, Seen};
+use super::upkeep::schedule;
 use crate::caches::record::{OrderedBy, Record};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
@@ -519,7 +520,8 @@ impl KubeStore {
         let tenant = namespace_of.parse::<TenantName>().map_err(|e| format!("metadata.namespace: {e}"));
         let (spec, tenant) = match (spec, tenant) {
             (Ok(spec), Ok(tenant)) if spec.cluster == self.cluster => {
-                match convert::mistake(&spec).filter(|_| annotation(&object, NONCE).is_none()) {
+                let mistake = convert::mistake(&spec).or_else(|| schedule::mistake(&object.spec));
+                match mistake.filter(|_| annotation(&object, NONCE).is_none()) {
                     None => (spec, tenant),
                     Some(reason) => return self.refuse(object, &reason, now).await,
                 }

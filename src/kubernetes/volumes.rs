@@ -19,6 +19,7 @@ use super::fault::{Fault, ask, opt};
 use super::inventory::Inventory;
 use super::names::{MANAGER, Names, RESULT, VOLUME, object, verifier};
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
+use super::uses::Uses;
 use crate::caches::imports::Imports;
 use crate::caches::record::{ClusterSnapshot, Record};
 use crate::caches::volumes::{
@@ -35,12 +36,19 @@ pub struct KubeVolumes {
     names: Names,
     copies: Arc<Copies>,
     inventory: Inventory,
+    uses: Arc<Uses>,
 }
 
 impl KubeVolumes {
     /// Those of the installation `names`.
-    pub fn new(client: Client, names: Names, copies: Arc<Copies>, inventory: Inventory) -> Self {
-        KubeVolumes { copies, client: client.into(), names, inventory }
+    pub fn new(
+        client: Client,
+        names: Names,
+        copies: Arc<Copies>,
+        inventory: Inventory,
+        uses: Arc<Uses>,
+    ) -> Self {
+        KubeVolumes { copies, client: client.into(), names, inventory, uses }
     }
 
     fn own<K>(&self) -> Api<K>
@@ -133,6 +141,7 @@ impl KubeVolumes {
 
     async fn discard(&self, volume: &VolumeId) -> Result<Discarded, Fault> {
         let name = object(volume);
+        self.uses.release(volume);
         let _turn = self.copies.turn().await;
         if self.copies.remove(volume, |_| true).await? > 0 {
             return Ok(Discarded::Going);
@@ -230,6 +239,10 @@ impl Volumes for KubeVolumes {
 
     fn look(&self, volume: VolumeId, _: bool) -> BoxFuture<'_, Result<Option<Snapshot>, StateError>> {
         Box::pin(async move { Ok(self.look(&volume).await?) })
+    }
+
+    fn in_use(&self, volume: VolumeId) -> BoxFuture<'_, Result<Option<String>, StateError>> {
+        Box::pin(async move { Ok(self.uses.of(&volume).await?) })
     }
 
     fn tidy(&self, _: bool) {}

@@ -28,6 +28,7 @@ use super::history::{self, Reported};
 use super::inventory::Inventory;
 use super::names::{self, ACCEPT_FROM, Names, namespace};
 use super::store::KubeStore;
+use super::upkeep::Upkeep;
 use crate::caches::record::Record;
 use crate::caches::service::Service;
 use crate::caches::store::{Store as _, StoreError};
@@ -63,6 +64,8 @@ pub struct Watch {
     pub clock: Arc<dyn Clock>,
     /// Creates events about image caches.
     pub(super) reporter: Reporter,
+    /// Keeps image caches by themselves.
+    pub(super) upkeep: Arc<Upkeep>,
 }
 
 /// What is known of the objects.
@@ -142,6 +145,7 @@ impl Watch {
                     self.store.know(&object);
                     let Some(id) = convert::id(&object.metadata) else { continue };
                     listed.insert(id);
+                    self.upkeep.see(id, &object);
                     let object = Arc::new(slim(object));
                     known.objects.insert(id, Arc::clone(&object));
                     if !self.take_up(id, &object, &mut known).await {
@@ -155,6 +159,7 @@ impl Watch {
                     gone.extend(known.objects.keys().filter(|id| !listed.contains(id)));
                     gone.into_iter().for_each(|id| self.gone(id, &mut known));
                     listed.clear();
+                    self.upkeep.seen_all();
                 }
                 Some(Ok(Event::Delete(object))) => {
                     if let Some(id) = convert::id(&object.metadata) {
@@ -166,6 +171,7 @@ impl Watch {
     }
 
     fn gone(&self, id: CacheId, known: &mut Known) {
+        self.upkeep.forget(id);
         known.objects.remove(&id);
         known.passed_on.remove(&id);
         known.due.remove(&id);

@@ -11,4 +11,5 @@ mod page;
 mod rights;
 mod serve;
 mod time;
+mod upkeep;
 mod verifier;

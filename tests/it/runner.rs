@@ -263,7 +263,7 @@ fn secrets_that_give_no_credential_are_told_in_the_same_words() {
             let outcome = host.result(host.order(usable, unusable));
             assert_eq!((outcome.class, outcome.exit_code), (Some(Class::Denied), 77), "{outcome:?}");
             let texts = [&outcome.message, &outcome.failures[0].message];
-            let plan = runner.plan("team".parse().unwrap(), host.job(usable), vec![]);
+            let plan = runner.plan("team".parse().unwrap(), OrderedBy::Api, host.job(usable), vec![]);
             let of_plan = host.runtime.block_on(plan).unwrap_err();
             assert_eq!(of_plan[0].message.contains(name), !usable.is_empty(), "{of_plan:?}");
             assert!(
@@ -409,8 +409,12 @@ fn plans_are_reports_or_failures() {
     isolated(&[], || {
         let host = Host::new(image(2));
         let plan = |host: &Host, job: Job| {
-            let planned =
-                host.runtime.block_on(host.runner().plan("team".parse().unwrap(), job, vec!["x".into()]));
+            let planned = host.runtime.block_on(host.runner().plan(
+                "team".parse().unwrap(),
+                OrderedBy::Api,
+                job,
+                vec!["x".into()],
+            ));
             assert_eq!(fs::read_dir(&host.settings.work).unwrap().count(), 0);
             planned
         };

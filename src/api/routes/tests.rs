@@ -19,6 +19,7 @@ use crate::api::auth::{SharedTenants, Tenants};
 use crate::api::listen::Peer;
 use crate::api::{Api, Parts};
 use crate::caches::layout::Layout;
+use crate::caches::record::OrderedBy;
 use crate::caches::runner::{BuildOrder, Ended, Runner};
 use crate::caches::service::Service;
 use crate::caches::store::sqlite::SqliteStore;
@@ -58,6 +59,7 @@ impl Runner for Endless {
     fn plan<'a>(
         &'a self,
         _: TenantName,
+        _: OrderedBy,
         _: Job,
         _: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {

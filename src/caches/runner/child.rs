@@ -39,6 +39,7 @@ pub use work::clear_work;
 
 use super::{BuildOrder, Ended, Runner};
 use crate::caches::pull_secrets::{Content, HostSecrets, Unusable};
+use crate::caches::record::OrderedBy;
 use crate::config::Config;
 use crate::config::caches::{Caches, Holder};
 use crate::config::log::Format;
@@ -381,6 +382,7 @@ impl Runner for ChildRunner {
     fn plan<'a>(
         &'a self,
         _: TenantName,
+        _: OrderedBy,
         job: Job,
         unusable_secrets: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {

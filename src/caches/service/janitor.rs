@@ -156,7 +156,8 @@ impl Service {
                 record.is_some_and(|r| r.tenant == volume.tenant && r.needs_volume(volume.generation));
             !needed && !building.contains(&volume.id)
         });
-        let unneeded = self.confirm(unneeded.collect()).await?;
+        let unneeded = self.keep_previous(unneeded.collect(), &records).await?;
+        let unneeded = self.confirm(unneeded).await?;
         let discarded = !unneeded.is_empty();
         let in_the_way = self.discard(unneeded, &records).await?;
         self.0.volumes.tidy(discarded);

@@ -90,6 +90,7 @@ impl Runner for FakeRunner {
     fn plan<'a>(
         &'a self,
         _: TenantName,
+        _: OrderedBy,
         _: Job,
         _: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {

@@ -78,7 +78,8 @@ impl Hands {
         }
     }
 
-    fn api<K>(&self) -> Api<K>
+    /// Objects of the namespace of volumes.
+    pub(super) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<Scope = NamespaceResourceScope>,
         K::DynamicType: Default,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use tokio::sync::Notify;
@@ -18,6 +19,7 @@ use super::known::Known;
 use super::objects;
 use super::readiness::State;
 use super::tell::{News, Teller};
+use super::used;
 use super::wish::{self, Cache, Wish};
 use crate::config::node::Node;
 use crate::model::class::Class;
@@ -55,11 +57,13 @@ struct Memory {
     since: Instant,
     /// Since when nobody wants it.
     unwanted: Option<Instant>,
+    /// When its last use was written.
+    used: Option<Instant>,
 }
 
 impl Memory {
     fn new(now: Instant) -> Self {
-        Memory { backoff: Backoff::default(), from: None, since: now, unwanted: None }
+        Memory { backoff: Backoff::default(), from: None, since: now, unwanted: None, used: None }
     }
 }
 
@@ -190,6 +194,9 @@ impl Agent {
                 *states.entry(state).or_default() += 1;
             }
             attached.extend(wish.filter(|_| state == Some(NodeCache::Attached)));
+            if let (Some(wish), Some(NodeCache::Attached)) = (wish, state) {
+                self.note_use(holding, wish);
+            }
         }
         let readiness = State::of(attached.into_iter(), &self.settings.config.caches);
         next = next.min(self.publish(readiness).await);
@@ -345,6 +352,23 @@ impl Agent {
             self.metrics.node_attached(since.elapsed());
         }
         self.note(claim, wish, &step, taken).map_or((state, AGAIN), |again| (state, again))
+    }
+
+    /// Writes in the background that pods of the node use an image cache, if they do and it was not written lately.
+    fn note_use(&mut self, holding: &Holding, wish: &Wish) {
+        let Some(memory) = self.memory.get_mut(&wish.claim) else { return };
+        let lately = memory.used.is_some_and(|time| time.elapsed() < used::EVERY);
+        if wish.asked.is_empty() || lately || !used::is_due(holding.claim.as_deref(), Utc::now()) {
+            return;
+        }
+        // A failure costs nothing but accuracy, and must not be repeated with each pass.
+        memory.used = Some(Instant::now());
+        let (api, claim) = (self.hands.api(), wish.claim.clone());
+        tokio::spawn(async move {
+            if let Err(fault) = used::write(&api, &claim, Utc::now()).await {
+                tracing::warn!(claim, "{fault}");
+            }
+        });
     }
 
     /// What came of a step; when it is to be taken again, where it failed.

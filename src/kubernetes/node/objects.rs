@@ -244,6 +244,12 @@ pub(super) mod tests {
         let evaluator = VapEvaluator::builder().params(request);
         let evaluator = match operation {
             "DELETE" => evaluator.old_object(object.clone()),
+            // Another node's claim, which the agent would make its own.
+            "UPDATE" => {
+                let mut old = object.clone();
+                old["metadata"]["annotations"][NODE] = json!("node-b");
+                evaluator.object(object.clone()).old_object(old)
+            }
             _ => evaluator.object(object.clone()),
         };
         let rules: Vec<VapExpression> = objects
@@ -256,7 +262,8 @@ pub(super) mod tests {
                 message_expression: None,
             })
             .collect();
-        assert_eq!(rules.len(), if (operation, resource) == ("CREATE", "pods") { 2 } else { 1 });
+        let both = resource == "pods" && matches!(operation, "CREATE" | "UPDATE");
+        assert_eq!(rules.len(), if both { 2 } else { 1 });
         let results = evaluator.build().evaluate(&rules).into_iter().filter(|result| !result.passed);
         results.map(|result| format!("{}: {:?}", result.expression, result.message)).collect()
     }
@@ -275,6 +282,7 @@ pub(super) mod tests {
                 assert!(!admitted(Some("node-b")).is_empty(), "{operation} {resource}");
                 assert!(!admitted(None).is_empty(), "{operation} {resource}");
             }
+            assert!(!refusals("UPDATE", resource, Some("node-a"), object).is_empty(), "{resource}");
             let mut bare = object.clone();
             bare["metadata"].as_object_mut().unwrap().remove("annotations");
             assert!(!refusals("CREATE", resource, Some("node-a"), &bare).is_empty());

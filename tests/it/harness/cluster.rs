@@ -171,6 +171,7 @@ impl World {
                 // Long enough for a machine that is busy.
                 lease: Duration::from_secs(20),
                 tell: Duration::from_millis(100),
+                upkeep: Duration::from_millis(50),
             },
             clock: Arc::new(SystemClock),
             served,

@@ -349,6 +349,12 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
         agent.client.prepare("new", &top, &[]).unwrap();
         scene.until(&agent, "it waits", || agent.log().contains("in use").then_some(()));
         assert_eq!(agent.attached().len(), 2);
+        // The snapshot of the older one stays as long as the claim of the node.
+        scene.daemon.service.reload(&scene.world.config);
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(scene.world.fake().stored_snapshots(), 2);
+        let last_used = || scene.world.get::<ImageCache>(&scene.world.team, "web")?.status?.last_used;
+        scene.until(&agent, "the use is written", last_used);
         agent.client.remove("old").unwrap();
         scene.until(&agent, "the newer one alone is there", || {
             let now = agent.attached();
@@ -360,6 +366,10 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
         scene.until(&agent, "one claim is left", || (scene.claims().len() == 1).then_some(()));
         let left = scene.claims().remove(0);
         assert_eq!(left.labels()["larder.dev/generation"], "2");
+        scene.until(&agent, "one snapshot is left", || {
+            scene.daemon.service.reload(&scene.world.config);
+            (scene.world.fake().stored_snapshots() == 1).then_some(())
+        });
         agent.client.view("view", &top).expect("the layers are those of the newer one");
         assert_eq!(scene.world.fake().unplugged_disks(), 0);
     });

@@ -146,6 +146,10 @@ fn source(state: &State, claim: &Value, size: &str) -> Result<Option<String>, St
     let snapshot = state.get(&Id::new(GROUP, "volumesnapshots", meta(claim, "namespace"), name));
     let snapshot =
         snapshot.ok_or_else(|| format!("error getting snapshot {name} from api server: not found"))?;
+    // external-provisioner, pkg/controller/controller.go, getSnapshotSource.
+    if deleting(snapshot) {
+        return Err(format!("snapshot {name} is currently being deleted"));
+    }
     if snapshot["status"]["readyToUse"] != true {
         return Err(format!("snapshot {name} is not Ready"));
     }

@@ -1,0 +1,51 @@
+//! Volumes that a refresh has replaced. They stay while something uses them.
+
+use std::collections::HashMap;
+
+use super::{Service, state_failed};
+use crate::caches::record::Record;
+use crate::caches::store::StoreError;
+use crate::caches::volumes::VolumeId;
+use crate::model::image_cache::{CacheId, Status};
+
+/// Maximum number of replaced volumes of one cache that stay because they are in use. Beyond it the oldest go: the storage that a
+/// cache occupies must have a bound.
+pub const MAX_PREVIOUS: usize = 2;
+
+impl Service {
+    /// Removes from `unneeded` the volumes that a newer one has replaced and that are in use.
+    pub(super) async fn keep_previous(
+        &self,
+        unneeded: Vec<VolumeId>,
+        records: &HashMap<CacheId, Record>,
+    ) -> Result<Vec<VolumeId>, StoreError> {
+        let (mut replaced, mut unneeded): (Vec<VolumeId>, Vec<VolumeId>) =
+            unneeded.into_iter().partition(|volume| is_replaced(volume, records.get(&volume.id)));
+        replaced.sort_by_key(|volume| (volume.id, std::cmp::Reverse(volume.generation)));
+        let mut kept: HashMap<CacheId, usize> = HashMap::new();
+        for volume in replaced {
+            let kept = kept.entry(volume.id).or_default();
+            let used = match *kept < MAX_PREVIOUS {
+                true => self.0.volumes.in_use(volume.clone()).await.map_err(|e| state_failed(&e))?,
+                false => None,
+            };
+            match used {
+                Some(reason) => {
+                    *kept += 1;
+                    let VolumeId { tenant, id, generation } = volume;
+                    tracing::debug!(%tenant, cache = %id, generation, "a replaced volume stays: {reason}");
+                }
+                None => unneeded.push(volume),
+            }
+        }
+        Ok(unneeded)
+    }
+}
+
+/// Whether a newer volume of the same cache is served in its place. A volume of a build that failed is not replaced, and a cache that
+/// is being deleted takes all of its volumes along.
+fn is_replaced(volume: &VolumeId, record: Option<&Record>) -> bool {
+    let served = record.filter(|record| record.tenant == volume.tenant && record.status == Status::Available);
+    let served = served.and_then(|record| record.content.as_ref());
+    served.is_some_and(|content| content.generation > volume.generation)
+}

@@ -1,0 +1,42 @@
+//! What tags point to now, for decisions that come before a build. A confined process asks the registries, as for a plan.
+
+use super::Service;
+use crate::caches::error::Error;
+use crate::caches::record::OrderedBy;
+use crate::model::image_cache::{CacheId, Spec, TenantName};
+use crate::model::plan_report::PlanReport;
+
+impl Service {
+    /// Resolves the images of a cache with the credentials that its next build would use. Moves no layer byte.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] with the failures of the images, [`Error::NotFound`], or a failure of the records.
+    pub async fn resolve(&self, tenant: &TenantName, id: CacheId) -> Result<PlanReport, Error> {
+        let record = self.get(tenant, id).await?;
+        self.resolve_spec(tenant, record.ordered_by, &record.spec).await
+    }
+
+    /// The same for an order that was not placed. Quota and capacity are not checked.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] with the failures of the images, or an error about the order.
+    pub async fn resolve_spec(
+        &self,
+        tenant: &TenantName,
+        ordered_by: OrderedBy,
+        spec: &Spec,
+    ) -> Result<PlanReport, Error> {
+        self.check(spec)?;
+        let (usable, unusable) = self.secrets(tenant, spec, ordered_by);
+        let job = self.job(tenant, ordered_by, spec, usable, None);
+        self.0.runner.plan(tenant.clone(), ordered_by, job, unusable).await.map_err(Error::Plan)
+    }
+
+    /// Whether a new cache of the tenant fits into quota and capacity now.
+    ///
+    /// # Errors
+    /// The error that a create would return.
+    pub async fn has_room(&self, tenant: &TenantName, spec: &Spec) -> Result<(), Error> {
+        self.would_admit(tenant, spec).await
+    }
+}

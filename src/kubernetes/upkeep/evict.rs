@@ -1,0 +1,149 @@
+//! Deletion of the least recently used image cache of a namespace, when a miss or a refresh needs room.
+//!
+//! Only image caches that were created on a miss may go, and those whose spec says `evict: true`. One that is in use, was used
+//! lately or is being built stays.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use kube::ResourceExt as _;
+
+use super::{Seen, Upkeep};
+use crate::kubernetes::names::{CREATED_BY, MISS};
+use crate::model::image_cache::{CacheId, Status, TenantName};
+
+/// Maximum number of image caches whose uses are looked at for one deletion.
+const MAX_LOOKS: usize = 5;
+
+/// Whether there will be room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// An image cache of the namespace is on its way out.
+    Coming,
+    /// Nothing may go.
+    None,
+}
+
+impl Seen {
+    fn may_go(&self) -> bool {
+        let on_miss = self.object.labels().get(CREATED_BY).is_some_and(|by| by == MISS);
+        on_miss || self.object.spec.evict
+    }
+
+    /// When it was last used. One that was never used counts from when it could be.
+    fn used_or_made(&self) -> DateTime<Utc> {
+        self.last_used().map_or(self.record.status_since, |used| used.max(self.record.status_since))
+    }
+}
+
+/// The image caches of a tenant that may go at `now`, the least recently used first. `except` stays.
+fn candidates<'a>(
+    seen: impl Iterator<Item = (&'a CacheId, &'a Seen)>,
+    tenant: &TenantName,
+    except: Option<CacheId>,
+    (now, unused_for): (DateTime<Utc>, TimeDelta),
+) -> Vec<(CacheId, Seen)> {
+    let may = seen.filter(|(id, seen)| {
+        let record = &seen.record;
+        record.tenant == *tenant
+            && Some(**id) != except
+            && record.status == Status::Available
+            && record.work.is_none()
+            && seen.may_go()
+            && now - seen.used_or_made() >= unused_for
+    });
+    let mut may: Vec<(CacheId, Seen)> = may.map(|(id, seen)| (*id, seen.clone())).collect();
+    may.sort_by_key(|(id, seen)| (seen.used_or_made(), *id));
+    may
+}
+
+impl Upkeep {
+    /// Deletes the least recently used image cache of a tenant that may go, unless one is on its way out already.
+    pub(super) async fn make_room(&self, tenant: &TenantName, except: Option<CacheId>) -> Room {
+        let unused_for = TimeDelta::hours(i64::from(self.settings().evict_after_hours));
+        let candidates = {
+            let seen = self.seen();
+            // Deleting two would be one too many.
+            let mut own = seen.values().filter(|seen| seen.record.tenant == *tenant);
+            if own.any(|seen| seen.record.status == Status::Deleting) {
+                return Room::Coming;
+            }
+            candidates(seen.iter(), tenant, except, (self.clock.now(), unused_for))
+        };
+        for (id, seen) in candidates.into_iter().take(MAX_LOOKS) {
+            match self.uses.of_any(id).await {
+                Ok(None) => {}
+                Ok(Some(_)) => continue,
+                Err(fault) => {
+                    tracing::warn!("{fault}");
+                    return Room::None;
+                }
+            }
+            let name = &seen.record.spec.name;
+            if let Err(error) = self.service.delete(tenant, id).await {
+                tracing::warn!(%tenant, %name, "an image cache cannot be deleted to make room: {error}");
+                continue;
+            }
+            let used = seen.last_used().map_or("never".to_owned(), |used| used.to_rfc3339());
+            tracing::info!(%tenant, %name, used, "deleted to make room");
+            let note = format!("deleted to make room: it was the least recently used (last use: {used})");
+            self.report(&seen.object, false, "Evicted", note);
+            // The watch brings it a moment later, and nothing else must go meanwhile.
+            if let Some(seen) = self.seen().get_mut(&id) {
+                seen.record.status = Status::Deleting;
+            }
+            return Room::Coming;
+        }
+        Room::None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kubernetes::conditions::tests::record;
+    use crate::kubernetes::crd::{ImageCache, ImageCacheStatus};
+
+    fn at(hours: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::hours(hours)
+    }
+
+    /// An image cache that is available since hour 0.
+    fn seen(last_used: Option<i64>, change: impl FnOnce(&mut Seen)) -> (CacheId, Seen) {
+        let spec = serde_json::json!({"images": ["nginx"]});
+        let mut object = ImageCache::new("web", serde_json::from_value(spec).unwrap());
+        object.labels_mut().insert(CREATED_BY.into(), MISS.into());
+        let last_used = last_used.map(|hours| at(hours).to_rfc3339());
+        object.status = Some(ImageCacheStatus { last_used, ..ImageCacheStatus::default() });
+        let mut record = record();
+        record.work = None;
+        record.turn(Status::Available, at(0), "sealed");
+        let mut seen = Seen { object, record, not_before: None };
+        change(&mut seen);
+        (seen.record.id, seen)
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_and_no_other() {
+        let old = seen(Some(1), |_| {});
+        let never = seen(None, |_| {});
+        let lately = seen(Some(90), |_| {});
+        let ordered = seen(None, |seen| drop(seen.object.labels_mut().remove(CREATED_BY)));
+        let allowed = seen(Some(2), |seen| {
+            seen.object.labels_mut().remove(CREATED_BY);
+            seen.object.spec.evict = true;
+        });
+        let busy = seen(None, |seen| seen.record.work = Some(crate::caches::record::Work::new(2)));
+        let failed = seen(None, |seen| seen.record.status = Status::Failed);
+        let foreign = seen(None, |seen| seen.record.tenant = "team-b".parse().unwrap());
+        let refreshed = seen(Some(1), |seen| seen.record.status_since = at(95));
+        let all = [&old, &never, &lately, &ordered, &allowed, &busy, &failed, &foreign, &refreshed];
+        let of = |except, now| -> Vec<CacheId> {
+            let seen = all.iter().map(|(id, seen)| (id, seen));
+            let found = candidates(seen, &"team-a".parse().unwrap(), except, (at(now), TimeDelta::hours(24)));
+            found.into_iter().map(|(id, _)| id).collect()
+        };
+        assert_eq!(of(None, 100), [never.0, old.0, allowed.0]);
+        assert_eq!(of(Some(never.0), 100), [old.0, allowed.0]);
+        assert_eq!(of(None, 25), [never.0, old.0], "others were used within a day");
+        assert!(of(None, 23).is_empty());
+    }
+}
