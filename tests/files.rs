@@ -445,7 +445,6 @@ fn pods_are_selected_by_the_labels_that_they_have() {
             assert!(left_out.iter().any(|out| out.covers(range)), "{range}");
         }
         for hidden in [
-            "::ffff:169.254.169.254",
             "64:ff9b::169.254.169.254",
             "64:ff9b::168.63.129.16",
             "64:ff9b::192.0.0.192",

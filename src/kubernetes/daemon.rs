@@ -177,11 +177,7 @@ impl Daemon {
             .hold_pods
             .then(|| Keeper::new(client.clone(), service.clone(), &cluster.node_namespace, &identity));
         let lease = Lease::new(client, own, leader::NAME, &identity, habits.lease);
-<<<<<<< HEAD
-        Ok(Daemon { service, runner, watch, lease, keeper })
-=======
-        Ok(Daemon { service, runner, watch, upkeep, lease })
->>>>>>> b
+        Ok(Daemon { service, runner, watch, upkeep, lease, keeper })
     }
 
     /// Takes up a configuration that was read again, for builders that are started from now on. The cluster stays as it was.
@@ -205,7 +201,7 @@ impl Daemon {
                 lost @ Ended::Lost => Err(Error::Ended(lost)),
             },
             () = self.watch.run() => Err(Error::Watch),
-<<<<<<< HEAD
+            () = self.upkeep.run() => Err(Error::Watch),
             () = self.keep() => Err(Error::Watch),
         }
     }
@@ -214,9 +210,6 @@ impl Daemon {
         match &self.keeper {
             Some(keeper) => keeper.run().await,
             None => std::future::pending().await,
-=======
-            () = self.upkeep.run() => Err(Error::Watch),
->>>>>>> b
         }
     }
 

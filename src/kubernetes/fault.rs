@@ -77,10 +77,19 @@ impl Fault {
         text.contains("exceeded quota")
     }
 
+    /// A ResourceQuota is not counted yet, and the API server refuses what it limits (the same file: `status unknown for quota: …`).
+    /// The controller manager counts a new kind within five and a half minutes: it looks for new kinds every 30 s, and at all
+    /// quotas every 5 minutes (pkg/controller/resourcequota).
+    fn is_uncounted(&self) -> bool {
+        matches!(&self.error, Error::Kube(kube::Error::Api(status))
+            if status.code == 403 && status.message.contains("status unknown for quota"))
+    }
+
     /// Whether a later try may heal it.
     pub fn is_transient(&self) -> bool {
         match &self.error {
             Error::Late => true,
+            Error::Kube(kube::Error::Api(_)) if self.is_uncounted() => true,
             // 401: the token is being renewed. Whoever asks can do nothing but ask again.
             Error::Kube(kube::Error::Api(status)) => matches!(status.code, 401 | 429 | 500..),
             Error::Kube(

@@ -205,7 +205,12 @@ impl Cluster {
                 .unwrap_or_else(|| panic!("no such kind: {object}"));
             let how = How::component("install");
             let written = state.create(&kind, meta(object, "namespace"), object.clone(), &how);
-            written.unwrap_or_else(|e| panic!("{}: {object}", e.message)).object.as_ref().clone()
+            let written = written.unwrap_or_else(|e| panic!("{}: {object}", e.message));
+            if kind.is("", "resourcequotas") {
+                // An administrator waits until a new quota limits something.
+                components::quotas(state);
+            }
+            written.object.as_ref().clone()
         })
     }
 

@@ -6,11 +6,16 @@ use kube::CustomResourceExt as _;
 
 use super::*;
 use crate::caches::store::suite::{self, ROOM, at};
-use crate::testing::kubernetes::{Cluster, Fault as Trouble, Harm};
+use crate::model::class::Class;
+use crate::testing::kubernetes::{Cluster, Fault as Trouble, Harm, Timing};
 
 /// A cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {
-    let cluster = Cluster::new();
+    cluster_with(Timing::default())
+}
+
+fn cluster_with(timing: Timing) -> Cluster {
+    let cluster = Cluster::with_timing(timing);
     cluster.install(&serde_json::to_value(ImageCache::crd()).expect("a definition is JSON"));
     let teams = (0..60).map(|i| format!("team-{i}"));
     for name in ["larder", "a", "b", "c", "d"].into_iter().map(str::to_owned).chain(teams) {
@@ -106,6 +111,24 @@ async fn the_quota_of_the_cluster() {
     suite::create(&*store, suite::record("a", "web", 1)).await;
     let made = (*store).create(suite::record("a", "other", 1), ROOM, None).await;
     assert!(matches!(made, Err(StoreError::Quota { have: 1, .. })), "{made:?}");
+}
+
+/// A quota that is not counted yet is waited for. It is not the tenant's fault if that takes too long.
+#[tokio::test]
+async fn a_quota_that_is_not_counted_yet() {
+    for (count, waits) in [(Duration::from_millis(700), true), (Duration::from_secs(600), false)] {
+        let cluster = cluster_with(Timing { count, ..Timing::default() });
+        cluster.install(&json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "larder", "namespace": "a"},
+            "spec": {"hard": {"count/imagecaches.larder.dev": "1"}},
+        }));
+        let made = (*store(&cluster, "one")).create(suite::record("a", "web", 1), ROOM, None).await;
+        match made {
+            Ok(Created::New(_)) => assert!(waits),
+            Err(error) => assert_eq!((error.class(), waits), (Class::Transient, false), "{error}"),
+            Ok(Created::Before(_)) => panic!("there was no record"),
+        }
+    }
 }
 
 /// A status that Larder did not write stops everything that would take it for absent.

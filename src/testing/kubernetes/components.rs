@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::kind::Id;
+use super::kind::{Form, Id};
 use super::object::{meta, now, now_micro, text};
 use super::rules::usage;
 use super::server::Shared;
@@ -45,6 +45,8 @@ pub struct Timing {
     pub eviction: Duration,
     /// Between two bookmarks of a watch to which nothing happens (about a minute in a cluster).
     pub bookmark: Duration,
+    /// From the first quota of a custom kind to the first count of its objects (up to five and a half minutes in a cluster).
+    pub count: Duration,
 }
 
 impl Default for Timing {
@@ -59,6 +61,7 @@ impl Default for Timing {
             snapshot: short,
             eviction: Duration::from_millis(100),
             bookmark: Duration::from_millis(500),
+            count: Duration::ZERO,
         }
     }
 }
@@ -137,22 +140,32 @@ fn settle(state: &mut State) {
     }
 }
 
-/// pkg/controller/resourcequota: what is used is told in the status.
-fn quotas(state: &mut State) {
+/// Writes the limits of each quota and what is used into its status (pkg/controller/resourcequota). Objects of a custom kind are
+/// counted late: the controller looks for new kinds every 30 s, and at all quotas every 5 minutes.
+pub(super) fn quotas(state: &mut State) {
     let quotas: Vec<_> = state.all("", "resourcequotas", "").cloned().collect();
     for quota in quotas {
         let namespace = meta(&quota, "namespace");
         let hard = quota["spec"]["hard"].clone();
-        let used: serde_json::Map<_, _> = hard
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(resource, _)| (resource.clone(), json!(usage(state, namespace, resource).to_string())))
-            .collect();
+        let mut used = serde_json::Map::new();
+        for (resource, _) in hard.as_object().into_iter().flatten() {
+            if is_counted(state, resource) {
+                used.insert(resource.clone(), json!(usage(state, namespace, resource).to_string()));
+            }
+        }
         let id = Id::new("", "resourcequotas", namespace, meta(&quota, "name"));
         state.amend(&id, true, "kube-controller-manager", |quota| {
             quota["status"] = json!({"hard": hard, "used": used});
         });
+    }
+}
+
+fn is_counted(state: &mut State, resource: &str) -> bool {
+    let Some(counted) = resource.strip_prefix("count/") else { return true };
+    match state.kinds.iter().find(|kind| kind.qualified() == counted).map(|kind| &kind.form) {
+        None => false,
+        Some(Form::BuiltIn(_)) => true,
+        Some(Form::Custom(_)) => state.timers.due(resource, "count", state.timing.count),
     }
 }
 

@@ -215,9 +215,10 @@ impl Entry {
         } else {
             format!(" with subresource \"{}\"", self.subresource)
         };
-        // internal/conflict.go, printManager: who applied is named without a version.
+        // apimachinery pkg/util/managedfields/internal/conflict.go, printManager: a manager that applied is named without a
+        // version. BuildManagerIdentifier in managedfields.go leaves the time out, so the text never has one.
         let version = match self.operation.as_str() {
-            "Update" => format!(" using {} at {}", self.api_version, self.time),
+            "Update" => format!(" using {}", self.api_version),
             _ => String::new(),
         };
         format!("\"{}\"{subresource}{version}", self.manager)

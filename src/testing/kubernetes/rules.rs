@@ -6,6 +6,7 @@ mod event;
 mod job;
 mod mutation;
 mod names;
+mod network_policy;
 mod pod;
 mod secret;
 mod security;
@@ -62,6 +63,7 @@ pub(super) fn validate(state: &State, kind: &Kind, object: &Value, old: Option<&
         ("events.k8s.io", "events") => event::validate(object, &mut causes),
         ("coordination.k8s.io", "leases") => event::validate_lease(object, &mut causes),
         ("", "persistentvolumeclaims") => claim::validate(state, object, old, &mut causes),
+        ("networking.k8s.io", "networkpolicies") => network_policy::validate(object, &mut causes),
         ("batch", "jobs") => job::validate(object, old, &mut causes),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             causes.extend(definition::kinds(object).err().into_iter().flatten());

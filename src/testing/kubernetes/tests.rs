@@ -12,7 +12,7 @@ mod snapshots;
 mod watches;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, PostParams};
@@ -21,7 +21,7 @@ use kube::core::response::Status;
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 
-use super::Cluster;
+use super::{Cluster, Timing};
 
 /// A namespace of its own on the fake server or a real one.
 struct Place {
@@ -33,6 +33,11 @@ struct Place {
 
 impl Place {
     async fn new() -> Self {
+        Place::with(Timing::default()).await
+    }
+
+    /// The same, with a fake server in which things take as long as `timing` says.
+    async fn with(timing: Timing) -> Self {
         let (client, fake) = match std::env::var_os("LARDER_TEST_KUBECONFIG").map(PathBuf::from) {
             Some(path) => {
                 let config = Kubeconfig::read_from(path).unwrap();
@@ -41,7 +46,7 @@ impl Place {
                 (Client::try_from(config).unwrap(), None)
             }
             None => {
-                let fake = Cluster::new();
+                let fake = Cluster::with_timing(timing);
                 (fake.admin(), Some(fake))
             }
         };
@@ -84,13 +89,19 @@ fn refused<T: std::fmt::Debug>(answer: kube::Result<T>) -> Box<Status> {
 }
 
 /// Waits until `probe` answers.
-async fn until<T>(what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
-    // A machine may be busy: two minutes.
-    for _ in 0..6000 {
+async fn until<T>(what: &str, probe: impl AsyncFnMut() -> Option<T>) -> T {
+    // A machine can be busy.
+    until_within(Duration::from_secs(120), what, probe).await
+}
+
+/// The same, for what takes longer.
+async fn until_within<T>(patience: Duration, what: &str, mut probe: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    while start.elapsed() < patience {
         if let Some(found) = probe().await {
             return found;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("{what}: not in time");
+    panic!("{what}: not within {patience:?}");
 }

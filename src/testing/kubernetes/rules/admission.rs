@@ -26,13 +26,20 @@ pub(super) fn account(state: &State, kind: &Kind, namespace: &str, pod: &Value) 
     Err(Refusal::forbidden(kind, meta(pod, "name"), &why))
 }
 
+/// Refuses an object that exceeds a quota, or that a quota limits but does not count yet. A quota limits nothing before its
+/// controller has copied the limits into its status.
 pub(super) fn quota(state: &State, kind: &Kind, namespace: &str, object: &Value) -> Result<(), Refusal> {
     if !kind.namespaced {
         return Ok(());
     }
     for quota in state.all("", "resourcequotas", namespace) {
-        for (resource, hard) in quota["spec"]["hard"].as_object().into_iter().flatten() {
+        for (resource, hard) in quota["status"]["hard"].as_object().into_iter().flatten() {
             let Some(more) = costs(kind, object).remove(resource) else { continue };
+            if quota["status"]["used"].get(resource).is_none() {
+                let quota = meta(quota, "name");
+                let why = format!("status unknown for quota: {quota}, resources: {resource}");
+                return Err(Refusal::forbidden(kind, meta(object, "name"), &why));
+            }
             let used = usage(state, namespace, resource);
             let limit = hard.as_str().and_then(claim::bytes).unwrap_or_default();
             if used + more > limit {

@@ -50,7 +50,8 @@ async fn an_update_takes_ownership() {
     api.patch("a", &other, &Patch::Merge(&json!({"data": {"x": "2"}}))).await.unwrap();
     let conflict = refused(api.patch("a", &params, &Patch::Apply(&config_map(&json!({"x": "1"})))).await);
     assert_eq!(conflict.code, 409);
-    assert!(conflict.message.contains("conflict with \"other\" using v1 at "), "{conflict}");
+    let told = "Apply failed with 1 conflict: conflict with \"other\" using v1: .data.x";
+    assert_eq!(conflict.message, told);
     let forced =
         api.patch("a", &params.force(), &Patch::Apply(&config_map(&json!({"x": "1"})))).await.unwrap();
     assert_eq!(forced.data.unwrap()["x"], "1");

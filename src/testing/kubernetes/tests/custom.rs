@@ -1,5 +1,7 @@
 //! Custom resources: what their schema refuses, drops and fills in.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::ResourceQuota;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
@@ -11,7 +13,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Place, refused, typed, until};
+use super::super::Timing;
+use super::{Place, refused, typed, until, until_within};
 
 #[derive(Clone, Debug, CustomResource, KubeSchema, Serialize, Deserialize)]
 #[kube(
@@ -205,15 +208,26 @@ async fn definitions_are_looked_into() {
 
 #[tokio::test]
 async fn a_quota_counts_custom_resources() {
-    let place = Place::new().await;
+    let place = Place::with(Timing { count: Duration::from_millis(500), ..Timing::default() }).await;
     let api = defined(&place).await;
     let counted = format!("count/pantries.{}", group(&place));
     let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {&counted: "1"}}});
     let quotas = place.api::<ResourceQuota>();
     quotas.create(&PostParams::default(), &typed(quota)).await.unwrap();
-    until("the quota is counted", async || quotas.get("q").await.unwrap().status.and_then(|s| s.used)).await;
+    let status = async || quotas.get("q").await.unwrap().status;
+    until("the quota limits", async || status().await?.hard?.contains_key(&counted).then_some(())).await;
     let mut one = pantry(&place, json!({"shelves": ["a"]}));
-    api.create(&PostParams::default(), &one).await.unwrap();
+    // A real controller can have found the kind already.
+    let early = api.create(&PostParams::default(), &one).await;
+    if early.is_err() || place.fake.is_some() {
+        let early = refused(early);
+        assert_eq!((early.code, early.reason.as_str()), (403, "Forbidden"));
+        let told = format!("status unknown for quota: q, resources: {counted}");
+        assert!(early.message.ends_with(&told), "{early}");
+        // It looks for new kinds every 30 s, and at all quotas every 5 minutes.
+        let counts = async || api.create(&PostParams::default(), &one).await.ok();
+        until_within(Duration::from_secs(360), "the quota counts", counts).await;
+    }
     one.metadata.name = Some("b".to_owned());
     let full = refused(api.create(&PostParams::default(), &one).await);
     assert_eq!((full.code, full.reason.as_str()), (403, "Forbidden"));

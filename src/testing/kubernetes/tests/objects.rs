@@ -4,6 +4,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
@@ -315,6 +316,36 @@ async fn events_are_short() {
     assert_eq!(long.code, 422);
     assert!(long.message.contains("can have at most 1024 characters"), "{long}");
     api.create(&post(), &event(&"x".repeat(1024))).await.unwrap();
+    place.end().await;
+}
+
+#[tokio::test]
+async fn policies_have_whole_networks() {
+    let place = Place::new().await;
+    let api = place.api::<NetworkPolicy>();
+    let policy = |cidr: &str, except: &str| -> NetworkPolicy {
+        typed(json!({"metadata": {"name": "a"}, "spec": {"podSelector": {}, "egress": [
+            {"to": [{"ipBlock": {"cidr": cidr, "except": [except]}}]},
+        ]}}))
+    };
+    for (cidr, except, told) in [
+        ("::/0", "::ffff:0:0/96", "must not have an IPv4-mapped IPv6 address"),
+        ("::/0", "::ffff:0:0/96", "must be a strict subset of `cidr`"),
+        ("::/0", "127.0.0.0/8", "must be a strict subset of `cidr`"),
+        ("10.0.0.0/8", "10.0.0.0/8", "must be a strict subset of `cidr`"),
+        ("0.0.0.0/0", "10.0.0.1/8", "must not have bits set beyond the prefix length"),
+        ("0.0.0.0/0", "10.0.0.0", "must be a valid CIDR value"),
+    ] {
+        let refused = refused(api.create(&post(), &policy(cidr, except)).await);
+        assert_eq!(refused.code, 422);
+        assert!(
+            refused
+                .message
+                .contains(&format!("spec.egress[0].to[0].ipBlock.except[0]: Invalid value: \"{except}\""))
+        );
+        assert!(refused.message.contains(told), "{refused}");
+    }
+    api.create(&post(), &policy("::/0", "64:ff9b::/96")).await.unwrap();
     place.end().await;
 }
 

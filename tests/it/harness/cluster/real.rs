@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use k8s_openapi::api::core::v1::{Node, ResourceQuota, ServiceAccount};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
@@ -110,7 +110,22 @@ impl Real {
             for object in shipped("tenant.yaml") {
                 self.apply(moved(object, own, tenant)).await;
             }
+            self.quota_is_counted(tenant).await;
         }
+    }
+
+    /// Waits until the quota of a tenant is counted. Until then the API server refuses image caches: after the definition is
+    /// installed for the first time, the controller manager needs up to five and a half minutes.
+    async fn quota_is_counted(&self, tenant: &str) {
+        let quotas = Api::<ResourceQuota>::namespaced(self.admin.clone(), tenant);
+        for _ in 0..3600 {
+            let used = quotas.get("larder").await.unwrap().status.and_then(|status| status.used);
+            if used.is_some_and(|used| used.contains_key("count/imagecaches.larder.dev")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("the quota of {tenant} is not counted within six minutes");
     }
 
     async fn apply(&self, object: Value) {
