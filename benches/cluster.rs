@@ -88,7 +88,10 @@ fn main() {
         refresh(&cluster, tenant);
     }
     wait("every node has a claim for the new volume", || claims(&cluster, 2) == nodes);
-    println!("{TENANTS} refreshed image caches are claimed on {nodes} nodes after {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "{TENANTS} refreshed image caches are claimed on {nodes} nodes after {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
     report("agents, refresh", &cluster, AGENT, seen, None);
     report("controller, refresh", &cluster, LARDER, seen, None);
     stop.cancel();
@@ -318,7 +321,12 @@ fn controller(cluster: &Cluster, dir: &Path) -> Process {
 }
 
 fn settings(at: usize, dir: Option<&Path>) -> NodeConfig {
-    let mut config = NodeConfig { name: node(at), image: "larder:1".into(), storage_class: "csi".into(), ..NodeConfig::default() };
+    let mut config = NodeConfig {
+        name: node(at),
+        image: "larder:1".into(),
+        storage_class: "csi".into(),
+        ..NodeConfig::default()
+    };
     if let Some(dir) = dir {
         config.mounts = dir.join("icv");
         config.kubelet = dir.join("kubelet");
@@ -415,7 +423,8 @@ fn report(what: &str, cluster: &Cluster, user: &str, since: usize, during: Optio
         *counts.entry((request.resource, request.verb)).or_default() += 1;
     }
     let total: usize = counts.values().sum();
-    let rate = during.map(|during| format!(", {:.2}/s", total as f64 / during.as_secs_f64())).unwrap_or_default();
+    let rate =
+        during.map(|during| format!(", {:.2}/s", total as f64 / during.as_secs_f64())).unwrap_or_default();
     let parts: Vec<String> =
         counts.iter().map(|((resource, verb), count)| format!("{verb} {resource} {count}")).collect();
     println!("{what}: {total} requests{rate} ({})", parts.join(", "));
