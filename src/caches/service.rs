@@ -7,6 +7,7 @@ mod import;
 mod janitor;
 mod notice;
 mod previous;
+mod records;
 mod recovery;
 mod resolve;
 mod slots;
@@ -457,10 +458,11 @@ impl Service {
         let metrics = &self.0.metrics;
         let (waiting, building) = (self.queue().len(), self.live().len());
         metrics.builds_now(waiting, building);
-        let records: Vec<Record> = self.records().await?.into_values().collect();
+        let records = self.records().await?;
+        let records: Vec<&Record> = records.values().collect();
         metrics.caches(|status| records.iter().filter(|record| record.status == status).count());
         let content = records.iter().filter_map(|record| record.content.as_ref());
-        let reserved: u64 = records.iter().map(Record::reserved_gib).sum();
+        let reserved: u64 = records.iter().map(|record| record.reserved_gib()).sum();
         metrics.disk(
             content.map(|content| content.totals.size).sum(),
             reserved.saturating_mul(1 << 30),

@@ -108,8 +108,8 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// All records, as this process saw them last. They can be behind what [`list`](Store::list) returns, and histories of
     /// layers can be missing: whoever acts on a record reads it again first.
-    fn survey(&self) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
-        Box::pin(async move { Ok(self.list(None).await?.into_iter().map(|stored| stored.record).collect()) })
+    fn survey(&self) -> BoxFuture<'_, Result<Vec<Arc<Stored>>, StoreError>> {
+        Box::pin(async move { Ok(self.list(None).await?.into_iter().map(Arc::new).collect()) })
     }
 
     /// One record of this tenant; `None` for one of another.

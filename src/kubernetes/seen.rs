@@ -5,6 +5,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::caches::store::Stored;
 use crate::model::image_cache::CacheId;
@@ -30,20 +33,17 @@ struct Entry {
     said: Said,
 }
 
-#[derive(Debug, Default)]
-struct Inner {
-    /// Whether every object of the cluster was seen once.
-    complete: bool,
-    entries: HashMap<CacheId, Entry>,
-}
-
 /// The index.
 #[derive(Debug, Default)]
-pub(super) struct Seen(Mutex<Inner>);
+pub(super) struct Seen {
+    entries: Mutex<HashMap<CacheId, Entry>>,
+    /// Whether every object of the cluster was seen once.
+    complete: watch::Sender<bool>,
+}
 
 impl Seen {
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, HashMap<CacheId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes up a version of an object, unless a later one is here.
@@ -53,16 +53,16 @@ impl Seen {
         {
             content.layers = Vec::new();
         }
-        let mut inner = self.inner();
+        let mut entries = self.entries();
         // Versions of one object grow (KEP-5504): the watch may be slower than the answer to a write of our own.
-        if inner.entries.get(&id).is_none_or(|entry| entry.version <= version) {
-            inner.entries.insert(id, Entry { place, version, said });
+        if entries.get(&id).is_none_or(|entry| entry.version <= version) {
+            entries.insert(id, Entry { place, version, said });
         }
     }
 
     /// Forgets an object, and returns the record that it had.
     pub(super) fn forget(&self, id: CacheId) -> Option<Arc<Stored>> {
-        match self.inner().entries.remove(&id)?.said {
+        match self.entries().remove(&id)?.said {
             Said::Record(stored) => Some(stored),
             Said::Nothing | Said::Corrupt(_) => None,
         }
@@ -70,29 +70,30 @@ impl Seen {
 
     /// All objects were seen.
     pub(super) fn complete(&self) {
-        self.inner().complete = true;
+        self.complete.send_replace(true);
     }
 
     /// The IDs of all objects.
     pub(super) fn ids(&self) -> Vec<CacheId> {
-        self.inner().entries.keys().copied().collect()
+        self.entries().keys().copied().collect()
     }
 
     /// Where an object is.
     pub(super) fn place(&self, id: CacheId) -> Option<Place> {
-        self.inner().entries.get(&id).map(|entry| entry.place.clone())
+        self.entries().get(&id).map(|entry| entry.place.clone())
     }
 
     /// What an object says.
     pub(super) fn get(&self, id: CacheId) -> Option<Said> {
-        self.inner().entries.get(&id).map(|entry| entry.said.clone())
+        self.entries().get(&id).map(|entry| entry.said.clone())
     }
 
-    /// What all objects say; `None` before every object was seen once.
-    pub(super) fn all(&self) -> Option<Vec<(Place, Said)>> {
-        let inner = self.inner();
-        let all = inner.entries.values().map(|entry| (entry.place.clone(), entry.said.clone()));
-        inner.complete.then(|| all.collect())
+    /// What all objects say; `None` if not every object was seen once within `patience`.
+    pub(super) async fn all(&self, patience: Duration) -> Option<Vec<(Place, Said)>> {
+        let mut complete = self.complete.subscribe();
+        tokio::time::timeout(patience, complete.wait_for(|complete| *complete)).await.ok()?.ok()?;
+        let entries = self.entries();
+        Some(entries.values().map(|entry| (entry.place.clone(), entry.said.clone())).collect())
     }
 }
 
@@ -100,19 +101,19 @@ impl Seen {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_earlier_version_does_not_replace_a_later_one() {
+    #[tokio::test]
+    async fn an_earlier_version_does_not_replace_a_later_one() {
         let seen = Seen::default();
         let id = CacheId::random();
         let place = ("team-a".to_owned(), "web".to_owned());
-        assert!(seen.all().is_none());
+        assert!(seen.all(Duration::ZERO).await.is_none());
         seen.note(id, place.clone(), 7, Said::Corrupt("seven".to_owned()));
         seen.note(id, place.clone(), 6, Said::Nothing);
         assert!(matches!(seen.get(id), Some(Said::Corrupt(what)) if what == "seven"));
         seen.note(id, place.clone(), 8, Said::Nothing);
         assert!(matches!(seen.get(id), Some(Said::Nothing)));
         seen.complete();
-        assert_eq!((seen.place(id), seen.all().unwrap().len()), (Some(place), 1));
+        assert_eq!((seen.place(id), seen.all(Duration::ZERO).await.unwrap().len()), (Some(place), 1));
         assert!(seen.forget(id).is_none());
         assert!(seen.ids().is_empty());
     }

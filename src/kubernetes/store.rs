@@ -47,6 +47,8 @@ const PAGE: u32 = 500;
 /// For how long after a create its object still tells the key, should the key itself not have been kept.
 const REPAIR: TimeDelta = TimeDelta::hours(1);
 
+/// How long a survey waits until the watch has seen all objects. It then lists them, which takes much memory.
+const FIRST: Duration = Duration::from_secs(30);
 /// How often the objects of the cluster are listed for UIDs that the watch has not seen, whoever asks for them.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
 
@@ -669,16 +671,15 @@ impl Store for KubeStore {
         })
     }
 
-    fn survey(&self) -> BoxFuture<'_, Result<Vec<Record>, StoreError>> {
+    fn survey(&self) -> BoxFuture<'_, Result<Vec<Arc<Stored>>, StoreError>> {
         Box::pin(async move {
-            let Some(all) = self.seen.all() else {
-                let all = Store::list(self, None).await?;
-                return Ok(all.into_iter().map(|stored| stored.record).collect());
+            let Some(all) = self.seen.all(FIRST).await else {
+                return Ok(Store::list(self, None).await?.into_iter().map(Arc::new).collect());
             };
             let mut records = Vec::with_capacity(all.len());
             for (place, said) in all {
                 match said {
-                    Said::Record(stored) => records.push(stored.record.clone()),
+                    Said::Record(stored) => records.push(stored),
                     Said::Nothing => {}
                     Said::Corrupt(what) => return Err(corrupt_at(&place, what)),
                 }

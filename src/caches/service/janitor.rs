@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::records::Records;
 use super::{Service, state_failed};
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
@@ -65,8 +66,8 @@ impl Service {
     }
 
     async fn age_all(&self, now: DateTime<Utc>) -> Result<(), StoreError> {
-        for record in self.records().await?.into_values() {
-            self.age(&record, now).await?;
+        for record in self.records().await?.values() {
+            self.age(record, now).await?;
         }
         Ok(())
     }
@@ -199,10 +200,10 @@ impl Service {
     async fn discard(
         &self,
         volumes: Vec<VolumeId>,
-        records: &HashMap<CacheId, Record>,
+        records: &Records,
     ) -> Result<HashMap<CacheId, InTheWay>, StoreError> {
         let orphans: Vec<CacheId> =
-            volumes.iter().map(|volume| volume.id).filter(|id| !records.contains_key(id)).collect();
+            volumes.iter().map(|volume| volume.id).filter(|id| records.get(id).is_none()).collect();
         let mut in_the_way = HashMap::new();
         for volume in volumes {
             let result = self.0.volumes.discard(volume.clone()).await;
@@ -270,10 +271,5 @@ impl Service {
             Err(StoreError::Changed(_) | StoreError::Gone(_)) => Ok(()),
             Err(e) => Err(e),
         }
-    }
-
-    /// All records, as [`Store::survey`](crate::caches::store::Store::survey) has them.
-    pub(super) async fn records(&self) -> Result<HashMap<CacheId, Record>, StoreError> {
-        Ok(self.0.store.survey().await?.into_iter().map(|record| (record.id, record)).collect())
     }
 }

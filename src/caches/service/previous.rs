@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::records::Records;
 use super::{Service, state_failed};
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
@@ -17,7 +18,7 @@ impl Service {
     pub(super) async fn keep_previous(
         &self,
         unneeded: Vec<VolumeId>,
-        records: &HashMap<CacheId, Record>,
+        records: &Records,
     ) -> Result<Vec<VolumeId>, StoreError> {
         let (mut replaced, mut unneeded): (Vec<VolumeId>, Vec<VolumeId>) =
             unneeded.into_iter().partition(|volume| is_replaced(volume, records.get(&volume.id)));

@@ -7,7 +7,8 @@ use crate::model::image_cache::Status;
 impl Service {
     /// Settles what an earlier daemon left, before anything new is begun.
     pub(super) async fn recover(&self) -> Result<(), StartError> {
-        let mut records: Vec<_> = self.records().await?.into_values().collect();
+        let all = self.records().await?;
+        let mut records: Vec<_> = all.values().collect();
         records.sort_by_key(|record| record.created_at);
         let now = self.now();
         let (mut resumed, mut deleting) = (0, 0);
