@@ -379,7 +379,7 @@ mod tests {
             }
             remove_dir(&at).unwrap();
             assert_eq!(read_dir(&root).unwrap().count(), 0);
-            assert_eq!(copies_below(&tasks, Path::new("/other")).unwrap(), [other.clone()]);
+            assert_eq!(copies_below(&tasks, Path::new("/other")).unwrap(), std::slice::from_ref(&other));
             for path in [&other, &root, &mounts] {
                 unmount_tree(path).unwrap();
             }
