@@ -328,3 +328,90 @@ pub fn is_idle(path: &Path) -> io::Result<bool> {
 pub fn unmount_tree(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
 }
+
+/// Ends the propagation of mounts below `dir`, which is a mount point: what is unmounted there from now on stays elsewhere, also in
+/// other mount namespaces.
+///
+/// # Errors
+/// Those of mount(2); `EINVAL` if nothing is mounted at `dir`.
+pub fn make_private(dir: &Path) -> io::Result<()> {
+    let (none, flags) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+    Ok(nix::mount::mount(none, dir, none, flags, none)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{create_dir_all, read_dir, remove_dir};
+
+    use super::super::mounts::copies_below;
+    use super::*;
+
+    /// A directory cannot be removed while this namespace has a copy of what was mounted on it.
+    #[test]
+    fn copies_in_the_root_of_a_container() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped: it mounts, so run it as root");
+        }
+        let run = || {
+            private_namespace().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let (mounts, tasks) = (dir.path().join("icv"), dir.path().join("containerd"));
+            let at = mounts.join("k1");
+            create_dir_all(&at).unwrap();
+            share_below(&mounts).unwrap();
+            memory(&at).unwrap();
+            fs::write(at.join("cache.json"), "").unwrap();
+            let root = tasks.join("id/rootfs").join(mounts.strip_prefix("/").unwrap());
+            create_dir_all(&root).unwrap();
+            let (none, recursive) = (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC);
+            nix::mount::mount(Some(&mounts), &root, none, recursive, none).unwrap();
+            make_private(&root).unwrap();
+            // Another container's copy of another volume.
+            let other = tasks.join("id/rootfs/other");
+            create_dir_all(&other).unwrap();
+            memory(&other).unwrap();
+
+            unmount(&at).unwrap();
+            assert_eq!(remove_dir(&at).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+            assert_eq!(copies_below(&tasks, &at).unwrap(), [root.join("k1")]);
+            for copy in copies_below(&tasks, &at).unwrap() {
+                unmount_tree(&copy).unwrap();
+            }
+            remove_dir(&at).unwrap();
+            assert_eq!(read_dir(&root).unwrap().count(), 0);
+            assert_eq!(copies_below(&tasks, Path::new("/other")).unwrap(), std::slice::from_ref(&other));
+            for path in [&other, &root, &mounts] {
+                unmount_tree(path).unwrap();
+            }
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+
+    /// What other mounts of the same group have stays.
+    #[test]
+    fn what_is_private_is_unmounted_alone() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped: it mounts, so run it as root");
+        }
+        let run = || {
+            private_namespace().unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+            create_dir_all(one.join("k1")).unwrap();
+            create_dir_all(&two).unwrap();
+            share_below(&one).unwrap();
+            let none = None::<&str>;
+            nix::mount::mount(Some(&one), &two, none, MsFlags::MS_BIND, none).unwrap();
+            memory(&one.join("k1")).unwrap();
+            fs::write(one.join("k1/cache.json"), "").unwrap();
+            assert!(two.join("k1/cache.json").exists(), "they are one group");
+            make_private(&two).unwrap();
+            unmount_tree(&two.join("k1")).unwrap();
+            assert!(one.join("k1/cache.json").exists() && !two.join("k1/cache.json").exists());
+            for path in [&one, &two] {
+                unmount_tree(path).unwrap();
+            }
+        };
+        std::thread::spawn(run).join().unwrap();
+    }
+}

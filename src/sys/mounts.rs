@@ -133,6 +133,20 @@ impl Mounts {
     }
 }
 
+/// Copies of the mount at `path`, absolute, in the mount namespace of this thread: mounts below `tasks` in the root file system
+/// of a container. A container that mounts `tasks`, where its runtime prepared it, has such copies of the mounts that were there
+/// before: the runtime mounts one directory after the other, and each with all mounts in it (Linux,
+/// filesystems/sharedsubtree.rst, MS_REC).
+///
+/// # Errors
+/// Those of reading `/proc/thread-self/mountinfo`.
+pub fn copies_below(tasks: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
+    let copy = Path::new("rootfs").join(path.strip_prefix("/").unwrap_or(path));
+    let own = parse(&fs::read("/proc/thread-self/mountinfo")?);
+    let points = own.into_iter().map(|mount| mount.point);
+    Ok(points.filter(|point| point.starts_with(tasks) && point.ends_with(&copy)).collect())
+}
+
 /// `36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`; lines of another form are left out.
 fn parse(bytes: &[u8]) -> Vec<Mount> {
     let line = |line: &[u8]| {

@@ -13,7 +13,8 @@ use crate::model::runtime::{Containerd, Runtime};
 use crate::model::trust::Trust;
 use crate::node::attach::{self, Consent, Host, Order, Plan};
 use crate::sys::Dir;
-use crate::sys::mount::is_mount_point;
+use crate::sys::mount::{self, is_mount_point};
+use crate::sys::mounts;
 use crate::volume::seal;
 
 /// Attaches below `mounts`.
@@ -96,6 +97,8 @@ impl Attacher for NodeAttacher {
         if is_mounted(&at) {
             attach::unmount(&at).map_err(|e| fault(e.class(), &e))?;
         }
+        forget_copies(&at)
+            .map_err(|e| fault(Class::Internal, &format!("unmounting copies of {}: {e}", at.display())))?;
         match fs::remove_dir(&at) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(fault(Class::Internal, &format!("removing the directory {}: {e}", at.display())))
@@ -121,6 +124,20 @@ impl Attacher for NodeAttacher {
 
 fn own(name: Option<&std::ffi::OsStr>) -> Option<String> {
     name?.to_str().filter(|name| is_name(name)).map(str::to_owned)
+}
+
+/// Unmounts the copies of the volume that was mounted at `at` from the mount namespace of this agent. An agent that starts while a
+/// volume is attached has one: its pod mounts the directory of containerd, with the root of its own container in it. A copy
+/// keeps the disk in use, and the directory at `at` from being removed.
+fn forget_copies(at: &Path) -> io::Result<()> {
+    let Some(tasks) = Path::new(Containerd::ADDRESS).parent() else { return Ok(()) };
+    let copies = mounts::copies_below(tasks, at)?;
+    if copies.is_empty() {
+        return Ok(());
+    }
+    // The directory is a mount of this pod: nothing is unmounted on the node.
+    mount::make_private(tasks)?;
+    copies.iter().try_for_each(|copy| mount::unmount_tree(copy))
 }
 
 /// A disk that is gone answers with an error, and is mounted all the same.
