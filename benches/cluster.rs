@@ -8,6 +8,12 @@
 //! its own speed is not that of a real one. The controller is the real `larder serve`, one agent is the real `larder node`; the
 //! other agents are the same code in this process. Objects are as a build of three images with 15 layers each leaves them.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a measurement ends at the first thing that is wrong, and prints"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -396,7 +402,8 @@ async fn agents(
 /// How many claims there are for volumes of this generation.
 fn claims(cluster: &Cluster, generation: usize) -> usize {
     let all = cluster.peek_all("", "persistentvolumeclaims", "larder-volumes");
-    let of = |claim: &&Value| claim["metadata"]["labels"]["larder.dev/generation"] == generation.to_string();
+    let wanted = generation.to_string();
+    let of = |claim: &&Value| claim["metadata"]["labels"]["larder.dev/generation"].as_str() == Some(&wanted);
     all.iter().filter(of).count()
 }
 
