@@ -117,7 +117,7 @@ pub fn object(volume: &VolumeId) -> String {
     }
 }
 
-/// The cache and the number of the volume that [`object`] names.
+/// The cache and the number of the volume that [`object()`] names.
 pub fn volume_of(name: &str) -> Option<(CacheId, u32)> {
     const UUID: usize = 36;
     let rest = name.strip_prefix("ic-")?;
