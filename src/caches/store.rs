@@ -106,8 +106,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The records of one tenant, or of all, oldest first; those of one moment by ID.
     fn list(&self, tenant: Option<TenantName>) -> BoxFuture<'_, Result<Vec<Stored>, StoreError>>;
 
-    /// All records, as this process saw them last. They can be behind what [`list`](Store::list) returns, and histories of
-    /// layers can be missing: whoever acts on a record reads it again first.
+    /// All records, as this process saw them last. They can be older than what [`list`](Store::list) returns, and can lack the
+    /// histories of layers. The caller must read a record again before it acts on it.
     fn survey(&self) -> BoxFuture<'_, Result<Vec<Arc<Stored>>, StoreError>> {
         Box::pin(async move { Ok(self.list(None).await?.into_iter().map(Arc::new).collect()) })
     }

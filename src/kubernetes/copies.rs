@@ -1,9 +1,9 @@
 //! Snapshots offered in other namespaces: a VolumeSnapshot there, and a pre-provisioned content with the handle of the owner
 //! and the policy Retain, so that deleting a copy leaves the storage alone.
 //!
-//! The namespace of the tenant gets one. So does each namespace that `spec.share` names, if its annotation [`ACCEPT_FROM`](super::names::ACCEPT_FROM)
-//! lists the tenant: a copy counts against the quota of the namespace that receives it, and nodes give its layers to the pods
-//! of that namespace. Larder also needs the right to make VolumeSnapshots there.
+//! The namespace of the tenant gets one. So does each namespace that `spec.share` names, if its annotation
+//! [`ACCEPT_FROM`](super::names::ACCEPT_FROM) lists the tenant: a copy counts against the quota of the namespace that receives
+//! it, and nodes give its layers to the pods of that namespace. Larder also needs the right to make VolumeSnapshots there.
 
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt as _};

@@ -1,7 +1,7 @@
 //! What was made for image caches, as watches saw it last: Jobs, pods, claims, snapshots, and the contents behind copies.
 //!
 //! A watch costs the API server one request, and then only what changes, however many image caches there are. It is behind
-//! by milliseconds, or by an outage. So the inventory says where to look and when, and whoever acts reads the object first.
+//! by milliseconds, or by an outage. So the inventory says where to look and when; the caller reads the object before it acts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -241,7 +241,7 @@ struct Table {
 }
 
 impl Table {
-    /// Follows one kind for ever. The watch starts again after an error, later each time.
+    /// Follows one kind and does not return. After an error, the watch starts again, with growing pauses.
     async fn follow<K>(
         self,
         kind: Kind,
@@ -307,7 +307,7 @@ impl Table {
         let _ = self.changes.send(id);
     }
 
-    /// Takes away what a new list does not have any more.
+    /// Removes objects that a new list does not contain.
     fn keep(&self, kind: Kind, found: &[(CacheId, String)]) {
         let found: std::collections::HashSet<&(CacheId, String)> = found.iter().collect();
         let gone: Vec<(CacheId, String)> = self

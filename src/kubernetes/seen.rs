@@ -1,7 +1,7 @@
 //! The image caches of the cluster as a watch saw them last.
 //!
-//! A watch is behind the API server, by milliseconds or by an outage. So this index finds what needs attention, and whoever
-//! acts on it reads the object again first.
+//! A watch is behind the API server, by milliseconds or by an outage. So this index finds what needs attention; the caller
+//! reads the object again before it acts.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

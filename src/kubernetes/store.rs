@@ -49,7 +49,7 @@ const REPAIR: TimeDelta = TimeDelta::hours(1);
 
 /// How long a survey waits until the watch has seen all objects. It then lists them, which takes much memory.
 const FIRST: Duration = Duration::from_secs(30);
-/// How often the objects of the cluster are listed for UIDs that the watch has not seen, whoever asks for them.
+/// Shortest time between two lists of the cluster's objects for UIDs that the watch has not seen.
 const LIST_AGAIN: Duration = Duration::from_secs(1);
 
 /// Records in the cluster's own store.

@@ -156,7 +156,7 @@ impl Upkeep {
         self.uses.forget(id);
     }
 
-    /// Keeps image caches for ever.
+    /// Runs all parts of upkeep until it is dropped.
     pub(super) async fn run(&self) {
         tokio::join!(self.uses.watch(), self.keep_fresh(), self.keep_uses(), self.keep_missed());
     }

@@ -181,7 +181,7 @@ impl Uses {
         tenants.chain(nodes).max()
     }
 
-    /// Watches the claims of nodes, for ever.
+    /// Watches the claims of nodes. Does not return.
     pub async fn watch(&self) {
         if self.node_namespace.is_empty() {
             std::future::pending::<()>().await;

@@ -84,7 +84,7 @@ struct Known {
 }
 
 impl Watch {
-    /// Watches for ever.
+    /// Watches until it is dropped.
     pub async fn run(&self) {
         let objects: Api<ImageCache> = Api::all(self.client.clone());
         // It starts again by itself after 410, an error or a dropped connection, slower each time.

@@ -85,7 +85,7 @@ impl Keeper {
         Keeper { client: client.into(), service, volumes: volumes.to_owned(), reporter }
     }
 
-    /// Runs for ever. Watches only while this daemon leads.
+    /// Runs until it is dropped. It watches only while this daemon leads.
     pub(in crate::kubernetes) async fn run(&self) {
         loop {
             self.until_leading(true).await;

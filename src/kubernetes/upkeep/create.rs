@@ -39,7 +39,7 @@ type Cached = HashMap<String, HashSet<String>>;
 struct Not(TimeDelta, String);
 
 impl Upkeep {
-    /// Creates image caches for images that pods miss, for ever.
+    /// Creates image caches for images that pods miss. Does not return.
     pub(super) async fn keep_missed(&self) {
         // Before all image caches were seen, an image could be in one of them.
         let is_on = || {

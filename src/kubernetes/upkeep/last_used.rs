@@ -25,7 +25,7 @@ impl Seen {
 }
 
 impl Upkeep {
-    /// Writes when image caches were used, for ever.
+    /// Writes when image caches were used. Does not return.
     pub(super) async fn keep_uses(&self) {
         loop {
             tokio::time::sleep(self.every).await;

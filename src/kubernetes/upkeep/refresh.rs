@@ -75,7 +75,7 @@ impl Seen {
 }
 
 impl Upkeep {
-    /// Refreshes image caches when they are due, for ever.
+    /// Refreshes image caches when they are due. Does not return.
     pub(super) async fn keep_fresh(&self) {
         loop {
             if !self.service.leads() || !self.refresh_due().await {

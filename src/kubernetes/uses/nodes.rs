@@ -80,7 +80,7 @@ fn insert(claims: &mut Claims, claim: &Meta) {
     claims.entry(id).or_default().insert(claim.name_any(), Claim { generation, used });
 }
 
-/// Watches the claims of a namespace, for ever. `change` gives access to what is known of them.
+/// Watches the claims of a namespace. Does not return. `change` gives access to what is known of them.
 pub(super) async fn watch(
     client: &Client,
     namespace: &str,
