@@ -12,17 +12,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use larder::layer::cores::Cores;
-use larder::layer::decode::{ChunkSource, Decoder};
-use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
-use larder::layer::limits::Limits;
-use larder::layer::overlay;
-use larder::layer::overlay::attributes::Rights;
-use larder::layer::space::Space;
-use larder::model::digest::{Algorithm, Digest};
-use larder::model::shortage::Shortage;
-use larder::sys::{Dir, process};
-use larder::testing::layer::LayerBuilder;
+use larder_layer::cores::Cores;
+use larder_layer::decode::{ChunkSource, Decoder};
+use larder_layer::extract::{Expected, TarSplitTarget, Target, extract};
+use larder_layer::limits::Limits;
+use larder_layer::overlay;
+use larder_layer::overlay::attributes::Rights;
+use larder_layer::space::Space;
+use larder_model::digest::{Algorithm, Digest};
+use larder_model::shortage::Shortage;
+use larder_sys::{Dir, process};
+use larder_testing::layer::LayerBuilder;
 use tempfile::TempDir;
 
 /// Bytes of a chunk off the wire.

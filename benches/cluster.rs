@@ -4,7 +4,7 @@
 //!
 //! `LARDER` names another program to measure, for a comparison.
 //!
-//! The API server is the one of `larder::testing`, without controllers, kubelets and storage: it answers and counts requests, and
+//! The API server is the one of `larder_testing`, without controllers, kubelets and storage: it answers and counts requests, and
 //! its own speed is not that of a real one. The controller is the real `larder serve`, one agent is the real `larder node`; the
 //! other agents are the same code in this process. Objects are as a build of three images with 15 layers each leaves them.
 
@@ -24,9 +24,9 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use larder::config::node::Node as NodeConfig;
 use larder::kubernetes::node::{Agent, AttachFault, Attacher, Settings};
-use larder::model::digest::Digest;
 use larder::telemetry::metrics::Metrics;
-use larder::testing::kubernetes::{Cluster, Seen, Timing};
+use larder_fake_kubernetes::{Cluster, Seen, Timing};
+use larder_model::digest::Digest;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;

@@ -12,11 +12,11 @@ use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
 use flate2::{Decompress, FlushDecompress, Status};
-use larder::layer::cores::Cores;
-use larder::layer::decode::{ChunkSource, Decoder};
-use larder::layer::limits::Ratio;
-use larder::model::digest::{Algorithm, Hasher};
-use larder::testing::image;
+use larder_layer::cores::Cores;
+use larder_layer::decode::{ChunkSource, Decoder};
+use larder_layer::limits::Ratio;
+use larder_model::digest::{Algorithm, Hasher};
+use larder_testing::image;
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZFlush, MZStatus};
 

@@ -10,10 +10,10 @@ use std::io::{BufWriter, Read as _, Write as _};
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use larder::layer::erofs::{InodeId, Options, Summary, Writer};
-use larder::layer::metadata::Metadata;
-use larder::layer::space::Uncounted;
-use larder::sys::{Dir, Timestamp};
+use larder_layer::erofs::{InodeId, Options, Summary, Writer};
+use larder_layer::metadata::Metadata;
+use larder_layer::space::Uncounted;
+use larder_sys::{Dir, Timestamp};
 use tempfile::TempDir;
 
 /// A tree of `files` files of `size` bytes, a hundred to a directory.

@@ -12,16 +12,16 @@ use std::process::Command;
 use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
-use larder::layer::cores::Cores;
-use larder::layer::decode::{ChunkSource, Decoder};
-use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
-use larder::layer::limits::{Limits, Ratio};
-use larder::layer::overlay::apply;
-use larder::layer::overlay::attributes::Rights;
-use larder::layer::space::Uncounted;
-use larder::model::digest::{Algorithm, Digest};
-use larder::sys::{Dir, process};
-use larder::testing::layer::LayerBuilder;
+use larder_layer::cores::Cores;
+use larder_layer::decode::{ChunkSource, Decoder};
+use larder_layer::extract::{Expected, TarSplitTarget, Target, extract};
+use larder_layer::limits::{Limits, Ratio};
+use larder_layer::overlay::apply;
+use larder_layer::overlay::attributes::Rights;
+use larder_layer::space::Uncounted;
+use larder_model::digest::{Algorithm, Digest};
+use larder_sys::{Dir, process};
+use larder_testing::layer::LayerBuilder;
 use tempfile::TempDir;
 
 /// Files of the layer that are small, and the size of each.

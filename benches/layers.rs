@@ -15,19 +15,19 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use larder::layer::cores::Cores;
-use larder::layer::decode::{ChunkSource, Decoder};
-use larder::layer::erofs;
-use larder::layer::erofs::apply::Image;
-use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
-use larder::layer::limits::{Limits, Ratio};
-use larder::layer::overlay;
-use larder::layer::overlay::attributes::Rights;
-use larder::layer::overlay::lower::Lower;
-use larder::layer::space::Uncounted;
-use larder::model::digest::{Algorithm, Digest, Hasher};
-use larder::sys::{Dir, process};
-use larder::testing::layer::LayerBuilder;
+use larder_layer::cores::Cores;
+use larder_layer::decode::{ChunkSource, Decoder};
+use larder_layer::erofs;
+use larder_layer::erofs::apply::Image;
+use larder_layer::extract::{Expected, TarSplitTarget, Target, extract};
+use larder_layer::limits::{Limits, Ratio};
+use larder_layer::overlay;
+use larder_layer::overlay::attributes::Rights;
+use larder_layer::overlay::lower::Lower;
+use larder_layer::space::Uncounted;
+use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_sys::{Dir, process};
+use larder_testing::layer::LayerBuilder;
 use tempfile::TempDir;
 
 /// Bytes of a chunk off the wire.

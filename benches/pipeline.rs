@@ -1,4 +1,4 @@
-//! The whole way: a registry in this process, `larder::build::run`, a sealed volume.
+//! The whole way: a registry in this process, `larder::builder::run`, a sealed volume.
 //!
 //! The volume is fresh in each iteration and lies in /dev/shm (see apply.rs); it is removed outside of the time.
 
@@ -6,17 +6,17 @@ use std::path::Path;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use larder::build::cancel::Cancel;
-use larder::build::events;
-use larder::build::order::{Order, RegistryOrder, SourceOrder};
+use larder::builder::cancel::Cancel;
+use larder::builder::events;
+use larder::builder::order::{Order, RegistryOrder, SourceOrder};
 use larder::config::Config;
-use larder::model::event::Status;
-use larder::model::job::{LayerFormat, Reach, VolumeKind};
-use larder::model::platform::Platform;
-use larder::model::size::ByteSize;
-use larder::model::sizing::Sizing;
-use larder::testing::image::{Format, Image, from_files};
-use larder::testing::registry::Registry;
+use larder_model::event::Status;
+use larder_model::job::{LayerFormat, Reach, VolumeKind};
+use larder_model::platform::Platform;
+use larder_model::size::ByteSize;
+use larder_model::sizing::Sizing;
+use larder_testing::image::{Format, Image, from_files};
+use larder_testing::registry::Registry;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -87,7 +87,7 @@ fn pipeline(criterion: &mut Criterion) {
                 let order = order(volume.path(), &reference, tar_split);
                 let (events, _) = events::channel();
                 let outcome =
-                    runtime.block_on(larder::build::run(order, Config::default(), events, Cancel::new()));
+                    runtime.block_on(larder::builder::run(order, Config::default(), events, Cancel::new()));
                 assert_eq!(outcome.status, Status::Ok, "{}", outcome.message);
                 volume
             };

@@ -27,10 +27,10 @@ pub use error::Error;
 pub use input::Input;
 pub use store::Blob;
 
-use crate::model::class::Class;
-use crate::model::digest::{Digest, Hasher};
-use crate::model::platform::Platform;
-use crate::model::reference::ImageReference;
+use larder_model::class::Class;
+use larder_model::digest::{Digest, Hasher};
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
 use store::Store;
 
 /// What an archive is.
@@ -206,5 +206,5 @@ impl Archive {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests;

@@ -40,11 +40,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::config::{Config, ConfigError};
-use crate::model::class::Class;
-use crate::sys::process;
 use crate::telemetry::{self, Console};
 use args::{Cli, Command, ConfigAction, Global};
 use exit::USAGE;
+use larder_model::class::Class;
+use larder_sys::process;
 use usage::UsageError;
 
 /// Runs the program with the arguments `args`, the program's name first.

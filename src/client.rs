@@ -20,8 +20,8 @@ use credentials::Credentials;
 use error::{Error, Refusal};
 use events::Events;
 
-use crate::model::digest::hex;
-use crate::model::signature;
+use larder_model::digest::hex;
+use larder_model::signature;
 
 /// Most bytes of an answer.
 const MAX_ANSWER: usize = 32 << 20;

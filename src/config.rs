@@ -9,8 +9,8 @@ pub mod build;
 pub mod caches;
 pub mod cluster;
 pub mod environment;
-mod layers;
 pub mod log;
+mod merge;
 pub mod node;
 pub mod registry;
 pub mod secrets;
@@ -24,8 +24,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::model::class::Class;
-use layers::Layers;
+use larder_model::class::Class;
+use merge::Sources;
 
 /// Most bytes of the file.
 const MAX_BYTES: u64 = 1 << 20;
@@ -122,14 +122,14 @@ impl Config {
         text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut layers = Layers::default();
-        layers.lay(&Value::Table(text.parse::<Table>()?));
+        let mut sources = Sources::default();
+        sources.lay(&Value::Table(text.parse::<Table>()?));
         let mut variables: Vec<_> = environment.into_iter().collect();
         variables.sort();
         for (name, value) in variables {
-            layers.lay_variable(&name, &value);
+            sources.lay_variable(&name, &value);
         }
-        let (config, mut faults) = layers.finish();
+        let (config, mut faults) = sources.finish();
         config.state.check(&mut faults);
         config.api.check(&mut faults);
         config.caches.check(&mut faults);
@@ -177,7 +177,7 @@ fn within<T: PartialOrd + fmt::Display>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::size::ByteSize;
+    use larder_model::size::ByteSize;
 
     fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         let pairs = pairs.iter();

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use crate::model::class::Class;
-use crate::model::key::{ParseKeyError, PublicKey, SigningKey, SigningKeyError};
-use crate::model::trust::Trust;
-use crate::sys::private::{self, ReadError};
+use larder_model::class::Class;
+use larder_model::key::{ParseKeyError, PublicKey, SigningKey, SigningKeyError};
+use larder_model::trust::Trust;
+use larder_sys::private::{self, ReadError};
 
 /// Most bytes of a private key; one of ours has 119.
 const MAX_PRIVATE: u64 = 16 << 10;
@@ -122,7 +122,6 @@ pub fn trusted(text: &str) -> Result<Vec<PublicKey>, Error> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::fs;
 

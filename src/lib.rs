@@ -38,25 +38,20 @@
 
 pub mod api;
 pub mod archive;
-pub mod build;
+pub mod builder;
 pub mod caches;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod export;
 pub mod keys;
 pub mod kubernetes;
-pub mod layer;
-pub mod model;
 pub mod node;
 pub mod prefetch;
-pub mod registry;
 pub mod rootfs;
 pub mod secrets;
-pub mod snapshot;
-pub mod sys;
+
 pub mod telemetry;
-#[cfg(feature = "testing")]
-pub mod testing;
 pub mod trees;
 pub mod verify;
 pub mod volume;

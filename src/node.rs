@@ -2,8 +2,9 @@
 //!
 //! | module | what it is for |
 //! |---|---|
+
 //! | [`access`] | whether who attaches a cache may read its images |
-//! | [`api`] | containerd's API, made of its published protos |
+
 //! | [`attach`] | a volume mounted, and runtimes told of it |
 //! | [`containerd`] | images in containerd without a registry, and its configuration |
 //! | [`content_cache`] | the directory from which containerd's own EROFS snapshotter takes layers |
@@ -17,7 +18,6 @@
 //! | [`view`] | a volume as an image store, whichever form its layers have |
 
 pub mod access;
-pub mod api;
 pub mod attach;
 pub mod containerd;
 pub mod content_cache;

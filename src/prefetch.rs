@@ -32,16 +32,16 @@ use std::path::Path;
 pub use error::Error;
 pub use read::Totals;
 
-use crate::layer::path::{join, split};
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::manifest::Process;
-use crate::model::reference::ImageReference;
-use crate::model::seal::{Content, Image};
-use crate::sys::Dir;
 use crate::trees;
 use crate::volume::store::Documents;
 use crate::volume::{layout, seal};
+use larder_layer::path::{join, split};
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::manifest::Process;
+use larder_model::reference::ImageReference;
+use larder_model::seal::{Content, Image};
+use larder_sys::Dir;
 use list::{Entry, Section};
 use view::View;
 

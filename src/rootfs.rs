@@ -19,16 +19,16 @@ use std::thread;
 
 pub use record::Records;
 
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::job::LayerFormat;
-use crate::model::reference::ImageReference;
-use crate::model::seal::Content;
-use crate::sys::Dir;
-use crate::sys::loop_device::{Access, LoopDevice};
-use crate::sys::mount::{self, Mount, MountError};
 use crate::trees;
 use crate::volume::{self, disk, layout, seal};
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::job::LayerFormat;
+use larder_model::reference::ImageReference;
+use larder_model::seal::Content;
+use larder_sys::Dir;
+use larder_sys::loop_device::{Access, LoopDevice};
+use larder_sys::mount::{self, Mount, MountError};
 
 /// An image cannot be mounted, or let go of.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +99,7 @@ fn class(error: &io::Error) -> Class {
     match error.kind() {
         io::ErrorKind::ResourceBusy => Class::Busy,
         io::ErrorKind::NotFound => Class::NotFound,
-        _ => crate::layer::error::io_class(error),
+        _ => larder_layer::error::io_class(error),
     }
 }
 
@@ -189,7 +189,7 @@ fn assemble(volume: &Path, image: &ImageReference, stage: &Path) -> Result<Mount
 
 /// Makes the layers of an image directories, and answers the list of them for the overlay.
 fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<String, Error> {
-    let is = |known: &&crate::model::seal::Image| {
+    let is = |known: &&larder_model::seal::Image| {
         known.reference == image.given() || known.name == image.to_string()
     };
     let chain = match content.images.iter().find(is) {

@@ -4,14 +4,14 @@
 //! registry to try in turn. Credentials live only here and in the requests that carry them.
 
 pub mod directory;
-pub mod docker_config;
-pub mod dockerconfig;
+pub mod docker_config_file;
 pub mod keyring;
+pub mod pull_secret_data;
 
-use crate::model::credential::Credential;
-use crate::model::pull_secret::PullSecretName;
-use docker_config::{DockerConfig, DockerConfigError};
+use docker_config_file::{DockerConfig, DockerConfigError};
 use keyring::Keyring;
+use larder_model::credential::Credential;
+use larder_model::pull_secret::PullSecretName;
 
 /// Every source of credentials of one build.
 #[derive(Debug, Default)]

@@ -3,17 +3,17 @@
 use std::fs::File;
 use std::io;
 
-use crate::layer::erofs::read::ImageNode;
-use crate::layer::overlay::lower::Lower;
-use crate::layer::rebuild::Rebuilt;
-use crate::layer::stored::StoredDir;
-use crate::model::chain::ChainId;
-use crate::model::class::Class;
-use crate::model::job::LayerFormat;
-use crate::model::seal::Layer;
-use crate::sys::Dir;
-use crate::sys::dir::forgery;
 use crate::volume::layout;
+use larder_layer::erofs::read::ImageNode;
+use larder_layer::overlay::lower::Lower;
+use larder_layer::rebuild::Rebuilt;
+use larder_layer::stored::StoredDir;
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_model::job::LayerFormat;
+use larder_model::seal::Layer;
+use larder_sys::Dir;
+use larder_sys::dir::forgery;
 
 /// A layer, or a part of it, cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ impl Error {
         match self.source.kind() {
             io::ErrorKind::InvalidData => Class::Corrupt,
             _ if forgery(&self.source).is_some() => Class::Corrupt,
-            _ => crate::layer::error::io_class(&self.source),
+            _ => larder_layer::error::io_class(&self.source),
         }
     }
 }

@@ -27,18 +27,18 @@ pub use error::{Error, Fault};
 pub use hash_tree::{HashTrees, hash_trees};
 pub use structure::Structure;
 
-use crate::model::chain::ChainId;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::key::KeyId;
-use crate::model::seal::{Content, Layer};
-use crate::model::trust::Trust;
-use crate::sys::Dir;
 use crate::trees;
 use crate::volume;
 use crate::volume::store::Documents;
 use compare::Names;
 use image::Images;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::key::KeyId;
+use larder_model::seal::{Content, Layer};
+use larder_model::trust::Trust;
+use larder_sys::Dir;
 
 /// What was proven.
 #[derive(Clone, Debug)]

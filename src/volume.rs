@@ -33,7 +33,7 @@ mod open;
 mod place;
 pub mod proofs;
 pub mod seal;
-mod signature;
+pub mod signature;
 pub mod staging;
 pub mod store;
 
@@ -48,15 +48,15 @@ pub use journal::Trust;
 pub use open::{Cap, Opened, Opening, open};
 pub use signature::read_trusted;
 
-use crate::model::chain::ChainId;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::seal::Layer;
-use crate::sys::lock::Lock;
-use crate::sys::space;
-use crate::sys::{Dir, xattr};
 use error::Context;
 use journal::Journal;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::Layer;
+use larder_sys::lock::Lock;
+use larder_sys::space;
+use larder_sys::{Dir, xattr};
 use place::Place;
 use staging::Staging;
 
@@ -269,9 +269,9 @@ impl Volume {
 /// New inodes below `dir` get exactly the owner and mode that they are given: no setgid directory (`fsGroup` of a pod)
 /// and no default ACL of the volume may reach into an image.
 fn isolate(dir: &Dir) -> std::io::Result<()> {
-    let (uid, gid) = crate::sys::process::ids();
-    crate::sys::dir::set_owner(dir, uid, gid)?;
-    crate::sys::dir::set_mode(dir, 0o700)?;
+    let (uid, gid) = larder_sys::process::ids();
+    larder_sys::dir::set_owner(dir, uid, gid)?;
+    larder_sys::dir::set_mode(dir, 0o700)?;
     xattr::remove(dir, b"system.posix_acl_default")?;
     xattr::remove(dir, b"system.posix_acl_access")
 }

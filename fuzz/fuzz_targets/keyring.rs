@@ -1,7 +1,7 @@
 //! Any bytes as a pull secret, and any image looked up in it.
 #![no_main]
 
-use larder::secrets::dockerconfig::{parse_dockercfg, parse_dockerconfigjson};
+use larder::secrets::pull_secret_data::{parse_dockercfg, parse_dockerconfigjson};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (&str, &str, &[u8])| {

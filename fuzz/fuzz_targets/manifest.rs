@@ -1,7 +1,7 @@
 //! Any bytes as a manifest, an index or a config.
 #![no_main]
 
-use larder::model::manifest::{Document, ImageConfig};
+use larder_model::manifest::{Document, ImageConfig};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

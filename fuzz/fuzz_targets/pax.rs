@@ -3,8 +3,8 @@
 
 mod rebuild;
 
-use larder::layer::tar::BLOCK;
-use larder::testing::layer::{LayerBuilder, fix_checksum};
+use larder_layer::tar::BLOCK;
+use larder_testing::layer::{LayerBuilder, fix_checksum};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|body: &[u8]| {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::io::{self, Cursor, Read as _};
 
-use larder::layer::limits::Limits;
-use larder::layer::tar::{Error, Kind, Reader};
-use larder::layer::tar_split::{Assembler, TarSplit, TarSplitReader};
+use larder_layer::limits::Limits;
+use larder_layer::tar::{Error, Kind, Reader};
+use larder_layer::tar_split::{Assembler, TarSplit, TarSplitReader};
 
 type Files = HashMap<Vec<u8>, Vec<u8>>;
 

@@ -1,7 +1,7 @@
 //! Any text as an image reference: the normal form of what is accepted must mean the same again.
 #![no_main]
 
-use larder::model::reference::ImageReference;
+use larder_model::reference::ImageReference;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {

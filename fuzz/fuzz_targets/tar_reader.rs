@@ -3,8 +3,8 @@
 
 mod rebuild;
 
-use larder::layer::tar::BLOCK;
-use larder::testing::layer::fix_checksum;
+use larder_layer::tar::BLOCK;
+use larder_testing::layer::fix_checksum;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -3,8 +3,8 @@
 
 use std::io::{self, Read as _};
 
-use larder::layer::tar_split::{Assembler, TarSplitReader};
-use larder::testing::layer::gzip;
+use larder_layer::tar_split::{Assembler, TarSplitReader};
+use larder_testing::layer::gzip;
 use libfuzzer_sys::fuzz_target;
 
 /// More is not read back, however long the files say that they are, bytes.

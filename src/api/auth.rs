@@ -15,11 +15,11 @@ use axum::http::{HeaderName, header};
 use super::errors::{Code, Problem};
 use crate::config::api::Api;
 use crate::config::tenant::{ADMIN, Tenant};
-use crate::model::class::Class;
-use crate::model::credential::Secret;
-use crate::model::image_cache::TenantName;
-use crate::model::signature as signing;
-use crate::sys::private::{self, ReadError};
+use larder_model::class::Class;
+use larder_model::credential::Secret;
+use larder_model::image_cache::TenantName;
+use larder_model::signature as signing;
+use larder_sys::private::{self, ReadError};
 
 pub(super) use replay::{Stamp, Used};
 pub(super) use signature::Claim as Signed;
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
     use crate::config::tenant::AccessKey;
-    use crate::model::digest::hex;
+    use larder_model::digest::hex;
 
     fn tenant(name: &str, tokens: &[&str]) -> Tenant {
         let token_sha256 = tokens.iter().map(|token| hex(&Sha256::digest(token))).collect();

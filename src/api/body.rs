@@ -167,7 +167,7 @@ mod tests {
         }
         let hashed = Pending::new(Body::from("abc")).receive(time, Keep::Hash).await.unwrap();
         assert!(hashed.bytes.is_empty());
-        assert_eq!(crate::model::digest::hex(&hashed.sha256)[..8], *"ba7816bf");
+        assert_eq!(larder_model::digest::hex(&hashed.sha256)[..8], *"ba7816bf");
     }
 
     #[tokio::test]

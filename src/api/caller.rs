@@ -22,8 +22,8 @@ use super::listen::standing::Standing;
 use super::query::Query;
 use crate::caches::error::Error;
 use crate::caches::store::IdempotencyKey;
-use crate::model::digest::hex;
-use crate::model::image_cache::{CacheId, TenantName};
+use larder_model::digest::hex;
+use larder_model::image_cache::{CacheId, TenantName};
 
 /// What a failed authentication beyond the allowance waits for its answer. Nobody is turned away for it: behind one address
 /// there may be many tenants.

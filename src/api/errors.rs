@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::caches::error::Error;
 use crate::caches::store::StoreError;
-use crate::model::class::Class;
+use larder_model::class::Class;
 
 /// Longest message of an answer, characters.
 const LONGEST: usize = 4096;
@@ -284,7 +284,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::model::image_cache::{CacheId, Status};
+    use larder_model::image_cache::{CacheId, Status};
 
     #[test]
     fn codes_are_one_each_and_tell_their_status() {

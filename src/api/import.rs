@@ -25,7 +25,7 @@ use super::wire::One;
 use super::wire::order::Order;
 use crate::caches::service::{Received, Receiving};
 use crate::caches::store::IdempotencyKey;
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// When to ask again while other imports of the tenant are sent.
 const PAUSE: Duration = Duration::from_secs(10);

@@ -27,9 +27,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::api::Api;
-use crate::model::class::Class;
-use crate::sys::private::ReadError;
 use connection::{Connection, Limits};
+use larder_model::class::Class;
+use larder_sys::private::ReadError;
 use origin::Origin;
 use places::{Bounds, Places};
 use standing::Standing;
@@ -274,6 +274,6 @@ impl Door {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

@@ -16,8 +16,8 @@ use super::wire::beyond::{Detailed, Matched, Planned, Snapshots};
 use super::wire::order::Order;
 use super::wire::{ImageCache, Many, One};
 use super::{health, import, observe, openapi, protocol, sse};
-use crate::model::image_cache::spec::MAX_IMAGES;
-use crate::model::reference::ImageReference;
+use larder_model::image_cache::spec::MAX_IMAGES;
+use larder_model::reference::ImageReference;
 
 type Answer<T> = Result<Json<T>, Problem>;
 type Accepted<T> = Result<(StatusCode, Json<T>), Problem>;
@@ -169,6 +169,6 @@ pub(super) async fn plan(State(app): State<Arc<App>>, caller: Caller) -> Answer<
     Ok(Json(Planned { plan }))
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

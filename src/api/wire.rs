@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::caches::record::Record;
-use crate::model::image_cache::Status;
+use larder_model::image_cache::Status;
 
 /// An image cache as the vendor shows it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -105,7 +105,7 @@ fn time(time: DateTime<Utc>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::image_cache::{CacheId, Spec};
+    use larder_model::image_cache::{CacheId, Spec};
 
     #[test]
     fn the_vendors_object() {

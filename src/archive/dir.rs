@@ -4,7 +4,7 @@
 use super::error::Error;
 use super::store::Store;
 use super::{Archive, Digest, Entry};
-use crate::model::manifest::{Document, ManifestError};
+use larder_model::manifest::{Document, ManifestError};
 
 /// What every such directory has, and what it begins with.
 const VERSION: &str = "version";

@@ -11,11 +11,11 @@ use serde_json::json;
 use super::error::Error;
 use super::store::Blob;
 use super::{Archive, Digest, Entry};
-use crate::layer::decode::ChunkSource as _;
-use crate::layer::path;
-use crate::model::digest::{Algorithm, Hasher};
-use crate::model::manifest::{ImageConfig, ManifestError, read_json};
-use crate::model::reference::ImageReference;
+use larder_layer::decode::ChunkSource as _;
+use larder_layer::path;
+use larder_model::digest::{Algorithm, Hasher};
+use larder_model::manifest::{ImageConfig, ManifestError, read_json};
+use larder_model::reference::ImageReference;
 
 const LIST: &str = "manifest.json";
 const MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";

@@ -3,9 +3,8 @@
 use std::io;
 
 use super::{Class, Digest, Format};
-use crate::layer;
-use crate::model::manifest::ManifestError;
-use crate::model::size::ByteSize;
+use larder_model::manifest::ManifestError;
+use larder_model::size::ByteSize;
 
 /// An archive cannot be used, or has not what was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +79,7 @@ pub enum Error {
         /// The archive.
         path: String,
         /// What is wrong.
-        source: layer::tar::Error,
+        source: larder_layer::tar::Error,
     },
     /// It cannot be decompressed.
     #[error("decompressing {path}: {source}")]
@@ -88,7 +87,7 @@ pub enum Error {
         /// The archive.
         path: String,
         /// What is wrong.
-        source: layer::decode::Error,
+        source: larder_layer::decode::Error,
     },
     /// It is compressed in a way that this program does not read.
     #[error(

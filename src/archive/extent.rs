@@ -5,8 +5,8 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use crate::layer::limits::Ratio;
-use crate::layer::tar::Region;
+use larder_layer::limits::Ratio;
+use larder_layer::tar::Region;
 
 /// Bytes compared at once.
 const CHUNK: usize = 1 << 18;
@@ -97,7 +97,6 @@ impl Extent {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use super::*;
 

@@ -14,10 +14,10 @@ use bytes::Bytes;
 use super::error::{Context, Error};
 use super::members;
 use super::store::Store;
-use crate::layer::decode::{ChunkSource, Decoder};
-use crate::layer::limits::Ratio;
-use crate::model::digest::Algorithm;
-use crate::sys::{Dir, space, unnamed};
+use larder_layer::decode::{ChunkSource, Decoder};
+use larder_layer::limits::Ratio;
+use larder_model::digest::Algorithm;
+use larder_sys::{Dir, space, unnamed};
 
 /// What an archive is called that has no path.
 const STDIN: &str = "standard input";
@@ -153,7 +153,7 @@ impl Temporary {
             let read = match from.read(&mut buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 // A decoder's error knows more than its kind does.
-                Err(e) => match e.downcast::<crate::layer::decode::Error>() {
+                Err(e) => match e.downcast::<larder_layer::decode::Error>() {
                     Ok(source) => return Err(Error::Decode { path: shown.to_owned(), source }),
                     Err(e) => return Err(e).context("reading", shown),
                 },

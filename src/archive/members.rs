@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::error::{Context, Error};
 use super::extent::Extent;
-use crate::layer::limits::Limits;
-use crate::layer::path;
-use crate::layer::tar::{Kind, Reader};
+use larder_layer::limits::Limits;
+use larder_layer::path;
+use larder_layer::tar::{Kind, Reader};
 
 /// Members of a tar. An archive has a few for each layer.
 const MAX_MEMBERS: u64 = 100_000;

@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::error::Error;
 use super::store::Store;
 use super::{Digest, Entry};
-use crate::model::manifest::{ManifestError, WirePlatform, read_json};
-use crate::model::reference::ImageReference;
+use larder_model::manifest::{ManifestError, WirePlatform, read_json};
+use larder_model::reference::ImageReference;
 
 const INDEX: &str = "index.json";
 

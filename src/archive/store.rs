@@ -10,9 +10,9 @@ use nix::errno::Errno;
 use super::error::{Context, Error};
 use super::extent::Extent;
 use super::members::Members;
-use crate::layer::decode::ChunkSource;
-use crate::layer::path;
-use crate::sys::Dir;
+use larder_layer::decode::ChunkSource;
+use larder_layer::path;
+use larder_sys::Dir;
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 18;

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::layer::decode::ChunkSource as _;
+use larder_layer::decode::ChunkSource as _;
 
 /// A docker-archive of one layer.
 fn docker() -> Vec<u8> {

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::runtime::{Containerd, Runtime};
-use crate::sys::{Dir, atomic, dir};
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::runtime::{Containerd, Runtime};
+use larder_sys::{Dir, atomic, dir};
 
 /// The version that is written.
 const VERSION: u32 = 1;
@@ -220,7 +220,7 @@ fn name(at: &Path) -> String {
     format!("{}.json", &Digest::sha256(at.as_os_str().as_bytes()).hex()[..16])
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use std::fs;
 

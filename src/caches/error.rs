@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::store::StoreError;
-use crate::model::class::Class;
-use crate::model::event::Failure;
-use crate::model::image_cache::spec::SpecError;
-use crate::model::image_cache::{CacheId, Status};
+use larder_model::class::Class;
+use larder_model::event::Failure;
+use larder_model::image_cache::spec::SpecError;
+use larder_model::image_cache::{CacheId, Status};
 
 /// A request cannot be met.
 #[derive(Debug, thiserror::Error)]

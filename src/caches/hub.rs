@@ -6,8 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 
 use super::record::{Happened, Record};
-use crate::model::event::Line;
-use crate::model::image_cache::CacheId;
+use larder_model::event::Line;
+use larder_model::image_cache::CacheId;
 
 /// Messages that wait for a slow watcher; one that falls further behind is cut off and may come back.
 const BACKLOG: usize = 1024;
@@ -132,7 +132,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::model::image_cache::{Spec, Status};
+    use larder_model::image_cache::{Spec, Status};
 
     fn record() -> Record {
         let spec = Spec {

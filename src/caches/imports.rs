@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use crate::model::image_cache::CacheId;
-use crate::sys::{Dir, space, unnamed};
+use larder_model::image_cache::CacheId;
+use larder_sys::{Dir, space, unnamed};
 
 /// The directory of archives.
 #[derive(Clone, Debug)]
@@ -99,7 +99,7 @@ impl Drop for Spool {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

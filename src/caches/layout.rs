@@ -18,7 +18,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::model::image_cache::{CacheId, TenantName};
+use larder_model::image_cache::{CacheId, TenantName};
 
 /// Held for the life of the daemon.
 pub const LOCK: &str = "lock";

@@ -1,14 +1,14 @@
-//! Which of a tenant's image caches serves a workload best ([`model::matching`](crate::model::matching)).
+//! Which of a tenant's image caches serves a workload best ([`model::matching`](larder_model::matching)).
 
 use std::cmp::Reverse;
 
 use chrono::{DateTime, Utc};
 
 use super::record::{Content, Record};
-use crate::model::digest::Digest;
-use crate::model::image_cache::Status;
-use crate::model::matching::{self, Item, Score};
-use crate::model::reference::ImageReference;
+use larder_model::digest::Digest;
+use larder_model::image_cache::Status;
+use larder_model::matching::{self, Item, Score};
+use larder_model::reference::ImageReference;
 
 /// The best cache for a workload.
 #[derive(Clone, Debug, PartialEq)]
@@ -55,9 +55,9 @@ mod tests {
 
     use super::*;
     use crate::caches::record::{LayerHistory, Origin};
-    use crate::model::event::SealedImage;
-    use crate::model::image_cache::{CacheId, Spec};
-    use crate::model::seal::Totals;
+    use larder_model::event::SealedImage;
+    use larder_model::image_cache::{CacheId, Spec};
+    use larder_model::seal::Totals;
 
     fn record(images: &[(&str, u64)], seconds: i64) -> Record {
         let spec = Spec {

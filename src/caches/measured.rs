@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 
 use super::record::MAX_LAYERS;
-use crate::model::digest::Digest;
-use crate::model::event::{Event, Line};
 use crate::telemetry::metrics::{LayerOrigin, Metrics, Stage};
+use larder_model::digest::Digest;
+use larder_model::event::{Event, Line};
 
 /// Where one builder is, by its own clock.
 #[derive(Debug, Default)]

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::layout;
 use super::record::{LayerHistory, MAX_LAYERS, Origin};
-use crate::model::digest::Digest;
-use crate::model::event::{Event, Line};
-use crate::model::image_cache::CacheId;
-use crate::model::job::MAX_IMAGES;
-use crate::model::seal;
+use larder_model::digest::Digest;
+use larder_model::event::{Event, Line};
+use larder_model::image_cache::CacheId;
+use larder_model::job::MAX_IMAGES;
+use larder_model::seal;
 
 /// Most bytes of references that are kept of one build: each layer names the images that have it, and an order of many
 /// long references to images of many layers is soon made.
@@ -244,7 +244,7 @@ fn since(start: DateTime<Utc>, now: DateTime<Utc>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::chain::ChainId;
+    use larder_model::chain::ChainId;
 
     #[test]
     fn what_is_kept_is_bounded() {

@@ -8,12 +8,12 @@ use std::fmt;
 use std::path::PathBuf;
 
 use crate::config::secrets::Secrets;
-use crate::model::class::Class;
-use crate::model::escape::escape_to;
-use crate::model::event::{Failure, Outcome};
-use crate::model::pull_secret::{PullSecretName, no_credential_in};
 use crate::secrets::directory::read_limited;
-use crate::secrets::dockerconfig::{parse_dockercfg, parse_dockerconfigjson};
+use crate::secrets::pull_secret_data::{parse_dockercfg, parse_dockerconfigjson};
+use larder_model::class::Class;
+use larder_model::escape::escape_to;
+use larder_model::event::{Failure, Outcome};
+use larder_model::pull_secret::{PullSecretName, no_credential_in};
 
 /// Longest text of a tenant that a message repeats, characters.
 const LONGEST_TEXT: usize = 300;
@@ -220,7 +220,6 @@ mod tests {
         assert!(failures[0].message.len() < 500);
     }
 
-    #[cfg(feature = "testing")]
     #[test]
     fn credentials_come_before_the_directory() {
         use std::fs;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::model::image_cache::{CacheId, TenantName};
+use larder_model::image_cache::{CacheId, TenantName};
 
 /// A queue that no tenant can fill for the others' turns. It holds identities only; what is to be done is in the records.
 #[derive(Debug, Default)]

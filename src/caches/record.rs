@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::event::SealedImage;
-use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
-use crate::model::seal::Totals;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::event::SealedImage;
+use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
+use larder_model::seal::Totals;
 
 /// Most events that a record keeps; the oldest go first.
 pub const MAX_EVENTS: usize = 64;

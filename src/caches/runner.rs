@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::record::OrderedBy;
-use crate::model::event::{Failure, Line, Outcome};
-use crate::model::image_cache::{CacheId, TenantName};
-use crate::model::job::Job;
-use crate::model::plan_report::PlanReport;
+use larder_model::event::{Failure, Line, Outcome};
+use larder_model::image_cache::{CacheId, TenantName};
+use larder_model::job::Job;
+use larder_model::plan_report::PlanReport;
 
 /// One build to run.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ mod resolve;
 mod slots;
 mod snapshots;
 mod tasks;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
@@ -46,15 +46,15 @@ use super::volumes::{StateError, Volumes};
 use crate::config::Config;
 use crate::config::cluster;
 use crate::config::tenant::ADMIN;
-use crate::model::class::Class;
-use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
-use crate::model::job::{Job, Reach};
-use crate::model::plan_report::PlanReport;
-use crate::model::pull_secret::PullSecretName;
-use crate::model::reference::ImageReference;
-use crate::sys::clock::Clock;
-use crate::sys::clock::guard::TimeGuard;
 use crate::telemetry::metrics::Metrics;
+use larder_model::class::Class;
+use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
+use larder_model::job::{Job, Reach};
+use larder_model::plan_report::PlanReport;
+use larder_model::pull_secret::PullSecretName;
+use larder_model::reference::ImageReference;
+use larder_sys::clock::Clock;
+use larder_sys::clock::guard::TimeGuard;
 
 /// When to ask again while the queue is full.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
@@ -503,7 +503,7 @@ impl Service {
         // A namespace of a cluster may have the administrator's name, and is a tenant all the same.
         let administrator = by == OrderedBy::Api && tenant.as_str() == ADMIN;
         Job {
-            version: crate::model::job::VERSION,
+            version: larder_model::job::VERSION,
             source: None,
             images: spec.images.clone(),
             size: Some(spec.size()),

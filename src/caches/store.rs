@@ -12,9 +12,9 @@ use chrono::{DateTime, Utc};
 use futures_util::future::BoxFuture;
 
 use super::record::Record;
-use crate::model::class::Class;
-use crate::model::image_cache::{CacheId, CacheName, TenantName};
-use crate::sys::clock::guard::Noted;
+use larder_model::class::Class;
+use larder_model::image_cache::{CacheId, CacheName, TenantName};
+use larder_sys::clock::guard::Noted;
 
 /// Most idempotency keys that are kept for one tenant; a new one pushes out the oldest, so that a tenant that creates and
 /// removes without end cannot fill the disk with answers.

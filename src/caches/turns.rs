@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::attachments::AttachmentError;
 use super::imports::Imports;
 use super::record::{ClusterSnapshot, Record};
-use crate::build::share;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::image_cache::{CacheId, TenantName};
-use crate::model::seal;
+use crate::builder::share;
 use crate::volume;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::image_cache::{CacheId, TenantName};
+use larder_model::seal;
 
 /// What keeps volumes.
 pub trait Volumes: fmt::Debug + Send + Sync {

@@ -12,19 +12,19 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::keeper::Role;
 use crate::archive;
-use crate::build::order::SourceOrder;
+use crate::builder::order::SourceOrder;
 use crate::config::log::Format;
-use crate::model::digest::Digest;
-use crate::model::job::{LayerFormat, VolumeKind};
-use crate::model::platform::Platform;
-use crate::model::pull_secret::PullSecretName;
-use crate::model::reference::ImageReference;
-use crate::model::seal::Compression;
-use crate::model::size::ByteSize;
-use crate::model::sizing::Sizing;
-use crate::model::trust::Claims;
-use crate::snapshot;
+use crate::export;
 use crate::telemetry::Level;
+use larder_model::digest::Digest;
+use larder_model::job::{LayerFormat, VolumeKind};
+use larder_model::platform::Platform;
+use larder_model::pull_secret::PullSecretName;
+use larder_model::reference::ImageReference;
+use larder_model::seal::Compression;
+use larder_model::size::ByteSize;
+use larder_model::sizing::Sizing;
+use larder_model::trust::Claims;
 
 pub(super) use bench::BenchKind;
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};
@@ -526,7 +526,7 @@ pub(super) struct ExportArgs {
     pub(super) out: PathBuf,
     /// What to write
     #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(super) format: snapshot::Format,
+    pub(super) format: export::Format,
     /// Compression of layers in oci-layout and oci-archive [default: gzip]
     #[arg(long, value_enum, value_name = "COMPRESSION")]
     pub(super) compression: Option<Compression>,

@@ -16,15 +16,15 @@ use crate::client::Request;
 use crate::client::address::Address;
 use crate::config::Config;
 use crate::keys;
-use crate::model::class::Class;
-use crate::model::runtime::Containerd;
-use crate::model::trust::Trust;
 use crate::node::access::{self, AccessError};
 use crate::node::attach::{self, Boot, Consent, Host, Order, Plan};
 use crate::node::matching::{Found, Incomplete, Place};
 use crate::node::snapshotter;
 use crate::telemetry::Console;
 use crate::volume::proofs::Proofs;
+use larder_model::class::Class;
+use larder_model::runtime::Containerd;
+use larder_model::trust::Trust;
 
 /// A command failed.
 #[derive(Debug, thiserror::Error)]

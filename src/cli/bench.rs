@@ -9,18 +9,18 @@ use super::args::{BenchKind, Output};
 use super::output::text::Text;
 use super::output::{Renderer as _, stdout, summary};
 use super::{exit, merge, signals};
-use crate::build::bench::{self, Request, Step, Tell};
-use crate::build::cancel::Cancel;
-use crate::build::events;
+use crate::builder::bench::{self, Request, Step, Tell};
+use crate::builder::cancel::Cancel;
+use crate::builder::events;
 use crate::config::Config;
-use crate::model::bench_report::{
+use crate::telemetry::Console;
+use larder_model::bench_report::{
     BenchFailed, BenchReport, Limit, LimitName, Stage, Took, VERSION, approximate,
 };
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::event::Failure;
-use crate::model::size::ByteSize;
-use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::event::Failure;
+use larder_model::size::ByteSize;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
@@ -192,10 +192,10 @@ fn described(limit: &Limit, report: &BenchReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::bench_report::{Kind, MeasuredImage, MeasuredLayer, Settings, StageName};
-    use crate::model::digest::Digest;
-    use crate::model::platform::Platform;
-    use crate::model::seal::Compression;
+    use larder_model::bench_report::{Kind, MeasuredImage, MeasuredLayer, Settings, StageName};
+    use larder_model::digest::Digest;
+    use larder_model::platform::Platform;
+    use larder_model::seal::Compression;
 
     #[test]
     fn a_report_names_what_binds_and_nothing_reaches_the_terminal_but_text() {

@@ -17,15 +17,15 @@ use super::output::text::Text;
 use super::output::{Renderer, result_file, stdout, summary};
 use super::{confine, exit, merge, role, signals};
 use crate::archive::Input;
-use crate::build::cancel::{Cancel, Reason};
-use crate::build::events::{self, Events, Lines};
-use crate::build::order::SourceOrder;
+use crate::builder::cancel::{Cancel, Reason};
+use crate::builder::events::{self, Events, Lines};
+use crate::builder::order::SourceOrder;
 use crate::config::Config;
 use crate::keys;
-use crate::model::class::Class;
-use crate::model::event::{Event, Failure, Outcome, Status};
-use crate::model::trust::Claims;
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::event::{Event, Failure, Outcome, Status};
+use larder_model::trust::Claims;
 
 /// How this process was called.
 #[derive(Debug)]

@@ -15,10 +15,10 @@ use super::output::stdout;
 use crate::client::address::{self, Address};
 use crate::client::credentials::{Credentials, CredentialsError};
 use crate::client::{Client, Request};
-use crate::model::class::Class;
-use crate::model::image_cache::CacheId;
 use crate::telemetry::Console;
 use follow::Wanted;
+use larder_model::class::Class;
+use larder_model::image_cache::CacheId;
 
 /// A command failed.
 #[derive(Debug, thiserror::Error)]

@@ -4,8 +4,8 @@ use super::exit;
 use super::output::stdout;
 use crate::config::Config;
 use crate::kubernetes::crd;
-use crate::model::class::Class;
 use crate::telemetry::Console;
+use larder_model::class::Class;
 
 /// Says that the configuration holds.
 pub(super) fn check(console: &Console) -> u8 {

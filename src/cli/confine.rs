@@ -4,13 +4,13 @@ use std::io;
 use std::path::Path;
 
 use super::args::OrderArgs;
-use crate::build::order::Order;
-use crate::build::share;
-use crate::model::class::Class;
-use crate::model::job::{LayerFormat, VolumeKind};
-use crate::sys::confine::{Confinement, Privileges, Role, Signals};
-use crate::sys::{Dir, private, process};
+use crate::builder::order::Order;
+use crate::builder::share;
 use crate::volume;
+use larder_model::class::Class;
+use larder_model::job::{LayerFormat, VolumeKind};
+use larder_sys::confine::{Confinement, Privileges, Role, Signals};
+use larder_sys::{Dir, private, process};
 
 /// Of 1000: well before a daemon, whose score is 0, and before it whatever the memory of each (proc_pid_oom_score_adj(5)).
 const OOM_SCORE: i32 = 500;

@@ -1,8 +1,8 @@
 //! Exit codes after sysexits.h (`man 3head sysexits`), for people.
 
-use crate::model::class::Class;
-use crate::model::escape::escape;
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::escape::escape;
 
 /// The exit code of every usage error.
 pub(super) const USAGE: u8 = 64;

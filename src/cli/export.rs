@@ -13,14 +13,14 @@ use super::args::{ExportArgs, Output};
 use super::output::bar::{self, Bar};
 use super::output::stdout;
 use super::{exit, sandbox, signals};
-use crate::build::cancel::Cancel;
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::seal::Compression;
-use crate::model::size::ByteSize;
-use crate::snapshot::{self, Error, Format, Monitor, Report, Request};
-use crate::sys::confine::{self, Confined};
+use crate::builder::cancel::Cancel;
+use crate::export::{self, Error, Format, Monitor, Report, Request};
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::seal::Compression;
+use larder_model::size::ByteSize;
+use larder_sys::confine::{self, Confined};
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: ExportArgs, console: &Console) -> u8 {
@@ -100,8 +100,8 @@ fn carry_out(
         signals::watch(cancel.clone(), console.clone())
             .map_err(|e| internal("listening for signals to", e))?;
         let mut work = tokio::task::spawn_blocking(move || match to_stdout {
-            true => snapshot::export_to(&volume, Box::new(io::stdout()), &request, &monitor),
-            false => snapshot::export(&volume, &out, &request, &monitor),
+            true => export::export_to(&volume, Box::new(io::stdout()), &request, &monitor),
+            false => export::export(&volume, &out, &request, &monitor),
         });
         let bar = Bar::new(console);
         let mut stopped = false;

@@ -7,10 +7,10 @@ use chrono::DateTime;
 use super::args::ImageArgs;
 use super::exit;
 use super::output::stdout;
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::snapshot::program::Program;
+use crate::export::packaging::Program;
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::escape::escape;
 
 /// The time of what is made, seconds since 1970 (reproducible-builds.org, "SOURCE_DATE_EPOCH").
 const TIME: &str = "SOURCE_DATE_EPOCH";

@@ -10,17 +10,17 @@ use tokio::runtime;
 use super::args::ImportArgs;
 use super::build::{self, Call, usage_outcome};
 use super::exit;
-use crate::build::cancel::Cancel;
-use crate::build::{events, outcome};
+use crate::builder::cancel::Cancel;
+use crate::builder::{events, outcome};
 use crate::config::Config;
-use crate::model::class::Class;
-use crate::model::event::Outcome;
-use crate::snapshot::{self, Monitor};
+use crate::export::{self, Monitor};
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::event::Outcome;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Console) -> u8 {
-    if args.format.is_some() || !snapshot::is_image(&args.input) {
+    if args.format.is_some() || !export::is_image(&args.input) {
         return build::run(args.into(), call, config, console);
     }
     if args.sign_key.is_some() {
@@ -44,7 +44,7 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
             asked.cancelled().await;
             watched.stop();
         });
-        let done = tokio::task::spawn_blocking(move || snapshot::restore(&input, &volume, &monitor)).await;
+        let done = tokio::task::spawn_blocking(move || export::restore(&input, &volume, &monitor)).await;
         watch.abort();
         match done {
             Ok(Ok(sealed)) => outcome::sealed(&sealed, started.elapsed()),

@@ -11,19 +11,19 @@ use serde::Serialize;
 use super::args::InspectArgs;
 use super::output::stdout;
 use super::{exit, sandbox};
-use crate::model::chain::ChainId;
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::job::LayerFormat;
-use crate::model::key::{KeyId, PublicKey};
-use crate::model::seal::{CacheManifest, Layer, LayerImage};
-use crate::model::size::ByteSize;
-use crate::model::trust::{SealSignature, Statement};
 use crate::prefetch;
 use crate::prefetch::placement::{self, Placement};
-use crate::sys::Dir;
 use crate::telemetry::Console;
 use crate::volume::{self, disk, seal};
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::job::LayerFormat;
+use larder_model::key::{KeyId, PublicKey};
+use larder_model::seal::{CacheManifest, Layer, LayerImage};
+use larder_model::size::ByteSize;
+use larder_model::trust::{SealSignature, Statement};
+use larder_sys::Dir;
 
 /// Most paths listed of one kind; `--json` has them all.
 const LISTED: usize = 10;

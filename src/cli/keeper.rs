@@ -9,7 +9,7 @@
 //!            writes no file                no network, no credentials
 //! ```
 //!
-//! Children are the same command with `--kept ROLE`. Each is confined ([`sys::confine`](crate::sys::confine)) before it reads the first
+//! Children are the same command with `--kept ROLE`. Each is confined ([`sys::confine`](larder_sys::confine)) before it reads the first
 //! untrusted byte. The supervisor answers what they ask for ([`desk`]). Killed, none leaves a mount or a loop device: children end with their
 //! parent, and mounts with both.
 
@@ -30,21 +30,21 @@ use tokio::time::timeout;
 
 use super::args::DiskArgs;
 use super::build::usage_outcome;
-use crate::build;
-use crate::build::cancel::Cancel;
-use crate::build::events::Events;
-use crate::build::keeper::Greeting;
-use crate::build::order::{Order, SourceOrder};
+use crate::builder;
+use crate::builder::cancel::Cancel;
+use crate::builder::events::Events;
+use crate::builder::keeper::Greeting;
+use crate::builder::order::{Order, SourceOrder};
 use crate::config::Config;
-use crate::model::class::Class;
-use crate::model::event::{Event, Outcome, Status};
-use crate::model::job::VolumeKind;
-use crate::model::key::SigningKey;
-use crate::sys::mount;
 use crate::volume::disk::{self, Disk, Entered, Error, Left, Request, Taken};
 use crate::volume::seal::Files;
 use child::{Child, Said};
 use desk::Desk;
+use larder_model::class::Class;
+use larder_model::event::{Event, Outcome, Status};
+use larder_model::job::VolumeKind;
+use larder_model::key::SigningKey;
+use larder_sys::mount;
 
 pub(super) use child::Role;
 
@@ -52,9 +52,9 @@ pub(super) use child::Role;
 ///
 /// # Errors
 /// The connection fails.
-pub(super) fn meet() -> io::Result<(build::keeper::Keeper, Greeting, Vec<OwnedFd>)> {
+pub(super) fn meet() -> io::Result<(builder::keeper::Keeper, Greeting, Vec<OwnedFd>)> {
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    build::keeper::Keeper::meet(stream)
+    builder::keeper::Keeper::meet(stream)
 }
 
 /// A build, as its supervisor knows it.

@@ -11,14 +11,14 @@ use super::{cache, exit};
 use crate::caches::layout::Layout;
 use crate::client::Request;
 use crate::config::Config;
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::matching::Score;
-use crate::model::platform::Platform;
-use crate::model::reference::ImageReference;
-use crate::model::size::ByteSize;
 use crate::node::matching::{self, Found, Place, Sources};
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::matching::Score;
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
+use larder_model::size::ByteSize;
 
 /// Nothing can be chosen.
 #[derive(Debug, thiserror::Error)]

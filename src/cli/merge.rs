@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::args::{CredentialArgs, OrderArgs};
 use super::usage::UsageError;
-use crate::build::order::{Order, RegistryOrder, Sharing, SourceOrder};
-use crate::build::share::VolumeName;
+use crate::builder::order::{Order, RegistryOrder, Sharing, SourceOrder};
+use crate::builder::share::VolumeName;
 use crate::config::Config;
-use crate::model::job::{Job, MAX_IMAGES, Reach};
-use crate::model::platform::Platform;
-use crate::model::size::ByteSize;
+use larder_model::job::{Job, MAX_IMAGES, Reach};
+use larder_model::platform::Platform;
+use larder_model::size::ByteSize;
 
 /// Most bytes of a job: 256 references of 1024 bytes are a quarter of it.
 const MAX_JOB: u64 = 1 << 20;
@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
     use crate::cli::args::{Cli, Command};
-    use crate::model::sizing::Sizing;
+    use larder_model::sizing::Sizing;
 
     fn args(line: &str) -> OrderArgs {
         let cli =

@@ -20,14 +20,14 @@ use crate::config::Config;
 use crate::keys;
 use crate::kubernetes::client::{self, ConnectError};
 use crate::kubernetes::node::{Agent, Settings, health::Health};
-use crate::model::class::Class;
 use crate::node::attach::Host;
 use crate::node::snapshotter::{self, Server, StartError};
-use crate::sys::lock::Lock;
-use crate::sys::{Dir, dir};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
 use crate::volume::proofs::Proofs;
+use larder_model::class::Class;
+use larder_sys::lock::Lock;
+use larder_sys::{Dir, dir};
 
 /// How long a stop may take; within `terminationGracePeriodSeconds` of config/kubernetes/node/daemonset.yaml.
 const GRACE: Duration = Duration::from_secs(10);

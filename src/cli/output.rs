@@ -10,7 +10,7 @@ pub(super) mod text;
 
 use std::io;
 
-use crate::model::event::Line;
+use larder_model::event::Line;
 
 /// Shows a build while it runs.
 pub(super) trait Renderer: Send {

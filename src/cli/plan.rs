@@ -9,17 +9,17 @@ use tokio::runtime;
 use super::args::{OrderArgs, Output};
 use super::output::{stdout, summary};
 use super::{confine, exit, merge, signals};
-use crate::build::Prepared;
-use crate::build::cancel::Cancel;
-use crate::build::events;
+use crate::builder::Prepared;
+use crate::builder::cancel::Cancel;
+use crate::builder::events;
 use crate::config::Config;
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::event::Failure;
-use crate::model::plan_report::{PlanFailed, PlanReport, VERSION};
-use crate::model::size::ByteSize;
-use crate::model::sizing::Sizing;
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::event::Failure;
+use larder_model::plan_report::{PlanFailed, PlanReport, VERSION};
+use larder_model::size::ByteSize;
+use larder_model::sizing::Sizing;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: OrderArgs, config: Config, console: &Console) -> u8 {
@@ -154,7 +154,7 @@ mod tests {
         let none = text(&PlanReport::new(Vec::new(), ByteSize(0)));
         assert!(none.contains("the 3x rule asks for a volume of 0 B"), "{none}");
         let mut report = PlanReport::new(Vec::new(), ByteSize(10));
-        report.admission = crate::model::sizing::Admission::new([10], ByteSize(10));
+        report.admission = larder_model::sizing::Admission::new([10], ByteSize(10));
         report.fits = Some(false);
         assert!(
             text(&report).contains("asks for 30 B, the volume has 10 B: DOES NOT FIT; ask for --size 30")

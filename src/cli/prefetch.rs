@@ -5,10 +5,10 @@ use std::time::Instant;
 use super::args::PrefetchArgs;
 use super::output::stdout;
 use super::{exit, sandbox};
-use crate::model::size::ByteSize;
 use crate::prefetch::{self, Wanted};
 use crate::telemetry::Console;
 use crate::volume::disk;
+use larder_model::size::ByteSize;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {

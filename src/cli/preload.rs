@@ -3,9 +3,9 @@
 use super::args::PreloadArgs;
 use super::exit;
 use super::output::stdout;
-use crate::model::runtime::Containerd;
 use crate::telemetry::Console;
 use crate::volume::seal;
+use larder_model::runtime::Containerd;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: &PreloadArgs, console: &Console) -> u8 {
@@ -14,7 +14,7 @@ pub(super) fn run(args: &PreloadArgs, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let containerd = Containerd::from(&args.containerd);
-    let done = containerd.block_on(async |containerd| {
+    let done = crate::node::containerd::block_on(&containerd, async |containerd| {
         if args.forget {
             containerd.refuse_if_used(&sealed.content).await?;
             containerd.forget(&sealed.digest).await

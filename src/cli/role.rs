@@ -14,18 +14,18 @@ use super::keeper::{self, Role};
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
 use super::{confine, exit, merge, plan};
-use crate::build::cancel::Cancel;
-use crate::build::events::{self, Events};
-use crate::build::keeper::Passed;
-use crate::build::order::{Fetching, Order, Signer};
-use crate::build::remote::{Fetcher, serve};
-use crate::build::{Prepared, registry, sweep};
+use crate::builder::cancel::Cancel;
+use crate::builder::events::{self, Events};
+use crate::builder::keeper::Passed;
+use crate::builder::order::{Fetching, Order, Signer};
+use crate::builder::remote::{Fetcher, serve};
+use crate::builder::{Prepared, registry, sweep};
 use crate::config::Config;
-use crate::model::class::Class;
-use crate::model::event::Event;
-use crate::sys::confine::{Confined, Confinement};
 use crate::telemetry::Console;
 use crate::volume::Trust;
+use larder_model::class::Class;
+use larder_model::event::Event;
+use larder_sys::confine::{Confined, Confinement};
 
 /// Runs the part `role` of the order and returns the exit code.
 pub(super) fn run(mut args: OrderArgs, role: Role, call: Call, config: Config, console: &Console) -> u8 {

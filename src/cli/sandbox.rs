@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::sys::confine::{Confined, Confinement, Error, Privileges, Role, Signals};
+use larder_sys::confine::{Confined, Confinement, Error, Privileges, Role, Signals};
 
 /// Confines this process, which must have one thread, to reading the volume at `volume`. It has no network and no other file.
 ///

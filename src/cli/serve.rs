@@ -25,10 +25,10 @@ use crate::caches::volumes::host::HostVolumes;
 use crate::config::cluster::kubernetes;
 use crate::config::{Config, ConfigError};
 use crate::kubernetes::daemon;
-use crate::model::class::Class;
-use crate::sys::clock::SystemClock;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Console, notify};
+use larder_model::class::Class;
+use larder_sys::clock::SystemClock;
 
 /// How long a stop may take; within `TimeoutStopSec` of systemd/larder.service.
 const GRACE: Duration = Duration::from_secs(40);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::build::cancel::{Cancel, Reason};
-use crate::sys::confine;
+use crate::builder::cancel::{Cancel, Reason};
 use crate::telemetry::Console;
+use larder_sys::confine;
 
 /// Watches for SIGINT and SIGTERM: the first cancels, the second ends the process at once.
 pub(super) fn watch(cancel: Cancel, console: Console) -> io::Result<()> {

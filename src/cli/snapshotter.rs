@@ -11,9 +11,9 @@ use super::args::SnapshotterArgs;
 use super::exit;
 use crate::caches::layout::Layout;
 use crate::config::Config;
-use crate::model::class::Class;
 use crate::node::snapshotter::{Server, Settings};
 use crate::telemetry::{Console, notify};
+use larder_model::class::Class;
 
 /// How long requests in progress are waited for; within `TimeoutStopSec` of systemd/larder-snapshotter.service.
 const GRACE: Duration = Duration::from_secs(10);

@@ -1,8 +1,8 @@
 //! What is wrong with a command before anything was done.
 
-use crate::model::class::Class;
-use crate::model::job::{JobError, MAX_IMAGES};
 use crate::telemetry::ParseLevelError;
+use larder_model::class::Class;
+use larder_model::job::{JobError, MAX_IMAGES};
 
 /// A command cannot be carried out as given. Always exit code 64.
 #[derive(Debug, thiserror::Error)]

@@ -4,13 +4,13 @@ use super::args::VerifyArgs;
 use super::output::stdout;
 use super::{exit, sandbox};
 use crate::keys;
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::size::ByteSize;
 use crate::telemetry::Console;
 use crate::verify::apart::Verdict;
 use crate::verify::{Structure, verify_confined, verify_for_use_confined};
 use crate::volume::disk;
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::size::ByteSize;
 
 /// Runs the command and answers its exit code.
 pub(super) fn run(args: &VerifyArgs, console: &Console) -> u8 {

@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use reqwest::Url;
 
 use super::{Request, host};
-use crate::model::credential::Secret;
-use crate::model::digest::hex;
-use crate::model::signature::{ALGORITHM, Signable};
+use larder_model::credential::Secret;
+use larder_model::digest::hex;
+use larder_model::signature::{ALGORITHM, Signable};
 
 /// The form of `X-Sdk-Date`; UTC.
 const DATE_FORM: &str = "%Y%m%dT%H%M%SZ";

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::model::class::Class;
-use crate::model::escape::escape_to;
+use larder_model::class::Class;
+use larder_model::escape::escape_to;
 
 /// Longest message of a daemon that is repeated, characters.
 const LONGEST: usize = 8192;

@@ -2,7 +2,7 @@
 
 use reqwest::Response;
 
-use crate::model::event::Line;
+use larder_model::event::Line;
 
 /// Most bytes of one event.
 const MAX_EVENT: usize = 4 << 20;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::error::Error;
 use super::{Client, Request};
-use crate::model::class::Class;
+use larder_model::class::Class;
 
 /// Bytes of one chunk, and chunks that wait to be sent.
 const CHUNK: usize = 256 << 10;

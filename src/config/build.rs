@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, within};
-use crate::model::job::LayerFormat;
-use crate::model::size::ByteSize;
-use crate::model::sizing::Sizing;
+use larder_model::job::LayerFormat;
+use larder_model::size::ByteSize;
+use larder_model::sizing::Sizing;
 
 /// The section.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

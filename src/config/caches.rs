@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, within};
-use crate::model::size::ByteSize;
+use larder_model::size::ByteSize;
 
 /// What holds the caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

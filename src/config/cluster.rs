@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// One `[[cluster]]`. Without any, every UID means this host.
 ///

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Fault, within};
-use crate::model::image_cache::{CacheName, TenantName};
-use crate::model::runtime::Runtime;
+use larder_model::image_cache::{CacheName, TenantName};
+use larder_model::runtime::Runtime;
 
 /// The section.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// The tenant that root and the group of the socket are; nobody else can be it.
 pub const ADMIN: &str = "admin";
@@ -73,7 +73,7 @@ pub(super) fn check(tenants: &[Tenant], faults: &mut Vec<Fault>) {
             let fits = pattern == "*"
                 || match pattern.strip_suffix(":*") {
                     Some(namespace) => namespace.parse::<TenantName>().is_ok(),
-                    None => pattern.parse::<crate::model::pull_secret::PullSecretName>().is_ok(),
+                    None => pattern.parse::<larder_model::pull_secret::PullSecretName>().is_ok(),
                 };
             if !fits {
                 fault(format!("pull_secrets[{at}]"), "want namespace:name, namespace:* or *");

@@ -8,7 +8,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 use crate::config::cluster::Cluster;
-use crate::model::class::Class;
+use larder_model::class::Class;
 
 /// There is no way to the cluster.
 #[derive(Debug, thiserror::Error)]

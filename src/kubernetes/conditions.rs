@@ -4,8 +4,8 @@ use chrono::SecondsFormat;
 
 use super::crd::{Condition, ImageCacheStatus, Progress};
 use crate::caches::record::Record;
-use crate::model::image_cache::Status;
-use crate::model::size::ByteSize;
+use larder_model::image_cache::Status;
+use larder_model::size::ByteSize;
 
 /// One condition as it is now.
 struct Now {
@@ -115,9 +115,9 @@ pub(super) mod tests {
 
     use super::*;
     use crate::caches::record::ImageDetails;
-    use crate::model::class::Class;
-    use crate::model::digest::Digest;
-    use crate::model::image_cache::{CacheId, Spec};
+    use larder_model::class::Class;
+    use larder_model::digest::Digest;
+    use larder_model::image_cache::{CacheId, Spec};
 
     /// A record that was ordered and nothing more.
     pub(in super::super) fn record() -> Record {

@@ -14,11 +14,11 @@ use super::conditions;
 use super::crd::{self, ImageCache, ImageCacheSpec, ImageCacheStatus};
 use super::names;
 use crate::caches::record::{self, ImageDetails, LayerHistory, OrderedBy, Record};
-use crate::model::digest::Digest;
-use crate::model::image_cache::{CacheId, CacheName, Spec, Status, TenantName};
-use crate::model::pull_secret::PullSecretName;
-use crate::model::reference::ImageReference;
-use crate::model::seal::Totals;
+use larder_model::digest::Digest;
+use larder_model::image_cache::{CacheId, CacheName, Spec, Status, TenantName};
+use larder_model::pull_secret::PullSecretName;
+use larder_model::reference::ImageReference;
+use larder_model::seal::Totals;
 
 /// Most bytes of the histories of layers: an object must stay well below the 1.5 MiB that etcd takes
 /// (etcd.io/docs, `--max-request-bytes`).
@@ -193,7 +193,7 @@ fn content(content: &crd::Content) -> Result<record::Content, String> {
     let images = content.images.iter().map(|image| {
         let manifest = digest("content.images.manifest", &image.manifest)?;
         let index = image.index.as_deref().map(|index| digest("content.images.index", index)).transpose()?;
-        Ok::<_, String>(crate::model::event::SealedImage {
+        Ok::<_, String>(larder_model::event::SealedImage {
             reference: image.reference.clone(),
             manifest,
             index,
@@ -282,7 +282,7 @@ pub fn refusal(reason: &str, generation: Option<i64>, now: DateTime<Utc>) -> Ima
         since: now.clone(),
         created_at: now.clone(),
         message: Some(reason.to_owned()),
-        class: Some(said(&crate::model::class::Class::Invalid)),
+        class: Some(said(&larder_model::class::Class::Invalid)),
         ordered_by: said(&OrderedBy::Cluster),
         observed_generation: generation,
         conditions: vec![crd::Condition {
@@ -391,8 +391,8 @@ mod tests {
 
     use super::*;
     use crate::caches::record::Origin;
-    use crate::model::class::Class;
-    use crate::model::event::SealedImage;
+    use larder_model::class::Class;
+    use larder_model::event::SealedImage;
 
     fn record() -> Record {
         let spec = Spec {

@@ -154,7 +154,7 @@ pub enum When {
 }
 
 fn smallest() -> u32 {
-    crate::model::image_cache::spec::MIN_SIZE_GIB
+    larder_model::image_cache::spec::MIN_SIZE_GIB
 }
 
 /// What became of it.
@@ -510,7 +510,7 @@ mod tests {
 
     #[test]
     fn limits_are_those_of_the_api() {
-        use crate::model::image_cache::spec::{
+        use larder_model::image_cache::spec::{
             MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MAX_TEXT, MIN_SIZE_GIB,
         };
         let crd = serde_json::to_value(ImageCache::crd()).unwrap();

@@ -25,10 +25,10 @@ use crate::caches::service::{Parts, Service, StartError};
 use crate::config::Config;
 use crate::config::caches::Holder;
 use crate::config::cluster::Cluster;
-use crate::model::class::Class;
-use crate::model::image_cache::CacheId;
-use crate::sys::clock::Clock;
 use crate::telemetry::metrics::Metrics;
+use larder_model::class::Class;
+use larder_model::image_cache::CacheId;
+use larder_sys::clock::Clock;
 
 /// How often the progress of a build is written for other daemons and for `kubectl`.
 const TELL: Duration = Duration::from_secs(5);

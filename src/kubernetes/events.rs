@@ -11,7 +11,7 @@ use kube::api::{Api, PostParams};
 use super::client::ApiServer;
 use super::fault::{Fault, TIMEOUT};
 use super::names::MANAGER;
-use crate::model::escape::escape_to;
+use larder_model::escape::escape_to;
 
 /// Maximum length of a note, characters; the API server accepts 1024 bytes (pkg/apis/core/validation/events.go).
 pub(super) const MAX_NOTE: usize = 250;

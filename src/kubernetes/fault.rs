@@ -7,7 +7,7 @@ use tokio::time::error::Elapsed;
 
 use crate::caches::store::StoreError;
 use crate::caches::volumes::StateError;
-use crate::model::class::Class;
+use larder_model::class::Class;
 
 /// Most time of one request that is no watch and no log.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(15);

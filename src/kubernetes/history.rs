@@ -11,8 +11,8 @@ use super::conditions;
 use super::crd::{CopyState, ImageCache};
 use super::events::Report;
 use crate::caches::record::{Happened, Record};
-use crate::model::digest::Digest;
-use crate::model::image_cache::Status;
+use larder_model::digest::Digest;
+use larder_model::image_cache::Status;
 
 /// Maximum age of what is still reported when a daemon first sees a record.
 const FRESH: TimeDelta = TimeDelta::minutes(5);

@@ -23,8 +23,8 @@ use tokio::task::JoinSet;
 use super::names::Names;
 use super::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
 use crate::caches::volumes::{StateError, VolumeId};
-use crate::model::class::Class;
-use crate::model::image_cache::CacheId;
+use larder_model::class::Class;
+use larder_model::image_cache::CacheId;
 
 /// How long a reader waits for the first lists of all watches.
 const FIRST: Duration = Duration::from_secs(30);

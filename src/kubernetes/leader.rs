@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lease::{Lease, Tried};
 use crate::caches::service::{Service, StartError};
-use crate::model::class::Class;
+use larder_model::class::Class;
 
 /// How long the lease is valid. As in client-go (tools/leaderelection: 15, 10 and 2 s), the leader renews it after two fifteenths of
 /// that, and gives up when two thirds have passed without a renewal: before any other daemon can take it.

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
 
 use crate::caches::volumes::VolumeId;
-use crate::model::image_cache::{CacheId, TenantName};
+use larder_model::image_cache::{CacheId, TenantName};
 
 /// The field manager of everything that is applied.
 pub const MANAGER: &str = "larder";

@@ -11,8 +11,8 @@ use super::fault::{Fault, ask};
 use super::names::{PULL_BY, is_listed};
 use crate::caches::pull_secrets::{Content, Form, Unusable};
 use crate::caches::record::OrderedBy;
-use crate::model::image_cache::TenantName;
-use crate::model::pull_secret::PullSecretName;
+use larder_model::image_cache::TenantName;
+use larder_model::pull_secret::PullSecretName;
 
 /// The secrets that give a credential, in the order given, each once. The names of the others go to `unusable`.
 pub async fn read(

@@ -55,14 +55,14 @@ use crate::caches::volumes::VolumeId;
 use crate::config::Config;
 use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::escape::escape_to;
-use crate::model::event::{Failure, Line, Outcome};
-use crate::model::image_cache::TenantName;
-use crate::model::job::{Job, LayerFormat};
-use crate::model::plan_report::PlanReport;
-use crate::model::pull_secret::PullSecretName;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::escape::escape_to;
+use larder_model::event::{Failure, Line, Outcome};
+use larder_model::image_cache::TenantName;
+use larder_model::job::{Job, LayerFormat};
+use larder_model::plan_report::PlanReport;
+use larder_model::pull_secret::PullSecretName;
 
 /// Most bytes of a result in an annotation: all annotations of an object together may have 256 KiB
 /// (apimachinery, pkg/api/validation, TotalAnnotationSizeLimitB).

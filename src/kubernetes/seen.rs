@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::caches::store::Stored;
-use crate::model::image_cache::CacheId;
+use larder_model::image_cache::CacheId;
 
 /// Namespace and name of an object. Those of one UID never change.
 pub(super) type Place = (String, String);

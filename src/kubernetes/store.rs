@@ -6,7 +6,7 @@
 //! a ResourceQuota holds whatever becomes of that.
 
 mod keys;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests;
 
 use std::collections::HashSet;
@@ -32,8 +32,8 @@ use super::upkeep::schedule;
 use crate::caches::record::{OrderedBy, Record};
 use crate::caches::store::{Admission, Created, IdempotencyKey, Store, StoreError, Stored};
 use crate::caches::volumes::UNLIMITED;
-use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
-use crate::sys::clock::guard::Noted;
+use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
+use larder_sys::clock::guard::Noted;
 
 /// For how long one daemon may be at a create before another takes its place.
 const TURN: Duration = Duration::from_secs(10);

@@ -37,8 +37,8 @@ use super::uses::Uses;
 use crate::caches::record::Record;
 use crate::caches::service::Service;
 use crate::config::upkeep::Upkeep as Settings;
-use crate::model::image_cache::CacheId;
-use crate::sys::clock::Clock;
+use larder_model::image_cache::CacheId;
+use larder_sys::clock::Clock;
 
 /// How long after a failure a step is tried again.
 const AGAIN: Duration = Duration::from_secs(30);

@@ -25,8 +25,8 @@ use super::client::ApiServer;
 use super::crd::ImageCache;
 use super::fault::Fault;
 use crate::caches::volumes::VolumeId;
-use crate::model::image_cache::CacheId;
-use crate::sys::clock::Clock;
+use larder_model::image_cache::CacheId;
+use larder_sys::clock::Clock;
 
 /// What uses the volumes of image caches.
 #[derive(Debug)]

@@ -25,9 +25,9 @@ use crate::caches::record::{ClusterSnapshot, Record};
 use crate::caches::volumes::{
     Discarded, Kind, Places, Sealed, Snapshot, StateError, UNLIMITED, VolumeId, Volumes,
 };
-use crate::model::class::Class;
-use crate::model::event::Outcome;
-use crate::model::image_cache::CacheId;
+use larder_model::class::Class;
+use larder_model::event::Outcome;
+use larder_model::image_cache::CacheId;
 
 /// Volumes as snapshots of a cluster.
 #[derive(Debug)]

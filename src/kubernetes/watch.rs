@@ -33,8 +33,8 @@ use crate::caches::record::Record;
 use crate::caches::service::Service;
 use crate::caches::store::{Store as _, StoreError};
 use crate::caches::volumes::VolumeId;
-use crate::model::image_cache::{CacheId, Status};
-use crate::sys::clock::Clock;
+use larder_model::image_cache::{CacheId, Status};
+use larder_sys::clock::Clock;
 
 /// First pause after an object could not be settled. It doubles each time, up to [`AGAIN`].
 const SOON: Duration = Duration::from_secs(1);

@@ -20,15 +20,15 @@ use clap::ValueEnum;
 use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout_at};
 
-use crate::build::order::RegistryOrder;
-use crate::build::registry::connect;
+use crate::builder::order::RegistryOrder;
+use crate::builder::registry::connect;
 use crate::config::Config;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::pull_secret::{PullSecretName, no_credential_in};
-use crate::model::reference::ImageReference;
-use crate::model::seal::Content;
-use crate::registry::{self, Fault, Observer, Registry, Retry};
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::pull_secret::{PullSecretName, no_credential_in};
+use larder_model::reference::ImageReference;
+use larder_model::seal::Content;
+use larder_registry::{self, Fault, Observer, Registry, Retry};
 
 /// Manifests asked for at once.
 const AT_ONCE: usize = 8;
@@ -52,7 +52,7 @@ pub enum Policy {
 pub enum AccessError {
     /// The client cannot be made as configured.
     #[error("asking registries who may read the images of the volume: {0}")]
-    Setup(#[from] registry::Error),
+    Setup(#[from] larder_registry::Error),
     /// There are no threads to ask with.
     #[error("asking registries who may read the images of the volume: starting threads: {0}")]
     Threads(std::io::Error),
@@ -228,9 +228,9 @@ fn images(content: &Content) -> Result<Vec<Asked<'_>>, AccessError> {
     images.collect()
 }
 
-fn refused(error: &registry::Error) -> (Class, String) {
+fn refused(error: &larder_registry::Error) -> (Class, String) {
     match error {
-        registry::Error::Request { what, host, fault: Fault::NotFound(answer) } => {
+        larder_registry::Error::Request { what, host, fault: Fault::NotFound(answer) } => {
             let found = format!("{what} from {host}: not found ({answer})");
             let remedy = "it was deleted or is hidden from these credentials, and who may read it cannot be asked: give \
                           others, or build the cache anew";
@@ -254,7 +254,7 @@ impl Observer for ToLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::job::Reach;
+    use larder_model::job::Reach;
 
     #[test]
     fn the_users_docker_config_does_not_help_named_secrets() {

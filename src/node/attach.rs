@@ -38,20 +38,20 @@ pub use detach::{Detached, detach, unmount};
 pub use error::Error;
 
 use crate::caches::attachments::{Attachment, Attachments};
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::runtime::{Containerd, Runtime};
-use crate::model::seal::{CacheManifest, Content};
-use crate::model::trust::Trust;
 use crate::node::containerd::Report;
 use crate::node::file::File;
 use crate::node::podman::skeleton;
 use crate::node::{content_cache, limits, view};
-use crate::sys::{Dir, dm_verity, selinux};
 use crate::volume::disk::{self, Entered};
 use crate::volume::lease::Lease;
 use crate::volume::proofs::Proofs;
 use crate::volume::read_trusted;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::runtime::{Containerd, Runtime};
+use larder_model::seal::{CacheManifest, Content};
+use larder_model::trust::Trust;
+use larder_sys::{Dir, dm_verity, selinux};
 use prove::{Readable, prove};
 
 /// What containers/storage cannot do with a view: it maps IDs of the directory that has the layers, without the mounts in it.
@@ -298,9 +298,10 @@ impl Plan {
         }
         match &self.record.containerd {
             Some(containerd) if self.preload => {
-                let preload =
-                    async |containerd: &Containerd| containerd.preload(&self.record.at, &self.manifest).await;
-                Ok(Some(containerd.block_on(preload)?))
+                let preload = async |containerd: &crate::node::containerd::Client| {
+                    containerd.preload(&self.record.at, &self.manifest).await
+                };
+                Ok(Some(crate::node::containerd::block_on(containerd, preload)?))
             }
             _ => Ok(None),
         }
@@ -310,7 +311,9 @@ impl Plan {
     fn undo(&self) -> Result<(), Error> {
         if let Some(containerd) = self.record.containerd.as_ref().filter(|_| self.preload) {
             // One that cannot be reached was told nothing.
-            let _ = containerd.block_on(async |containerd| containerd.forget(&self.manifest.digest).await);
+            let _ = crate::node::containerd::block_on(containerd, async |containerd| {
+                containerd.forget(&self.manifest.digest).await
+            });
         }
         let told = self.untell();
         detach::take_down(&self.record, false)?;

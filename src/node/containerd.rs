@@ -16,7 +16,7 @@
 //!
 //! A record of ours has a label for each cache of which it was made. One that somebody else made is left alone: where it is of
 //! another image, the image of the cache is not known by that name, and the report says so. Whoever pulls a name anew makes
-//! the record his own: containerd writes its labels anew then. [`Containerd::forget`] removes the records that are of one cache
+//! the record his own: containerd writes its labels anew then. [`Client::forget`] removes the records that are of one cache
 //! alone, and the label of it from those that are of several.
 //!
 //! # Crashes
@@ -44,20 +44,41 @@ pub use error::Error;
 pub use records::{Outcome, Record, Report};
 pub use usage::User;
 
+use std::ops::Deref;
 use std::time::Duration;
 
-pub use crate::model::runtime::Containerd;
+use larder_model::runtime::Containerd;
 
 /// For how long what was written and not named yet is kept.
 pub const LEASE: Duration = Duration::from_secs(3600);
 
-impl Containerd {
-    /// Runs one of the asynchronous functions below to its end: for programs that have no runtime.
-    ///
-    /// # Errors
-    /// Those of `work`, and [`Error::Runtime`].
-    pub fn block_on<T>(&self, work: impl AsyncFnOnce(&Self) -> Result<T, Error>) -> Result<T, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(Error::Runtime)?.block_on(work(self))
+/// A client of one containerd.
+#[derive(Clone, Debug)]
+pub struct Client(Containerd);
+
+impl Deref for Client {
+    type Target = Containerd;
+
+    fn deref(&self) -> &Containerd {
+        &self.0
     }
+}
+
+impl Client {
+    /// Returns a client that connects when it is first used.
+    pub fn new(containerd: Containerd) -> Self {
+        Client(containerd)
+    }
+}
+
+/// Runs `work` with a client of `containerd` to its end, for callers without a runtime.
+///
+/// # Errors
+/// Those of `work`, and [`Error::Runtime`].
+pub fn block_on<T>(
+    containerd: &Containerd,
+    work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::Runtime)?.block_on(work(&Client::new(containerd.clone())))
 }

@@ -20,14 +20,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::caches::attachments::{Attachment, AttachmentError, Attachments};
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::runtime::Containerd;
-use crate::model::seal::Content;
-use crate::sys::lock::DirLock;
-use crate::sys::{Dir, dir};
 use crate::volume::{layout, seal};
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::runtime::Containerd;
+use larder_model::seal::Content;
+use larder_sys::lock::DirLock;
+use larder_sys::{Dir, dir};
 
 /// Where containerd has the snapshots of its EROFS snapshotter, unless it is configured otherwise.
 pub const CONTAINERD: &str = "/var/lib/containerd/io.containerd.snapshotter.v1.erofs";
@@ -61,7 +61,7 @@ impl Error {
     /// The class, which decides about the exit code.
     pub fn class(&self) -> Class {
         match self {
-            Error::Io { source, .. } => crate::layer::error::io_class(source),
+            Error::Io { source, .. } => larder_layer::error::io_class(source),
             Error::Records(e) => e.class(),
             Error::Busy(_) => Class::Busy,
         }

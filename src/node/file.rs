@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::model::class::Class;
-use crate::sys::{Dir, atomic, dir};
+use larder_model::class::Class;
+use larder_sys::{Dir, atomic, dir};
 
 /// How each of them begins, so that nobody else's is taken for one.
 pub const MARK: &str =
@@ -39,7 +39,7 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::NotOurs(_) => Class::Conflict,
-            Error::Io { source, .. } => crate::layer::error::io_class(source),
+            Error::Io { source, .. } => larder_layer::error::io_class(source),
         }
     }
 }
@@ -139,7 +139,7 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

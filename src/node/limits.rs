@@ -8,10 +8,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::model::chain::{ChainId, SHORT_NAME};
-use crate::model::class::Class;
-use crate::model::seal::Content;
 use crate::volume::layout;
+use larder_model::chain::{ChainId, SHORT_NAME};
+use larder_model::class::Class;
+use larder_model::seal::Content;
 
 /// Most bytes of mount options: a page and no more (mount(2)), of which the NUL is one.
 pub const PAGE: usize = 4096;
@@ -114,10 +114,10 @@ pub fn longest_mount_point(content: &Content) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::digest::Digest;
-    use crate::model::job::LayerFormat;
-    use crate::model::seal::{Compression, Image, Layer, LayerImage, Settled, Totals};
-    use crate::model::size::ByteSize;
+    use larder_model::digest::Digest;
+    use larder_model::job::LayerFormat;
+    use larder_model::seal::{Compression, Image, Layer, LayerImage, Settled, Totals};
+    use larder_model::size::ByteSize;
 
     fn content(depth: usize, format: LayerFormat, fixups: usize) -> Content {
         let digest = Digest::sha256(b"");

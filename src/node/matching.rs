@@ -1,5 +1,5 @@
 //! Which cache serves a workload on this node best: of those that are attached, those that a daemon of this host has, and those
-//! that are named, by the ranking of [`model::matching`](crate::model::matching).
+//! that are named, by the ranking of [`model::matching`](larder_model::matching).
 //!
 //! One cache is chosen, since one is attached at a time; what it has not is named, even where another one has it. Images for
 //! machines of another kind do not count.
@@ -13,13 +13,13 @@ use chrono::{DateTime, Utc};
 
 pub use volumes::{Error, Sources, Volume, Volumes, collect};
 
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::image_cache::{CacheId, TenantName};
-use crate::model::matching::{self, Item, Score};
-use crate::model::platform::Platform;
-use crate::model::reference::ImageReference;
-use crate::model::seal::Content;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::image_cache::{CacheId, TenantName};
+use larder_model::matching::{self, Item, Score};
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
+use larder_model::seal::Content;
 
 /// Where a cache is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,10 +158,10 @@ mod tests {
     use chrono::TimeDelta;
 
     use super::*;
-    use crate::model::chain::ChainId;
-    use crate::model::job::LayerFormat;
-    use crate::model::seal::{self, CacheManifest, Compression, Totals};
-    use crate::model::size::ByteSize;
+    use larder_model::chain::ChainId;
+    use larder_model::job::LayerFormat;
+    use larder_model::seal::{self, CacheManifest, Compression, Totals};
+    use larder_model::size::ByteSize;
 
     fn volume(path: &str, images: &[(&str, &str, u64)], seconds: i64) -> Volume {
         let digest = |text: String| Digest::sha256(text.as_bytes());

@@ -69,7 +69,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::sys::lock::Lock;
+use larder_sys::lock::Lock;
 use links::Links;
 use store::Store;
 use volumes::Volumes;

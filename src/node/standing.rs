@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
-use super::api::services::snapshots::v1::{Info, Kind, ListSnapshotsRequest};
 use super::grpc;
 use super::snapshotter::ON_VOLUME;
-use crate::model::class::Class;
-use crate::model::escape::escape_to;
-use crate::model::seal::Content;
+use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use larder_containerd_api::services::snapshots::v1::{Info, Kind, ListSnapshotsRequest};
+use larder_model::class::Class;
+use larder_model::escape::escape_to;
+use larder_model::seal::Content;
 
 /// How long the snapshotter may take.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -49,14 +49,14 @@ use std::thread;
 
 pub use error::Error;
 
-use crate::model::chain::{ChainId, short_name};
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::seal::{CacheManifest, Content, Layer};
-use crate::sys::Dir;
-use crate::sys::mount;
-use crate::sys::mounts::Mounts;
 use error::io;
+use larder_model::chain::{ChainId, short_name};
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::{CacheManifest, Content, Layer};
+use larder_sys::Dir;
+use larder_sys::mount;
+use larder_sys::mounts::Mounts;
 
 /// The file that says of which volume a view is.
 const NOTE: &str = "view";

@@ -120,7 +120,6 @@ impl<'a, R: ReadCacheOps> ReadRef<'a> for Ranges<'a, R> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::fs::File;
     use std::io::Write as _;

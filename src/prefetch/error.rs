@@ -5,11 +5,11 @@ use std::io;
 use nix::errno::Errno;
 
 use super::list::Malformed;
-use crate::layer::error::io_class;
-use crate::layer::path::shown;
-use crate::model::class::Class;
-use crate::model::escape::escape;
 use crate::volume;
+use larder_layer::error::io_class;
+use larder_layer::path::shown;
+use larder_model::class::Class;
+use larder_model::escape::escape;
 
 /// The list cannot be written or followed.
 #[derive(Debug, thiserror::Error)]

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::io;
 
-use crate::layer::path;
-use crate::sys::walk::{Visitor, walk};
-use crate::sys::{Dir, FileType, Stat};
+use larder_layer::path;
+use larder_sys::walk::{Visitor, walk};
+use larder_sys::{Dir, FileType, Stat};
 
 /// Calls `each` with every regular file of the tree at `diff`, each inode once: its directory, name, clean path and
 /// attributes.

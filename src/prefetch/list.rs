@@ -14,8 +14,8 @@
 //! `\xNN`; a line never holds another line break. Images are in the order of `cache.json`. A reader of version 1 refuses
 //! another version, and there are no other lines.
 
-use crate::layer::path::{self, escape, unescape};
-use crate::model::digest::Digest;
+use larder_layer::path::{self, escape, unescape};
+use larder_model::digest::Digest;
 
 const HEADER: &str = "larder-prefetch 1";
 

@@ -9,7 +9,7 @@ use super::elf::{self, Machine, Object};
 use super::ld_cache::{self, Cache};
 use super::start::Start;
 use super::view::Found;
-use crate::layer::path;
+use larder_layer::path;
 
 /// Most names of libraries that one program can lead to.
 const MAX_NAMES: usize = 4096;

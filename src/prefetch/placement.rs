@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use super::error::Error;
 use super::files;
-use crate::model::chain::ChainId;
-use crate::model::job::LayerFormat;
-use crate::model::seal::Content;
-use crate::sys::Dir;
-use crate::sys::extents;
 use crate::trees;
 use crate::volume::layout;
+use larder_model::chain::ChainId;
+use larder_model::job::LayerFormat;
+use larder_model::seal::Content;
+use larder_sys::Dir;
+use larder_sys::extents;
 
 const GIB: u64 = 1 << 30;
 

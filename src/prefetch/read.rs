@@ -12,12 +12,12 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use super::list::Entry;
-use crate::layer::path;
-use crate::layer::stored::StoredDir;
-use crate::model::job::LayerFormat;
-use crate::sys::extents::{self, Extent};
-use crate::sys::{Dir, dir};
 use crate::trees;
+use larder_layer::path;
+use larder_layer::stored::StoredDir;
+use larder_model::job::LayerFormat;
+use larder_sys::extents::{self, Extent};
+use larder_sys::{Dir, dir};
 
 /// Requests under way at once. Where each takes 10 ms, 64 are a little quicker than 32, and 128 no more.
 const DEPTH: usize = 64;

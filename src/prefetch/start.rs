@@ -8,8 +8,8 @@ use super::elf;
 use super::list::Entry;
 use super::loader;
 use super::view::{Found, View};
-use crate::layer::path;
-use crate::model::manifest::Process;
+use larder_layer::path;
+use larder_model::manifest::Process;
 
 /// Most files of one image.
 const MAX_FILES: usize = 1024;
@@ -173,5 +173,4 @@ fn first_command(script: &[u8]) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests;

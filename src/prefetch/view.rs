@@ -10,10 +10,10 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
-use crate::layer::overlay::lower::{self, Lower, Part, Shown};
-use crate::layer::path;
-use crate::layer::stored::{StoredDir, StoredFile};
-use crate::sys::{FileType, Stat};
+use larder_layer::overlay::lower::{self, Lower, Part, Shown};
+use larder_layer::path;
+use larder_layer::stored::{StoredDir, StoredFile};
+use larder_sys::{FileType, Stat};
 
 /// Longest path that the kernel takes (`PATH_MAX` without its NUL), bytes.
 const PATH_MAX: usize = 4095;
@@ -188,14 +188,13 @@ fn is_absent(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt as _, symlink};
     use std::path::Path;
 
     use super::*;
-    use crate::sys::Dir;
+    use larder_sys::Dir;
 
     fn view(layers: &[&Path]) -> View {
         View::new(layers.iter().map(|path| StoredDir::Directory(Dir::open(path).unwrap())))

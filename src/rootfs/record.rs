@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::digest::Digest;
-use crate::sys::{Dir, atomic, dir, private, process};
+use larder_model::digest::Digest;
+use larder_sys::{Dir, atomic, dir, private, process};
 
 const VERSION: u32 = 1;
 /// Maximum bytes of a record: a path (PATH_MAX, escaped) and some numbers.

@@ -5,10 +5,10 @@
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use super::dockerconfig::{MAX_BYTES, parse_dockercfg, parse_dockerconfigjson};
 use super::keyring::{Entries, Keyring};
-use crate::model::pull_secret::PullSecretName;
-use crate::sys::private;
+use super::pull_secret_data::{MAX_BYTES, parse_dockercfg, parse_dockerconfigjson};
+use larder_model::pull_secret::PullSecretName;
+use larder_sys::private;
 
 /// Reads the named secrets in their order.
 ///
@@ -46,7 +46,6 @@ pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;

@@ -1,7 +1,7 @@
 //! The kubelet's keyring (kubernetes pkg/credentialprovider/keyring.go): which entries match an image, in which order.
 
-use crate::model::credential::Credential;
-use crate::model::pull_secret::PullSecretName;
+use larder_model::credential::Credential;
+use larder_model::pull_secret::PullSecretName;
 
 /// The names under which Docker Hub goes.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
@@ -143,7 +143,7 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::credential::Secret;
+    use larder_model::credential::Secret;
 
     fn basic(username: &str) -> Credential {
         Credential::Basic { username: username.to_owned(), password: Secret::new("hidden") }

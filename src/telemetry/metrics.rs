@@ -17,7 +17,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use reqwest::StatusCode;
 
-use crate::model::image_cache::Status;
+use larder_model::image_cache::Status;
 
 /// Most registry hosts that are told apart; the rest are `other`.
 pub const MAX_HOSTS: usize = 64;
@@ -119,13 +119,23 @@ label_values!(BuildResult { Sealed => "sealed", Failed => "failed", Retried => "
 label_values!(Stage { Plan => "plan", Layers => "layers", Seal => "seal" });
 label_values!(LayerOrigin { Fetched => "fetched", Present => "present", Reused => "reused" });
 label_values!(NodeCache { Attached => "attached", Waiting => "waiting", Leaving => "leaving" });
-label_values!(Status {
-    Creating => "creating",
-    Available => "available",
-    Failed => "failed",
-    Unavailable => "unavailable",
-    Deleting => "deleting",
-});
+
+/// The status of an image cache as a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct StatusValue(Status);
+
+impl EncodeLabelValue for StatusValue {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        match self.0 {
+            Status::Creating => "creating",
+            Status::Available => "available",
+            Status::Failed => "failed",
+            Status::Unavailable => "unavailable",
+            Status::Deleting => "deleting",
+        }
+        .encode(encoder)
+    }
+}
 
 /// Status of a registry's answer: one that is registered (RFC 9110, 15), or `other`. Registries make up their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -155,7 +165,7 @@ macro_rules! labels {
 labels!(ResultLabel { result: BuildResult });
 labels!(StageLabel { stage: Stage });
 labels!(OriginLabel { origin: LayerOrigin });
-labels!(StatusLabel { status: Status });
+labels!(StatusLabel { status: StatusValue });
 labels!(NodeCacheLabel { state: NodeCache });
 labels!(HostLabel { host: String });
 labels!(RequestLabels { host: String, code: Code });
@@ -235,7 +245,10 @@ impl Metrics {
     /// Records by status.
     pub fn caches(&self, count: impl Fn(Status) -> usize) {
         for status in Status::ALL {
-            self.0.caches.get_or_create(&StatusLabel { status }).set(signed(count(status)));
+            self.0
+                .caches
+                .get_or_create(&StatusLabel { status: StatusValue(status) })
+                .set(signed(count(status)));
         }
     }
 

@@ -9,11 +9,11 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::trust::Trust;
-use crate::sys::Dir;
 use crate::volume;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::trust::Trust;
+use larder_sys::Dir;
 
 /// The path by which the process finds the volume: its standard input is the open directory.
 pub const PATH: &str = "/proc/self/fd/0";

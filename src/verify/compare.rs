@@ -6,14 +6,14 @@ use std::io;
 use super::content;
 use super::error::{Error, Fault};
 use super::tree::{Content, Inode, InodeKind, Node, Tree};
-use crate::layer::overlay::Metadata;
-use crate::layer::overlay::lower::{LinkTarget, Lower};
-use crate::layer::path::{self, escape};
-use crate::model::chain::ChainId;
-use crate::model::seal::Lost;
-use crate::sys::dir::forgery;
-use crate::sys::walk::{Visitor, walk};
-use crate::sys::{Dir, FileType, Stat, Timestamp, xattr};
+use larder_layer::overlay::Metadata;
+use larder_layer::overlay::lower::{LinkTarget, Lower};
+use larder_layer::path::{self, escape};
+use larder_model::chain::ChainId;
+use larder_model::seal::Lost;
+use larder_sys::dir::forgery;
+use larder_sys::walk::{Visitor, walk};
+use larder_sys::{Dir, FileType, Stat, Timestamp, xattr};
 
 /// What a tree on disk is compared with.
 #[derive(Debug)]

@@ -4,9 +4,9 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 
-use crate::layer::stored::StoredFile;
-use crate::model::digest::{Algorithm, Digest, Hasher};
-use crate::sys::space::next_data;
+use larder_layer::stored::StoredFile;
+use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_sys::space::next_data;
 
 /// Bytes read at once.
 const CHUNK: usize = 1 << 17;
@@ -105,7 +105,6 @@ fn same_bytes(one: impl Read, two: impl Read) -> io::Result<bool> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::time::{Duration, Instant};
 

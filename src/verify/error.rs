@@ -3,12 +3,12 @@
 use std::fmt::Display;
 use std::io;
 
-use crate::layer::path::shown;
-use crate::model::chain::ChainId;
-use crate::model::class::Class;
 use crate::prefetch;
-use crate::sys::dir::forgery;
 use crate::volume;
+use larder_layer::path::shown;
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_sys::dir::forgery;
 
 /// A volume is not what its seal says, or cannot be verified.
 #[derive(Debug, thiserror::Error)]
@@ -217,7 +217,7 @@ impl Error {
             Error::NoTarSplit { .. } => Class::Invalid,
             Error::Volume(e) => e.class(),
             Error::Prefetch(e) => e.class(),
-            Error::Io { source, .. } => crate::layer::error::io_class(source),
+            Error::Io { source, .. } => larder_layer::error::io_class(source),
         }
     }
 }

@@ -7,14 +7,14 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::error::{Error, Fault};
-use crate::layer::decode::ChunkSource as _;
-use crate::layer::erofs::check_hash_tree;
-use crate::model::digest::Hasher;
-use crate::model::job::LayerFormat;
-use crate::model::seal::{Content, LayerImage, Verity};
-use crate::sys::Dir;
 use crate::trees;
 use crate::volume::layout;
+use larder_layer::decode::ChunkSource as _;
+use larder_layer::erofs::check_hash_tree;
+use larder_model::digest::Hasher;
+use larder_model::job::LayerFormat;
+use larder_model::seal::{Content, LayerImage, Verity};
+use larder_sys::Dir;
 
 /// What hash trees prove, and what they do not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

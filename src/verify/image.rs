@@ -6,23 +6,22 @@ use std::io::Read as _;
 use std::sync::atomic::AtomicU64;
 
 use super::error::{Error, Fault};
-use crate::layer;
-use crate::layer::decode::Decoder;
-use crate::layer::erofs::apply::{Image, Target};
-use crate::layer::erofs::fixup::Times;
-use crate::layer::erofs::{Options, fixup};
-use crate::layer::extract::{self, Expected, extract};
-use crate::layer::limits::Limits;
-use crate::layer::overlay::Applied;
-use crate::layer::space::Uncounted;
-use crate::model::chain::ChainId;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::seal::{Layer, LayerImage, Verity};
-use crate::sys::{Dir, unnamed};
 use crate::trees;
 use crate::volume::layout::{self, Parts};
+use larder_layer::decode::Decoder;
+use larder_layer::erofs::apply::{Image, Target};
+use larder_layer::erofs::fixup::Times;
+use larder_layer::erofs::{Options, fixup};
+use larder_layer::extract::{self, Expected, extract};
+use larder_layer::limits::Limits;
+use larder_layer::overlay::Applied;
+use larder_layer::space::Uncounted;
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::{Layer, LayerImage, Verity};
+use larder_sys::{Dir, unnamed};
 
 const FORMAT: LayerFormat = LayerFormat::Erofs;
 
@@ -149,18 +148,18 @@ impl<'a> Images<'a> {
         Ok(file)
     }
 
-    fn failed(&self, layer: &Layer, path: &str, error: layer::Error) -> Error {
+    fn failed(&self, layer: &Layer, path: &str, error: larder_layer::Error) -> Error {
         match error {
-            layer::Error::Hostile { fault: layer::error::Fault::Unstorable(what), .. } => {
+            larder_layer::Error::Hostile { fault: larder_layer::error::Fault::Unstorable(what), .. } => {
                 Error::volume(path, Fault::Image(what))
             }
             error if error.class() == Class::Corrupt => {
                 Error::Layer { layer: layer.chain_id.clone(), message: error.to_string() }
             }
-            layer::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+            larder_layer::Error::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
                 Error::volume(path, Fault::Image(source.to_string()))
             }
-            layer::Error::Io { doing, source, .. } => Error::io(doing, path, source),
+            larder_layer::Error::Io { doing, source, .. } => Error::io(doing, path, source),
             error => Error::Layer { layer: layer.chain_id.clone(), message: error.to_string() },
         }
     }

@@ -5,18 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::error::{Error, Fault};
 use super::structure::Structure;
-use crate::layer::path::{self, escape, shown};
-use crate::model::chain::ChainId;
-use crate::model::digest::{Digest, Hasher};
-use crate::model::job::LayerFormat;
-use crate::model::manifest::{Document, ImageConfig};
-use crate::model::reference::ImageReference;
-use crate::model::seal::{CacheManifest, Content, Image, Layer, Totals};
 use crate::prefetch;
-use crate::sys::Dir;
-use crate::sys::walk::{Visitor, walk};
 use crate::volume::layout;
 use crate::volume::store::{self, Documents};
+use larder_layer::path::{self, escape, shown};
+use larder_model::chain::ChainId;
+use larder_model::digest::{Digest, Hasher};
+use larder_model::job::LayerFormat;
+use larder_model::manifest::{Document, ImageConfig};
+use larder_model::reference::ImageReference;
+use larder_model::seal::{CacheManifest, Content, Image, Layer, Totals};
+use larder_sys::Dir;
+use larder_sys::walk::{Visitor, walk};
 
 /// Largest manifest, index or config.
 const MAX_DOCUMENT: u64 = 4 << 20;

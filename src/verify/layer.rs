@@ -6,20 +6,20 @@ use super::compare::{Comparison, Names, losses};
 use super::error::{Error, Fault};
 use super::settle::settle;
 use super::tree::{Content, InodeKind, Tree};
-use crate::layer::decode::Decoder;
-use crate::layer::limits::Limits;
-use crate::layer::metadata::screen;
-use crate::layer::overlay::Metadata;
-use crate::layer::overlay::lower::Lower;
-use crate::layer::path;
-use crate::layer::rebuild::{FilesRead, Offset, Rebuilt};
-use crate::layer::stored::StoredDir;
-use crate::layer::tar::{Kind, Member, Reader};
-use crate::model::chain::ChainId;
-use crate::model::digest::{Algorithm, Hasher};
-use crate::model::seal::{Compression, Layer};
-use crate::sys::{Dir, Timestamp};
 use crate::volume::layout;
+use larder_layer::decode::Decoder;
+use larder_layer::limits::Limits;
+use larder_layer::metadata::screen;
+use larder_layer::overlay::Metadata;
+use larder_layer::overlay::lower::Lower;
+use larder_layer::path;
+use larder_layer::rebuild::{FilesRead, Offset, Rebuilt};
+use larder_layer::stored::StoredDir;
+use larder_layer::tar::{Kind, Member, Reader};
+use larder_model::chain::ChainId;
+use larder_model::digest::{Algorithm, Hasher};
+use larder_model::seal::{Compression, Layer};
+use larder_sys::{Dir, Timestamp};
 
 type Tar = Reader<Decoder<Rebuilt>, Offset>;
 
@@ -138,7 +138,7 @@ fn add(
             tree.add_directory(at, metadata);
             return Ok(());
         }
-        _ if at.is_empty() => return Err(fault(&crate::layer::error::Fault::RootKind)),
+        _ if at.is_empty() => return Err(fault(&larder_layer::error::Fault::RootKind)),
         Kind::HardLink { target } => {
             let target = path::clean(&target).map_err(|e| fault(&e))?;
             return tree.add_link(at, &target, metadata).map_err(|e| fault(&e));

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::error::{Error, Fault};
 use super::tree::{Inode, InodeKind, Node, Tree, link_metadata};
-use crate::layer::overlay::lower::{self, Lower, Shown};
-use crate::layer::overlay::settle::{hidden, inherited, is_hidden};
-use crate::layer::overlay::{Directory, Metadata, OPAQUE_XATTR, copy};
-use crate::layer::path::{self, escape, shown};
-use crate::model::chain::ChainId;
-use crate::model::seal::Settled;
+use larder_layer::overlay::lower::{self, Lower, Shown};
+use larder_layer::overlay::settle::{hidden, inherited, is_hidden};
+use larder_layer::overlay::{Directory, Metadata, OPAQUE_XATTR, copy};
+use larder_layer::path::{self, escape, shown};
+use larder_model::chain::ChainId;
+use larder_model::seal::Settled;
 
 /// Settles `tree` on top of `lower`, with whiteouts for the opaque directories that `claimed` lists. Returns the metadata of
 /// every directory, and what was settled.
@@ -59,7 +59,7 @@ fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled)
     for (at, link) in std::mem::take(&mut tree.lower_links) {
         let found = lower.link_target(&link.target).map_err(|e| look(&link.target, e))?;
         let Some(lower::LinkTarget { path: resolved, dir, stat }) = found else {
-            let fault = crate::layer::error::Fault::LinkMissing(escape(&link.target));
+            let fault = larder_layer::error::Fault::LinkMissing(escape(&link.target));
             return Err(Error::Layer { layer: layer.clone(), message: fault.to_string() });
         };
         let inode = match copied.get(&resolved) {
@@ -126,6 +126,6 @@ fn look(path: &[u8], source: std::io::Error) -> Error {
     Error::io("looking in the layers below for", escape(path), source)
 }
 
-fn hostile(layer: &ChainId, path: &[u8], fault: &crate::layer::error::Fault) -> Error {
+fn hostile(layer: &ChainId, path: &[u8], fault: &larder_layer::error::Fault) -> Error {
     Error::layer(layer, path, Fault::Statement(fault.to_string()))
 }

@@ -16,7 +16,7 @@ use std::path::Path;
 use rustix::fs::{StatVfsMountFlags, fstatvfs};
 
 use super::error::{Error, Fault};
-use crate::sys::{Dir, FileType, Stat, mount, process};
+use larder_sys::{Dir, FileType, Stat, mount, process};
 
 const GROUP: u32 = 0o020;
 const OTHERS: u32 = 0o002;

@@ -5,10 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::layer::error::Fault;
-use crate::layer::overlay::{Directory, LowerLink, Metadata};
-use crate::layer::path::{self, Meaning};
-use crate::model::digest::Digest;
+use larder_layer::error::Fault;
+use larder_layer::overlay::{Directory, LowerLink, Metadata};
+use larder_layer::path::{self, Meaning};
+use larder_model::digest::Digest;
 
 /// A file that is not a directory, under all its names.
 #[derive(Clone, Debug)]

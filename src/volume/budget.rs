@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::error::{Context, Error};
-use crate::model::shortage::{Shortage, Unit};
-use crate::sys::Dir;
-use crate::sys::space::{self, FileSystem};
+use larder_model::shortage::{Shortage, Unit};
+use larder_sys::Dir;
+use larder_sys::space::{self, FileSystem};
 
 /// One new name can cost a directory a leaf block, two index blocks and a converted root.
 const GROWTH_BLOCKS: u64 = 4;

@@ -4,12 +4,12 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::model::chain::ChainId;
-use crate::model::class::Class;
-use crate::model::seal::SealError;
-use crate::model::shortage::Shortage;
-use crate::model::size::ByteSize;
-use crate::model::trust::TrustError;
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_model::seal::SealError;
+use larder_model::shortage::Shortage;
+use larder_model::size::ByteSize;
+use larder_model::trust::TrustError;
 
 /// A volume cannot be used, or not be finished.
 #[derive(Debug, thiserror::Error)]

@@ -12,11 +12,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::fstatvfs;
 
 use super::layout;
-use crate::layer::path;
-use crate::model::digest::{Algorithm, Digest, Hasher};
-use crate::sys::dir::stat_fd;
-use crate::sys::walk::{Visitor, walk};
-use crate::sys::{Dir, Stat, process};
+use larder_layer::path;
+use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_sys::dir::stat_fd;
+use larder_sys::walk::{Visitor, walk};
+use larder_sys::{Dir, Stat, process};
 
 /// How long a file must have been left alone: the kernel's clock for change times may stand still for 10 ms.
 const SETTLED: Duration = Duration::from_millis(100);
@@ -152,7 +152,6 @@ impl Visitor for Files {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt as _;

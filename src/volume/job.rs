@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Context, Error};
 use super::{Volume, layout};
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::platform::Platform;
-use crate::model::reference::ImageReference;
-use crate::sys::{Dir, atomic};
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
+use larder_sys::{Dir, atomic};
 
 /// Most bytes that the file may have.
 const MAX: u64 = 4 << 20;

@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use super::budget::Budget;
 use super::error::{Context, Error};
 use super::layout;
-use crate::model::chain::ChainId;
-use crate::model::digest::Digest;
-use crate::model::seal::Layer;
-use crate::sys::{Dir, atomic, process};
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_model::seal::Layer;
+use larder_sys::{Dir, atomic, process};
 
 /// Most bytes that a journal may have: 10^4 layers with long lists of settled paths.
 const MAX: u64 = 256 << 20;
@@ -172,7 +172,7 @@ fn trusted(journal: &[u8], boot: Option<&str>) -> Trusted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::seal::{Compression, Settled};
+    use larder_model::seal::{Compression, Settled};
 
     fn layer(name: &str, parent: Option<&Layer>) -> Layer {
         let diff_id = Digest::sha256(name.as_bytes());

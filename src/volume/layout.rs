@@ -1,9 +1,9 @@
 //! Names on a volume (see the module's drawing).
 
-use crate::model::chain::ChainId;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::seal::Layer;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::Layer;
 
 /// Our own directory.
 pub const LARDER: &[u8] = b".larder";

@@ -4,8 +4,8 @@
 
 use super::error::{Context, Error};
 use super::layout;
-use crate::sys::Dir;
-use crate::sys::lock::Lock;
+use larder_sys::Dir;
+use larder_sys::lock::Lock;
 
 /// A claim on a volume, held until dropped.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ fn larder(root: &Dir) -> Result<Dir, Error> {
     root.open_dir(layout::LARDER).context("opening", ".larder")
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

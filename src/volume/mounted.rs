@@ -4,8 +4,8 @@ use std::path::Path;
 
 use super::Cap;
 use super::error::{Context, Error};
-use crate::model::size::ByteSize;
-use crate::sys::{Dir, mount, space};
+use larder_model::size::ByteSize;
+use larder_sys::{Dir, mount, space};
 
 /// What a file system may lack of the size that its disk has: 20 GiB of ext4 have 19.5 for files.
 const TOLERANCE: u64 = 20;

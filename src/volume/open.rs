@@ -12,12 +12,12 @@ use super::job::{self, Identity, Record};
 use super::journal::{Journal, Trust};
 use super::place::Place;
 use super::{Budget, State, Volume, disk, isolate, layout, seal};
-use crate::model::chain::ChainId;
-use crate::model::seal::{CacheManifest, Layer};
-use crate::model::size::ByteSize;
-use crate::sys::lock::Lock;
-use crate::sys::space::{self, FileSystem};
-use crate::sys::{Dir, private, remove};
+use larder_model::chain::ChainId;
+use larder_model::seal::{CacheManifest, Layer};
+use larder_model::size::ByteSize;
+use larder_sys::lock::Lock;
+use larder_sys::space::{self, FileSystem};
+use larder_sys::{Dir, private, remove};
 
 /// What opening a volume gives.
 #[derive(Debug)]

@@ -6,10 +6,10 @@ use super::budget::Budget;
 use super::error::{Context, Error};
 use super::layout;
 use super::staging::Staging;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::seal::Layer;
-use crate::sys::{Dir, remove};
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::Layer;
+use larder_sys::{Dir, remove};
 
 /// The directories of a volume that layers are in.
 #[derive(Debug)]

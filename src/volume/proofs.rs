@@ -17,8 +17,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
-use crate::model::digest::Digest;
-use crate::sys::{Dir, atomic, dir, private, process};
+use larder_model::digest::Digest;
+use larder_sys::{Dir, atomic, dir, private, process};
 
 const VERSION: u32 = 1;
 /// Maximum bytes of a record.
@@ -129,7 +129,6 @@ fn name(proof: &Proof<'_>, print: &Fingerprint) -> String {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use std::fs::{File, Permissions};
     use std::os::unix::fs::PermissionsExt as _;

@@ -12,11 +12,11 @@ use super::budget::full;
 use super::error::{Context, Error};
 use super::store::{self, Documents};
 use super::{Volume, layout};
-use crate::model::digest::Digest;
-use crate::model::seal::{CacheManifest, Content};
-use crate::model::trust::TrustError;
-use crate::sys::dir::forgery;
-use crate::sys::{Dir, atomic, remove};
+use larder_model::digest::Digest;
+use larder_model::seal::{CacheManifest, Content};
+use larder_model::trust::TrustError;
+use larder_sys::dir::forgery;
+use larder_sys::{Dir, atomic, remove};
 
 /// Most bytes that `cache.json` may have.
 pub(super) const MAX: u64 = 256 << 20;
@@ -122,7 +122,7 @@ impl Volume {
         let path = store::blob_path(digest);
         let (dir, name) = path.rsplit_once('/')?;
         let bytes = self.root.open_beneath(dir.as_bytes()).ok()?.read_file(name.as_bytes(), limit).ok()?;
-        let found = crate::model::digest::Hasher::digest_of(digest.algorithm(), &bytes);
+        let found = larder_model::digest::Hasher::digest_of(digest.algorithm(), &bytes);
         (found == *digest).then_some(bytes)
     }
 

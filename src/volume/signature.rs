@@ -1,13 +1,13 @@
-//! Whether a volume is one of those whom one believes ([`model::trust`](crate::model::trust)).
+//! The check of the signature of a volume ([`model::trust`](larder_model::trust)).
 
 use std::path::Path;
 
 use super::error::{Context, Error};
 use super::seal::{self, Files};
-use crate::model::key::KeyId;
-use crate::model::seal::CacheManifest;
-use crate::model::trust::Trust;
-use crate::sys::Dir;
+use larder_model::key::KeyId;
+use larder_model::seal::CacheManifest;
+use larder_model::trust::Trust;
+use larder_sys::Dir;
 
 /// Reads and checks the seal of the volume at `path` as [`seal::read`] does, if it is one that `trust` asks for, and says who
 /// signed. Both are of the same bytes.
@@ -15,35 +15,36 @@ pub fn read_trusted(path: &Path, trust: &Trust) -> Result<(CacheManifest, Option
     let shown = path.display().to_string();
     let root = Dir::open(path).context("opening the volume", &shown)?;
     let files = Files::read(&root, &shown)?;
-    let signed_by = trust.check_seal(path, &files)?;
+    let signed_by = check_seal(trust, path, &files)?;
     Ok((seal::parse(&files.cache_json, &shown)?, signed_by))
 }
 
-impl Trust {
-    /// Judges the volume at `root` whose `cache.json` was read as `cache_json`, by the signature beside it. The answer is who
-    /// signed; nothing where nobody did, and nobody has to.
-    ///
-    /// It says nothing of whether the volume is what `cache.json` says: [`verify`](crate::verify) does.
-    ///
-    /// # Errors
-    /// Of class Denied: not signed, or by an unknown key. Of class Corrupt: the signature does not hold or is none.
-    pub fn check(&self, root: &Path, cache_json: &[u8]) -> Result<Option<KeyId>, Error> {
-        let path = root.display().to_string();
-        let signature = seal::signature(&Dir::open(root).context("opening the volume", &path)?, &path)?;
-        self.check_files(&path, cache_json, signature.as_deref())
-    }
+/// Checks the signature of the volume at `root`, whose `cache.json` was read as `cache_json`. Returns the key that signed, or
+/// `None` if the volume is not signed and `trust` does not require it.
+///
+/// The contents of the volume are not compared with `cache.json`; [`verify`](crate::verify) does that.
+///
+/// # Errors
+/// Of class Denied: not signed, or signed by an unknown key. Of class Corrupt: the signature is malformed or wrong.
+pub fn check(trust: &Trust, root: &Path, cache_json: &[u8]) -> Result<Option<KeyId>, Error> {
+    let path = root.display().to_string();
+    let signature = seal::signature(&Dir::open(root).context("opening the volume", &path)?, &path)?;
+    check_files(trust, &path, cache_json, signature.as_deref())
+}
 
-    /// The same for a seal whose files were read, of the volume at `path`.
-    pub fn check_seal(&self, path: &Path, seal: &Files) -> Result<Option<KeyId>, Error> {
-        self.check_files(&path.display().to_string(), &seal.cache_json, seal.signature.as_deref())
-    }
+/// Checks the signature of the volume at `path`, whose seal was read as `seal`, as [`check`] does.
+///
+/// # Errors
+/// Those of [`check`].
+pub fn check_seal(trust: &Trust, path: &Path, seal: &Files) -> Result<Option<KeyId>, Error> {
+    check_files(trust, &path.display().to_string(), &seal.cache_json, seal.signature.as_deref())
+}
 
-    fn check_files(
-        &self,
-        path: &str,
-        cache_json: &[u8],
-        signature: Option<&[u8]>,
-    ) -> Result<Option<KeyId>, Error> {
-        self.judge(cache_json, signature).map_err(|source| Error::Trust { path: path.to_owned(), source })
-    }
+fn check_files(
+    trust: &Trust,
+    path: &str,
+    cache_json: &[u8],
+    signature: Option<&[u8]>,
+) -> Result<Option<KeyId>, Error> {
+    trust.judge(cache_json, signature).map_err(|source| Error::Trust { path: path.to_owned(), source })
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::budget::{Account, Budget};
 use super::error::{Context, Error};
 use super::{isolate, layout};
-use crate::model::job::LayerFormat;
-use crate::sys::{Dir, remove, space};
+use larder_model::job::LayerFormat;
+use larder_sys::{Dir, remove, space};
 
 /// Directory of content that a later member of the tar replaced.
 const REPLACED: &[u8] = b"replaced";
@@ -42,7 +42,7 @@ impl Staging {
         let staging = Staging { parent, name: name.to_owned(), dir, account, placed: false };
         // Readable by all once it is in place, like the rest of the store; until then nobody gets through .larder.
         isolate(&staging.dir).context("preparing staging directory", name)?;
-        crate::sys::dir::set_mode(&staging.dir, 0o755).context("preparing staging directory", name)?;
+        larder_sys::dir::set_mode(&staging.dir, 0o755).context("preparing staging directory", name)?;
         if format == LayerFormat::Erofs {
             return Ok(staging);
         }

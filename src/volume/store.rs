@@ -7,11 +7,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::model::chain::ChainId;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::reference::ImageReference;
-use crate::model::seal::{Compression, Content, Image};
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::reference::ImageReference;
+use larder_model::seal::{Compression, Content, Image};
 
 /// The documents of one image, as they came from the registry.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Client, ResourceExt as _};
-use larder::testing::kubernetes::Cluster;
+use larder_fake_kubernetes::Cluster;
 use serde_json::{Value, json};
 
 use super::{keyed, rendered};

@@ -6,8 +6,8 @@ mod registries;
 
 use std::path::Path;
 
-use larder::model::digest::Digest;
-use larder::testing::image::{Document, Image};
+use larder_model::digest::Digest;
+use larder_testing::image::{Document, Image};
 use serde_json::Value;
 
 use crate::harness::overlay::View;

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use larder::build::order::RegistryOrder;
+use larder::builder::order::RegistryOrder;
 use larder::config::Config;
 use larder::config::registry::Host;
-use larder::model::class::Class;
-use larder::model::job::Reach;
-use larder::model::seal::{CacheManifest, Content};
 use larder::node::access::{AccessError, Policy, Refusal, check_blocking};
-use larder::testing::image::{Format, Image, Layer, push_index};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::{self as bad, Fault};
+use larder_model::class::Class;
+use larder_model::job::Reach;
+use larder_model::seal::{CacheManifest, Content};
+use larder_testing::image::{Format, Image, Layer, push_index};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::{self as bad, Fault};
 use serde_json::json;
 use tempfile::TempDir;
 

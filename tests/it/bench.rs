@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use larder::model::bench_report::{BenchReport, Kind, LimitName, Stage, StageName};
-use larder::model::digest::Digest;
-use larder::model::platform::Platform;
-use larder::testing::image::{Format, Image, Layer, push_index};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::Fault;
+use larder_model::bench_report::{BenchReport, Kind, LimitName, Stage, StageName};
+use larder_model::digest::Digest;
+use larder_model::platform::Platform;
+use larder_testing::image::{Format, Image, Layer, push_index};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::Fault;
 use nix::sys::signal::Signal;
 
 use crate::harness::filesystem::{self, FileSystem};

@@ -8,17 +8,17 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use larder::layer::cores::Cores;
-use larder::layer::decode::{ChunkSource, Decoder};
-use larder::layer::extract::{Expected, TarSplitTarget, Target, extract};
-use larder::layer::limits::Limits;
-use larder::layer::overlay;
-use larder::layer::overlay::attributes::Rights;
-use larder::layer::space::Space;
-use larder::model::digest::{Algorithm, Digest};
-use larder::model::shortage::Shortage;
-use larder::sys::{Dir, FileType, Timestamp, process};
-use larder::testing::layer::LayerBuilder;
+use larder_layer::cores::Cores;
+use larder_layer::decode::{ChunkSource, Decoder};
+use larder_layer::extract::{Expected, TarSplitTarget, Target, extract};
+use larder_layer::limits::Limits;
+use larder_layer::overlay;
+use larder_layer::overlay::attributes::Rights;
+use larder_layer::space::Space;
+use larder_model::digest::{Algorithm, Digest};
+use larder_model::shortage::Shortage;
+use larder_sys::{Dir, FileType, Timestamp, process};
+use larder_testing::layer::LayerBuilder;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 

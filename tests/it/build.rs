@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use larder::model::digest::Digest;
-use larder::model::seal::CacheManifest;
-use larder::testing::image::{self, Format, Image, Layer};
-use larder::testing::layer::{LayerBuilder, SparseForm};
+use larder_model::digest::Digest;
+use larder_model::seal::CacheManifest;
+use larder_testing::image::{self, Format, Image, Layer};
+use larder_testing::layer::{LayerBuilder, SparseForm};
 use serde_json::Value;
 
 use crate::harness::layers::{Member, Packing, layer};

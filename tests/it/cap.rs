@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::class::Class;
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::{LayerBuilder, SparseForm};
+use larder_model::class::Class;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::{LayerBuilder, SparseForm};
 
 use crate::harness::du::{Watched, used, watch};
 use crate::harness::filesystem::{FileSystem, Kind};

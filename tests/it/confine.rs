@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use larder::model::chain::ChainId;
-use larder::model::digest::Digest;
-use larder::testing::image::{self, Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_testing::image::{self, Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;

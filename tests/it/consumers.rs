@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use larder::testing::image::{self, Format, Image};
+use larder_testing::image::{self, Format, Image};
 
 use crate::harness::cgroup::MemoryCgroup;
 use crate::harness::filesystem::{FileSystem, Kind};

@@ -5,8 +5,8 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;

@@ -13,12 +13,12 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use larder::layer::erofs::read::ImageNode;
-use larder::layer::erofs::{InodeId, Label, Options, Summary, TreeError, Watch, Writer};
-use larder::layer::metadata::Metadata;
-use larder::layer::space::Uncounted;
-use larder::layer::tar::Region;
-use larder::sys::{Dir, process};
+use larder_layer::erofs::read::ImageNode;
+use larder_layer::erofs::{InodeId, Label, Options, Summary, TreeError, Watch, Writer};
+use larder_layer::metadata::Metadata;
+use larder_layer::space::Uncounted;
+use larder_layer::tar::Region;
+use larder_sys::{Dir, process};
 use nix::unistd::{Whence, lseek};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::testing::image::{self, Format, Image};
+use larder_testing::image::{self, Format, Image};
 
 use crate::build::three_layers;
 use crate::harness::layers::{Member, Packing, layer};

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::digest::Digest;
-use larder::testing::image::{Document, Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::{Auth, Fault, Registry};
+use larder_model::digest::Digest;
+use larder_testing::image::{Document, Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::{Auth, Fault, Registry};
 use serde_json::json;
 
 use crate::harness::served::random;

@@ -10,9 +10,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
-use larder::model::image_cache::Status;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_model::image_cache::Status;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -158,7 +158,7 @@ fn it_builds_as_in_a_pod() {
         let without = [options, mounts("nobody")].concat();
         let said = exits(77, &mut packaged.run(&without, &build));
         assert!(said.contains("CAP_") || said.contains("not permitted"), "{said}");
-        let user = Some(larder::snapshot::program::USER);
+        let user = Some(larder::export::packaging::USER);
         fs::remove_dir_all(packaged.at("nobody")).unwrap();
         fs::create_dir(packaged.at("nobody")).unwrap();
         fs::set_permissions(packaged.at("result"), fs::Permissions::from_mode(0o666)).unwrap();
@@ -265,7 +265,7 @@ fn it_serves_as_in_the_deployment() {
         let shipped =
             fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/kubernetes/larder.toml"))
                 .unwrap();
-        let hash = larder::model::digest::Digest::sha256(team.token().as_bytes());
+        let hash = larder_model::digest::Digest::sha256(team.token().as_bytes());
         let config = [
             ("\"0.0.0.0:8443\"", format!("\"127.0.0.1:{port}\"")),
             ("uid = \"this\"", "uid = \"here\"\nkubeconfig = \"/etc/larder/kubeconfig\"".to_owned()),

@@ -12,9 +12,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::model::digest::Digest;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::digest::Digest;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use nix::sys::signal::Signal;
 
 use crate::erofs::fsck;
@@ -55,7 +55,7 @@ pub(crate) fn images() -> [Image; 2] {
     let top = LayerBuilder::new().dir("srv").file("srv/large", random(3, 300_000));
     let shared = || LayerBuilder::new().file("etc/shared", "shared").file("again", "1").file("again", "2");
     let other = LayerBuilder::new().dir("elsewhere").file("elsewhere/file", "x");
-    let image = |layers: Vec<larder::testing::layer::BuiltLayer>| {
+    let image = |layers: Vec<larder_testing::layer::BuiltLayer>| {
         Image::builder(Format::Oci).layers(layers.into_iter().map(Into::into)).build()
     };
     [
@@ -255,7 +255,7 @@ fn a_killed_build_goes_on_and_keeps_what_it_had() {
         // A layer that is there under one chain is not fetched for another.
         let _ = fs::remove_dir_all(&volume);
         let last = served.images[1].layers[0].digest.clone();
-        served.registry.fault(larder::testing::registry::Fault::StallAt { digest: last, offsets: vec![10] });
+        served.registry.fault(larder_testing::registry::Fault::StallAt { digest: last, offsets: vec![10] });
         let mut running = Running::start(&mut build(&served, &volume));
         let committed = || fs::read_to_string(volume.join(".larder/journal")).unwrap_or_default();
         assert!(running.until(|| committed().matches("\"committed\"").count() == 4));
@@ -275,7 +275,7 @@ fn a_killed_build_goes_on_and_keeps_what_it_had() {
 fn what_starts_read_first_is_read_from_images() {
     isolated(&[Need::Program("busybox")], || {
         let shell = Image::builder(Format::Oci)
-            .layer(larder::testing::image::busybox().unwrap())
+            .layer(larder_testing::image::busybox().unwrap())
             .command(&["/bin/sh", "-c", "exec cat /etc/hostname"])
             .build();
         let served = Served::new([shell]);

@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::model::digest::Digest;
-use larder::testing::image::{Format, Image, Layer, busybox};
-use larder::testing::layer::LayerBuilder;
+use larder_model::digest::Digest;
+use larder_testing::image::{Format, Image, Layer, busybox};
+use larder_testing::layer::LayerBuilder;
 use serde_json::Value;
 
 use crate::harness::daemon::{Answer, Daemon, ROOMY, Tenant};
@@ -289,7 +289,7 @@ fn what_cannot_be_is_refused() {
         assert_eq!(code(QUERY, &[], b""), "CCE.01400001");
         assert_eq!(code(QUERY, &[("Content-Type", "application/json")], &tar), "CCE.01415001");
         assert_eq!(code(QUERY, &[("Content-Encoding", "gzip")], &tar), "CCE.01415001");
-        assert_eq!(code(QUERY, &[], &larder::testing::layer::gzip(&tar)), "CCE.01415001");
+        assert_eq!(code(QUERY, &[], &larder_testing::layer::gzip(&tar)), "CCE.01415001");
         assert_eq!(code(QUERY, &[("Idempotency-Key", "a b")], &tar), "CCE.01400001");
         let other = Digest::sha256(b"other");
         assert_eq!(code(QUERY, &[("X-Sdk-Content-Sha256", other.hex())], &tar), "CCE.01400001");
@@ -385,7 +385,7 @@ fn a_daemon_killed_while_it_imports_goes_on() {
         // An archive that no record knows, as a crash between the two leaves it.
         daemon.stop();
         let orphan =
-            daemon.state().join("imports").join(larder::model::image_cache::CacheId::random().to_string());
+            daemon.state().join("imports").join(larder_model::image_cache::CacheId::random().to_string());
         fs::write(&orphan, "x").unwrap();
         daemon.restart();
         until(&daemon, "an orphan stays", || !orphan.exists());

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use larder::testing::image::{self, Format, Image};
+use larder_testing::image::{self, Format, Image};
 
 use crate::harness::cgroup::MemoryCgroup;
 use crate::harness::filesystem::{FileSystem, Kind};

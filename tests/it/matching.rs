@@ -9,10 +9,10 @@ use std::time::{Duration, SystemTime};
 use chrono::Utc;
 use larder::caches::attachments::{Attachment, Attachments};
 use larder::caches::layout::Layout;
-use larder::model::image_cache::CacheId;
-use larder::testing::image::{Format, Image, Layer, push_index};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::Registry;
+use larder_model::image_cache::CacheId;
+use larder_testing::image::{Format, Image, Layer, push_index};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::Registry;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -7,9 +7,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use larder::model::digest::{Algorithm, Digest, Hasher};
-use larder::testing::image::{Document, Format, Image, Layer};
-use larder::testing::layer::{LayerBuilder, gzip};
+use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_testing::image::{Document, Format, Image, Layer};
+use larder_testing::layer::{LayerBuilder, gzip};
 use serde_json::json;
 
 use crate::harness::cgroup::MemoryCgroup;
@@ -91,7 +91,7 @@ fn four_gibibytes(served: &Served) -> String {
     };
     served.registry.put_generated(blob.clone(), blob_size, Arc::new(generate));
     let config = json!({
-        "architecture": larder::model::platform::Platform::host().architecture,
+        "architecture": larder_model::platform::Platform::host().architecture,
         "os": "linux",
         "config": {},
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
 use crate::harness::served::Served;

@@ -6,13 +6,13 @@ mod hostile;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use larder::model::class::Class;
-use larder::model::job::LayerFormat;
 use larder::node::limits;
 use larder::node::podman::config::{self, Change, For};
 use larder::node::view;
-use larder::testing::image::{Format, Image, Layer, busybox};
-use larder::testing::layer::LayerBuilder;
+use larder_model::class::Class;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image, Layer, busybox};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::node::Node;
 use crate::harness::served::{Served, cache};

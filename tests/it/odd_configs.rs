@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
-use larder::model::digest::Digest;
-use larder::model::manifest::ImageConfig;
-use larder::testing::image::{Document, Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_model::digest::Digest;
+use larder_model::manifest::ImageConfig;
+use larder_testing::image::{Document, Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
 use crate::harness::node::Node;

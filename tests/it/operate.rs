@@ -4,10 +4,10 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::model::digest::Digest;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::{Fault, Registry};
+use larder_model::digest::Digest;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::{Fault, Registry};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

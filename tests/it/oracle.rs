@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use larder::model::digest::Digest;
-use larder::testing::image::{self, Format, Image};
+use larder_model::digest::Digest;
+use larder_testing::image::{self, Format, Image};
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::harness::containerd::Containerd;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::kubernetes::{Cluster, Node};
-use larder::testing::layer::LayerBuilder;
+use larder_fake_kubernetes::{Cluster, Node};
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
 use crate::harness::filesystem::{FileSystem, Kind};

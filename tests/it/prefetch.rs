@@ -6,9 +6,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::seal::CacheManifest;
 use larder::prefetch::list::{self, Entry};
-use larder::testing::image::{self, Format, Image};
+use larder_model::seal::CacheManifest;
+use larder_testing::image::{self, Format, Image};
 use serde_json::Value;
 use tempfile::TempDir;
 

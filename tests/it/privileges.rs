@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::digest::Digest;
-use larder::testing::image::{self, Format, Image};
+use larder_model::digest::Digest;
+use larder_testing::image::{self, Format, Image};
 
 use crate::harness::layers::{Member, Packing, layer};
 use crate::harness::overlay::View;

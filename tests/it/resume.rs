@@ -9,10 +9,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use chrono::Utc;
-use larder::model::digest::Digest;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::Fault;
+use larder_model::digest::Digest;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::Fault;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use larder::model::digest::Digest;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::{Fault, Registry};
 use larder::volume::lease::Lease;
+use larder_model::digest::Digest;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::{Fault, Registry};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -144,7 +144,7 @@ fn a_reused_volume_is_the_fetched_one() {
         let read = |name: &str| fs::read(shared.volume(name).join("cache.json")).unwrap();
         assert_eq!(read("a"), read("b"));
         // What is read is kept meanwhile, and free afterwards.
-        let root = larder::sys::Dir::open(&shared.volume("a")).unwrap();
+        let root = larder_sys::Dir::open(&shared.volume("a")).unwrap();
         assert!(Lease::exclusive(&root).unwrap().is_some());
     });
 }
@@ -282,7 +282,7 @@ fn a_volume_that_is_gone_is_done_without() {
         assert_eq!(shared.times_served(0), [2.0; 2]);
 
         // One that is being removed is as good as gone.
-        let root = larder::sys::Dir::open(&shared.volume("b")).unwrap();
+        let root = larder_sys::Dir::open(&shared.volume("b")).unwrap();
         let leaving = Lease::exclusive(&root).unwrap().unwrap();
         assert_eq!(shared.built("c", 0).warned_of("b"), 2);
         drop(leaving);

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use larder::model::digest::Digest;
-use larder::model::job::LayerFormat;
-use larder::model::seal::CacheManifest;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::CacheManifest;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant, configure, serve};

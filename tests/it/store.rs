@@ -10,8 +10,8 @@ use std::{env, thread};
 
 use larder::caches::store::sqlite::SqliteStore;
 use larder::caches::store::{Created, Store, StoreError, suite};
-use larder::model::class::Class;
-use larder::model::image_cache::{CacheId, Status};
+use larder_model::class::Class;
+use larder_model::image_cache::{CacheId, Status};
 use tokio::runtime::Runtime;
 
 use crate::harness::filesystem::{FileSystem, Kind};

@@ -5,10 +5,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::model::digest::Digest;
-use larder::model::seal::{CacheManifest, Content};
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::digest::Digest;
+use larder_model::seal::{CacheManifest, Content};
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use rustix::fs::{XattrFlags, lremovexattr, lsetxattr};
 
 use crate::harness::served::{Served, cache};

@@ -4,9 +4,9 @@ use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::testing::image::{Format, Image, Layer, push_index};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::{Fault, Registry};
+use larder_testing::image::{Format, Image, Layer, push_index};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::{Fault, Registry};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 

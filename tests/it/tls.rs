@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::authority::Authority;
 use crate::harness::registry::Registry;

@@ -9,11 +9,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use larder::caches::layout::Layout;
-use larder::model::chain::ChainId;
-use larder::model::digest::Digest;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::Fault;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::Fault;
 
 use crate::confine::demanding;
 use crate::harness::daemon::{Daemon, ROOMY, Tenant, on_disks};

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use larder::model::digest::Digest;
-use larder::testing::registry::Fault;
+use larder_model::digest::Digest;
+use larder_testing::registry::Fault;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use larder::testing::image::{Format, Image, Layer, busybox};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::{Fault, Registry};
+use larder_testing::image::{Format, Image, Layer, busybox};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::{Fault, Registry};
 use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, Tenant, on_disks};

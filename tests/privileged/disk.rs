@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::digest::Digest;
-use larder::testing::image::{self, Format, Image};
+use larder_model::digest::Digest;
+use larder_testing::image::{self, Format, Image};
 use serde_json::Value;
 
 use crate::harness::filesystem::unmount;

@@ -160,7 +160,7 @@ fn what_is_said_beside_a_disk_must_hold() {
         fs::write(volume.join("cache.json"), &other).unwrap();
         found(&exits(65, larder().arg("inspect").arg(&volume)));
         let mut lie = honest.clone();
-        lie["cache_json"] = json!(larder::model::digest::Digest::sha256(&other).to_string());
+        lie["cache_json"] = json!(larder_model::digest::Digest::sha256(&other).to_string());
         fs::write(&path, lie.to_string()).unwrap();
         found(&exits(65, larder().arg("inspect").arg(&volume)));
         fs::write(volume.join("cache.json"), &seal).unwrap();

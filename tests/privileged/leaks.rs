@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::Duration;
 
-use larder::testing::registry::Fault;
+use larder_testing::registry::Fault;
 use nix::sys::signal::Signal;
 
 use crate::harness::served::{Running, Served};

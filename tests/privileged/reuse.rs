@@ -4,9 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::Registry;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::Registry;
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use larder::testing::registry::Fault;
+use larder_testing::registry::Fault;
 
 use crate::harness::served::Served;
 use crate::harness::{exits, larder, succeed};

@@ -6,9 +6,9 @@ use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::Fault;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::Fault;
 
 use crate::harness::served::{Served, random};
 use crate::harness::{in_shell, larder, succeed};

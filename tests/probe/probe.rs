@@ -9,7 +9,7 @@ use std::io;
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
-use larder::sys::confine::{Confinement, Privileges, Role, Signals};
+use larder_sys::confine::{Confinement, Privileges, Role, Signals};
 use libc::{c_int, c_long, c_void};
 
 /// Arguments: role, volume, outside directory, socket of a daemon, TCP port, process ID of the test.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use chrono::{DateTime, SubsecRound as _, Utc};
 
 use super::signature::SKEW;
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// Maximum signatures that are remembered for one tenant: with dates of now, 18 requests a second. Each takes some 60 bytes.
 const MOST: usize = 16_384;

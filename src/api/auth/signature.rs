@@ -12,9 +12,9 @@ use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use super::Stamp;
 use crate::api::errors::{Code, Problem};
 use crate::api::query::{self, Query};
-use crate::model::credential::Secret;
-use crate::model::digest::hex;
-use crate::model::signature::{ALGORITHM, Signable};
+use larder_model::credential::Secret;
+use larder_model::digest::hex;
+use larder_model::signature::{ALGORITHM, Signable};
 
 /// How far the date of a request may be from now, either way.
 pub(super) const SKEW: TimeDelta = TimeDelta::minutes(15);

@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn hashes_as_they_are_configured() {
-        let text = crate::model::digest::hex(&Sha256::digest("a"));
+        let text = larder_model::digest::hex(&Sha256::digest("a"));
         assert_eq!(hash_of_hex(&text), Some(Sha256::digest("a").into()));
         for bad in ["", "ab", &"g".repeat(64), &"A".repeat(64), &"é".repeat(32)] {
             assert_eq!(hash_of_hex(bad), None, "{bad}");

@@ -13,7 +13,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::ListenError;
 use crate::config::api::Api;
-use crate::sys::private;
+use larder_sys::private;
 
 /// Maximum bytes of the file of a key. One of RSA with 16,384 bits has 13 KiB.
 const MAX_KEY: u64 = 64 << 10;

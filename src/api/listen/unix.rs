@@ -9,8 +9,8 @@ use std::path::Path;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{Accepted, Door, ListenError, Peer};
-use crate::sys::process;
-use crate::sys::socket::{self, Place};
+use larder_sys::process;
+use larder_sys::socket::{self, Place};
 
 const MODE: u32 = 0o660;
 

@@ -25,15 +25,15 @@ use crate::caches::service::Service;
 use crate::caches::store::sqlite::SqliteStore;
 use crate::caches::volumes::host::HostVolumes;
 use crate::config::Config;
-use crate::model::class::Class;
-use crate::model::digest::hex;
-use crate::model::event::{Failure, Line};
-use crate::model::image_cache::TenantName;
-use crate::model::job::Job;
-use crate::model::plan_report::PlanReport;
-use crate::model::size::ByteSize;
 use crate::telemetry::metrics::Metrics;
-use crate::testing::clock::FakeClock;
+use larder_model::class::Class;
+use larder_model::digest::hex;
+use larder_model::event::{Failure, Line};
+use larder_model::image_cache::TenantName;
+use larder_model::job::Job;
+use larder_model::plan_report::PlanReport;
+use larder_model::size::ByteSize;
+use larder_sys::clock::fake::FakeClock;
 
 /// Builds until it is stopped; plans what `refusal` does not refuse, or for ever.
 #[derive(Debug, Default)]
@@ -92,7 +92,7 @@ const TOKENS: [(&str, &str); 2] = [("team-a", "token-a"), ("team-b", "token-b")]
 async fn host(more: &str) -> Host {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("ak");
-    crate::sys::private::create(&secret, b"sk\n").unwrap();
+    larder_sys::private::create(&secret, b"sk\n").unwrap();
     let hash = |text: &str| hex(&Sha256::digest(text));
     let mut text = format!("{more}\n[caches]\ncapacity = \"100GiB\"\nmax_per_tenant = 3\n");
     for (name, token) in TOKENS {
@@ -113,13 +113,13 @@ async fn host(more: &str) -> Host {
         store: Arc::new(store),
         runner: Arc::clone(&runner) as Arc<dyn Runner>,
         volumes: Arc::new(volumes),
-        clock: Arc::clone(&clock) as Arc<dyn crate::sys::clock::Clock>,
+        clock: Arc::clone(&clock) as Arc<dyn larder_sys::clock::Clock>,
         metrics: metrics.clone(),
         tell_progress: None,
     };
     let service = Service::start(parts, &config).await.unwrap();
     let tenants = SharedTenants::new(Tenants::load(&config.api, &config.tenant, None).unwrap());
-    let clock_of_api = Arc::clone(&clock) as Arc<dyn crate::sys::clock::Clock>;
+    let clock_of_api = Arc::clone(&clock) as Arc<dyn larder_sys::clock::Clock>;
     let parts = Parts { service: service.clone(), tenants, clock: clock_of_api, metrics };
     let router = Api::new(parts, config.api.clone()).router();
     Host { router, service, runner, clock, _dir: dir }
@@ -350,19 +350,19 @@ async fn who_may() {
 
 #[tokio::test]
 async fn a_signed_request_and_its_clock() {
-    use crate::sys::clock::Clock as _;
+    use larder_sys::clock::Clock as _;
     let host = host("").await;
     let send = async |secret: &str, access: &str, body: &str| {
         let date = host.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
         let headers = [("host".to_owned(), "h:1".to_owned()), ("x-sdk-date".to_owned(), date.clone())];
-        let signed = crate::model::signature::Signable {
+        let signed = larder_model::signature::Signable {
             method: "POST",
             path: "/v5/imagecaches",
             query: &[],
             headers: &headers,
             body: Sha256::digest(order("signed").to_string()).into(),
         };
-        let signature = hex(&signed.sign(&date, &crate::model::credential::Secret::new(secret)));
+        let signature = hex(&signed.sign(&date, &larder_model::credential::Secret::new(secret)));
         let claim =
             format!("SDK-HMAC-SHA256 Access={access}, SignedHeaders=host;x-sdk-date, Signature={signature}");
         let request = Request::post("/v5/imagecaches").header("host", "h:1").header("x-sdk-date", &date);
@@ -390,17 +390,17 @@ struct SignedRequest {
 
 impl SignedRequest {
     fn new(host: &Host, method: &'static str, path: &str, body: &str) -> Self {
-        use crate::sys::clock::Clock as _;
+        use larder_sys::clock::Clock as _;
         let date = host.clock.now().format("%Y%m%dT%H%M%SZ").to_string();
         let headers = [("host".to_owned(), "h:1".to_owned()), ("x-sdk-date".to_owned(), date.clone())];
-        let signed = crate::model::signature::Signable {
+        let signed = larder_model::signature::Signable {
             method,
             path,
             query: &[],
             headers: &headers,
             body: Sha256::digest(body).into(),
         };
-        let signature = hex(&signed.sign(&date, &crate::model::credential::Secret::new("sk")));
+        let signature = hex(&signed.sign(&date, &larder_model::credential::Secret::new("sk")));
         SignedRequest { method, path: path.to_owned(), body: body.to_owned(), date, signature }
     }
 

@@ -8,8 +8,8 @@ use super::ImageCache;
 use crate::caches::matching::Found;
 use crate::caches::service::Details;
 use crate::caches::volumes::Snapshot;
-use crate::model::digest::Digest;
-use crate::model::plan_report::PlanReport;
+use larder_model::digest::Digest;
+use larder_model::plan_report::PlanReport;
 
 /// Everything that is known of an image cache.
 #[derive(Debug, Serialize, ToSchema)]

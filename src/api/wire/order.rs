@@ -10,12 +10,12 @@ use utoipa::ToSchema;
 use super::{BuildingConfig, json};
 use crate::api::errors::Problem;
 use crate::api::query::Query;
-use crate::model::image_cache::Spec;
-use crate::model::image_cache::spec::{
+use larder_model::image_cache::Spec;
+use larder_model::image_cache::spec::{
     MAX_IMAGES, MAX_PULL_SECRETS, MAX_RETENTION_DAYS, MAX_SIZE_GIB, MIN_SIZE_GIB, SpecError,
 };
-use crate::model::pull_secret::PullSecretName;
-use crate::model::reference::ImageReference;
+use larder_model::pull_secret::PullSecretName;
+use larder_model::reference::ImageReference;
 
 /// Longest part of a given value that a message repeats, characters.
 const SHOWN: usize = 64;

@@ -4,7 +4,7 @@ use super::{RETRY_AFTER, Service};
 use crate::caches::error::Error;
 use crate::caches::record::Record;
 use crate::caches::store::{Admission, StoreError, TenantSpace};
-use crate::model::image_cache::{Spec, TenantName};
+use larder_model::image_cache::{Spec, TenantName};
 
 impl Service {
     /// What a new record of a tenant must leave room for; with `None` there is no limit of a tenant's space.

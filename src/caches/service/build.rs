@@ -16,12 +16,12 @@ use crate::caches::record::{Content, Record};
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Places, Sealed, VolumeId};
-use crate::model::class::Class;
-use crate::model::escape::escape_to;
-use crate::model::event::{Event, Line, Outcome, Status as BuildStatus};
-use crate::model::image_cache::{CacheId, Status, TenantName};
-use crate::model::job::Source;
 use crate::telemetry::metrics::BuildResult;
+use larder_model::class::Class;
+use larder_model::escape::escape_to;
+use larder_model::event::{Event, Line, Outcome, Status as BuildStatus};
+use larder_model::image_cache::{CacheId, Status, TenantName};
+use larder_model::job::Source;
 
 /// Lines of a builder that wait to be taken up.
 const LINES: usize = 256;
@@ -424,7 +424,7 @@ fn cut(text: &str, limit: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::event::Failure;
+    use larder_model::event::Failure;
 
     #[test]
     fn a_failure_names_its_images() {

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::caches::progress::{LayerState, Progress};
 use crate::caches::record::{Happened, ImageDetails, Origin, Record};
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::image_cache::CacheId;
-use crate::model::seal::Totals;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::image_cache::CacheId;
+use larder_model::seal::Totals;
 
 /// The details of a cache: of its build while there is one, else of its content.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -14,7 +14,7 @@ use crate::caches::error::Error;
 use crate::caches::imports::{Imports, Spool};
 use crate::caches::record::{Import, Record};
 use crate::caches::store::{Created, IdempotencyKey, StoreError};
-use crate::model::image_cache::{CacheId, Spec, TenantName};
+use larder_model::image_cache::{CacheId, Spec, TenantName};
 
 /// Bytes that are written at once.
 const CHUNK: usize = 1 << 20;

@@ -11,8 +11,8 @@ use super::{Service, state_failed};
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::{Discarded, VolumeId};
-use crate::model::image_cache::{CacheId, Status, TenantName};
-use crate::sys::clock::guard::{Expiry, TimeGuard};
+use larder_model::image_cache::{CacheId, Status, TenantName};
+use larder_sys::clock::guard::{Expiry, TimeGuard};
 
 /// How often the house is looked over when nothing asks for it.
 const EVERY: Duration = Duration::from_secs(15);

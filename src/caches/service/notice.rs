@@ -3,7 +3,7 @@
 use super::Service;
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
-use crate::model::image_cache::{CacheId, Status};
+use larder_model::image_cache::{CacheId, Status};
 
 impl Service {
     /// Takes up a record as it was seen last; `told` is the number of the last event that was told of it before. It may be

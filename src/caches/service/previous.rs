@@ -7,7 +7,7 @@ use super::{Service, state_failed};
 use crate::caches::record::Record;
 use crate::caches::store::StoreError;
 use crate::caches::volumes::VolumeId;
-use crate::model::image_cache::{CacheId, Status};
+use larder_model::image_cache::{CacheId, Status};
 
 /// Maximum number of replaced volumes of one cache that stay because they are in use. Beyond it the oldest go: the storage that a
 /// cache occupies must have a bound.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Service;
 use crate::caches::record::Record;
 use crate::caches::store::{StoreError, Stored};
-use crate::model::image_cache::CacheId;
+use larder_model::image_cache::CacheId;
 
 /// The records of a [survey](crate::caches::store::Store::survey), by ID.
 pub(super) struct Records(HashMap<CacheId, Arc<Stored>>);

@@ -2,7 +2,7 @@
 
 use super::{Service, StartError};
 use crate::caches::volumes::VolumeId;
-use crate::model::image_cache::Status;
+use larder_model::image_cache::Status;
 
 impl Service {
     /// Settles what an earlier daemon left, before anything new is begun.

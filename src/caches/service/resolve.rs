@@ -3,8 +3,8 @@
 use super::Service;
 use crate::caches::error::Error;
 use crate::caches::record::OrderedBy;
-use crate::model::image_cache::{CacheId, Spec, TenantName};
-use crate::model::plan_report::PlanReport;
+use larder_model::image_cache::{CacheId, Spec, TenantName};
+use larder_model::plan_report::PlanReport;
 
 impl Service {
     /// Resolves the images of a cache with the credentials that its next build would use. Moves no layer byte.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// The places. One tenant never has the last one if others can come: a registry that dribbles holds a builder for hours.
 #[derive(Debug)]

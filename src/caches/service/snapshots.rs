@@ -5,7 +5,7 @@ use super::{Service, state_failed};
 use crate::caches::error::Error;
 use crate::caches::volumes::Snapshot;
 use crate::config::tenant::ADMIN;
-use crate::model::image_cache::{CacheId, TenantName};
+use larder_model::image_cache::{CacheId, TenantName};
 
 impl Service {
     /// The snapshots of a cache, oldest first.

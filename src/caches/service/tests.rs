@@ -20,11 +20,11 @@ use crate::caches::layout::Layout;
 use crate::caches::runner::{BuildOrder, Ended};
 use crate::caches::store::sqlite::SqliteStore;
 use crate::caches::volumes::host::HostVolumes;
-use crate::model::digest::Digest;
-use crate::model::event::{Failure, Line, Outcome, SealedImage, Status as BuildStatus};
-use crate::sys::Dir;
-use crate::testing::clock::FakeClock;
 use crate::volume::lease::Lease;
+use larder_model::digest::Digest;
+use larder_model::event::{Failure, Line, Outcome, SealedImage, Status as BuildStatus};
+use larder_sys::Dir;
+use larder_sys::clock::fake::FakeClock;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -94,7 +94,7 @@ impl Runner for FakeRunner {
         _: Job,
         _: Vec<String>,
     ) -> BoxFuture<'a, Result<PlanReport, Vec<Failure>>> {
-        Box::pin(async { Ok(PlanReport::new(Vec::new(), crate::model::size::ByteSize(0))) })
+        Box::pin(async { Ok(PlanReport::new(Vec::new(), larder_model::size::ByteSize(0))) })
     }
 }
 
@@ -125,8 +125,8 @@ fn sealed(order: &BuildOrder) -> Outcome {
 
 /// A seal of nothing that can be read.
 fn seal(order: &BuildOrder) -> Vec<u8> {
-    let content = crate::model::seal::Content {
-        version: crate::model::seal::VERSION,
+    let content = larder_model::seal::Content {
+        version: larder_model::seal::VERSION,
         larder: "test".into(),
         job: Digest::sha256(b"job"),
         layer_format: Default::default(),
@@ -136,7 +136,7 @@ fn seal(order: &BuildOrder) -> Vec<u8> {
         layers: Vec::new(),
         totals: Default::default(),
     };
-    serde_json::to_vec(&crate::model::seal::CacheManifest::new(content).unwrap()).unwrap()
+    serde_json::to_vec(&larder_model::seal::CacheManifest::new(content).unwrap()).unwrap()
 }
 
 fn failed(order: &BuildOrder, class: Class) -> Outcome {

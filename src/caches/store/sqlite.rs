@@ -23,7 +23,7 @@ mod open;
 mod reserve;
 mod rows;
 mod snapshots;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
@@ -40,8 +40,8 @@ use self::snapshots::Snapshots;
 use super::{Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored};
 use crate::caches::record::Record;
 use crate::caches::turns::{Kind, Turns};
-use crate::model::image_cache::{CacheId, Status, TenantName};
-use crate::sys::clock::guard::Noted;
+use larder_model::image_cache::{CacheId, Status, TenantName};
+use larder_sys::clock::guard::Noted;
 
 /// Records in an SQLite database. The file is held open until the last handle is gone.
 #[derive(Clone)]

@@ -12,8 +12,8 @@ use super::{
     Admission, Created, IdempotencyKey, MAX_KEYS_PER_TENANT, Store, StoreError, Stored, TenantSpace,
 };
 use crate::caches::record::Record;
-use crate::model::image_cache::{CacheId, Spec, Status, TenantName};
-use crate::sys::clock::guard::Noted;
+use larder_model::image_cache::{CacheId, Spec, Status, TenantName};
+use larder_sys::clock::guard::Noted;
 
 /// Gives a store in which nothing is.
 pub type Fresh<'a> = &'a (dyn Fn() -> Arc<dyn Store> + Sync);

@@ -11,16 +11,16 @@ use chrono::DateTime;
 use futures_util::future::BoxFuture;
 
 use super::{Discarded, Kind, Places, Sealed, Snapshot, StateError, VolumeId, Volumes};
-use crate::build::share;
+use crate::builder::share;
 use crate::caches::attachments::Attachments;
 use crate::caches::imports::Imports;
 use crate::caches::layout::{self, Layout};
 use crate::caches::runner::child::clear_work;
-use crate::model::image_cache::TenantName;
-use crate::sys::lock::Lock;
-use crate::sys::mounts::Mounts;
-use crate::sys::{Dir, remove, space};
 use crate::volume::{self, lease::Lease};
+use larder_model::image_cache::TenantName;
+use larder_sys::lock::Lock;
+use larder_sys::mounts::Mounts;
+use larder_sys::{Dir, remove, space};
 
 /// The state directory, held by this process alone until the last handle is gone.
 #[derive(Clone, Debug)]
@@ -298,7 +298,7 @@ fn names(dir: &Path) -> Result<Vec<String>, StateError> {
     Ok(names)
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::{CredentialArgs, LayerArgs, OrderArgs, Output};
-use crate::model::bench_report::Kind;
-use crate::model::job::LayerFormat;
-use crate::model::platform::Platform;
-use crate::model::reference::ImageReference;
+use larder_model::bench_report::Kind;
+use larder_model::job::LayerFormat;
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use crate::client::address::Address;
-use crate::model::image_cache::CacheName;
-use crate::model::reference::ImageReference;
+use larder_model::image_cache::CacheName;
+use larder_model::reference::ImageReference;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:

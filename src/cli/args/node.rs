@@ -7,12 +7,12 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::CredentialArgs;
 use crate::client::address::Address;
-use crate::model::digest::Digest;
-use crate::model::platform::Platform;
-use crate::model::reference::ImageReference;
-use crate::model::runtime::{Containerd, Runtime};
 use crate::node::access::Policy;
 use crate::node::snapshotter;
+use larder_model::digest::Digest;
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
+use larder_model::runtime::{Containerd, Runtime};
 
 pub(super) const ATTACH_EXAMPLES: &str = "\
 Examples:

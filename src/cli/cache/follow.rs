@@ -16,10 +16,10 @@ use crate::cli::output::terminal::Terminal;
 use crate::cli::output::text::Text;
 use crate::client::events::Told;
 use crate::client::{Client, Request};
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::model::event::{Event, Line, VERSION};
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::escape::escape;
+use larder_model::event::{Event, Line, VERSION};
 
 /// Between two looks at a cache of which the stream ended early.
 const PAUSE: Duration = Duration::from_secs(1);

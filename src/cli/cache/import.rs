@@ -20,13 +20,13 @@ use crate::cli::output::bar::{self, Bar};
 use crate::client::error::Error as ClientError;
 use crate::client::upload::{Upload, Writer};
 use crate::client::{Client, Request};
-use crate::model::class::Class;
-use crate::model::image_cache::spec::MAX_IMAGES;
-use crate::model::reference::ImageReference;
-use crate::model::seal::Compression;
-use crate::snapshot::{self, Format, Monitor};
-use crate::sys::unnamed;
+use crate::export::{self, Format, Monitor};
 use crate::telemetry::Console;
+use larder_model::class::Class;
+use larder_model::image_cache::spec::MAX_IMAGES;
+use larder_model::reference::ImageReference;
+use larder_model::seal::Compression;
+use larder_sys::unnamed;
 
 /// What is sent, and the names of the images in it.
 struct Source {
@@ -90,7 +90,7 @@ fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
     let Some(tar) = archive.tar() else {
         let layout = input.to_owned();
         let write: Writer =
-            Box::new(move |out| snapshot::pack(&layout, out).map_err(|e| body(e.class(), e.to_string())));
+            Box::new(move |out| export::pack(&layout, out).map_err(|e| body(e.class(), e.to_string())));
         return Ok(Source { images, length: None, write });
     };
     let io = |e: io::Error| failed(Class::Internal, format!("reading the archive: {e}"));
@@ -103,13 +103,13 @@ fn open(input: &Path, images: Vec<ImageReference>) -> Result<Source, Error> {
 /// Whether it is a sealed volume, or the image or device of one.
 fn is_volume(input: &Path) -> bool {
     input.join("cache.json").is_file()
-        || snapshot::is_image(input)
+        || export::is_image(input)
         || std::fs::metadata(input).is_ok_and(|facts| facts.file_type().is_block_device())
 }
 
 fn volume(path: PathBuf, images: Vec<ImageReference>) -> Result<Source, Error> {
-    let of_volume = |e: snapshot::Error| failed(e.class(), e.to_string());
-    let images = if images.is_empty() { snapshot::images(&path).map_err(of_volume)? } else { images };
+    let of_volume = |e: export::Error| failed(e.class(), e.to_string());
+    let images = if images.is_empty() { export::images(&path).map_err(of_volume)? } else { images };
     let images = counted(images)?;
     if let Some(image) = images.iter().find(|image| image.tag().is_none()) {
         let message = format!(
@@ -119,14 +119,14 @@ fn volume(path: PathBuf, images: Vec<ImageReference>) -> Result<Source, Error> {
         return Err(failed(Class::Invalid, message));
     }
     // Three times the size of the layers as they are sent have to fit, so they are compressed.
-    let request = snapshot::Request {
+    let request = export::Request {
         format: Format::OciArchive,
         compression: Compression::Zstd,
         images: images.clone(),
         force: false,
     };
     let write: Writer = Box::new(move |out| {
-        let sent = snapshot::export_to(&path, Box::new(out), &request, &Monitor::new());
+        let sent = export::export_to(&path, Box::new(out), &request, &Monitor::new());
         sent.map(drop).map_err(|e| body(e.class(), e.to_string()))
     });
     Ok(Source { images, length: None, write })

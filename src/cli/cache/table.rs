@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::model::escape::escape;
-use crate::model::size::ByteSize;
+use larder_model::escape::escape;
+use larder_model::size::ByteSize;
 
 /// The daemon's JSON, for programs.
 pub(super) fn json(answer: &Value) -> String {

@@ -15,18 +15,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Keeping;
-use crate::build::cancel::Cancel;
-use crate::build::events::Events;
-use crate::build::keeper::{Greeting, LONGEST_LINE, Passed, Refusal};
-use crate::build::wire;
+use crate::builder::cancel::Cancel;
+use crate::builder::events::Events;
+use crate::builder::keeper::{Greeting, LONGEST_LINE, Passed, Refusal};
+use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
 use crate::cli::build::usage_outcome;
 use crate::config::environment;
-use crate::model::class::Class;
-use crate::model::event::{Event, Outcome};
-use crate::model::plan_report::{PlanFailed, PlanReport};
-use crate::sys::signal;
 use crate::telemetry;
+use larder_model::class::Class;
+use larder_model::event::{Event, Outcome};
+use larder_model::plan_report::{PlanFailed, PlanReport};
+use larder_sys::signal;
 
 /// How long a child may take to end after its result.
 pub(super) const LINGER: Duration = Duration::from_secs(20);

@@ -13,14 +13,14 @@ use tokio::runtime::Handle;
 use super::Keeping;
 use super::child::{Child, Role};
 use super::mounts::Mounts;
-use crate::build::keeper::{Greeting, Refusal, Reply, Request, credentials_body};
-use crate::build::registry::{repositories, secrets};
-use crate::build::wire;
-use crate::model::class::Class;
-use crate::model::plan_report::PlanReport;
-use crate::model::seal::CacheManifest;
-use crate::model::trust::SealSignature;
+use crate::builder::keeper::{Greeting, Refusal, Reply, Request, credentials_body};
+use crate::builder::registry::{repositories, secrets};
+use crate::builder::wire;
 use crate::secrets::Secrets;
+use larder_model::class::Class;
+use larder_model::plan_report::PlanReport;
+use larder_model::seal::CacheManifest;
+use larder_model::trust::SealSignature;
 
 /// Maximum number of signatures of one build: a seal that could not be written is signed again.
 const MAX_SIGNATURES: u32 = 3;

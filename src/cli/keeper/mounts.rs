@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::build::order::Order;
-use crate::build::share::VolumeName;
+use crate::builder::order::Order;
+use crate::builder::share::VolumeName;
 use crate::volume::disk::{self, Attached};
 
 /// Most at once: each takes a loop device.

@@ -7,15 +7,15 @@ use std::path::{Path, PathBuf};
 use crate::caches::attachments::Attachment;
 use crate::kubernetes::node::attacher::is_name;
 use crate::kubernetes::node::{AttachFault, Attacher};
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::runtime::{Containerd, Runtime};
-use crate::model::trust::Trust;
 use crate::node::attach::{self, Consent, Host, Order, Plan};
-use crate::sys::Dir;
-use crate::sys::mount::{self, is_mount_point};
-use crate::sys::mounts;
 use crate::volume::seal;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::runtime::{Containerd, Runtime};
+use larder_model::trust::Trust;
+use larder_sys::Dir;
+use larder_sys::mount::{self, is_mount_point};
+use larder_sys::mounts;
 
 /// Attaches below `mounts`.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::Renderer;
-use crate::model::event::Line;
+use larder_model::event::Line;
 
 /// Writes every event to `W`.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::model::event::{Event, VERSION};
+    use larder_model::event::{Event, VERSION};
 
     #[test]
     fn a_line_for_each_event() {

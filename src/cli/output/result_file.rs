@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-use crate::model::event::Outcome;
+use larder_model::event::Outcome;
 
 /// Kubernetes cuts a termination message at 4096 bytes (kubelet, `MaxContainerTerminationMessageLength`).
 const LIMIT: usize = 4096;
@@ -31,7 +31,7 @@ fn try_write(path: &Path, outcome: &Outcome) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::cli::build::usage_outcome;
-    use crate::model::class::Class;
+    use larder_model::class::Class;
 
     #[test]
     fn in_place_and_short() {

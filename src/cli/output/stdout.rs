@@ -3,8 +3,8 @@
 use std::io::{self, Write as _};
 
 use crate::cli::exit;
-use crate::model::class::Class;
 use crate::telemetry::Console;
+use larder_model::class::Class;
 
 /// Writes `text` whole. A reader that went away got what it wanted; anything else is a failure with its exit code.
 pub(in crate::cli) fn print(console: &Console, text: &str) -> u8 {

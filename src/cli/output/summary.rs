@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::cli::exit;
-use crate::model::escape::escape;
-use crate::model::event::{Failure, Outcome};
-use crate::model::size::ByteSize;
+use larder_model::escape::escape;
+use larder_model::event::{Failure, Outcome};
+use larder_model::size::ByteSize;
 
 /// A sealed volume, for standard output.
 pub(in crate::cli) fn sealed(outcome: &Outcome, volume: &Path) -> String {
@@ -52,8 +52,8 @@ pub(in crate::cli) fn failed(failures: &[Failure], message: &str, exit_code: u8)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::class::Class;
-    use crate::model::digest::Digest;
+    use larder_model::class::Class;
+    use larder_model::digest::Digest;
 
     #[test]
     fn every_failed_image_is_named() {

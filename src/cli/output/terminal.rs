@@ -7,11 +7,11 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Renderer, text};
-use crate::build::progress::Progress;
-use crate::model::digest::Digest;
-use crate::model::escape::escape;
-use crate::model::event::{Event, Line};
+use crate::builder::progress::Progress;
 use crate::telemetry::Console;
+use larder_model::digest::Digest;
+use larder_model::escape::escape;
+use larder_model::event::{Event, Line};
 
 const LAYER: &str = "  {prefix} {bar:24} {binary_bytes:>10} / {binary_total_bytes:<10} {msg}";
 pub(super) const TOTAL: &str =
@@ -120,7 +120,7 @@ mod tests {
     fn bars_come_and_go() {
         let mut terminal = Terminal::new(Console::default());
         let blob = Digest::sha256(b"x");
-        let chain_id = crate::model::chain::ChainId::base(&blob);
+        let chain_id = larder_model::chain::ChainId::base(&blob);
         let mut show = |event| {
             terminal.show(&Line { v: 1, time: chrono::DateTime::UNIX_EPOCH, event }).unwrap();
             terminal.layers.len()

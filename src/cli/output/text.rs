@@ -3,10 +3,10 @@
 use std::io;
 
 use super::Renderer;
-use crate::model::escape::escape;
-use crate::model::event::{Event, Line};
-use crate::model::size::ByteSize;
 use crate::telemetry::Console;
+use larder_model::escape::escape;
+use larder_model::event::{Event, Line};
+use larder_model::size::ByteSize;
 
 /// Quiet output, where standard error is not a terminal.
 #[derive(Debug)]

@@ -17,8 +17,8 @@ use crate::config::Config;
 use crate::config::cluster::Cluster;
 use crate::kubernetes::client;
 use crate::kubernetes::daemon::{self, Daemon, Habits};
-use crate::sys::clock::Clock;
 use crate::telemetry::metrics::Metrics;
+use larder_sys::clock::Clock;
 
 /// One of the two.
 pub(super) enum Place {

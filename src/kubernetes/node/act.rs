@@ -20,9 +20,9 @@ use super::wish::Wish;
 use crate::kubernetes::client::ApiServer;
 use crate::kubernetes::fault::{Fault, ask, opt};
 use crate::kubernetes::names::MANAGER;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::sys::mount::make_read_only;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_sys::mount::make_read_only;
 
 /// A step failed. It is taken again, later each time.
 #[derive(Debug)]

@@ -22,9 +22,9 @@ use super::tell::{News, Teller};
 use super::used;
 use super::wish::{self, Cache, Wish};
 use crate::config::node::Node;
-use crate::model::class::Class;
-use crate::model::image_cache::CacheId;
 use crate::telemetry::metrics::{Metrics, NodeCache};
+use larder_model::class::Class;
+use larder_model::image_cache::CacheId;
 
 /// The least time from the end of a pass to the next: what changes together is seen together.
 const SETTLE: Duration = Duration::from_millis(100);

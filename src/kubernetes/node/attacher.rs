@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::Path;
 
-use crate::model::class::Class;
-use crate::model::digest::Digest;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
 
 /// Attaches what the kubelet has mounted.
 pub trait Attacher: fmt::Debug + Send + Sync + 'static {

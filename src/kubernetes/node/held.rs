@@ -43,7 +43,7 @@ use crate::caches::service::Service;
 use crate::kubernetes::client::ApiServer;
 use crate::kubernetes::events::{Report, Reporter};
 use crate::kubernetes::fault::{Fault, ask};
-use crate::model::digest::Digest;
+use larder_model::digest::Digest;
 use plan::{Held, Next};
 
 /// Shortest time between two passes: changes that come together are handled together.

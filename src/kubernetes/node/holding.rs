@@ -12,7 +12,7 @@ use kube::ResourceExt as _;
 
 use super::objects::fits;
 use super::wish::Wish;
-use crate::model::digest::Digest;
+use larder_model::digest::Digest;
 
 /// What there is of one volume.
 #[derive(Clone, Debug, Default)]

@@ -21,7 +21,7 @@ use super::scoped::Scoped;
 use super::wish::{Cache, Namespaces, Says, Scope};
 use crate::kubernetes::convert;
 use crate::kubernetes::crd::ImageCache;
-use crate::model::image_cache::CacheId;
+use larder_model::image_cache::CacheId;
 
 /// What is watched.
 pub(super) struct Known {

@@ -11,8 +11,8 @@ use super::wish::Wish;
 use crate::caches::volumes::VolumeId;
 use crate::config::node::Node;
 use crate::kubernetes::names::{MANAGER, object};
-use crate::model::digest::Digest;
-use crate::model::image_cache::CacheId;
+use larder_model::digest::Digest;
+use larder_model::image_cache::CacheId;
 
 /// On claims and holders: which node, as [`node_label`].
 const NODE: &str = "larder.dev/node";

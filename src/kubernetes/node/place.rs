@@ -7,8 +7,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::sys::Dir;
-use crate::sys::mount::is_mount_point;
+use larder_sys::Dir;
+use larder_sys::mount::is_mount_point;
 
 /// The mount of the PersistentVolume `volume` for the pod `uid`; `None` where there is none.
 ///

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 
 use crate::kubernetes::events::{MAX_NOTE, Report, Reporter};
-use crate::model::escape::escape_to;
+use larder_model::escape::escape_to;
 
 /// Maximum number of events that are remembered.
 const REMEMBERED: usize = 4096;

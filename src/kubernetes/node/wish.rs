@@ -19,9 +19,9 @@ use crate::config::node::parse;
 use crate::kubernetes::convert::{self, Read};
 use crate::kubernetes::crd::ImageCache;
 use crate::kubernetes::names::{ACCEPT_FROM, is_listed};
-use crate::model::digest::Digest;
-use crate::model::image_cache::{CacheId, CacheName, Status, TenantName};
-use crate::model::reference::ImageReference;
+use larder_model::digest::Digest;
+use larder_model::image_cache::{CacheId, CacheName, Status, TenantName};
+use larder_model::reference::ImageReference;
 
 /// An image cache, as far as nodes care.
 #[derive(Clone, Debug)]

@@ -14,7 +14,7 @@ use super::{Build, STUCK, exhausted, waiting};
 use crate::caches::pull_secrets::Unusable;
 use crate::caches::runner::Ended;
 use crate::kubernetes::fault::{Fault, ask};
-use crate::model::class::Class;
+use larder_model::class::Class;
 
 /// How the wait for a Job came to its end.
 pub(super) enum Waited {

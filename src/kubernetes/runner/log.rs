@@ -16,8 +16,8 @@ use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use super::objects::Role;
 use crate::caches::pull_secrets::Unusable;
 use crate::caches::runner::child::{event, next_line};
-use crate::model::escape::escape_to;
-use crate::model::event::{Event, Line, Outcome};
+use larder_model::escape::escape_to;
+use larder_model::event::{Event, Line, Outcome};
 
 /// Longest line, bytes.
 const LONGEST_LINE: usize = 1 << 20;

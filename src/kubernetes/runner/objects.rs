@@ -27,9 +27,9 @@ use crate::caches::volumes::VolumeId;
 use crate::config::caches::Caches;
 use crate::config::cluster::Cluster;
 use crate::kubernetes::names::{Names, RESULT, VERIFIED, VOLUME, object, verifier};
-use crate::model::digest::Digest;
-use crate::model::job::{Job, LayerFormat};
-use crate::model::pull_secret::PullSecretName;
+use larder_model::digest::Digest;
+use larder_model::job::{Job, LayerFormat};
+use larder_model::pull_secret::PullSecretName;
 
 /// Where the key lies by which volumes are signed, and its name there and in the Secret.
 const SIGN: &str = "/run/larder/sign";

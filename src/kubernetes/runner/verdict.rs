@@ -6,9 +6,9 @@ use kube::ResourceExt as _;
 
 use super::objects::Role;
 use crate::caches::runner::Ended;
-use crate::model::class::Class;
-use crate::model::escape::escape_to;
-use crate::model::event::{Failure, Outcome, Status};
+use larder_model::class::Class;
+use larder_model::escape::escape_to;
+use larder_model::event::{Failure, Outcome, Status};
 
 /// How much of the last words of a builder is told, characters.
 const TOLD: usize = 600;
@@ -181,8 +181,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::model::digest::Digest;
-    use crate::model::event::SealedImage;
+    use larder_model::digest::Digest;
+    use larder_model::event::SealedImage;
 
     fn pod(name: &str, finished: &str, code: i32, message: Option<Value>) -> Pod {
         let message =

@@ -18,10 +18,10 @@ use crate::caches::runner::Ended;
 use crate::kubernetes::fault::{Fault, ask, opt};
 use crate::kubernetes::names::{RESULT, VERIFIED, verifier};
 use crate::kubernetes::snapshot::VolumeSnapshot;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
-use crate::model::event::Outcome;
-use crate::model::job::LayerFormat;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::event::Outcome;
+use larder_model::job::LayerFormat;
 
 /// Whether a snapshot was taken of a volume that was verified, and that holds what its builder reported.
 pub(super) fn has_verified(snapshot: &VolumeSnapshot) -> bool {

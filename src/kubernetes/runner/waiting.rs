@@ -6,7 +6,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
 use super::verdict::state;
-use crate::model::escape::escape_to;
+use larder_model::escape::escape_to;
 
 /// How much of a reason is told, characters.
 const TOLD: usize = 400;

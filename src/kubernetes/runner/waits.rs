@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use tokio::sync::mpsc;
 
-use crate::model::event::{Event, Line, VERSION};
+use larder_model::event::{Event, Line, VERSION};
 
 /// One wait of a build, from its start or from the last time that the build continued.
 pub(super) struct Waits<'a> {

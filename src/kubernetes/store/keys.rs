@@ -17,7 +17,7 @@ use crate::caches::record::Record;
 use crate::caches::store::{IdempotencyKey, MAX_KEYS_PER_TENANT, StoreError};
 use crate::kubernetes::fault::{Fault, ask, opt};
 use crate::kubernetes::names::MANAGER;
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// Whose key it is.
 const KEY_OF: &str = "larder.dev/key-of";

@@ -6,8 +6,8 @@ use kube::CustomResourceExt as _;
 
 use super::*;
 use crate::caches::store::suite::{self, ROOM, at};
-use crate::model::class::Class;
-use crate::testing::kubernetes::{Cluster, Fault as Trouble, Harm, Timing};
+use larder_fake_kubernetes::{Cluster, Fault as Trouble, Harm, Timing};
+use larder_model::class::Class;
 
 /// A cluster with the custom resource and the namespaces of the suite.
 fn cluster() -> Cluster {

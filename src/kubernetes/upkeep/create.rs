@@ -16,11 +16,11 @@ use crate::caches::record::OrderedBy;
 use crate::kubernetes::crd::{ImageCache, ImageCacheSpec};
 use crate::kubernetes::fault::{Fault, ask};
 use crate::kubernetes::names::{CREATED_BY, MANAGER, MISS};
-use crate::model::class::Class;
-use crate::model::image_cache::spec::{MAX_SIZE_GIB, MIN_SIZE_GIB};
-use crate::model::image_cache::{Spec, Status, TenantName};
-use crate::model::pull_secret::PullSecretName;
-use crate::model::reference::ImageReference;
+use larder_model::class::Class;
+use larder_model::image_cache::spec::{MAX_SIZE_GIB, MIN_SIZE_GIB};
+use larder_model::image_cache::{Spec, Status, TenantName};
+use larder_model::pull_secret::PullSecretName;
+use larder_model::reference::ImageReference;
 
 /// An image cache is this many times as large as its images are in their registry.
 const TIMES: u64 = 3;

@@ -8,7 +8,7 @@ use kube::ResourceExt as _;
 
 use super::{Seen, Upkeep};
 use crate::kubernetes::names::{CREATED_BY, MISS};
-use crate::model::image_cache::{CacheId, Status, TenantName};
+use larder_model::image_cache::{CacheId, Status, TenantName};
 
 /// Maximum number of image caches whose uses are looked at for one deletion.
 const MAX_LOOKS: usize = 5;

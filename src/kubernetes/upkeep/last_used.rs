@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::json;
 
 use super::{Seen, Upkeep};
-use crate::model::image_cache::{CacheId, Status};
+use larder_model::image_cache::{CacheId, Status};
 
 /// How much newer a use must be than the one that is written.
 const STEP: TimeDelta = TimeDelta::minutes(10);

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::model::digest::Digest;
-use crate::model::reference::ImageReference;
+use larder_model::digest::Digest;
+use larder_model::reference::ImageReference;
 
 /// Maximum number of images that are noted for one namespace.
 const MAX_IMAGES: usize = 200;
@@ -195,7 +195,7 @@ pub(super) fn cache_name(image: &ImageReference) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::image_cache::CacheName;
+    use larder_model::image_cache::CacheName;
 
     const RULE: Rule = Rule { pods: 2, window: TimeDelta::minutes(60), per_hour: 3 };
 

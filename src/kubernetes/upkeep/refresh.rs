@@ -15,9 +15,9 @@ use crate::caches::error::Error;
 use crate::caches::record::{Content, Record};
 use crate::caches::service::MAX_PREVIOUS;
 use crate::kubernetes::crd::{Refresh, RefreshState, When};
-use crate::model::class::Class;
-use crate::model::image_cache::{CacheId, Status};
-use crate::model::plan_report::PlanReport;
+use larder_model::class::Class;
+use larder_model::image_cache::{CacheId, Status};
+use larder_model::plan_report::PlanReport;
 
 /// Maximum length of a message in `status.refresh`, characters.
 const MAX_MESSAGE: usize = 500;

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use cronexpr::{Crontab, MakeTimestamp};
 
 use crate::kubernetes::crd::{ImageCacheSpec, Refresh};
-use crate::model::digest::Digest;
+use larder_model::digest::Digest;
 
 /// Maximum offset of an image cache from its schedule, seconds: schedules are round hours, and a registry need not serve all image
 /// caches at once.

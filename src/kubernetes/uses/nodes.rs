@@ -13,7 +13,7 @@ use kube::{Client, ResourceExt as _};
 
 use super::labelled;
 use crate::kubernetes::names::LAST_USED;
-use crate::model::image_cache::CacheId;
+use larder_model::image_cache::CacheId;
 
 type Meta = PartialObjectMeta<PersistentVolumeClaim>;
 type Claims = HashMap<CacheId, HashMap<String, Claim>>;

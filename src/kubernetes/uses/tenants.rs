@@ -10,7 +10,7 @@ use kube::{Client, ResourceExt as _};
 
 use crate::kubernetes::fault::{Fault, ask};
 use crate::kubernetes::names::volume_of;
-use crate::model::image_cache::CacheId;
+use larder_model::image_cache::CacheId;
 
 /// Objects of one answer of a list.
 const PAGE: u32 = 500;

@@ -10,7 +10,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Client, ResourceExt as _};
 
 use crate::kubernetes::names::{ACCEPT_FROM, is_listed};
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// Watches the metadata of all namespaces.
 pub(super) fn watch(

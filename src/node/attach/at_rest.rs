@@ -13,7 +13,7 @@ use super::Host;
 use super::error::{Error, io as failed};
 use crate::caches::attachments::Attachment;
 use crate::node::content_cache;
-use crate::sys::mounts::Mounts;
+use larder_sys::mounts::Mounts;
 
 /// Proves that nothing of containerd needs the volume of `record`: neither a running container nor an image.
 pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {

@@ -7,14 +7,14 @@ use super::dependents::{Consent, Dependent};
 use super::error::Error;
 use super::{Host, at_rest};
 use crate::caches::attachments::Attachment;
-use crate::model::chain::ChainId;
-use crate::model::digest::Digest;
-use crate::model::job::LayerFormat;
-use crate::model::runtime::{Containerd, Runtime};
-use crate::model::seal::Content;
-use crate::node::containerd::{self, Going, Needing};
+use crate::node::containerd::{self, Client, Going, Needing};
 use crate::node::content_cache;
 use crate::volume::seal;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::runtime::{Containerd, Runtime};
+use larder_model::seal::Content;
 
 /// What containerd has of a volume that nobody uses.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl<'a> Held<'a> {
     /// Removes the images that need the volume, and what was made known of it.
     pub(super) fn let_go(&self) -> Result<(), Error> {
         for Asked { containerd, going, needing } in &self.asked {
-            let work = async |containerd: &Containerd| {
+            let work = async |containerd: &Client| {
                 containerd.remove_images(needing).await?;
                 if let Some(cache) = &self.record.cache {
                     containerd.forget(cache).await?;
@@ -75,7 +75,7 @@ impl<'a> Held<'a> {
                     None => Ok(()),
                 }
             };
-            containerd.block_on(work)?;
+            containerd::block_on(containerd, work)?;
         }
         Ok(())
     }
@@ -119,11 +119,12 @@ fn ask(
         _ => Vec::new(),
     };
     let Some(going) = going(&containerd, record, content.as_ref(), linked, others) else {
-        containerd.block_on(Containerd::version)?;
+        containerd::block_on(&containerd, Client::version)?;
         return Ok(Asked { containerd, going: None, needing: Vec::new() });
     };
     let cache = record.cache.as_ref();
-    let needing = containerd.block_on(async |containerd| containerd.images_on(&going, cache).await)?;
+    let needing =
+        containerd::block_on(&containerd, async |containerd| containerd.images_on(&going, cache).await)?;
     Ok(Asked { containerd, going: Some(going), needing })
 }
 
@@ -136,7 +137,7 @@ fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachme
         .collect();
     let mut content = content.clone();
     content.layers.retain(|layer| !elsewhere.contains(&layer.chain_id));
-    match containerd.block_on(async |containerd| containerd.refuse_if_used(&content).await) {
+    match containerd::block_on(&containerd, async |containerd| containerd.refuse_if_used(&content).await) {
         Err(containerd::Error::NoSnapshotter(_)) => Ok(()),
         other => Ok(other?),
     }

@@ -4,8 +4,8 @@
 
 use std::fmt;
 
-use crate::model::escape::escape;
-use crate::model::runtime::Runtime;
+use larder_model::escape::escape;
+use larder_model::runtime::Runtime;
 
 /// Images that a message names.
 const NAMED: usize = 5;

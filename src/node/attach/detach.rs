@@ -11,14 +11,14 @@ use super::dependents::{Consent, listed};
 use super::error::{Error, io as failed};
 use super::{Host, found, own_store, place, told, unit};
 use crate::caches::attachments::Attachment;
-use crate::model::escape::escape;
-use crate::model::runtime::Runtime;
 use crate::node::containerd::config;
 use crate::node::podman::skeleton;
 use crate::node::{snapshotter, standing, view};
-use crate::sys::mount;
-use crate::sys::mounts::Mounts;
 use crate::volume::seal;
+use larder_model::escape::escape;
+use larder_model::runtime::Runtime;
+use larder_sys::mount;
+use larder_sys::mounts::Mounts;
 
 /// How long a mount may stay busy: the snapshotter looks at the records every [`snapshotter::EVERY`], and unmounts what it
 /// has of a volume that lost its own.

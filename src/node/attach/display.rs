@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Plan;
-use crate::model::job::LayerFormat;
+use larder_model::job::LayerFormat;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::dependents::{Dependent, listed};
 use crate::caches::attachments::AttachmentError;
-use crate::model::class::Class;
-use crate::model::digest::Digest;
 use crate::node::{containerd, content_cache, file, limits, podman, view};
 use crate::verify;
 use crate::volume::{self, disk};
+use larder_model::class::Class;
+use larder_model::digest::Digest;
 
 /// A volume is not attached, or not detached.
 #[derive(Debug, thiserror::Error)]
@@ -207,8 +207,8 @@ impl Error {
             Error::Layers(e) => e.class(),
             Error::Limits(e) => e.class(),
             Error::View(e) => e.class(),
-            Error::Skeleton(podman::skeleton::Error { source, .. }) => crate::layer::error::io_class(source),
-            Error::Podman(podman::node::Error { source, .. }) => crate::layer::error::io_class(source),
+            Error::Skeleton(podman::skeleton::Error { source, .. }) => larder_layer::error::io_class(source),
+            Error::Podman(podman::node::Error { source, .. }) => larder_layer::error::io_class(source),
             Error::ContainerdConfig(e) => e.class(),
             Error::Containerd(e) => e.class(),
             Error::Version(_) | Error::Unasked { .. } => Class::Transient,
@@ -229,12 +229,12 @@ impl Error {
             | Error::OwnStore { .. }
             | Error::Remove(_) => Class::Busy,
             Error::Dependents(podman::dependents::Error { source, .. }) => {
-                crate::layer::error::io_class(source)
+                larder_layer::error::io_class(source)
             }
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Class::NotFound,
                 io::ErrorKind::ResourceBusy => Class::Busy,
-                _ => crate::layer::error::io_class(source),
+                _ => larder_layer::error::io_class(source),
             },
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Host;
-use crate::model::runtime::Runtime;
+use larder_model::runtime::Runtime;
 
 /// Where programs are installed (hier(7)); a unit has a shorter PATH than an operator.
 const PROGRAMS: [&str; 6] =

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use super::error::{Error, io};
 use super::{Host, found};
 use crate::caches::attachments::Attachment;
-use crate::model::runtime::Runtime;
 use crate::node::podman::dependents::{Dependents, find};
 use crate::node::podman::graph_roots::graph_roots;
 use crate::node::podman::remove::{self, By};
 use crate::node::view;
 use crate::volume::seal;
+use larder_model::runtime::Runtime;
 
 /// What the caller has agreed to remove.
 #[derive(Debug)]

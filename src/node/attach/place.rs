@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use super::error::{Error, io as failed};
 use crate::caches::attachments::Attachment;
 use crate::node::podman::skeleton;
-use crate::sys::{Dir, dir, mount};
+use larder_sys::{Dir, dir, mount};
 
 /// Where volumes are mounted if nobody says so. Short, for overlayfs takes the paths of all layers in one page.
 const DEFAULT: &str = "/icv";

@@ -7,13 +7,13 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::error::Error;
-use crate::model::digest::Digest;
-use crate::model::trust::Trust;
-use crate::sys::{Dir, loop_device};
 use crate::verify::apart::verify_apart;
 use crate::volume::disk;
 use crate::volume::fingerprint::Fingerprint;
 use crate::volume::proofs::{Proof, Proofs};
+use larder_model::digest::Digest;
+use larder_model::trust::Trust;
+use larder_sys::{Dir, loop_device};
 
 /// A sealed volume that can be read.
 #[derive(Debug)]

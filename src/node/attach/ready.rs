@@ -4,12 +4,12 @@ use std::path::Path;
 
 use super::error::{Error, io as failed};
 use super::{Host, Order};
-use crate::model::chain::ChainId;
-use crate::model::escape::escape;
-use crate::model::job::LayerFormat;
-use crate::model::runtime::Containerd;
-use crate::model::seal::Content;
-use crate::sys::{dm_verity, mount};
+use larder_model::chain::ChainId;
+use larder_model::escape::escape;
+use larder_model::job::LayerFormat;
+use larder_model::runtime::Containerd;
+use larder_model::seal::Content;
+use larder_sys::{dm_verity, mount};
 
 /// Images that a note names.
 const NAMED: usize = 5;
@@ -31,7 +31,9 @@ pub(super) fn check(order: &Order, volume: &Path, content: &Content) -> Result<(
             return Err(Error::NoErofs);
         }
     }
-    if order.preload && !containerd.block_on(Containerd::has_snapshotter)? {
+    if order.preload
+        && !crate::node::containerd::block_on(containerd, crate::node::containerd::Client::has_snapshotter)?
+    {
         let (snapshotter, address) = (containerd.snapshotter.clone(), containerd.address.clone());
         return Err(Error::NotRestarted { snapshotter, address });
     }

@@ -6,12 +6,12 @@ use std::process::Command;
 use super::error::Error;
 use super::{Host, found};
 use crate::caches::attachments::Attachment;
-use crate::model::runtime::{Containerd, Runtime};
 use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version, Wanted};
 use crate::node::content_cache;
 use crate::node::file::File;
 use crate::node::podman;
-use crate::sys::release;
+use larder_model::runtime::{Containerd, Runtime};
+use larder_sys::release;
 
 /// Files, and sentences.
 #[derive(Debug, Default)]
@@ -120,7 +120,7 @@ fn makes_images_of_tars(host: &Host) -> bool {
 
 /// The version of the containerd that runs, or of the program that would.
 fn version(host: &Host, containerd: &Containerd) -> Result<Version, Error> {
-    let said = match containerd.block_on(Containerd::version) {
+    let said = match crate::node::containerd::block_on(containerd, crate::node::containerd::Client::version) {
         Ok(said) => said,
         Err(error) => {
             // The program of another root may not even be for this machine's loader.

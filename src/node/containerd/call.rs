@@ -9,13 +9,13 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use super::error::refused;
-use super::{Containerd, Error, LEASE};
-use crate::node::api::services::leases::v1 as leases;
-use crate::node::api::services::leases::v1::leases_client::LeasesClient;
-use crate::node::api::services::namespaces::v1 as namespaces;
-use crate::node::api::services::namespaces::v1::namespaces_client::NamespacesClient;
-use crate::node::api::services::version::v1::version_client::VersionClient;
+use super::{Client, Error, LEASE};
 use crate::node::grpc::{self, Channel};
+use larder_containerd_api::services::leases::v1 as leases;
+use larder_containerd_api::services::leases::v1::leases_client::LeasesClient;
+use larder_containerd_api::services::namespaces::v1 as namespaces;
+use larder_containerd_api::services::namespaces::v1::namespaces_client::NamespacesClient;
+use larder_containerd_api::services::version::v1::version_client::VersionClient;
 
 /// How long a call may take; one that has garbage collected waits for that.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -25,7 +25,7 @@ const EXPIRES: &str = "containerd.io/gc.expire";
 /// Where and under what calls are made.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
-    pub(super) containerd: &'a Containerd,
+    pub(super) containerd: &'a Client,
     namespace: &'a str,
     /// Empty without one.
     lease: String,
@@ -46,7 +46,7 @@ pub(super) enum Failure {
     Late,
 }
 
-impl Containerd {
+impl Client {
     pub(super) fn channel(&self) -> Channel {
         grpc::channel(self.address.clone())
     }

@@ -27,10 +27,10 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use crate::model::class::Class;
-use crate::model::platform::Platform;
-use crate::model::runtime::Containerd;
 use crate::node::file::MARK;
+use larder_model::class::Class;
+use larder_model::platform::Platform;
+use larder_model::runtime::Containerd;
 
 /// containerd's own configuration, unless it was started with another.
 pub const MAIN: &str = "/etc/containerd/config.toml";
@@ -102,7 +102,7 @@ impl ConfigError {
     /// The class, which decides about the exit code.
     pub fn class(&self) -> Class {
         match self {
-            ConfigError::Read { source, .. } => crate::layer::error::io_class(source),
+            ConfigError::Read { source, .. } => larder_layer::error::io_class(source),
             _ => Class::Invalid,
         }
     }
@@ -434,5 +434,5 @@ fn blank(value: &mut Value) {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests;

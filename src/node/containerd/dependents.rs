@@ -11,16 +11,16 @@ use tonic::{Code, Response};
 
 use super::call::{Call, Session};
 use super::records::is_of;
-use super::{Containerd, Error};
-use crate::model::chain::ChainId;
-use crate::model::digest::Digest;
-use crate::node::api::services::content::v1 as content;
-use crate::node::api::services::content::v1::content_client::ContentClient;
-use crate::node::api::services::images::v1 as images;
-use crate::node::api::services::snapshots::v1 as snapshots;
-use crate::node::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use super::{Client, Error};
 use crate::node::grpc;
 use crate::node::snapshotter::{ON_VOLUME, YES};
+use larder_containerd_api::services::content::v1 as content;
+use larder_containerd_api::services::content::v1::content_client::ContentClient;
+use larder_containerd_api::services::images::v1 as images;
+use larder_containerd_api::services::snapshots::v1 as snapshots;
+use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
 
 /// The labels of references to blobs begin so; those to layers go on with `l.` and a number.
 const BLOB: &str = "containerd.io/gc.ref.content.";
@@ -112,7 +112,7 @@ fn closure(snapshots: &[snapshots::Info], chosen: impl Fn(&snapshots::Info) -> b
     found
 }
 
-impl Containerd {
+impl Client {
     /// Records of images, in all namespaces, that cannot start without what is `going`. Those that were made known of `cache`
     /// are left out: [`forget`](Self::forget) removes them.
     ///

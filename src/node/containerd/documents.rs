@@ -7,15 +7,15 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::Error;
-use crate::model::chain::ChainId;
-use crate::model::digest::{Digest, Hasher};
-use crate::model::manifest::{Document, ImageConfig, Index, MAX_BYTES, Manifest};
-use crate::model::platform::Platform;
-use crate::model::reference::ImageReference;
-use crate::model::seal::Image;
-use crate::node::api::types::Descriptor;
-use crate::sys::Dir;
 use crate::volume::store;
+use larder_containerd_api::types::Descriptor;
+use larder_model::chain::ChainId;
+use larder_model::digest::{Digest, Hasher};
+use larder_model::manifest::{Document, ImageConfig, Index, MAX_BYTES, Manifest};
+use larder_model::platform::Platform;
+use larder_model::reference::ImageReference;
+use larder_model::seal::Image;
+use larder_sys::Dir;
 
 /// A document, and the labels that tell garbage collection what it stands on.
 #[derive(Debug)]
@@ -248,7 +248,7 @@ mod tests {
         let host = Platform::host();
         let other = Platform::new("linux", "s390x", "");
         let variant = Platform { variant: "v9".into(), ..host.clone() };
-        let entry = |number: u8, platform: Option<&Platform>| crate::model::manifest::Descriptor {
+        let entry = |number: u8, platform: Option<&Platform>| larder_model::manifest::Descriptor {
             media_type: String::new(),
             digest: digest(number),
             size: 1,

@@ -6,10 +6,10 @@ use std::io;
 use tonic::{Code, Status};
 
 use super::usage::User;
-use crate::model::chain::ChainId;
-use crate::model::class::Class;
-use crate::model::escape::escape;
 use crate::node::grpc::Unreachable;
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_model::escape::escape;
 
 /// Images cannot be made known, or forgotten.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +120,7 @@ impl Error {
                 _ => Class::Internal,
             },
             Error::Damaged { .. } => Class::Corrupt,
-            Error::Read { source, .. } => crate::layer::error::io_class(source),
+            Error::Read { source, .. } => larder_layer::error::io_class(source),
             Error::InUse(_) => Class::Busy,
             Error::Runtime(_) => Class::Internal,
         }

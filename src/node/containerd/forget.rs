@@ -1,10 +1,10 @@
 //! What was made known of a cache is forgotten.
 
 use super::records::{Outcome, Report, is_of};
-use super::{Containerd, Error};
-use crate::model::digest::Digest;
+use super::{Client, Error};
+use larder_model::digest::Digest;
 
-impl Containerd {
+impl Client {
     /// Removes the records that were made of the cache (the digest of its `cache.json`) and of no other, and waits until
     /// containerd has let go of its documents and layers. What others made stays. Again, it does nothing.
     ///

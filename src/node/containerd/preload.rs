@@ -9,21 +9,21 @@ use tonic::Code;
 use super::call::{Call, Session};
 use super::documents::{Blob, Documents, Known};
 use super::records::Report;
-use super::{Containerd, Error};
-use crate::model::chain::ChainId;
-use crate::model::seal::CacheManifest;
-use crate::node::api::services::content::v1 as content;
-use crate::node::api::services::content::v1::content_client::ContentClient;
-use crate::node::api::services::snapshots::v1 as snapshots;
-use crate::node::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use super::{Client, Error};
 use crate::node::grpc;
+use larder_containerd_api::services::content::v1 as content;
+use larder_containerd_api::services::content::v1::content_client::ContentClient;
+use larder_containerd_api::services::snapshots::v1 as snapshots;
+use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use larder_model::chain::ChainId;
+use larder_model::seal::CacheManifest;
 
 /// The label that names a layer by its chain ID.
 const TARGET: &str = "containerd.io/snapshot.ref";
 /// Bytes of a document in one message; containerd takes 16 MiB.
 const PIECE: usize = 1 << 20;
 
-impl Containerd {
+impl Client {
     /// Makes the images of the sealed volume at `root` known. The snapshotter has its layers already: the volume is attached.
     /// Again, it does nothing.
     ///

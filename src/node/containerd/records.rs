@@ -7,13 +7,13 @@ use tonic::Code;
 
 use super::call::{Call, Session};
 use super::documents::Known;
-use super::{Containerd, Error};
-use crate::model::digest::Digest;
-use crate::model::escape::escape;
-use crate::node::api::services::images::v1 as api;
-use crate::node::api::services::images::v1::images_client::ImagesClient;
-use crate::node::api::types::Descriptor;
+use super::{Client, Error};
 use crate::node::grpc::{self, Channel};
+use larder_containerd_api::services::images::v1 as api;
+use larder_containerd_api::services::images::v1::images_client::ImagesClient;
+use larder_containerd_api::types::Descriptor;
+use larder_model::digest::Digest;
+use larder_model::escape::escape;
 
 /// In front of the digest of a cache: the label which says that a record was made of it. Its value is the name of the record,
 /// for who gives an image another name copies its labels.
@@ -129,7 +129,7 @@ fn mask(keys: &[&str]) -> Option<prost_types::FieldMask> {
     Some(prost_types::FieldMask { paths: keys.iter().map(|key| format!("labels.{key}")).collect() })
 }
 
-impl Containerd {
+impl Client {
     fn images(&self) -> ImagesClient<Channel> {
         ImagesClient::with_origin(self.channel(), grpc::origin())
     }

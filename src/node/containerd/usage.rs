@@ -7,14 +7,15 @@ use tonic::{Code, Response};
 
 use super::call::{Call, Failure, Session};
 use super::dependents::is_from_volume;
-use super::{Containerd, Error};
-use crate::model::escape::escape;
-use crate::model::seal::Content;
-use crate::node::api::services::containers::v1 as containers;
-use crate::node::api::services::containers::v1::containers_client::ContainersClient;
-use crate::node::api::services::snapshots::v1 as snapshots;
-use crate::node::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use super::{Client, Error};
 use crate::node::grpc;
+use larder_containerd_api::services::containers::v1 as containers;
+use larder_containerd_api::services::containers::v1::containers_client::ContainersClient;
+use larder_containerd_api::services::snapshots::v1 as snapshots;
+use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use larder_model::escape::escape;
+use larder_model::runtime::Containerd;
+use larder_model::seal::Content;
 
 /// Somebody who would lose the files below.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ impl fmt::Display for User {
     }
 }
 
-impl Containerd {
+impl Client {
     /// Containers of all namespaces, running or not, that stand on a layer of the volume by our snapshotter, and snapshots of
     /// other uses. Another volume may have the layers, too.
     ///
@@ -79,7 +80,7 @@ impl Containerd {
     }
 }
 
-impl Containerd {
+impl Client {
     /// Whether containerd has the snapshotter, and reaches it.
     ///
     /// # Errors

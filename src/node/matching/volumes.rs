@@ -10,11 +10,11 @@ use chrono::{DateTime, Utc};
 use super::Place;
 use crate::caches::attachments::{AttachmentError, Attachments};
 use crate::caches::layout::{self, Layout};
-use crate::model::class::Class;
-use crate::model::image_cache::{CacheId, TenantName};
-use crate::model::seal::CacheManifest;
 use crate::volume::disk;
 use crate::volume::{self, seal};
+use larder_model::class::Class;
+use larder_model::image_cache::{CacheId, TenantName};
+use larder_model::seal::CacheManifest;
 
 /// Where to look.
 #[derive(Debug)]

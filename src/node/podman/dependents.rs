@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::escape::escape;
-use crate::sys::Dir;
+use larder_model::escape::escape;
+use larder_sys::Dir;
 
 /// Maximum size of a file of records, bytes.
 const MAX: u64 = 256 << 20;
@@ -181,7 +181,7 @@ impl fmt::Display for Dependents {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;

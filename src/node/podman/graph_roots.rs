@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use super::node::{STORAGE_CONF, VENDOR_CONF};
-use crate::sys::Dir;
+use larder_sys::Dir;
 
 /// The default of podman, buildah and CRI-O for root.
 const DEFAULT: &str = "/var/lib/containers/storage";
@@ -48,7 +48,7 @@ fn named(text: &[u8]) -> Vec<String> {
     KEYS.iter().filter_map(value).filter(|root| root.starts_with('/')).collect()
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;

@@ -3,7 +3,7 @@
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use crate::sys::Dir;
+use larder_sys::Dir;
 
 /// The configuration of containers/storage, which Larder writes where nobody else has.
 pub const STORAGE_CONF: &str = "etc/containers/storage.conf";

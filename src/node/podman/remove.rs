@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::dependents::{Dependent, Dependents};
-use crate::model::escape::escape;
+use larder_model::escape::escape;
 
 /// They are not removed.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::sys::Dir;
+use larder_sys::Dir;
 
 /// Directories, and the lock files in them.
 const PARTS: [(&str, Option<&str>); 3] =
@@ -38,7 +38,7 @@ pub fn make(at: &Path) -> Result<(), Error> {
         match part.create_file(lock.as_bytes(), 0o644) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             made => made
-                .and_then(|file| crate::sys::dir::set_mode(&file, 0o644))
+                .and_then(|file| larder_sys::dir::set_mode(&file, 0o644))
                 .map_err(failed("making an empty image store in"))?,
         }
     }

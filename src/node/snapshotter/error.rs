@@ -3,9 +3,9 @@
 use std::io;
 use std::path::Path;
 
-use crate::model::chain::ChainId;
-use crate::model::class::Class;
 use crate::rootfs;
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
 
 /// A request that is not done.
 #[derive(Debug, thiserror::Error)]

@@ -8,12 +8,12 @@ use std::path::PathBuf;
 
 use super::error::{Error, io as failed};
 use super::volumes::Volume;
-use crate::model::job::LayerFormat;
-use crate::model::seal::Layer;
 use crate::rootfs;
-use crate::sys::{Dir, FileType, mount};
 use crate::trees;
 use crate::volume::layout;
+use larder_model::job::LayerFormat;
+use larder_model::seal::Layer;
+use larder_sys::{Dir, FileType, mount};
 
 /// The directory.
 #[derive(Debug)]

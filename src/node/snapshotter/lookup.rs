@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::operations::parent_of;
 use super::store::{self, Record};
 use super::{Error, Info, Kind, Labels, Snapshotter, Usage, lock};
-use crate::model::chain::ChainId;
+use larder_model::chain::ChainId;
 
 /// The label by which containerd names the layer that it is about to unpack: its chain ID.
 const TARGET: &str = "containerd.io/snapshot.ref";

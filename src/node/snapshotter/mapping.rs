@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, io as failed};
 use super::{Labels, Snapshotter};
-use crate::sys::{Dir, mount};
+use larder_sys::{Dir, mount};
 
 /// The labels of a snapshot whose files get other owners: `<container ID>:<host ID>:<number>`, several with commas.
 const UIDS: &str = "containerd.io/snapshot/uidmapping";

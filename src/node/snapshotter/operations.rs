@@ -13,8 +13,8 @@ use super::filter::Filters;
 use super::mapping::Mapping;
 use super::store::{self, Record};
 use super::{Error, Info, Kind, Labels, Mount, Snapshotter, Usage, lock, usage};
-use crate::sys::dir::{set_mode, set_owner};
-use crate::sys::{Dir, remove};
+use larder_sys::dir::{set_mode, set_owner};
+use larder_sys::{Dir, remove};
 
 /// Most bytes of a label, key and value together (containerd, package labels).
 const MAX_LABEL: usize = 4096;

@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::service::Service;
 use super::socket::{self, SocketError};
 use super::{EVERY, Error, Settings, Snapshotter};
-use crate::model::class::Class;
-use crate::node::api::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use larder_containerd_api::services::snapshots::v1::snapshots_server::SnapshotsServer;
+use larder_model::class::Class;
 
 /// Most bytes of a request; labels are its largest part.
 const MAX_REQUEST: usize = 1 << 20;

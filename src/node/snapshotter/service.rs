@@ -10,10 +10,10 @@ use tonic::{Code, Request, Response, Status};
 use super::filter::Filters;
 use super::operations::Change;
 use super::{Error, Info, Kind, Mount, Snapshotter};
-use crate::model::class::Class;
-use crate::model::escape::escape;
-use crate::node::api::services::snapshots::v1 as api;
-use crate::node::api::types;
+use larder_containerd_api::services::snapshots::v1 as api;
+use larder_containerd_api::types;
+use larder_model::class::Class;
+use larder_model::escape::escape;
 
 /// Snapshots in one message of a list.
 const MAX_INFOS: usize = 100;

@@ -3,8 +3,8 @@
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::model::class::Class;
-use crate::sys::socket::{self, Place, activation};
+use larder_model::class::Class;
+use larder_sys::socket::{self, Place, activation};
 
 const MODE: u32 = 0o600;
 

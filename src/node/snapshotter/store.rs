@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Params, Row, Transaction, Tra
 
 use super::error::{Error, sql};
 use super::{Info, Kind, Labels, ON_VOLUME, Usage, YES};
-use crate::model::chain::ChainId;
+use larder_model::chain::ChainId;
 
 /// A row.
 #[derive(Clone, Debug, PartialEq, Eq)]

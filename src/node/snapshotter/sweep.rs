@@ -12,9 +12,9 @@ use super::operations::knows;
 use super::store::{self, Store};
 use super::volumes::Volumes;
 use super::{Error, Settings, Snapshotter, lock};
-use crate::sys::Dir;
-use crate::sys::lock::Lock;
-use crate::sys::mount::OVERLAY_OPTIONS;
+use larder_sys::Dir;
+use larder_sys::lock::Lock;
+use larder_sys::mount::OVERLAY_OPTIONS;
 
 /// What every overlay is mounted with, as far as this kernel knows it: as containerd, `index=off`, because one upper directory
 /// may come to stand on layers that are other inodes; and what keeps layers from naming files of another place.

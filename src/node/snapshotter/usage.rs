@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::Usage;
 use super::error::{Error, io as failed};
-use crate::sys::walk::{Visitor, walk};
-use crate::sys::{Dir, Stat};
+use larder_sys::walk::{Visitor, walk};
+use larder_sys::{Dir, Stat};
 
 /// Counts the tree at `path`. What comes and goes meanwhile may be counted or not.
 pub(super) fn of(path: &Path) -> Result<Usage, Error> {

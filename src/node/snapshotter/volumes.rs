@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::caches::attachments::{Attachment, Attachments};
-use crate::model::chain::ChainId;
-use crate::model::job::LayerFormat;
-use crate::model::seal::{Content, Layer};
-use crate::sys::{Dir, Timestamp};
 use crate::volume::{layout, seal};
+use larder_model::chain::ChainId;
+use larder_model::job::LayerFormat;
+use larder_model::seal::{Content, Layer};
+use larder_sys::{Dir, Timestamp};
 
 /// A volume, as its seal describes it.
 #[derive(Debug)]

@@ -3,9 +3,9 @@
 use std::io;
 use std::path::Path;
 
-use crate::model::class::Class;
 use crate::rootfs;
 use crate::verify;
+use larder_model::class::Class;
 
 /// A view cannot be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +70,7 @@ impl Error {
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::ResourceBusy => Class::Busy,
                 io::ErrorKind::NotFound => Class::NotFound,
-                _ => crate::layer::error::io_class(source),
+                _ => larder_layer::error::io_class(source),
             },
         }
     }

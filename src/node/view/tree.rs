@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Error, io};
 use super::{NOTE, ids, names, stacks};
-use crate::model::chain::ChainId;
-use crate::model::job::LayerFormat;
-use crate::model::seal::Content;
 use crate::rootfs;
-use crate::sys::Dir;
-use crate::sys::mount::{self, Mount};
 use crate::trees;
 use crate::verify;
 use crate::volume::store::Documents;
 use crate::volume::{layout, store};
+use larder_model::chain::ChainId;
+use larder_model::job::LayerFormat;
+use larder_model::seal::Content;
+use larder_sys::Dir;
+use larder_sys::mount::{self, Mount};
 
 /// Most bytes of all manifests, configs and indexes: they are kept in memory as long as the view is there.
 const MAX_DOCUMENTS: u64 = 256 << 20;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::*;
-use crate::layer::stored::StoredDir;
-use crate::sys::Dir;
+use larder_layer::stored::StoredDir;
+use larder_sys::Dir;
 
 /// Layers on disk, base first.
 struct Image {

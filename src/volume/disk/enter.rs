@@ -9,16 +9,16 @@ use super::examine::{Examination, examine};
 use super::image::{self, DiskImage, Format};
 use super::show;
 use super::superblock::Superblock;
-use crate::model::digest::Digest;
-use crate::sys::Dir;
-use crate::sys::dir::stat_fd;
-use crate::sys::lock::Lock;
-use crate::sys::loop_device::{self, Access, LoopDevice};
-use crate::sys::mount::{Ext4, Mount, unmount};
-use crate::sys::process;
 use crate::volume::lease::Lease;
 use crate::volume::proofs::Proofs;
 use crate::volume::seal::Files;
+use larder_model::digest::Digest;
+use larder_sys::Dir;
+use larder_sys::dir::stat_fd;
+use larder_sys::lock::Lock;
+use larder_sys::loop_device::{self, Access, LoopDevice};
+use larder_sys::mount::{Ext4, Mount, unmount};
+use larder_sys::process;
 
 /// A volume that can be read at [`path`](Entered::path), whatever its kind. What was mounted for that goes with it, or with
 /// the process.

@@ -4,9 +4,9 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::model::class::Class;
-use crate::model::size::ByteSize;
-use crate::sys::mount::MountError;
+use larder_model::class::Class;
+use larder_model::size::ByteSize;
+use larder_sys::mount::MountError;
 
 /// A disk cannot be made, used or finished.
 #[derive(Debug, thiserror::Error)]

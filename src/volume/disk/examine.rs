@@ -12,10 +12,10 @@ use nix::sys::stat::{major, minor};
 use super::error::{Context, Error};
 use super::image::Format;
 use super::tools;
-use crate::sys::Dir;
-use crate::sys::{FileType, mount};
 use crate::volume::fingerprint::Fingerprint;
 use crate::volume::proofs::{Proof, Proofs};
+use larder_sys::Dir;
+use larder_sys::{FileType, mount};
 
 /// User and group of the process. No user of a host has this ID, so nobody can interfere with the process.
 const NOBODY: u32 = 65_533;

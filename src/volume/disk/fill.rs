@@ -8,12 +8,12 @@ use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
 use super::take::{Disk, Place};
 use super::{BLOCK, DESCRIPTION, IMAGE, tools};
-use crate::model::digest::Digest;
-use crate::model::size::ByteSize;
-use crate::sys::loop_device::{Access, LoopDevice};
-use crate::sys::mount::{self, Ext4, Mount};
-use crate::sys::{Dir, atomic, space};
 use crate::volume::seal;
+use larder_model::digest::Digest;
+use larder_model::size::ByteSize;
+use larder_sys::loop_device::{Access, LoopDevice};
+use larder_sys::mount::{self, Ext4, Mount};
+use larder_sys::{Dir, atomic, space};
 
 /// Most times that a disk is shrunk; the third pass finds nothing mostly.
 const SHRINKING_PASSES: u32 = 5;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::model::digest::Digest;
+use larder_model::digest::Digest;
 
 /// The version of the format that this build reads and writes.
 pub(super) const VERSION: u32 = 1;

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::{IMAGE, tools};
-use crate::model::job::VolumeKind;
-use crate::sys::privilege::{Capabilities, Capability};
-use crate::sys::{Dir, loop_device};
 use crate::volume::layout;
+use larder_model::job::VolumeKind;
+use larder_sys::privilege::{Capabilities, Capability};
+use larder_sys::{Dir, loop_device};
 
 /// Says why this process cannot make disks, if it cannot: they are formatted by e2fsprogs, attached to loop devices and
 /// mounted.

@@ -9,10 +9,10 @@ use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
 use super::take::refuse_foreign;
 use super::{DESCRIPTION, Entered, IMAGE, enter_own, tools};
-use crate::model::digest::Digest;
-use crate::sys::lock::Lock;
-use crate::sys::{Dir, atomic, dir, private};
 use crate::volume::{layout, open, seal};
+use larder_model::digest::Digest;
+use larder_sys::lock::Lock;
+use larder_sys::{Dir, atomic, dir, private};
 
 /// A directory that is to become the volume of a disk. Until that is done nobody takes it for one.
 #[derive(Debug)]

@@ -7,10 +7,10 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::thread;
 
-use crate::sys::dir::set_mode;
-use crate::sys::mount::{self, Mount};
-use crate::sys::{Dir, FileType};
 use crate::volume::layout;
+use larder_sys::dir::set_mode;
+use larder_sys::mount::{self, Mount};
+use larder_sys::{Dir, FileType};
 
 /// Names of the top that no consumer reads.
 const OURS: [&[u8]; 2] = [layout::LARDER, layout::LOST_AND_FOUND];
@@ -56,5 +56,5 @@ fn as_path(name: &[u8]) -> &Path {
 }
 
 fn unexplained(name: &[u8]) -> String {
-    format!("{} on the volume is neither a file nor a directory", crate::layer::path::shown(name))
+    format!("{} on the volume is neither a file nor a directory", larder_layer::path::shown(name))
 }

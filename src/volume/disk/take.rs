@@ -11,12 +11,12 @@ use super::error::{Context, Error};
 use super::image::Format;
 use super::superblock::Superblock;
 use super::{BLOCK, DESCRIPTION, Entered, IMAGE, Name, enter_own, tools};
-use crate::model::digest::Digest;
-use crate::sys::dir::stat_fd;
-use crate::sys::lock::Lock;
-use crate::sys::{Dir, loop_device, private, process, space};
 use crate::volume::layout;
 use crate::volume::open::lock;
+use larder_model::digest::Digest;
+use larder_sys::dir::stat_fd;
+use larder_sys::lock::Lock;
+use larder_sys::{Dir, loop_device, private, process, space};
 
 /// How long the kernel may take to let go of a disk whose builder was killed: it writes out what that had in memory.
 const LETTING_GO: Duration = Duration::from_secs(60);
@@ -297,7 +297,7 @@ fn open(below: &Dir, at: &Path) -> Result<Lock, Error> {
     let shown = at.join("disk.img").display().to_string();
     let not_ours = |fault: &str| Error::Other { path: shown.clone(), fault: fault.to_owned() };
     let facts = below.stat(IMAGE).context("examining", &shown)?;
-    if facts.file_type != crate::sys::FileType::Regular || facts.links != 1 {
+    if facts.file_type != larder_sys::FileType::Regular || facts.links != 1 {
         return Err(not_ours("is no disk of Larder's, but a link or no regular file: remove it"));
     }
     let until = Instant::now() + LETTING_GO;

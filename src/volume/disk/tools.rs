@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::error::{Context, Error};
 use super::{BLOCK, Name};
-use crate::model::escape::escape;
+use larder_model::escape::escape;
 
 const TARGET: &str = "/proc/self/fd/0";
 
@@ -167,8 +167,8 @@ fn failed(program: &'static str, code: Option<i32>, said: &str) -> Error {
 }
 
 /// Label and UUID of a disk: those of the volume `name` of the job with this digest, again and again the same.
-pub(super) fn name_of(name: &str, job: &crate::model::digest::Digest) -> Name {
-    let digest = crate::model::digest::Digest::sha256(format!("disk {name} {job}").as_bytes());
+pub(super) fn name_of(name: &str, job: &larder_model::digest::Digest) -> Name {
+    let digest = larder_model::digest::Digest::sha256(format!("disk {name} {job}").as_bytes());
     let mut bytes = [0; 16];
     for (byte, pair) in bytes.iter_mut().zip(digest.hex().as_bytes().chunks(2)) {
         let pair = std::str::from_utf8(pair).unwrap_or_default();

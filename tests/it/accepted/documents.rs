@@ -2,9 +2,9 @@
 
 use std::process::Command;
 
-use larder::model::platform::Platform;
-use larder::testing::image::{self, Format, Image, Layer, Target as _};
-use larder::testing::registry::Registry as Fake;
+use larder_model::platform::Platform;
+use larder_testing::image::{self, Format, Image, Layer, Target as _};
+use larder_testing::registry::Registry as Fake;
 use serde_json::json;
 
 use super::*;
@@ -84,7 +84,7 @@ fn podman_and_containerd_pull_them_and_podman_runs_them_from_a_volume() {
 fn an_image_of_more_layers_than_can_be_mounted() {
     isolated(&[], || {
         let registry = Fake::spawn();
-        let layer = Layer::from(larder::testing::layer::LayerBuilder::new().file("x", "x").gzip());
+        let layer = Layer::from(larder_testing::layer::LayerBuilder::new().file("x", "x").gzip());
         let image = |layers| Image::builder(Format::Oci).layers(vec![layer.clone(); layers]).build();
         for (layers, code) in [(500, 0), (501, 65), (10_000, 65)] {
             let image = image(layers);

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::{LayerBuilder, SparseForm};
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::{LayerBuilder, SparseForm};
 
 use super::*;
 use crate::harness::Need;

@@ -8,11 +8,11 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::model::digest::Digest;
-use larder::model::job::LayerFormat;
-use larder::sys::dm_verity;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_sys::dm_verity;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use nix::mount::{MsFlags, mount};
 use tempfile::TempDir;
 use toml::Table;

@@ -5,8 +5,8 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::node::Node;
 use crate::harness::served::Served;

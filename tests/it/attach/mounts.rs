@@ -6,9 +6,9 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image, busybox};
-use larder::testing::layer::LayerBuilder;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image, busybox};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::node::Node;
 use crate::harness::served::{Running, Served, change_times};

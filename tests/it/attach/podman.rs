@@ -6,13 +6,13 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::model::digest::Digest;
-use larder::model::job::LayerFormat;
-use larder::model::seal::CacheManifest;
-use larder::sys::mounts::Mounts;
-use larder::testing::image::{Format, Image, busybox};
-use larder::testing::layer::LayerBuilder;
 use larder::volume::store;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::CacheManifest;
+use larder_sys::mounts::Mounts;
+use larder_testing::image::{Format, Image, busybox};
+use larder_testing::layer::LayerBuilder;
 
 use super::mounts::exec_start;
 use crate::harness::node::Node;

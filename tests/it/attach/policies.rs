@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};

@@ -5,9 +5,9 @@ use std::os::unix::fs::{PermissionsExt as _, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::node::Node;
 use crate::harness::served::Served;

@@ -1,8 +1,8 @@
 //! Containers in user namespaces of their own, on an attached volume.
 
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image, busybox};
-use larder::testing::layer::LayerBuilder;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image, busybox};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::node::Node;
 use crate::harness::served::Served;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use larder::model::digest::{Algorithm, Digest, Hasher};
-use larder::sys::walk::{Visitor, walk};
-use larder::sys::{Dir, FileType, Stat, Timestamp, xattr};
+use larder_model::digest::{Algorithm, Digest, Hasher};
+use larder_sys::walk::{Visitor, walk};
+use larder_sys::{Dir, FileType, Stat, Timestamp, xattr};
 
 /// Everything that one name shows.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use larder::layer::erofs::{Error, InodeId, Special, Writer};
-use larder::layer::metadata::Metadata;
-use larder::layer::tar::Region;
-use larder::sys::FileType;
+use larder_layer::erofs::{Error, InodeId, Special, Writer};
+use larder_layer::metadata::Metadata;
+use larder_layer::tar::Region;
+use larder_sys::FileType;
 
 use super::found::{Found, Kind};
 

@@ -1,8 +1,8 @@
 //! Steps by which a tree comes to be, as proptest makes them up.
 
-use larder::layer::erofs::Special;
-use larder::layer::metadata::Metadata;
-use larder::sys::{FileType, Timestamp};
+use larder_layer::erofs::Special;
+use larder_layer::metadata::Metadata;
+use larder_sys::{FileType, Timestamp};
 use proptest::prelude::*;
 
 use super::model::{Model, Node};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 
-use larder::layer::erofs::read::ImageNode;
-use larder::sys::FileType;
+use larder_layer::erofs::read::ImageNode;
+use larder_sys::FileType;
 
 use super::found::{Found, Kind};
 

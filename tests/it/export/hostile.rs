@@ -3,7 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use larder::model::digest::Digest;
+use larder_model::digest::Digest;
 use serde_json::{Value, json};
 
 use super::*;

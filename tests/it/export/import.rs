@@ -3,8 +3,8 @@
 use std::io::Write as _;
 use std::process::Stdio;
 
-use larder::model::platform::Platform;
-use larder::testing::image;
+use larder_model::platform::Platform;
+use larder_testing::image;
 use serde_json::Value;
 
 use super::*;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use larder::testing::image::Layer;
-use larder::testing::layer::LayerBuilder;
+use larder_testing::image::Layer;
+use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
 use super::*;

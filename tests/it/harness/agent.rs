@@ -1,10 +1,10 @@
-//! `larder node` on a node of the API server of `larder::testing`, with a kubelet that mounts.
+//! `larder node` on a node of the API server of `larder_testing`, with a kubelet that mounts.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use larder::testing::kubernetes::Cluster;
+use larder_fake_kubernetes::Cluster;
 use tempfile::TempDir;
 
 use super::larder;

@@ -1,4 +1,4 @@
-//! A cluster with Larder in it: the API server of `larder::testing`, whose pods run the real `larder build`, or the real one
+//! A cluster with Larder in it: the API server of `larder_testing`, whose pods run the real `larder build`, or the real one
 //! that `LARDER_TEST_KUBECONFIG` names.
 //!
 //! On a real one its nodes must have the image `larder:<version>`, or the one that `LARDER_TEST_BUILDER_IMAGE` names, and
@@ -30,14 +30,14 @@ use larder::kubernetes::daemon::{Daemon, Habits, of_planner};
 use larder::kubernetes::names::ACCEPT_FROM;
 use larder::kubernetes::runner::Pace;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder::model::class::Class;
-use larder::model::image_cache::{Spec, Status, TenantName};
-use larder::sys::cgroup::Cgroups;
-use larder::sys::clock::{Clock, SystemClock};
 use larder::telemetry::metrics::Metrics;
-use larder::testing::image::{Format as ImageFormat, Image, Layer};
-use larder::testing::kubernetes::{Cluster, Node, Seen, Timing};
-use larder::testing::layer::LayerBuilder;
+use larder_fake_kubernetes::{Cluster, Node, Seen, Timing};
+use larder_model::class::Class;
+use larder_model::image_cache::{Spec, Status, TenantName};
+use larder_sys::cgroup::Cgroups;
+use larder_sys::clock::{Clock, SystemClock};
+use larder_testing::image::{Format as ImageFormat, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -94,7 +94,7 @@ impl World {
         }
     }
 
-    /// A world with the API server of `larder::testing`; none, where a test shall run on a real one, which can neither fail on
+    /// A world with the API server of `larder_testing`; none, where a test shall run on a real one, which can neither fail on
     /// purpose nor say what its storage has.
     pub(crate) fn faked() -> Option<Self> {
         World::faked_with(image(), Timing::default())

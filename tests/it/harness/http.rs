@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::Bytes;
-use larder::model::digest::Digest;
-use larder::testing::image::{Document, Target};
+use larder_model::digest::Digest;
+use larder_testing::image::{Document, Target};
 
 /// A registry on loopback as a place to push to.
 #[derive(Clone, Debug)]

@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 
 use flate2::write::GzEncoder;
-use larder::model::digest::Digest;
-use larder::testing::image::Layer;
+use larder_model::digest::Digest;
+use larder_testing::image::Layer;
 use tar::{Archive, Builder, EntryType, Header};
 
 /// What a member is.

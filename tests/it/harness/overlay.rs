@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::model::chain::ChainId;
-use larder::model::digest::Digest;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use larder::model::digest::Digest;
-use larder::testing::image::Image;
+use larder_model::digest::Digest;
+use larder_testing::image::Image;
 use tempfile::TempDir;
 
 use super::http::Client;

@@ -8,10 +8,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::model::job::LayerFormat;
-use larder::model::seal::CacheManifest;
-use larder::testing::image::Image;
-use larder::testing::registry::Registry;
+use larder_model::job::LayerFormat;
+use larder_model::seal::CacheManifest;
+use larder_testing::image::Image;
+use larder_testing::registry::Registry;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::digest::Digest;
+use larder_model::digest::Digest;
 use serde_json::Value;
 
 use super::filesystem::unmount_below;

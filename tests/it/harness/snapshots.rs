@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use larder::caches::attachments::{Attachment, Attachments};
-use larder::node::api::services::snapshots::v1::snapshots_client::SnapshotsClient;
-use larder::node::api::services::snapshots::v1::{
+use larder::node::snapshotter::SOCKET;
+use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
+use larder_containerd_api::services::snapshots::v1::{
     CleanupRequest, CommitSnapshotRequest, Info, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
     RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest, UsageResponse,
     ViewSnapshotRequest,
 };
-use larder::node::api::types::Mount;
-use larder::node::snapshotter::SOCKET;
+use larder_containerd_api::types::Mount;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;

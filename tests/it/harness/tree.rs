@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use larder::model::digest::Digest;
+use larder_model::digest::Digest;
 
 /// Everything that one name shows.
 #[derive(Clone, Debug, PartialEq, Eq)]

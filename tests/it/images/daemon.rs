@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 
 use super::files;
 use crate::harness::daemon::{Daemon, ROOMY, Tenant};
@@ -87,6 +87,6 @@ fn a_build_keeps_its_form_when_the_configuration_changes() {
         daemon.restart();
         daemon.settle(A, &id, "Available", LIMIT);
         let content = cache(&volumes(&daemon)[0]).content;
-        assert_eq!(content.layer_format, larder::model::job::LayerFormat::Erofs);
+        assert_eq!(content.layer_format, larder_model::job::LayerFormat::Erofs);
     });
 }

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use larder::model::digest::Digest;
-use larder::model::job::LayerFormat;
-use larder::model::seal::{CacheManifest, Content};
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::{CacheManifest, Content};
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 
 use crate::harness::overlay::View;
 use crate::harness::served::{Served, cache};

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::job::LayerFormat;
+use larder_model::job::LayerFormat;
 use nix::mount::MsFlags;
 
 use super::{SIZE, images};

@@ -5,12 +5,12 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::model::class::Class;
-use larder::model::digest::Digest;
-use larder::model::seal::Content;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
 use larder::verify::{HashTrees, hash_trees};
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::seal::Content;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use serde_json::Value;
 
 use super::files;
@@ -56,7 +56,7 @@ fn veritysetup_accepts_every_tree() {
             assert!(said.contains(&format!("verity    sha256:{root}")), "{said}");
             let size = fs::metadata(blob).unwrap().len();
             let of =
-                |layer: &&larder::model::seal::Layer| blob.to_str().unwrap().contains(layer.diff_id.hex());
+                |layer: &&larder_model::seal::Layer| blob.to_str().unwrap().contains(layer.diff_id.hex());
             assert_eq!(recorded.iter().find(of).unwrap().image.as_ref().unwrap().size, size);
             let check = |root: &str| {
                 let mut command = Command::new("veritysetup");

@@ -11,13 +11,13 @@ use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::{VolumeSnapshot, VolumeSnapshotContent};
-use larder::model::image_cache::Status;
-use larder::model::job::LayerFormat;
-use larder::model::key::SigningKey;
-use larder::model::seal::CacheManifest;
-use larder::model::trust::Trust;
-use larder::testing::kubernetes::{Harm, Meets, Timing};
-use larder::testing::registry::Fault;
+use larder_fake_kubernetes::{Harm, Meets, Timing};
+use larder_model::image_cache::Status;
+use larder_model::job::LayerFormat;
+use larder_model::key::SigningKey;
+use larder_model::seal::CacheManifest;
+use larder_model::trust::Trust;
+use larder_testing::registry::Fault;
 use serde_json::json;
 
 use crate::harness::cluster::{World, image, snapshot_name};
@@ -109,7 +109,10 @@ fn a_pod_signs_with_the_key_of_a_secret() {
         let stored = world.fake().stored(&content.snapshot.unwrap().handle).unwrap();
         let cache_json = fs::read(stored.path.join("cache.json")).unwrap();
         let trust = Trust::only(vec![key.public()]);
-        assert_eq!(trust.check(&stored.path, &cache_json).unwrap(), Some(key.public().id()));
+        assert_eq!(
+            larder::volume::signature::check(&trust, &stored.path, &cache_json).unwrap(),
+            Some(key.public().id())
+        );
     }
 }
 
@@ -142,7 +145,7 @@ fn a_log_that_is_lost() {
     let Some(world) = World::faked() else { return };
     let lost = Harm::Broken;
     let meets = Meets { resource: "pods/log", ..Meets::default() };
-    world.fake().fault(larder::testing::kubernetes::Fault { meets, harm: lost, after: 0, times: u32::MAX });
+    world.fake().fault(larder_fake_kubernetes::Fault { meets, harm: lost, after: 0, times: u32::MAX });
     let daemon = world.daemon();
     daemon.create(&world, "web");
     let content = world.phase("web", Status::Available).status.unwrap().content.unwrap();

@@ -9,8 +9,8 @@ use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder::model::image_cache::Status;
-use larder::testing::kubernetes::{Fault, Harm, Meets};
+use larder_fake_kubernetes::{Fault, Harm, Meets};
+use larder_model::image_cache::Status;
 
 use crate::harness::cluster::{LARDER, World, kill_daemon};
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::kubernetes::crd::ImageCache;
-use larder::model::image_cache::Status;
-use larder::testing::kubernetes::{Fault, Harm, Meets};
+use larder_fake_kubernetes::{Fault, Harm, Meets};
+use larder_model::image_cache::Status;
 use serde_json::json;
 
 use crate::harness::cluster::{LARDER, World, kill_daemon};

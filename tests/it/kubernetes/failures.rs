@@ -12,12 +12,12 @@ use kube::api::{DeleteParams, ListParams};
 use larder::caches::record::Record;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder::model::class::Class;
-use larder::model::image_cache::Status;
-use larder::testing::image::{Format as ImageFormat, Image, Layer};
-use larder::testing::kubernetes::{SnapshotFate, Timing};
-use larder::testing::layer::LayerBuilder;
-use larder::testing::registry::Auth;
+use larder_fake_kubernetes::{SnapshotFate, Timing};
+use larder_model::class::Class;
+use larder_model::image_cache::Status;
+use larder_testing::image::{Format as ImageFormat, Image, Layer};
+use larder_testing::layer::LayerBuilder;
+use larder_testing::registry::Auth;
 use serde_json::json;
 
 use crate::harness::cluster::{Running, World, image, snapshot_name};

@@ -5,7 +5,7 @@ use std::env;
 use std::fs;
 use std::process::Command;
 
-use larder::testing::kubernetes::{Cluster, Node};
+use larder_fake_kubernetes::{Cluster, Node};
 use serde_json::Value;
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! A disk of the faked storage is a directory of this machine, and what the kubelet mounts is that directory; all else (claims,
 //! scheduling, affinity, the order in which pods, mounts and attachments go, Pod Security, access control, the garbage
-//! collector) is as the modules of `larder::testing::kubernetes` say.
+//! collector) is as the modules of `larder_fake_kubernetes` say.
 
 mod containerd;
 mod crash;
@@ -17,11 +17,11 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 use kube::ResourceExt as _;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use larder::kubernetes::crd::ImageCache;
-use larder::model::chain::ChainId;
-use larder::model::image_cache::Status;
-use larder::model::job::LayerFormat;
-use larder::sys::clock::Clock as _;
-use larder::testing::clock::FakeClock;
+use larder_model::chain::ChainId;
+use larder_model::image_cache::Status;
+use larder_model::job::LayerFormat;
+use larder_sys::clock::Clock as _;
+use larder_sys::clock::fake::FakeClock;
 use serde_json::json;
 
 use crate::harness::agent::Agent;

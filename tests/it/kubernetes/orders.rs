@@ -7,7 +7,7 @@ use larder::caches::record::OrderedBy;
 use larder::caches::store::IdempotencyKey;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder::model::image_cache::Status;
+use larder_model::image_cache::Status;
 use serde_json::json;
 
 use crate::harness::cluster::World;

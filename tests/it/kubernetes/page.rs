@@ -7,9 +7,9 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::kubernetes::{Cluster, DRIVER, Node};
-use larder::testing::layer::LayerBuilder;
+use larder_fake_kubernetes::{Cluster, DRIVER, Node};
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
 use crate::harness::authority::Authority;

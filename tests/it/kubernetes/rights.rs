@@ -7,9 +7,9 @@ use std::time::Duration;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use larder::caches::store::IdempotencyKey;
 use larder::kubernetes::crd::ImageCache;
-use larder::model::image_cache::Status;
-use larder::sys::clock::Clock as _;
-use larder::testing::clock::FakeClock;
+use larder_model::image_cache::Status;
+use larder_sys::clock::Clock as _;
+use larder_sys::clock::fake::FakeClock;
 use serde_json::{Value, json};
 
 use crate::harness::cluster::{LARDER, World, shipped};

@@ -8,9 +8,9 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use kube::ResourceExt as _;
 use larder::kubernetes::crd::ImageCache;
-use larder::model::image_cache::Status;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_model::image_cache::Status;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use serde_json::{Value, json};
 
 use crate::harness::cluster::{LARDER, PATIENCE, World};

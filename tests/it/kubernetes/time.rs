@@ -6,10 +6,10 @@ use std::time::Duration;
 use larder::caches::volumes::VolumeId;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::names::{Names, object};
-use larder::model::image_cache::{CacheId, Status};
-use larder::sys::clock::Clock as _;
-use larder::testing::clock::FakeClock;
-use larder::testing::kubernetes::{Fault, Harm};
+use larder_fake_kubernetes::{Fault, Harm};
+use larder_model::image_cache::{CacheId, Status};
+use larder_sys::clock::Clock as _;
+use larder_sys::clock::fake::FakeClock;
 use serde_json::{Value, json};
 
 use crate::harness::cluster::World;

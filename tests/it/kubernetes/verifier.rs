@@ -9,11 +9,11 @@ use kube::ResourceExt as _;
 use larder::kubernetes::crd::ImageCache;
 use larder::kubernetes::names::VERIFIED;
 use larder::kubernetes::snapshot::VolumeSnapshot;
-use larder::model::class::Class;
-use larder::model::image_cache::Status;
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image, Layer};
-use larder::testing::layer::LayerBuilder;
+use larder_model::class::Class;
+use larder_model::image_cache::Status;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image, Layer};
+use larder_testing::layer::LayerBuilder;
 use serde_json::json;
 
 use super::failures::{failed, scripted};

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use larder::node::podman::{config, node, skeleton};
 use larder::node::view;
-use larder::testing::image::{Format, Image, busybox};
-use larder::testing::layer::LayerBuilder;
+use larder_testing::image::{Format, Image, busybox};
+use larder_testing::layer::LayerBuilder;
 use nix::mount::{MsFlags, mount, umount};
 
 use super::{NEEDS, PODMAN, attach, both_forms, change};

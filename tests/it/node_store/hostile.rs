@@ -4,9 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use larder::model::class::Class;
-use larder::model::seal::Content;
 use larder::node::view;
+use larder_model::class::Class;
+use larder_model::seal::Content;
 use nix::mount::{MsFlags, mount, umount};
 
 use super::{both_forms, images, mountinfo};

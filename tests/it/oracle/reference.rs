@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use larder::model::digest::Digest;
+use larder_model::digest::Digest;
 
 use crate::harness::layers::{Member, Node};
 use crate::harness::tree::{Entry, Kind, Tree};

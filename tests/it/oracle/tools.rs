@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _, chown, lchown, symlin
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::testing::image::{Format, Image, Layer};
+use larder_testing::image::{Format, Image, Layer};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::time::TimeSpec;
 

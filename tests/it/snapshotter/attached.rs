@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use larder::model::job::LayerFormat;
+use larder_model::job::LayerFormat;
 use tempfile::TempDir;
 
 use super::containers::{NEEDS, Node, SIZE, image};

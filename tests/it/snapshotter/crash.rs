@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use larder::node::api::services::snapshots::v1::Kind;
+use larder_containerd_api::services::snapshots::v1::Kind;
 use nix::sys::signal::Signal;
 
 use crate::harness::served::random;

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::Command;
 
 use larder::caches::attachments::Attachments;
-use larder::model::job::LayerFormat;
-use larder::model::runtime::Containerd;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_model::job::LayerFormat;
+use larder_model::runtime::Containerd;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 
 use super::attached::Place;
 use super::containers::{NEEDS, Node, SIZE, fetched, image};

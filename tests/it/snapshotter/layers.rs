@@ -5,13 +5,13 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::thread;
 
-use larder::model::chain::ChainId;
-use larder::model::digest::Digest;
-use larder::model::job::LayerFormat;
-use larder::model::seal::{CacheManifest, Content};
-use larder::node::api::services::snapshots::v1::Kind;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_containerd_api::services::snapshots::v1::Kind;
+use larder_model::chain::ChainId;
+use larder_model::digest::Digest;
+use larder_model::job::LayerFormat;
+use larder_model::seal::{CacheManifest, Content};
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use tonic::Code;
 
 use crate::harness::overlay::View;

@@ -8,11 +8,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use larder::model::chain::ChainId;
-use larder::model::job::LayerFormat;
-use larder::node::api::types::Mount;
-use larder::testing::image::{Format, Image};
-use larder::testing::layer::LayerBuilder;
+use larder_containerd_api::types::Mount;
+use larder_model::chain::ChainId;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image};
+use larder_testing::layer::LayerBuilder;
 use nix::mount::{MntFlags, umount2};
 
 use super::containers::SIZE;

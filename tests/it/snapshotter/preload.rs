@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use larder::model::job::LayerFormat;
-use larder::testing::image::{Format, Image, busybox, push_index};
-use larder::testing::layer::LayerBuilder;
+use larder_model::job::LayerFormat;
+use larder_testing::image::{Format, Image, busybox, push_index};
+use larder_testing::layer::LayerBuilder;
 
 use super::containers::{NEEDS, Node, PATIENCE, SIZE, image};
 use crate::harness::cri::Cri;
@@ -86,7 +86,7 @@ impl Sealed {
         let more = more(&mut served);
         succeed(served.build(&volume, SIZE).args(&more));
         let references = served.references().into_iter().chain(more).collect();
-        served.registry = larder::testing::registry::Registry::spawn();
+        served.registry = larder_testing::registry::Registry::spawn();
         let sealed = Sealed { served, volume, references };
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(sealed.host()).is_ok() {

@@ -5,7 +5,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
-use larder::node::api::services::snapshots::v1::{Kind, UpdateSnapshotRequest};
+use larder_containerd_api::services::snapshots::v1::{Kind, UpdateSnapshotRequest};
 use tonic::Code;
 
 use crate::harness::isolated;
@@ -141,7 +141,7 @@ fn labels_change_as_asked() {
         client.prepare("a", "", &[("one", "1"), ("two", "2"), ("empty", "")]).unwrap();
         let before = client.stat("a").unwrap();
         assert_eq!(before.labels.len(), 2, "an empty value is no label");
-        let sorted = |info: larder::node::api::services::snapshots::v1::Info| {
+        let sorted = |info: larder_containerd_api::services::snapshots::v1::Info| {
             let mut labels: Vec<_> = info.labels.into_iter().collect();
             labels.sort();
             labels.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>()
@@ -158,7 +158,7 @@ fn labels_change_as_asked() {
         assert_eq!(sorted(client.update("a", &[("five", "5")], &[]).unwrap()), ["five=5"]);
         let after = client.stat("a").unwrap();
         assert_eq!(after.created_at, before.created_at);
-        let time = |info: &larder::node::api::services::snapshots::v1::Info| {
+        let time = |info: &larder_containerd_api::services::snapshots::v1::Info| {
             info.updated_at.map(|time| (time.seconds, time.nanos))
         };
         assert!(time(&after) > time(&before), "{before:?} {after:?}");

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use larder::model::chain::ChainId;
-use larder::model::job::LayerFormat;
 use larder::node::snapshotter::SOCKET;
+use larder_model::chain::ChainId;
+use larder_model::job::LayerFormat;
 use nix::sys::signal::Signal;
 
 use crate::harness::served::Served;

@@ -11,7 +11,7 @@ use super::work::Work;
 use crate::config::caches::Caches;
 use crate::config::environment::{GENERAL, NETWORK};
 use crate::config::log::Format;
-use crate::model::job::VolumeKind;
+use larder_model::job::VolumeKind;
 
 /// The variables of `all` that a child gets: `PATH` and those of [`config::environment`](crate::config::environment). Larder's
 /// own configuration is in the file that the child gets. Others stay with the daemon, above all `$CREDENTIALS_DIRECTORY`,

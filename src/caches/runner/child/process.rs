@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::words::Words;
-use crate::model::size::ByteSize;
-use crate::sys::cgroup::Cgroup;
-use crate::sys::signal;
+use larder_model::size::ByteSize;
+use larder_sys::cgroup::Cgroup;
+use larder_sys::signal;
 
 /// How long the pipes of a child that has ended may stay open: another process can hold them.
 const DRAIN: Duration = Duration::from_secs(5);

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::lines::next_line;
 use super::process::Verdict;
 use crate::caches::pull_secrets::Unusable;
-use crate::model::escape::escape_to;
-use crate::model::event::{Event, Line, Outcome, VERSION};
+use larder_model::escape::escape_to;
+use larder_model::event::{Event, Line, Outcome, VERSION};
 
 /// Longest line, bytes. A result names every image and why it failed.
 const LONGEST_LINE: usize = 1 << 20;

@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use super::process::End;
 use crate::caches::runner::Ended;
-use crate::model::event::Outcome;
+use larder_model::event::Outcome;
 
 /// Exit codes of a builder that was interrupted or terminated and left a volume that can be resumed (cli::exit).
 const STOPPED: [i32; 2] = [130, 143];
@@ -46,7 +46,7 @@ mod tests {
 
     use super::super::process::Kill;
     use super::*;
-    use crate::model::event::Status;
+    use larder_model::event::Status;
 
     fn outcome(exit_code: u8) -> Outcome {
         Outcome {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-use crate::model::escape::escape;
+use larder_model::escape::escape;
 
 /// How much of the end is kept, bytes.
 const KEPT: usize = 4096;

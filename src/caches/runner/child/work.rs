@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt 
 use std::path::{Path, PathBuf};
 
 use crate::caches::pull_secrets::{Content, Unusable};
-use crate::model::pull_secret::PullSecretName;
+use larder_model::pull_secret::PullSecretName;
 
 /// Empties the directory of all children, making it if need be and closing it to others: what a daemon that died has left.
 pub fn clear_work(dir: &Path) -> io::Result<()> {
@@ -107,7 +107,6 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-#[cfg(feature = "testing")]
 mod tests {
     use super::*;
     use crate::caches::pull_secrets::HostSecrets;

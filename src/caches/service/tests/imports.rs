@@ -1,7 +1,7 @@
 //! Archives on their way in: what is kept for them, and what is left of them.
 
 use super::*;
-use crate::model::job::Source;
+use larder_model::job::Source;
 
 const FIFTY: &str = "[caches]\ncapacity = \"50GiB\"\n";
 

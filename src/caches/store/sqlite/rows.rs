@@ -7,8 +7,8 @@ use super::checksum;
 use super::fault::Fault;
 use crate::caches::record::Record;
 use crate::caches::store::{IdempotencyKey, StoreError, Stored};
-use crate::model::image_cache::{CacheId, CacheName, TenantName};
-use crate::sys::clock::guard::Noted;
+use larder_model::image_cache::{CacheId, CacheName, TenantName};
+use larder_sys::clock::guard::Noted;
 
 const CACHE: &str = "SELECT id, tenant, name, status, reserved_gib, version, checksum, record FROM cache";
 const ANSWER: &str = "SELECT tenant, key, used_at, request, checksum, record FROM answer";

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::caches::store::Stored;
-use crate::model::image_cache::TenantName;
+use larder_model::image_cache::TenantName;
 
 /// Maximum memory of all snapshots together, bytes as [`weight`] estimates them.
 const MOST: usize = 32 << 20;
@@ -67,7 +67,7 @@ fn weight(stored: &Stored) -> usize {
     2048 + 256 * record.events.len() + 512 * (layers + record.spec.images.len())
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::caches::store::suite;

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::SqliteStore;
 use crate::caches::store::{Created, Store, StoreError, Stored, suite};
-use crate::model::class::Class;
+use larder_model::class::Class;
 
 /// A state directory that is not there yet.
 fn directory() -> (TempDir, PathBuf) {
@@ -253,7 +253,7 @@ async fn a_row_that_was_changed_is_told_by_its_name() {
 
 async fn look_at_all(
     store: &SqliteStore,
-    id: crate::model::image_cache::CacheId,
+    id: larder_model::image_cache::CacheId,
 ) -> Result<Option<Stored>, StoreError> {
     store.list(None).await?;
     store.noted().await?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::objects::{ATTACH_ON, GATE, node_label};
 use super::super::readiness::{CONDITION, label};
 use super::super::wish::Wish;
-use crate::model::digest::Digest;
+use larder_model::digest::Digest;
 
 /// The next step for a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Parts;
-use crate::model::job::LayerFormat;
+use larder_model::job::LayerFormat;
 
 /// User and group of a pod that needs no rights: "nonroot" of many images, Larder's own among them.
 const NOBODY: u32 = 65532;

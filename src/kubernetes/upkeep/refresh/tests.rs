@@ -2,11 +2,11 @@ use super::*;
 use crate::caches::record::Work;
 use crate::kubernetes::conditions::tests::record;
 use crate::kubernetes::crd::ImageCache;
-use crate::model::digest::Digest;
-use crate::model::event::SealedImage;
-use crate::model::plan_report::PlannedImage;
-use crate::model::platform::Platform;
-use crate::model::size::ByteSize;
+use larder_model::digest::Digest;
+use larder_model::event::SealedImage;
+use larder_model::plan_report::PlannedImage;
+use larder_model::platform::Platform;
+use larder_model::size::ByteSize;
 
 fn time(text: &str) -> DateTime<Utc> {
     text.parse().unwrap()

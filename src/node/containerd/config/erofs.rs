@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::model::platform::Platform;
+use larder_model::platform::Platform;
 
 /// What `mkfs.erofs --help` has if it makes images of tars, as containerd asks (its package erofsutils): 1.7 and newer.
 const FROM_TAR: &str = "--tar=";

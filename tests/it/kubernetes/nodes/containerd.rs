@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use larder::model::runtime::Containerd as Place;
+use larder_model::runtime::Containerd as Place;
 use nix::mount::{MsFlags, mount};
 
 use super::Scene;

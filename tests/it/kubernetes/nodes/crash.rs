@@ -1,6 +1,6 @@
 //! Agents that are killed at every step, and API servers that fail them.
 
-use larder::testing::kubernetes::{Fault, Harm, Meets};
+use larder_fake_kubernetes::{Fault, Harm, Meets};
 
 use super::Scene;
 use crate::harness::agent::AGENT;

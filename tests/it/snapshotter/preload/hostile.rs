@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use larder::model::job::LayerFormat;
+use larder_model::job::LayerFormat;
 
 use super::super::containers::{NEEDS, Node, image};
 use super::Sealed;

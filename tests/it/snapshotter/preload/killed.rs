@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use larder::model::job::LayerFormat;
+use larder_model::job::LayerFormat;
 
 use super::super::containers::{NEEDS, Node, image};
 use super::Sealed;

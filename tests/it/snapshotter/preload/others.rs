@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use larder::model::job::LayerFormat;
-use larder::node::api::services::images::v1 as api;
-use larder::node::api::services::images::v1::images_client::ImagesClient;
-use larder::node::api::types::Descriptor;
 use larder::node::grpc;
+use larder_containerd_api::services::images::v1 as api;
+use larder_containerd_api::services::images::v1::images_client::ImagesClient;
+use larder_containerd_api::types::Descriptor;
+use larder_model::job::LayerFormat;
 use tokio::runtime::Runtime;
 use tonic::Request;
 

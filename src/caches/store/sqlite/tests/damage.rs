@@ -7,8 +7,8 @@ use std::path::Path;
 use super::{SqliteStore, directory, open};
 use crate::caches::record::Record;
 use crate::caches::store::{Admission, Created, Store, StoreError, Stored, TenantSpace, suite};
-use crate::model::class::Class;
-use crate::sys::clock::guard::Noted;
+use larder_model::class::Class;
+use larder_sys::clock::guard::Noted;
 
 /// Everything that a store can tell.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,209 @@
+//! The bytes of a blob, read to the end: inflated by what the first of them say, both sides hashed.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::hashing::Hashing;
+use super::pool::Pool;
+use super::{ChunkSource, Codec, Decoded, Error, gzip, zstd};
+use crate::limits::Ratio;
+use larder_model::digest::{Algorithm, Digest};
+use larder_model::seal::Compression;
+
+/// What a blob goes through.
+enum Stage {
+    /// The first bytes have not come yet.
+    Sniff,
+    /// The chunks are the tar.
+    Plain,
+    Codec {
+        name: &'static str,
+        codec: Box<dyn Codec>,
+        pool: Pool,
+    },
+    /// An error was returned; nothing more comes.
+    Failed,
+}
+
+pub(super) struct Inflater<S> {
+    source: S,
+    input: Bytes,
+    ended: bool,
+    pub(super) hashing: Hashing,
+    blob_size: u64,
+    stage: Stage,
+    compression: Compression,
+    size: u64,
+    ratio: Ratio,
+    pub(super) portable: bool,
+}
+
+impl<S: ChunkSource> Inflater<S> {
+    pub(super) fn new(source: S, algorithm: Algorithm, ratio: Ratio) -> Self {
+        Inflater {
+            source,
+            input: Bytes::new(),
+            ended: false,
+            hashing: Hashing::new(algorithm),
+            blob_size: 0,
+            stage: Stage::Sniff,
+            compression: Compression::None,
+            size: 0,
+            ratio,
+            portable: false,
+        }
+    }
+
+    /// The blob is the tar, whatever its first bytes look like.
+    pub(super) fn set_plain(&mut self) {
+        self.hashing.is_plain();
+        self.stage = Stage::Plain;
+    }
+
+    /// Whether there is work in it that is worth a processor of its own.
+    pub(super) fn is_work(&self) -> bool {
+        matches!(self.stage, Stage::Codec { .. })
+    }
+
+    pub(super) fn compression(&mut self) -> Result<Compression, Error> {
+        if matches!(self.stage, Stage::Sniff) {
+            self.sniff()?;
+        }
+        Ok(self.compression)
+    }
+
+    /// The next bytes of the tar, hashed; `None` at the end of a blob that is whole.
+    pub(super) fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        if matches!(self.stage, Stage::Sniff) {
+            self.sniff()?;
+        }
+        let tar = match self.stage {
+            Stage::Failed => return Err(Error::Failed),
+            Stage::Plain | Stage::Sniff => self.take_plain(),
+            Stage::Codec { .. } => self.inflate(),
+        };
+        let tar = tar.and_then(|tar| {
+            self.size += tar.len() as u64;
+            if tar.is_empty() {
+                return Ok(None);
+            }
+            self.hashing.tar(&tar)?;
+            Ok(Some(tar))
+        });
+        tar.inspect_err(|_| self.stage = Stage::Failed)
+    }
+
+    /// What was read. Called at the end.
+    pub(super) fn finish(self) -> Result<Decoded, Error> {
+        let (blob, diff_id) = self.hashing.finish()?;
+        let (blob_size, size, compression) = (self.blob_size, self.size, self.compression);
+        Ok(Decoded { blob, blob_size, diff_id, size, compression })
+    }
+
+    /// Digest and size of the blob, whatever is in it; reads the rest of it without inflating. `None` if that does not come.
+    pub(super) fn blob(mut self) -> Option<(Digest, u64)> {
+        self.hashing.is_only_blob();
+        while self.receive().ok()? {
+            self.input = Bytes::new();
+        }
+        let (blob, _) = self.hashing.finish().ok()?;
+        Some((blob, self.blob_size))
+    }
+
+    /// Takes the next chunk from the source; `false` at the end of the blob.
+    fn receive(&mut self) -> Result<bool, Error> {
+        while !self.ended {
+            let Some(chunk) = self.source.next().map_err(Error::Source)? else {
+                self.ended = true;
+                break;
+            };
+            if chunk.is_empty() {
+                continue;
+            }
+            self.hashing.blob(&chunk)?;
+            self.blob_size += chunk.len() as u64;
+            if self.input.is_empty() {
+                self.input = chunk;
+            } else {
+                let mut joined = BytesMut::from(&self.input[..]);
+                joined.extend_from_slice(&chunk);
+                self.input = joined.freeze();
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn sniff(&mut self) -> Result<(), Error> {
+        while self.input.len() < 4 && self.receive()? {}
+        let codec: (&'static str, Box<dyn Codec>) = match *self.input {
+            [0x1f, 0x8b, ..] => {
+                self.compression = Compression::Gzip;
+                ("gzip", gzip::codec(self.portable))
+            }
+            // A frame, or a skippable frame in front of one (RFC 8878, 3.1).
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+                self.compression = Compression::Zstd;
+                ("zstd", Box::new(zstd::Zstd::new().map_err(Error::Context)?))
+            }
+            _ => {
+                self.set_plain();
+                return Ok(());
+            }
+        };
+        self.stage = Stage::Codec { name: codec.0, codec: codec.1, pool: Pool::default() };
+        Ok(())
+    }
+
+    /// The chunk itself is the buffer.
+    fn take_plain(&mut self) -> Result<Bytes, Error> {
+        if self.input.is_empty() {
+            self.receive()?;
+        }
+        Ok(std::mem::take(&mut self.input))
+    }
+
+    /// Fills a buffer, or as much of it as the rest of the blob gives.
+    fn inflate(&mut self) -> Result<Bytes, Error> {
+        let Stage::Codec { pool, .. } = &mut self.stage else { return Err(Error::Failed) };
+        let mut buffer = pool.take();
+        let filled = self.fill(&mut buffer)?;
+        let buffer = buffer.freeze();
+        if let Stage::Codec { pool, .. } = &mut self.stage {
+            pool.lend(buffer.clone());
+        }
+        Ok(buffer.slice(..filled))
+    }
+
+    fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
+        let mut filled = 0;
+        loop {
+            let Stage::Codec { name, codec, .. } = &mut self.stage else {
+                return Err(Error::Failed);
+            };
+            let corrupt = |reason, at| Error::Corrupt { codec: name, at, reason };
+            let at = self.blob_size - self.input.len() as u64;
+            let step =
+                codec.step(&self.input, &mut buffer[filled..]).map_err(|reason| corrupt(reason, at))?;
+            self.input.advance(step.read);
+            filled += step.written;
+            let input = self.blob_size - self.input.len() as u64;
+            let output = self.size + filled as u64;
+            if self.ratio.is_exceeded(input, output) {
+                return Err(Error::Bomb { input, output, max: self.ratio.max });
+            }
+            if filled == buffer.len() {
+                return Ok(filled);
+            }
+            if step.read > 0 || step.written > 0 {
+                continue;
+            }
+            if !self.input.is_empty() {
+                return Err(corrupt("the decoder makes no progress".into(), at));
+            }
+            let (name, may_end) = (*name, codec.may_end());
+            if !self.receive()? {
+                return if may_end { Ok(filled) } else { Err(Error::Truncated { codec: name, at }) };
+            }
+        }
+    }
+}

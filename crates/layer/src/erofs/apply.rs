@@ -1,0 +1,454 @@
+//! Writes the members of one tar as an image.
+//!
+//! The order of members is free: names are kept in memory until the end, so a whiteout may come before or after what
+//! replaces it, a directory after what is in it, and a later member replaces an earlier one of the same name whatever its
+//! type. Content that was replaced stays in the image without a name, for it was written when it came.
+//!
+//! The image knows nothing of the layers below: directories that the tar implies, and a root that it does not contain,
+//! belong to root and have mode 0755; opaque directories carry their attribute; hard links to files of lower layers are
+//! left out. What those need is noted for [`fixup`](super::fixup).
+
+mod places;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, Read};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use self::places::{Cache, Found, Place};
+use super::error::Error as ImageError;
+use super::fitting::{fitting, relinked};
+use super::inode::InodeId;
+use super::writer::{Special, Writer};
+use super::{Body, Options, Summary};
+use crate::apply::{Failure, Sink, members};
+use crate::error::{Error, Fault, named};
+use crate::metadata::Metadata;
+use crate::overlay::replaced::Links;
+use crate::overlay::{Applied, Directory, LowerLink, OPAQUE_XATTR};
+use crate::path::{self, escape};
+use crate::space::Space;
+use crate::tar::{Reader, Record, Region};
+use larder_model::seal::Lost;
+use larder_sys::{Dir, FileType};
+
+/// What a directory or a link to a lower file takes in memory beside its bytes.
+const ENTRY: usize = 320;
+
+/// Where a layer goes.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The file that becomes the image, or is compared with it.
+    pub image: Image,
+    /// Where files without a name can be made.
+    pub dir: &'a Dir,
+    /// Who is asked for room.
+    pub space: &'a dyn Space,
+    /// What the image is called.
+    pub options: Options,
+    /// Grows with the bytes of content written.
+    pub written: &'a AtomicU64,
+    /// Whether replaced content is told, for the tar-split file.
+    pub keep_replaced: bool,
+}
+
+/// The file of an image, open for reading.
+#[derive(Debug)]
+pub enum Image {
+    /// Empty and open for writing as well: the image is written.
+    New(File),
+    /// An image: what would be written is compared with it.
+    Present(File),
+}
+
+/// A layer of which all members were written.
+#[derive(Debug)]
+pub struct Filled<'a> {
+    writer: Writer<'a>,
+    replaced: Vec<(Vec<u8>, InodeId)>,
+}
+
+impl Filled<'_> {
+    /// Whether later members replaced content of earlier ones.
+    pub fn has_replaced(&self) -> bool {
+        !self.replaced.is_empty()
+    }
+
+    /// What was replaced, by the paths under which the tar-split file names it, in order.
+    pub fn take_replaced(&mut self) -> Vec<(Vec<u8>, InodeId)> {
+        std::mem::take(&mut self.replaced)
+    }
+
+    /// The content of a file that was replaced.
+    ///
+    /// # Errors
+    /// [`Error::Io`](ImageError::Io).
+    pub fn content(&mut self, id: InodeId) -> Result<impl Read + use<>, ImageError> {
+        self.writer.saved(id)
+    }
+
+    /// Completes the image.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub fn finish(self) -> Result<Summary, ImageError> {
+        self.writer.finish()
+    }
+}
+
+/// Writes every member that `reader` has.
+///
+/// # Errors
+/// [`Failure`].
+pub fn apply<'a, B: BufRead, R: Record>(
+    reader: &mut Reader<B, R>,
+    target: Target<'a>,
+) -> Result<(Applied, Filled<'a>), Failure> {
+    let Target { image, dir, space, options, written, keep_replaced } = target;
+    let writer = match image {
+        Image::New(file) => Writer::new(file, dir, space, options),
+        Image::Present(file) => Writer::compare(file, dir, space, options),
+    };
+    let mut layer = Layer {
+        writer: writer.map_err(|e| explain(b"", e))?,
+        cache: Cache::default(),
+        directories: BTreeMap::from([(Vec::new(), Directory::default())]),
+        lower_links: BTreeMap::new(),
+        lost: Vec::new(),
+        counted: 0,
+        links: Links::default(),
+        replaced: Vec::new(),
+        keep_replaced,
+        written,
+    };
+    let entries = members(reader, &mut layer)?;
+    layer.describe_directories()?;
+    let Layer { writer, directories, lower_links, lost, replaced, .. } = layer;
+    Ok((Applied { directories, lower_links, entries, lost }, Filled { writer, replaced }))
+}
+
+/// A name in a directory of the layer.
+struct Spot {
+    place: Place,
+    name: Vec<u8>,
+    /// Path without symbolic links.
+    at: Vec<u8>,
+}
+
+struct Layer<'a> {
+    writer: Writer<'a>,
+    cache: Cache,
+    directories: BTreeMap<Vec<u8>, Directory>,
+    lower_links: BTreeMap<Vec<u8>, LowerLink>,
+    lost: Vec<Lost>,
+    /// Losses whose memory is counted.
+    counted: usize,
+    links: Links,
+    replaced: Vec<(Vec<u8>, InodeId)>,
+    keep_replaced: bool,
+    written: &'a AtomicU64,
+}
+
+impl Sink for Layer<'_> {
+    type Spot = Spot;
+
+    fn root(&mut self, metadata: Metadata) -> Result<(), Error> {
+        self.describe_plainly(b"", InodeId::ROOT, &metadata)?;
+        self.directories.entry(Vec::new()).or_default().metadata = Some(metadata);
+        Ok(())
+    }
+
+    fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
+        if !self.lower_links.is_empty() {
+            let mut above = path::split(clean).0;
+            while !above.is_empty() {
+                // A file of a lower layer is no directory either.
+                if self.lower_links.contains_key(above) {
+                    return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
+                }
+                above = path::split(above).0;
+            }
+        }
+        let place = self.parent(clean)?;
+        let (_, name) = path::split(clean);
+        let at = path::join(&place.path, name);
+        Ok(Spot { place, name: name.to_vec(), at })
+    }
+
+    fn file<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        spot: &Spot,
+        _: u64,
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        self.make_room(spot)?;
+        self.links.remove(&spot.at);
+        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
+        let Layer { writer, written, .. } = self;
+        let body = writer.file(spot.place.id, &spot.name, &metadata);
+        let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
+        reader.end_file(&spot.at).map_err(Failure::Tar)?;
+        body.end().map_err(|e| explain(&spot.at, e))?;
+        Ok(())
+    }
+
+    fn sparse<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        spot: &Spot,
+        size: u64,
+        map: &[Region],
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        self.make_room(spot)?;
+        self.links.insert(&spot.at);
+        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
+        let Layer { writer, written, .. } = self;
+        let body = writer.sparse(spot.place.id, &spot.name, &metadata, size, map);
+        let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
+        body.end().map_err(|e| explain(&spot.at, e))?;
+        Ok(())
+    }
+
+    fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
+        let Spot { place, name, at } = spot;
+        self.remember(at, metadata.xattr_bytes())?;
+        let recreated = match self.writer.lookup(place.id, name) {
+            Some(id) if self.writer.file_type(id) == FileType::Directory => {
+                self.describe_plainly(at, id, &metadata)?;
+                self.directories.entry(at.clone()).or_default().metadata = Some(metadata);
+                return Ok(());
+            }
+            Some(id) => self.writer.is_whiteout(id),
+            None => false,
+        };
+        self.make_room(spot)?;
+        let plain = Metadata { xattrs: Vec::new(), ..metadata };
+        self.writer.directory(place.id, name, &plain).map_err(|e| explain(at, e))?;
+        let metadata = Some(Metadata { xattrs: metadata.xattrs, ..plain });
+        self.directories.insert(at.clone(), Directory { metadata, opaque: false, recreated });
+        Ok(())
+    }
+
+    fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
+        let Spot { place, name, at } = spot;
+        self.make_room(spot)?;
+        let metadata = fitting(at, FileType::Symlink, metadata, &mut self.lost)?;
+        self.writer.symlink(place.id, name, &metadata, target).map_err(|e| explain(at, e))?;
+        Ok(())
+    }
+
+    fn node(
+        &mut self,
+        spot: &Spot,
+        file_type: FileType,
+        (major, minor): (u32, u32),
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let Spot { place, name, at } = spot;
+        let special = match file_type {
+            FileType::CharDevice => Special::CharDevice(major, minor),
+            FileType::BlockDevice => Special::BlockDevice(major, minor),
+            _ => Special::Fifo,
+        };
+        self.make_room(spot)?;
+        let metadata = fitting(at, file_type, metadata, &mut self.lost)?;
+        self.writer.special(place.id, name, &metadata, special).map_err(|e| explain(at, e))?;
+        Ok(())
+    }
+
+    fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
+        let hostile = |fault| Error::hostile(&spot.at, fault);
+        let Spot { place, name, at } = spot;
+        let (target_parent, target_name) = path::split(target);
+        let source = match self.walk(target_parent, at, false)? {
+            Found::Missing(resolved) => {
+                return self.lower_link(spot, path::join(&resolved, target_name), metadata);
+            }
+            Found::Here(source) => source,
+        };
+        let target_at = path::join(&source.path, target_name);
+        let present = self.writer.lookup(source.id, target_name);
+        let Some(id) = present.filter(|id| !self.writer.is_whiteout(*id)) else {
+            let target = match self.lower_links.get(&target_at) {
+                Some(link) => link.target.clone(),
+                None => target_at,
+            };
+            return self.lower_link(spot, target, metadata);
+        };
+        if self.writer.file_type(id) == FileType::Directory {
+            return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
+        }
+        // Making room for the link would remove what it means.
+        if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
+            return Err(hostile(Fault::LinkMissing(escape(&target_at))));
+        }
+        // A name linked to itself stays as it is; replacing it would lose the file.
+        if *at != target_at {
+            self.make_room(spot)?;
+            self.writer.link(place.id, name, id).map_err(|e| explain(at, e))?;
+            self.links.insert(at);
+        }
+        self.describe_again(at, id, &metadata)
+    }
+
+    fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
+        let place = self.parent(clean)?;
+        self.directories.entry(place.path).or_default().opaque = true;
+        Ok(())
+    }
+
+    /// Where this layer has the name itself, that hides it already; a directory must hide what the lower one holds as
+    /// well.
+    fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
+        let place = self.parent(clean)?;
+        let at = path::join(&place.path, hidden);
+        match self.writer.lookup(place.id, hidden) {
+            Some(id) if self.writer.file_type(id) == FileType::Directory => {
+                self.directories.entry(at).or_default().recreated = true;
+            }
+            Some(_) => {}
+            None if self.lower_links.contains_key(&at) => {}
+            None => {
+                let whiteout = Metadata { mode: 0, ..Metadata::implied() };
+                self.writer
+                    .special(place.id, hidden, &whiteout, Special::CharDevice(0, 0))
+                    .map_err(|e| explain(&at, e))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&mut self) -> Result<(), Error> {
+        for at in self.counted..self.lost.len() {
+            let Lost { path, what } = &self.lost[at];
+            let bytes = path.len() + what.len() + ENTRY;
+            self.writer.remember(bytes).map_err(|e| explain(path.as_bytes(), e))?;
+        }
+        self.counted = self.lost.len();
+        Ok(())
+    }
+}
+
+impl Layer<'_> {
+    /// Takes away what stands in the way of a member.
+    fn make_room(&mut self, spot: &Spot) -> Result<(), Error> {
+        let Spot { place, name, at } = spot;
+        if !self.lower_links.is_empty() {
+            self.lower_links.remove(at);
+        }
+        let Some(id) = self.writer.lookup(place.id, name) else { return Ok(()) };
+        match self.writer.file_type(id) {
+            FileType::Directory => {
+                self.cache.forget();
+                path::remove_tree(&mut self.lower_links, at);
+                path::remove_tree(&mut self.directories, at);
+                self.discard_below(id, at)?;
+            }
+            FileType::Symlink => self.cache.forget(),
+            _ => self.discard(id, at)?,
+        }
+        self.writer.remove(place.id, name).map_err(|e| explain(at, e))
+    }
+
+    fn discard_below(&mut self, directory: InodeId, at: &[u8]) -> Result<(), Error> {
+        if !self.keep_replaced {
+            return Ok(());
+        }
+        let mut pending = vec![(directory, at.to_vec())];
+        while let Some((directory, at)) = pending.pop() {
+            for (name, id) in self.writer.entries(directory) {
+                let at = path::join(&at, &name);
+                match self.writer.file_type(id) {
+                    FileType::Directory => pending.push((id, at)),
+                    _ => self.discard(id, &at)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes content that the tar-split file still needs.
+    fn discard(&mut self, id: InodeId, at: &[u8]) -> Result<(), Error> {
+        let is_content = self.writer.file_type(id) == FileType::Regular && self.writer.size(id) > 0;
+        if self.keep_replaced && is_content && !self.links.contains(at) {
+            self.remember(at, 0)?;
+            self.replaced.push((at.to_vec(), id));
+        }
+        Ok(())
+    }
+
+    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
+        let Spot { place, name, at } = spot;
+        if self.writer.lookup(place.id, name).is_some_and(|id| !self.writer.is_whiteout(id)) {
+            self.make_room(spot)?;
+        }
+        self.remember(at, target.len() + metadata.xattr_bytes())?;
+        self.lower_links.insert(at.clone(), LowerLink { target, metadata });
+        Ok(())
+    }
+
+    /// Describes directories for the last time: only now it is known what counts of what the tar says of them. Those that
+    /// hide what is below them get the attribute by which overlayfs knows it.
+    fn describe_directories(&mut self) -> Result<(), Error> {
+        let directories = std::mem::take(&mut self.directories);
+        for (at, directory) in &directories {
+            let implied = Metadata::implied();
+            let described = directory.metadata.as_ref().unwrap_or(&implied);
+            if described.xattrs.is_empty() && !directory.hides_lower() {
+                continue;
+            }
+            let Some(id) = self.find(at) else { continue };
+            let mut metadata = fitting(at, FileType::Directory, described, &mut self.lost)?.into_owned();
+            if directory.hides_lower() {
+                metadata.xattrs.push((OPAQUE_XATTR.to_vec(), b"y".to_vec()));
+            }
+            self.writer.describe(id, &metadata).map_err(|e| explain(at, e))?;
+        }
+        self.directories = directories;
+        self.done()
+    }
+
+    /// Describes a directory for now, without attributes.
+    fn describe_plainly(&mut self, at: &[u8], id: InodeId, metadata: &Metadata) -> Result<(), Error> {
+        let plain = Metadata { xattrs: Vec::new(), ..*metadata };
+        self.writer.describe(id, &plain).map_err(|e| explain(at, e))
+    }
+
+    /// Describes an inode that has a description, by what a link to it says.
+    fn describe_again(&mut self, at: &[u8], id: InodeId, link: &Metadata) -> Result<(), Error> {
+        let present = self.writer.metadata(id).map_err(|e| explain(at, e))?;
+        let metadata = relinked(at, self.writer.file_type(id), present, link, &mut self.lost)?;
+        self.writer.describe(id, &metadata).map_err(|e| explain(at, e))
+    }
+
+    fn remember(&mut self, at: &[u8], bytes: usize) -> Result<(), Error> {
+        self.writer.remember(at.len() + bytes + ENTRY).map_err(|e| explain(at, e))
+    }
+}
+
+/// Copies the content that `reader` has next.
+fn fill<'w, 'a, B: BufRead, R: Record>(
+    reader: &mut Reader<B, R>,
+    mut body: Body<'w, 'a>,
+    at: &[u8],
+    written: &AtomicU64,
+) -> Result<Body<'w, 'a>, Failure> {
+    while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
+        body.write_at(chunk.offset, chunk.bytes).map_err(|e| explain(at, e))?;
+        written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+    }
+    Ok(body)
+}
+
+/// An error of the writer as one of the member at `at`.
+pub(crate) fn explain(at: &[u8], error: ImageError) -> Error {
+    match error {
+        ImageError::Io { doing, source } => Error::Io { doing, path: named(at), source },
+        ImageError::XattrTooLong { .. } => Error::hostile(at, Fault::AttributeTooLong),
+        ImageError::Memory { limit } => Error::hostile(at, Fault::TooMuchToRemember { limit }),
+        ImageError::Fault(_) => Error::io("writing", at, io::Error::other(error)),
+        other => Error::hostile(at, Fault::Unstorable(other.to_string())),
+    }
+}

@@ -1,0 +1,132 @@
+//! Finding the parent of a member, and making the parents that a tar implies, without ever leaving the layer.
+//!
+//! Symbolic links are followed as if the layer were the root of the file system (an honest layer may hold
+//! `var/run -> /run`), by the rules of the overlay sink.
+
+use std::collections::VecDeque;
+
+use super::{Layer, explain};
+use crate::erofs::inode::InodeId;
+use crate::error::{Error, Fault};
+use crate::metadata::Metadata;
+use crate::overlay::Directory;
+use crate::path::{self, escape};
+use larder_sys::FileType;
+
+/// Most symbolic links on one path, as in the kernel (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+
+/// A directory and its path without symbolic links.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) path: Vec<u8>,
+    pub(super) id: InodeId,
+}
+
+/// How far a path exists in the layer.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// All of it.
+    Here(Place),
+    /// Not all: the clean path with links followed as far as they exist.
+    Missing(Vec<u8>),
+}
+
+/// The directory of the last member: mostly the next one is in it too.
+#[derive(Debug, Default)]
+pub(super) struct Cache(Option<(Vec<u8>, Place)>);
+
+impl Cache {
+    /// A directory or a symbolic link was taken away: paths may lead elsewhere.
+    pub(super) fn forget(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Layer<'_> {
+    /// The parent of a member, made where the tar only implies it.
+    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Place, Error> {
+        let (parent, _) = path::split(member);
+        if let Some((path, place)) = &self.cache.0
+            && path == parent
+        {
+            return Ok(place.clone());
+        }
+        match self.walk(parent, member, true)? {
+            Found::Here(place) => {
+                self.cache.0 = Some((parent.to_vec(), place.clone()));
+                Ok(place)
+            }
+            Found::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+        }
+    }
+
+    /// The directory at a path that exists and holds no symbolic link.
+    pub(super) fn find(&self, path: &[u8]) -> Option<InodeId> {
+        path::components(path)
+            .try_fold(InodeId::ROOT, |directory, component| self.writer.lookup(directory, component))
+    }
+
+    /// Goes to `directory` by components, as if the layer were the root of the file system.
+    pub(super) fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
+        let mut here = Place { path: Vec::new(), id: InodeId::ROOT };
+        let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
+        let mut links = 0;
+        while let Some(component) = pending.pop_front() {
+            if component.len() > 255 {
+                return Err(Error::hostile(member, Fault::NameTooLong));
+            }
+            if component == b".." {
+                here.path.truncate(path::split(&here.path).0.len());
+                here.id = self.writer.parent(here.id).unwrap_or(InodeId::ROOT);
+                continue;
+            }
+            let at = path::join(&here.path, &component);
+            let found = self.writer.lookup(here.id, &component);
+            let whiteout = found.is_some_and(|id| self.writer.is_whiteout(id));
+            match found.filter(|_| !whiteout) {
+                None if make => here = self.imply(&here, &component, at, whiteout)?,
+                None => {
+                    let mut missing = at;
+                    pending.iter().for_each(|rest| path::push(&mut missing, rest));
+                    // What follows a missing component is looked up in the layers below, so it must be clean.
+                    return Ok(Found::Missing(path::clean(&missing).map_err(|f| Error::hostile(member, f))?));
+                }
+                Some(id) => match self.writer.file_type(id) {
+                    FileType::Directory => here = Place { path: at, id },
+                    FileType::Symlink => {
+                        links += 1;
+                        if links > MAX_LINKS {
+                            return Err(Error::hostile(member, Fault::Loop));
+                        }
+                        let target = self.writer.target(id).map_err(|e| explain(&at, e))?;
+                        if target.starts_with(b"/") {
+                            here = Place { path: Vec::new(), id: InodeId::ROOT };
+                        }
+                        let parts =
+                            target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+                        parts.rev().for_each(|part| pending.push_front(part.to_vec()));
+                    }
+                    _ => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+                },
+            }
+        }
+        Ok(Found::Here(here))
+    }
+
+    /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
+    fn imply(&mut self, parent: &Place, name: &[u8], at: Vec<u8>, whiteout: bool) -> Result<Place, Error> {
+        // Symbolic links can lead deeper than the path of a member says.
+        if path::components(&at).count() > path::MAX_DEPTH {
+            return Err(Error::hostile(&at, Fault::TooDeep));
+        }
+        self.remember(&at, 0)?;
+        if whiteout {
+            self.writer.remove(parent.id, name).map_err(|e| explain(&at, e))?;
+        }
+        let made = self.writer.directory(parent.id, name, &Metadata::implied());
+        let id = made.map_err(|e| explain(&at, e))?;
+        self.directories.insert(at.clone(), Directory { recreated: whiteout, ..Directory::default() });
+        Ok(Place { path: at, id })
+    }
+}

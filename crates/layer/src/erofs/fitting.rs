@@ -1,0 +1,119 @@
+//! Metadata as the kernel would have taken them: an image takes whatever it is given, and only who reads it finds out.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use super::acl::{self, Verdict};
+use super::format::split_name;
+use crate::error::{Error, Fault};
+use crate::metadata::Metadata;
+use crate::path::escape;
+use larder_model::seal::Lost;
+use larder_sys::FileType;
+
+/// Metadata for an inode of this type: what the kernel would not have taken is noted, what is malformed refused.
+pub(super) fn fitting<'m>(
+    at: &[u8],
+    file_type: FileType,
+    metadata: &'m Metadata,
+    lost: &mut Vec<Lost>,
+) -> Result<Cow<'m, Metadata>, Error> {
+    if metadata.xattrs.is_empty() {
+        return Ok(Cow::Borrowed(metadata));
+    }
+    let mut fitting = Metadata { xattrs: Vec::with_capacity(metadata.xattrs.len()), ..metadata.clone() };
+    for (name, value) in &metadata.xattrs {
+        match judge(file_type, name, value, fitting.mode) {
+            Judged::Kept(mode) => {
+                fitting.mode = mode;
+                fitting.xattrs.push((name.clone(), value.clone()));
+            }
+            Judged::Mode(mode) => fitting.mode = mode,
+            Judged::Lost => lost.push(Lost { path: escape(at), what: format!("xattr {}", escape(name)) }),
+            Judged::Malformed => {
+                return Err(Error::hostile(at, Fault::AttributeMalformed(escape(name))));
+            }
+        }
+    }
+    Ok(Cow::Owned(fitting))
+}
+
+/// What a link makes of the inode that it names: as a runtime would, who changes owner and mode of the file that is there
+/// and adds attributes to those that it has.
+pub(super) fn relinked(
+    at: &[u8],
+    file_type: FileType,
+    present: Metadata,
+    link: &Metadata,
+    lost: &mut Vec<Lost>,
+) -> Result<Metadata, Error> {
+    let fitting = fitting(at, file_type, link, lost)?;
+    let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = present.xattrs.into_iter().collect();
+    // Another owner costs a file its capabilities (chown(2)).
+    if (present.uid, present.gid) != (link.uid, link.gid) {
+        xattrs.remove(&b"security.capability"[..]);
+    }
+    if let Some(acl) = xattrs.get_mut(&b"system.posix_acl_access"[..]) {
+        *acl = acl::with_mode(acl, link.mode);
+    }
+    // One that was given and is not kept says no more than a mode, and takes the other's place.
+    if link.xattrs.iter().any(|(name, _)| name == b"system.posix_acl_access") {
+        xattrs.remove(&b"system.posix_acl_access"[..]);
+    }
+    xattrs.extend(fitting.xattrs.iter().cloned());
+    Ok(Metadata { xattrs: xattrs.into_iter().collect(), ..fitting.into_owned() })
+}
+
+/// What becomes of an attribute.
+enum Judged {
+    /// It is kept, with this mode.
+    Kept(u32),
+    /// It is this mode and nothing more.
+    Mode(u32),
+    /// No runtime on Linux could show it.
+    Lost,
+    Malformed,
+}
+
+/// What setxattr(2) would say of an attribute of an inode of this type.
+fn judge(file_type: FileType, name: &[u8], value: &[u8], mode: u32) -> Judged {
+    let has_user = matches!(file_type, FileType::Regular | FileType::Directory);
+    match name {
+        _ if name.starts_with(b"user.") && !has_user => Judged::Lost,
+        b"user." | b"trusted." | b"security." => Judged::Malformed,
+        b"system.posix_acl_access" | b"system.posix_acl_default" if file_type == FileType::Symlink => {
+            match acl::entries(value) {
+                Err(Verdict::Malformed) => Judged::Malformed,
+                _ => Judged::Lost,
+            }
+        }
+        b"system.posix_acl_default" if file_type != FileType::Directory => match acl::entries(value) {
+            Err(Verdict::Unknown) => Judged::Lost,
+            Ok([]) => Judged::Mode(mode),
+            _ => Judged::Malformed,
+        },
+        b"system.posix_acl_default" => match acl::judge(value, mode) {
+            Verdict::Kept(_) => Judged::Kept(mode),
+            // Here even three entries are no mode of anything.
+            Verdict::Mode(_) if value.len() > 4 => Judged::Kept(mode),
+            Verdict::Mode(_) => Judged::Mode(mode),
+            Verdict::Unknown => Judged::Lost,
+            Verdict::Malformed => Judged::Malformed,
+        },
+        b"system.posix_acl_access" => match acl::judge(value, mode) {
+            Verdict::Kept(mode) => Judged::Kept(mode),
+            Verdict::Mode(mode) => Judged::Mode(mode),
+            Verdict::Unknown => Judged::Lost,
+            Verdict::Malformed => Judged::Malformed,
+        },
+        b"security.capability" if !is_capability(value) => Judged::Malformed,
+        _ if split_name(name).is_none() => Judged::Lost,
+        _ => Judged::Kept(mode),
+    }
+}
+
+/// File capabilities of version 2 or 3 (Linux, include/uapi/linux/capability.h).
+fn is_capability(value: &[u8]) -> bool {
+    let version = value.first_chunk().map(|head| u32::from_le_bytes(*head) & 0xff00_0000);
+    matches!((version, value.len()), (Some(0x0200_0000), 20) | (Some(0x0300_0000), 24))
+}

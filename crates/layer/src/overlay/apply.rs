@@ -1,0 +1,353 @@
+//! Writes the members of one tar as a tree.
+//!
+//! The order of members is free: a whiteout may come before or after what replaces it, a directory after what is in it,
+//! and a later member replaces an earlier one of the same name whatever its type. Directories get their metadata last,
+//! in [`settle`](super::settle), because whatever is made in them changes their time.
+
+mod clear;
+mod files;
+
+use std::io::{self, BufRead};
+use std::rc::Rc;
+use std::sync::atomic::AtomicU64;
+use std::thread;
+
+use super::super::apply::{Failure, Sink, members};
+use super::super::cores::Cores;
+use super::super::error::{Context, Error, Fault};
+use super::super::path::{self, escape};
+use super::super::space::Space;
+use super::super::tar::{Reader, Record, Region};
+use super::attributes::{Rights, Writer};
+use super::contents::Contents;
+use super::replaced::{Links, Parking, Replaced};
+use super::tree::{Found, Place, Tree, is_taken};
+use super::{Applied, Directory, LowerLink, Metadata};
+use larder_model::seal::Lost;
+use larder_sys::{Dir, FileType};
+
+/// Attributes of up to this many bytes fit the inode on ext4 with inodes of 256 bytes; others take a block.
+const XATTRS_IN_INODE: usize = 64;
+
+/// Longest text of a symbolic link that ext4 keeps in the inode.
+const LINK_IN_INODE: usize = 59;
+
+/// Where a layer goes, and under which conditions.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The empty directory that becomes the layer's tree.
+    pub diff: Dir,
+    /// An empty directory beside it on the same file system, for content that a later member replaces.
+    pub replaced: &'a Dir,
+    /// Who is asked for room.
+    pub space: &'a dyn Space,
+    /// What this process can write.
+    pub rights: Rights,
+    /// While some are idle, content is written beside the thread that makes names.
+    pub cores: &'a Cores,
+    /// Grows with the bytes of content written.
+    pub written: &'a AtomicU64,
+    /// Whether replaced content is kept for the tar-split file.
+    pub keep_replaced: bool,
+}
+
+/// Writes every member that `reader` has. What is replaced on the way is told in order.
+pub fn apply<B: BufRead, R: Record>(
+    reader: &mut Reader<B, R>,
+    target: Target<'_>,
+) -> Result<(Applied, Vec<Replaced>), Failure> {
+    let Target { diff, replaced, space, rights, cores, written, keep_replaced } = target;
+    thread::scope(|scope| {
+        let mut sink = Overlay {
+            tree: Tree::new(diff, space)?,
+            rights,
+            cores,
+            written,
+            contents: if cores.are_many() { Contents::start(scope, rights, written) } else { None },
+            applied: Applied::default(),
+            lost: Vec::new(),
+            counted: 0,
+            links: Links::default(),
+            parking: Parking { dir: replaced, keep: keep_replaced, replaced: Vec::new() },
+        };
+        let entries = members(reader, &mut sink);
+        // What is still being written came before the member that failed, and so does its error.
+        sink.wait()?;
+        let (entries, directories) = (entries?, sink.tree.finish()?);
+        Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
+    })
+}
+
+/// Where a member goes.
+pub(super) struct Spot {
+    /// The directory.
+    place: Rc<Place>,
+    /// Path without symbolic links.
+    at: Vec<u8>,
+}
+
+impl Spot {
+    fn name(&self) -> &[u8] {
+        path::split(&self.at).1
+    }
+}
+
+struct Overlay<'a> {
+    tree: Tree<'a>,
+    rights: Rights,
+    cores: &'a Cores,
+    written: &'a AtomicU64,
+    contents: Option<Contents>,
+    applied: Applied,
+    lost: Vec<Lost>,
+    /// Losses whose memory is counted.
+    counted: usize,
+    links: Links,
+    parking: Parking<'a>,
+}
+
+impl Sink for Overlay<'_> {
+    type Spot = Spot;
+
+    fn root(&mut self, metadata: Metadata) -> Result<(), Error> {
+        self.tree.directories.entry(Vec::new()).or_default().metadata = Some(metadata);
+        Ok(())
+    }
+
+    fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
+        if !self.applied.lower_links.is_empty() {
+            let mut above = path::split(clean).0;
+            while !above.is_empty() {
+                // A file of a lower layer is no directory either.
+                if self.applied.lower_links.contains_key(above) {
+                    return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
+                }
+                above = path::split(above).0;
+            }
+        }
+        let place = self.tree.parent(clean)?;
+        let at = path::join(&place.path, path::split(clean).1);
+        Ok(Spot { place, at })
+    }
+
+    fn file<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        spot: &Spot,
+        size: u64,
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        self.regular(reader, spot, size, metadata)
+    }
+
+    fn sparse<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        spot: &Spot,
+        size: u64,
+        _: &[Region],
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        self.with_holes(reader, spot, size, metadata)
+    }
+
+    fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
+        let Spot { place, at } = spot;
+        self.tree.remember(metadata.xattr_bytes(), at)?;
+        if let Some(directory) = self.tree.directories.get_mut(at) {
+            directory.metadata = Some(metadata);
+            return Ok(());
+        }
+        let mut recreated = false;
+        match self.tree.make_dir(place, at) {
+            Err(Error::Io { source, .. }) if is_taken(&source) => {
+                recreated = place.dir.stat(spot.name()).context("examining", at)?.is_whiteout();
+                self.clear(spot)?;
+                self.tree.make_dir(place, at)?;
+            }
+            other => drop(other?),
+        }
+        self.applied.lower_links.remove(at);
+        self.tree.made(at.clone(), Directory { metadata: Some(metadata), opaque: false, recreated })
+    }
+
+    fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
+        let Spot { place, at } = spot;
+        let block = self.tree.file_system().block;
+        let text_room = if target.len() > LINK_IN_INODE { block } else { 0 };
+        let room = text_room + self.xattr_room(metadata);
+        self.tree.reserve(room, at)?;
+        self.create(spot, |dir, name| dir.symlink(target, name))?;
+        self.writer().named(&place.dir, spot.name(), at, FileType::Symlink, metadata)?;
+        self.measure_name(spot, room)
+    }
+
+    fn node(
+        &mut self,
+        spot: &Spot,
+        file_type: FileType,
+        device: (u32, u32),
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let Spot { place, at } = spot;
+        let room = self.xattr_room(metadata);
+        self.tree.reserve(room, at)?;
+        let mode = metadata.mode & 0o777;
+        let made = self.create(spot, |dir, name| dir.make_node(name, file_type, mode, device));
+        match made {
+            Err(Error::Io { source, .. }) if self.writer().may_lose(&source) => {
+                let kind = if file_type == FileType::BlockDevice { 'b' } else { 'c' };
+                self.writer().lose(at, format!("device {kind} {}:{}", device.0, device.1));
+                Ok(())
+            }
+            other => {
+                other?;
+                self.writer().named(&place.dir, spot.name(), at, file_type, metadata)?;
+                self.measure_name(spot, room)
+            }
+        }
+    }
+
+    /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
+    fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
+        let hostile = |fault| Error::hostile(&spot.at, fault);
+        let Spot { place, at } = spot;
+        let (target_parent, target_name) = path::split(target);
+        let source = match self.tree.find(target_parent, at)? {
+            Found::Missing(resolved) => {
+                return self.lower_link(spot, path::join(&resolved, target_name), metadata);
+            }
+            Found::Here(source) => source,
+        };
+        self.wait()?;
+        let target_at = path::join(&source.path, target_name);
+        let stat = match source.dir.try_stat(target_name).context("examining", &target_at)? {
+            Some(stat) if !stat.is_whiteout() => stat,
+            _ => {
+                let target = match self.applied.lower_links.get(&target_at) {
+                    Some(link) => link.target.clone(),
+                    None => target_at,
+                };
+                return self.lower_link(spot, target, metadata);
+            }
+        };
+        if stat.is_dir() {
+            return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
+        }
+        // Making room for the link would remove what it means.
+        if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
+            return Err(hostile(Fault::LinkMissing(escape(&target_at))));
+        }
+        // A name linked to itself stays as it is; replacing it would lose the file.
+        if *at != target_at {
+            self.create(spot, |dir, name| source.dir.link(target_name, dir, name))?;
+            self.links.insert(at);
+        }
+        let name = spot.name();
+        let Overlay { tree, rights, lost, .. } = self;
+        let mut writer = Writer { rights: *rights, lost };
+        tree.attributes(
+            metadata.xattr_bytes(),
+            at,
+            || place.dir.stat(name),
+            || writer.named(&place.dir, name, at, stat.file_type, &metadata),
+        )
+    }
+
+    fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
+        let place = self.tree.parent(clean)?;
+        self.tree.directories.entry(place.path.clone()).or_default().opaque = true;
+        Ok(())
+    }
+
+    /// Hides a lower name. Where this layer has the name itself, that hides it already; a directory must hide what the
+    /// lower one holds as well.
+    fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
+        let place = self.tree.parent(clean)?;
+        let at = path::join(&place.path, hidden);
+        match place.dir.try_stat(hidden).context("examining", &at)? {
+            Some(stat) if stat.is_dir() => {
+                self.tree.directories.entry(at).or_default().recreated = true;
+                Ok(())
+            }
+            Some(_) => Ok(()),
+            None if self.applied.lower_links.contains_key(&at) => Ok(()),
+            None => {
+                self.tree.watch(&place, &at)?;
+                place.dir.make_whiteout(hidden).context("creating the whiteout", &at)?;
+                self.tree.named(&at)
+            }
+        }
+    }
+
+    fn done(&mut self) -> Result<(), Error> {
+        for lost in &self.lost[self.counted..] {
+            self.tree.remember(lost.path.len() + lost.what.len(), lost.path.as_bytes())?;
+        }
+        self.counted = self.lost.len();
+        Ok(())
+    }
+}
+
+impl Overlay<'_> {
+    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
+        let Spot { place, at } = spot;
+        let there = place.dir.try_stat(spot.name()).context("examining", at)?;
+        if there.is_some_and(|stat| !stat.is_whiteout()) {
+            self.clear(spot)?;
+        }
+        self.tree.remember(at.len() + target.len() + metadata.xattr_bytes(), at)?;
+        self.applied.lower_links.insert(at.clone(), LowerLink { target, metadata });
+        Ok(())
+    }
+
+    /// Makes a new name; what has it already is removed first. Trying comes before looking, because a name is mostly new.
+    fn create<T>(&mut self, spot: &Spot, make: impl Fn(&Dir, &[u8]) -> io::Result<T>) -> Result<T, Error> {
+        let Spot { place, at } = spot;
+        self.tree.watch(place, at)?;
+        if !self.applied.lower_links.is_empty() {
+            self.applied.lower_links.remove(at);
+        }
+        let made = match make(&place.dir, spot.name()) {
+            Err(e) if is_taken(&e) => {
+                self.clear(spot)?;
+                self.tree.watch(place, at)?;
+                make(&place.dir, spot.name())
+            }
+            other => other,
+        };
+        let made = made.context("creating", at)?;
+        self.tree.named(at)?;
+        Ok(made)
+    }
+
+    /// What a symbolic link or a device node with attributes really occupies: xfs keeps up to some 300 bytes in the inode,
+    /// tmpfs all of them.
+    fn measure_name(&mut self, spot: &Spot, reserved: u64) -> Result<(), Error> {
+        if reserved == 0 {
+            return Ok(());
+        }
+        let Spot { place, at } = spot;
+        let allocated = place.dir.stat(spot.name()).context("examining", at)?.allocated;
+        self.correct(at, reserved, allocated)
+    }
+
+    fn correct(&mut self, at: &[u8], reserved: u64, allocated: u64) -> Result<(), Error> {
+        match allocated.checked_sub(reserved) {
+            Some(more) => self.tree.reserve(more, at),
+            None => {
+                self.tree.release(reserved - allocated);
+                Ok(())
+            }
+        }
+    }
+
+    fn xattr_room(&self, metadata: &Metadata) -> u64 {
+        let bytes = metadata.xattr_bytes();
+        if bytes > XATTRS_IN_INODE { self.tree.file_system().round_up(bytes as u64) } else { 0 }
+    }
+
+    fn writer(&mut self) -> Writer<'_> {
+        Writer { rights: self.rights, lost: &mut self.lost }
+    }
+}

@@ -1,0 +1,76 @@
+//! Taking away what a later member of the same tar replaces.
+
+use std::io;
+
+use super::super::super::error::{Context, Error};
+use super::super::super::path;
+use super::{Overlay, Spot};
+use larder_sys::walk::{Visitor, walk};
+use larder_sys::{Dir, FileType, Stat, remove};
+
+impl Overlay<'_> {
+    /// Removes what stands in the way of a member, keeping content that the tar-split file still needs.
+    pub(super) fn clear(&mut self, spot: &Spot) -> Result<(), Error> {
+        let (Spot { place, at }, name) = (spot, spot.name());
+        self.wait()?;
+        self.tree.settle_growth(at)?;
+        let stat = place.dir.stat(name).context("examining", at)?;
+        if !stat.is_dir() {
+            return self.discard(&place.dir, name, at, &stat);
+        }
+        path::remove_tree(&mut self.applied.lower_links, at);
+        let doomed = place.dir.open_dir(name).context("opening", at)?;
+        let mut clearing = Clearing { sink: self, top: at, freed: 0 };
+        walk(doomed, &mut clearing)?;
+        let freed = clearing.freed;
+        remove::tree(&place.dir, name).context("removing", at)?;
+        self.tree.release(freed);
+        self.tree.forget(at);
+        Ok(())
+    }
+
+    fn discard(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat) -> Result<(), Error> {
+        if stat.file_type == FileType::Regular && stat.size > 0 && !self.links.contains(at) {
+            self.tree.remember(at.len(), at)?;
+            if let Some(grown) = self.parking.park(dir, name, at)? {
+                return self.tree.reserve(grown, at);
+            }
+        }
+        dir.unlink(name).context("removing", at)?;
+        if stat.links == 1 {
+            self.tree.release(stat.allocated);
+        }
+        Ok(())
+    }
+}
+
+/// Takes everything out of a directory that stands in the way of a member.
+struct Clearing<'a, 'b> {
+    sink: &'a mut Overlay<'b>,
+    top: &'a [u8],
+    freed: u64,
+}
+
+impl Visitor for Clearing<'_, '_> {
+    type Error = Error;
+
+    fn enter(&mut self, dir: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        let here = path::join(self.top, path);
+        self.freed += dir.stat_self().context("examining", &here)?.allocated;
+        let mut directories = Vec::new();
+        for name in dir.names().context("listing", &here)? {
+            let at = path::join(&here, &name);
+            let stat = dir.stat(&name).context("examining", &at)?;
+            if stat.is_dir() {
+                directories.push(name);
+            } else {
+                self.sink.discard(dir, &name, &at, &stat)?;
+            }
+        }
+        Ok(directories)
+    }
+
+    fn failed(&mut self, path: &[u8], error: io::Error) -> Error {
+        Error::io("walking", path, error)
+    }
+}

@@ -1,0 +1,120 @@
+//! Regular files: here, or names here and content beside.
+
+use std::fs::File;
+use std::io::{BufRead, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::sync::atomic::Ordering;
+
+use super::super::super::apply::Failure;
+use super::super::super::error::{Context, Error};
+use super::super::super::tar::{Reader, Record};
+use super::super::Metadata;
+use super::super::contents::{self, Contents};
+use super::{Overlay, Spot};
+use larder_sys::dir;
+use larder_sys::space::preallocate;
+
+/// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
+const LARGE: u64 = 64 * 1024;
+
+/// From this size on what a file really occupies is looked up when it is complete.
+const MEASURED: u64 = 1 << 20;
+
+impl Overlay<'_> {
+    /// A file without holes.
+    pub(super) fn regular<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        spot: &Spot,
+        size: u64,
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        let at = &spot.at;
+        let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
+        self.tree.reserve(room, at)?;
+        let mut file = self.create_file(spot, metadata.mode)?;
+        if size >= LARGE && self.tree.file_system().is_xfs {
+            preallocate(&file, 0, size).context("allocating", at)?;
+        }
+        if self.is_handed_over(size, metadata)
+            && let Some(contents) = &mut self.contents
+        {
+            let start = contents.bytes().len();
+            while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
+                contents.bytes().extend_from_slice(chunk.bytes);
+            }
+            reader.end_file(at).map_err(Failure::Tar)?;
+            return Ok(contents.add(file, start, at, metadata)?);
+        }
+        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
+            file.write_all(chunk.bytes).context("writing", at)?;
+            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+        }
+        reader.end_file(at).map_err(Failure::Tar)?;
+        self.writer().new_file(&file, at, metadata)?;
+        if size >= MEASURED || !metadata.xattrs.is_empty() {
+            self.measure(&file, at, room)?;
+        }
+        Ok(())
+    }
+
+    /// Only the regions that hold data are written, so that holes stay holes.
+    pub(super) fn with_holes<B: BufRead, R: Record>(
+        &mut self,
+        reader: &mut Reader<B, R>,
+        spot: &Spot,
+        size: u64,
+        metadata: &Metadata,
+    ) -> Result<(), Failure> {
+        let at = &spot.at;
+        let xattr_room = self.xattr_room(metadata);
+        self.tree.reserve(xattr_room, at)?;
+        let file = self.create_file(spot, metadata.mode)?;
+        // Before the data: xfs gives a file that grows more blocks than it needs.
+        file.set_len(size).context("setting the size of", at)?;
+        let block = self.tree.file_system().block;
+        let mut room = xattr_room;
+        let mut reserved_to = 0;
+        while let Some(chunk) = reader.data().map_err(Failure::Tar)? {
+            let end = chunk.offset + chunk.bytes.len() as u64;
+            let from = reserved_to.max(chunk.offset / block * block);
+            let to = self.tree.file_system().round_up(end);
+            if to > from {
+                self.tree.reserve(to - from, at)?;
+                room += to - from;
+                reserved_to = to;
+            }
+            file.write_all_at(chunk.bytes, chunk.offset).context("writing", at)?;
+            self.written.fetch_add(chunk.bytes.len() as u64, Ordering::Relaxed);
+        }
+        self.writer().new_file(&file, at, metadata)?;
+        self.links.insert(at);
+        Ok(self.measure(&file, at, room)?)
+    }
+
+    /// Waits for the content of every file so far.
+    pub(super) fn wait(&mut self) -> Result<(), Error> {
+        self.contents.as_mut().map_or(Ok(()), Contents::wait)
+    }
+
+    /// Whether a file is left to the other thread: where a processor is idle, and nothing of it can be lost or has to be measured.
+    fn is_handed_over(&self, size: u64, metadata: &Metadata) -> bool {
+        let keeps_owner = !self.rights.rootless || (metadata.uid, metadata.gid) == self.rights.ids;
+        size <= contents::MOST
+            && metadata.xattrs.is_empty()
+            && metadata.has_common_time()
+            && keeps_owner
+            && self.cores.outnumber_layers()
+    }
+
+    fn create_file(&mut self, spot: &Spot, mode: u32) -> Result<File, Error> {
+        let file = self.create(spot, |dir, name| dir.create_file(name, mode & 0o777))?;
+        self.links.remove(&spot.at);
+        Ok(file)
+    }
+
+    fn measure(&mut self, file: &File, at: &[u8], reserved: u64) -> Result<(), Error> {
+        let allocated = dir::stat_fd(file).context("examining", at)?.allocated;
+        self.correct(at, reserved, allocated)
+    }
+}

@@ -1,0 +1,156 @@
+//! Owner, mode, extended attributes and time of one inode, in the only order that keeps them all: chown(2) clears
+//! setuid and file capabilities, a POSIX ACL changes the mode, and everything changes the time.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
+use super::super::error::{Context, Error, Fault};
+use super::super::path::escape;
+use super::Metadata;
+use larder_model::seal::Lost;
+use larder_sys::{Dir, FileType, Stat, dir, xattr};
+
+/// What this process can write.
+#[derive(Clone, Copy, Debug)]
+pub struct Rights {
+    /// Owner and group of new inodes.
+    pub ids: (u32, u32),
+    /// Whether trusted.* attributes can be written (`CAP_SYS_ADMIN` in the initial user namespace).
+    pub trusted: bool,
+    /// Whether what cannot be kept is noted instead of failing the build.
+    pub rootless: bool,
+}
+
+/// Writes metadata and notes what could not be kept.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    /// What this process can write.
+    pub rights: Rights,
+    /// Where losses are noted.
+    pub lost: &'a mut Vec<Lost>,
+}
+
+impl Writer<'_> {
+    /// Describes a regular file that was created with exactly the permission bits of `metadata`.
+    pub fn new_file(&mut self, file: &File, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
+        let own = (metadata.uid, metadata.gid) == self.rights.ids;
+        if !own {
+            let result = dir::set_owner(file, metadata.uid, metadata.gid);
+            self.owner(result, path, metadata)?;
+        }
+        // chown clears setuid and setgid, and creation does not set them.
+        if metadata.mode & 0o7000 != 0 {
+            dir::set_mode(file, metadata.mode).context("setting the mode of", path)?;
+        }
+        self.xattrs(path, metadata, |name, value| xattr::set(file, name, value))?;
+        dir::set_times(file, metadata.mtime).context("setting the time of", path)?;
+        self.time(path, metadata, || dir::stat_fd(file))
+    }
+
+    /// Describes a directory by its descriptor.
+    pub fn directory(&mut self, dir: &Dir, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
+        let result = dir::set_owner(dir, metadata.uid, metadata.gid);
+        self.owner(result, path, metadata)?;
+        dir::set_mode(dir, metadata.mode).context("setting the mode of", path)?;
+        self.xattrs(path, metadata, |name, value| xattr::set(dir, name, value))?;
+        dir::set_times(dir, metadata.mtime).context("setting the time of", path)?;
+        self.time(path, metadata, || dir.stat_self())
+    }
+
+    /// Describes any other inode, or one that exists already, by its name.
+    pub fn named(
+        &mut self,
+        dir: &Dir,
+        name: &[u8],
+        path: &[u8],
+        file_type: FileType,
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let stat = dir.stat(name).context("examining", path)?;
+        // chown strips file capabilities even where it changes nothing else.
+        if (stat.uid, stat.gid) != (metadata.uid, metadata.gid) {
+            let result = dir.set_owner(name, metadata.uid, metadata.gid);
+            self.owner(result, path, metadata)?;
+        }
+        if file_type != FileType::Symlink {
+            dir.set_mode(name, metadata.mode).context("setting the mode of", path)?;
+        }
+        self.xattrs(path, metadata, |key, value| xattr::set_at(dir, name, key, value))?;
+        dir.set_times(name, metadata.mtime).context("setting the time of", path)?;
+        self.time(path, metadata, || dir.stat(name))
+    }
+
+    /// File systems hold years of their own and take the nearest without a word; what they took is noted.
+    fn time(
+        &mut self,
+        path: &[u8],
+        metadata: &Metadata,
+        stat: impl Fn() -> io::Result<Stat>,
+    ) -> Result<(), Error> {
+        if !metadata.has_common_time() && stat().context("examining", path)?.mtime != metadata.mtime {
+            self.lose(path, "mtime".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Marks a directory as opaque.
+    pub fn opaque(&mut self, dir: impl AsFd, path: &[u8]) -> Result<(), Error> {
+        xattr::set(dir, super::OPAQUE_XATTR, b"y").context("marking as opaque", path)
+    }
+
+    /// Notes a loss.
+    pub fn lose(&mut self, path: &[u8], what: String) {
+        self.lost.push(Lost { path: escape(path), what });
+    }
+
+    /// Whether an error may be answered by a note.
+    pub fn may_lose(&self, error: &io::Error) -> bool {
+        let refused = matches!(
+            error.raw_os_error().map(Errno::from_raw),
+            Some(Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP | Errno::EINVAL)
+        );
+        self.rights.rootless && refused
+    }
+
+    fn owner(&mut self, result: io::Result<()>, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
+        match result {
+            Err(e) if self.may_lose(&e) => {
+                self.lose(path, format!("owner {}:{}", metadata.uid, metadata.gid));
+                Ok(())
+            }
+            other => other.context("setting the owner of", path),
+        }
+    }
+
+    fn xattrs(
+        &mut self,
+        path: &[u8],
+        metadata: &Metadata,
+        set: impl Fn(&[u8], &[u8]) -> io::Result<()>,
+    ) -> Result<(), Error> {
+        for (name, value) in &metadata.xattrs {
+            let Err(error) = set(name, value) else { continue };
+            match error.raw_os_error().map(Errno::from_raw) {
+                // Namespaces that Linux has not (a Mac's), and user.* on what is no file or directory: no runtime on this
+                // system could show them, and runtimes leave them out.
+                Some(Errno::EOPNOTSUPP) => self.lose(path, format!("xattr {}", escape(name))),
+                Some(Errno::EPERM) if name.starts_with(b"user.") => {
+                    self.lose(path, format!("xattr {}", escape(name)))
+                }
+                // Only directories have one.
+                Some(Errno::EACCES) if name == b"system.posix_acl_default" => {
+                    return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
+                }
+                _ if self.may_lose(&error) => self.lose(path, format!("xattr {}", escape(name))),
+                Some(Errno::EINVAL | Errno::ERANGE | Errno::E2BIG) => {
+                    return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
+                }
+                _ => return Err(Error::io("setting an extended attribute of", path, error)),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+//! What the layers below show, merged as overlayfs merges them: the topmost name wins, directories of one name are
+//! united down to the first that is opaque, a whiteout or a file hides everything below it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::ops::Deref;
+use std::rc::Rc;
+
+use super::super::path;
+use super::super::stored::StoredDir;
+use super::OPAQUE_XATTR;
+use larder_sys::{FileType, Stat};
+
+/// Most symbolic links on one path, as in the kernel.
+const MAX_LINKS: u32 = 40;
+
+/// The layers below one layer.
+#[derive(Debug)]
+pub struct Lower {
+    /// Trees, topmost first.
+    layers: Vec<Rc<Part>>,
+}
+
+/// A layer's part of a merged directory.
+#[derive(Debug)]
+pub struct Part {
+    /// Which layer, counted from the topmost.
+    pub layer: usize,
+    dir: StoredDir,
+}
+
+impl Deref for Part {
+    type Target = StoredDir;
+
+    fn deref(&self) -> &StoredDir {
+        &self.dir
+    }
+}
+
+/// What a path shows in the merged view.
+#[derive(Debug)]
+pub enum Shown {
+    /// Nothing.
+    Nothing,
+    /// A directory, with every layer's part of it, topmost first. Metadata are those of the first.
+    Directory(Vec<Rc<Part>>),
+    /// Anything else, by the directory that holds it.
+    Other {
+        /// Directory of the layer that holds it.
+        dir: Rc<Part>,
+        /// Its attributes.
+        stat: Stat,
+    },
+}
+
+/// A file of the layers below that a hard link means.
+#[derive(Debug)]
+pub struct LinkTarget {
+    /// Its path, without symbolic links on the way.
+    pub path: Vec<u8>,
+    /// Directory of the layer that holds it.
+    pub dir: Rc<Part>,
+    /// Its attributes.
+    pub stat: Stat,
+}
+
+impl Lower {
+    /// The view of layers' trees, topmost first.
+    pub fn new(layers: impl IntoIterator<Item = StoredDir>) -> Self {
+        let parts = layers.into_iter().enumerate().map(|(layer, dir)| Rc::new(Part { layer, dir }));
+        Lower { layers: parts.collect() }
+    }
+
+    /// The root: every layer's part of it, topmost first.
+    pub fn root(&self) -> &[Rc<Part>] {
+        &self.layers
+    }
+
+    /// What a clean path shows, symbolic links on the way not followed.
+    pub fn show(&self, path: &[u8]) -> io::Result<Shown> {
+        let mut shown = Shown::Directory(self.layers.clone());
+        if self.layers.is_empty() {
+            return Ok(Shown::Nothing);
+        }
+        for component in path::components(path) {
+            shown = match shown {
+                Shown::Directory(parts) => child(&parts, component)?,
+                _ => return Ok(Shown::Nothing),
+            };
+        }
+        Ok(shown)
+    }
+
+    /// The file that a hard link of the layer above means, with its path: symbolic links in the place of parents are
+    /// followed inside the view, the last component is not. Nothing where there is no such file.
+    pub fn link_target(&self, target: &[u8]) -> io::Result<Option<LinkTarget>> {
+        let (parent, name) = path::split(target);
+        let mut here: Vec<u8> = Vec::new();
+        let mut pending: VecDeque<Vec<u8>> = path::components(parent).map(<[u8]>::to_vec).collect();
+        let mut links = 0;
+        while let Some(component) = pending.pop_front() {
+            if component == b".." {
+                here.truncate(path::split(&here).0.len());
+                continue;
+            }
+            let at = path::join(&here, &component);
+            match self.show(&at)? {
+                Shown::Directory(_) => here = at,
+                Shown::Other { dir, stat } if stat.file_type == FileType::Symlink && links < MAX_LINKS => {
+                    links += 1;
+                    let text = dir.read_link(&component)?;
+                    if text.starts_with(b"/") {
+                        here.clear();
+                    }
+                    let parts = text.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+                    parts.rev().for_each(|part| pending.push_front(part.to_vec()));
+                }
+                _ => return Ok(None),
+            }
+        }
+        let at = path::join(&here, name);
+        Ok(match self.show(&at)? {
+            Shown::Other { dir, stat } => Some(LinkTarget { path: at, dir, stat }),
+            _ => None,
+        })
+    }
+}
+
+/// The names that a merged directory shows.
+pub fn names(parts: &[Rc<Part>]) -> io::Result<BTreeSet<Vec<u8>>> {
+    let mut shown = BTreeSet::new();
+    let mut hidden = BTreeSet::new();
+    for part in parts {
+        for name in part.names()? {
+            if shown.contains(&name) || hidden.contains(&name) {
+                continue;
+            }
+            if part.stat(&name)?.is_whiteout() {
+                hidden.insert(name);
+            } else {
+                shown.insert(name);
+            }
+        }
+    }
+    Ok(shown)
+}
+
+/// What `name` shows in a merged directory.
+pub fn child(parts: &[Rc<Part>], name: &[u8]) -> io::Result<Shown> {
+    let mut found = Vec::new();
+    for part in parts {
+        let Some(stat) = part.try_stat(name)? else {
+            continue;
+        };
+        if !stat.is_dir() {
+            let hides = stat.is_whiteout() || !found.is_empty();
+            return Ok(match (hides, found.is_empty()) {
+                (true, true) => Shown::Nothing,
+                (true, false) => Shown::Directory(found),
+                (false, _) => Shown::Other { dir: Rc::clone(part), stat },
+            });
+        }
+        let dir = part.open_dir(name)?;
+        let opaque = dir.xattr_self(OPAQUE_XATTR)?.is_some_and(|value| value == b"y");
+        found.push(Rc::new(Part { layer: part.layer, dir }));
+        if opaque {
+            break;
+        }
+    }
+    Ok(if found.is_empty() { Shown::Nothing } else { Shown::Directory(found) })
+}

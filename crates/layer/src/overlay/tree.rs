@@ -1,0 +1,303 @@
+//! The directories of a layer that is being written: finding the parent of a member, and making the parents that a
+//! tar implies, without ever leaving the layer.
+//!
+//! A parent is found with one openat2(2) that refuses every symbolic link. Only where that fails is the path walked by
+//! components, which follows links inside the layer (an honest layer may hold `var/run -> /run`) as if the layer were
+//! the root of the file system, and creates what is missing. So both ways agree wherever both apply.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use super::super::error::{Context, Error, Fault, named};
+use super::super::path::{self, escape};
+use super::super::space::Space;
+use super::growth::Growth;
+use super::{Directory, STAGING_MODE};
+use larder_sys::space::FileSystem;
+use larder_sys::{Dir, FileType, Stat};
+
+/// Most symbolic links on one path, as in the kernel (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+
+/// Directories kept open. A tar is mostly in depth-first order, so these are the ones on the way to the last member.
+const CACHED: usize = 48;
+
+/// Bytes of paths and attributes of directories and of links to lower files that one layer may keep in memory; a million directories
+/// take some 100 MB.
+const MAX_REMEMBERED: usize = 128 << 20;
+
+/// What an entry takes beside its bytes: node of a map, lengths, metadata.
+const ENTRY: usize = 320;
+
+/// The directories of a layer.
+#[derive(Debug)]
+pub(super) struct Tree<'a> {
+    root: Rc<Place>,
+    cache: VecDeque<Rc<Place>>,
+    pub(super) directories: BTreeMap<Vec<u8>, Directory>,
+    space: &'a dyn Space,
+    file_system: FileSystem,
+    growth: Growth<'a>,
+    remembered: usize,
+}
+
+/// A directory, held open, and its path without symbolic links.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) path: Vec<u8>,
+    pub(super) dir: Dir,
+}
+
+/// How far a path exists in the layer.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// All of it.
+    Here(Rc<Place>),
+    /// Not all: the clean path with links followed as far as they exist.
+    Missing(Vec<u8>),
+}
+
+impl<'a> Tree<'a> {
+    /// Takes over the empty directory `root`. Sets aside the room that one new name may cost a directory.
+    pub(super) fn new(root: Dir, space: &'a dyn Space) -> Result<Self, Error> {
+        let file_system = FileSystem::of(&root).context("examining the file system of", b"")?;
+        Ok(Tree {
+            root: Rc::new(Place { path: Vec::new(), dir: root }),
+            cache: VecDeque::new(),
+            directories: BTreeMap::from([(Vec::new(), Directory::default())]),
+            space,
+            file_system,
+            growth: Growth::new(space, file_system.block)?,
+            remembered: 0,
+        })
+    }
+
+    pub(super) fn root(&self) -> &Dir {
+        &self.root.dir
+    }
+
+    pub(super) fn file_system(&self) -> FileSystem {
+        self.file_system
+    }
+
+    /// Ends the accounts and hands out the directories found.
+    pub(super) fn finish(self) -> Result<BTreeMap<Vec<u8>, Directory>, Error> {
+        self.growth.finish()?;
+        Ok(self.directories)
+    }
+
+    pub(super) fn reserve(&mut self, bytes: u64, path: &[u8]) -> Result<(), Error> {
+        let Err(full) = self.space.reserve(bytes) else { return Ok(()) };
+        if !self.growth.shorten(path)? {
+            return Err(Error::Full { path: named(path), full });
+        }
+        self.space.reserve(bytes).map_err(|full| Error::Full { path: named(path), full })
+    }
+
+    pub(super) fn release(&self, bytes: u64) {
+        self.space.release(bytes);
+    }
+
+    /// The parent of a member, made where the tar only implies it.
+    pub(super) fn parent(&mut self, member: &[u8]) -> Result<Rc<Place>, Error> {
+        let (parent, _) = path::split(member);
+        if let Some(place) = self.quick(parent) {
+            return Ok(place);
+        }
+        match self.walk(parent, member, true)? {
+            Found::Here(place) => Ok(place),
+            Found::Missing(at) => Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+        }
+    }
+
+    /// The directory at a clean path if it is there; nothing is made.
+    pub(super) fn find(&mut self, directory: &[u8], member: &[u8]) -> Result<Found, Error> {
+        match self.quick(directory) {
+            Some(place) => Ok(Found::Here(place)),
+            None => self.walk(directory, member, false),
+        }
+    }
+
+    /// The directory at a path that exists and holds no symbolic link.
+    pub(super) fn open(&mut self, path: &[u8]) -> Result<Rc<Place>, Error> {
+        if let Some(place) = self.known(path) {
+            return Ok(place);
+        }
+        let dir = self.root.dir.open_beneath(path).context("opening", path)?;
+        Ok(self.keep_open(path.to_vec(), dir))
+    }
+
+    /// A directory was made by the caller.
+    pub(super) fn made(&mut self, path: Vec<u8>, directory: Directory) -> Result<(), Error> {
+        self.remember(path.len(), &path)?;
+        self.directories.insert(path, directory);
+        Ok(())
+    }
+
+    /// Counts bytes that stay in memory until the layer is settled: a few kilobytes of tar can ask for gigabytes of paths.
+    pub(super) fn remember(&mut self, bytes: usize, member: &[u8]) -> Result<(), Error> {
+        self.remembered = self.remembered.saturating_add(bytes + ENTRY);
+        if self.remembered > MAX_REMEMBERED {
+            return Err(Error::hostile(member, Fault::TooMuchToRemember { limit: MAX_REMEMBERED as u64 }));
+        }
+        Ok(())
+    }
+
+    /// Everything known about a directory and what is below it is void.
+    pub(super) fn forget(&mut self, path: &[u8]) {
+        self.cache.clear();
+        path::remove_tree(&mut self.directories, path);
+    }
+
+    /// To be called before the name `path` is made in `place`: what that directory grows by is accounted for.
+    pub(super) fn watch(&mut self, place: &Rc<Place>, path: &[u8]) -> Result<(), Error> {
+        self.growth.watch(place, path)
+    }
+
+    /// To be called after it was made.
+    pub(super) fn named(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.growth.named(path)
+    }
+
+    /// To be called before a name is removed: it may be the directory that grows.
+    pub(super) fn settle_growth(&mut self, path: &[u8]) -> Result<(), Error> {
+        self.growth.settle(path)
+    }
+
+    /// Runs `write`, which puts `bytes` of attributes on an inode, with room for the block that they may take.
+    pub(super) fn attributes(
+        &mut self,
+        bytes: usize,
+        path: &[u8],
+        stat: impl Fn() -> io::Result<Stat>,
+        write: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if bytes == 0 {
+            return write();
+        }
+        let room = self.file_system.round_up(bytes as u64 + 64);
+        self.reserve(room, path)?;
+        let before = stat().context("examining", path)?.allocated;
+        write()?;
+        let grown = stat().context("examining", path)?.allocated.saturating_sub(before);
+        self.release(room.saturating_sub(grown));
+        Ok(())
+    }
+
+    /// A directory that is open already.
+    fn known(&mut self, path: &[u8]) -> Option<Rc<Place>> {
+        if path.is_empty() {
+            return Some(Rc::clone(&self.root));
+        }
+        let at = self.cache.iter().position(|place| place.path == path)?;
+        self.cache.swap(at, at / 2);
+        Some(Rc::clone(&self.cache[at / 2]))
+    }
+
+    fn quick(&mut self, path: &[u8]) -> Option<Rc<Place>> {
+        if let Some(place) = self.known(path) {
+            return Some(place);
+        }
+        let dir = self.root.dir.open_beneath(path).ok()?;
+        Some(self.keep_open(path.to_vec(), dir))
+    }
+
+    fn keep_open(&mut self, path: Vec<u8>, dir: Dir) -> Rc<Place> {
+        let place = Rc::new(Place { path, dir });
+        self.cache.truncate(CACHED - 1);
+        self.cache.push_front(Rc::clone(&place));
+        place
+    }
+
+    /// Goes to `directory` by components, as if the layer were the root of the file system.
+    fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
+        let mut here = Rc::clone(&self.root);
+        let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
+        let mut links = 0;
+        while let Some(component) = pending.pop_front() {
+            if component.len() > 255 {
+                return Err(Error::hostile(member, Fault::NameTooLong));
+            }
+            if component == b".." {
+                here = self.open(path::split(&here.path).0)?;
+                continue;
+            }
+            let at = path::join(&here.path, &component);
+            let stat = here.dir.try_stat(&component).context("examining", &at)?;
+            match stat.map(|stat| (stat.file_type, stat.is_whiteout())) {
+                Some((FileType::Directory, _)) => {
+                    here = match self.known(&at) {
+                        Some(known) => known,
+                        None => {
+                            let dir = here.dir.open_dir(&component).context("opening", &at)?;
+                            self.keep_open(at, dir)
+                        }
+                    };
+                }
+                Some((FileType::Symlink, _)) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Error::hostile(member, Fault::Loop));
+                    }
+                    let target = here.dir.read_link(&component).context("reading the link", &at)?;
+                    if target.starts_with(b"/") {
+                        here = Rc::clone(&self.root);
+                    }
+                    let parts = target.split(|b| *b == b'/').filter(|part| !part.is_empty() && *part != b".");
+                    for part in parts.rev() {
+                        pending.push_front(part.to_vec());
+                    }
+                }
+                None | Some((_, true)) if make => {
+                    here = self.imply(&here, at, stat.is_some())?;
+                }
+                None | Some((_, true)) => {
+                    let mut missing = at;
+                    pending.iter().for_each(|rest| path::push(&mut missing, rest));
+                    // What follows a missing component is looked up in the layers below, so it must be clean.
+                    return Ok(Found::Missing(path::clean(&missing).map_err(|f| Error::hostile(member, f))?));
+                }
+                Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
+            }
+        }
+        Ok(Found::Here(here))
+    }
+
+    /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
+    fn imply(&mut self, parent: &Rc<Place>, at: Vec<u8>, whiteout: bool) -> Result<Rc<Place>, Error> {
+        // Symbolic links can lead deeper than the path of a member says.
+        if path::components(&at).count() > path::MAX_DEPTH {
+            return Err(Error::hostile(&at, Fault::TooDeep));
+        }
+        if whiteout {
+            parent.dir.unlink(path::split(&at).1).context("replacing", &at)?;
+        }
+        let place = self.make_dir(parent, &at)?;
+        self.made(at, Directory { recreated: whiteout, ..Directory::default() })?;
+        Ok(place)
+    }
+
+    /// Makes and opens the directory at a path, room for it reserved first.
+    pub(super) fn make_dir(&mut self, parent: &Rc<Place>, at: &[u8]) -> Result<Rc<Place>, Error> {
+        let (block, (_, name)) = (self.file_system.block, path::split(at));
+        self.reserve(block, at)?;
+        self.watch(parent, at)?;
+        if let Err(source) = parent.dir.make_dir(name, STAGING_MODE) {
+            self.release(block);
+            return Err(Error::io("creating", at, source));
+        }
+        self.named(at)?;
+        let dir = parent.dir.open_dir(name).context("opening", at)?;
+        // xfs and tmpfs keep small directories in the inode.
+        let allocated = dir.stat_self().context("examining", at)?.allocated;
+        self.release(block.saturating_sub(allocated));
+        Ok(self.keep_open(at.to_vec(), dir))
+    }
+}
+
+/// Whether an error says that the name is taken.
+pub(super) fn is_taken(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AlreadyExists
+}

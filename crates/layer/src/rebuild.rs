@@ -1,0 +1,157 @@
+//! The tar of a layer again, from its tar-split file and its tree: to prove the tree, or to lay the same change set on other
+//! parents without fetching it a second time.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::rc::Rc;
+
+use super::decode::ChunkSource;
+use super::path::{self, escape};
+use super::stored::{StoredDir, StoredFile};
+use super::tar;
+use super::tar_split::{Assembler, TarSplitReader};
+use larder_sys::advice;
+
+/// How much is read at once, bytes.
+const CHUNK: usize = 1 << 17;
+
+type Open = Box<dyn FnMut(&[u8]) -> io::Result<Noted>>;
+
+/// A tar that is being rebuilt.
+pub struct Rebuilt {
+    assembler: Assembler<BufReader<File>, Open, Noted>,
+    read: FilesRead,
+    given: Offset,
+}
+
+/// Which files the tar was rebuilt from so far: the offset of their content in the tar, and their path.
+#[derive(Clone, Debug, Default)]
+pub struct FilesRead(Rc<RefCell<HashMap<u64, Vec<u8>>>>);
+
+impl FilesRead {
+    /// The file whose content lies at `offset`.
+    pub fn at(&self, offset: u64) -> Option<Vec<u8>> {
+        self.0.borrow().get(&offset).cloned()
+    }
+}
+
+/// A place in a tar; clones share it. As a record of a reader it is where the reader is: after a member has been read,
+/// where its content begins.
+#[derive(Clone, Debug, Default)]
+pub struct Offset(Rc<Cell<u64>>);
+
+impl Offset {
+    /// Bytes from the start of the tar.
+    pub fn get(&self) -> u64 {
+        self.0.get()
+    }
+
+    fn add(&self, len: usize) {
+        self.0.set(self.0.get() + len as u64);
+    }
+}
+
+impl tar::Record for Offset {
+    fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.add(bytes.len());
+        Ok(())
+    }
+
+    fn header(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn payload(&mut self, bytes: &[u8]) {
+        self.add(bytes.len());
+    }
+
+    fn file(&mut self, _: &[u8], _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Rebuilt {
+    /// Rebuilds from the open tar-split file and the layer's tree. Neither is trusted.
+    pub fn new(split: File, diff: StoredDir) -> Self {
+        let read = FilesRead::default();
+        let given = Offset::default();
+        let (noted, offset) = (read.clone(), given.clone());
+        let mut files = Files { top: diff, last: None };
+        let open: Open = Box::new(move |name| {
+            let file = files
+                .open(name)
+                .map_err(|e| io::Error::new(e.kind(), format!("opening {:?}: {e}", escape(name))))?;
+            if let StoredFile::File(file) = &file {
+                advice::will_read(file);
+            }
+            Ok(Noted { file, note: Some((name.to_vec(), noted.clone(), offset.clone())) })
+        });
+        let records = TarSplitReader::new(BufReader::with_capacity(CHUNK, split));
+        Rebuilt { assembler: Assembler::new(records, open), read, given }
+    }
+
+    /// A view of the files read, which grows while the tar is read.
+    pub fn files_read(&self) -> FilesRead {
+        self.read.clone()
+    }
+}
+
+impl std::fmt::Debug for Rebuilt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rebuilt").finish_non_exhaustive()
+    }
+}
+
+impl ChunkSource for Rebuilt {
+    fn next(&mut self) -> io::Result<Option<bytes::Bytes>> {
+        let mut chunk = vec![0; CHUNK];
+        let len = self.assembler.read(&mut chunk)?;
+        self.given.add(len);
+        chunk.truncate(len);
+        Ok((len > 0).then(|| chunk.into()))
+    }
+}
+
+/// A file that is noted when it is first read, which is when everything before it has been given out.
+struct Noted {
+    file: StoredFile,
+    note: Option<(Vec<u8>, FilesRead, Offset)>,
+}
+
+impl Read for Noted {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        if let Some((name, read, offset)) = self.note.take() {
+            read.0.borrow_mut().insert(offset.get(), name);
+        }
+        self.file.read(to)
+    }
+}
+
+/// The regular files of a layer.
+struct Files {
+    top: StoredDir,
+    /// The directory of the last one, which is that of the next one mostly, and its path.
+    last: Option<(Vec<u8>, StoredDir)>,
+}
+
+impl Files {
+    /// Opens one, following no link.
+    fn open(&mut self, name: &[u8]) -> io::Result<StoredFile> {
+        let clean = path::clean(name).map_err(|fault| io::Error::new(io::ErrorKind::InvalidInput, fault))?;
+        let (parent, name) = path::split(&clean);
+        if let Some((path, dir)) = &self.last
+            && path == parent
+        {
+            return dir.open_file(name);
+        }
+        let mut dir = self.top.try_clone()?;
+        for component in path::components(parent) {
+            dir = dir.open_dir(component)?;
+        }
+        let file = dir.open_file(name);
+        self.last = Some((parent.to_vec(), dir));
+        file
+    }
+}

@@ -1,0 +1,163 @@
+//! The tree of a layer where it lies on a volume, whichever form it has: a directory, or an image.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+
+use super::erofs::read::{ImageFile, ImageNode};
+use super::tar::Region;
+use larder_sys::space::next_data;
+use larder_sys::{Dir, FileType, Stat, xattr};
+
+/// A directory of a layer.
+#[derive(Debug)]
+pub enum StoredDir {
+    /// A directory of the volume's file system.
+    Directory(Dir),
+    /// A directory in an image.
+    Image(ImageNode),
+}
+
+/// A regular file of a layer.
+#[derive(Debug)]
+pub enum StoredFile {
+    /// A file of the volume's file system.
+    File(File),
+    /// A file in an image.
+    Image(ImageFile),
+}
+
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+impl StoredDir {
+    /// Opens the directory `name`; a symbolic link is `ENOTDIR`.
+    pub fn open_dir(&self, name: &[u8]) -> io::Result<Self> {
+        match self {
+            StoredDir::Directory(dir) => dir.open_dir(name).map(StoredDir::Directory),
+            StoredDir::Image(node) => match found(node, name)? {
+                below if below.file_type() == FileType::Directory => Ok(StoredDir::Image(below)),
+                _ => Err(io::ErrorKind::NotADirectory.into()),
+            },
+        }
+    }
+
+    /// A second handle of the same directory.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            StoredDir::Directory(dir) => dir.try_clone().map(StoredDir::Directory),
+            StoredDir::Image(node) => Ok(StoredDir::Image(node.clone())),
+        }
+    }
+
+    /// Attributes of the directory itself.
+    pub fn stat_self(&self) -> io::Result<Stat> {
+        match self {
+            StoredDir::Directory(dir) => dir.stat_self(),
+            StoredDir::Image(node) => Ok(node.stat()),
+        }
+    }
+
+    /// Attributes of `name`, which is not followed.
+    pub fn stat(&self, name: &[u8]) -> io::Result<Stat> {
+        match self {
+            StoredDir::Directory(dir) => dir.stat(name),
+            StoredDir::Image(node) => Ok(found(node, name)?.stat()),
+        }
+    }
+
+    /// Attributes of `name`, or nothing where the name does not exist.
+    pub fn try_stat(&self, name: &[u8]) -> io::Result<Option<Stat>> {
+        match self {
+            StoredDir::Directory(dir) => dir.try_stat(name),
+            StoredDir::Image(node) => Ok(node.lookup(name)?.map(|node| node.stat())),
+        }
+    }
+
+    /// The names in the directory, in no order.
+    pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
+        match self {
+            StoredDir::Directory(dir) => dir.names(),
+            StoredDir::Image(node) => node.names(),
+        }
+    }
+
+    /// The text of the symbolic link `name`.
+    pub fn read_link(&self, name: &[u8]) -> io::Result<Vec<u8>> {
+        match self {
+            StoredDir::Directory(dir) => dir.read_link(name),
+            StoredDir::Image(node) => found(node, name)?.target(),
+        }
+    }
+
+    /// All attributes of the directory itself, sorted by name.
+    pub fn xattrs_self(&self) -> io::Result<Attributes> {
+        match self {
+            StoredDir::Directory(dir) => xattr::all(dir),
+            StoredDir::Image(node) => node.xattrs(),
+        }
+    }
+
+    /// The value of an attribute of the directory itself.
+    pub fn xattr_self(&self, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            StoredDir::Directory(dir) => xattr::get(dir, name),
+            StoredDir::Image(node) => {
+                Ok(node.xattrs()?.into_iter().find(|(known, _)| known == name).map(|(_, value)| value))
+            }
+        }
+    }
+
+    /// All attributes of `name`, which is not followed, sorted by name.
+    pub fn xattrs(&self, name: &[u8]) -> io::Result<Attributes> {
+        match self {
+            StoredDir::Directory(dir) => xattr::all_at(dir, name),
+            StoredDir::Image(node) => found(node, name)?.xattrs(),
+        }
+    }
+
+    /// Opens the regular file `name` for reading. Never follows a link, and never blocks on or touches a device.
+    pub fn open_file(&self, name: &[u8]) -> io::Result<StoredFile> {
+        match self {
+            StoredDir::Directory(dir) => dir.open_file(name).map(StoredFile::File),
+            StoredDir::Image(node) => found(node, name)?.content().map(StoredFile::Image),
+        }
+    }
+}
+
+fn found(node: &ImageNode, name: &[u8]) -> io::Result<ImageNode> {
+    node.lookup(name)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+impl StoredFile {
+    /// Where its data lies, between holes.
+    pub fn regions(&self) -> io::Result<Vec<Region>> {
+        match self {
+            StoredFile::Image(file) => file.regions(),
+            StoredFile::File(file) => {
+                let (mut regions, mut at) = (Vec::new(), 0);
+                while let Some(data) = next_data(file, at)? {
+                    at = data.end;
+                    regions.push(Region { offset: data.start, length: data.end - data.start });
+                }
+                Ok(regions)
+            }
+        }
+    }
+}
+
+impl Read for StoredFile {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        match self {
+            StoredFile::File(file) => file.read(to),
+            StoredFile::Image(file) => file.read(to),
+        }
+    }
+}
+
+impl Seek for StoredFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match self {
+            StoredFile::File(file) => file.seek(to),
+            StoredFile::Image(file) => file.seek(to),
+        }
+    }
+}

@@ -1,0 +1,509 @@
+//! The stream: headers, extended headers, data and the end, in the order of Go's archive/tar.
+
+mod sparse_map;
+
+use std::io::{BufRead, Seek};
+use std::mem;
+
+use super::block::{Block, Header, Numbers, Typeflag, c_string};
+use super::error::{Error, Fault, Place};
+use super::pax::{GnuSparse, Pax};
+use super::sparse::{self, Region};
+use super::{BLOCK, Chunk, Kind, Member, Record, Timestamp, number};
+use crate::limits::Limits;
+
+/// Extended headers in front of one member; honest tars have at most three.
+const MAX_EXTENDED: usize = 16;
+
+/// Reads a tar member by member. After an error it must not be used again.
+#[derive(Debug)]
+pub struct Reader<B, R> {
+    input: B,
+    record: R,
+    limits: Limits,
+    /// Members begun so far.
+    count: u64,
+    logical_bytes: u64,
+    place: Place,
+    data: Data,
+    /// Bytes lent by `data` and not yet consumed.
+    lent: usize,
+    ended: bool,
+}
+
+/// What of the present member is still to come.
+#[derive(Debug, Default)]
+struct Data {
+    /// Stored bytes, without padding.
+    left: u64,
+    padding: u64,
+    /// Logical offset of the next byte.
+    offset: u64,
+    /// Regions not begun, in reverse, and what is left of the present one; for sparse files only.
+    regions: Vec<Region>,
+    region_left: u64,
+    /// Logical size of the member.
+    size: u64,
+    route: Route,
+}
+
+/// Where the bytes of a member are recorded.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// A plain file of which nothing has been read.
+    #[default]
+    Undecided,
+    /// The caller keeps it.
+    Payload,
+    /// The record keeps it.
+    Raw,
+    RawSparse,
+    /// `end_file` was called.
+    Done,
+}
+
+/// Extended headers that wait for their member.
+#[derive(Default)]
+struct Extended {
+    pax: Option<Pax>,
+    long_name: Option<Vec<u8>>,
+    long_link: Option<Vec<u8>>,
+    /// The last of them, and how many there were.
+    last: Option<Typeflag>,
+    count: usize,
+}
+
+impl<B: BufRead, R: Record> Reader<B, R> {
+    /// A reader at the start of a tar.
+    pub fn new(input: B, record: R, limits: Limits) -> Self {
+        Reader {
+            input,
+            record,
+            limits,
+            count: 0,
+            logical_bytes: 0,
+            place: Place::default(),
+            data: Data::default(),
+            lent: 0,
+            ended: false,
+        }
+    }
+
+    /// The next member, or `None` at the end: two blocks of zeros, or where the stream ends between members. What the
+    /// caller has not read of the member before is recorded as raw bytes.
+    ///
+    /// # Errors
+    /// Any of [`Error`]. A plain file that was read must have been read whole and closed by
+    /// [`end_file`](Reader::end_file).
+    #[expect(clippy::should_implement_trait, reason = "the data of a member is lent between two calls")]
+    pub fn next(&mut self) -> Result<Option<Member>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        self.skip_rest()?;
+        self.place = Place { index: self.count, path: Vec::new() };
+        let mut extended = Extended::default();
+        loop {
+            let Some(block) = self.header_block(&extended)? else {
+                self.ended = true;
+                return Ok(None);
+            };
+            let header = Header::new(&block).map_err(|fault| self.fault(fault))?;
+            let flag = header.typeflag();
+            if flag.is_extended() {
+                self.extend(&header, &mut extended)?;
+                continue;
+            }
+            return self.member(&header, extended).map(Some);
+        }
+    }
+
+    /// The next piece of the member's content, lent from the buffer of the input; `None` at its end. Holes of sparse
+    /// files are jumped over.
+    ///
+    /// # Errors
+    /// [`Error::Input`], [`Error::Record`], or the tar ends here.
+    pub fn data(&mut self) -> Result<Option<Chunk<'_>>, Error> {
+        self.consume_lent();
+        let data = &mut self.data;
+        if data.left == 0 {
+            return Ok(None);
+        }
+        let mut want = data.left;
+        match data.route {
+            Route::Undecided => data.route = Route::Payload,
+            Route::RawSparse => {
+                while data.region_left == 0 {
+                    // The map covers exactly the stored bytes, so there is a region while some are left.
+                    let Some(region) = data.regions.pop() else { break };
+                    data.offset = region.offset;
+                    data.region_left = region.length;
+                }
+                want = data.region_left;
+            }
+            Route::Payload | Route::Raw | Route::Done => {}
+        }
+        let place = &self.place;
+        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
+        if bytes.is_empty() {
+            return Err(Error::Member {
+                place: place.clone(),
+                fault: Fault::Truncated("the data of a member"),
+            });
+        }
+        let length = usize::try_from(want).unwrap_or(usize::MAX).min(bytes.len());
+        let bytes = &bytes[..length];
+        if data.route == Route::Payload {
+            self.record.payload(bytes);
+        } else {
+            self.record.raw(bytes).map_err(|source| Error::Record { place: place.clone(), source })?;
+        }
+        let offset = data.offset;
+        data.offset += length as u64;
+        data.left -= length as u64;
+        data.region_left = data.region_left.saturating_sub(length as u64);
+        self.lent = length;
+        Ok(Some(Chunk { offset, bytes }))
+    }
+
+    /// Closes a plain file that the caller has read and keeps as `name`, its path in the layer's tree.
+    ///
+    /// # Errors
+    /// [`Error::Record`]; [`Fault::Misuse`] where the member is no plain file or was not read whole.
+    pub fn end_file(&mut self, name: &[u8]) -> Result<(), Error> {
+        self.consume_lent();
+        let misuse = match self.data.route {
+            _ if self.data.left > 0 => Some("a file was closed before its end"),
+            Route::Payload => None,
+            Route::Undecided if self.data.size == 0 => None,
+            _ => Some("a file was closed that is not recorded as one"),
+        };
+        if let Some(misuse) = misuse {
+            return Err(self.fault(Fault::Misuse(misuse)));
+        }
+        self.data.route = Route::Done;
+        let size = self.data.size;
+        self.record.file(name, size).map_err(|source| Error::Record { place: self.place.clone(), source })
+    }
+
+    /// The caller will not keep this member's content as a file: its bytes are recorded as raw ones.
+    ///
+    /// # Errors
+    /// [`Fault::Misuse`] once some of it was read as the content of a file.
+    pub fn data_inline(&mut self) -> Result<(), Error> {
+        match self.data.route {
+            Route::Undecided => self.data.route = Route::Raw,
+            Route::Raw | Route::RawSparse => {}
+            Route::Payload | Route::Done => {
+                return Err(self.fault(Fault::Misuse("a file was made inline after it was read")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads whatever members are left, the end, and everything behind it, as raw bytes.
+    ///
+    /// # Errors
+    /// As [`next`](Reader::next).
+    pub fn finish(mut self) -> Result<(B, R), Error> {
+        self.drain()?;
+        Ok((self.input, self.record))
+    }
+
+    /// Does what [`finish`](Reader::finish) does, and keeps the input for [`into_input`](Reader::into_input).
+    ///
+    /// # Errors
+    /// As [`next`](Reader::next).
+    pub fn drain(&mut self) -> Result<(), Error> {
+        while self.next()?.is_some() {}
+        self.consume_lent();
+        while self.raw_some(u64::MAX)? > 0 {}
+        Ok(())
+    }
+
+    /// The input, wherever it is.
+    pub fn into_input(self) -> B {
+        self.input
+    }
+
+    /// Where the input is: after [`next`](Reader::next), where the content of a plain file begins.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    pub fn position(&mut self) -> Result<u64, Error>
+    where
+        B: Seek,
+    {
+        let position = self.input.stream_position();
+        position.map_err(|source| Error::Input { place: self.place.clone(), source })
+    }
+
+    /// Jumps over the content of the present member, which is neither read nor recorded. Whether the input is long enough
+    /// is for the caller to know: beyond its end there is just no further member.
+    ///
+    /// # Errors
+    /// [`Error::Input`].
+    pub fn jump(&mut self) -> Result<(), Error>
+    where
+        B: Seek,
+    {
+        self.consume_lent();
+        let data = mem::take(&mut self.data);
+        let over = i64::try_from(data.left.saturating_add(data.padding)).unwrap_or(i64::MAX);
+        let jumped = self.input.seek_relative(over);
+        jumped.map_err(|source| Error::Input { place: self.place.clone(), source })
+    }
+
+    /// Members read so far.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The record, to look at while reading.
+    pub fn record(&self) -> &R {
+        &self.record
+    }
+
+    fn fault(&self, fault: Fault) -> Error {
+        Error::Member { place: self.place.clone(), fault }
+    }
+
+    fn consume_lent(&mut self) {
+        self.input.consume(mem::take(&mut self.lent));
+    }
+
+    /// Records up to `most` bytes as raw; how many, 0 at the end of the stream.
+    fn raw_some(&mut self, most: u64) -> Result<u64, Error> {
+        let place = &self.place;
+        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
+        let length = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
+        self.record.raw(&bytes[..length]).map_err(|source| Error::Record { place: place.clone(), source })?;
+        self.input.consume(length);
+        Ok(length as u64)
+    }
+
+    /// Reads up to `length` bytes into `out` and the record; fewer only at the end of the stream.
+    fn raw_into(&mut self, out: &mut Vec<u8>, length: u64) -> Result<(), Error> {
+        let mut left = length;
+        while left > 0 {
+            let bytes =
+                self.input.fill_buf().map_err(|source| Error::Input { place: self.place.clone(), source })?;
+            let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+            out.extend_from_slice(&bytes[..take]);
+            if self.raw_some(take as u64)? == 0 {
+                break;
+            }
+            left -= take as u64;
+        }
+        Ok(())
+    }
+
+    /// One block, or `None` at the end of the stream.
+    fn block(&mut self) -> Result<Option<Block>, Error> {
+        let mut bytes = Vec::with_capacity(BLOCK);
+        self.raw_into(&mut bytes, BLOCK as u64)?;
+        match Block::try_from(&bytes[..]) {
+            Ok(block) => Ok(Some(block)),
+            Err(_) if bytes.is_empty() => Ok(None),
+            Err(_) => Err(self.fault(Fault::Truncated("a header"))),
+        }
+    }
+
+    /// The next header, or `None` where the tar ends as it may.
+    fn header_block(&mut self, extended: &Extended) -> Result<Option<Block>, Error> {
+        let first = self.block()?.filter(|block| block.iter().any(|b| *b != 0));
+        if first.is_some() {
+            return Ok(first);
+        }
+        if let Some(flag) = extended.last {
+            return Err(self.fault(Fault::Orphan(flag)));
+        }
+        match self.block()? {
+            Some(second) if second.iter().any(|b| *b != 0) => Err(self.fault(Fault::LoneZeroBlock)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Leaves the present member behind. The stream may end inside its padding, as Go's reader has it.
+    fn skip_rest(&mut self) -> Result<(), Error> {
+        self.consume_lent();
+        if self.data.route == Route::Payload {
+            return Err(self.fault(Fault::Misuse("a file was read but not closed")));
+        }
+        while self.data.left > 0 {
+            match self.raw_some(self.data.left)? {
+                0 => return Err(self.fault(Fault::Truncated("the data of a member"))),
+                n => self.data.left -= n,
+            }
+        }
+        while self.data.padding > 0 {
+            match self.raw_some(self.data.padding)? {
+                0 => break,
+                n => self.data.padding -= n,
+            }
+        }
+        self.data = Data::default();
+        Ok(())
+    }
+
+    /// Takes in an extended header with its body.
+    fn extend(&mut self, header: &Header<'_>, extended: &mut Extended) -> Result<(), Error> {
+        let flag = header.typeflag();
+        let size = header
+            .data_size()
+            .and_then(|size| number::size(size, "size"))
+            .map_err(|fault| self.fault(fault))?;
+        self.within("bytes in an extended header", size, self.limits.max_pax_bytes)?;
+        extended.count += 1;
+        self.within("extended headers of one member", extended.count as u64, MAX_EXTENDED as u64)?;
+        let mut body = Vec::new();
+        self.raw_into(&mut body, size)?;
+        if body.len() as u64 != size {
+            return Err(self.fault(Fault::Truncated("an extended header")));
+        }
+        self.raw_into(&mut Vec::new(), padding_of(size))?;
+        if flag == Typeflag(b'g') {
+            // It would stand between an extended header and its member; readers disagree about what that means.
+            if let Some(last) = extended.last {
+                return Err(self.fault(Fault::Orphan(last)));
+            }
+            Pax::parse(&body, self.limits.max_sparse_regions).map_err(|fault| self.fault(fault))?;
+            return Ok(());
+        }
+        extended.last = Some(flag);
+        let name = c_string(&body);
+        let name = (!name.is_empty()).then(|| name.to_vec());
+        match flag.0 {
+            b'L' => extended.long_name = name,
+            b'K' => extended.long_link = name,
+            _ => {
+                let pax = Pax::parse(&body, self.limits.max_sparse_regions);
+                extended.pax = Some(pax.map_err(|fault| self.fault(fault))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a member together from its header and the extended ones, and makes its data ready to be read.
+    fn member(&mut self, header: &Header<'_>, extended: Extended) -> Result<Member, Error> {
+        let mut pax = extended.pax.unwrap_or_default();
+        let path = extended.long_name.or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
+        self.place.path = path;
+        self.within("members", self.count + 1, self.limits.max_entries)?;
+        let numbers = header.numbers().map_err(|fault| self.fault(fault))?;
+        let flag = header.typeflag();
+        let kind = self.kind(flag, &numbers, || {
+            let target = extended.long_link.or_else(|| pax.link_target.take());
+            target.unwrap_or_else(|| header.link_target())
+        })?;
+        let (uid, gid) = (pax.uid.unwrap_or(numbers.uid), pax.gid.unwrap_or(numbers.gid));
+        let (mode, uid, gid) = number::size(numbers.mode, "mode")
+            .and_then(|mode| Ok((mode & 0o7777, number::id(uid, "uid")?, number::id(gid, "gid")?)))
+            .map_err(|fault| self.fault(fault))?;
+        let mut member = Member {
+            path: Vec::new(),
+            kind,
+            // Masked to twelve bits above.
+            mode: u32::try_from(mode).unwrap_or_default(),
+            uid,
+            gid,
+            mtime: pax.mtime.unwrap_or(Timestamp { sec: numbers.mtime, nsec: 0 }),
+            size: 0,
+            xattrs: pax.take_xattrs(),
+            index: self.count,
+        };
+        if member.kind == Kind::File {
+            let stored =
+                number::size(pax.size.unwrap_or(numbers.size), "size").map_err(|fault| self.fault(fault))?;
+            self.open_file(header, &mut member, pax.sparse, stored)?;
+        } else if pax.sparse.is_present() {
+            return Err(self.fault(Fault::Sparse("on a member that is no file")));
+        }
+        self.within("bytes in a path", self.place.path.len() as u64, self.limits.max_path as u64)?;
+        self.record.header().map_err(|source| Error::Record { place: self.place.clone(), source })?;
+        member.path.clone_from(&self.place.path);
+        self.count += 1;
+        Ok(member)
+    }
+
+    fn kind(
+        &self,
+        flag: Typeflag,
+        numbers: &Numbers,
+        target: impl FnOnce() -> Vec<u8>,
+    ) -> Result<Kind, Error> {
+        let device = || {
+            let major = number::device(numbers.major, "devmajor")?;
+            Ok((major, number::device(numbers.minor, "devminor")?))
+        };
+        let target = || {
+            let target = target();
+            let (have, limit) = (target.len() as u64, self.limits.max_path as u64);
+            self.within("bytes in a link target", have, limit).map(|()| target)
+        };
+        Ok(match flag.0 {
+            // Before there was a type for directories, a slash at the end told them.
+            _ if flag == Typeflag::OLD_FILE && self.place.path.ends_with(b"/") => Kind::Directory,
+            0 | b'0' | b'7' | b'S' => Kind::File,
+            b'1' => Kind::HardLink { target: target()? },
+            b'2' => Kind::Symlink { target: target()? },
+            b'3' => {
+                let (major, minor) = device().map_err(|fault| self.fault(fault))?;
+                Kind::CharDevice { major, minor }
+            }
+            b'4' => {
+                let (major, minor) = device().map_err(|fault| self.fault(fault))?;
+                Kind::BlockDevice { major, minor }
+            }
+            _ if flag == Typeflag::DIRECTORY => Kind::Directory,
+            b'6' => Kind::Fifo,
+            _ => return Err(self.fault(Fault::Type(flag))),
+        })
+    }
+
+    /// Makes the data of a file ready, with its map where it is sparse.
+    fn open_file(
+        &mut self,
+        header: &Header<'_>,
+        member: &mut Member,
+        sparse: GnuSparse,
+        stored: u64,
+    ) -> Result<(), Error> {
+        self.data = Data { left: stored, padding: padding_of(stored), ..Data::default() };
+        let map = if header.typeflag() == Typeflag::GNU_SPARSE {
+            let (size, map) = self.old_gnu_map(header)?;
+            member.size = size;
+            Some(map)
+        } else {
+            self.pax_map(member, sparse, stored)?
+        };
+        let Some(map) = map else {
+            member.size = stored;
+            self.data.size = stored;
+            return self.count_logical(stored);
+        };
+        self.data.size = member.size;
+        sparse::validate(&map, member.size, self.data.left).map_err(|fault| self.fault(fault))?;
+        self.data.route = Route::RawSparse;
+        self.data.regions = map.iter().rev().copied().collect();
+        member.kind = Kind::Sparse { map };
+        self.count_logical(member.size)
+    }
+
+    fn count_logical(&mut self, size: u64) -> Result<(), Error> {
+        self.logical_bytes = self.logical_bytes.saturating_add(size);
+        self.within("bytes in all files", self.logical_bytes, self.limits.max_logical_bytes)
+    }
+
+    fn within(&self, what: &'static str, have: u64, limit: u64) -> Result<(), Error> {
+        if have > limit {
+            return Err(self.fault(Fault::Limit { what, have, limit }));
+        }
+        Ok(())
+    }
+}
+
+/// Bytes from the end of `size` bytes of data to the next block.
+fn padding_of(size: u64) -> u64 {
+    size.wrapping_neg() % BLOCK as u64
+}

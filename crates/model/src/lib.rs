@@ -1,0 +1,28 @@
+//! Pure types: no runtime, no file, no socket. Everything else may import them; they import nothing of ours.
+
+#![forbid(unsafe_code)]
+
+pub mod address_range;
+pub mod bench_report;
+pub mod chain;
+pub mod class;
+pub mod credential;
+pub mod digest;
+pub mod escape;
+pub mod event;
+pub mod image_cache;
+pub mod job;
+pub mod key;
+pub mod manifest;
+pub mod matching;
+pub mod plan_report;
+pub mod platform;
+pub mod pull_secret;
+pub mod reference;
+pub mod runtime;
+pub mod seal;
+pub mod shortage;
+pub mod signature;
+pub mod size;
+pub mod sizing;
+pub mod trust;

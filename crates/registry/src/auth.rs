@@ -1,0 +1,181 @@
+//! Who we are to one origin and repository: credentials in order, then anonymous; tokens that expire and are renewed.
+
+use std::collections::VecDeque;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::HeaderValue;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::Credentials;
+use super::address::Zone;
+use super::challenge::Challenge;
+use super::error::{Fault, Searched, printable};
+use super::token::{self, Audience};
+use super::transport::Transport;
+use larder_model::credential::Credential;
+
+/// Authorization for one (scheme, host, port) and repository; never used for another.
+#[derive(Debug, Default)]
+pub(crate) struct Session {
+    /// Where the origin's address lies, known from its first answer.
+    pub(crate) zone: OnceLock<Zone>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Counts grants, so that of many requests refused at once only the first renews.
+    generation: u64,
+    grant: Option<Grant>,
+    challenge: Option<Challenge>,
+    /// Credentials not yet tried; `None` is anonymous.
+    queue: VecDeque<Option<Credential>>,
+    found: usize,
+}
+
+#[derive(Debug)]
+struct Grant {
+    header: HeaderValue,
+    /// The registry has served something for it.
+    proven: bool,
+    expires: Option<Instant>,
+}
+
+/// What a session needs to renew itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Issuer<'a> {
+    pub(crate) transport: &'a Transport,
+    pub(crate) credentials: &'a dyn Credentials,
+    /// The name by which credentials are looked up.
+    pub(crate) registry: &'a str,
+    pub(crate) audience: Audience<'a>,
+    pub(crate) timeout: Duration,
+}
+
+impl Session {
+    /// The Authorization to send, if any, and its generation. A token past its time is renewed first.
+    pub(crate) async fn authorization(
+        &self,
+        issuer: Issuer<'_>,
+    ) -> Result<(u64, Option<HeaderValue>), Fault> {
+        let mut state = self.state.lock().await;
+        if state.grant.as_ref().is_some_and(|grant| grant.expires.is_some_and(|at| at <= Instant::now())) {
+            state.search(issuer).await?;
+            state.next(issuer, "the token has expired").await?;
+        }
+        let header = state.grant.as_ref().map(|grant| grant.header.clone());
+        Ok((state.generation, header))
+    }
+
+    /// The registry has served something for the grant of `generation`.
+    pub(crate) async fn accepted(&self, generation: u64) {
+        let mut state = self.state.lock().await;
+        let current = state.generation == generation;
+        if let Some(grant) = state.grant.as_mut().filter(|_| current) {
+            grant.proven = true;
+        }
+    }
+
+    /// The registry has answered 401 or 403 to the grant of `generation`: gets the next one, or says why there is none.
+    pub(crate) async fn refused(
+        &self,
+        issuer: Issuer<'_>,
+        generation: u64,
+        expired: bool,
+        challenge: Option<Challenge>,
+        reason: &str,
+    ) -> Result<(), Fault> {
+        let mut state = self.state.lock().await;
+        if state.generation != generation {
+            return Ok(());
+        }
+        if challenge.is_some() {
+            state.challenge = challenge;
+        }
+        let denied = |searched| Fault::Denied { reason: reason.to_owned(), searched };
+        if state.challenge.is_none() {
+            return Err(denied(Searched::NotAsked));
+        }
+        let proven = state.grant.as_ref().map(|grant| grant.proven);
+        match proven {
+            // A right that is missing, not a token that has aged.
+            Some(true) if !expired => return Err(denied(Searched::Accepted)),
+            // Helpers' passwords expire in long builds, so they are asked again.
+            None | Some(true) => state.search(issuer).await?,
+            Some(false) => {}
+        }
+        state.next(issuer, reason).await
+    }
+}
+
+impl State {
+    async fn search(&mut self, issuer: Issuer<'_>) -> Result<(), Fault> {
+        let found = issuer.credentials.lookup(issuer.registry, issuer.audience.repository).await;
+        let found = found.map_err(|e| Fault::Invalid(e.to_string()))?;
+        self.found = found.len();
+        self.queue = found.into_iter().map(Some).chain([None]).collect();
+        Ok(())
+    }
+
+    async fn next(&mut self, issuer: Issuer<'_>, reason: &str) -> Result<(), Fault> {
+        let mut reason = reason.to_owned();
+        while let Some(candidate) = self.queue.pop_front() {
+            match self.grant(issuer, candidate.as_ref()).await {
+                Ok(Some(grant)) => {
+                    self.generation += 1;
+                    self.grant = Some(grant);
+                    return Ok(());
+                }
+                Ok(None) => {}
+                Err(Fault::Denied { reason: why, .. }) => reason = why,
+                Err(fault) => {
+                    self.queue.push_front(candidate);
+                    return Err(fault);
+                }
+            }
+        }
+        // A later request starts from nothing, with credentials looked up anew.
+        self.grant = None;
+        self.generation += 1;
+        Err(Fault::Denied { reason, searched: Searched::Tried(self.found) })
+    }
+
+    /// What `candidate` gives; nothing where it does not suit the challenge.
+    async fn grant(
+        &self,
+        issuer: Issuer<'_>,
+        candidate: Option<&Credential>,
+    ) -> Result<Option<Grant>, Fault> {
+        match (&self.challenge, candidate) {
+            (Some(Challenge::Bearer { realm, service, scope }), _) => {
+                let order = token::Order { realm, service: service.as_deref(), scope: scope.as_deref() };
+                let exchange = token::fetch(issuer.transport, issuer.audience, order, candidate);
+                let token = tokio::time::timeout(issuer.timeout, exchange).await;
+                let token =
+                    token.map_err(|_| Fault::transient("the token server did not answer in time"))??;
+                Ok(Some(Grant { header: token.header, proven: false, expires: Some(token.expires) }))
+            }
+            (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => {
+                Ok(Some(Grant { header: basic(username, password.expose())?, proven: false, expires: None }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The header of RFC 7617.
+pub(crate) fn basic(username: &str, password: &str) -> Result<HeaderValue, Fault> {
+    if username.contains(':') {
+        let name = printable(username);
+        return Err(Fault::Invalid(format!("the user name {name:?} holds a colon, which RFC 7617 forbids")));
+    }
+    let text = format!("Basic {}", STANDARD.encode(format!("{username}:{password}")));
+    let mut header =
+        HeaderValue::try_from(text).map_err(|_| Fault::Invalid("credentials are malformed".into()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}

@@ -1,0 +1,270 @@
+//! Which hosts answer for a registry: its mirrors in order, then itself; from `larder.toml` and containerd's `certs.d`.
+
+mod certs_d;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+
+use super::address;
+use super::error::Error;
+
+/// Docker Hub's name in references, and the host that serves it.
+const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+
+/// Configuration of all registries: plain data.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts {
+    /// By registry as in a reference (`docker.io`, `registry.corp:5000`).
+    pub registries: BTreeMap<String, Host>,
+    /// Directories in containerd's `certs.d` convention (containerd, docs/hosts.md), for registries not named above.
+    pub certs_d: Vec<PathBuf>,
+}
+
+/// Configuration of one registry.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// The upstream itself; its URL may be empty, which stands for the registry's name.
+    pub server: Server,
+    /// Plain http to the upstream, where the URL does not say.
+    pub plain_http: bool,
+    /// Asked before the upstream, in order.
+    pub mirrors: Vec<Mirror>,
+}
+
+/// A mirror of a registry.
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    /// Where it is and how to speak to it.
+    pub server: Server,
+    /// Only for repositories at or below this one; all without it.
+    pub prefix: Option<String>,
+    /// It may resolve tags; without it only content by digest is asked of it.
+    pub resolve: bool,
+}
+
+/// A server that speaks the distribution protocol.
+#[derive(Clone, Debug, Default)]
+pub struct Server {
+    /// `https://host[:port][/path]`; https where the scheme is left out, http for loopback.
+    pub url: String,
+    /// The path of the URL is used as it is, without `/v2` behind it.
+    pub override_path: bool,
+    /// How TLS is spoken.
+    pub tls: Tls,
+    /// Headers sent with each request to it.
+    pub headers: Vec<(String, String)>,
+}
+
+/// How TLS is spoken with one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// PEM files of authorities trusted beside the system's.
+    pub ca: Vec<PathBuf>,
+    /// PEM files of the client's certificate and key; one file may hold both.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// The server's certificate is not checked.
+    pub skip_verify: bool,
+}
+
+/// A server that is ready to be asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoint {
+    /// Scheme, host, port and path up to and with `v2`, without a slash at the end.
+    pub(crate) base: Url,
+    pub(crate) tls: Tls,
+    pub(crate) headers: HeaderMap,
+    /// The registry mirrored (`ns=` of containerd); none at the upstream itself.
+    pub(crate) namespace: Option<String>,
+    /// The name by which its credentials are looked up.
+    pub(crate) credentials_for: String,
+}
+
+impl Endpoint {
+    /// Host and port, for messages.
+    pub(crate) fn host(&self) -> String {
+        authority(&self.base)
+    }
+
+    /// The URL of `path` (`manifests/latest`) in `repository`.
+    pub(crate) fn url(&self, repository: &str, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/{repository}/{path}", self.base.path().trim_end_matches('/')));
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        url
+    }
+}
+
+impl Hosts {
+    /// Reads what the directories say about `registries` and forgets the directories: from now on no file is opened to
+    /// know a host.
+    pub fn settle<'a>(&mut self, registries: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        let directories = std::mem::take(&mut self.certs_d);
+        for registry in registries {
+            if !self.registries.contains_key(registry)
+                && let Some(host) = certs_d::load(&directories, registry)?
+            {
+                self.registries.insert(registry.to_owned(), host);
+            }
+        }
+        Ok(())
+    }
+
+    /// How TLS is spoken with the hosts that answer for `registry`.
+    pub(crate) fn tls(&self, registry: &str) -> impl Iterator<Item = &Tls> {
+        let host = self.registries.get(registry).into_iter();
+        host.flat_map(|host| host.mirrors.iter().map(|mirror| &mirror.server).chain([&host.server]))
+            .map(|server| &server.tls)
+    }
+
+    /// Returns the names under which credentials are looked up for each endpoint of `repository` in `registry`.
+    ///
+    /// # Errors
+    /// The configuration of the registry is invalid.
+    pub fn credential_names(
+        &self,
+        registry: &str,
+        repository: &str,
+        tag: bool,
+    ) -> Result<Vec<String>, Error> {
+        let endpoints = self.endpoints(registry, repository, tag)?;
+        Ok(endpoints.into_iter().map(|endpoint| endpoint.credentials_for).collect())
+    }
+
+    /// The endpoints of `repository` in `registry` in the order to ask; the upstream is last and always there.
+    pub(crate) fn endpoints(
+        &self,
+        registry: &str,
+        repository: &str,
+        tag: bool,
+    ) -> Result<Vec<Endpoint>, Error> {
+        let host = match self.registries.get(registry) {
+            Some(host) => host.clone(),
+            None => certs_d::load(&self.certs_d, registry)?.unwrap_or_default(),
+        };
+        let matching = |mirror: &&Mirror| (mirror.resolve || !tag) && mirror.covers(repository);
+        let mut endpoints = Vec::new();
+        for mirror in host.mirrors.iter().filter(matching) {
+            let mut endpoint = endpoint(&mirror.server, None, false)?;
+            endpoint.namespace = Some(registry.to_owned());
+            endpoints.push(endpoint);
+        }
+        endpoints.push(endpoint(&host.server, Some(registry), host.plain_http)?);
+        Ok(endpoints)
+    }
+}
+
+impl Mirror {
+    fn covers(&self, repository: &str) -> bool {
+        self.prefix.as_deref().is_none_or(|prefix| {
+            let rest = repository.strip_prefix(prefix.trim_end_matches('/'));
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+}
+
+fn endpoint(server: &Server, registry: Option<&str>, plain_http: bool) -> Result<Endpoint, Error> {
+    let given = match registry {
+        Some(registry) if server.url.is_empty() && registry == DOCKER_HUB.0 => DOCKER_HUB.1,
+        Some(registry) if server.url.is_empty() => registry,
+        _ => &server.url,
+    };
+    let wrong = |reason: &str| Error::Setup(format!("the registry URL {given:?} {reason}"));
+    let mut base = with_scheme(given, plain_http).ok_or_else(|| wrong("is not a URL"))?;
+    if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+        return Err(wrong("is neither http nor https"));
+    }
+    if !base.username().is_empty() || base.password().is_some() || base.query().is_some() {
+        return Err(wrong("holds a user name, a password or a query: give credentials as a secret"));
+    }
+    let path = base.path().trim_end_matches('/').to_owned();
+    if !server.override_path && !path.ends_with("/v2") {
+        base.set_path(&format!("{path}/v2"));
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in &server.headers {
+        let name = HeaderName::try_from(name).map_err(|_| wrong("has a header with a malformed name"))?;
+        let mut value =
+            HeaderValue::try_from(value).map_err(|_| wrong("has a header with a malformed value"))?;
+        value.set_sensitive(true);
+        headers.append(name, value);
+    }
+    let credentials_for = registry.map_or_else(|| authority(&base), str::to_owned);
+    Ok(Endpoint { base, tls: server.tls.clone(), headers, namespace: None, credentials_for })
+}
+
+pub(super) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn with_scheme(given: &str, plain_http: bool) -> Option<Url> {
+    if given.contains("://") {
+        return Url::parse(given).ok();
+    }
+    let https = Url::parse(&format!("https://{given}")).ok()?;
+    if plain_http || address::is_loopback_name(https.host_str()?) {
+        return Url::parse(&format!("http://{given}")).ok();
+    }
+    Some(https)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn urls(hosts: &Hosts, registry: &str, repository: &str, tag: bool) -> Vec<String> {
+        let endpoints = hosts.endpoints(registry, repository, tag).unwrap();
+        endpoints.iter().map(|e| e.url(repository, "manifests/1").to_string()).collect()
+    }
+
+    #[test]
+    fn schemes_and_docker_hub() {
+        for (registry, url) in [
+            ("docker.io", "https://registry-1.docker.io/v2/a/b/manifests/1"),
+            ("r.io:5000", "https://r.io:5000/v2/a/b/manifests/1"),
+            ("localhost:5000", "http://localhost:5000/v2/a/b/manifests/1"),
+            ("127.3.2.1", "http://127.3.2.1/v2/a/b/manifests/1"),
+            ("[::1]:80", "http://[::1]/v2/a/b/manifests/1"),
+        ] {
+            assert_eq!(urls(&Hosts::default(), registry, "a/b", true), [url]);
+        }
+    }
+
+    #[test]
+    fn mirrors_by_prefix_and_capability() {
+        let mirror = |url: &str, prefix: Option<&str>, resolve| Mirror {
+            server: Server { url: url.into(), ..Server::default() },
+            prefix: prefix.map(Into::into),
+            resolve,
+        };
+        let host = Host {
+            plain_http: true,
+            mirrors: vec![mirror("https://all.io/x", None, false), mirror("team.io", Some("team"), true)],
+            ..Host::default()
+        };
+        let hosts = Hosts { registries: BTreeMap::from([("r.io".to_owned(), host)]), certs_d: vec![] };
+        assert_eq!(
+            urls(&hosts, "r.io", "team/app", false),
+            [
+                "https://all.io/x/v2/team/app/manifests/1?ns=r.io",
+                "https://team.io/v2/team/app/manifests/1?ns=r.io",
+                "http://r.io/v2/team/app/manifests/1"
+            ]
+        );
+        assert_eq!(urls(&hosts, "r.io", "team/app", true).len(), 2);
+        assert_eq!(urls(&hosts, "r.io", "teamwork/app", true).len(), 1);
+    }
+
+    #[test]
+    fn urls_with_secrets_or_other_schemes_are_refused() {
+        for url in ["https://u:p@r.io", "ftp://r.io", "https://r.io/?a=b", "https://"] {
+            let server = Server { url: url.into(), ..Server::default() };
+            assert!(endpoint(&server, None, false).is_err(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The client against a registry that misbehaves.
+
+mod access;
+mod blobs;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use super::*;
+use larder_model::class::Class;
+use larder_model::credential::Secret;
+use larder_model::job::Reach;
+use larder_testing::registry as fake;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Credentials from a list, which count how often they are asked.
+#[derive(Debug, Default)]
+struct Listed {
+    all: Vec<Credential>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Credentials for Listed {
+    fn lookup<'a>(
+        &'a self,
+        registry: &'a str,
+        repository: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Credential>, CredentialsError>> {
+        self.asked.lock().unwrap().push(format!("{registry}/{repository}"));
+        Box::pin(async { Ok(self.all.clone()) })
+    }
+}
+
+#[derive(Default)]
+struct Recorder(Mutex<Vec<Retry>>);
+
+impl Observer for Recorder {
+    fn retried(&self, retry: &Retry) {
+        self.0.lock().unwrap().push(retry.clone());
+    }
+}
+
+fn user(name: &str, password: &str) -> Credential {
+    Credential::Basic { username: name.into(), password: Secret::new(password) }
+}
+
+/// Waits of milliseconds.
+fn fast() -> Options {
+    Options {
+        timeouts: Timeouts { read: Duration::from_millis(300), ..Timeouts::default() },
+        retries: Retries { attempts: 4, base: Duration::from_millis(2), ..Retries::default() },
+        ..Options::default()
+    }
+}
+
+fn client(options: Options, all: Vec<Credential>) -> (Registry, Arc<Listed>, Arc<Recorder>) {
+    let (credentials, recorder) =
+        (Arc::new(Listed { all, ..Listed::default() }), Arc::new(Recorder::default()));
+    let registry = Registry::new(options, credentials.clone(), recorder.clone()).unwrap();
+    (registry, credentials, recorder)
+}
+
+fn image(server: &fake::Registry) -> ImageReference {
+    format!("{}/team/app:1", server.host()).parse().unwrap()
+}
+
+fn descriptor(digest: &Digest, size: u64) -> Descriptor {
+    Descriptor { media_type: String::new(), digest: digest.clone(), size, urls: vec![], platform: None }
+}
+
+fn noise(size: usize) -> Bytes {
+    let mut state = 7u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_be_bytes()[0]
+    };
+    (0..size).map(|_| next()).collect()
+}
+
+async fn drain(mut stream: BlobStream) -> Result<Vec<u8>, Error> {
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.next().await? {
+        assert!(!chunk.is_empty());
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn manifests_by_tag_and_digest() {
+    let server = fake::Registry::start().await;
+    let digest = server.put_manifest("team/app", "1", MANIFEST, "{}");
+    let (client, ..) = client(fast(), vec![]);
+    for by in [ManifestReference::Tag("1"), ManifestReference::Digest(&digest)] {
+        let manifest = client.manifest(&image(&server), by).await.unwrap();
+        assert_eq!((&manifest.digest, &manifest.bytes[..]), (&digest, &b"{}"[..]));
+        assert_eq!(manifest.media_type.as_deref(), Some(MANIFEST));
+    }
+}
+
+#[tokio::test]
+async fn hostile_manifests() {
+    let server = fake::Registry::start().await;
+    let digest = server.put_manifest("team/app", "1", MANIFEST, "{ }");
+    let (client, ..) = client(fast(), vec![]);
+    for fault in [fake::Fault::EndlessManifest, fake::Fault::WrongManifest] {
+        server.heal();
+        server.fault(fault);
+        let failed = client.manifest(&image(&server), ManifestReference::Digest(&digest)).await.unwrap_err();
+        assert_eq!(failed.class(), Class::Corrupt, "{failed}");
+    }
+}
+
+#[tokio::test]
+async fn what_statuses_mean() {
+    for (status, times, class) in [
+        (404, 1, Class::NotFound),
+        (400, 1, Class::Invalid),
+        (403, 9, Class::Denied),
+        (408, 9, Class::Transient),
+        (429, 9, Class::Transient),
+        (500, 9, Class::Transient),
+        (502, 9, Class::Transient),
+        (503, 9, Class::Transient),
+        (504, 9, Class::Transient),
+    ] {
+        let server = fake::Registry::start().await;
+        server.put_manifest("team/app", "1", MANIFEST, "{}");
+        server.fault(fake::Fault::Status { path: "manifests".into(), status, times, retry_after: None });
+        let (client, ..) = client(fast(), vec![]);
+        let failed = client.manifest(&image(&server), ManifestReference::Tag("1")).await.unwrap_err();
+        assert_eq!(failed.class(), class, "{failed}");
+        assert!(failed.to_string().contains("team/app:1"), "{failed}");
+        let tries = if class == Class::Transient { 4 } else { 1 };
+        assert_eq!(server.requests("manifests"), tries, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn retry_after_is_honoured_and_told() {
+    let server = fake::Registry::start().await;
+    server.put_manifest("team/app", "1", MANIFEST, "{}");
+    let retry_after = Some("1".to_owned());
+    server.fault(fake::Fault::Status { path: "manifests".into(), status: 429, times: 1, retry_after });
+    let (client, _, recorder) = client(fast(), vec![]);
+    let start = std::time::Instant::now();
+    client.manifest(&image(&server), ManifestReference::Tag("1")).await.unwrap();
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let retries = recorder.0.lock().unwrap();
+    assert_eq!(retries.len(), 1);
+    assert_eq!(retries[0].host, server.host());
+    assert!(retries[0].reason.contains("429"), "{:?}", retries[0]);
+}
+
+#[tokio::test]
+async fn mirrors_first_then_the_upstream() {
+    let (mirror, upstream) = (fake::Registry::start().await, fake::Registry::start().await);
+    upstream.put_manifest("team/app", "1", MANIFEST, "{}");
+    let bytes = noise(100_000);
+    let digest = upstream.put_blob(bytes.clone());
+    let server = hosts::Server { url: format!("http://{}", mirror.host()), ..hosts::Server::default() };
+    let host = hosts::Host {
+        mirrors: vec![hosts::Mirror { server, prefix: None, resolve: true }],
+        ..hosts::Host::default()
+    };
+    let mut options = fast();
+    options.hosts.registries.insert(upstream.host(), host);
+    let (client, ..) = client(options, vec![]);
+    // The mirror has nothing: the upstream serves.
+    client.manifest(&image(&upstream), ManifestReference::Tag("1")).await.unwrap();
+    let wanted = descriptor(&digest, 100_000);
+    assert_eq!(drain(client.blob(&image(&upstream), &wanted, 0)).await.unwrap(), bytes);
+    assert_eq!(mirror.requests("team/app"), 2);
+    assert_eq!(
+        mirror.seen()[0].query.as_deref(),
+        Some(format!("ns={}", upstream.host().replace(':', "%3A")).as_str())
+    );
+    // The mirror has it, and dies in the middle: the upstream goes on where it stopped.
+    mirror.put_blob(bytes.clone());
+    let offsets = vec![40_000, 40_001];
+    mirror.fault(fake::Fault::DropAt { digest: digest.clone(), offsets });
+    mirror.fault(fake::Fault::RangeRefused { times: 9 });
+    upstream.forget();
+    assert_eq!(drain(client.blob(&image(&upstream), &wanted, 0)).await.unwrap(), bytes);
+    assert_eq!(upstream.served(&digest) + 40_000, 100_000);
+}
+
+#[tokio::test]
+async fn the_rate_is_limited() {
+    let server = fake::Registry::start().await;
+    let digest = server.put_blob(noise(300_000));
+    let (client, ..) = client(Options { limit_rate: Some(200_000), ..fast() }, vec![]);
+    let start = std::time::Instant::now();
+    drain(client.blob(&image(&server), &descriptor(&digest, 300_000), 0)).await.unwrap();
+    assert!(start.elapsed() >= Duration::from_millis(450));
+}

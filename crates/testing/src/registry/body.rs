@@ -1,0 +1,95 @@
+//! Bodies that count, break off and stall.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+
+use super::{Blob, State};
+use larder_model::digest::Digest;
+
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+const CHUNK: u64 = 64 << 10;
+
+/// What happens where a body ends before its time.
+#[derive(Clone, Copy)]
+pub(super) enum Break {
+    Drop,
+    Stall,
+}
+
+/// How the bytes of a blob are sent.
+#[derive(Clone, Copy)]
+pub(super) struct Manner {
+    /// Where they break off, and how.
+    pub(super) broken: Option<(u64, Break)>,
+    /// Size of a piece, and the pause before each; `None` sends as fast as it can.
+    pub(super) pace: Option<(u64, Duration)>,
+}
+
+/// `bytes` one by one, each after a pause.
+pub(super) fn dribble(bytes: Bytes, every: Duration) -> Body {
+    let pieces = stream::unfold(bytes, move |mut bytes| async move {
+        if bytes.is_empty() {
+            return None;
+        }
+        tokio::time::sleep(every).await;
+        Some((Ok(Frame::data(bytes.split_to(1))), bytes))
+    });
+    StreamBody::new(pieces).boxed_unsync()
+}
+
+pub(super) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Spaces without end.
+pub(super) fn endless() -> Body {
+    let spaces = Bytes::from(vec![b' '; 64 << 10]);
+    StreamBody::new(stream::repeat_with(move || Ok(Frame::data(spaces.clone())))).boxed_unsync()
+}
+
+/// The bytes `at..end` of a blob; past its size come zeros.
+pub(super) fn blob(
+    state: Arc<Mutex<State>>,
+    digest: Digest,
+    blob: Blob,
+    at: u64,
+    end: u64,
+    Manner { broken, pace }: Manner,
+) -> Body {
+    let chunks = stream::unfold(at, move |at| {
+        let (state, digest, blob) = (Arc::clone(&state), digest.clone(), blob.clone());
+        async move {
+            let stop = broken.map_or(end, |(offset, _)| offset);
+            if at == stop {
+                match broken? {
+                    (_, Break::Stall) => std::future::pending::<()>().await,
+                    // Time to flush: what was counted shall arrive.
+                    (_, Break::Drop) => tokio::time::sleep(Duration::from_millis(4)).await,
+                }
+                return Some((Err(io::Error::other("dropped on purpose")), at));
+            }
+            let (piece, pause) = pace.unwrap_or((CHUNK, Duration::ZERO));
+            tokio::time::sleep(pause).await;
+            let length = (stop - at).min(CHUNK).min(piece);
+            let real = blob.size.saturating_sub(at).min(length);
+            let size = |bytes: u64| usize::try_from(bytes).expect("a chunk is small");
+            let mut bytes = (blob.generate)(at.min(blob.size), size(real));
+            if real < length {
+                let mut padded = bytes.to_vec();
+                padded.resize(size(length), 0);
+                bytes = padded.into();
+            }
+            *state.lock().unwrap_or_else(PoisonError::into_inner).served.entry(digest).or_default() += length;
+            Some((Ok(Frame::data(bytes)), at + length))
+        }
+    });
+    StreamBody::new(chunks).boxed_unsync()
+}

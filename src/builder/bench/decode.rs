@@ -1,0 +1,149 @@
+//! Inflating alone, hashing alone, and both together as a build does it.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::stopwatch::Stopwatch;
+use crate::builder::cancel::Cancel;
+use crate::builder::extraction::Bounded;
+use crate::builder::failure::Fail;
+use crate::builder::layers::Change;
+use crate::builder::source::{Blob, Source};
+use larder_layer::cores::Cores;
+use larder_layer::decode::{self, Decoded, Decoder, inflate_only};
+use larder_layer::limits::Ratio;
+use larder_model::bench_report::{MeasuredLayer, Took};
+use larder_model::class::Class;
+use larder_model::digest::{Algorithm, Hasher};
+
+/// Bytes of the buffer that is hashed: as many as a decoder inflates at a time, which fit the cache of a core.
+const BUFFER: usize = 256 << 10;
+
+/// Most bytes that are really hashed: some two seconds.
+const HASHED: u64 = 4 << 30;
+
+/// The layers of the kept image, to be decoded.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) source: Source,
+    /// Largest blob first.
+    pub(super) changes: Vec<Change>,
+    pub(super) ratio: Ratio,
+    pub(super) cancel: Cancel,
+}
+
+impl Kept {
+    /// Inflates one layer after the other, on one processor.
+    pub(super) fn inflate(&self) -> Result<(Vec<MeasuredLayer>, Took), Fail> {
+        let mut layers = Vec::new();
+        let mut took = Took::default();
+        for change in &self.changes {
+            let failed = |e: decode::Error| self.fail(change, "inflating", &e);
+            let mut sniffed = Decoder::new(self.open(change)?, Algorithm::Sha256, self.ratio);
+            let compression = sniffed.compression().map_err(failed)?;
+            let blob = self.open(change)?;
+            let watch = Stopwatch::start();
+            let started = Instant::now();
+            let tar_bytes = inflate_only(blob, self.ratio).map_err(failed)?;
+            let inflate_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let one = watch.took(Duration::ZERO);
+            took.wall_seconds += one.wall_seconds;
+            took.processor_seconds += one.processor_seconds;
+            let (digest, compressed_bytes) = match change.sources.first() {
+                Some((_, blob)) => (blob.digest.clone(), blob.size),
+                None => continue,
+            };
+            let entries = None;
+            layers.push(MeasuredLayer {
+                digest,
+                compression,
+                compressed_bytes,
+                tar_bytes,
+                entries,
+                inflate_us,
+            });
+        }
+        Ok((layers, took))
+    }
+
+    /// Inflates and hashes all, `concurrency` layers at once, and proves both digests of each.
+    pub(super) fn decode(&self, concurrency: usize) -> Result<Took, Vec<Fail>> {
+        let next = AtomicUsize::new(0);
+        let fails = Mutex::new(Vec::new());
+        let watch = Stopwatch::start();
+        thread::scope(|scope| {
+            for _ in 0..concurrency.clamp(1, self.changes.len().max(1)) {
+                scope.spawn(|| {
+                    while let Some(change) = self.changes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if let Err(fail) = self.prove(change) {
+                            self.cancel.stop();
+                            fails.lock().unwrap_or_else(PoisonError::into_inner).push(fail);
+                        }
+                    }
+                });
+            }
+        });
+        let took = watch.took(Duration::ZERO);
+        let fails = fails.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if fails.is_empty() { Ok(took) } else { Err(fails) }
+    }
+
+    fn prove(&self, change: &Change) -> Result<(), Fail> {
+        let Some((_, blob)) = change.sources.first() else { return Ok(()) };
+        // As a build: a layer that leaves others idle takes more than one processor.
+        let cores = Cores::of_process();
+        let _busy = cores.occupy();
+        let decoder = Decoder::new(self.open(change)?, blob.digest.algorithm(), self.ratio);
+        let decoded = decoder.ahead().beside(cores).finish();
+        let Decoded { blob: found, diff_id, .. } = decoded.map_err(|e| self.fail(change, "decoding", &e))?;
+        let pairs = [("blob", &blob.digest, &found), ("tar", &change.diff_id, &diff_id)];
+        match pairs.into_iter().find(|(_, want, found)| want != found) {
+            None => Ok(()),
+            Some((what, want, found)) => {
+                let message = format!("the bytes of its {what} have digest {found}, it should be {want}");
+                Err(fail(change, Class::Corrupt, message))
+            }
+        }
+    }
+
+    fn open(&self, change: &Change) -> Result<Bounded<crate::archive::Blob>, Fail> {
+        let missing = || fail(change, Class::Internal, "it was not kept".to_owned());
+        let (image, blob) = change.sources.first().ok_or_else(missing)?;
+        match self.source.blob(image, blob, 0).map_err(|e| fail(change, e.class(), e.to_string()))? {
+            Blob::File(source) => Ok(Bounded { source, left: blob.size, cancel: self.cancel.clone() }),
+            Blob::Stream(_) | Blob::Piped(_) => Err(missing()),
+        }
+    }
+
+    fn fail(&self, change: &Change, doing: &str, error: &decode::Error) -> Fail {
+        if self.cancel.reason().is_some() {
+            return fail(change, Class::Cancelled, "interrupted".to_owned());
+        }
+        fail(change, error.class(), format!("{doing} the layer: {error}"))
+    }
+}
+
+fn fail(change: &Change, class: Class, message: String) -> Fail {
+    let layer = change.sources.first().map(|(_, blob)| blob.digest.clone());
+    Fail { class, images: Vec::new(), layer, message }
+}
+
+/// sha256 of `bytes` bytes, or of a share of them; answers that share too.
+pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Took, f64), Fail> {
+    let buffer = vec![0x5a; BUFFER];
+    let some = bytes.min(HASHED);
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut left = some;
+    let watch = Stopwatch::start();
+    while left > 0 {
+        super::go_on(cancel)?;
+        let length = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+        hasher.update(&buffer[..length]);
+        left -= length as u64;
+    }
+    std::hint::black_box(hasher.finish());
+    Ok((watch.took(Duration::ZERO), super::share(some, bytes)))
+}

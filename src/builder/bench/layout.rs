@@ -1,0 +1,69 @@
+//! The image as an OCI image layout (OCI image spec, image-layout.md), so that a build takes it as an archive.
+
+use std::io::{self, Write as _};
+
+use serde_json::{Value, json};
+
+use crate::builder::failure::Fail;
+use crate::builder::resolve::ResolvedImage;
+use larder_layer::error::io_class;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_sys::Dir;
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Writes everything but the layers. The one image has no name: whoever asks may call it what they like.
+pub(super) fn documents(layout: &Dir, image: &ResolvedImage) -> Result<(), Fail> {
+    let listed = match &image.index {
+        Some((digest, bytes)) => {
+            blob(layout, digest, bytes)?;
+            json!({"mediaType": type_of_index(bytes), "digest": digest, "size": bytes.len()})
+        }
+        None => {
+            let (digest, size) = (&image.manifest_digest, image.manifest_bytes.len());
+            json!({"mediaType": image.manifest_type, "digest": digest, "size": size})
+        }
+    };
+    blob(layout, &image.manifest_digest, &image.manifest_bytes)?;
+    blob(layout, &image.manifest.config.digest, &image.config_bytes)?;
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [listed]});
+    write(layout, "index.json", index.to_string().as_bytes())?;
+    write(layout, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)
+}
+
+/// The directory of the blobs whose digests are of the same kind as `digest`.
+pub(super) fn blobs(layout: &Dir, digest: &Digest) -> Result<Dir, Fail> {
+    let blobs = layout.ensure_dir(b"blobs", 0o700);
+    let of_algorithm = blobs.and_then(|blobs| blobs.ensure_dir(digest.algorithm().name().as_bytes(), 0o700));
+    of_algorithm.map_err(|e| failed(&format!("the directory of {digest}"), &e))
+}
+
+/// A document says its type itself, or is of the OCI's.
+fn type_of_index(bytes: &[u8]) -> String {
+    let index: Option<Value> = serde_json::from_slice(bytes).ok();
+    let own = index.as_ref().and_then(|index| index.get("mediaType")?.as_str());
+    own.unwrap_or(INDEX).to_owned()
+}
+
+fn blob(layout: &Dir, digest: &Digest, bytes: &[u8]) -> Result<(), Fail> {
+    write(&blobs(layout, digest)?, digest.hex(), bytes)
+}
+
+fn write(dir: &Dir, name: &str, bytes: &[u8]) -> Result<(), Fail> {
+    let written = dir.create_file(name.as_bytes(), 0o600).and_then(|mut file| file.write_all(bytes));
+    written.map_err(|e| failed(name, &e))
+}
+
+/// The class of a blob that cannot be kept.
+pub(super) fn class(error: &io::Error) -> Class {
+    match error.kind() {
+        // One digest for two things: a manifest that names its config as a layer.
+        io::ErrorKind::AlreadyExists => Class::Corrupt,
+        _ => io_class(error),
+    }
+}
+
+fn failed(what: &str, error: &io::Error) -> Fail {
+    Fail::job(class(error), format!("keeping {what} of the image: {error}"))
+}

@@ -1,0 +1,45 @@
+//! Wall and processors' time of one piece of work.
+
+use std::time::{Duration, Instant};
+
+use larder_model::bench_report::Took;
+use larder_sys::process;
+
+/// Runs from when it is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stopwatch {
+    started: Instant,
+    processors: Duration,
+}
+
+impl Stopwatch {
+    pub(super) fn start() -> Self {
+        Stopwatch { started: Instant::now(), processors: process::processor_time() }
+    }
+
+    /// What it took until now. `beside` is processors' time of what was done at the same time and is none of the work.
+    pub(super) fn took(self, beside: Duration) -> Took {
+        let processors = process::processor_time().saturating_sub(self.processors);
+        Took {
+            wall_seconds: self.started.elapsed().as_secs_f64(),
+            processor_seconds: processors.saturating_sub(beside).as_secs_f64(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sleeping_takes_no_processor() {
+        let watch = Stopwatch::start();
+        std::thread::sleep(Duration::from_millis(20));
+        let took = watch.took(Duration::from_secs(3600));
+        assert!(took.wall_seconds >= 0.02 && took.processor_seconds == 0.0, "{took:?}");
+        let mut sum = 0_u64;
+        while watch.took(Duration::ZERO).processor_seconds == 0.0 {
+            sum = std::hint::black_box(sum + 1);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The way of the layers: fetch and extract side by side, commit in chain order, flush meanwhile.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::acquire::{Acquire, Running};
+use super::commit;
+use super::events::Events;
+use super::extraction::{Ready, Shared};
+use super::failure::Fail;
+use super::flushing::{Flushing, flush};
+use super::layers::{Change, Layers, Link};
+use super::publish::Publish;
+use super::share::{Idle, Share};
+use super::source::Source;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::event::Event;
+use larder_model::reference::ImageReference;
+
+/// How often progress is told.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// Everything that moving layers needs.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    /// What the blocking side needs.
+    pub(super) shared: Arc<Shared>,
+    /// Whose layers are reused, and who reuses ours.
+    pub(super) share: Option<Arc<Share>>,
+    /// Where blobs come from.
+    pub(super) source: Source,
+    /// Where progress goes.
+    pub(super) events: Events,
+    /// Layers extracted at the same time.
+    pub(super) concurrency: usize,
+    /// The references of the job, as given.
+    pub(super) images: Vec<ImageReference>,
+}
+
+struct Progress {
+    pending: Vec<Link>,
+    ready: HashMap<Digest, Ready>,
+    failed_images: HashSet<usize>,
+    failures: Vec<Fail>,
+    publish: Publish,
+}
+
+impl Pipeline {
+    /// Brings all `layers` onto the volume, or says everything that stood in the way.
+    pub(super) async fn run(&self, layers: Layers) -> Result<(), Vec<Fail>> {
+        let volume = &self.shared.volume;
+        let mut publish = Publish::new(self.share.clone());
+        // A builder that was killed may have committed what it told nobody.
+        for layer in layers.links.iter().filter_map(|link| volume.layer(&link.chain_id)) {
+            publish.layer(layer);
+        }
+        let pending: Vec<Link> =
+            layers.links.into_iter().filter(|link| !volume.has(&link.chain_id)).collect();
+        let wanted: HashSet<Digest> = pending.iter().map(|link| link.diff_id.clone()).collect();
+        let changes = layers.changes.into_iter().filter(|change| wanted.contains(&change.diff_id));
+
+        let acquire = Acquire {
+            shared: Arc::clone(&self.shared),
+            share: self.share.clone(),
+            source: self.source.clone(),
+            events: self.events.clone(),
+            slots: Arc::new(Semaphore::new(self.concurrency.max(1))),
+            running: Running::default(),
+            idle: Idle::new(wanted.len()),
+        };
+        let mut tasks = JoinSet::new();
+        let ticker = self.tick(acquire.running.clone());
+        let mut progress = Progress {
+            pending,
+            ready: HashMap::new(),
+            failed_images: HashSet::new(),
+            failures: Vec::new(),
+            publish,
+        };
+        for change in changes {
+            self.start(&mut tasks, change, &acquire);
+        }
+        let mut flushing = Flushing::start(Arc::clone(volume), self.events.clone());
+        loop {
+            let joined = tokio::select! {
+                joined = tasks.join_next() => joined,
+                fail = flushing.failed() => {
+                    self.note(&mut progress, &[], fail);
+                    break;
+                }
+            };
+            let Some(joined) = joined else { break };
+            let (change, result) = match joined {
+                Ok(done) => done,
+                Err(e) if e.is_cancelled() => continue,
+                Err(e) => {
+                    progress.failures.push(Fail::job(Class::Internal, format!("a layer's task ended: {e}")));
+                    break;
+                }
+            };
+            let failed = match result {
+                Ok(ready) => {
+                    progress.ready.insert(change.diff_id.clone(), ready);
+                    self.commit_ready(&mut progress).await
+                }
+                Err(fail) => vec![(change.images, fail)],
+            };
+            let mut go_on = true;
+            for (images, fail) in failed {
+                go_on &= self.note(&mut progress, &images, fail);
+            }
+            if !go_on {
+                break;
+            }
+        }
+        if !tasks.is_empty() {
+            // Those still running see the mark, remove their staging and end.
+            self.shared.cancel.stop();
+            while let Some(joined) = tasks.join_next().await {
+                if let Ok((change, Err(fail))) = joined
+                    && fail.class != Class::Cancelled
+                {
+                    self.note(&mut progress, &change.images, fail);
+                }
+            }
+        }
+        ticker.abort();
+        self.finish(progress, flushing).await
+    }
+
+    fn start(&self, tasks: &mut JoinSet<(Change, Result<Ready, Fail>)>, change: Change, acquire: &Acquire) {
+        let acquire = acquire.clone();
+        let images = self.references(&change.images);
+        let place = acquire.queue();
+        tasks.spawn(async move {
+            let result = acquire.layer(place, &change, images).await;
+            (change, result)
+        });
+    }
+
+    /// Commits every layer whose parent is on the volume, until there is none. Returns what failed, and for which images.
+    async fn commit_ready(&self, progress: &mut Progress) -> Vec<(Vec<usize>, Fail)> {
+        let volume = &self.shared.volume;
+        let mut failed = Vec::new();
+        loop {
+            let next = progress.pending.iter().position(|link| {
+                progress.ready.contains_key(&link.diff_id)
+                    && link.parent.as_ref().is_none_or(|parent| volume.has(parent))
+            });
+            let Some(at) = next else { return failed };
+            let link = progress.pending.remove(at);
+            let Some(ready) = progress.ready.remove(&link.diff_id) else { return failed };
+            let keep = progress.pending.iter().any(|other| other.diff_id == link.diff_id);
+            let event = Event::LayerCommitted {
+                blob: ready.blob.digest.clone(),
+                diff_id: Some(link.diff_id.clone()),
+                chain_id: link.chain_id.clone(),
+                size: ready.extracted.decoded.size,
+                entries: ready.extracted.applied.entries,
+            };
+            let shared = Arc::clone(&self.shared);
+            let committing = link.clone();
+            let task = tokio::task::spawn_blocking(move || commit::commit(&shared, &committing, ready, keep));
+            let result = task.await.unwrap_or_else(|e| {
+                Err(Fail::job(Class::Internal, format!("committing {}: {e}", link.chain_id)))
+            });
+            match result {
+                Ok(rest) => {
+                    if let Some(rest) = rest {
+                        progress.ready.insert(link.diff_id.clone(), rest);
+                    }
+                    self.events.emit(event);
+                    if let Some(layer) = volume.layer(&link.chain_id) {
+                        progress.publish.layer(layer);
+                    }
+                }
+                Err(fail) => failed.push((link.images, fail)),
+            }
+        }
+    }
+
+    /// Notes a failure for all images that need the layer; false where nothing else is of use any more.
+    fn note(&self, progress: &mut Progress, images: &[usize], mut fail: Fail) -> bool {
+        progress.failed_images.extend(images.iter().copied());
+        for reference in self.references(images) {
+            if !fail.images.contains(&reference) {
+                fail.images.push(reference);
+            }
+        }
+        let go_on = fail.spares_others() && progress.failed_images.len() < self.images.len();
+        progress.failures.push(fail);
+        go_on
+    }
+
+    async fn finish(&self, mut progress: Progress, flushing: Flushing) -> Result<(), Vec<Fail>> {
+        if let Err(fail) = flushing.stop().await {
+            progress.failures.push(fail);
+        }
+        progress.publish.finish().await;
+        if progress.failures.is_empty() && progress.pending.is_empty() {
+            return Ok(());
+        }
+        // Staged layers go, committed ones stay: make those last for the next run.
+        progress.ready.clear();
+        if let Err(fail) = flush(&self.shared.volume, &self.events).await {
+            progress.failures.push(fail);
+        }
+        if progress.failures.is_empty() {
+            let message = format!("{} layers could not be committed", progress.pending.len());
+            progress.failures.push(Fail::job(Class::Internal, message));
+        }
+        Err(progress.failures)
+    }
+
+    fn references(&self, images: &[usize]) -> Vec<String> {
+        images.iter().filter_map(|at| self.images.get(*at)).map(|image| image.given().to_owned()).collect()
+    }
+
+    /// Tells how far every running layer is, until aborted.
+    fn tick(&self, running: Running) -> JoinHandle<()> {
+        let events = self.events.clone();
+        tokio::spawn(async move {
+            let mut interval = tokio::time::interval(PROGRESS_EVERY);
+            loop {
+                interval.tick().await;
+                for (blob, counters) in running.lock().iter() {
+                    events.emit(Event::LayerProgress {
+                        blob: blob.clone(),
+                        received: counters.received.load(Ordering::Relaxed),
+                        written: counters.written.load(Ordering::Relaxed),
+                    });
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,275 @@
+//! A registry client for an order: the configuration in the client's words, credentials from the secrets, retries as
+//! events.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use super::events::Events;
+use super::failure::Fail;
+use super::keeper::Keeper;
+use super::order::{Order, RegistryOrder};
+use super::remote::Fetcher;
+use crate::config::Config;
+use crate::config::registry as section;
+use crate::secrets::docker_config_file::DockerConfig;
+use crate::secrets::keyring::Keyring;
+use crate::secrets::{Secrets, directory};
+use larder_layer::limits::{Limits, Ratio};
+use larder_model::credential::Credential;
+use larder_model::event::Event;
+use larder_model::job::Reach;
+use larder_model::pull_secret::PullSecretName;
+use larder_model::reference::ImageReference;
+use larder_registry::hosts::{Host, Hosts, Mirror, Server, Tls};
+use larder_registry::{
+    Credentials, CredentialsError, Error, MinRate, Observer, Options, Ranges, Registry, Retries, Retry,
+    Rules, Timeouts,
+};
+use larder_sys::interfaces;
+
+/// The client of a build, and the pull secrets that gave no credential.
+pub(super) fn client(
+    order: &Order,
+    config: &Config,
+    events: &Events,
+) -> Result<(Registry, Vec<PullSecretName>), Vec<Fail>> {
+    let observer = Arc::new(ToEvents(events.clone()));
+    match &order.keeper {
+        Some(supervisor) => {
+            let credentials = Arc::new(supervisor.clone());
+            let registry = with_credentials(&order.registry, config, &order.images, credentials, observer);
+            registry.map(|registry| (registry, Vec::new()))
+        }
+        None => connect(&order.registry, config, &order.images, observer),
+    }
+    .map_err(set_up)
+}
+
+/// A client for the registries of `images`, and the pull secrets that gave no credential. All files are read here but docker
+/// configs, so that the process can be confined afterwards.
+pub fn connect(
+    order: &RegistryOrder,
+    config: &Config,
+    images: &[ImageReference],
+    observer: Arc<dyn Observer>,
+) -> Result<(Registry, Vec<PullSecretName>), Error> {
+    let secrets = secrets(order);
+    let absent = secrets.absent().to_vec();
+    Ok((with_credentials(order, config, images, Arc::new(FromSecrets(secrets)), observer)?, absent))
+}
+
+/// A client for the registries of `images` that gets credentials elsewhere. All other files are read here, so that the process
+/// can be confined afterwards.
+fn with_credentials(
+    order: &RegistryOrder,
+    config: &Config,
+    images: &[ImageReference],
+    credentials: Arc<dyn Credentials>,
+    observer: Arc<dyn Observer>,
+) -> Result<Registry, Error> {
+    let registries = || images.iter().map(|image| image.registry());
+    let mut options = options(order, &config.registry, config.build.memory_budget.0);
+    options.rules = rules(order.reach, &config.registry)?;
+    options.hosts.settle(registries())?;
+    let registry = Registry::new(options, credentials, observer)?;
+    registry.read_ahead(registries());
+    Ok(registry)
+}
+
+/// The fetcher of a build, which asks its supervisor for credentials.
+pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keeper) -> Fetcher {
+    let observer = Arc::new(ToEvents(events.clone()));
+    let registry = with_credentials(&order.registry, config, &order.images, Arc::new(supervisor), observer)
+        .map_err(set_up);
+    Fetcher { registry, images: order.images.clone() }
+}
+
+/// For which registries and repositories an order can need credentials: those of its images, and the mirrors of these.
+///
+/// # Errors
+/// The configuration of a registry cannot be read.
+pub fn repositories(order: &Order, config: &Config) -> Result<HashSet<(String, String)>, Error> {
+    let mut options = options(&order.registry, &config.registry, config.build.memory_budget.0);
+    options.hosts.settle(order.images.iter().map(|image| image.registry()))?;
+    let mut found = HashSet::new();
+    for image in &order.images {
+        for tag in [false, true] {
+            for name in options.hosts.credential_names(image.registry(), image.repository(), tag)? {
+                found.insert((name, image.repository().to_owned()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Everything from which the credentials of an order come.
+pub fn secrets(order: &RegistryOrder) -> Secrets {
+    let keyring = match &order.secrets_dir {
+        Some(dir) => directory::read(dir, &order.pull_secrets),
+        None => Keyring::default(),
+    };
+    let docker_configs = match &order.docker_configs[..] {
+        [] if !order.user_docker_config => Vec::new(),
+        [] => DockerConfig::of_this_user(),
+        named => named.iter().map(|dir| DockerConfig::in_directory(dir)).collect(),
+    };
+    Secrets::new(keyring, docker_configs)
+}
+
+fn set_up(error: Error) -> Vec<Fail> {
+    vec![Fail::job(error.class(), format!("setting up the registry client: {error}"))]
+}
+
+/// Limits on layers.
+pub(super) fn limits(config: &Config) -> Limits {
+    let build = &config.build;
+    Limits {
+        max_entries: build.max_entries,
+        max_logical_bytes: build.max_logical_size.0,
+        ratio: Ratio { floor: build.ratio_floor.0, max: build.max_ratio },
+        ..Limits::default()
+    }
+}
+
+/// Which addresses the client may connect to. Those of this host are looked up here, because a confined process cannot.
+fn rules(reach: Reach, section: &section::Registry) -> Result<Rules, Error> {
+    let own = match reach {
+        Reach::Any => Vec::new(),
+        Reach::Tenant => interfaces::addresses()
+            .map_err(|e| Error::Setup(format!("the addresses of this host cannot be listed: {e}")))?,
+    };
+    Ok(Rules { reach, allow: section.allow.clone(), deny: section.deny.clone(), own })
+}
+
+fn options(order: &RegistryOrder, section: &section::Registry, memory: u64) -> Options {
+    Options {
+        connections_per_host: order.connections_per_host,
+        limit_rate: order.limit_rate,
+        hosts: hosts(section),
+        timeouts: Timeouts {
+            connect: Duration::from_secs(section.connect_timeout_seconds),
+            read: Duration::from_secs(section.stall_timeout_seconds),
+            exchange: Duration::from_secs(section.request_timeout_seconds),
+        },
+        retries: Retries {
+            attempts: section.retries.saturating_add(1),
+            cap: Duration::from_secs(section.backoff_max_seconds),
+            ..Retries::default()
+        },
+        ranges: Ranges { parallel: section.ranges_per_blob, memory, ..Ranges::default() },
+        min_rate: order.min_layer_rate.map(|rate| MinRate::per_minute(rate.0)),
+        ..Options::default()
+    }
+}
+
+/// Entries for a repository become mirrors of its registry for that prefix; they come first, the longest first, so that
+/// the most particular one is asked before those for all.
+fn hosts(section: &section::Registry) -> Hosts {
+    let mut entries: Vec<&section::Host> = section.host.iter().collect();
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.name.matches('/').count()));
+    let mut registries: BTreeMap<String, Host> = BTreeMap::new();
+    for entry in entries {
+        let (name, prefix) = match entry.name.split_once('/') {
+            Some((name, prefix)) => (name, Some(prefix.trim_end_matches('/').to_owned())),
+            None => (entry.name.as_str(), None),
+        };
+        let tls = Tls {
+            ca: entry.ca.clone(),
+            client: entry.client_cert.clone().zip(entry.client_key.clone()),
+            skip_verify: false,
+        };
+        let host = registries.entry(name.to_owned()).or_default();
+        host.mirrors.extend(entry.mirrors.iter().map(|url| Mirror {
+            server: Server {
+                url: scheme(url, entry.plain_http),
+                override_path: entry.override_path,
+                tls: tls.clone(),
+                headers: Vec::new(),
+            },
+            prefix: prefix.clone(),
+            resolve: true,
+        }));
+        if prefix.is_none() {
+            host.plain_http = entry.plain_http;
+            // Certificates are for TLS, also where plain http is the default. Docker Hub's name is not its host's.
+            if tls != Tls::default() && !entry.plain_http && name != "docker.io" {
+                host.server.url = format!("https://{name}");
+            }
+            host.server.tls = tls;
+        }
+    }
+    Hosts { registries, certs_d: certs_d(&section.certs_d) }
+}
+
+fn scheme(url: &str, plain_http: bool) -> String {
+    if plain_http && !url.contains("://") { format!("http://{url}") } else { url.to_owned() }
+}
+
+fn certs_d(dir: &Path) -> Vec<std::path::PathBuf> {
+    if dir.as_os_str().is_empty() { Vec::new() } else { vec![dir.to_owned()] }
+}
+
+#[derive(Debug)]
+struct FromSecrets(Secrets);
+
+impl Credentials for FromSecrets {
+    fn lookup<'a>(
+        &'a self,
+        registry: &'a str,
+        repository: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Credential>, CredentialsError>> {
+        Box::pin(async move {
+            let found = self.0.lookup(registry, repository).await;
+            found.map_err(|e| CredentialsError { registry: registry.to_owned(), reason: e.to_string() })
+        })
+    }
+}
+
+struct ToEvents(Events);
+
+impl Observer for ToEvents {
+    fn retried(&self, retry: &Retry) {
+        self.0.emit(Event::Retried {
+            host: retry.host.clone(),
+            what: retry.what.clone(),
+            reason: retry.reason.clone(),
+            wait_ms: u64::try_from(retry.wait.as_millis()).unwrap_or(u64::MAX),
+        });
+    }
+
+    fn warned(&self, host: &str, words: &str) {
+        self.0.emit(Event::Warning { message: format!("{host} says: {words}") });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_of_one_registry_join() {
+        let text = r#"
+            [[registry.host]]
+            name = "r.example.com"
+            mirrors = ["https://all.example.com"]
+            ca = ["/ca.pem"]
+            [[registry.host]]
+            name = "r.example.com/team"
+            mirrors = ["near.example.com:5000"]
+            plain_http = true
+        "#;
+        let config = Config::parse(text, []).unwrap();
+        let hosts = hosts(&config.registry);
+        let host = &hosts.registries["r.example.com"];
+        let mirrors: Vec<_> =
+            host.mirrors.iter().map(|m| (m.server.url.as_str(), m.prefix.as_deref())).collect();
+        let near = ("http://near.example.com:5000", Some("team"));
+        assert_eq!(mirrors, [near, ("https://all.example.com", None)]);
+        assert!(!host.plain_http, "only the mirror of the prefix speaks plain http");
+        assert_eq!(host.server.tls.ca, [Path::new("/ca.pem")]);
+    }
+}

@@ -1,0 +1,537 @@
+//! A build from order to seal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::cancel::Cancel;
+use super::events::Events;
+use super::extraction::Shared;
+use super::failure::Fail;
+use super::layers::{self, Layers};
+use super::order::{Order, Sharing};
+use super::outcome;
+use super::pipeline::Pipeline;
+use super::proving;
+use super::registry;
+use super::resolve::{self, Known, NothingKnown, ResolvedImage};
+use super::share::Share;
+use super::source::{self, Ready, Source};
+use crate::config::Config;
+use crate::prefetch;
+use crate::volume::job::{Identity, Resolved};
+use crate::volume::store::Documents;
+use crate::volume::{self, Cap, Opened, Opening, Trust, Volume};
+use larder_layer::overlay::attributes::Rights;
+use larder_model::chain::ChainId;
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::event::{Event, Failure, Outcome};
+use larder_model::job::{LayerFormat, VolumeKind};
+use larder_model::manifest::Descriptor;
+use larder_model::plan_report::{PlanReport, PlannedImage, PlannedLayer};
+use larder_model::pull_secret::{PullSecretName, no_credential_in};
+use larder_model::reference::ImageReference;
+use larder_model::seal::{CacheManifest, Content, Image, Layer, Totals, VERSION};
+use larder_model::size::ByteSize;
+use larder_model::sizing::{Admission, Sizing};
+use larder_model::trust::Trust as KeyTrust;
+use larder_sys::privilege::{Capabilities, Capability};
+use larder_sys::process;
+
+/// Carries out an order. Whatever happens is in the outcome.
+pub async fn run(order: Order, config: Config, events: Events, cancel: Cancel) -> Outcome {
+    Prepared::new(order, config, events).run(cancel).await
+}
+
+/// An order of which all files beside the volume were read: what follows needs the volume and the network.
+#[derive(Debug)]
+pub struct Prepared {
+    order: Order,
+    config: Config,
+    events: Events,
+    source: source::Opened,
+    started: Instant,
+}
+
+impl Prepared {
+    /// Says that the build starts and reads pull secrets, certificates, keys and what is configured about registries.
+    pub fn new(order: Order, config: Config, events: Events) -> Self {
+        let started = Instant::now();
+        events.emit(Event::Started { larder: env!("CARGO_PKG_VERSION").into(), images: order.images.len() });
+        let source = match (source::Opened::archive(&order), &order.fetcher) {
+            (Some(archive), _) => archive,
+            (None, Some(fetcher)) => source::Opened::Remote(fetcher.clone()),
+            (None, None) => source::Opened::Registry(registry::client(&order, &config, &events)),
+        };
+        Prepared { order, config, events, source, started }
+    }
+
+    /// Carries the order out. Whatever happens is in the outcome.
+    pub async fn run(self, cancel: Cancel) -> Outcome {
+        let Prepared { order, config, events, source, started } = self;
+        let registry = source.registry();
+        let built = build(order, &config, source, &events, &cancel).await;
+        let answers = registry.map(|registry| registry.answers()).unwrap_or_default();
+        for ((host, code), requests) in answers {
+            events.emit(Event::RegistryAnswers { host, code, requests });
+        }
+        match built {
+            Ok(sealed) => outcome::sealed(&sealed, started.elapsed()),
+            Err(fails) => outcome::failed(fails, &cancel, started.elapsed()),
+        }
+    }
+
+    /// Resolves the images of the order and applies the 3x rule; no layer byte moves.
+    pub async fn plan(self, cancel: Cancel) -> Result<PlanReport, Vec<Failure>> {
+        let Prepared { order, source, events, .. } = self;
+        plan(order, source, &events, &cancel)
+            .await
+            .map_err(|fails| fails.into_iter().map(Failure::from).collect())
+    }
+}
+
+async fn build(
+    mut order: Order,
+    config: &Config,
+    source: source::Opened,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<CacheManifest, Vec<Fail>> {
+    if !order.layer_format_given
+        && let Some(format) = volume::job::format_at(&order.volume)
+    {
+        order.layer_format = format;
+    }
+    if order.verity && order.layer_format != LayerFormat::Erofs {
+        let message = "hash trees are for layers that are images: give --layer-format erofs, or no --verity";
+        return Err(vec![Fail::job(Class::Invalid, message)]);
+    }
+    let rights = rights(&order)?;
+    process::clear_umask();
+    // A soft limit that stays low only means fewer layers at once before the kernel says so.
+    let _ = process::raise_open_files();
+
+    let source = settle(source, &mut order, cancel).await?;
+    let order = &order;
+    let identity = order.identity();
+    let opening = order.clone();
+    let volume = match blocking(move || open_volume(&opening, Trust::ThisBoot)).await? {
+        Opened::Sealed(sealed) => {
+            source.check_sealed(order, &sealed)?;
+            check_signed(order).await?;
+            if order.verify_after {
+                verify(order).await?;
+            }
+            events.emit(Event::Sealed { digest: sealed.digest.clone() });
+            return Ok(*sealed);
+        }
+        Opened::Filling(volume) => Arc::new(proving::prove(order, *volume, events, cancel).await?),
+    };
+    let (source, absent) = source.source()?;
+    let known = Arc::new(OnVolume::of(&volume)?);
+    let resolved = resolve(order, &source, events, cancel, known).await;
+    let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
+    let layers = Layers::of(&images);
+    admit(order, &volume, &images, &layers, events)?;
+    keep_documents(&volume, &identity, &images).await?;
+
+    let share = match &order.share {
+        None => None,
+        Some(Sharing { dir, volume }) => {
+            // Disks of others are mounted for the builds of disks, whose supervisors have a mount namespace.
+            let keeper = order.keeper.clone().filter(|_| order.volume_kind.is_disk());
+            let (dir, volume) = (dir.clone(), volume.clone());
+            let opened = blocking(move || {
+                Share::open(&dir, &volume, keeper).map_err(|e| Fail::job(Class::Internal, e.to_string()))
+            });
+            Some(Arc::new(opened.await?))
+        }
+    };
+    let pipeline = Pipeline {
+        shared: Arc::new(Shared {
+            volume: Arc::clone(&volume),
+            rights,
+            limits: registry::limits(config),
+            tar_split: order.tar_split,
+            verity: order.verity,
+            cancel: cancel.clone(),
+        }),
+        share,
+        source,
+        events: events.clone(),
+        concurrency: order.concurrency,
+        images: order.images.clone(),
+    };
+    let content_of = layers.clone();
+    pipeline.run(layers).await.map_err(|fails| name_absent(fails, &absent))?;
+    drop(pipeline);
+    let sealed = seal(order, identity, volume, images, content_of).await?;
+    if order.verify_after
+        && let Err(fails) = verify(order).await
+    {
+        let path = order.volume.clone();
+        blocking(move || Ok(Volume::unseal(&path)?)).await?;
+        return Err(fails);
+    }
+    events.emit(Event::Sealed { digest: sealed.digest.clone() });
+    Ok(sealed)
+}
+
+async fn plan(
+    mut order: Order,
+    source: source::Opened,
+    events: &Events,
+    cancel: &Cancel,
+) -> Result<PlanReport, Vec<Fail>> {
+    // Where nobody gave a size, the plan says what is needed.
+    let size = order.size;
+    let (source, absent) = settle(source, &mut order, cancel).await?.source()?;
+    let resolved = resolve(&order, &source, events, cancel, Arc::new(NothingKnown)).await;
+    let images = resolved.map_err(|fails| name_absent(fails, &absent))?;
+    let planned = images.iter().map(|image| PlannedImage {
+        reference: image.reference.given().to_owned(),
+        name: image.reference.to_string(),
+        index: image.index.as_ref().map(|(digest, _)| digest.clone()),
+        manifest: image.manifest_digest.clone(),
+        platform: image.platform.clone(),
+        // Filled in by the report, as is who shares a layer.
+        compressed_size: 0,
+        layers: image.manifest.layers.iter().map(planned_layer).collect(),
+    });
+    Ok(PlanReport::new(planned.collect(), size))
+}
+
+fn planned_layer(layer: &Descriptor) -> PlannedLayer {
+    PlannedLayer {
+        digest: layer.digest.clone(),
+        media_type: layer.media_type.clone(),
+        size: layer.size,
+        shared_with: Vec::new(),
+    }
+}
+
+/// What the process may do; every capability that is missing is named at once.
+pub(super) fn rights(order: &Order) -> Result<Rights, Vec<Fail>> {
+    let rootless = order.rootless;
+    let capabilities = Capabilities::effective().map_err(|e| {
+        vec![Fail::job(Class::Internal, format!("reading the capabilities of this process: {e}"))]
+    })?;
+    let missing = capabilities.missing();
+    // Images are files of this process's own.
+    if !missing.is_empty() && !rootless && order.layer_format == LayerFormat::Overlay {
+        let list: Vec<String> = missing.iter().map(|c| format!("{c} (to {})", c.purpose())).collect();
+        let message = format!(
+            "this process lacks {}: run as root, grant them, give --layer-format erofs, which needs none, or --rootless to record what cannot be kept",
+            list.join(", ")
+        );
+        return Err(vec![Fail::job(Class::Denied, message)]);
+    }
+    Ok(Rights { ids: process::ids(), trusted: capabilities.has(Capability::SysAdmin), rootless })
+}
+
+/// Readies the source, unless somebody asks to stop.
+async fn settle(source: source::Opened, order: &mut Order, cancel: &Cancel) -> Result<Ready, Vec<Fail>> {
+    tokio::select! {
+        ready = source.settle(order) => ready,
+        () = cancel.cancelled() => Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
+    }
+}
+
+/// Opens the volume of an order.
+pub(super) fn open_volume(order: &Order, trust: Trust) -> Result<Opened, Fail> {
+    let cap = match order.volume_kind {
+        VolumeKind::Directory => Cap::Counted,
+        VolumeKind::Mounted => volume::mounted::cap(&order.volume, order.size)?,
+        VolumeKind::Disk | VolumeKind::Block if order.keeper.is_some() => Cap::Kernel,
+        VolumeKind::Disk | VolumeKind::Block => {
+            return Err(Fail::job(Class::Invalid, "a disk is mounted by nobody but `larder build`"));
+        }
+    };
+    let opening = Opening { identity: &order.identity(), size: order.size, cap, trust };
+    Ok(volume::open(&order.volume, &opening)?)
+}
+
+/// Resolves the images of an order.
+pub(super) async fn resolve(
+    order: &Order,
+    source: &Source,
+    events: &Events,
+    cancel: &Cancel,
+    known: Arc<dyn Known>,
+) -> Result<Vec<ResolvedImage>, Vec<Fail>> {
+    let resolving = resolve::resolve_all(source, &order.images, &order.platform, known);
+    let results = tokio::select! {
+        results = resolving => results,
+        () = cancel.cancelled() => return Err(vec![Fail::job(Class::Cancelled, "interrupted")]),
+    };
+    let mut images = Vec::new();
+    let mut fails = Vec::new();
+    for result in results {
+        match result {
+            Ok(image) => {
+                events.emit(Event::Resolved {
+                    reference: image.reference.given().to_owned(),
+                    manifest: image.manifest_digest.clone(),
+                    platform: image.platform.clone(),
+                    layers: image.manifest.layers.len(),
+                    compressed_size: layers::distinct_blobs(std::slice::from_ref(&image)).values().sum(),
+                });
+                images.push(image);
+            }
+            Err(fail) => fails.push(fail),
+        }
+    }
+    if let Err(fail) = layers::check_sizes(&images) {
+        fails.push(fail);
+    }
+    if fails.is_empty() { Ok(images) } else { Err(fails) }
+}
+
+/// A pull secret that gave no credential is a likely reason why an image is denied, or not to be found: registries hide
+/// private repositories. Unknown, unreadable and malformed ones are told in the same words.
+pub(super) fn name_absent(mut fails: Vec<Fail>, absent: &[PullSecretName]) -> Vec<Fail> {
+    if absent.is_empty() {
+        return fails;
+    }
+    let words = no_credential_in(absent);
+    for fail in fails.iter_mut().filter(|fail| matches!(fail.class, Class::Denied | Class::NotFound)) {
+        fail.message.push_str(&words);
+    }
+    fails
+}
+
+/// The 3x rule (model::sizing), before a layer byte moves.
+fn admit(
+    order: &Order,
+    volume: &Volume,
+    images: &[ResolvedImage],
+    layers: &Layers,
+    events: &Events,
+) -> Result<(), Vec<Fail>> {
+    let blobs = layers::distinct_blobs(images);
+    let admission = Admission::new(blobs.values().copied(), order.size);
+    let present = layers.links.iter().filter(|link| volume.has(&link.chain_id)).count();
+    let missing: std::collections::HashSet<&Digest> =
+        layers.links.iter().filter(|link| !volume.has(&link.chain_id)).map(|link| &link.diff_id).collect();
+    let fetch_bytes =
+        layers.changes.iter().filter(|c| missing.contains(&c.diff_id)).map(layers::Change::size).sum();
+    for link in layers.links.iter().filter(|link| volume.has(&link.chain_id)) {
+        if let Some(layer) = volume.layer(&link.chain_id) {
+            events.emit(Event::LayerPresent { blob: layer.blob, chain_id: layer.chain_id });
+        }
+    }
+    events.emit(Event::Planned { admission, layers: layers.links.len(), present, fetch_bytes });
+    for image in images {
+        if let Some(warning) = depth_warning(image) {
+            events.emit(Event::Warning { message: warning });
+        }
+    }
+    let shortage = volume.shortage().map_err(|e| vec![Fail::from(e)])?;
+    if shortage > 0 {
+        let message = format!(
+            "the file system of the volume has {} less than --size allows: the build fails should it need them",
+            ByteSize(shortage)
+        );
+        events.emit(Event::Warning { message });
+    }
+    if admission.fits() {
+        return Ok(());
+    }
+    let message = rule_message(&admission);
+    match order.sizing {
+        Sizing::Warn => {
+            events.emit(Event::Warning { message });
+            Ok(())
+        }
+        Sizing::Enforce => {
+            let images = order.images.iter().map(|image| image.given().to_owned()).collect();
+            Err(vec![Fail { class: Class::NoSpace, images, layer: None, message }])
+        }
+    }
+}
+
+/// What to say when the 3x rule does not hold.
+fn rule_message(admission: &Admission) -> String {
+    let images = ByteSize(admission.images_bytes);
+    format!(
+        "the images are {images} compressed, so the volume needs {} (three times that), and was given {}: \
+         ask for a larger --size, or give --sizing warn",
+        admission.need, admission.have
+    )
+}
+
+/// Overlayfs takes its lower directories in one page of mount options; with a mount point of up to 11 characters that is
+/// enough for 120 layers with every consumer.
+fn depth_warning(image: &ResolvedImage) -> Option<String> {
+    const DEEPEST: usize = 120;
+    let layers = image.manifest.layers.len();
+    (layers > DEEPEST).then(|| {
+        format!(
+            "{} has {layers} layers: some runtimes cannot mount more than {DEEPEST}",
+            image.reference.given()
+        )
+    })
+}
+
+/// What an earlier run of the job left on the volume.
+struct OnVolume {
+    volume: Arc<Volume>,
+    resolved: HashMap<ImageReference, Resolved>,
+}
+
+impl OnVolume {
+    fn of(volume: &Arc<Volume>) -> Result<Self, Vec<Fail>> {
+        let resolved = volume.resolved().map_err(|e| vec![Fail::from(e)])?;
+        let resolved = resolved.into_iter().map(|resolved| (resolved.reference.clone(), resolved)).collect();
+        Ok(OnVolume { volume: Arc::clone(volume), resolved })
+    }
+}
+
+impl Known for OnVolume {
+    fn resolved(&self, reference: &ImageReference) -> Option<Resolved> {
+        self.resolved.get(reference).cloned()
+    }
+
+    fn document(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>> {
+        self.volume.document(digest, limit)
+    }
+}
+
+/// Writes manifests and configs to the volume, then what the references stand for.
+async fn keep_documents(
+    volume: &Arc<Volume>,
+    identity: &Identity,
+    images: &[ResolvedImage],
+) -> Result<(), Vec<Fail>> {
+    let (volume, identity, images) = (Arc::clone(volume), identity.clone(), images.to_vec());
+    blocking(move || {
+        let mut resolved = Vec::new();
+        for image in &images {
+            if let Some((digest, bytes)) = &image.index {
+                volume.write_document(digest, bytes)?;
+            }
+            volume.write_document(&image.manifest_digest, &image.manifest_bytes)?;
+            volume.write_document(&image.manifest.config.digest, &image.config_bytes)?;
+            resolved.push(Resolved {
+                reference: image.reference.clone(),
+                index: image.index.as_ref().map(|(digest, _)| digest.clone()),
+                manifest: image.manifest_digest.clone(),
+            });
+        }
+        volume.set_resolved(&identity, &resolved)?;
+        Ok(())
+    })
+    .await
+}
+
+async fn seal(
+    order: &Order,
+    identity: Identity,
+    volume: Arc<Volume>,
+    images: Vec<ResolvedImage>,
+    layers: Layers,
+) -> Result<CacheManifest, Vec<Fail>> {
+    let order = order.clone();
+    blocking(move || {
+        let mut committed: Vec<Layer> = Vec::new();
+        for link in &layers.links {
+            let layer = volume.layer(&link.chain_id);
+            let missing =
+                || Fail::job(Class::Internal, format!("layer {} is not on the volume", link.chain_id));
+            committed.push(layer.ok_or_else(missing)?);
+        }
+        let content = Content {
+            version: VERSION,
+            larder: env!("CARGO_PKG_VERSION").to_owned(),
+            job: identity.digest(),
+            layer_format: order.layer_format,
+            tar_split: order.tar_split,
+            size: order.size,
+            images: images.iter().map(sealed_image).collect(),
+            totals: totals(&committed, &images),
+            layers: committed,
+        };
+        let documents: Vec<Documents> = images.into_iter().map(documents).collect();
+        let prefetch = prefetch::list(volume.root(), &content, &documents)
+            .map_err(|e| Fail::job(e.class(), e.to_string()))?;
+        let sign = |cache_json: &[u8]| match &order.signer {
+            Some(signer) => signer
+                .sign(cache_json)
+                .map_err(|refusal| volume::Error::Sign { class: refusal.class, message: refusal.message }),
+            None => Err(volume::Error::Sign { class: Class::Internal, message: "nobody can".to_owned() }),
+        };
+        let sign: Option<&volume::seal::Sign<'_>> = if order.signer.is_some() { Some(&sign) } else { None };
+        Ok(volume.seal(content, &documents, &prefetch, sign)?)
+    })
+    .await
+}
+
+/// A sealed volume is not written to, so one that is to be signed has to be signed already, and by this key.
+async fn check_signed(order: &Order) -> Result<(), Vec<Fail>> {
+    let Some(signer) = &order.signer else { return Ok(()) };
+    let (path, key) = (order.volume.clone(), signer.public());
+    blocking(move || match volume::read_trusted(&path, &KeyTrust::only(vec![key])) {
+        Err(volume::Error::Trust { path, source }) if source.class() == Class::Denied => {
+            let message = format!(
+                "{path} is sealed already, not signed by {}, and a sealed volume is never written to: \
+                     give another directory, or build without a signing key",
+                key.id()
+            );
+            Err(Fail::job(Class::Conflict, message))
+        }
+        checked => Ok(checked.map(drop)?),
+    })
+    .await
+}
+
+fn sealed_image(image: &ResolvedImage) -> Image {
+    Image {
+        reference: image.reference.given().to_owned(),
+        name: image.reference.to_string(),
+        index: image.index.as_ref().map(|(digest, _)| digest.clone()),
+        manifest: image.manifest_digest.clone(),
+        config: image.manifest.config.digest.clone(),
+        platform: image.platform.clone(),
+        chain: ChainId::chain(&image.config.diff_ids),
+    }
+}
+
+fn documents(image: ResolvedImage) -> Documents {
+    Documents {
+        manifest: image.manifest_bytes,
+        manifest_type: image.manifest_type,
+        config: image.config_bytes,
+        created: image.config.created,
+        index: image.index.map(|(_, bytes)| bytes),
+    }
+}
+
+fn totals(layers: &[Layer], images: &[ResolvedImage]) -> Totals {
+    Totals {
+        layers: layers.len() as u64,
+        entries: layers.iter().map(|layer| layer.entries).sum(),
+        compressed_size: layers::distinct_blobs(images).values().sum(),
+        size: layers.iter().map(|layer| layer.size).sum(),
+    }
+}
+
+async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
+    let path = order.volume.clone();
+    blocking(move || {
+        crate::verify::verify(&path)
+            .map(|_| ())
+            .map_err(|e| Fail::job(e.class(), format!("verifying the sealed volume: {e}")))
+    })
+    .await
+}
+
+/// Runs `work` where it may block.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
+) -> Result<T, Vec<Fail>> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|fail| vec![fail]),
+        Err(e) => Err(vec![Fail::job(Class::Internal, format!("a step of the build ended: {e}"))]),
+    }
+}

@@ -1,0 +1,53 @@
+//! Forgetting layers of volumes that are gone.
+
+use std::path::Path;
+
+use super::entry::{Entry, SIZE};
+use super::{Error, LAYERS, VOLUMES};
+use larder_model::digest::Digest;
+use larder_sys::Dir;
+use larder_sys::lock::LockedFile;
+
+/// Removes the files in `dir/layers` that name no volume in `dir/volumes` and that nobody locks. Returns how many.
+///
+/// Files that are not named like a layer stay: they are not ours.
+pub fn sweep(dir: &Path) -> Result<usize, Error> {
+    let shown = dir.display().to_string();
+    let io = |doing: &'static str| {
+        let path = shown.clone();
+        move |source| Error::Io { doing, path, source }
+    };
+    let root = Dir::open(dir).map_err(io("opening"))?;
+    let layers = match root.open_dir(LAYERS) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        other => other.map_err(io("opening layers/ in"))?,
+    };
+    let volumes = match root.open_dir(VOLUMES) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        other => Some(other.map_err(io("opening volumes/ in"))?),
+    };
+    let mut removed = 0;
+    for name in layers.names().map_err(io("listing layers/ in"))? {
+        if !names_a_layer(&name) || !layers.try_stat(&name).is_ok_and(|stat| stat.is_some()) {
+            continue;
+        }
+        // What cannot be locked is in use, or no file of a builder's making.
+        let Ok(Some(file)) = LockedFile::try_exclusive(&layers, &name) else { continue };
+        let entry = file.read(SIZE as u64).ok().and_then(|bytes| Entry::parse(&bytes));
+        let alive = entry.is_some_and(|entry| {
+            let volume = entry.volume().as_str().as_bytes();
+            // A volume that cannot be looked at now may be there.
+            volumes.as_ref().is_some_and(|volumes| !matches!(volumes.try_stat(volume), Ok(None)))
+        });
+        if !alive {
+            file.remove(&layers, &name).map_err(io("removing a file of layers/ in"))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn names_a_layer(name: &[u8]) -> bool {
+    let text = std::str::from_utf8(name).ok();
+    text.is_some_and(|text| text.replacen('-', ":", 1).parse::<Digest>().is_ok())
+}

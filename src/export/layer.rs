@@ -1,0 +1,67 @@
+//! A layer's tar again, proven while it goes by.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+
+use super::cache::Cache;
+use super::error::{Context, io_class};
+use super::{Error, Monitor};
+use larder_layer::decode::ChunkSource as _;
+use larder_model::class::Class;
+use larder_model::digest::{Algorithm, Hasher};
+use larder_model::seal::Layer;
+
+/// Gives the tar of `layer` to `take`, piece by piece. After an error what was taken is worth nothing.
+pub(super) fn rebuild(
+    cache: &Cache,
+    layer: &Layer,
+    monitor: &Monitor,
+    take: &mut dyn FnMut(Bytes) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let fail =
+        |class: Class, message: String| Error::Layer { diff_id: layer.diff_id.clone(), message, class };
+    let mut tar = cache.tar(layer)?;
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut size = 0;
+    while let Some(chunk) = tar.next().map_err(|e| fail(class(&e), e.to_string()))? {
+        size += chunk.len() as u64;
+        if size > layer.size {
+            break;
+        }
+        monitor.advance(chunk.len() as u64)?;
+        hasher.update(&chunk);
+        take(chunk)?;
+    }
+    let found = hasher.finish();
+    if size != layer.size || found != layer.diff_id {
+        let message = format!(
+            "its tar has digest {found} and {size} bytes, want {} bytes: the volume was changed",
+            layer.size
+        );
+        return Err(fail(Class::Corrupt, message));
+    }
+    Ok(())
+}
+
+/// Writes the tar of `layer` to `out`.
+pub(super) fn rebuild_into(
+    cache: &Cache,
+    layer: &Layer,
+    monitor: &Monitor,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    rebuild(cache, layer, monitor, &mut |chunk| out.write_all(&chunk).context("writing", "a layer"))
+}
+
+/// A file that is missing, or of another size or checksum, was changed after the seal.
+fn class(error: &io::Error) -> Class {
+    match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::InvalidData
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::UnexpectedEof => Class::Corrupt,
+        _ => io_class(error),
+    }
+}

@@ -1,0 +1,88 @@
+//! The image of a disk becomes a volume again.
+//!
+//! It is compared with the sum beside it, if there is one, checked as a file system, mounted read-only by nobody else, and
+//! proven from its own bytes. Only then does it count as sealed.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use super::error::Context;
+use super::raw;
+use super::summed::beside;
+use super::{Error, Monitor};
+use crate::verify::apart::verify_apart;
+use crate::volume::disk::{self, Superblock};
+use larder_model::class::Class;
+use larder_model::digest::Digest;
+use larder_model::seal::CacheManifest;
+use larder_model::trust::Trust;
+use larder_sys::space;
+
+/// Most bytes of a file of sums that are looked at.
+const MAX_SUMS: u64 = 64 << 10;
+
+/// Whether the file at `path` is the image of a disk: an ext4 or an EROFS.
+pub fn is_image(path: &Path) -> bool {
+    path.is_file()
+        && File::open(path).and_then(|file| Superblock::read(&file)).is_ok_and(|found| found.is_some())
+}
+
+/// Makes the image at `input` the sealed volume `volume`.
+///
+/// # Errors
+/// [`Error`]; then `volume` is not sealed, and the same call may be tried again.
+pub fn restore(input: &Path, volume: &Path, monitor: &Monitor) -> Result<CacheManifest, Error> {
+    let shown = input.display().to_string();
+    let image = File::open(input).context("opening", &shown)?;
+    let want = sum_beside(input)?;
+    let receiving = disk::receive(volume)?;
+    let file = receiving.file();
+    let report = if space::reflink(&image, file).context("sharing the blocks of", &shown)? {
+        raw::read(&image, monitor, &mut |_, _| Ok(()))?
+    } else {
+        let size = image.metadata().context("examining", &shown)?.len();
+        file.set_len(size).context("writing", "disk.img")?;
+        raw::read(&image, monitor, &mut |at, bytes| file.write_all_at(bytes, at))?
+    };
+    if let (Some(want), Some(found)) = (want, report.sha256)
+        && want != found
+    {
+        return Err(Error::Sum { path: shown, want, found });
+    }
+    let entered = receiving.enter()?;
+    verify_apart(entered.path(), &Trust::default()).map_err(|e| Error::Unproven {
+        path: shown,
+        class: e.class(),
+        why: e.to_string(),
+    })?;
+    monitor.advance(0)?;
+    let seal = entered.seal()?;
+    let sealed = CacheManifest::parse(&seal.cache_json);
+    let sealed = sealed.map_err(|e| Error::Contradiction { what: e.to_string() })?;
+    drop(entered);
+    receiving.finish(&seal)?;
+    Ok(sealed)
+}
+
+/// What the file of sums beside the image says of it, in the form of sha256sum(1).
+fn sum_beside(input: &Path) -> Result<Option<Digest>, Error> {
+    let path = beside(input);
+    let mut text = String::new();
+    match File::open(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        file => file
+            .and_then(|file| file.take(MAX_SUMS).read_to_string(&mut text))
+            .context("reading", path.display())?,
+    };
+    let hex = text.split_whitespace().next().unwrap_or_default().trim_start_matches('\\');
+    match format!("sha256:{hex}").parse() {
+        Ok(digest) => Ok(Some(digest)),
+        Err(_) => Err(Error::Unproven {
+            path: path.display().to_string(),
+            class: Class::Corrupt,
+            why: "it is no file of sha256sum".to_owned(),
+        }),
+    }
+}
