@@ -536,7 +536,7 @@ fn the_daemon_finds_what_its_configuration_names() {
 
     // It runs as whom the image knows, with no right at all.
     let context = pod.security_context.as_ref().unwrap();
-    let user = Some(i64::from(program::USER));
+    let user = Some(i64::from(packaging::USER));
     assert_eq!((context.run_as_user, context.run_as_group, context.fs_group), (user, user, user));
     assert_eq!(context.run_as_non_root, Some(true));
     let context = container.security_context.as_ref().unwrap();
