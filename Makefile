@@ -2,23 +2,34 @@
 
 CARGO ?= cargo
 
-# The cargo plugins of scripts/install-tools.sh, before others of the same name.
+# The cargo plugins of scripts/install-tools.sh come before others of the same name.
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
-.PHONY: help deps tools build image static sbom reproducible demo test interop lint advisories bench instructions
+# ISA-L decodes gzip on x86-64. Cargo's default is off, because it needs nasm and autotools.
+FEATURES = --features isal
+
+# What the tests of container images run: the larder of all tests, with the C library linked in. It resolves host names by
+# itself, from /etc/hosts and DNS; that needs glibc 2.34 or newer (Debian 12).
+STATIC = -C target-feature=+crt-static
+
+.PHONY: help deps tools check-isal build dist image static sbom reproducible demo test interop lint docs advisories bench instructions fuzz msrv
 
 help:
-	@echo "make demo    a build from a real registry, and a container started from the sealed volume"
-	@echo "make test    every test; installs the packages they need (root)"
-	@echo "make interop attach, upgrade, detach, ... with each container runtime at hand (root); prints a table"
-	@echo "make build   target/release/larder; the same program in any directory"
+	@echo "make demo    build a cache from a real registry and start a container from the sealed volume"
+	@echo "make test    run every test; installs the packages that they need (root)"
+	@echo "make build   target/release/larder"
+	@echo "make dist    target/dist/larder: the program that is shipped; the same bytes in any directory"
 	@echo "make image   target/image: a container image of larder, as an OCI layout"
-	@echo "make sbom    target/sbom/larder.cdx.json: the packages that make build links"
-	@echo "make reproducible   builds the release twice, in two directories, and compares"
-	@echo "make lint    formatting, clippy, rustdoc, cargo-deny, cargo-machete"
-	@echo "make advisories     known vulnerabilities of the packages in Cargo.lock; needs the network"
-	@echo "make bench   the benchmarks"
-	@echo "make instructions   how many of them a small layer takes"
+	@echo "make lint    formatting, clippy, rustdoc, prose, shellcheck, generated code, dependencies"
+	@echo "make docs    target/book: the documentation as a website; needs mdbook"
+	@echo "make fuzz    run each fuzz target for 20 s on its corpus"
+	@echo "make msrv    check with the oldest supported Rust"
+	@echo "make interop run attach, upgrade, detach, ... with each installed container runtime (root); prints a table"
+	@echo "make sbom    target/sbom/larder.cdx.json: the packages that are linked into target/dist/larder"
+	@echo "make reproducible   build target/dist/larder twice, in two directories, and compare"
+	@echo "make advisories     check Cargo.lock for known vulnerabilities; needs the network"
+	@echo "make bench   run the benchmarks"
+	@echo "make instructions   count the instructions that a small layer takes"
 
 deps:
 	@scripts/install-deps.sh
@@ -26,63 +37,77 @@ deps:
 tools:
 	@scripts/install-tools.sh
 
-build:
-	scripts/release-env.sh $(CARGO) build --release --locked
+check-isal:
+	@scripts/check-isal.sh
 
-# A list of the packages, in the CycloneDX format. It is part of a release.
+build: check-isal
+	$(CARGO) build --package larder --bin larder --release --locked $(FEATURES)
+
+dist: check-isal
+	scripts/release-env.sh $(CARGO) build --package larder --bin larder --profile dist --locked $(FEATURES)
+
+# The packages in the CycloneDX format. The file is part of a release.
 sbom: tools
 	scripts/sbom.sh target/sbom
 
-# PROGRAM names a program to compare with in place of target/release/larder, for example a published one.
+# PROGRAM names a program to compare with instead of target/dist/larder, for example a published one.
 reproducible:
 	scripts/reproducible.sh $(PROGRAM)
 
-# The C library is linked in: of a static program only the last step differs, so only the program itself is told. It finds
-# names of hosts in /etc/hosts and DNS by itself; glibc 2.34 or newer (Debian 12) is wanted for that.
-STATIC = -C target-feature=+crt-static -C strip=debuginfo
-
-# The time of the image is that of the commit: the same sources, compiler and authorities give the same image. AUTHORITIES
-# names a bundle to trust in place of this machine's.
+# The image has the time of the commit: the same sources, compiler and CA bundle give the same image. AUTHORITIES names a
+# CA bundle to include instead of the one of this machine.
 image: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 image: REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
-image:
-	scripts/release-env.sh $(CARGO) rustc --release --locked --bin larder -- $(STATIC)
-	target/release/larder image target/image --force $(if $(REVISION),--revision $(REVISION)) \
+image: check-isal
+	scripts/release-env.sh $(CARGO) rustc --package larder --profile dist --locked $(FEATURES) --bin larder -- $(STATIC)
+	target/dist/larder image target/image --force $(if $(REVISION),--revision $(REVISION)) \
 		$(if $(AUTHORITIES),--authorities $(AUTHORITIES))
 
-# What the tests of images put into one: the larder that all tests use, but static.
-static:
-	$(CARGO) rustc --features testing --locked --bin larder -- $(STATIC)
+static: check-isal
+	$(CARGO) rustc --package larder --features testing $(FEATURES) --locked --bin larder -- $(STATIC) -C strip=debuginfo
 	cp target/debug/larder target/larder-static
 
 demo: deps build
 	scripts/demo.sh
 
-# With LARDER_REQUIRE_ALL a test whose tool or privilege is missing fails instead of being skipped.
-# LARDER_TEST_KUBECONFIG names a cluster in place of the one of src/testing/kubernetes, for the tests that say what an API
-# server does (`--lib testing::kubernetes`) and for those of Larder in it (`--test it kubernetes::`; what the cluster needs
-# is in tests/it/harness/cluster.rs).
+# With LARDER_REQUIRE_ALL, a test that lacks a tool or a privilege fails instead of being ignored.
+# LARDER_TEST_KUBECONFIG names a cluster to use instead of crates/fake-kubernetes, for the tests of that crate and for
+# `--test it kubernetes::`; tests/it/harness/cluster.rs lists what the cluster needs.
 test: deps tools static
-	LARDER_REQUIRE_ALL=1 LARDER_TEST_STATIC=$(CURDIR)/target/larder-static $(CARGO) test --features testing --locked
+	LARDER_REQUIRE_ALL=1 LARDER_TEST_STATIC=$(CURDIR)/target/larder-static $(CARGO) test $(FEATURES) --locked
 
-# The containerd, podman and CRI-O on PATH, and those that environment variables name: scripts/interop.sh --help.
+# Tries the containerd, podman and CRI-O on PATH, and those that environment variables name: scripts/interop.sh --help.
 interop: deps build
 	scripts/interop.sh $(if $(ONLY),--only '$(ONLY)')
 
 lint: tools
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --all-features --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --all-features --document-private-items --locked
+	$(CARGO) fmt --all --check
+	scripts/prose-lint
+	scripts/shell-lint
+	$(CARGO) clippy --workspace --all-targets --all-features --locked -- -D warnings
+	$(CARGO) check --package larder --no-default-features --locked
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --all-features --document-private-items --locked
 	$(CARGO) deny --offline --locked check bans licenses sources
 	$(CARGO) machete --skip-target-dir
+	scripts/containerd-api.sh --check
 
-# Fails if the advisory database cannot be fetched.
+docs:
+	mdbook build docs --dest-dir ../target/book
+
+# Exit code 69 means that the advisory database could not be fetched.
 advisories: tools
 	scripts/advisories.sh
 
-bench: deps
-	$(CARGO) bench --features testing --locked
+fuzz: check-isal
+	fuzz/run.sh 20
 
-# By what `make test` has built, so the numbers are to be compared with each other only.
+# `rust-version` in Cargo.toml.
+msrv:
+	scripts/msrv.sh
+
+bench: deps
+	$(CARGO) bench --package larder $(FEATURES) --locked
+
+# Uses the programs of `make test`, so its numbers compare only with each other.
 instructions:
-	$(CARGO) test --features testing --locked --bench instructions
+	$(CARGO) test --package larder $(FEATURES) --locked --bench instructions

@@ -74,16 +74,16 @@ build() { # kind, volume, image, more
 }
 base='64bit,dir_index,dir_nlink,ext_attr,extent,extra_isize,filetype,flex_bg,huge_file,large_file,metadata_csum,sparse_super'
 by_hand() { # variant, run's directory, image
-    local features=none,$base ratio=8192 extended=lazy_itable_init=1,nodiscard direct=on block=4096 more=
+    local features=none,$base ratio=8192 extended=lazy_itable_init=1,nodiscard direct=on block=4096 option=
     case $1 in
     journal) features+=,has_journal ;;
     ratio-16384) ratio=16384 ;;
     packed) extended+=,packed_meta_blocks=1 ;;
     buffered) direct=off ;;
     block-512) block=512 ;;
-    lazytime) more=,lazytime ;;
-    dioread_nolock) more=,dioread_nolock ;;
-    dioread_lock) more=,dioread_lock ;;
+    lazytime) option=,lazytime ;;
+    dioread_nolock) option=,dioread_nolock ;;
+    dioread_lock) option=,dioread_lock ;;
     esac
     case $1 in
     sparse) truncate --size "$size" "$2/disk.img" ;;
@@ -93,7 +93,7 @@ by_hand() { # variant, run's directory, image
     local device
     device=$(losetup --find --show --sector-size "$block" --direct-io="$direct" "$2/disk.img")
     mkdir "$2/m"
-    mount -o "noatime,nodev,nosuid,noinit_itable,nodiscard$more" "$device" "$2/m"
+    mount -o "noatime,nodev,nosuid,noinit_itable,nodiscard$option" "$device" "$2/m"
     build directory "$2/m" "$3"
     umount "$2/m"
     losetup --detach "$device"

@@ -23,7 +23,7 @@ if [[ ${1:-} != --in-namespace ]]; then
 fi
 
 dir=$(mktemp -d)
-registry= containerd= snapshotter=
+registry="" containerd="" snapshotter=""
 cleanup() {
     local process
     for process in $containerd $snapshotter $registry; do
@@ -62,6 +62,7 @@ done
 
 # crun wants cgroup v2 or v1, and not both.
 podman() {
+    # shellcheck disable=SC2016  # The inner shell expands it.
     unshare --mount sh -c '
         if [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ]; then
             umount -R /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup
@@ -98,7 +99,7 @@ TOML
 stop_containerd() {
     kill "$containerd" "$snapshotter"
     wait "$containerd" "$snapshotter" || true
-    containerd= snapshotter=
+    containerd="" snapshotter=""
     rm -rf "$dir/containerd" "$dir/snapshotter" "$dir/snapshotter.sock"
 }
 ctr() { command ctr --address "$dir/containerd.sock" "$@"; }
@@ -124,10 +125,11 @@ measure() { # variant, image
     fi
     sync
     echo 3 >/proc/sys/vm/drop_caches
-    local start=${EPOCHREALTIME/./} word
+    local start=${EPOCHREALTIME/./} log=$dir/log
     # The rest of the pipe, teardown of the container, is waited for outside of the clock.
-    "$1" "$2" 2>"$dir/log" | {
-        read -r word || { cat "$dir/log" >&2; exit 70; }
+    # shellcheck disable=SC2094  # The log is printed after a failure.
+    "$1" "$2" 2>"$log" | {
+        read -r _ || { cat "$log" >&2; exit 70; }
         echo $(((${EPOCHREALTIME/./} - start) / 1000)) >>"$dir/$1.$2"
         cat >/dev/null
     }

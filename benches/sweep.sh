@@ -135,6 +135,7 @@ for sweep; do
             declare "wall$times=$(median "$file.sums" 1)" "cpu$times=$(median "$file.sums" 2)" \
                 "peak$times=$(median "$file.sums" 3)"
         done
+        # shellcheck disable=SC2154  # `declare` above assigns them.
         awk -v amount="${amount[${sweep}1]}, ${amount[${sweep}10]}" -v form="$form" -v w1="$wall1" -v w10="$wall10" \
             -v c1="$cpu1" -v c10="$cpu10" -v p1="$peak1" -v p10="$peak10" \
             'BEGIN { printf "| %s | %s | %.2f | %.2f | %.1f | %.1f | %.0f, %.0f |\n", amount, form, w1, w10, w10 / w1, c10 / c1, p1 / 1024, p10 / 1024 }'

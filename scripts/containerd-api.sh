@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Writes src/node/api/*.rs anew: what tonic and prost make of the protos that containerd publishes. They come in the crate
-# containerd-client, pinned by the lock file of scripts/containerd-api/. With --check nothing is written, and a difference
-# is an error.
+# Writes crates/containerd-api/src/api/*.rs with tonic and prost, from the protos that containerd publishes. The protos come in
+# the crate containerd-client, which the lock file of scripts/containerd-api/ pins. With --check, the script writes nothing,
+# and a difference is an error.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,8 +15,8 @@ crate=$(cargo metadata --locked --format-version 1 --manifest-path "$manifest" |
 print(*(os.path.dirname(p["manifest_path"]) for p in json.load(sys.stdin)["packages"] if p["name"] == "containerd-client"))')
 cargo run --quiet --locked --manifest-path "$manifest" --target-dir "$root/target/containerd-api" -- "$crate/vendor" "$made"
 if [[ ${1-} == --check ]]; then
-    diff --recursive --unified "$root/src/node/api" "$made"
+    diff --recursive --unified "$root/crates/containerd-api/src/api" "$made"
 else
-    mkdir -p "$root/src/node/api"
-    cp "$made"/*.rs "$root/src/node/api/"
+    mkdir -p "$root/crates/containerd-api/src/api"
+    cp "$made"/*.rs "$root/crates/containerd-api/src/api/"
 fi

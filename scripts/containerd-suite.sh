@@ -12,7 +12,7 @@ if ! command -v go >/dev/null || [[ ! -d $library/src/github.com/containerd/cont
     echo "containerd-suite: install golang-go and golang-github-containerd-containerd-dev first" >&2
     exit 1
 fi
-cargo build --quiet --locked --features testing --manifest-path "$root/Cargo.toml"
+cargo build --quiet --locked --package larder --manifest-path "$root/Cargo.toml"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -26,10 +26,10 @@ pack base
 
 # Layer 2: the distribution's Python with its library and what the loader needs.
 python=$(realpath /usr/bin/python3)
-libraries=$(ldd "$python" | grep --only-matching '/[^ ]*')
+mapfile -t libraries < <(ldd "$python" | grep --only-matching '/[^ ]*')
 tar --create --file "$work/python.tar" --numeric-owner --dereference --hard-dereference --exclude '__pycache__' \
     --exclude "${python##*/}/config-*" --absolute-names --transform 's,^/,,' \
-    "$python" "/usr/lib/${python##*/}" $libraries
+    "$python" "/usr/lib/${python##*/}" "${libraries[@]}"
 
 # Layer 3: a program; a whiteout, a setuid file, a hard link.
 mkdir -p "$work"/app/{etc,usr/bin,srv}

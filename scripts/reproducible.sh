@@ -16,8 +16,8 @@ if (($# > 1)); then
 fi
 program=${1:-}
 if [[ -z $program ]]; then
-    scripts/release-env.sh cargo build --release --locked
-    program=${CARGO_TARGET_DIR:-target}/release/larder
+    make dist
+    program=${CARGO_TARGET_DIR:-target}/dist/larder
 fi
 program=$(realpath "$program")
 
@@ -39,9 +39,9 @@ unset CARGO_TARGET_DIR
 (
     export CARGO_HOME=$home SOURCE_DATE_EPOCH=0
     # Programs of rustup are found by PATH; it needs its own home, not the one of cargo.
-    "$sources/scripts/release-env.sh" cargo build --release --locked
+    make --directory "$sources" dist
 )
-second=$sources/target/release/larder
+second=$sources/target/dist/larder
 
 failed=
 for path in "$root" "$work" "$first" "$home"; do

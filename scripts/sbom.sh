@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes DIRECTORY/larder.cdx.json: the packages of which `make build` makes the program, as CycloneDX 1.5.
+# Writes DIRECTORY/larder.cdx.json: the packages of which `make dist` makes the program, as CycloneDX 1.5.
 #
 # usage: scripts/sbom.sh DIRECTORY
 #

@@ -36,6 +36,8 @@
 //! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`, by way of `trees`. `telemetry` may be imported by
 //! all, `testing` only by tests and benches.
 
+#![forbid(unsafe_code)]
+
 pub mod api;
 pub mod archive;
 pub mod builder;

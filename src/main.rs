@@ -1,5 +1,7 @@
 //! The program: arguments, configuration, logs, the command, an exit code.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

@@ -93,7 +93,7 @@ fn refused(content: &Content, order: &RegistryOrder, config: &Config) -> (Class,
     }
 }
 
-#[test]
+#[case]
 fn only_who_may_read_the_images_attaches_them() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -130,7 +130,7 @@ fn only_who_may_read_the_images_attaches_them() {
     });
 }
 
-#[test]
+#[case]
 fn pull_secrets_are_credentials_and_absent_ones_are_named() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -152,7 +152,7 @@ fn pull_secrets_are_credentials_and_absent_ones_are_named() {
     });
 }
 
-#[test]
+#[case]
 fn what_the_registry_no_longer_has_is_nobodys() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -194,7 +194,7 @@ fn private(dir: &TempDir) -> (Registry, Image, Content) {
     (registry, image, content)
 }
 
-#[test]
+#[case]
 fn nobody_answers_for_a_registry() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -225,7 +225,7 @@ fn nobody_answers_for_a_registry() {
     });
 }
 
-#[test]
+#[case]
 fn credentials_of_the_node_are_not_those_of_the_caller() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -251,7 +251,7 @@ fn credentials_of_the_node_are_not_those_of_the_caller() {
     });
 }
 
-#[test]
+#[case]
 fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -290,7 +290,7 @@ fn registries_that_stumble_are_asked_again_and_those_that_lie_are_not_believed()
     });
 }
 
-#[test]
+#[case]
 fn a_volume_that_calls_an_image_by_two_names_is_not_asked_about() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();

@@ -52,7 +52,7 @@ fn names(stages: &[Stage]) -> Vec<&'static str> {
     stages.iter().map(|stage| stage.stage.word()).collect()
 }
 
-#[test]
+#[case]
 fn every_kind_names_its_stages_and_what_binds() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -102,7 +102,7 @@ fn every_kind_names_its_stages_and_what_binds() {
 }
 
 /// What is kept of an image is resolved again, so it has to say the same of itself.
-#[test]
+#[case]
 fn an_index_is_measured_by_tag_and_by_digest() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -125,7 +125,7 @@ fn an_index_is_measured_by_tag_and_by_digest() {
     });
 }
 
-#[test]
+#[case]
 fn rights_that_are_missing_are_told_before_anything_is_fetched() {
     isolated(&[REGISTRY, Need::Program("setpriv")], || {
         let registry = Registry::open();
@@ -151,7 +151,7 @@ fn rights_that_are_missing_are_told_before_anything_is_fetched() {
     });
 }
 
-#[test]
+#[case]
 fn images_as_layers_make_no_names() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -164,7 +164,7 @@ fn images_as_layers_make_no_names() {
     });
 }
 
-#[test]
+#[case]
 fn what_cannot_be_measured_is_told_and_leaves_nothing() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -189,7 +189,7 @@ fn what_cannot_be_measured_is_told_and_leaves_nothing() {
     });
 }
 
-#[test]
+#[case]
 fn bytes_that_are_not_the_layer_are_refused() {
     isolated(&[], || {
         let mut bad = image();
@@ -206,7 +206,7 @@ fn bytes_that_are_not_the_layer_are_refused() {
     });
 }
 
-#[test]
+#[case]
 fn an_interruption_leaves_nothing() {
     isolated(&[], || {
         for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {

@@ -134,7 +134,7 @@ fn cases(cases: u32) -> TestRunner {
     TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() })
 }
 
-#[test]
+#[case]
 fn one_thread_and_two_agree() {
     isolated(&[], || {
         let fault = prop_oneof![
@@ -157,7 +157,7 @@ fn one_thread_and_two_agree() {
 }
 
 /// More files than all batches hold, of all sizes around what is handed over, some described again by links.
-#[test]
+#[case]
 fn many_files_agree() {
     isolated(&[], || {
         let sizes = [0, 1, 511, 4096, 70_000, 128 << 10, (128 << 10) + 1, 300_000];
@@ -182,7 +182,7 @@ fn many_files_agree() {
 }
 
 /// The other thread meets the end of the file system: the first file that does not fit is named, as ever.
-#[test]
+#[case]
 fn the_first_file_that_does_not_fit_is_named() {
     isolated(&[], || {
         for pages in [100, 250, 600] {

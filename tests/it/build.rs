@@ -71,28 +71,28 @@ fn one_image(packing: Packing) {
     assert_eq!(skopeo::copy_out(&volume, &reference, dir.path()), diff_ids(&image));
 }
 
-#[test]
+#[case]
 fn gzip_image_runs_with_the_registry_stopped() {
     isolated(&[REGISTRY, PODMAN, Need::Program("skopeo")], || {
         one_image(Packing::Gzip);
     });
 }
 
-#[test]
+#[case]
 fn zstd_image_runs_with_the_registry_stopped() {
     isolated(&[REGISTRY, PODMAN, Need::Program("skopeo")], || {
         one_image(Packing::Zstd);
     });
 }
 
-#[test]
+#[case]
 fn uncompressed_image_runs_with_the_registry_stopped() {
     isolated(&[REGISTRY, PODMAN, Need::Program("skopeo")], || {
         one_image(Packing::Plain);
     });
 }
 
-#[test]
+#[case]
 fn images_that_share_layers_fetch_each_blob_once() {
     isolated(&[REGISTRY, PODMAN], || {
         let registry = Registry::open();
@@ -121,7 +121,7 @@ fn images_that_share_layers_fetch_each_blob_once() {
     });
 }
 
-#[test]
+#[case]
 fn index_is_resolved_to_this_platform() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -140,7 +140,7 @@ fn index_is_resolved_to_this_platform() {
     });
 }
 
-#[test]
+#[case]
 fn layers_are_durable_while_others_are_still_fetched() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -162,7 +162,7 @@ fn layers_are_durable_while_others_are_still_fetched() {
     });
 }
 
-#[test]
+#[case]
 fn the_same_job_again_writes_nothing() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -186,7 +186,7 @@ fn the_same_job_again_writes_nothing() {
     });
 }
 
-#[test]
+#[case]
 fn a_directory_that_is_not_ours_is_left_alone() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -200,7 +200,7 @@ fn a_directory_that_is_not_ours_is_left_alone() {
     });
 }
 
-#[test]
+#[case]
 fn plan_moves_no_layer_byte() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -219,7 +219,7 @@ fn plan_moves_no_layer_byte() {
     });
 }
 
-#[test]
+#[case]
 fn the_three_times_rule_is_enforced() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -243,7 +243,7 @@ fn the_three_times_rule_is_enforced() {
     });
 }
 
-#[test]
+#[case]
 fn inspect_and_verify_a_sealed_volume() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -267,7 +267,7 @@ fn inspect_and_verify_a_sealed_volume() {
     });
 }
 
-#[test]
+#[case]
 fn credentials_for_passwords_and_tokens() {
     isolated(&[REGISTRY, Need::Program("htpasswd"), Need::Program("openssl")], || {
         let password = Registry::with_password();
@@ -287,7 +287,7 @@ fn refused_then_built(registry: &Registry) {
     succeed(build(&volume, &[&reference]).arg("--docker-config").arg(config));
 }
 
-#[test]
+#[case]
 fn what_is_not_there_is_named() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -300,7 +300,7 @@ fn what_is_not_there_is_named() {
 }
 
 /// What tar-split has to hold because no file of the tree does: replaced content, sparse members, sizes on links.
-#[test]
+#[case]
 fn corners_of_tar_split_come_out_bit_for_bit() {
     isolated(&[REGISTRY, Need::Program("skopeo")], || {
         let content: &[(u64, &[u8])] = &[(0, b"head"), (1 << 20, b"middle"), (3 << 20, b"x")];

@@ -118,22 +118,22 @@ fn refused_for_space(served: &Served, build: &Watched) {
     assert!(said.contains("--size"), "no remedy: {said}");
 }
 
-#[test]
+#[case]
 fn the_cap_holds_on_ext4() {
     isolated(&TOOLS, || keeps_to_the_cap(Kind::Ext4 { inodes: 100_000 }, LayerFormat::Overlay, &LAYERS));
 }
 
-#[test]
+#[case]
 fn the_cap_holds_on_xfs() {
     isolated(&TOOLS, || keeps_to_the_cap(Kind::Xfs, LayerFormat::Overlay, &LAYERS));
 }
 
-#[test]
+#[case]
 fn the_cap_holds_on_tmpfs() {
     isolated(&TOOLS, || keeps_to_the_cap(Kind::Tmpfs, LayerFormat::Overlay, &LAYERS));
 }
 
-#[test]
+#[case]
 fn the_cap_holds_for_images() {
     isolated(&TOOLS, || {
         for kind in [Kind::Ext4 { inodes: 100_000 }, Kind::Xfs, Kind::Tmpfs] {
@@ -143,7 +143,7 @@ fn the_cap_holds_for_images() {
 }
 
 /// A hard link to a sparse file of a lower layer copies it up: holes and all.
-#[test]
+#[case]
 fn a_sparse_file_that_is_copied_up_stays_sparse() {
     isolated(&TOOLS, || {
         let parts = [(0, random(1, 90_000)), (1 << 30, random(2, 90_000))];
@@ -165,7 +165,7 @@ fn a_sparse_file_that_is_copied_up_stays_sparse() {
     });
 }
 
-#[test]
+#[case]
 fn a_full_file_system_is_named_and_heals_when_it_grows() {
     isolated(&TOOLS, || {
         let served = Served::new([image(&["small files", "large file"])]);
@@ -183,7 +183,7 @@ fn a_full_file_system_is_named_and_heals_when_it_grows() {
     });
 }
 
-#[test]
+#[case]
 fn inodes_that_run_out_are_named_and_more_of_them_heal() {
     isolated(&TOOLS, || {
         let served = Served::new([image(&["large file", "small files"])]);

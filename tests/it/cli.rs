@@ -17,7 +17,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-#[test]
+#[case]
 fn usage_errors_are_64_on_standard_error() {
     for (args, said) in [
         (&["bake"][..], "bake"),
@@ -39,7 +39,7 @@ fn usage_errors_are_64_on_standard_error() {
     }
 }
 
-#[test]
+#[case]
 fn help_and_version_are_0_on_standard_output() {
     for args in [&["--help"][..], &["--version"], &["build", "--help"], &["help", "plan"]] {
         let output = run(args);
@@ -50,7 +50,7 @@ fn help_and_version_are_0_on_standard_output() {
     assert!(help.contains("larder build --volume ./cache --size 20GiB"), "{help}");
 }
 
-#[test]
+#[case]
 fn a_closed_standard_output_does_not_panic() {
     let read_end_closed = |args: &[&str]| {
         let mut child = larder(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -65,7 +65,7 @@ fn a_closed_standard_output_does_not_panic() {
     }
 }
 
-#[test]
+#[case]
 fn a_job_that_is_refused_leaves_its_result() {
     let result = std::env::temp_dir().join(format!("larder-cli-result-{}", std::process::id()));
     let job = format!(r#"{{"version":1,"images":["A B"],"result_file":{:?}}}"#, result.to_str().unwrap());
@@ -87,7 +87,7 @@ fn a_job_that_is_refused_leaves_its_result() {
     assert_eq!((&last["v"], &last["event"]), (&1.into(), &"result".into()));
 }
 
-#[test]
+#[case]
 fn what_is_not_a_volume_is_not_inspected() {
     let empty = std::env::temp_dir().join(format!("larder-cli-empty-{}", std::process::id()));
     std::fs::create_dir_all(&empty).unwrap();

@@ -35,7 +35,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-#[test]
+#[case]
 fn an_operator_over_the_socket() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -109,7 +109,7 @@ fn an_operator_over_the_socket() {
     });
 }
 
-#[test]
+#[case]
 fn a_tenant_by_token_and_by_keys() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -155,7 +155,7 @@ fn as_nobody(groups: &str, program: &Path, socket: &str, arguments: &[&str]) -> 
     command
 }
 
-#[test]
+#[case]
 fn users_at_the_socket() {
     isolated(&[Need::Program("setpriv")], || {
         let dir = tempfile::tempdir().unwrap();

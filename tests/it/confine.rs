@@ -66,7 +66,7 @@ fn build(volume: &Path, reference: &str) -> Command {
     larder
 }
 
-#[test]
+#[case]
 fn a_confined_build_is_the_same_as_another() {
     isolated(&[REGISTRY, Need::Program("busybox")], || {
         let registry = Registry::open();
@@ -101,7 +101,7 @@ fn a_confined_build_is_the_same_as_another() {
     });
 }
 
-#[test]
+#[case]
 fn a_confined_build_speaks_tls_with_a_client_certificate() {
     isolated(&[REGISTRY, Need::Program("openssl")], || {
         let dir = tempfile::tempdir().unwrap();
@@ -138,7 +138,7 @@ fn a_confined_build_speaks_tls_with_a_client_certificate() {
     });
 }
 
-#[test]
+#[case]
 fn a_confined_build_finds_names_and_asks_for_tokens() {
     isolated(&[REGISTRY, Need::Program("openssl")], || {
         let registry = Registry::with_tokens(Duration::from_secs(300));
@@ -168,7 +168,7 @@ fn large() -> Image {
 
 const SLOW: [&str; 3] = ["--limit-rate", "256KiB/s", "--die-with-parent"];
 
-#[test]
+#[case]
 fn a_running_builder_has_few_rights() {
     isolated(&[], || {
         let served = Served::new([large()]);
@@ -237,7 +237,7 @@ fn rights(status: &str, set: &str) -> u64 {
     u64::from_str_radix(field(status, set), 16).unwrap()
 }
 
-#[test]
+#[case]
 fn a_builder_ends_with_its_parent() {
     isolated(&[], || {
         let served = Served::new([large()]);
@@ -266,7 +266,7 @@ fn a_builder_ends_with_its_parent() {
     });
 }
 
-#[test]
+#[case]
 fn a_child_that_does_not_stop_is_killed() {
     isolated(&[], || {
         let served = Served::new([large()]);
@@ -282,7 +282,7 @@ fn a_child_that_does_not_stop_is_killed() {
     });
 }
 
-#[test]
+#[case]
 fn a_parent_that_is_gone_already_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let volume = dir.path().join("volume");
@@ -293,7 +293,7 @@ fn a_parent_that_is_gone_already_is_noticed() {
     assert!(!volume.exists());
 }
 
-#[test]
+#[case]
 fn help_says_how_a_build_is_confined() {
     let help = succeed(larder().args(["build", "--help"]));
     for flag in ["--nice", "--die-with-parent", "--no-sandbox", "Landlock"] {
@@ -301,7 +301,7 @@ fn help_says_how_a_build_is_confined() {
     }
 }
 
-#[test]
+#[case]
 fn a_job_on_standard_input_is_built_confined() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();

@@ -19,7 +19,7 @@ fn shell() -> Image {
     Image::builder(Format::Oci).layer(busybox).build()
 }
 
-#[test]
+#[case]
 fn podman_and_skopeo_read_an_additional_store() {
     isolated(&[REGISTRY, Need::Program("podman"), Need::Program("skopeo"), Need::Program("busybox")], || {
         let registry = Registry::open();
@@ -39,7 +39,7 @@ fn podman_and_skopeo_read_an_additional_store() {
     });
 }
 
-#[test]
+#[case]
 fn registries_ask_who_is_there() {
     let programs = ["htpasswd", "openssl", "skopeo", "busybox"].map(Need::Program);
     isolated(&[&[REGISTRY], &programs[..]].concat(), || {
@@ -59,7 +59,7 @@ fn registries_ask_who_is_there() {
     });
 }
 
-#[test]
+#[case]
 fn small_file_systems_run_full() {
     isolated(&[Need::Program("mkfs.ext4"), Need::Program("mkfs.xfs")], || {
         for kind in [Kind::Ext4 { inodes: 64 }, Kind::Xfs, Kind::Tmpfs] {
@@ -74,7 +74,7 @@ fn small_file_systems_run_full() {
     });
 }
 
-#[test]
+#[case]
 fn memory_is_limited() {
     isolated(&[Need::MemoryCgroup], || {
         let cgroup = MemoryCgroup::new("self", 32 << 20);

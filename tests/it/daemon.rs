@@ -28,7 +28,7 @@ fn image() -> Image {
     Image::builder(Format::Oci).layers((0..4).map(layer)).build()
 }
 
-#[test]
+#[case]
 fn a_second_daemon_on_the_same_state_ends_at_once() {
     isolated(NEEDS, || {
         let daemon = Daemon::start(&[A], ROOMY);
@@ -41,7 +41,7 @@ fn a_second_daemon_on_the_same_state_ends_at_once() {
     });
 }
 
-#[test]
+#[case]
 fn tcp_for_nobody_is_refused() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -56,7 +56,7 @@ fn tcp_for_nobody_is_refused() {
     });
 }
 
-#[test]
+#[case]
 fn records_outlive_a_stop_and_a_kill() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -82,7 +82,7 @@ fn records_outlive_a_stop_and_a_kill() {
     });
 }
 
-#[test]
+#[case]
 fn a_daemon_killed_while_it_builds_goes_on() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -100,7 +100,7 @@ fn a_daemon_killed_while_it_builds_goes_on() {
     });
 }
 
-#[test]
+#[case]
 fn a_killed_builder_is_started_again() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -125,7 +125,7 @@ fn a_killed_builder_is_started_again() {
     });
 }
 
-#[test]
+#[case]
 fn a_daemon_killed_while_it_refreshes_goes_on() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -170,7 +170,7 @@ fn a_daemon_killed_while_it_refreshes_goes_on() {
     });
 }
 
-#[test]
+#[case]
 fn a_damaged_database_is_told_and_nothing_is_made_anew() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -221,7 +221,7 @@ fn held(daemon: &Daemon) -> (usize, Vec<String>, usize, usize) {
     (descriptors, groups, work, daemon.children().len())
 }
 
-#[test]
+#[case]
 fn nothing_is_left_of_what_is_over() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -286,7 +286,7 @@ fn nothing_is_left_of_what_is_over() {
     });
 }
 
-#[test]
+#[case]
 fn a_slow_client_is_cut_while_others_are_served() {
     isolated(NEEDS, || {
         let more = "api.header_timeout_seconds = 2\napi.body_timeout_seconds = 2\n";
@@ -337,7 +337,7 @@ fn has_ended(stream: &mut TcpStream) -> bool {
     }
 }
 
-#[test]
+#[case]
 fn connections_are_bounded() {
     isolated(NEEDS, || {
         let more = "api.max_connections = 8\napi.header_timeout_seconds = 2\n";

@@ -105,7 +105,7 @@ fn mounted(image: &Path, look: impl FnOnce(&Path)) {
     unmount(root.path());
 }
 
-#[test]
+#[case]
 fn trees_of_all_kinds() {
     isolated(&[FSCK, Need::Erofs], || {
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
@@ -122,7 +122,7 @@ fn trees_of_all_kinds() {
     });
 }
 
-#[test]
+#[case]
 fn names_in_the_order_of_their_bytes() {
     isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
@@ -148,7 +148,7 @@ fn data(file: &File) -> Vec<(i64, i64)> {
     runs
 }
 
-#[test]
+#[case]
 fn holes_stay_holes() {
     const TIB: u64 = 1 << 40;
     isolated(&[FSCK, Need::Erofs], || {
@@ -195,7 +195,7 @@ fn holes_stay_holes() {
     });
 }
 
-#[test]
+#[case]
 fn a_file_of_more_than_four_gibibytes() {
     const PIECE: usize = 1 << 20;
     let piece = |n: u64| n.to_le_bytes().repeat(PIECE / 8);
@@ -224,7 +224,7 @@ fn a_file_of_more_than_four_gibibytes() {
     });
 }
 
-#[test]
+#[case]
 fn a_damaged_superblock_is_refused() {
     isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
@@ -266,7 +266,7 @@ impl Watch for Picky {
     }
 }
 
-#[test]
+#[case]
 fn the_image_of_a_directory() {
     isolated(&[FSCK, Need::Erofs], || {
         let dir = tempfile::tempdir().unwrap();
@@ -308,7 +308,7 @@ fn the_image_of_a_directory() {
     });
 }
 
-#[test]
+#[case]
 fn a_damaged_image_ends_the_reading_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut model = Model::new(writer(&dir));
@@ -361,7 +361,7 @@ fn crc(block: &[u8]) -> [u8; 4] {
     crc.to_le_bytes()
 }
 
-#[test]
+#[case]
 fn both_forms_of_a_layer_agree() {
     isolated(&[FSCK, Need::Erofs], || {
         let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200);

@@ -95,7 +95,7 @@ fn piped(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-#[test]
+#[case]
 fn progress_is_told_while_it_happens() {
     isolated(&[], || {
         let half = Half::new();
@@ -115,7 +115,7 @@ fn progress_is_told_while_it_happens() {
     });
 }
 
-#[test]
+#[case]
 fn a_person_sees_bars_also_of_what_began_before() {
     isolated(&[Need::Program("script")], || {
         let half = Half::new();
@@ -148,7 +148,7 @@ fn a_person_sees_bars_also_of_what_began_before() {
     });
 }
 
-#[test]
+#[case]
 fn who_waits_and_who_watches_outlast_a_restart() {
     isolated(&[], || {
         let mut half = Half::new();

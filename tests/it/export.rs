@@ -57,7 +57,7 @@ fn identities(volume: &Path) -> Vec<(String, String)> {
     images.into_iter().map(|image| (image.name, image.config.to_string())).collect()
 }
 
-#[test]
+#[case]
 fn every_archive_comes_back() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
@@ -81,7 +81,7 @@ fn every_archive_comes_back() {
     });
 }
 
-#[test]
+#[case]
 fn the_same_volume_gives_the_same_bytes() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
@@ -99,7 +99,7 @@ fn the_same_volume_gives_the_same_bytes() {
     });
 }
 
-#[test]
+#[case]
 fn some_of_the_images() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
@@ -123,7 +123,7 @@ fn some_of_the_images() {
     });
 }
 
-#[test]
+#[case]
 fn what_cannot_be_is_refused_with_a_remedy() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
@@ -144,7 +144,7 @@ fn what_cannot_be_is_refused_with_a_remedy() {
 }
 
 /// A reference by digest is the manifest's of the registry; in the archive the manifest is another one.
-#[test]
+#[case]
 fn a_name_by_digest_tells_the_truth() {
     isolated(&[Need::Program("skopeo")], || {
         let image =

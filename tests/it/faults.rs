@@ -56,7 +56,7 @@ fn build(volume: &Path, references: &[&str]) -> Command {
     larder
 }
 
-#[test]
+#[case]
 fn a_connection_cut_two_hundred_times_costs_less_than_one_percent() {
     isolated(&[], || {
         let bench = Bench::of(
@@ -75,7 +75,7 @@ fn a_connection_cut_two_hundred_times_costs_less_than_one_percent() {
     });
 }
 
-#[test]
+#[case]
 fn faults_that_a_retry_heals() {
     isolated(&[], || {
         let layer = |bench: &Bench| bench.image.layers[0].digest.clone();
@@ -120,7 +120,7 @@ fn faults_that_a_retry_heals() {
     });
 }
 
-#[test]
+#[case]
 fn faults_that_fail_the_build_by_class() {
     isolated(&[], || {
         let always = |path: &str, status| Fault::Status {
@@ -153,7 +153,7 @@ fn faults_that_fail_the_build_by_class() {
     });
 }
 
-#[test]
+#[case]
 fn all_images_that_fail_are_named() {
     isolated(&[], || {
         let bench = Bench::new();
@@ -165,7 +165,7 @@ fn all_images_that_fail_are_named() {
     });
 }
 
-#[test]
+#[case]
 fn a_token_that_expires_in_mid_pull_is_renewed() {
     isolated(&[], || {
         let bench = Bench::new();
@@ -174,7 +174,7 @@ fn a_token_that_expires_in_mid_pull_is_renewed() {
     });
 }
 
-#[test]
+#[case]
 fn credentials_stay_with_their_host() {
     isolated(&[], || {
         let bench = Bench::new();
@@ -194,7 +194,7 @@ fn credentials_stay_with_their_host() {
     });
 }
 
-#[test]
+#[case]
 fn a_layer_of_another_media_type_is_taken_for_what_it_is() {
     isolated(&[], || {
         let built = LayerBuilder::new().file("x", "x").zstd();
@@ -207,7 +207,7 @@ fn a_layer_of_another_media_type_is_taken_for_what_it_is() {
     });
 }
 
-#[test]
+#[case]
 fn manifests_that_share_a_config_and_a_diff_id_used_twice() {
     isolated(&[], || {
         let layer = Layer::from(LayerBuilder::new().file("etc/x", random(1, 9000)).gzip());
@@ -249,7 +249,7 @@ fn manifests_that_share_a_config_and_a_diff_id_used_twice() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_no_image_is_refused_by_name() {
     isolated(&[], || {
         let bench = Bench::new();

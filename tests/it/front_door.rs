@@ -52,7 +52,7 @@ fn probe(stream: &mut TcpStream) -> bool {
     open && stream.write_all(PROBE).is_ok()
 }
 
-#[test]
+#[case]
 fn three_hundred_slow_connections_shut_nobody_out() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], ROOMY);
@@ -82,7 +82,7 @@ fn three_hundred_slow_connections_shut_nobody_out() {
     });
 }
 
-#[test]
+#[case]
 fn a_request_is_http_by_the_letter() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], ROOMY);
@@ -120,7 +120,7 @@ fn refused(dir: &Path, path: &Path, mode: u32) -> String {
     told
 }
 
-#[test]
+#[case]
 fn secrets_that_others_can_read_are_refused() {
     isolated(&[Need::Program("openssl")], || {
         let dir = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ fn secrets_that_others_can_read_are_refused() {
     });
 }
 
-#[test]
+#[case]
 fn a_pull_secret_that_others_can_read_is_used_with_a_warning() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();

@@ -85,7 +85,7 @@ fn demanding() -> Image {
     Image::builder(Format::Oci).layers([below.gzip(), above.zstd()].map(Layer::from)).build()
 }
 
-#[test]
+#[case]
 fn it_is_made_of_the_program_alone_and_is_the_same_again() {
     isolated(NEEDS, || {
         let packaged = Packaged::new(&["--revision", "abc"]);
@@ -111,7 +111,7 @@ fn it_is_made_of_the_program_alone_and_is_the_same_again() {
     });
 }
 
-#[test]
+#[case]
 fn it_builds_as_in_a_pod() {
     isolated(NEEDS, || {
         let packaged = Packaged::new(&[]);
@@ -181,7 +181,7 @@ fn chown_to(path: &Path, user: Option<u32>) {
     chown(path, user, user).unwrap();
 }
 
-#[test]
+#[case]
 fn its_authorities_are_those_that_it_was_given() {
     let needs = [NEEDS, &[Need::Program("openssl")]].concat();
     isolated(&needs, || {
@@ -241,7 +241,7 @@ fn of_deployment() -> (Vec<String>, Vec<String>) {
     (options, container.args.clone().unwrap())
 }
 
-#[test]
+#[case]
 fn it_serves_as_in_the_deployment() {
     let needs = [NEEDS, &[Need::Program("openssl"), Need::Program("curl")]].concat();
     isolated(&needs, || {

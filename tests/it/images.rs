@@ -96,7 +96,7 @@ fn exported(volume: &Path, to: &Path) -> Vec<u8> {
     fs::read(to).unwrap()
 }
 
-#[test]
+#[case]
 fn a_volume_of_images() {
     isolated(&[FSCK], || {
         let served = Served::new(images());
@@ -157,7 +157,7 @@ fn a_volume_of_images() {
     });
 }
 
-#[test]
+#[case]
 fn the_format_of_a_volume_that_was_begun_is_kept() {
     isolated(&[], || {
         let served = Served::new(images());
@@ -181,7 +181,7 @@ fn the_format_of_a_volume_that_was_begun_is_kept() {
 }
 
 /// Flips bits in every image of a sealed volume, one at a time: none is ever unseen.
-#[test]
+#[case]
 fn any_flipped_bit_is_found() {
     isolated(&[], || {
         let served = Served::new(images());
@@ -226,7 +226,7 @@ fn any_flipped_bit_is_found() {
     });
 }
 
-#[test]
+#[case]
 fn a_killed_build_goes_on_and_keeps_what_it_had() {
     isolated(&[], || {
         let served = Served::new(images());
@@ -234,11 +234,12 @@ fn a_killed_build_goes_on_and_keeps_what_it_had() {
         let whole = served.beside("whole");
         succeed(&mut build(&served, &whole));
         let total = served.registry.served_total();
+        let mut landed = 0;
         for part in 0..8 {
             let _ = fs::remove_dir_all(&volume);
             served.registry.forget();
             let mut running = Running::start(&mut build(&served, &volume));
-            running.until(|| served.registry.served_total() > total * part / 8);
+            landed += u32::from(running.until(|| served.registry.served_total() > total * part / 8));
             running.kill();
             // Left-overs of all kinds, which no line of the journal vouches for.
             if volume.join("erofs/chain").exists() {
@@ -252,6 +253,7 @@ fn a_killed_build_goes_on_and_keeps_what_it_had() {
             succeed(larder().arg("verify").arg(&volume));
             assert_eq!(contents(&whole.join("erofs")), contents(&volume.join("erofs")), "part {part}");
         }
+        assert!(landed > 0, "every build ended before it could be killed");
         // A layer that is there under one chain is not fetched for another.
         let _ = fs::remove_dir_all(&volume);
         let last = served.images[1].layers[0].digest.clone();
@@ -271,7 +273,7 @@ fn a_killed_build_goes_on_and_keeps_what_it_had() {
     });
 }
 
-#[test]
+#[case]
 fn what_starts_read_first_is_read_from_images() {
     isolated(&[Need::Program("busybox")], || {
         let shell = Image::builder(Format::Oci)
@@ -291,7 +293,7 @@ fn what_starts_read_first_is_read_from_images() {
     });
 }
 
-#[test]
+#[case]
 fn a_confined_build_of_images() {
     isolated(&[], || {
         let served = Served::new(images());

@@ -157,7 +157,7 @@ fn nothing_is_left(daemon: &Daemon, records: usize) {
     assert_eq!(list["image_caches"].as_array().unwrap().len(), records, "{list}");
 }
 
-#[test]
+#[case]
 fn archives_become_caches_without_a_registry() {
     isolated(&["busybox", "podman"].map(Need::Program), || {
         let shell = Image::builder(Format::Oci).layer(busybox().unwrap()).build();
@@ -206,7 +206,7 @@ fn archives_become_caches_without_a_registry() {
 }
 
 /// From standard input, compressed as a whole, by keys, and under a name of the sender's.
-#[test]
+#[case]
 fn other_ways_to_send() {
     isolated(&[], || {
         let sent = Sent::random(2);
@@ -242,7 +242,7 @@ fn other_ways_to_send() {
     });
 }
 
-#[test]
+#[case]
 fn a_damaged_archive_fails_and_leaves_nothing() {
     isolated(&[], || {
         let sent = Sent::random(2);
@@ -272,7 +272,7 @@ fn a_damaged_archive_fails_and_leaves_nothing() {
     });
 }
 
-#[test]
+#[case]
 fn what_cannot_be_is_refused() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], &ROOMY.replace("20TiB", "50GiB"));
@@ -315,7 +315,7 @@ fn what_cannot_be_is_refused() {
     });
 }
 
-#[test]
+#[case]
 fn who_hangs_up_leaves_nothing() {
     isolated(&[], || {
         let more = "api.body_timeout_seconds = 10\n";
@@ -356,7 +356,7 @@ fn who_hangs_up_leaves_nothing() {
     });
 }
 
-#[test]
+#[case]
 fn a_daemon_killed_while_it_imports_goes_on() {
     isolated(&[], || {
         let sent = Sent::random(6);
@@ -393,7 +393,7 @@ fn a_daemon_killed_while_it_imports_goes_on() {
     });
 }
 
-#[test]
+#[case]
 fn cancelled_and_deleted_like_any_build() {
     isolated(&[], || {
         let sent = Sent::random(6);
@@ -418,7 +418,7 @@ fn cancelled_and_deleted_like_any_build() {
     });
 }
 
-#[test]
+#[case]
 fn tenants_and_keys() {
     isolated(&[], || {
         let sent = Sent::random(2);

@@ -45,7 +45,7 @@ fn nothing_visible(volume: &Path) {
     assert_eq!(layers, Vec::<String>::new());
 }
 
-#[test]
+#[case]
 fn inodes_that_run_out_fail_the_build() {
     isolated(&[REGISTRY, Need::Program("mkfs.ext4")], || {
         let registry = Registry::open();
@@ -58,7 +58,7 @@ fn inodes_that_run_out_fail_the_build() {
     });
 }
 
-#[test]
+#[case]
 fn a_cap_that_is_too_small_fails_the_build() {
     isolated(&[REGISTRY], || {
         let registry = Registry::open();
@@ -71,7 +71,7 @@ fn a_cap_that_is_too_small_fails_the_build() {
     });
 }
 
-#[test]
+#[case]
 fn every_file_system_keeps_to_the_cap() {
     isolated(&[REGISTRY, Need::Program("mkfs.ext4"), Need::Program("mkfs.xfs")], || {
         let registry = Registry::open();
@@ -92,7 +92,7 @@ fn every_file_system_keeps_to_the_cap() {
     });
 }
 
-#[test]
+#[case]
 fn a_gigabyte_layer_fits_a_quarter_of_memory() {
     isolated(&[REGISTRY, Need::MemoryCgroup], || {
         let registry = Registry::open();

@@ -1,9 +1,12 @@
 //! Integration tests: the real `larder` against a real registry, with real consumers of the sealed volume.
 //!
-//! Each test that needs a program or a privilege asks [`harness::Need`] first. Without it the test is skipped with a
-//! message, or fails where `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
+//! Each test that needs a program or a privilege asks [`harness::Need`] first. Without it the test is reported as
+//! ignored, or fails if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+#[macro_use]
+extern crate larder_test_case;
 
 mod accepted;
 mod access;
@@ -54,3 +57,7 @@ mod tamper;
 mod tenants;
 mod tls;
 mod unit;
+
+fn main() -> std::process::ExitCode {
+    larder_testing::runner::main()
+}

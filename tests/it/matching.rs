@@ -103,7 +103,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-#[test]
+#[case]
 fn the_best_volume_of_the_node() {
     isolated(&[], || {
         let node = Node::new();
@@ -165,7 +165,7 @@ fn the_best_volume_of_the_node() {
     });
 }
 
-#[test]
+#[case]
 fn who_must_not_pull_is_told_what_is_missing() {
     isolated(&[], || {
         let node = Node::new();
@@ -188,7 +188,7 @@ fn who_must_not_pull_is_told_what_is_missing() {
     });
 }
 
-#[test]
+#[case]
 fn digests_of_image_and_index_are_held_and_other_machines_images_are_not() {
     isolated(&[], || {
         let mut node = Node::new();
@@ -209,7 +209,7 @@ fn digests_of_image_and_index_are_held_and_other_machines_images_are_not() {
     });
 }
 
-#[test]
+#[case]
 fn what_cannot_be_looked_at_is_told() {
     isolated(&[], || {
         let node = Node::new();
@@ -235,7 +235,7 @@ fn what_cannot_be_looked_at_is_told() {
     });
 }
 
-#[test]
+#[case]
 fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
     isolated(&[Need::Program("setpriv"), Need::Root], || {
         let node = Node::new();
@@ -263,7 +263,7 @@ fn who_may_not_read_the_daemons_state_is_shown_the_rest() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_is_looked_into() {
     isolated(&[Need::Root], || {
         let node = Node::new();
@@ -277,7 +277,7 @@ fn a_disk_is_looked_into() {
     });
 }
 
-#[test]
+#[case]
 fn a_daemon_is_asked_where_one_is_named() {
     isolated(&[], || {
         let node = Node::new();

@@ -108,7 +108,7 @@ fn four_gibibytes(served: &Served) -> String {
     format!("{}/large:1", served.registry.host())
 }
 
-#[test]
+#[case]
 fn a_layer_of_four_gibibytes() {
     isolated(&[Need::MemoryCgroup], || {
         let served = Served::new([]);
@@ -120,7 +120,7 @@ fn a_layer_of_four_gibibytes() {
     });
 }
 
-#[test]
+#[case]
 fn a_directory_of_a_hundred_thousand_entries() {
     isolated(&[Need::MemoryCgroup], || {
         let builder = (0..100_000).fold(LayerBuilder::new(), |b, n| b.file(format!("wide/{n:06}"), ""));
@@ -131,7 +131,7 @@ fn a_directory_of_a_hundred_thousand_entries() {
     });
 }
 
-#[test]
+#[case]
 fn twenty_images_at_once() {
     isolated(&[Need::MemoryCgroup], || {
         let layer = |seed: u64| -> Layer {

@@ -156,7 +156,7 @@ fn under(umask: &str, command: &Command) -> Command {
     in_shell(&format!("umask {umask} && exec \"$@\""), Path::new("sh"), command)
 }
 
-#[test]
+#[case]
 fn volumes_are_the_owners_alone() {
     for umask in UMASKS {
         let served = Served::new([image()]);
@@ -208,7 +208,7 @@ fn volumes_are_the_owners_alone() {
     }
 }
 
-#[test]
+#[case]
 fn disks_are_the_owners_alone() {
     isolated(&[], || {
         for umask in UMASKS {
@@ -222,7 +222,7 @@ fn disks_are_the_owners_alone() {
     });
 }
 
-#[test]
+#[case]
 fn state_of_a_daemon_is_the_owners_alone() {
     for umask in UMASKS {
         let served = Served::new([image()]);
@@ -241,7 +241,7 @@ const WITHOUT_MODE: [&str; 4] = ["fs::create_dir(", "create_dir_all(", "File::cr
 const EXCEPT: [&str; 5] =
     ["sys/cgroup.rs", "sys/confine/namespaces.rs", "sys/process.rs", "rootfs.rs", "node/view/tree.rs"];
 
-#[test]
+#[case]
 fn every_creation_names_a_mode() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();

@@ -109,7 +109,7 @@ fn both_forms(images: impl IntoIterator<Item = Image>) -> (Served, [PathBuf; 2])
     (served, volumes.map(|(volume, _)| volume))
 }
 
-#[test]
+#[case]
 fn containers_of_a_view_see_what_those_of_directories_see() {
     isolated(&[&NEEDS[..], &[Need::Program("skopeo")]].concat(), || {
         let (served, [directories, volume]) = both_forms(images());
@@ -177,7 +177,7 @@ fn containers_of_a_view_see_what_those_of_directories_see() {
     });
 }
 
-#[test]
+#[case]
 fn a_view_in_use_stays() {
     isolated(&NEEDS, || {
         let (served, [_, volume]) = both_forms(images());
@@ -222,7 +222,7 @@ fn own_layers(node: &Node) -> usize {
     serde_json::from_slice::<Vec<serde_json::Value>>(&layers).unwrap().len()
 }
 
-#[test]
+#[case]
 fn buildah_builds_on_images_of_a_store() {
     isolated(&[&NEEDS[..], &[Need::Program("buildah")]].concat(), || {
         let (served, [directories, volume]) = both_forms(images());
@@ -278,7 +278,7 @@ fn buildah_builds_on_images_of_a_store() {
 }
 
 /// As many layers as an image is promised to have, at the longest path that is said to do.
-#[test]
+#[case]
 fn images_of_many_layers_start_at_the_longest_mount_point() {
     isolated(&NEEDS, || {
         let (served, volumes) = both_forms([deep(119)]);

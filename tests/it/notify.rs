@@ -43,7 +43,7 @@ fn monotonic() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap().into()
 }
 
-#[test]
+#[case]
 fn the_service_manager_is_told_from_start_to_stop() {
     isolated(&[], || {
         let dir = tempfile::tempdir().unwrap();

@@ -112,7 +112,7 @@ fn layout(image: &Image, at: &Path) {
     }
 }
 
-#[test]
+#[case]
 fn what_runtimes_cannot_read_is_not_built() {
     isolated(&NEEDS, || {
         let refused = refused();
@@ -173,7 +173,7 @@ fn all_are_read(images: Vec<Image>) {
     succeed(&mut node.detach(&at));
 }
 
-#[test]
+#[case]
 fn what_runtimes_can_read_is_built_and_read() {
     isolated(&NEEDS, || {
         let images = |format| accepted().into_iter().map(move |config| image(format, &config));
@@ -247,7 +247,7 @@ const VALUES: [&str; 26] = [
 ];
 
 /// Whatever is built from random configs, podman lists all of it.
-#[test]
+#[case]
 fn podman_lists_every_image_of_a_store_that_was_built() {
     isolated(&NEEDS, || {
         let mut state: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -47,7 +47,7 @@ fn fields(line: &str) -> Value {
     fields
 }
 
-#[test]
+#[case]
 fn logs_for_machines_say_whose_and_what() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -76,7 +76,7 @@ fn logs_for_machines_say_whose_and_what() {
     });
 }
 
-#[test]
+#[case]
 fn metrics_tell_what_was_done() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -143,7 +143,7 @@ fn metrics_tell_what_was_done() {
     });
 }
 
-#[test]
+#[case]
 fn a_full_queue_says_when_to_come_again() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -177,7 +177,7 @@ fn a_full_queue_says_when_to_come_again() {
     });
 }
 
-#[test]
+#[case]
 fn builders_are_given_what_was_read_again() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
@@ -205,7 +205,7 @@ fn builders_are_given_what_was_read_again() {
     });
 }
 
-#[test]
+#[case]
 fn a_configuration_is_shown_and_checked() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("larder.toml");

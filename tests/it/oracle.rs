@@ -150,7 +150,7 @@ fn runtime_differs(image: &Image, root: &Path) -> Vec<String> {
     differences(&reference.tree(), &scan(root), tolerance)
 }
 
-#[test]
+#[case]
 fn larder_agrees_on_the_corners_and_on_real_files() {
     isolated(&[REGISTRY, Need::Program("busybox")], || {
         let registry = Registry::open();
@@ -160,7 +160,7 @@ fn larder_agrees_on_the_corners_and_on_real_files() {
     });
 }
 
-#[test]
+#[case]
 fn images_agree_on_the_corners_and_on_real_files() {
     isolated(&[REGISTRY, Need::Program("busybox"), Need::Program("fsck.erofs"), Need::Erofs], || {
         let registry = Registry::open();
@@ -170,12 +170,12 @@ fn images_agree_on_the_corners_and_on_real_files() {
     });
 }
 
-#[test]
+#[case]
 fn images_agree_on_generated_images() {
     isolated(&[REGISTRY, Need::Program("fsck.erofs"), Need::Erofs], || generated(images_differ));
 }
 
-#[test]
+#[case]
 fn larder_agrees_on_generated_images() {
     isolated(&[REGISTRY], || generated(larder_differs));
 }
@@ -195,7 +195,7 @@ fn generated(differ: impl Fn(&Registry, &Image, &str) -> Vec<String>) {
     checked.unwrap();
 }
 
-#[test]
+#[case]
 fn podman_agrees() {
     isolated(&[REGISTRY, Need::Program("podman"), Need::Program("busybox")], || {
         let registry = Registry::open();
@@ -209,7 +209,7 @@ fn podman_agrees() {
     });
 }
 
-#[test]
+#[case]
 fn containerd_agrees() {
     let programs = ["containerd", "ctr", "busybox"].map(Need::Program);
     isolated(&[&[REGISTRY], &programs[..]].concat(), || {

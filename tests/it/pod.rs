@@ -157,7 +157,7 @@ fn text(value: &Value, pointer: &str) -> String {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-#[test]
+#[case]
 fn a_pod_fills_a_claim_and_its_snapshot_is_proven() {
     isolated(NEEDS, || {
         let world = World::new(LayerBuilder::new().file("etc/x", "x").dir("opaque"));
@@ -174,7 +174,7 @@ fn a_pod_fills_a_claim_and_its_snapshot_is_proven() {
     });
 }
 
-#[test]
+#[case]
 fn a_pod_without_the_right_password_fails_its_job_at_once() {
     isolated(NEEDS, || {
         let world = World::new(LayerBuilder::new().file("etc/x", "x"));
@@ -186,7 +186,7 @@ fn a_pod_without_the_right_password_fails_its_job_at_once() {
     });
 }
 
-#[test]
+#[case]
 fn a_pod_on_a_small_claim_says_that_it_is_full() {
     isolated(NEEDS, || {
         let small = FileSystem::new(Kind::Tmpfs, 16 << 20);

@@ -137,7 +137,7 @@ fn opens_what_is_listed(sealed: &Sealed, number: usize, image: &Image, command: 
     assert!(opened.contains(program), "{program} in {opened:?}");
 }
 
-#[test]
+#[case]
 fn a_start_opens_nothing_that_is_not_listed() {
     isolated(&[REGISTRY, Need::Program("ldd"), Need::Program("python3")], || {
         let shell = Image::builder(Format::Oci)
@@ -163,7 +163,7 @@ fn cached(path: &Path) -> u64 {
     pages.trim().parse().unwrap()
 }
 
-#[test]
+#[case]
 fn what_is_listed_is_read_into_the_cache() {
     isolated(&[REGISTRY, Need::Program("ldd"), Need::Program("fincore")], || {
         let (image, other) =
@@ -204,7 +204,7 @@ fn what_is_listed_is_read_into_the_cache() {
     });
 }
 
-#[test]
+#[case]
 fn a_hostile_volume_is_read_nowhere_else() {
     isolated(&[REGISTRY], || {
         let sealed = Sealed::new(&[&Image::builder(Format::Oci).layer(image::busybox().unwrap()).build()]);
@@ -246,7 +246,7 @@ fn a_hostile_volume_is_read_nowhere_else() {
     });
 }
 
-#[test]
+#[case]
 fn inspect_says_in_how_many_pieces_the_layers_lie() {
     isolated(&[REGISTRY], || {
         let sealed = Sealed::new(&[&Image::builder(Format::Oci).layer(image::busybox().unwrap()).build()]);

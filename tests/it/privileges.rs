@@ -42,7 +42,7 @@ fn setpriv(arguments: &[&str], volume: &Path, reference: &str) -> Command {
     command
 }
 
-#[test]
+#[case]
 fn without_sys_admin_an_opaque_directory_shows_the_same() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -67,7 +67,7 @@ fn without_sys_admin_an_opaque_directory_shows_the_same() {
     });
 }
 
-#[test]
+#[case]
 fn missing_privileges_are_named_one_by_one() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -82,7 +82,7 @@ fn missing_privileges_are_named_one_by_one() {
     });
 }
 
-#[test]
+#[case]
 fn a_rootless_build_records_what_it_cannot_keep() {
     isolated(NEEDS, || {
         let registry = Registry::open();

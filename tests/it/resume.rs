@@ -1,6 +1,6 @@
 //! Builds that end before their time, and the same command again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -95,13 +95,13 @@ fn rewrite(volume: &Path, lines: &[Value]) {
     fs::write(journal_path(volume), lines.iter().map(line).collect::<String>()).unwrap();
 }
 
-/// Kills a build as soon as `ready`, and runs it again.
-fn killed(served: &Served, what: &str, ready: impl Fn(&Path) -> bool) {
+/// Kills a build as soon as `ready`, and runs it again. Returns false if the build ended before it could be killed.
+fn killed(served: &Served, what: &str, ready: impl Fn(&Path) -> bool) -> bool {
     let volume = served.volume();
     let _ = fs::remove_dir_all(&volume);
     served.registry.forget();
     let mut running = Running::start(&mut served.build(&volume, SIZE));
-    running.until(|| ready(&volume));
+    let landed = running.until(|| ready(&volume));
     running.kill();
     let journal = journal(&volume);
     eprintln!(
@@ -110,19 +110,25 @@ fn killed(served: &Served, what: &str, ready: impl Fn(&Path) -> bool) {
         volume.join("cache.json").exists()
     );
     resume(served, &journal.committed);
+    landed
 }
 
-#[test]
+#[case]
 fn killed_at_every_stage() {
     isolated(&[], || {
         const LAYERS: u64 = 8;
         let served = Served::new([image(LAYERS)]);
         let total: u64 = served.images[0].layers.iter().map(|layer| layer.blob.len() as u64).sum();
-        killed(&served, "volume made", |volume| volume.exists());
-        killed(&served, "job noted", |volume| volume.join(".larder/job.json").exists());
+        let mut landed = BTreeMap::new();
+        let mut count_kill = |stage: &'static str, landed_once: bool| {
+            *landed.entry(stage).or_insert(0) += u32::from(landed_once);
+        };
+        count_kill("start", killed(&served, "volume made", |volume| volume.exists()));
+        count_kill("start", killed(&served, "job noted", |volume| volume.join(".larder/job.json").exists()));
         for part in 0..16 {
             let bytes = total * part / 16;
-            killed(&served, &format!("{bytes} bytes served"), |_| served.registry.served_total() > bytes);
+            let what = format!("{bytes} bytes served");
+            count_kill("download", killed(&served, &what, |_| served.registry.served_total() > bytes));
         }
         for count in 1..=LAYERS {
             let placed = |volume: &Path| {
@@ -131,33 +137,35 @@ fn killed_at_every_stage() {
                     names.count() as u64 > count
                 })
             };
-            killed(&served, &format!("{count} layers placed"), placed);
+            count_kill("commit", killed(&served, &format!("{count} layers placed"), placed));
         }
         for file in ["overlay-layers/layers.json", "oci/index.json", "cache.json"] {
-            killed(&served, file, |volume| volume.join(file).exists());
+            count_kill("seal", killed(&served, file, |volume| volume.join(file).exists()));
         }
+        assert!(landed.values().all(|kills| *kills > 0), "stages without a kill: {landed:?}");
     });
 }
 
-#[test]
+#[case]
 fn killed_again_and_again() {
     isolated(&[], || {
         let served = Served::new([image(12)]);
         let volume = served.volume();
-        let mut most = 0;
+        let (mut most, mut landed) = (0, 0);
         for _ in 0..12 {
             let mut running = Running::start(&mut served.build(&volume, SIZE));
-            running.until(|| journal(&volume).committed.len() > most);
+            landed += u32::from(running.until(|| journal(&volume).committed.len() > most));
             running.kill();
             let now = journal(&volume).committed.len();
             assert!(now >= most, "a committed layer was lost");
             most = now;
         }
+        assert!(landed > 0, "every build ended before it could be killed");
         resume(&served, &journal(&volume).committed);
     });
 }
 
-#[test]
+#[case]
 fn signals_leave_a_volume_that_resumes() {
     isolated(&[], || {
         for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
@@ -175,7 +183,7 @@ fn signals_leave_a_volume_that_resumes() {
     });
 }
 
-#[test]
+#[case]
 fn a_second_signal_ends_at_once() {
     isolated(&[], || {
         let served = Served::new([image(3)]);
@@ -198,7 +206,7 @@ fn a_second_signal_ends_at_once() {
     });
 }
 
-#[test]
+#[case]
 fn after_a_reboot_only_synced_layers_count() {
     isolated(&[], || {
         let served = Served::new([image(5)]);
@@ -224,7 +232,7 @@ fn after_a_reboot_only_synced_layers_count() {
     });
 }
 
-#[test]
+#[case]
 fn after_a_reboot_nothing_unsynced_counts() {
     isolated(&[], || {
         let served = Served::new([image(4)]);
@@ -238,7 +246,7 @@ fn after_a_reboot_nothing_unsynced_counts() {
     });
 }
 
-#[test]
+#[case]
 fn a_torn_journal_ends_where_it_is_torn() {
     isolated(&[], || {
         let served = Served::new([image(4)]);
@@ -253,7 +261,7 @@ fn a_torn_journal_ends_where_it_is_torn() {
     });
 }
 
-#[test]
+#[case]
 fn a_journal_of_noise_counts_for_nothing() {
     isolated(&[], || {
         let served = Served::new([image(3)]);
@@ -263,7 +271,7 @@ fn a_journal_of_noise_counts_for_nothing() {
     });
 }
 
-#[test]
+#[case]
 fn a_second_builder_is_turned_away_at_once() {
     isolated(&[], || {
         let served = Served::new([image(3)]);
@@ -279,7 +287,7 @@ fn a_second_builder_is_turned_away_at_once() {
     });
 }
 
-#[test]
+#[case]
 fn directories_of_others_are_not_touched() {
     isolated(&[], || {
         let served = Served::new([image(2)]);
@@ -311,7 +319,7 @@ fn directories_of_others_are_not_touched() {
     });
 }
 
-#[test]
+#[case]
 fn a_volume_of_another_job_is_not_touched() {
     isolated(&[], || {
         let served = Served::new([image(3), image(2)]);
@@ -342,7 +350,7 @@ fn a_volume_of_another_job_is_not_touched() {
     });
 }
 
-#[test]
+#[case]
 fn a_sealed_volume_answers_its_job_without_a_write_or_a_request() {
     isolated(&[], || {
         let served = Served::new([image(3)]);
@@ -363,7 +371,7 @@ fn a_sealed_volume_answers_its_job_without_a_write_or_a_request() {
     });
 }
 
-#[test]
+#[case]
 fn a_tag_that_moves_between_two_runs_stays_what_it_was() {
     isolated(&[], || {
         let mut served = Served::new([image(3)]);
@@ -376,7 +384,7 @@ fn a_tag_that_moves_between_two_runs_stays_what_it_was() {
     });
 }
 
-#[test]
+#[case]
 fn a_deadline_ends_with_75_and_leaves_a_volume_that_resumes() {
     isolated(&[], || {
         let served = Served::new([image(3)]);
@@ -392,7 +400,7 @@ fn a_deadline_ends_with_75_and_leaves_a_volume_that_resumes() {
     });
 }
 
-#[test]
+#[case]
 fn the_result_file_is_one_short_line() {
     isolated(&[], || {
         let served = Served::new([image(2)]);
@@ -449,7 +457,7 @@ fn committed(volume: &Path) -> Vec<Value> {
     lines.map(|line| line["committed"]["layer"].clone()).filter(|layer| !layer.is_null()).collect()
 }
 
-#[test]
+#[case]
 fn layers_that_the_disk_lost_are_fetched_again() {
     isolated(&[], || {
         for format in ["overlay", "erofs"] {
@@ -478,7 +486,7 @@ fn layers_that_the_disk_lost_are_fetched_again() {
     });
 }
 
-#[test]
+#[case]
 fn a_layer_that_cannot_be_reused_any_more_is_fetched_by_the_next_run() {
     isolated(&[], || {
         let layer = |seed: u64| {

@@ -116,7 +116,7 @@ fn both_end(mut first: Running, mut second: Running) {
     assert_eq!(second.code_within(SOON), Some(0));
 }
 
-#[test]
+#[case]
 fn only_what_is_new_is_fetched() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2]), image(&[0, 1, 3])]);
@@ -134,7 +134,7 @@ fn only_what_is_new_is_fetched() {
     });
 }
 
-#[test]
+#[case]
 fn a_reused_volume_is_the_fetched_one() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2, 1])]);
@@ -156,7 +156,7 @@ fn image_of(volume: &Path, layer: &Layer) -> (u64, u64) {
     (facts.ino(), facts.nlink())
 }
 
-#[test]
+#[case]
 fn images_are_shared_by_copies() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2]), image(&[3, 1, 2]), image(&[0, 2])]);
@@ -208,7 +208,7 @@ fn images_are_shared_by_copies() {
     });
 }
 
-#[test]
+#[case]
 fn builds_at_the_same_time_fetch_once() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2, 3])]);
@@ -236,7 +236,7 @@ fn holds(shared: &Shared, name: &str) -> Running {
     running
 }
 
-#[test]
+#[case]
 fn a_killed_holder_is_succeeded() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2])]);
@@ -257,7 +257,7 @@ fn a_killed_holder_is_succeeded() {
     });
 }
 
-#[test]
+#[case]
 fn a_waiter_can_be_interrupted() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1])]);
@@ -271,7 +271,7 @@ fn a_waiter_can_be_interrupted() {
     });
 }
 
-#[test]
+#[case]
 fn a_volume_that_is_gone_is_done_without() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1])]);
@@ -290,7 +290,7 @@ fn a_volume_that_is_gone_is_done_without() {
     });
 }
 
-#[test]
+#[case]
 fn a_volume_removed_while_it_is_read_is_done_without() {
     isolated(&[], || {
         let big = Layer::from(LayerBuilder::new().file("f", vec![b'x'; 48 << 20]).gzip());
@@ -301,14 +301,15 @@ fn a_volume_removed_while_it_is_read_is_done_without() {
         let mut command = shared.build("b", 0);
         let mut running = Running::of(command.stdout(events).stderr(Stdio::null()).spawn().unwrap());
         // Without regard for the lease, and whenever that falls: before, amid or after the reading.
-        running.until(|| fs::read_to_string(&output).is_ok_and(|text| text.contains("layer_started")));
+        let started = || fs::read_to_string(&output).is_ok_and(|text| text.contains("layer_started"));
+        assert!(running.until(started), "the build ended before it started a layer");
         fs::remove_dir_all(shared.volume("a")).unwrap();
         assert_eq!(running.code_within(SOON), Some(0));
         succeed(larder().arg("verify").arg(shared.volume("b")));
     });
 }
 
-#[test]
+#[case]
 fn a_corrupt_copy_is_found_and_fetched() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1])]);
@@ -329,7 +330,7 @@ fn a_corrupt_copy_is_found_and_fetched() {
     });
 }
 
-#[test]
+#[case]
 fn lies_cost_a_read_at_most() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1, 2, 3, 4]), image(&[9])]);
@@ -369,7 +370,7 @@ fn lies_cost_a_read_at_most() {
     });
 }
 
-#[test]
+#[case]
 fn crossed_orders_end() {
     isolated(&[], || {
         // The larger blob comes first, so each gets the layer that is above the one the other gets.
@@ -389,7 +390,7 @@ fn crossed_orders_end() {
     });
 }
 
-#[test]
+#[case]
 fn a_confined_build_reuses_too() {
     isolated(&[], || {
         let shared = Shared::new([image(&[0, 1])]);
@@ -402,7 +403,7 @@ fn a_confined_build_reuses_too() {
     });
 }
 
-#[test]
+#[case]
 fn a_volume_elsewhere_is_refused() {
     let shared = Shared::new([image(&[0])]);
     let mut command = larder();

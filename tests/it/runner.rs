@@ -203,7 +203,7 @@ fn process_of(volume: &Path) -> Option<Pid> {
     pid.map(Pid::from_raw)
 }
 
-#[test]
+#[case]
 fn a_private_image_is_sealed_and_no_secret_shows() {
     isolated(&[], || {
         let host = Host::new(image(3));
@@ -243,7 +243,7 @@ fn a_private_image_is_sealed_and_no_secret_shows() {
     });
 }
 
-#[test]
+#[case]
 fn secrets_that_give_no_credential_are_told_in_the_same_words() {
     isolated(&[], || {
         let host = Host::new(image(1));
@@ -288,7 +288,7 @@ fn secrets_that_give_no_credential_are_told_in_the_same_words() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_stopped_can_be_resumed() {
     isolated(&[], || {
         let host = Host::new(image(4));
@@ -320,7 +320,7 @@ impl Host {
     }
 }
 
-#[test]
+#[case]
 fn a_builder_that_is_killed_has_died() {
     isolated(&[], || {
         let host = Host::new(image(2));
@@ -337,7 +337,7 @@ fn a_builder_that_is_killed_has_died() {
     });
 }
 
-#[test]
+#[case]
 fn a_builder_that_takes_too_much_memory_is_killed() {
     isolated(&[Need::MemoryCgroup], || {
         let mut host = Host::new(image(2));
@@ -352,7 +352,7 @@ fn a_builder_that_takes_too_much_memory_is_killed() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_no_builder_is_killed() {
     isolated(&[], || {
         for (script, said) in [
@@ -372,7 +372,7 @@ fn what_is_no_builder_is_killed() {
     });
 }
 
-#[test]
+#[case]
 fn a_builder_that_does_not_obey_is_killed() {
     isolated(&[], || {
         let host =
@@ -404,7 +404,7 @@ fn a_builder_that_does_not_obey_is_killed() {
     });
 }
 
-#[test]
+#[case]
 fn plans_are_reports_or_failures() {
     isolated(&[], || {
         let host = Host::new(image(2));
@@ -445,7 +445,7 @@ fn plans_are_reports_or_failures() {
     });
 }
 
-#[test]
+#[case]
 fn a_new_daemon_finds_no_secrets_of_an_old_one() {
     isolated(&[], || {
         let host = Host::new(image(1));

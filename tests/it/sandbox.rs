@@ -189,12 +189,12 @@ fn run(uid: u32, probe: &Path, role: &str, paths: &[&Path; 3], port: u16) -> Str
     succeed(&mut command)
 }
 
-#[test]
+#[case]
 fn root_is_held_by_every_wall() {
     isolated(&[], || compare(0, &[]));
 }
 
-#[test]
+#[case]
 fn an_ordinary_user_is_held_by_every_wall() {
     isolated(&[], || compare(NOBODY, UNPRIVILEGED));
 }

@@ -38,7 +38,7 @@ fn stage(daemon: &Daemon, registry: &Registry, image: &str) -> Value {
     })
 }
 
-#[test]
+#[case]
 fn the_vendors_sdk() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -60,7 +60,7 @@ fn the_vendors_sdk() {
     });
 }
 
-#[test]
+#[case]
 fn a_quota_holds() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -72,7 +72,7 @@ fn a_quota_holds() {
     });
 }
 
-#[test]
+#[case]
 fn fifty_image_caches_at_once() {
     isolated(NEEDS, || {
         let registry = Registry::open();
@@ -96,7 +96,7 @@ fn one_registry_for_all(dir: &Path, registry: &Registry) -> String {
     format!("registry.certs_d = '{}'\n", dir.display())
 }
 
-#[test]
+#[case]
 fn nothing_that_a_fuzzer_sends_is_a_fault_of_ours() {
     isolated(NEEDS, || {
         let registry = Registry::open();

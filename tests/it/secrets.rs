@@ -25,7 +25,7 @@ fn auths(host: &str, password: &str) -> String {
     json!({"auths": {host: {"auth": auth}}}).to_string()
 }
 
-#[test]
+#[case]
 fn a_pod_pulls_with_its_secrets_in_order() {
     isolated(NEEDS, || {
         let registry = Registry::with_password();

@@ -36,7 +36,7 @@ fn status(daemon: &Daemon, tenant: Tenant) -> u16 {
     daemon.ask(tenant, "GET", "/v5/imagecaches", None).0.status
 }
 
-#[test]
+#[case]
 fn tls_with_an_authority_of_ones_own() {
     isolated(&[Need::Program("openssl")], || {
         let dir = tempfile::tempdir().unwrap();
@@ -78,7 +78,7 @@ fn tls_with_an_authority_of_ones_own() {
     });
 }
 
-#[test]
+#[case]
 fn tenants_come_and_go_with_sighup() {
     isolated(&[], || {
         let daemon = Daemon::start(&[A], ROOMY);
@@ -103,7 +103,7 @@ fn fill(path: &Path) {
     );
 }
 
-#[test]
+#[case]
 fn a_full_disk_of_the_state_is_told_and_heals() {
     isolated(&[Need::Program("docker-registry")], || {
         let registry = Registry::open();

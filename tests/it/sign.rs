@@ -91,7 +91,7 @@ fn bare_statement(volume: &Path) -> String {
     format!("larder cache.json 1\n{}\n", Digest::sha256(&fs::read(volume.join("cache.json")).unwrap()))
 }
 
-#[test]
+#[case]
 fn openssl_and_larder_take_each_others_keys_and_signatures() {
     isolated(&[OPENSSL], || {
         let served = Served::new([image()]);
@@ -262,17 +262,17 @@ fn believed(form: LayerFormat) {
     });
 }
 
-#[test]
+#[case]
 fn directories_of_layers_are_signed() {
     believed(LayerFormat::Overlay);
 }
 
-#[test]
+#[case]
 fn images_of_layers_are_signed() {
     believed(LayerFormat::Erofs);
 }
 
-#[test]
+#[case]
 fn a_sealed_volume_is_signed_already_or_never() {
     isolated(&[], || {
         let served = Served::new([image()]);
@@ -322,7 +322,7 @@ fn a_sealed_volume_is_signed_already_or_never() {
 }
 
 /// The machine may stop at any call: what is sealed then is signed.
-#[test]
+#[case]
 fn killed_at_every_call_of_the_seal() {
     isolated(&[Need::Program("strace")], || {
         let served = Served::new([image()]);
@@ -369,7 +369,7 @@ fn killed_at_every_call_of_the_seal() {
 }
 
 /// A signature that an interrupted build left is not that of another build.
-#[test]
+#[case]
 fn what_an_interrupted_build_signed_does_not_stay() {
     isolated(&[], || {
         let served = Served::new([image()]);
@@ -392,7 +392,7 @@ fn what_an_interrupted_build_signed_does_not_stay() {
     });
 }
 
-#[test]
+#[case]
 fn the_private_key_is_nowhere() {
     isolated(&[], || {
         let served = Served::new([image()]);
@@ -434,7 +434,7 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-#[test]
+#[case]
 fn archives_are_signed_when_they_are_imported() {
     isolated(&[Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);
@@ -474,7 +474,7 @@ fn archives_are_signed_when_they_are_imported() {
     });
 }
 
-#[test]
+#[case]
 fn the_caches_of_a_daemon_are_signed() {
     isolated(&[], || {
         const TEAM: Tenant = Tenant("team");

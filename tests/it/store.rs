@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
@@ -25,8 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 type Acknowledged = BTreeMap<CacheId, Option<u64>>;
 
 /// The process that is killed: writes for ever and says what was answered.
-#[test]
-#[ignore = "the child of the tests that kill it"]
+#[case(hidden)]
 fn writer() {
     let Some(path) = env::var_os(DATABASE) else { return };
     let path = PathBuf::from(path);
@@ -60,8 +59,8 @@ fn say(line: &str) {
 
 /// Starts a writer, kills it (SIGKILL) once `when` says so of the answers it has heard of, and notes what was answered.
 fn killed(path: &Path, acknowledged: &mut Acknowledged, mut when: impl FnMut(usize) -> bool) {
-    let mut child = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "store::writer", "--ignored", "--nocapture"])
+    let mut child = larder_testing::runner::command("store::writer")
+        .unwrap()
         .env(DATABASE, path)
         .stdout(Stdio::piped())
         .spawn()
@@ -123,7 +122,7 @@ fn check(path: &Path, acknowledged: &mut Acknowledged) {
     });
 }
 
-#[test]
+#[case]
 fn what_was_answered_outlives_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("larder.db");
@@ -135,7 +134,7 @@ fn what_was_answered_outlives_a_kill() {
     assert!(acknowledged.len() > 24);
 }
 
-#[test]
+#[case]
 fn a_kill_while_the_database_is_made() {
     for file in ["larder.db.new", "larder.db.new-journal", "larder.db", "larder.db-wal"] {
         for _ in 0..4 {
@@ -148,12 +147,12 @@ fn a_kill_while_the_database_is_made() {
     }
 }
 
-#[test]
+#[case]
 fn a_full_tmpfs() {
     isolated(&[], || full(&FileSystem::new(Kind::Tmpfs, 4 << 20)));
 }
 
-#[test]
+#[case]
 fn a_full_ext4() {
     isolated(&[Need::Program("mkfs.ext4")], || full(&FileSystem::new(Kind::Ext4 { inodes: 64 }, 8 << 20)));
 }

@@ -73,7 +73,7 @@ fn checksums() -> BTreeMap<(String, String), String> {
         .collect()
 }
 
-#[test]
+#[case]
 fn bill_of_materials_lists_what_is_linked_and_no_path() {
     if !installed("cargo-cyclonedx") {
         return;
@@ -167,7 +167,7 @@ impl Package {
     }
 }
 
-#[test]
+#[case]
 fn release_environment_gives_the_same_program_in_two_directories() {
     let dir = TempDir::new().unwrap();
     let packages = ["one", "two/of/another/length"].map(|name| Package::new(dir.path().join(name)));
@@ -186,7 +186,7 @@ fn release_environment_gives_the_same_program_in_two_directories() {
     }
 }
 
-#[test]
+#[case]
 fn release_environment_refuses_a_path_that_flags_cannot_hold() {
     let dir = TempDir::new().unwrap();
     let package = Package::new(dir.path().join("with space"));

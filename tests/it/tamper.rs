@@ -172,7 +172,7 @@ fn each(cases: &'static [Case]) {
     });
 }
 
-#[test]
+#[case]
 fn files_of_a_layer() {
     each(&[
         ("content bit", &["BASE", "etc/passwd"], |v| flip(&v.base("etc/passwd"), 3)),
@@ -265,7 +265,7 @@ fn files_of_a_layer() {
     ]);
 }
 
-#[test]
+#[case]
 fn what_hides_and_what_was_settled() {
     each(&[
         ("missing whiteout", &["TOP", "gone/file"], |v| {
@@ -306,7 +306,7 @@ fn what_hides_and_what_was_settled() {
     ]);
 }
 
-#[test]
+#[case]
 fn files_beside_the_layers() {
     each(&[
         ("tar-split changed", &["BASE"], |v| flip(&v.tar_split(0), 40)),
@@ -369,7 +369,7 @@ fn files_beside_the_layers() {
     ]);
 }
 
-#[test]
+#[case]
 fn statements_of_the_seal() {
     each(&[
         ("digest", &["cache.json", "digest"], |v| {
@@ -424,7 +424,7 @@ fn statements_of_the_seal() {
     ]);
 }
 
-#[test]
+#[case]
 fn without_tar_split_there_is_nothing_to_verify_with() {
     isolated(&[], || {
         let served = Served::new([image()]);

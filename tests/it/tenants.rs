@@ -40,7 +40,7 @@ fn until(daemon: &Daemon, what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-#[test]
+#[case]
 fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -77,7 +77,7 @@ fn layers_are_reused_within_a_tenant_and_by_nobody_else() {
     });
 }
 
-#[test]
+#[case]
 fn a_workload_is_matched_by_tag_and_by_digest() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -104,7 +104,7 @@ fn a_workload_is_matched_by_tag_and_by_digest() {
     });
 }
 
-#[test]
+#[case]
 fn pull_secrets_of_no_use_are_told_in_the_same_words() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
@@ -155,7 +155,7 @@ fn pull_secrets_of_no_use_are_told_in_the_same_words() {
     });
 }
 
-#[test]
+#[case]
 fn a_pull_secret_that_the_service_manager_loads() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let registry = registry::Registry::with_password();
@@ -176,7 +176,7 @@ fn a_pull_secret_that_the_service_manager_loads() {
     });
 }
 
-#[test]
+#[case]
 fn caches_that_are_built_at_once_fetch_once() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -196,7 +196,7 @@ fn caches_that_are_built_at_once_fetch_once() {
     });
 }
 
-#[test]
+#[case]
 fn a_stop_leaves_what_the_next_start_goes_on_with() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -228,7 +228,7 @@ fn a_stop_leaves_what_the_next_start_goes_on_with() {
     });
 }
 
-#[test]
+#[case]
 fn a_refresh_fetches_what_changed_and_keeps_the_id() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -274,7 +274,7 @@ fn a_refresh_fetches_what_changed_and_keeps_the_id() {
     });
 }
 
-#[test]
+#[case]
 fn what_does_not_fit_and_who_asks_too_often() {
     isolated(&[], || {
         let registry = Registry::spawn();
@@ -296,7 +296,7 @@ fn what_does_not_fit_and_who_asks_too_often() {
     });
 }
 
-#[test]
+#[case]
 fn an_order_of_a_tenant_does_not_reach_the_host() {
     isolated(&[], || {
         let mut registry = Registry::spawn();
@@ -335,7 +335,7 @@ fn an_order_of_a_tenant_does_not_reach_the_host() {
     });
 }
 
-#[test]
+#[case]
 fn a_registry_that_dribbles_does_not_hold_all_builders() {
     isolated(&[], || {
         let (mut slow, mut fast) = (Registry::spawn(), Registry::spawn());

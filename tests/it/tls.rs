@@ -11,7 +11,7 @@ use crate::harness::{Need, exits, isolated, larder, succeed};
 
 const NEEDS: &[Need] = &[Need::Program("docker-registry"), Need::Program("openssl")];
 
-#[test]
+#[case]
 fn an_authority_and_a_client_certificate_of_ones_own() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();

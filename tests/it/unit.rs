@@ -55,7 +55,7 @@ fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
 
-#[test]
+#[case]
 fn systemd_understands_every_line() {
     isolated(&[Need::Program("systemd-analyze")], || {
         let dir = tempfile::tempdir().unwrap();
@@ -69,7 +69,7 @@ fn systemd_understands_every_line() {
     });
 }
 
-#[test]
+#[case]
 fn it_is_exposed_no_more_than_said() {
     isolated(&[Need::Program("systemd-analyze")], || {
         let dir = tempfile::tempdir().unwrap();
@@ -93,7 +93,7 @@ fn with_its_capabilities() -> Vec<String> {
         .into()
 }
 
-#[test]
+#[case]
 fn its_capabilities_are_enough() {
     isolated(&[Need::Program("setpriv"), Need::Program("busybox")], || {
         let image = demanding();
@@ -126,7 +126,7 @@ fn its_capabilities_are_enough() {
     });
 }
 
-#[test]
+#[case]
 fn its_capabilities_are_enough_for_disks() {
     isolated(&[Need::Program("setpriv"), Need::Program("busybox"), Need::Program("mkfs.ext4")], || {
         let served = Served::new([demanding()]);
@@ -142,7 +142,7 @@ fn its_capabilities_are_enough_for_disks() {
     });
 }
 
-#[test]
+#[case]
 fn its_capabilities_are_enough_to_end_a_builder() {
     isolated(&[Need::Program("setpriv")], || {
         let served = Served::new([slow()]);

@@ -55,7 +55,7 @@ fn onto(served: &Served, device: &Device, size: u64) -> Command {
     command
 }
 
-#[test]
+#[case]
 fn an_empty_device_becomes_a_volume() {
     with_disks(|| {
         let served = Served::new([image(3, 400)]);
@@ -80,7 +80,7 @@ fn an_empty_device_becomes_a_volume() {
     });
 }
 
-#[test]
+#[case]
 fn an_interrupted_build_goes_on() {
     with_disks(|| {
         let served = Served::new([image(4, 400)]);
@@ -98,7 +98,7 @@ fn an_interrupted_build_goes_on() {
     });
 }
 
-#[test]
+#[case]
 fn a_device_that_holds_something_is_not_touched() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -134,7 +134,7 @@ fn a_device_that_holds_something_is_not_touched() {
     });
 }
 
-#[test]
+#[case]
 fn a_mounted_file_system_is_a_volume_of_its_size() {
     with_disks(|| {
         let served = Served::new([image(3, 400)]);
@@ -167,7 +167,7 @@ fn a_mounted_file_system_is_a_volume_of_its_size() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_volume_does_not_take_a_device_for_a_directory() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);

@@ -28,8 +28,8 @@ fn resumed(served: &Served, volume: &Path) -> BTreeSet<Digest> {
     fetched.map(|layer| layer.digest.clone()).collect()
 }
 
-/// Kills keeper or filler when `count` events of a kind were told, and resumes.
-fn killed(served: &Served, filler: bool, kind: &str, count: usize) {
+/// Kills keeper or filler after `count` events of a kind, and resumes. Returns false if the build ended before.
+fn killed(served: &Served, filler: bool, kind: &str, count: usize) -> bool {
     let volume = served.volume();
     let _ = fs::remove_dir_all(&volume);
     let mut filling = Filling::start(&mut build(served, &volume, SIZE), served.beside("events"));
@@ -59,36 +59,41 @@ fn killed(served: &Served, filler: bool, kind: &str, count: usize) {
             "{fetched:?} of {count} committed"
         );
     }
+    in_time
 }
 
-#[test]
+#[case]
 fn killed_at_every_stage() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 400)]);
         for filler in [false, true] {
             for kind in ["started", "planned", "sealed", "result"] {
-                killed(&served, filler, kind, 1);
+                assert!(killed(&served, filler, kind, 1) || kind == "result", "{kind}: the build had ended");
             }
+            let mut landed = 0;
             for count in 1..=usize::try_from(LAYERS).unwrap() {
-                killed(&served, filler, "layer_committed", count);
+                landed += u32::from(killed(&served, filler, "layer_committed", count));
             }
+            assert!(landed > 0, "every build ended before it could be killed");
         }
     });
 }
 
-#[test]
+#[case]
 fn killed_while_the_disk_is_made() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
         let volume = served.volume();
+        let mut landed = 0;
         for place in ["", ".larder", ".larder/disk.img", "disk.img"] {
             let mut filling = Filling::start(&mut build(&served, &volume, SIZE), served.beside("events"));
-            filling.keeper.until(|| volume.join(place).exists());
+            landed += u32::from(filling.keeper.until(|| volume.join(place).exists()));
             filling.keeper.kill();
             resumed(&served, &volume);
             let_go(&volume);
             fs::remove_dir_all(&volume).unwrap();
         }
+        assert!(landed > 0, "every build ended before it could be killed");
     });
 }
 
@@ -118,7 +123,7 @@ fn power_cut(served: &Served, name: &str) -> PathBuf {
     copy
 }
 
-#[test]
+#[case]
 fn signals_leave_a_disk_that_resumes() {
     with_disks(|| {
         for (signal, code) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
@@ -133,7 +138,7 @@ fn signals_leave_a_disk_that_resumes() {
     });
 }
 
-#[test]
+#[case]
 fn after_a_power_cut_only_what_was_synced_counts() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 100)]);
@@ -146,7 +151,7 @@ fn after_a_power_cut_only_what_was_synced_counts() {
     });
 }
 
-#[test]
+#[case]
 fn after_a_power_cut_nothing_else_counts() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 100)]);
@@ -158,7 +163,7 @@ fn after_a_power_cut_nothing_else_counts() {
 }
 
 /// What was synced and is damaged all the same: the disk itself is not to be trusted, and begins anew.
-#[test]
+#[case]
 fn a_damaged_layer_after_a_power_cut_is_found() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 100)]);
@@ -184,7 +189,7 @@ fn a_damaged_layer_after_a_power_cut_is_found() {
 }
 
 /// Copies that are taken at any time, block after block while the disk is written: no state that a disk ever had.
-#[test]
+#[case]
 fn copies_taken_in_mid_build_resume_or_are_refused() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 2000)]);
@@ -193,7 +198,7 @@ fn copies_taken_in_mid_build_resume_or_are_refused() {
             let _ = fs::remove_dir_all(served.volume());
             let mut command = build(&served, &served.volume(), SIZE);
             let mut filling = Filling::start(command.args(["--limit-rate", limit]), served.beside("events"));
-            filling.keeper.until(|| served.volume().join("disk.img").exists());
+            assert!(filling.keeper.until(|| served.volume().join("disk.img").exists()));
             while !filling.keeper.has_ended() && copies.len() < 24 {
                 copies.push(power_cut(&served, &format!("copy-{}", copies.len())));
             }
@@ -213,7 +218,7 @@ fn copies_taken_in_mid_build_resume_or_are_refused() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_whose_file_system_is_broken_begins_anew() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 100)]);
@@ -228,7 +233,7 @@ fn a_disk_whose_file_system_is_broken_begins_anew() {
     });
 }
 
-#[test]
+#[case]
 fn a_second_builder_is_turned_away() {
     with_disks(|| {
         let served = Served::new([image(LAYERS, 100)]);

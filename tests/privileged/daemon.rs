@@ -46,7 +46,7 @@ fn gone(daemon: &Daemon, id: &str) {
     }
 }
 
-#[test]
+#[case]
 fn from_order_to_deletion() {
     with_disks(|| {
         let mut registry = Registry::spawn();
@@ -99,7 +99,7 @@ fn from_order_to_deletion() {
     });
 }
 
-#[test]
+#[case]
 fn a_daemon_that_is_killed_goes_on_with_the_disk() {
     with_disks(|| {
         let mut registry = Registry::spawn();
@@ -128,7 +128,7 @@ fn a_daemon_that_is_killed_goes_on_with_the_disk() {
 }
 
 /// An exported disk becomes a cache on another host, which has no registry and makes disks too.
-#[test]
+#[case]
 fn an_exported_disk_is_imported_by_another_daemon() {
     let needs = ["docker-registry", "podman", "busybox"].map(Need::Program);
     isolated(&[&TOOLS[..], &needs].concat(), || {
@@ -169,7 +169,7 @@ fn an_exported_disk_is_imported_by_another_daemon() {
     });
 }
 
-#[test]
+#[case]
 fn a_container_starts_from_the_disk_of_a_daemon() {
     let needs = ["docker-registry", "podman", "busybox"].map(Need::Program);
     isolated(&[&TOOLS[..], &needs].concat(), || {

@@ -40,7 +40,7 @@ fn described(volume: &Path) -> Value {
     serde_json::from_slice(&fs::read(volume.join("image.json")).unwrap()).unwrap()
 }
 
-#[test]
+#[case]
 fn a_container_runs_from_a_sealed_disk() {
     let needs = [
         Need::Program("docker-registry"),
@@ -95,7 +95,7 @@ fn a_container_runs_from_a_sealed_disk() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_holds_what_a_directory_does() {
     with_disks(|| {
         let served = Served::new([image(4, 300)]);
@@ -121,7 +121,7 @@ fn a_disk_holds_what_a_directory_does() {
     });
 }
 
-#[test]
+#[case]
 fn the_same_job_again_writes_nothing_and_another_is_refused() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
@@ -141,7 +141,7 @@ fn the_same_job_again_writes_nothing_and_another_is_refused() {
     });
 }
 
-#[test]
+#[case]
 fn events_are_those_of_any_build_and_the_seal_comes_last() {
     with_disks(|| {
         let served = Served::new([image(3, 100)]);
@@ -160,7 +160,7 @@ fn events_are_those_of_any_build_and_the_seal_comes_last() {
     });
 }
 
-#[test]
+#[case]
 fn a_job_names_the_kind_too() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -178,7 +178,7 @@ fn a_job_names_the_kind_too() {
     });
 }
 
-#[test]
+#[case]
 fn a_shrunk_disk_is_as_large_as_what_it_holds() {
     with_disks(|| {
         let served = Served::new([image(3, 4000)]);
@@ -203,7 +203,7 @@ fn a_shrunk_disk_is_as_large_as_what_it_holds() {
     });
 }
 
-#[test]
+#[case]
 fn a_sparse_disk_takes_what_it_needs() {
     with_disks(|| {
         let served = Served::new([image(2, 1000)]);
@@ -217,7 +217,7 @@ fn a_sparse_disk_takes_what_it_needs() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_is_named_after_its_volume_and_job() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -238,7 +238,7 @@ fn a_disk_is_named_after_its_volume_and_job() {
     });
 }
 
-#[test]
+#[case]
 fn from_inside_its_own_directory() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -250,7 +250,7 @@ fn from_inside_its_own_directory() {
     });
 }
 
-#[test]
+#[case]
 fn without_e2fsprogs_it_says_so() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -265,7 +265,7 @@ fn without_e2fsprogs_it_says_so() {
     });
 }
 
-#[test]
+#[case]
 fn without_the_right_to_mount_it_says_so() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);

@@ -43,7 +43,7 @@ fn left(volume: &Path) -> (u64, u64) {
     (number("Free blocks:") * 4096, number("Free inodes:"))
 }
 
-#[test]
+#[case]
 fn to_the_last_block_of_256_mib() {
     with_disks(|| {
         // One after the other, the largest first: the last does not fit.
@@ -66,7 +66,7 @@ fn to_the_last_block_of_256_mib() {
     });
 }
 
-#[test]
+#[case]
 fn to_the_last_block_of_1_gib() {
     with_disks(|| {
         let layers: Vec<Layer> = (0..12).map(|seed| large(seed, 90)).collect();
@@ -79,7 +79,7 @@ fn to_the_last_block_of_1_gib() {
 }
 
 /// How much really goes into a disk: nothing is wasted but inode tables and a few blocks.
-#[test]
+#[case]
 fn almost_all_of_a_disk_is_for_content() {
     with_disks(|| {
         let fits = |mib: usize| {
@@ -94,7 +94,7 @@ fn almost_all_of_a_disk_is_for_content() {
     });
 }
 
-#[test]
+#[case]
 fn to_the_last_inode() {
     with_disks(|| {
         // 256 MiB have 32768 inodes.
@@ -110,7 +110,7 @@ fn to_the_last_inode() {
     });
 }
 
-#[test]
+#[case]
 fn a_smaller_size_is_refused_for_a_disk_that_is_there() {
     with_disks(|| {
         let served = Served::new([Image::builder(Format::Oci).layers([large(1, 30), large(2, 60)]).build()]);
@@ -123,7 +123,7 @@ fn a_smaller_size_is_refused_for_a_disk_that_is_there() {
 }
 
 /// An attribute that ext4 cannot store is refused with the same error as a full disk, and is none.
-#[test]
+#[case]
 fn an_attribute_too_large_for_ext4_is_not_taken_for_a_full_disk() {
     with_disks(|| {
         let layer = LayerBuilder::new().xattr("user.large", vec![b'x'; 20_000]).file("f", "f").gzip();

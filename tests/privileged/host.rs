@@ -12,7 +12,7 @@ use crate::served::{MIB, SIZE, build, image, let_go, with_disks};
 
 const HOST: Kind = Kind::Ext4 { inodes: 1000 };
 
-#[test]
+#[case]
 fn a_disk_that_cannot_be_reserved_is_refused_at_once() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
@@ -27,7 +27,7 @@ fn a_disk_that_cannot_be_reserved_is_refused_at_once() {
     });
 }
 
-#[test]
+#[case]
 fn a_sparse_disk_on_a_full_host_is_never_sealed() {
     with_disks(|| {
         let served = Served::new([image(4, 8 << 10)]);
@@ -50,7 +50,7 @@ fn a_sparse_disk_on_a_full_host_is_never_sealed() {
     });
 }
 
-#[test]
+#[case]
 fn a_file_system_without_direct_io_is_told() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);

@@ -11,7 +11,7 @@ use crate::harness::served::{Served, change_times, random};
 use crate::harness::{exits, larder, succeed};
 use crate::served::{MIB, SIZE, build, image, let_go, with_disks};
 
-#[test]
+#[case]
 fn directories_of_others_are_not_touched() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -47,7 +47,7 @@ fn directories_of_others_are_not_touched() {
     });
 }
 
-#[test]
+#[case]
 fn links_in_the_place_of_directory_and_disk_are_not_followed() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -85,7 +85,7 @@ fn links_in_the_place_of_directory_and_disk_are_not_followed() {
     });
 }
 
-#[test]
+#[case]
 fn a_foreign_disk_is_neither_formatted_nor_mounted() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);
@@ -123,7 +123,7 @@ fn a_foreign_disk_is_neither_formatted_nor_mounted() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_said_beside_a_disk_must_hold() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
@@ -180,7 +180,7 @@ fn what_is_said_beside_a_disk_must_hold() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_that_is_attached_elsewhere_is_refused() {
     with_disks(|| {
         let served = Served::new([image(1, 10)]);

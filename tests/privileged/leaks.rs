@@ -16,7 +16,7 @@ fn in_use() -> (usize, usize) {
     (loops, fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count())
 }
 
-#[test]
+#[case]
 fn fifty_failing_builds_leave_nothing() {
     with_disks(|| {
         let served = Served::new([image(3, 200)]);

@@ -1,9 +1,12 @@
 //! What takes root: volumes on disks of their own, filled to the last block, killed, cut off and tampered with.
 //!
-//! A machine without root, loop devices or a program that a test needs skips it with a message, and fails where
-//! `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
+//! A machine without root, loop devices or a program that a test needs reports it as ignored, or as
+//! failed if `LARDER_REQUIRE_ALL=1` is set, as `make test` does.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+#[macro_use]
+extern crate larder_test_case;
 
 #[path = "../it"]
 #[allow(dead_code, unused_imports, reason = "the harness of the other tests, of which these use a part")]
@@ -25,3 +28,7 @@ mod reuse;
 mod served;
 mod sign;
 mod slow;
+
+fn main() -> std::process::ExitCode {
+    larder_testing::runner::main()
+}

@@ -72,7 +72,7 @@ fn warnings(events: &[Value]) -> Vec<&str> {
     warnings.map(|event| event["message"].as_str().unwrap()).collect()
 }
 
-#[test]
+#[case]
 fn a_disk_takes_layers_from_another() {
     with_disks(|| {
         let shared = Shared::new(&[&[0, 1, 2], &[0, 1, 3]]);
@@ -94,7 +94,7 @@ fn a_disk_takes_layers_from_another() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_that_cannot_be_read_is_done_without() {
     with_disks(|| {
         let shared = Shared::new(&[&[0, 1]]);
@@ -125,7 +125,7 @@ fn a_disk_that_cannot_be_read_is_done_without() {
     });
 }
 
-#[test]
+#[case]
 fn two_disks_at_once_do_not_wait_for_each_other() {
     with_disks(|| {
         let shared = Shared::new(&[&[0, 1, 2], &[2, 1, 0]]);

@@ -26,7 +26,7 @@ fn verify(volume: &Path, key: &str) -> Command {
     verify
 }
 
-#[test]
+#[case]
 fn a_disk_and_what_lies_beside_it_are_signed() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);
@@ -61,7 +61,7 @@ fn a_disk_and_what_lies_beside_it_are_signed() {
     });
 }
 
-#[test]
+#[case]
 fn a_disk_that_was_killed_is_signed_when_it_is_done() {
     with_disks(|| {
         let served = Served::new([image(3, 100)]);
@@ -82,7 +82,7 @@ fn a_disk_that_was_killed_is_signed_when_it_is_done() {
     });
 }
 
-#[test]
+#[case]
 fn a_device_is_signed() {
     with_disks(|| {
         let served = Served::new([image(2, 100)]);

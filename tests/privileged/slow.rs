@@ -40,7 +40,7 @@ fn no_trap(what: &str, fresh: Duration, again: Duration) {
     assert!(again < 4 * fresh + Duration::from_secs(8), "{what}: {again:?}, a new disk: {fresh:?}");
 }
 
-#[test]
+#[case]
 fn a_disk_that_was_half_filled_is_filled_as_fast_as_a_new_one() {
     with_disks(|| {
         let served = Served::new([image()]);
@@ -65,7 +65,7 @@ fn a_disk_that_was_half_filled_is_filled_as_fast_as_a_new_one() {
     });
 }
 
-#[test]
+#[case]
 fn a_copy_that_turns_out_to_be_corrupt_does_not_slow_what_is_fetched() {
     with_disks(|| {
         let served = Served::new([image()]);

@@ -40,7 +40,7 @@ fn entry(image: &Image, more: Value) -> Value {
     entry
 }
 
-#[test]
+#[case]
 fn podman_and_containerd_pull_them_and_podman_runs_them_from_a_volume() {
     isolated(&["docker-registry", "busybox", "podman", "containerd", "ctr"].map(Need::Program), || {
         let registry = Registry::open();
@@ -80,7 +80,7 @@ fn podman_and_containerd_pull_them_and_podman_runs_them_from_a_volume() {
 }
 
 /// Overlayfs mounts 500 layers, and no runtime has another way.
-#[test]
+#[case]
 fn an_image_of_more_layers_than_can_be_mounted() {
     isolated(&[], || {
         let registry = Fake::spawn();

@@ -63,7 +63,7 @@ fn sparse_files(dir: &Path) {
 }
 
 /// GNU tar ends the map of each file with a region of length 0.
-#[test]
+#[case]
 fn sparse_files_of_gnu_tar() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();
@@ -108,7 +108,7 @@ fn sparse_files_of_gnu_tar() {
 }
 
 /// Nothing but a hole: no byte of it is read to prove it.
-#[test]
+#[case]
 fn holes_are_not_read() {
     isolated(&[REGISTRY], || {
         let builder =
@@ -136,7 +136,7 @@ fn holes_are_not_read() {
 }
 
 /// ext4 gives a file 65,000 names. An image of a layer has no such limit.
-#[test]
+#[case]
 fn more_hard_links_than_a_file_system_has() {
     isolated(&[REGISTRY], || {
         let mut layer = LayerBuilder::new().dir("d").file("d/first", "x");
@@ -161,7 +161,7 @@ fn more_hard_links_than_a_file_system_has() {
 }
 
 /// Podman without root packs what its overlay mount notes of itself into images.
-#[test]
+#[case]
 fn notes_of_an_overlay_mount_of_a_user() {
     isolated(NEEDS, || {
         let new = LayerBuilder::new;
@@ -202,7 +202,7 @@ fn notes_of_an_overlay_mount_of_a_user() {
     });
 }
 
-#[test]
+#[case]
 fn whiteouts_of_names_of_full_length() {
     isolated(NEEDS, || {
         let names: Vec<String> = (251..=255).map(|length| "n".repeat(length)).collect();

@@ -66,7 +66,7 @@ fn users() -> Vec<(String, String)> {
     vec![("anna".into(), "hunter2".into())]
 }
 
-#[test]
+#[case]
 fn odd_words_around_the_right_bytes() {
     isolated(&[], || {
         let bearer = || Auth::Bearer { users: users(), anonymous: false, uses: 99 };
@@ -90,7 +90,7 @@ fn odd_words_around_the_right_bytes() {
     });
 }
 
-#[test]
+#[case]
 fn docker_configs_of_which_nothing_is_needed() {
     isolated(&[], || {
         for (config, code) in [
@@ -111,7 +111,7 @@ fn docker_configs_of_which_nothing_is_needed() {
 }
 
 /// A mirror with other bytes is named by the digest of them, and the next host is asked.
-#[test]
+#[case]
 fn a_mirror_that_spoils_blobs() {
     isolated(&[], || {
         let (spoilt, truncated) = (Registry::spawn(), Registry::spawn());
@@ -151,7 +151,7 @@ fn a_mirror_that_spoils_blobs() {
 }
 
 /// The distribution specification: clients should show warnings of code 299 to the user.
-#[test]
+#[case]
 fn what_a_registry_wants_to_be_read() {
     isolated(&[], || {
         let bench = Bench::new();
@@ -163,7 +163,7 @@ fn what_a_registry_wants_to_be_read() {
     });
 }
 
-#[test]
+#[case]
 fn a_busy_mirror_is_passed_over() {
     isolated(&[], || {
         let (busy, bench) = (Registry::spawn(), Bench::new());

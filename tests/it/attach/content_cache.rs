@@ -101,7 +101,7 @@ fn drop_in() -> Table {
     fs::read_to_string(DROP_IN).unwrap().parse().unwrap()
 }
 
-#[test]
+#[case]
 fn each_layer_leads_to_an_attached_volume() {
     isolated(&[Need::Erofs], || {
         let served = Served::new([image("one"), image("two")]).with(LayerFormat::Erofs);
@@ -143,7 +143,7 @@ fn each_layer_leads_to_an_attached_volume() {
     });
 }
 
-#[test]
+#[case]
 fn volumes_for_different_snapshotters_keep_working() {
     isolated(&[Need::Erofs], || {
         let served = Served::new([image("one")]).with(LayerFormat::Erofs);
@@ -172,7 +172,7 @@ fn volumes_for_different_snapshotters_keep_working() {
     });
 }
 
-#[test]
+#[case]
 fn settings_name_what_the_node_can_do() {
     isolated(&[Need::Erofs], || {
         let served = Served::new([image("one")]).with(LayerFormat::Erofs);
@@ -196,7 +196,7 @@ fn settings_name_what_the_node_can_do() {
     });
 }
 
-#[test]
+#[case]
 fn images_that_differ_by_diff_id_are_named() {
     isolated(&[Need::Erofs], || {
         let lower = LayerBuilder::new().mode(0o700).dir("etc").gzip();
@@ -211,7 +211,7 @@ fn images_that_differ_by_diff_id_are_named() {
     });
 }
 
-#[test]
+#[case]
 fn what_cannot_work_is_refused_before_anything_is_changed() {
     isolated(&[Need::Erofs], || {
         let served = Served::new([image("one")]).with(LayerFormat::Erofs);

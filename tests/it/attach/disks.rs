@@ -40,7 +40,7 @@ fn place(disk: &Path, what: &str) -> u64 {
     digits.parse::<u64>().unwrap() * BLOCK
 }
 
-#[test]
+#[case]
 fn an_ext4_that_larder_did_not_make_is_not_mounted() {
     let needs = ["mkfs.ext4", "tune2fs", "dumpe2fs"].map(Need::Program);
     isolated(&needs, || {

@@ -33,7 +33,7 @@ fn kinds(served: &Served) -> Vec<PathBuf> {
     vec![directory, disk.clone(), disk.join("disk.img")]
 }
 
-#[test]
+#[case]
 fn a_volume_of_any_kind_is_attached_and_let_go() {
     isolated(&[Need::Erofs, Need::Program("mkfs.ext4")], || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -114,7 +114,7 @@ pub(super) fn exec_start(node: &Node) -> Command {
     boot
 }
 
-#[test]
+#[case]
 fn it_is_there_again_after_a_boot() {
     isolated(&[Need::Program("systemd-analyze"), Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);
@@ -137,7 +137,7 @@ fn it_is_there_again_after_a_boot() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_in_the_way_is_told_and_stays() {
     isolated(&[], || {
         let served = Served::new([image()]);
@@ -195,7 +195,7 @@ fn what_is_in_the_way_is_told_and_stays() {
     });
 }
 
-#[test]
+#[case]
 fn whoever_is_killed_in_between_can_go_on() {
     isolated(&[Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);

@@ -36,7 +36,7 @@ fn detach_here(node: &Node, source: &Path) -> Command {
     larder
 }
 
-#[test]
+#[case]
 fn they_are_named_and_kept_until_somebody_gives_them_up() {
     isolated(&NEEDS, || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {

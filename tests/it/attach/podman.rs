@@ -32,7 +32,7 @@ fn image(name: &str) -> Image {
 
 const SHOW: &str = "cat /etc/name /etc/more; test -e /gone || echo; echo x > /etc/name";
 
-#[test]
+#[case]
 fn images_of_all_attached_volumes_are_there() {
     isolated(&NEEDS, || {
         let (mut served, node) = (Served::new([image("one "), image("two ")]), Node::with_podman());
@@ -98,7 +98,7 @@ fn stands_on(at: &Path) -> bool {
     [at, &at.with_extension("s")].iter().any(|store| mounts.overlay_on(store).is_some())
 }
 
-#[test]
+#[case]
 fn a_node_that_starts_again() {
     isolated(&NEEDS, || {
         let (served, node) = (Served::new([image("one ")]).with(LayerFormat::Erofs), Node::with_podman());
@@ -118,7 +118,7 @@ fn a_node_that_starts_again() {
 }
 
 /// Larders before this rule cached such images.
-#[test]
+#[case]
 fn a_volume_that_podman_cannot_read_is_not_attached() {
     isolated(&NEEDS, || {
         let (served, node) = (Served::new([image("one ")]), Node::with_podman());
@@ -151,7 +151,7 @@ fn a_volume_that_podman_cannot_read_is_not_attached() {
 
 /// CRI-O reads its configuration when it starts. None runs here: a file with its name makes this a node that may have one, and
 /// podman with the old configuration stands in for it, which reads stores by the same library.
-#[test]
+#[case]
 fn a_store_that_crio_still_knows_is_empty() {
     isolated(&NEEDS, || {
         let (served, node) = (Served::new([image("one ")]), Node::with_podman());

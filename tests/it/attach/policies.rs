@@ -23,7 +23,7 @@ fn image(text: &str) -> Image {
     Image::builder(Format::Oci).layer(LayerBuilder::new().file("etc/motd", text).gzip().into()).build()
 }
 
-#[test]
+#[case]
 fn a_cache_of_the_daemon_stays_while_it_is_attached() {
     isolated(&[], || {
         let (served, daemon, node) =
@@ -55,7 +55,7 @@ fn a_cache_of_the_daemon_stays_while_it_is_attached() {
     });
 }
 
-#[test]
+#[case]
 fn the_best_of_what_is_here() {
     isolated(&[], || {
         let (served, node) = (Served::new([image("a"), image("b")]), Node::new());
@@ -83,7 +83,7 @@ fn the_best_of_what_is_here() {
     });
 }
 
-#[test]
+#[case]
 fn signed_and_proven() {
     isolated(&[Need::Erofs], || {
         let (node, mut served) = (Node::new(), Served::new([image("a")]));
@@ -143,7 +143,7 @@ fn find(dir: &Path, wanted: impl Fn(&Path) -> bool + Copy) -> std::path::PathBuf
     below(dir, wanted).unwrap()
 }
 
-#[test]
+#[case]
 fn a_private_image_is_for_who_may_read_it() {
     isolated(&[Need::Program("docker-registry"), Need::Program("htpasswd")], || {
         let (node, registry) = (Node::new(), Registry::with_password());

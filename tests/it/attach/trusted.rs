@@ -167,23 +167,23 @@ fn refused(form: LayerFormat, more: &[&str]) {
     succeed(&mut node.detach(&at));
 }
 
-#[test]
+#[case]
 fn a_volume_of_directories_is_what_was_signed() {
     isolated(&[], || refused(LayerFormat::Overlay, &[]));
 }
 
-#[test]
+#[case]
 fn a_volume_of_images_is_what_was_signed() {
     isolated(&[Need::Erofs], || refused(LayerFormat::Erofs, &[]));
 }
 
-#[test]
+#[case]
 fn a_volume_of_images_with_hash_trees_is_what_was_signed() {
     isolated(&[Need::Erofs], || refused(LayerFormat::Erofs, &["--verity"]));
 }
 
 /// Commands that read a volume as they find it say that it was changed, and are no fault of ours.
-#[test]
+#[case]
 fn a_forged_volume_is_a_corrupt_one() {
     isolated(&[], || {
         let served = Served::new([image()]);
@@ -203,7 +203,7 @@ fn a_forged_volume_is_a_corrupt_one() {
 }
 
 /// What was verified is not read again, on a disk neither, until a file of it changes.
-#[test]
+#[case]
 fn the_same_volume_is_verified_once() {
     isolated(&[Need::Program("mkfs.ext4")], || {
         let served = Served::new([image()]);
@@ -248,7 +248,7 @@ fn the_same_volume_is_verified_once() {
 }
 
 /// Other users cannot enter the volume, and read what is attached.
-#[test]
+#[case]
 fn everybody_reads_what_is_attached() {
     isolated(&[], || {
         let (served, node) = (Served::new([image()]), Node::new());
@@ -280,7 +280,7 @@ fn everybody_reads_what_is_attached() {
 }
 
 /// A step that fails takes back those before it.
-#[test]
+#[case]
 fn a_failed_attach_leaves_nothing() {
     isolated(&[], || {
         let (served, node) = (Served::new([image()]), Node::new());
@@ -305,7 +305,7 @@ fn a_failed_attach_leaves_nothing() {
 }
 
 /// One signed volume does not do for another, nor last month's for today's.
-#[test]
+#[case]
 fn the_volume_that_was_meant_is_attached() {
     isolated(&[], || {
         let (served, node) = (Served::new([image()]), Node::new());

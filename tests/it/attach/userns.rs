@@ -26,7 +26,7 @@ fn image() -> Image {
 /// Owners are those of the image, seen by an ID of the host that is not root's.
 const SHOW: &str = "cat /etc/name /etc/more; stat -c ' %u:%g %a' /etc/more; test -e /gone || awk '$1 == 0 {print ($2 > 0)}' /proc/self/uid_map";
 
-#[test]
+#[case]
 fn layers_of_directories_are_mapped() {
     isolated(&NEEDS, || {
         let (served, node) = (Served::new([image()]), Node::with_podman().with_ids());
@@ -48,7 +48,7 @@ fn layers_of_directories_are_mapped() {
     });
 }
 
-#[test]
+#[case]
 fn who_attaches_images_hears_that_they_are_not() {
     isolated(&NEEDS, || {
         let (served, node) =

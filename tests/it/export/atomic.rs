@@ -27,7 +27,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-#[test]
+#[case]
 fn a_killed_export_leaves_nothing_under_its_name() {
     isolated(&[], || {
         let (served, volume) = large();
@@ -61,7 +61,7 @@ fn a_killed_export_leaves_nothing_under_its_name() {
     });
 }
 
-#[test]
+#[case]
 fn a_killed_export_of_a_layout_is_cleared_by_the_next() {
     isolated(&[], || {
         let (served, volume) = large();
@@ -89,7 +89,7 @@ fn a_killed_export_of_a_layout_is_cleared_by_the_next() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_there_is_replaced_by_force_only() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
@@ -115,7 +115,7 @@ fn what_is_there_is_replaced_by_force_only() {
     });
 }
 
-#[test]
+#[case]
 fn a_full_disk_is_told_and_left_empty() {
     isolated(&[], || {
         let (served, volume) = large();
@@ -135,7 +135,7 @@ fn a_full_disk_is_told_and_left_empty() {
 }
 
 /// What was changed after the seal does not get out.
-#[test]
+#[case]
 fn a_changed_volume_is_not_exported() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();

@@ -4,7 +4,7 @@ use super::*;
 use crate::harness::containerd::Containerd;
 use crate::harness::podman::Podman;
 
-#[test]
+#[case]
 fn podman_loads_and_runs_every_archive() {
     isolated(&["busybox", "podman"].map(Need::Program), || {
         let (served, volume) = sealed();
@@ -30,7 +30,7 @@ fn podman_loads_and_runs_every_archive() {
     });
 }
 
-#[test]
+#[case]
 fn containerd_imports_and_runs_every_archive() {
     isolated(&["busybox", "containerd", "ctr", "runc"].map(Need::Program), || {
         let (served, volume) = sealed();
@@ -45,7 +45,7 @@ fn containerd_imports_and_runs_every_archive() {
     });
 }
 
-#[test]
+#[case]
 fn skopeo_copies_every_archive_with_its_diff_ids() {
     isolated(&["busybox", "skopeo"].map(Need::Program), || {
         let (served, volume) = sealed();

@@ -6,7 +6,7 @@ use crate::harness::podman::Podman;
 
 const NEEDS: [Need; 3] = [Need::Program("busybox"), Need::Program("mkfs.ext4"), Need::Program("podman")];
 
-#[test]
+#[case]
 fn an_image_of_any_volume_comes_back_and_runs() {
     isolated(&NEEDS, || {
         let (served, volume) = sealed();
@@ -42,7 +42,7 @@ fn an_image_of_any_volume_comes_back_and_runs() {
     });
 }
 
-#[test]
+#[case]
 fn a_changed_image_is_never_sealed() {
     isolated(&NEEDS, || {
         let (served, volume) = sealed();

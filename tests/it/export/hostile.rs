@@ -67,7 +67,7 @@ fn with_manifest(layout: &Path, change: impl Fn(&mut Value)) {
     fs::write(index, json.to_string()).unwrap();
 }
 
-#[test]
+#[case]
 fn layouts() {
     isolated(&[], || {
         let victim = Victim::new();
@@ -155,7 +155,7 @@ fn tar(members: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-#[test]
+#[case]
 fn docker_archives() {
     isolated(&[], || {
         use tar::EntryType::{Fifo, Regular, Symlink};
@@ -233,7 +233,7 @@ fn docker_archives() {
 }
 
 /// Many members, members of lying size, and a small file that becomes a large one.
-#[test]
+#[case]
 fn bombs() {
     isolated(&[Need::Program("gzip")], || {
         let victim = Victim::new();

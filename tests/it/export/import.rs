@@ -21,7 +21,7 @@ fn count(events: &[Value], kind: &str) -> usize {
     events.iter().filter(|event| event["event"] == kind).count()
 }
 
-#[test]
+#[case]
 fn archives_of_skopeo_and_podman() {
     isolated(&["docker-registry", "busybox", "skopeo", "podman"].map(Need::Program), || {
         let registry = Registry::open();
@@ -51,7 +51,7 @@ fn archives_of_skopeo_and_podman() {
     });
 }
 
-#[test]
+#[case]
 fn a_stream_and_compressed_archives() {
     isolated(&["busybox", "gzip"].map(Need::Program), || {
         let (served, volume) = sealed();
@@ -77,7 +77,7 @@ fn a_stream_and_compressed_archives() {
     });
 }
 
-#[test]
+#[case]
 fn an_image_without_a_name_is_called_what_the_user_says() {
     isolated(&["docker-registry", "skopeo"].map(Need::Program), || {
         let registry = Registry::open();
@@ -96,7 +96,7 @@ fn an_image_without_a_name_is_called_what_the_user_says() {
 }
 
 /// The same rules: three times the images, the cap, and a volume that is another's or sealed with something else.
-#[test]
+#[case]
 fn sizes_and_owners() {
     isolated(&[Need::Program("busybox")], || {
         let big = |seed| Member::new("big", crate::harness::layers::Node::File(random(seed, 3 << 20)));
@@ -140,7 +140,7 @@ fn sizes_and_owners() {
     });
 }
 
-#[test]
+#[case]
 fn a_killed_import_goes_on_where_it_was() {
     isolated(&[], || {
         let layers = (0..6).map(|seed| {
@@ -165,7 +165,7 @@ fn a_killed_import_goes_on_where_it_was() {
     });
 }
 
-#[test]
+#[case]
 fn layers_of_other_volumes_are_reused() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
@@ -185,7 +185,7 @@ fn layers_of_other_volumes_are_reused() {
 }
 
 /// The job names the archive; the builder is confined, so that what it reads was opened before.
-#[test]
+#[case]
 fn a_confined_job() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume) = sealed();
@@ -206,7 +206,7 @@ fn a_confined_job() {
     });
 }
 
-#[test]
+#[case]
 fn the_platform_is_chosen() {
     isolated(&[Need::Program("skopeo"), Need::Program("docker-registry")], || {
         let one = |platform: &str| {

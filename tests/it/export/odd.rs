@@ -36,7 +36,7 @@ fn edit(files: &Path, change: impl Fn(&mut Value)) {
 }
 
 /// Docker since 25 writes both lists. Its own reader takes manifest.json, and the other one can have fewer images, or none.
-#[test]
+#[case]
 fn an_index_with_fewer_images_than_dockers_list() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume, files) = unpacked("oci-archive", "none");
@@ -64,7 +64,7 @@ fn an_index_with_fewer_images_than_dockers_list() {
     });
 }
 
-#[test]
+#[case]
 fn one_malformed_entry_of_an_index() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume, files) = unpacked("oci-archive", "none");
@@ -81,7 +81,7 @@ fn one_malformed_entry_of_an_index() {
     });
 }
 
-#[test]
+#[case]
 fn sparse_members() {
     isolated(&[Need::Program("busybox")], || {
         for format in ["oci-archive", "docker-archive"] {
@@ -104,7 +104,7 @@ fn sparse_members() {
 }
 
 /// Readers differ in which of two members of one name they take, so both must be the same.
-#[test]
+#[case]
 fn members_that_are_there_twice() {
     isolated(&[Need::Program("busybox")], || {
         let (served, volume, files) = unpacked("oci-archive", "none");
@@ -124,7 +124,7 @@ fn members_that_are_there_twice() {
     });
 }
 
-#[test]
+#[case]
 fn compression_that_is_not_read_is_named() {
     isolated(&["busybox", "xz", "bzip2"].map(Need::Program), || {
         let (served, _, files) = unpacked("oci-archive", "none");
@@ -139,7 +139,7 @@ fn compression_that_is_not_read_is_named() {
     });
 }
 
-#[test]
+#[case]
 fn directories_of_skopeo_and_podman() {
     isolated(&["busybox", "skopeo", "podman"].map(Need::Program), || {
         let (served, volume) = sealed();

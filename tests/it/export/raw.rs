@@ -20,7 +20,7 @@ fn disk() -> (Served, PathBuf) {
     (served, volume)
 }
 
-#[test]
+#[case]
 fn an_image_comes_back_and_runs() {
     isolated(&[&NEEDS[..], &[Need::Program("podman")]].concat(), || {
         let (served, volume) = disk();
@@ -56,7 +56,7 @@ fn an_image_comes_back_and_runs() {
     });
 }
 
-#[test]
+#[case]
 fn holes_stay_holes() {
     isolated(&NEEDS, || {
         let served = Served::new([three_layers(Packing::Gzip)]);
@@ -74,7 +74,7 @@ fn holes_stay_holes() {
     });
 }
 
-#[test]
+#[case]
 fn a_changed_image_is_never_sealed() {
     isolated(&NEEDS, || {
         let (served, volume) = disk();
@@ -109,7 +109,7 @@ fn a_changed_image_is_never_sealed() {
     });
 }
 
-#[test]
+#[case]
 fn a_killed_import_is_done_by_the_next() {
     isolated(&NEEDS, || {
         let (served, volume) = disk();
@@ -130,7 +130,7 @@ fn a_killed_import_is_done_by_the_next() {
     });
 }
 
-#[test]
+#[case]
 fn an_archive_becomes_a_disk() {
     isolated(&NEEDS, || {
         let (served, volume) = sealed();

@@ -8,9 +8,11 @@
 
 mod real;
 
+use nix::fcntl::Flock;
 use std::env;
+use std::fs::File;
 use std::path::PathBuf;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
@@ -68,7 +70,7 @@ pub(crate) struct World {
     fake: Option<Cluster>,
     real: Option<Real>,
     /// Held on a real one.
-    turn: Option<MutexGuard<'static, ()>>,
+    turn: Option<Flock<File>>,
 }
 
 /// Two layers, some kilobytes.
@@ -127,7 +129,7 @@ impl World {
         world
     }
 
-    fn on(runtime: Runtime, real: Real, turn: MutexGuard<'static, ()>) -> Self {
+    fn on(runtime: Runtime, real: Real, turn: Flock<File>) -> Self {
         let names = ["team-a", "team-b"].map(unique);
         let (section, address) =
             runtime.block_on(async { (real.section(unique("larder")).await, real.address().await) });

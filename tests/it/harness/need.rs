@@ -81,13 +81,12 @@ pub(crate) fn statically_linked() -> Option<PathBuf> {
 
 /// Runs `test` on a thread in a private mount namespace, where nothing that it or its children mount outlives it.
 ///
-/// Where a need is not met the test is skipped with a message, and fails if `LARDER_REQUIRE_ALL` is set.
+/// A test whose need is not met is reported as ignored, or fails if `LARDER_REQUIRE_ALL` is set.
 pub(crate) fn isolated(needs: &[Need], test: impl FnOnce() + Send + 'static) {
     for need in needs.iter().chain([&Need::Root]) {
         if let Err(why) = need.met() {
             assert!(env::var_os("LARDER_REQUIRE_ALL").is_none(), "cannot run this test: {why}");
-            eprintln!("skipped: {why}");
-            return;
+            larder_testing::runner::ignore(&why);
         }
     }
     let namespace = move || {

@@ -169,7 +169,8 @@ impl Running {
         }
     }
 
-    /// Waits until `ready`, or until the process has ended; false in the latter case.
+    /// Waits until `ready`. Returns false if the process ended first.
+    #[must_use = "a build that ended cannot be killed"]
     pub(crate) fn until(&mut self, ready: impl Fn() -> bool) -> bool {
         let started = Instant::now();
         while !ready() {

@@ -31,7 +31,7 @@ fn volumes(daemon: &Daemon) -> Vec<PathBuf> {
     found
 }
 
-#[test]
+#[case]
 fn caches_reuse_images_and_go_by_themselves() {
     isolated(&[Need::Program("docker-registry")], || {
         let registry = Registry::open();
@@ -68,7 +68,7 @@ fn caches_reuse_images_and_go_by_themselves() {
     });
 }
 
-#[test]
+#[case]
 fn a_build_keeps_its_form_when_the_configuration_changes() {
     isolated(&[Need::Program("docker-registry")], || {
         let registry = Registry::open();

@@ -22,7 +22,7 @@ fn reseal(volume: &Path, change: impl FnOnce(&mut Content)) {
 }
 
 /// The time alone of a lower directory was no reason for a second image, and an implied directory had time 0.
-#[test]
+#[case]
 fn without_the_times_of_implied_directories() {
     isolated(&[Need::Erofs], || {
         let base = LayerBuilder::new().mtime(1_600_000_000).dir("d").file("d/a", "a");

@@ -43,7 +43,7 @@ fn agree(want: &Tree, found: &Tree) {
     assert!(lines.is_empty(), "{}", lines.join("\n"));
 }
 
-#[test]
+#[case]
 fn an_image_is_mounted_from_volumes_of_any_kind() {
     isolated(&[Need::Erofs, Need::Program("mkfs.ext4")], || {
         let mut served = Served::new(images());
@@ -91,7 +91,7 @@ fn an_image_is_mounted_from_volumes_of_any_kind() {
     });
 }
 
-#[test]
+#[case]
 fn what_cannot_be_mounted_leaves_nothing() {
     isolated(&[Need::Erofs], || {
         let served = Served::new(images()).with(LayerFormat::Erofs);

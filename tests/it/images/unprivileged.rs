@@ -15,7 +15,7 @@ const NOBODY: u32 = 65534;
 /// The group of a volume in a pod (`fsGroup`): the directory is root's, of that group, and hands it on.
 const GROUP: u32 = 2000;
 
-#[test]
+#[case]
 fn nobody_builds_what_root_builds() {
     let needs =
         [Need::Program("docker-registry"), Need::Program("setpriv"), Need::Program("busybox"), Need::Erofs];

@@ -35,7 +35,7 @@ fn sidecar(blob: &Path) -> PathBuf {
     PathBuf::from(format!("{}.dmverity", blob.display()))
 }
 
-#[test]
+#[case]
 fn veritysetup_accepts_every_tree() {
     isolated(&NEEDS, || {
         let served = Served::new([image()]);
@@ -116,7 +116,7 @@ fn veritysetup_accepts_every_tree() {
 }
 
 /// One reading of each image against its root hash, which is all that a node has time for.
-#[test]
+#[case]
 fn hash_trees_prove_images_without_decoding() {
     isolated(&[], || {
         let served = Served::new([image()]);

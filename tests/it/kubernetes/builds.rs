@@ -22,7 +22,7 @@ use serde_json::json;
 
 use crate::harness::cluster::{World, image, snapshot_name};
 
-#[test]
+#[case]
 fn ordered_by_the_api() {
     let world = World::new();
     let daemon = world.daemon();
@@ -71,7 +71,7 @@ fn ordered_by_the_api() {
 }
 
 /// Layers that are images take no right at all.
-#[test]
+#[case]
 fn images_are_built_under_restricted() {
     let mut world = World::new();
     world.config.build.layer_format = LayerFormat::Erofs;
@@ -90,7 +90,7 @@ fn images_are_built_under_restricted() {
 }
 
 /// The key is the operator's Secret, which the pod mounts and Larder does not read.
-#[test]
+#[case]
 fn a_pod_signs_with_the_key_of_a_secret() {
     let mut world = World::new();
     world.config.cluster[0].sign_secret = "sign".to_owned();
@@ -117,7 +117,7 @@ fn a_pod_signs_with_the_key_of_a_secret() {
 }
 
 /// What is told of a build under way, to whoever asks the API and to whoever looks at the object.
-#[test]
+#[case]
 fn progress_is_told_per_image() {
     let Some(mut world) = World::faked() else { return };
     world.config.registry.stall_timeout_seconds = 5;
@@ -140,7 +140,7 @@ fn progress_is_told_per_image() {
 }
 
 /// The log of a pod is only for those who look: how a build ended is in its termination message.
-#[test]
+#[case]
 fn a_log_that_is_lost() {
     let Some(world) = World::faked() else { return };
     let lost = Harm::Broken;
@@ -153,7 +153,7 @@ fn a_log_that_is_lost() {
 }
 
 /// A disk that is still attached has a journal to replay.
-#[test]
+#[case]
 fn a_snapshot_is_taken_of_a_disk_that_is_detached() {
     let timing = Timing { detach: Duration::from_secs(2), ..Timing::default() };
     let Some(world) = World::faked_with(image(), timing) else { return };
@@ -164,7 +164,7 @@ fn a_snapshot_is_taken_of_a_disk_that_is_detached() {
 }
 
 /// Whoever has a copy is not left with one of which the storage knows nothing.
-#[test]
+#[case]
 fn an_owner_waits_for_its_copies() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();

@@ -118,7 +118,7 @@ fn live_through(seed: u64) {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn what_is_asked_for_is_there_once() {
     // `LARDER_TEST_SEED=7`: that one alone.
     let told = env::var("LARDER_TEST_SEED").map(|seed| vec![seed.parse().unwrap()]);

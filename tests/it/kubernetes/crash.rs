@@ -66,7 +66,7 @@ fn killed_after(kill: usize) -> bool {
     died
 }
 
-#[test]
+#[case]
 fn a_daemon_is_killed_at_every_step() {
     let mut kill = 1;
     while killed_after(kill) {
@@ -75,7 +75,7 @@ fn a_daemon_is_killed_at_every_step() {
     assert!(kill > 8 || World::faked().is_none(), "there were only {kill} steps");
 }
 
-#[test]
+#[case]
 fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
     let mut world = World::new();
     world.habits.lease = SHORT;
@@ -94,7 +94,7 @@ fn the_lease_of_a_daemon_that_was_killed_is_waited_for() {
     world.phase("web", Status::Available);
 }
 
-#[test]
+#[case]
 fn whoever_loses_the_lease_stops() {
     let Some(world) = World::faked() else { return };
     let first = world.daemon();
@@ -110,7 +110,7 @@ fn whoever_loses_the_lease_stops() {
     world.phase("web", Status::Available);
 }
 
-#[test]
+#[case]
 fn a_lease_that_is_taken_away() {
     let world = World::new();
     let first = world.daemon();
@@ -124,7 +124,7 @@ fn a_lease_that_is_taken_away() {
     world.until("the next one leads", || second.service.leads().then_some(()));
 }
 
-#[test]
+#[case]
 fn who_stops_makes_room_at_once() {
     let mut world = World::new();
     world.habits.lease = Duration::from_secs(600);
@@ -140,7 +140,7 @@ fn who_stops_makes_room_at_once() {
     world.phase("web", Status::Available);
 }
 
-#[test]
+#[case]
 fn an_api_server_that_fails_is_waited_for() {
     // What is only read is never in conflict.
     let conflicts = ["update", "patch"].map(|verb| (verb, Harm::Conflict));
@@ -165,7 +165,7 @@ fn an_api_server_that_fails_is_waited_for() {
     }
 }
 
-#[test]
+#[case]
 fn watches_that_break_miss_nothing() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();

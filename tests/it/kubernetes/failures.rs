@@ -58,7 +58,7 @@ fn runs(world: &World) {
     });
 }
 
-#[test]
+#[case]
 fn what_no_retry_heals_fails_at_once() {
     let world = World::new();
     let daemon = world.daemon();
@@ -74,7 +74,7 @@ fn what_no_retry_heals_fails_at_once() {
     assert_eq!(daemon.record(&world, &record).status, Status::Failed);
 }
 
-#[test]
+#[case]
 fn a_builder_that_dies_is_started_again() {
     // The first pod is killed by the kernel, the second fails for now, the third seals.
     let larder = env!("CARGO_BIN_EXE_larder");
@@ -91,7 +91,7 @@ fn a_builder_that_dies_is_started_again() {
     assert_eq!(fs::read_to_string(world.served.beside("program.n")).unwrap().trim(), "3");
 }
 
-#[test]
+#[case]
 fn a_builder_that_never_succeeds_is_given_up() {
     let Some(world) = scripted("echo 'no such luck' >&2; exit 69") else { return };
     let daemon = world.daemon();
@@ -113,7 +113,7 @@ fn quota(world: &World, resource: &str) {
     }));
 }
 
-#[test]
+#[case]
 fn what_never_starts_is_told() {
     // Each is one thing that a cluster cannot do.
     type Spoil = fn(&mut World);
@@ -137,7 +137,7 @@ fn what_never_starts_is_told() {
     }
 }
 
-#[test]
+#[case]
 fn a_build_that_waits_says_for_what() {
     let Some(mut world) = World::faked() else { return };
     world.habits.pace.report = Duration::from_millis(200);
@@ -171,7 +171,7 @@ fn a_build_that_waits_says_for_what() {
     }
 }
 
-#[test]
+#[case]
 fn a_snapshot_that_is_waited_for_says_why() {
     let Some(mut world) = World::faked() else { return };
     world.habits.pace.report = Duration::from_millis(200);
@@ -196,7 +196,7 @@ fn events_of(world: &World, name: &str) -> Vec<(String, String)> {
     told.map(|event| (event.reason.clone().unwrap(), event.note.clone().unwrap())).collect()
 }
 
-#[test]
+#[case]
 fn the_secret_of_a_job_is_missed() {
     let Some(mut world) = World::faked() else { return };
     world.habits.pace.pending = SOON;
@@ -213,7 +213,7 @@ fn the_secret_of_a_job_is_missed() {
     assert!(message.contains("FailedMount") && message.contains("secret"), "{message}");
 }
 
-#[test]
+#[case]
 fn a_snapshot_that_heals_and_one_that_does_not() {
     let Some(mut world) = World::faked() else { return };
     let daemon = world.daemon();
@@ -235,7 +235,7 @@ fn a_snapshot_that_heals_and_one_that_does_not() {
     });
 }
 
-#[test]
+#[case]
 fn a_storage_that_does_not_answer() {
     let Some(mut world) = World::faked() else { return };
     world.habits.pace.snapshot = SOON;
@@ -258,7 +258,7 @@ fn a_storage_that_does_not_answer() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn what_the_storage_takes_its_time_for() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
@@ -270,7 +270,7 @@ fn what_the_storage_takes_its_time_for() {
     assert!(snapshot.is_ready());
 }
 
-#[test]
+#[case]
 fn a_node_is_lost_while_it_builds() {
     let Some(world) = scripted("exec sleep 600") else { return };
     let daemon = world.daemon();
@@ -282,7 +282,7 @@ fn a_node_is_lost_while_it_builds() {
     world.phase("web", Status::Available);
 }
 
-#[test]
+#[case]
 fn a_builder_pod_that_is_deleted_while_it_runs() {
     // The first pod works until it is asked to end.
     let larder = env!("CARGO_BIN_EXE_larder");
@@ -299,7 +299,7 @@ fn a_builder_pod_that_is_deleted_while_it_runs() {
     assert!(left.iter().all(|pod| pod.metadata.uid != running.metadata.uid));
 }
 
-#[test]
+#[case]
 fn a_cancelled_build_leaves_nothing() {
     let Some(world) = scripted("exec sleep 600") else { return };
     let (one, two) = (world.daemon(), world.daemon());
@@ -313,7 +313,7 @@ fn a_cancelled_build_leaves_nothing() {
     assert!(world.get::<Job>(world.own(), &format!("ic-{}", record.id)).is_none());
 }
 
-#[test]
+#[case]
 fn pull_secrets_by_name() {
     let Some(mut world) = World::faked() else { return };
     world.served.registry.require(Auth::Basic(vec![("user".into(), "swordfish".into())]));
@@ -381,7 +381,7 @@ fn pull_secrets_by_name() {
     }
 }
 
-#[test]
+#[case]
 fn a_volume_that_is_full() {
     isolated(&[Need::Root], || {
         let disk = FileSystem::new(Kind::Ext4 { inodes: 1000 }, 4 << 20);
@@ -397,7 +397,7 @@ fn a_volume_that_is_full() {
     });
 }
 
-#[test]
+#[case]
 fn a_node_that_nobody_hears_of() {
     let Some(world) = scripted("exec sleep 600") else { return };
     let daemon = world.daemon();
@@ -414,7 +414,7 @@ fn a_node_that_nobody_hears_of() {
     world.phase("web", Status::Available);
 }
 
-#[test]
+#[case]
 fn a_node_that_never_comes_back() {
     // Its Job is over after 17 s, and waits for a pod of which nobody hears.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
@@ -433,7 +433,7 @@ fn a_node_that_never_comes_back() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn a_builder_that_does_not_end_in_time() {
     // The Job's own deadline, should that of the builder not have helped: its pod is gone, and what it said.
     let timing = Timing { second: Duration::from_millis(4), ..Timing::default() };
@@ -447,7 +447,7 @@ fn a_builder_that_does_not_end_in_time() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn exit_codes_decide_about_retries() {
     // model::class: what is in vain ends the Job at once, the rest is tried as often as is configured.
     for (code, pods) in [(64, 1), (65, 1), (73, 1), (77, 1), (69, 3), (70, 3), (75, 3)] {
@@ -462,7 +462,7 @@ fn exit_codes_decide_about_retries() {
     }
 }
 
-#[test]
+#[case]
 fn memory_that_has_run_out() {
     let Some(mut world) = scripted("exec sleep 600") else { return };
     world.config.caches.build_retries = 0;

@@ -157,7 +157,7 @@ impl Scene {
     }
 }
 
-#[test]
+#[case]
 fn a_pod_asks_and_containerd_is_answered() {
     isolated(&[Need::Erofs], || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -208,7 +208,7 @@ fn a_pod_asks_and_containerd_is_answered() {
     });
 }
 
-#[test]
+#[case]
 fn who_may_ask_and_how() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -251,7 +251,7 @@ fn who_may_ask_and_how() {
     });
 }
 
-#[test]
+#[case]
 fn attached_before_any_pod_and_kept_after_the_last() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -283,7 +283,7 @@ fn attached_before_any_pod_and_kept_after_the_last() {
     });
 }
 
-#[test]
+#[case]
 fn a_node_is_tainted_until_its_image_caches_are_attached() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -328,7 +328,7 @@ fn a_node_is_tainted_until_its_image_caches_are_attached() {
     });
 }
 
-#[test]
+#[case]
 fn a_newer_volume_takes_the_place_of_an_older_one() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -375,7 +375,7 @@ fn a_newer_volume_takes_the_place_of_an_older_one() {
     });
 }
 
-#[test]
+#[case]
 fn what_expires_is_let_go() {
     isolated(&[], || {
         let clock = std::sync::Arc::new(FakeClock::default());
@@ -394,7 +394,7 @@ fn what_expires_is_let_go() {
     });
 }
 
-#[test]
+#[case]
 fn a_claim_that_never_binds_is_told() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -413,7 +413,7 @@ fn a_claim_that_never_binds_is_told() {
     });
 }
 
-#[test]
+#[case]
 fn a_volume_that_is_another_is_not_attached() {
     /// Changes the snapshot that lies in this directory.
     type Spoil = fn(&Path);
@@ -448,7 +448,7 @@ fn a_volume_that_is_another_is_not_attached() {
 }
 
 /// Under Pod Security "restricted" a builder is not root, and the files are its own.
-#[test]
+#[case]
 fn a_volume_that_belongs_to_the_builder_is_attached() {
     isolated(&[Need::Erofs], || {
         let erofs = |world: &mut World| world.config.build.layer_format = LayerFormat::Erofs;
@@ -464,7 +464,7 @@ fn a_volume_that_belongs_to_the_builder_is_attached() {
     });
 }
 
-#[test]
+#[case]
 fn a_namespace_does_not_take_all_places_of_a_node() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -503,7 +503,7 @@ fn a_namespace_does_not_take_all_places_of_a_node() {
     });
 }
 
-#[test]
+#[case]
 fn a_holder_that_is_deleted_has_a_successor() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -531,7 +531,7 @@ fn a_holder_that_is_deleted_has_a_successor() {
     });
 }
 
-#[test]
+#[case]
 fn two_nodes_and_one_that_is_no_more() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::harness::cluster::World;
 
-#[test]
+#[case]
 fn an_object_is_an_order() {
     let world = World::new();
     let daemon = world.daemon();
@@ -56,7 +56,7 @@ fn an_object_is_an_order() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn what_cannot_be_says_why() {
     let world = World::new();
     let _daemon = world.daemon();
@@ -90,7 +90,7 @@ fn what_cannot_be_says_why() {
     }
 }
 
-#[test]
+#[case]
 fn the_quota_holds_for_objects_too() {
     let mut world = World::new();
     world.config.caches.max_per_tenant = 2;
@@ -109,7 +109,7 @@ fn the_quota_holds_for_objects_too() {
     assert!(daemon.wait(daemon.service.create(&world.tenant(), world.spec("d"), None)).is_err());
 }
 
-#[test]
+#[case]
 fn the_cluster_counts_to_fifty() {
     // Without a daemon: the ResourceQuota of tenant.yaml says so.
     let world = World::new();
@@ -132,7 +132,7 @@ fn the_cluster_counts_to_fifty() {
     assert_eq!(world.config.caches.max_per_tenant, 50);
 }
 
-#[test]
+#[case]
 fn what_nothing_was_made_for_goes_at_once() {
     // Daemons that died between an object and its status, and objects that come with our finalizer.
     let world = World::new();
@@ -154,7 +154,7 @@ fn what_nothing_was_made_for_goes_at_once() {
     }
 }
 
-#[test]
+#[case]
 fn any_daemon_answers_and_one_leads() {
     let world = World::new();
     let (one, two) = (world.daemon(), world.daemon());
@@ -184,7 +184,7 @@ fn any_daemon_answers_and_one_leads() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn a_namespace_takes_its_caches_along() {
     let world = World::new();
     let _daemon = world.daemon();
@@ -198,7 +198,7 @@ fn a_namespace_takes_its_caches_along() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn a_copy_that_was_deleted_is_made_again() {
     let world = World::new();
     let daemon = world.daemon();
@@ -222,7 +222,7 @@ fn a_copy_that_was_deleted_is_made_again() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn a_snapshot_is_shared_and_taken_back() {
     let world = World::new();
     let _daemon = world.daemon();

@@ -48,7 +48,7 @@ fn commands() -> Vec<String> {
     blocks.collect()
 }
 
-#[test]
+#[case]
 fn the_page_for_administrators_holds() {
     isolated(NEEDS, || {
         let dir = tempfile::tempdir().unwrap();

@@ -46,7 +46,7 @@ fn given() -> BTreeSet<Right> {
     given
 }
 
-#[test]
+#[case]
 fn every_right_is_used_and_none_is_missing() {
     let mut world = World::new();
     if world.is_real() {

@@ -34,7 +34,7 @@ fn configured(world: &World) -> (String, PathBuf) {
     (more, token)
 }
 
-#[test]
+#[case]
 fn from_http_to_a_snapshot() {
     let Some(world) = World::faked() else { return };
     let (more, _) = configured(&world);
@@ -90,7 +90,7 @@ fn from_http_to_a_snapshot() {
     });
 }
 
-#[test]
+#[case]
 fn a_token_is_renewed() {
     let Some(world) = World::faked() else { return };
     let (more, token) = configured(&world);
@@ -111,7 +111,7 @@ fn a_token_is_renewed() {
     world.phase("later", Status::Available);
 }
 
-#[test]
+#[case]
 fn what_it_may_not_do_is_told() {
     let Some(world) = World::faked() else { return };
     let (more, _) = configured(&world);
@@ -126,7 +126,7 @@ fn what_it_may_not_do_is_told() {
     daemon.ask(TEAM, "POST", "/v5/imagecaches", Some(&other)).expect(400);
 }
 
-#[test]
+#[case]
 fn the_vendors_sdk() {
     const NEEDS: &[Need] =
         &[Need::Program("docker-registry"), Need::Program("htpasswd"), Need::Program("curl"), Need::Python];

@@ -16,7 +16,7 @@ use crate::harness::cluster::World;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-#[test]
+#[case]
 fn an_expired_cache_goes_with_its_copies() {
     let Some(mut world) = World::faked() else { return };
     let clock = Arc::new(FakeClock::default());
@@ -51,7 +51,7 @@ fn an_expired_cache_goes_with_its_copies() {
     assert!(at(&world.team) < at(world.own()));
 }
 
-#[test]
+#[case]
 fn what_nobody_knows_of_is_swept() {
     let Some(world) = World::faked() else { return };
     let names = Names { namespace: world.own().to_owned() };
@@ -93,7 +93,7 @@ fn what_nobody_knows_of_is_swept() {
     assert!(there("snapshot.storage.k8s.io", "volumesnapshots", "theirs"));
 }
 
-#[test]
+#[case]
 fn nothing_is_swept_on_half_a_list() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();

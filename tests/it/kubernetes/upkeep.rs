@@ -58,7 +58,7 @@ fn patch(world: &World, name: &str, spec: Value) -> Result<ImageCache, kube::Err
     world.wait(api.patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec}))))
 }
 
-#[test]
+#[case]
 fn schedules_refresh_what_has_moved_or_always() {
     let Some((mut world, clock)) = clocked() else { return };
     let daemon = world.daemon();
@@ -90,7 +90,7 @@ fn schedules_refresh_what_has_moved_or_always() {
     assert_eq!(status(&world, "moved").unwrap().phase, "Available");
 }
 
-#[test]
+#[case]
 fn a_schedule_that_cannot_be_used_says_so() {
     let Some(world) = World::faked() else { return };
     let _daemon = world.daemon();
@@ -163,7 +163,7 @@ fn copies(world: &World, daemon: &Running) -> Vec<String> {
     stays.map(|one| one.name_any()).collect()
 }
 
-#[test]
+#[case]
 fn a_replaced_volume_stays_while_a_claim_uses_it() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
@@ -217,7 +217,7 @@ fn a_replaced_volume_stays_while_a_claim_uses_it() {
     assert_eq!(world.fake().torn_snapshots(), 0, "an owner went before its copies");
 }
 
-#[test]
+#[case]
 fn a_replaced_volume_in_use_goes_with_its_image_cache_and_beyond_a_number() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
@@ -264,7 +264,7 @@ fn created(world: &World) -> Vec<ImageCache> {
         .collect()
 }
 
-#[test]
+#[case]
 fn what_pods_miss_is_created_and_the_least_recently_used_makes_room() {
     let Some((mut world, clock)) = clocked() else { return };
     (world.config.upkeep.create_on_miss, world.config.upkeep.miss_pods) = (true, 2);

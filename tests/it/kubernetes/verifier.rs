@@ -29,7 +29,7 @@ fn snapshots_made(world: &World) -> usize {
     made.filter(|seen| seen.namespace == world.own()).count()
 }
 
-#[test]
+#[case]
 fn a_cache_is_available_after_a_second_pod_has_verified_it() {
     let larder = env!("CARGO_BIN_EXE_larder");
     let Some(world) = scripted(&format!(
@@ -77,7 +77,7 @@ fn a_cache_is_available_after_a_second_pod_has_verified_it() {
     world.nothing_left();
 }
 
-#[test]
+#[case]
 fn a_builder_that_was_taken_over_gets_nothing_out() {
     let larder = env!("CARGO_BIN_EXE_larder");
     let build =
@@ -124,7 +124,7 @@ fn a_builder_that_was_taken_over_gets_nothing_out() {
 }
 
 /// A build that a Larder without verifiers began, and whose snapshot waited for its storage meanwhile.
-#[test]
+#[case]
 fn a_snapshot_that_nobody_verified_does_not_count() {
     let Some(world) = World::faked() else { return };
     let daemon = world.daemon();
@@ -151,7 +151,7 @@ fn a_snapshot_that_nobody_verified_does_not_count() {
 
 /// What the kubelet gives a verifier on a cluster is enough: a volume that is mounted read-only, and the one capability
 /// without which root cannot read what others own. For images not even that.
-#[test]
+#[case]
 fn the_rights_of_a_verifier_are_enough() {
     isolated(&[Need::Root, Need::Program("setpriv")], || {
         let layer = LayerBuilder::new().owner(1000, 1000).mode(0o600).file("secret", "x");

@@ -36,7 +36,7 @@ fn known(node: &Node) -> Vec<String> {
     names
 }
 
-#[test]
+#[case]
 fn one_file_makes_all_stores_known() {
     isolated(&[&NEEDS[..], &[Need::Program("buildah")]].concat(), || {
         let (served, [directories, volume]) = both_forms(small());
@@ -84,7 +84,7 @@ fn one_file_makes_all_stores_known() {
     });
 }
 
-#[test]
+#[case]
 fn the_line_for_the_operator_does() {
     isolated(&NEEDS, || {
         let (served, [_, volume]) = both_forms(small());
@@ -109,7 +109,7 @@ fn the_line_for_the_operator_does() {
 }
 
 /// Other ways that would need no file in the place of `storage.conf`, should a podman ever read them.
-#[test]
+#[case]
 fn this_podman_reads_nothing_else() {
     isolated(&NEEDS, || {
         let (_served, [directories, _]) = both_forms(small());
@@ -139,7 +139,7 @@ fn this_podman_reads_nothing_else() {
     });
 }
 
-#[test]
+#[case]
 fn a_store_that_is_not_mounted_is_no_obstacle() {
     isolated(&NEEDS, || {
         let (served, [_, volume]) = both_forms(small());

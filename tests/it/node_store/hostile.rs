@@ -26,7 +26,7 @@ fn in_place_of(path: &Path, put: impl FnOnce(&Path), test: impl FnOnce()) {
     fs::rename(&kept, path).unwrap();
 }
 
-#[test]
+#[case]
 fn nothing_is_mounted_of_a_volume_that_lies() {
     isolated(&NEEDS, || {
         let (_served, [directories, volume]) = both_forms(images());
@@ -98,7 +98,7 @@ fn nothing_is_mounted_of_a_volume_that_lies() {
     });
 }
 
-#[test]
+#[case]
 fn places_that_are_taken() {
     isolated(&NEEDS, || {
         let (_served, [_, volume]) = both_forms(images());

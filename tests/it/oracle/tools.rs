@@ -212,7 +212,7 @@ fn compare(packers: &[Packer]) {
 
 const NEEDS: [Need; 3] = [REGISTRY, Need::Program("podman"), Need::Erofs];
 
-#[test]
+#[case]
 fn layers_of_gnu_tar() {
     isolated(&NEEDS, || {
         compare(&[
@@ -240,7 +240,7 @@ fn layers_of_gnu_tar() {
     });
 }
 
-#[test]
+#[case]
 fn layers_of_bsdtar() {
     isolated(&[&NEEDS[..], &[Need::Program("bsdtar")]].concat(), || {
         compare(&[
@@ -262,7 +262,7 @@ fn layers_of_bsdtar() {
     });
 }
 
-#[test]
+#[case]
 fn layers_of_python() {
     isolated(&[&NEEDS[..], &[Need::Program("python3")]].concat(), || {
         compare(&[

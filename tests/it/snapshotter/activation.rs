@@ -14,7 +14,7 @@ use crate::harness::{exits, isolated, larder, succeed};
 /// How long a request is watched that has to wait.
 const WAITS: Duration = Duration::from_millis(500);
 
-#[test]
+#[case]
 fn requests_wait_while_it_starts_again() {
     isolated(&[], || {
         let mut snapshotter = Snapshotter::activated_by(&[]);
@@ -32,7 +32,7 @@ fn requests_wait_while_it_starts_again() {
     });
 }
 
-#[test]
+#[case]
 fn a_containerd_that_starts_first_has_its_images() {
     isolated(&NEEDS, || {
         let served = Served::new([image("cached", 1)]);
@@ -54,7 +54,7 @@ fn a_containerd_that_starts_first_has_its_images() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_no_listening_socket_is_refused() {
     isolated(&[], || {
         let dir = tempfile::tempdir().unwrap();

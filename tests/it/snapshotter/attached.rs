@@ -50,7 +50,7 @@ impl Place {
     }
 }
 
-#[test]
+#[case]
 fn containers_start_from_what_is_attached() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -111,7 +111,7 @@ fn containers_start_from_what_is_attached() {
     });
 }
 
-#[test]
+#[case]
 fn a_containerd_that_cannot_be_asked() {
     isolated(&NEEDS, || {
         let served = Served::new([image("one", 1)]);
@@ -137,7 +137,7 @@ fn a_containerd_that_cannot_be_asked() {
     });
 }
 
-#[test]
+#[case]
 fn an_operator_s_configuration_is_kept() {
     isolated(&NEEDS, || {
         let served = Served::new([image("one", 1)]);

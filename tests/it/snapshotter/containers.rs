@@ -149,7 +149,7 @@ pub(super) fn fetched(served: &Served) -> (u64, u64) {
     (layers, all - layers)
 }
 
-#[test]
+#[case]
 fn nothing_of_a_cached_image_is_fetched() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -188,7 +188,7 @@ fn nothing_of_a_cached_image_is_fetched() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
     isolated(&NEEDS, || {
         let served = Served::new([image("cached", 1)]);
@@ -234,7 +234,7 @@ fn what_is_not_cached_is_pulled_and_stays_when_volumes_go() {
     });
 }
 
-#[test]
+#[case]
 fn a_layer_that_went_is_in_the_way_until_its_image_is_removed() {
     isolated(&NEEDS, || {
         let served = Served::new([image("cached", 1)]);
@@ -256,7 +256,7 @@ fn a_layer_that_went_is_in_the_way_until_its_image_is_removed() {
     });
 }
 
-#[test]
+#[case]
 fn ctr_does_not_ask() {
     isolated(&NEEDS, || {
         let served = Served::new([image("cached", 2)]);
@@ -275,7 +275,7 @@ fn ctr_does_not_ask() {
     });
 }
 
-#[test]
+#[case]
 fn images_of_many_layers() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -297,7 +297,7 @@ fn images_of_many_layers() {
     });
 }
 
-#[test]
+#[case]
 fn caches_that_share_layers() {
     isolated(&NEEDS, || {
         let both = [image("shared", 2), image("shared", 3)];
@@ -329,7 +329,7 @@ fn caches_that_share_layers() {
     });
 }
 
-#[test]
+#[case]
 fn containers_outlive_the_snapshotter() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {

@@ -12,7 +12,7 @@ use crate::harness::served::random;
 use crate::harness::snapshots::{Client, Mounted, Snapshotter};
 use crate::harness::{exits, isolated, larder};
 
-#[test]
+#[case]
 fn what_was_answered_survives_being_killed() {
     isolated(&[], || {
         let mut snapshotter = Snapshotter::start();
@@ -91,7 +91,7 @@ fn work(client: &Client, name: &str, stop: &AtomicBool) -> Vec<String> {
     committed
 }
 
-#[test]
+#[case]
 fn it_is_alone_and_stops_when_asked() {
     isolated(&[], || {
         let mut snapshotter = Snapshotter::start();
@@ -112,7 +112,7 @@ fn it_is_alone_and_stops_when_asked() {
     });
 }
 
-#[test]
+#[case]
 fn records_that_cannot_be_trusted_are_left_alone() {
     isolated(&[], || {
         let mut snapshotter = Snapshotter::start();

@@ -56,7 +56,7 @@ fn apart() -> Image {
     Image::builder(Format::Oci).layer(layer.into()).build()
 }
 
-#[test]
+#[case]
 fn images_are_pulled_again_when_their_volume_went() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -115,7 +115,7 @@ fn images_are_pulled_again_when_their_volume_went() {
     });
 }
 
-#[test]
+#[case]
 fn an_upgrade_needs_no_consent() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -150,7 +150,7 @@ fn an_upgrade_needs_no_consent() {
 }
 
 /// As the agent of a cluster's node attaches: containerd is configured by its operator.
-#[test]
+#[case]
 fn a_containerd_that_was_not_told_is_asked() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]);
@@ -174,7 +174,7 @@ fn a_containerd_that_was_not_told_is_asked() {
 
 /// The snapshotter offers the layers of volumes that were attached for containerd's own, too. Debian's has none of that name, so
 /// the record is written here.
-#[test]
+#[case]
 fn a_volume_for_another_snapshotter_is_asked_for_as_well() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]).with(LayerFormat::Erofs);
@@ -196,7 +196,7 @@ fn a_volume_for_another_snapshotter_is_asked_for_as_well() {
 }
 
 /// A lease or a label of somebody else keeps snapshots without an image.
-#[test]
+#[case]
 fn what_no_image_has_is_swept() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 2)]);
@@ -222,7 +222,7 @@ fn what_no_image_has_is_swept() {
 }
 
 /// What was unpacked before a volume with the same layers came is not on it.
-#[test]
+#[case]
 fn a_container_from_before_does_not_hold_a_volume() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]);
@@ -247,7 +247,7 @@ fn a_container_from_before_does_not_hold_a_volume() {
 }
 
 /// A disk that is gone takes no image with it that only looks as if it were there.
-#[test]
+#[case]
 fn images_of_a_volume_that_is_lost() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("lost", 1), image("kept", 1)]);
@@ -272,7 +272,7 @@ fn images_of_a_volume_that_is_lost() {
     });
 }
 
-#[test]
+#[case]
 fn a_containerd_that_never_used_it_need_not_run() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]);
@@ -297,7 +297,7 @@ fn a_containerd_that_never_used_it_need_not_run() {
     });
 }
 
-#[test]
+#[case]
 fn a_preload_needs_a_containerd_that_was_restarted() {
     isolated(&NEEDS, || {
         let served = Served::new([pause(), image("cached", 1)]);

@@ -40,7 +40,7 @@ fn mounts() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
 }
 
-#[test]
+#[case]
 fn layers_of_either_form_are_there_already() {
     isolated(&[Need::Erofs], || {
         let mut served = Served::new(images());
@@ -101,7 +101,7 @@ fn layers_of_either_form_are_there_already() {
     });
 }
 
-#[test]
+#[case]
 fn volumes_come_and_go() {
     isolated(&[Need::Erofs], || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -154,7 +154,7 @@ fn volumes_come_and_go() {
     });
 }
 
-#[test]
+#[case]
 fn a_layer_on_a_parent_that_was_pulled() {
     isolated(&[], || {
         let served = Served::new(images());
@@ -191,7 +191,7 @@ fn a_layer_on_a_parent_that_was_pulled() {
     });
 }
 
-#[test]
+#[case]
 fn many_ask_at_once() {
     isolated(&[Need::Erofs], || {
         let served = Served::new(images()).with(LayerFormat::Erofs);
@@ -223,7 +223,7 @@ fn reseal(volume: &Path, change: impl FnOnce(&mut Content)) {
     fs::write(volume.join("cache.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
 }
 
-#[test]
+#[case]
 fn a_hostile_volume_gives_nothing_away() {
     isolated(&[Need::Erofs], || {
         let image = |name: &str| {

@@ -95,7 +95,7 @@ fn owner(path: &Path) -> (u32, u32) {
     (facts.uid(), facts.gid())
 }
 
-#[test]
+#[case]
 fn nothing_is_copied_for_a_user_namespace() {
     isolated(&NEEDS, || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -156,7 +156,7 @@ fn nothing_is_copied_for_a_user_namespace() {
     });
 }
 
-#[test]
+#[case]
 fn what_starts_after_an_upgrade_stands_on_the_newer_volume() {
     isolated(&NEEDS, || {
         let served = Served::new([image()]);
@@ -186,7 +186,7 @@ fn what_starts_after_an_upgrade_stands_on_the_newer_volume() {
     });
 }
 
-#[test]
+#[case]
 fn a_mapping_that_is_none_is_refused() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();

@@ -112,7 +112,7 @@ pub(super) fn pause() -> Image {
         .build()
 }
 
-#[test]
+#[case]
 fn images_are_there_with_no_registry() {
     isolated(&[&NEEDS[..], &[Need::Erofs]].concat(), || {
         for form in [LayerFormat::Overlay, LayerFormat::Erofs] {
@@ -204,7 +204,7 @@ fn images_are_there_with_no_registry() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_in_use_is_not_forgotten() {
     isolated(&NEEDS, || {
         let sealed = Sealed::new(LayerFormat::Overlay, [image("cached", 2), pause()], |_| Vec::new());

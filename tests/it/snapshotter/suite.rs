@@ -24,7 +24,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-#[test]
+#[case]
 fn snapshots_stand_on_each_other() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
@@ -70,7 +70,7 @@ fn snapshots_stand_on_each_other() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_refused_and_how() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
@@ -133,7 +133,7 @@ fn what_is_refused_and_how() {
     });
 }
 
-#[test]
+#[case]
 fn labels_change_as_asked() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
@@ -166,7 +166,7 @@ fn labels_change_as_asked() {
     });
 }
 
-#[test]
+#[case]
 fn lists_are_filtered_and_come_in_parts() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
@@ -198,7 +198,7 @@ fn lists_are_filtered_and_come_in_parts() {
     });
 }
 
-#[test]
+#[case]
 fn usage_is_what_lies_on_disk() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
@@ -227,7 +227,7 @@ fn usage_is_what_lies_on_disk() {
     });
 }
 
-#[test]
+#[case]
 fn what_layers_do_to_those_below() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();
@@ -285,7 +285,7 @@ fn what_layers_do_to_those_below() {
     });
 }
 
-#[test]
+#[case]
 fn many_layers() {
     isolated(&[], || {
         let snapshotter = Snapshotter::start();

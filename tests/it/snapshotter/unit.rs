@@ -38,7 +38,7 @@ fn analyze(arguments: &[&str], text: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
 
-#[test]
+#[case]
 fn systemd_understands_it() {
     isolated(&[Need::Program("systemd-analyze")], || {
         let verify = |text: &str| {
@@ -54,7 +54,7 @@ fn systemd_understands_it() {
     });
 }
 
-#[test]
+#[case]
 fn systemd_listens_where_containerd_asks() {
     let has = |unit: &str, line: &str| unit.lines().any(|has| has == line);
     assert!(has(SOCKET_UNIT, &format!("ListenStream={SOCKET}")));
@@ -80,7 +80,7 @@ fn systemd_listens_where_containerd_asks() {
     });
 }
 
-#[test]
+#[case]
 fn nothing_hides_its_mounts() {
     // Each of these gives a service a mount namespace (systemd.exec(5)).
     let hiding = [
@@ -143,7 +143,7 @@ fn volume_of_images(form: LayerFormat) -> (Served, std::path::PathBuf) {
     (served, volume)
 }
 
-#[test]
+#[case]
 fn its_capabilities_are_enough() {
     isolated(&[Need::Erofs, Need::Program("setpriv")], || {
         let lines = UNIT.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
@@ -159,7 +159,7 @@ fn its_capabilities_are_enough() {
     });
 }
 
-#[test]
+#[case]
 fn every_call_that_is_made_is_allowed() {
     isolated(&[Need::Erofs, Need::Program("systemd-analyze"), Need::Program("strace")], || {
         let (served, volume) = volume_of_images(LayerFormat::Erofs);

@@ -71,7 +71,7 @@ pub(crate) fn made(summary: &Path) -> Option<Calls> {
     names.contains("total").then(|| names.into_iter().filter(|n| n != "total" && n != "syscall").collect())
 }
 
-#[test]
+#[case]
 fn every_call_that_is_made_is_allowed() {
     let needs = [Need::Program("systemd-analyze"), Need::Program("strace"), Need::Program("busybox")];
     isolated(&needs, || {

@@ -1,9 +1,9 @@
 //! A cluster that is not ours: what it offers, and Larder's rights in it as they are shipped.
 
 use std::env;
+use std::fs::File;
 use std::net::{IpAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
@@ -17,6 +17,7 @@ use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, CustomResourceExt as _, ResourceExt as _};
 use larder::config::cluster::Cluster as Section;
 use larder::kubernetes::crd::ImageCache;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
 
 use super::shipped;
@@ -24,11 +25,12 @@ use super::shipped;
 const DEFAULT: &str = "storageclass.kubernetes.io/is-default-class";
 
 /// There is one Larder in a cluster: its image caches are all that there are.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+const LOCK: &str = "larder-test-cluster.lock";
 
-/// Waits until no other test of this process is at a cluster that is not its own.
-pub(super) fn turn() -> MutexGuard<'static, ()> {
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+/// Waits until no other test uses the real cluster. The lock is released when the value is dropped.
+pub(super) fn turn() -> Flock<File> {
+    let file = File::create(env::temp_dir().join(LOCK)).unwrap();
+    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap()
 }
 
 /// A cluster that `LARDER_TEST_KUBECONFIG` names.

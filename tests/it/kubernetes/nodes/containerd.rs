@@ -22,7 +22,7 @@ fn at_its_place(snapshotter: &Path) -> Containerd {
     containerd
 }
 
-#[test]
+#[case]
 fn images_that_need_a_disk_go_with_it() {
     isolated(&[Need::Program("containerd"), Need::Program("ctr")], || {
         let Some(scene) = Scene::new() else { return };

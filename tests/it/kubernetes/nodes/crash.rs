@@ -15,7 +15,7 @@ fn changes(scene: &Scene) -> usize {
         .count()
 }
 
-#[test]
+#[case]
 fn killed_at_every_step() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -53,7 +53,7 @@ fn killed_at_every_step() {
 }
 
 /// After a boot nothing is mounted, records stay, and the kubelet mounts for the same pods anew.
-#[test]
+#[case]
 fn after_a_boot_it_is_attached_again() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };
@@ -82,7 +82,7 @@ fn after_a_boot_it_is_attached_again() {
     });
 }
 
-#[test]
+#[case]
 fn an_api_server_that_fails_is_waited_for() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };

@@ -53,7 +53,7 @@ fn runs(pod: &Pod) -> bool {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
 }
 
-#[test]
+#[case]
 fn a_hundred_pods_wait_for_their_image_cache() {
     isolated(&[], || {
         let Some(scene) = scene() else { return };
@@ -139,7 +139,7 @@ fn rights(scene: &Scene) {
     }
 }
 
-#[test]
+#[case]
 fn the_best_image_cache_is_found_and_a_pod_without_one_says_why() {
     isolated(&[], || {
         let Some(scene) = scene() else { return };

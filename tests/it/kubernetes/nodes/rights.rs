@@ -7,7 +7,7 @@ use crate::harness::agent::AGENT;
 use crate::harness::cluster::shipped;
 use crate::harness::isolated;
 
-#[test]
+#[case]
 fn every_right_is_used_and_none_is_missing() {
     isolated(&[], || {
         let Some(scene) = Scene::new() else { return };

@@ -59,7 +59,7 @@ impl Etc {
     }
 }
 
-#[test]
+#[case]
 fn the_real_one_reads_it_as_it_is_meant() {
     isolated(&[Need::Program("containerd")], || {
         let main = "version = 2\nimports = ['ETC/conf.d/*.toml']\nroot = '/var/lib/elsewhere'\n\
@@ -92,7 +92,7 @@ fn the_real_one_reads_it_as_it_is_meant() {
     });
 }
 
-#[test]
+#[case]
 fn why_the_section_of_cri_is_repeated() {
     isolated(&[Need::Program("containerd")], || {
         let etc = Etc::new(
@@ -111,7 +111,7 @@ fn why_the_section_of_cri_is_repeated() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_said_of_imports_is_so() {
     isolated(&[Need::Program("containerd")], || {
         for (imports, may_be_absent) in [

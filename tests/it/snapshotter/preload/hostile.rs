@@ -12,7 +12,7 @@ use crate::harness::containerd::Containerd;
 use crate::harness::served::cache;
 use crate::harness::{exits, isolated, larder, succeed};
 
-#[test]
+#[case]
 fn a_volume_with_another_document_is_refused() {
     isolated(&NEEDS, || {
         let sealed =
@@ -47,7 +47,7 @@ fn a_volume_with_another_document_is_refused() {
     });
 }
 
-#[test]
+#[case]
 fn what_is_not_set_up_is_said() {
     isolated(&NEEDS, || {
         let sealed = Sealed::new(LayerFormat::Overlay, [image("cached", 1)], |_| Vec::new());

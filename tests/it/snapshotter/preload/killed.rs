@@ -50,7 +50,7 @@ impl Gate {
     }
 }
 
-#[test]
+#[case]
 fn whoever_was_killed_goes_on() {
     isolated(&NEEDS, || {
         let sealed =

@@ -24,7 +24,7 @@ fn record(node: &Node, name: &str, target: Descriptor) {
     Runtime::new().unwrap().block_on(client.create(request)).unwrap();
 }
 
-#[test]
+#[case]
 fn what_others_made_stays() {
     isolated(&NEEDS, || {
         let sealed =
@@ -72,7 +72,7 @@ fn what_others_made_stays() {
     });
 }
 
-#[test]
+#[case]
 fn caches_that_share_an_image() {
     isolated(&NEEDS, || {
         let served = Served::new([image("shared", 2), image("alone", 1)]);

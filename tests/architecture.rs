@@ -1,0 +1,232 @@
+//! The import rule of docs/ARCHITECTURE.md: modules of the root package and crates of the workspace import only what its
+//! tables allow, and no siblings import each other in a circle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+type Edges = BTreeMap<String, BTreeSet<String>>;
+
+/// A module, as the names that lead to it from its crate's root.
+type Module = Vec<String>;
+
+#[test]
+fn modules_import_what_the_table_allows() {
+    let sources = Sources::read(&root().join("src"));
+    let mut edges = Edges::new();
+    for (from, to) in sources.imports() {
+        if let (Some(from), Some(to)) = (from.first(), to.first())
+            && from != to
+        {
+            edges.entry(from.clone()).or_default().insert(to.clone());
+        }
+    }
+    edges.retain(|module, _| !["lib", "main"].contains(&module.as_str()));
+    compare(&table("| module | may import |"), &edges);
+}
+
+#[test]
+fn crates_depend_on_what_the_table_allows() {
+    let mut edges = Edges::new();
+    for entry in fs::read_dir(root().join("crates")).unwrap() {
+        let path = entry.unwrap().path();
+        let manifest: toml::Table = fs::read_to_string(path.join("Cargo.toml")).unwrap().parse().unwrap();
+        let own = manifest
+            .get("dependencies")
+            .and_then(toml::Value::as_table)
+            .into_iter()
+            .flat_map(toml::Table::keys);
+        let own = own.filter_map(|name| name.strip_prefix("larder-")).map(str::to_owned);
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        edges.insert(name, own.collect());
+    }
+    edges.retain(|_, to| !to.is_empty());
+    compare(&table("| crate | may depend on |"), &edges);
+}
+
+#[test]
+fn no_siblings_import_each_other_in_a_circle() {
+    let crates = fs::read_dir(root().join("crates")).unwrap().map(|entry| entry.unwrap().path().join("src"));
+    let mut circles = Vec::new();
+    for sources in crates.chain([root().join("src")]) {
+        for (parent, edges) in Sources::read(&sources).between_siblings() {
+            circles.extend(
+                circle(&edges)
+                    .map(|circle| format!("{}: {}: {circle}", sources.display(), parent.join("::"))),
+            );
+        }
+    }
+    assert!(circles.is_empty(), "circles of imports:\n{}", circles.join("\n"));
+}
+
+#[test]
+fn only_two_crates_have_unsafe_code() {
+    for entry in fs::read_dir(root().join("crates")).unwrap() {
+        let path = entry.unwrap().path();
+        let forbids =
+            fs::read_to_string(path.join("src/lib.rs")).unwrap().contains("#![forbid(unsafe_code)]");
+        assert_eq!(forbids, !path.ends_with("sys") && !path.ends_with("isal"), "{}", path.display());
+    }
+    for file in ["src/lib.rs", "src/main.rs"] {
+        assert!(fs::read_to_string(root().join(file)).unwrap().contains("#![forbid(unsafe_code)]"), "{file}");
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Reads the table of docs/ARCHITECTURE.md that begins with `head`.
+fn table(head: &str) -> Edges {
+    let text = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let rows = text.lines().skip_while(|line| *line != head).skip(2).take_while(|line| line.starts_with('|'));
+    let names = Regex::new("`([a-z-]+)`").unwrap();
+    let edges: Edges = rows
+        .map(|row| {
+            let mut names = names.captures_iter(row).map(|found| found[1].to_owned());
+            (names.next().unwrap(), names.collect())
+        })
+        .collect();
+    assert!(!edges.is_empty(), "no table {head}");
+    edges
+}
+
+fn compare(allowed: &Edges, actual: &Edges) {
+    let all = |edges: &Edges| -> BTreeSet<String> {
+        edges.iter().flat_map(|(from, to)| to.iter().map(move |to| format!("{from} -> {to}"))).collect()
+    };
+    let (allowed, actual) = (all(allowed), all(actual));
+    let more: Vec<_> = actual.difference(&allowed).collect();
+    let less: Vec<_> = allowed.difference(&actual).collect();
+    assert!(more.is_empty(), "imports that docs/ARCHITECTURE.md does not allow: {more:?}");
+    assert!(less.is_empty(), "docs/ARCHITECTURE.md allows imports that do not exist: {less:?}");
+}
+
+/// The code of a crate by module, without comments and tests.
+struct Sources(BTreeMap<Module, String>);
+
+impl Sources {
+    fn read(sources: &Path) -> Self {
+        let mut modules = BTreeMap::new();
+        let mut directories: Vec<PathBuf> = vec![sources.to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    directories.push(path);
+                    continue;
+                }
+                let relative = path.strip_prefix(sources).unwrap().with_extension("");
+                let module: Module = relative.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+                if path.extension().is_some_and(|extension| extension == "rs")
+                    && !module.iter().any(|part| part == "tests")
+                {
+                    let module = if module == ["lib"] { Module::new() } else { module };
+                    modules.insert(module, code(&fs::read_to_string(&path).unwrap()));
+                }
+            }
+        }
+        Sources(modules)
+    }
+
+    /// Every import of one module by another.
+    fn imports(&self) -> Vec<(Module, Module)> {
+        let path =
+            Regex::new(r"\b((?:crate|super(?:::super)*)(?:::\w+)*)(?:::\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\})?")
+                .unwrap();
+        let mut found = Vec::new();
+        for (module, code) in &self.0 {
+            for reference in path.captures_iter(code) {
+                let mut parts: Module = reference[1].split("::").map(str::to_owned).collect();
+                let supers = parts.iter().take_while(|part| *part == "super").count();
+                let base = if supers > 0 { &module[..module.len().saturating_sub(supers)] } else { &[] };
+                parts.drain(..supers.max(1));
+                let start: Module = base.iter().cloned().chain(parts).collect();
+                let group = reference.get(2).map_or(String::new(), |group| group.as_str().to_owned());
+                for item in split(&group) {
+                    let first = item.split("::").next().unwrap_or_default().trim().to_owned();
+                    let target: Module = start
+                        .iter()
+                        .cloned()
+                        .chain(Some(first).filter(|first| !first.is_empty() && first != "self"))
+                        .collect();
+                    let target = (0..=target.len()).rev().map(|len| target[..len].to_vec());
+                    let target =
+                        target.into_iter().find(|target| self.0.contains_key(target)).unwrap_or_default();
+                    if target != *module {
+                        found.push((module.clone(), target));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The imports between the children of each module, by that module.
+    fn between_siblings(&self) -> BTreeMap<Module, Edges> {
+        let mut siblings: BTreeMap<Module, Edges> = BTreeMap::new();
+        for (from, to) in self.imports() {
+            let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+            if let (Some(a), Some(b)) = (from.get(common), to.get(common)) {
+                let edges = siblings.entry(from[..common].to_vec()).or_default();
+                edges.entry(a.clone()).or_default().insert(b.clone());
+            }
+        }
+        siblings
+    }
+}
+
+/// Removes comments, and unit tests, which end a file.
+fn code(text: &str) -> String {
+    let text = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// Splits the group of a `use` at its top level.
+fn split(group: &str) -> Vec<String> {
+    let mut items = vec![String::new()];
+    let mut depth = 0;
+    for letter in group.chars() {
+        match letter {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                items.push(String::new());
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(item) = items.last_mut() {
+            item.push(letter);
+        }
+    }
+    items
+}
+
+/// Removes modules without imports, and those that only such modules import; a circle is what remains.
+fn circle(edges: &Edges) -> Option<String> {
+    let mut edges = edges.clone();
+    loop {
+        let before = edges.len();
+        let left: BTreeSet<String> = edges.keys().cloned().collect();
+        for to in edges.values_mut() {
+            to.retain(|to| left.contains(to));
+        }
+        edges.retain(|_, to| !to.is_empty());
+        if edges.len() == before {
+            break;
+        }
+    }
+    // Importers of the circle that nothing in it imports.
+    loop {
+        let imported: BTreeSet<String> = edges.values().flatten().cloned().collect();
+        let before = edges.len();
+        edges.retain(|from, _| imported.contains(from));
+        if edges.len() == before {
+            break;
+        }
+    }
+    (!edges.is_empty()).then(|| format!("{edges:?}"))
+}
