@@ -244,7 +244,7 @@ fn believed(form: LayerFormat) {
         succeed(&mut verify(&volume, &[]));
         fs::write(served.beside("sound"), &sound).unwrap();
         std::os::unix::fs::symlink(served.beside("sound"), &files[1]).unwrap();
-        assert!(exits(65, &mut verify(&volume, &[&ours.line])).contains("no regular file"));
+        assert!(exits(65, &mut verify(&volume, &[&ours.line])).contains("not a regular file"));
         fs::remove_file(&files[1]).unwrap();
         fs::write(&files[1], vec![b' '; 5000]).unwrap();
         assert!(exits(65, &mut verify(&volume, &[])).contains("more than 4096 bytes"));

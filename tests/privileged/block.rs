@@ -149,12 +149,12 @@ fn a_mounted_file_system_is_a_volume_of_its_size() {
 
         let small = FileSystem::new(Kind::Ext4 { inodes: 2000 }, 64 * MIB);
         let said = exits(73, &mut kind(&small.path(), 128 * MIB));
-        assert!(said.contains("--size asks for 128 MiB"), "{said}");
+        assert!(said.contains("--size is 128 MiB"), "{said}");
         fs::create_dir(small.path().join("directory")).unwrap();
         let said = exits(73, &mut kind(&small.path().join("directory"), 32 * MIB));
-        assert!(said.contains("no mount point"), "{said}");
+        assert!(said.contains("not a mount point"), "{said}");
         let said = exits(73, &mut kind(&small.path(), 60 * MIB));
-        assert!(said.contains("not Larder's"), "{said}");
+        assert!(said.contains("does not belong to Larder"), "{said}");
 
         // Larger than the cap: counted.
         let large = FileSystem::new(Kind::Ext4 { inodes: 2000 }, 256 * MIB);

@@ -414,9 +414,9 @@ pub fn create_all(path: &Path, mode: u32) -> io::Result<()> {
 pub fn forgery(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error().map(Errno::from_raw)? {
         Errno::ELOOP => Some("is a symbolic link"),
-        Errno::ENOTDIR => Some("is no directory, or below something that is none"),
-        Errno::EINVAL | Errno::EISDIR => Some("is no regular file"),
-        Errno::EFBIG => Some("is larger than any such file"),
+        Errno::ENOTDIR => Some("is not a directory, or one of its parents is not"),
+        Errno::EINVAL | Errno::EISDIR => Some("is not a regular file"),
+        Errno::EFBIG => Some("is too large for its type"),
         _ => None,
     }
 }

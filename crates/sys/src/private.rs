@@ -14,7 +14,7 @@ use super::{Dir, process};
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The mode of the file gives access to other users.
-    #[error("mode {mode:04o} lets other users read or change it: run chmod 600")]
+    #[error("its mode is {mode:04o}, so other users can read or change it: run chmod 600")]
     Open {
         /// Permission bits of the file.
         mode: u32,
