@@ -468,7 +468,7 @@ fn archives_are_signed_when_they_are_imported() {
         let sound = fs::read(signature(&disk)).unwrap();
         fs::remove_file(signature(&disk)).unwrap();
         let said = exits(65, &mut verify(&disk, &[&key.line]));
-        assert!(said.contains("cache.json.sig on it is not the one beside it"), "{said}");
+        assert!(said.contains("cache.json.sig on it differs from the one next to it"), "{said}");
         fs::write(signature(&disk), sound).unwrap();
         succeed(&mut verify(&disk, &[&key.line]));
     });
