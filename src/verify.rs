@@ -1,13 +1,13 @@
 //! Verification of a sealed volume from its own bytes.
 //!
-//! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must
+//! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk. It must
 //! have the diff ID in the image's config. A separate implementation plans the members of that tar again in
 //! memory (`tree`), and every inode on disk must match the plan (`compare`). Index files are computed again
 //! (`index`), and `prefetch.list` from the verified layers. An unexpected name is a difference, and so is a
 //! directory or file that another user could change (`structure`). The first difference is reported.
 //!
-//! A layer that is an EROFS image is instead written a second time, from the tar that was rebuilt from it,
-//! and every block is compared (`image`). Any changed bit of the image makes one of these two checks fail.
+//! An EROFS layer is instead written a second time, from the tar that was rebuilt from it, and every block is
+//! compared (`image`). Any changed bit of the image makes one of these two checks fail.
 
 pub mod apart;
 mod compare;

@@ -79,7 +79,7 @@ impl<'a> Images<'a> {
             (settled, fixup) = plan(Times::Left)?;
         }
         if settled != layer.settled || applied.lost != layer.lost {
-            return Err(states(layer, "has settled entries that do not follow from its parents"));
+            return Err(states(layer, "has the listed settled entries"));
         }
         match (fixup, image.fixup_size) {
             (None, None) => Ok(()),

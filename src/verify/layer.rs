@@ -32,7 +32,7 @@ pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer, names: &mut Na
     let mut tree = plan(root, layer, &diff)?;
     let (directories, settled) = settle(id, &mut tree, &lower, &layer.settled)?;
     if settled != layer.settled {
-        let what = "the layer has settled entries that do not follow from its parents".to_owned();
+        let what = "the layer has the listed settled entries".to_owned();
         return Err(Error::layer(id, b"", Fault::Statement(what)));
     }
     let comparison = Comparison {

@@ -1,8 +1,9 @@
 //! Ownership and permissions of the structure of a volume: its directories, and the files in them that are
 //! not content of a layer.
 //!
-//! Only root and the verifying user may be able to change them. A directory or file that another user owns or
-//! can write to could be replaced after verification, as could a file that has a hard link elsewhere.
+//! Only root and the verifying user may be able to change them. If another user owns or can write to a
+//! directory or file, it could be replaced after verification. The same is true of a file that has a hard
+//! link elsewhere.
 //!
 //! There are two exceptions:
 //!

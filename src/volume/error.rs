@@ -69,7 +69,7 @@ pub enum Error {
         images: String,
     },
     /// Another builder is using the volume.
-    #[error("{path} is locked by another builder: wait until it is done")]
+    #[error("{path} is locked by another builder: wait until it finishes")]
     Locked {
         /// Path of the volume.
         path: String,

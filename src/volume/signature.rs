@@ -9,8 +9,8 @@ use larder_model::seal::CacheManifest;
 use larder_model::trust::Trust;
 use larder_sys::Dir;
 
-/// Reads and checks the seal of the volume at `path` as [`seal::read`] does, checks its signature as `trust`
-/// requires, and returns the key that signed it. Both checks use the same bytes.
+/// Reads and checks the seal and the signature of the volume at `path`, as [`seal::read`] and [`check`] do.
+/// Returns the seal and the key that signed it. Both checks use the same bytes.
 ///
 /// # Errors
 /// Those of [`seal::read`] and [`check`].

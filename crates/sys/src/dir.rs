@@ -42,7 +42,7 @@ impl Dir {
     /// Opens the directory at `path` below this one.
     ///
     /// This takes one openat2(2). If a kernel or a seccomp filter does not support the call, or if the path
-    /// is too long for it, each component is opened separately, without following links.
+    /// is too long for it, the components are opened one by one. Links are never followed.
     ///
     /// # Errors
     /// Those of open(2); `ELOOP` or `ENOTDIR` if any component is a symbolic link.
@@ -409,8 +409,8 @@ pub fn create_all(path: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
-/// Returns the problem with a file or directory of a volume that could not be opened as expected, because
-/// volumes contain no links or special files in their structure. `None` for any other failure.
+/// Describes why a file or directory of a volume could not be opened as expected: volumes contain no links or
+/// special files in their structure. `None` for any other failure.
 pub fn forgery(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error().map(Errno::from_raw)? {
         Errno::ELOOP => Some("is a symbolic link"),

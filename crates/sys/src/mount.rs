@@ -433,7 +433,7 @@ mod tests {
     #[test]
     fn copies_in_the_root_of_a_container() {
         if !nix::unistd::geteuid().is_root() {
-            return eprintln!("skipped: it mounts, so run it as root");
+            return eprintln!("skipped: this test mounts file systems and needs root");
         }
         let run = || {
             private_namespace().unwrap();
@@ -474,7 +474,7 @@ mod tests {
     #[test]
     fn what_is_private_is_unmounted_alone() {
         if !nix::unistd::geteuid().is_root() {
-            return eprintln!("skipped: it mounts, so run it as root");
+            return eprintln!("skipped: this test mounts file systems and needs root");
         }
         let run = || {
             private_namespace().unwrap();

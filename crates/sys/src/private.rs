@@ -27,8 +27,8 @@ pub enum ReadError {
 /// Reads the regular file at `path` of at most `limit` bytes, following links.
 ///
 /// The rule is that of ssh: a file of this user must not be accessible to the group. A file of another user
-/// can be readable by the group (a Secret that Kubernetes gives to the group of a pod, a key that root gives
-/// to the group of a daemon). No file can be accessible to others.
+/// can be readable by the group, such as a Secret that Kubernetes gives to the group of a pod. No file can be
+/// accessible to others.
 ///
 /// # Errors
 /// [`ReadError`] if the file is too long, not regular, or accessible to others.

@@ -116,7 +116,7 @@ pub enum Error {
         source: MountError,
     },
     /// The kernel lost writes to the disk.
-    #[error("{doing} {path}: {source}: writes were lost, so it is not sealed; {hint}")]
+    #[error("{doing} {path}: {source}; writes were lost, so the disk is not sealed: {hint}")]
     WritesLost {
         /// The operation that failed.
         doing: &'static str,

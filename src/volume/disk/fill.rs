@@ -45,7 +45,7 @@ impl Disk {
         };
         let mount = Mount::ext4(&path, Ext4::Filled)
             .map_err(|source| Error::Mount { path: shown.clone(), source })?;
-        let root = mount.root().context("opening the mounted", &shown)?;
+        let root = mount.root().context("opening the root directory of", &shown)?;
         mount.attach(&self.below).context("mounting over the directory of", &shown)?;
         Ok(Mounted { at: self.at.clone(), root, device })
     }

@@ -14,10 +14,10 @@ pub fn obstacle() -> Option<String> {
     match Capabilities::effective() {
         Ok(capabilities) if capabilities.has(Capability::SysAdmin) => {}
         Ok(_) => return Some("this process lacks CAP_SYS_ADMIN".to_owned()),
-        Err(e) => return Some(format!("reading the capabilities of this process: {e}")),
+        Err(e) => return Some(format!("cannot read the capabilities of this process: {e}")),
     }
     if let Err(e) = loop_device::available() {
-        return Some(format!("opening /dev/loop-control: {e}"));
+        return Some(format!("cannot open /dev/loop-control: {e}"));
     }
     let missing = tools::PROGRAMS.into_iter().find(|program| !tools::is_installed(program));
     missing.map(|program| format!("{program} (e2fsprogs) is not installed"))

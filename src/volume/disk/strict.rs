@@ -63,7 +63,7 @@ const ZERO: [Field; 7] = [
 ];
 
 /// The rest of the superblock, between the upper halves of times and the checksum.
-const RESERVED: Field = ("s_encoding and what follows", 0x27C, 0x3FC - 0x27C);
+const RESERVED: Field = ("s_encoding and the fields after it", 0x27C, 0x3FC - 0x27C);
 
 /// Describes the first field that differs from a superblock of Larder; `None` if all fields match.
 pub(super) fn fault(bytes: &[u8; 1024]) -> Option<String> {

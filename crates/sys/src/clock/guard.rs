@@ -35,7 +35,7 @@ pub enum Reason {
     #[error("the machine has just started and the kernel reports its clock as not synchronized")]
     Unsynchronised,
     /// The wall clock was set.
-    #[error("the wall clock has drifted by more than 5 minutes from the time since boot")]
+    #[error("the wall clock has moved by more than 5 minutes relative to the time since boot")]
     Stepped,
     /// The wall clock is earlier than at the last check of the previous run.
     #[error("the wall clock is earlier than at the previous run")]
@@ -232,7 +232,7 @@ mod tests {
         clock.synchronise(true);
         assert_eq!(guard.check(&clock), Expiry::Allowed);
         clock.synchronise(false);
-        assert_eq!(guard.check(&clock), Expiry::Allowed, "it was synchronised once in this boot");
+        assert_eq!(guard.check(&clock), Expiry::Allowed, "it was synchronized once in this boot");
 
         let mut never = TimeGuard::new(&clock, None);
         clock.pass(30 * MINUTE);
