@@ -132,7 +132,7 @@ fn each(root: &Dir, format: LayerFormat, layers: &[Layer]) -> Result<Names, Erro
     Ok(names)
 }
 
-/// Verifies the volume at `path`, and its signature if it has one, by any key.
+/// Verifies the volume at `path`, including its signature if it has one. Any key is accepted.
 ///
 /// # Errors
 /// The first difference from `cache.json`.
@@ -140,7 +140,7 @@ pub fn verify(path: &Path) -> Result<Report, Error> {
     verify_trusting(path, &Trust::default())
 }
 
-/// Verifies the volume at `path`, with a signature as `trust` requires.
+/// Verifies the volume at `path`, including its signature as `trust` requires.
 ///
 /// # Errors
 /// The first difference from `cache.json`, and a signature that `trust` does not accept.

@@ -126,7 +126,7 @@ impl Names {
     }
 }
 
-/// Returns the properties that an unprivileged build could not preserve, from the record of a layer.
+/// Returns the properties that an unprivileged build could not preserve, from the loss records of a layer.
 pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
     lost.iter().map(|lost| (lost.path.as_str(), lost.what.as_str())).collect()
 }

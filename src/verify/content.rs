@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_take_no_time_and_hide_nothing() {
+    fn holes_are_fast_and_hide_nothing() {
         const SIZE: u64 = 1 << 42;
         let started = Instant::now();
         let sparse = |more: &[(u64, &[u8])]| {

@@ -33,8 +33,7 @@ pub(super) struct Images<'a> {
     layers: HashMap<&'a ChainId, &'a Layer>,
     /// Directory in which unnamed files can be created.
     scratch: Dir,
-    /// Results of verified change sets that are used more than once; the parts that depend on parents are
-    /// still open.
+    /// Unsettled results of the verified change sets that are used more than once.
     applied: HashMap<&'a Digest, Applied>,
     uses: HashMap<&'a Digest, usize>,
 }
@@ -59,7 +58,7 @@ impl<'a> Images<'a> {
         };
         let mut applied = match self.applied.get(&layer.diff_id) {
             Some(applied) => applied.clone(),
-            None => self.prove(layer, image, &parts)?,
+            None => self.verify_image(layer, image, &parts)?,
         };
         if self.uses.get(&layer.diff_id).is_some_and(|uses| *uses > 1) {
             self.applied.entry(&layer.diff_id).or_insert_with(|| applied.clone());
@@ -96,7 +95,7 @@ impl<'a> Images<'a> {
     }
 
     /// Verifies the image of a change set.
-    fn prove(&self, layer: &Layer, image: &LayerImage, parts: &Parts) -> Result<Applied, Error> {
+    fn verify_image(&self, layer: &Layer, image: &LayerImage, parts: &Parts) -> Result<Applied, Error> {
         let path = parts.trees.last().map_or("", String::as_str);
         if let Some(want) = layer.tar_split_size {
             self.open(&parts.tar_split, want)?;

@@ -1,5 +1,5 @@
 //! Verification of one layer: its tar is rebuilt and hashed, its members are planned, and its tree is
-//! compared.
+//! compared with the plan.
 
 use std::collections::HashMap;
 

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_layer_gives_everything_back() {
+    fn a_failed_layer_releases_its_bytes() {
         let budget = budget(1 << 20);
         let account = Account::new(Arc::clone(&budget));
         account.reserve(5000).unwrap();

@@ -46,7 +46,7 @@ pub struct Opening<'a> {
     pub size: ByteSize,
     /// Enforcement of the size limit.
     pub cap: Cap,
-    /// Leftovers of an earlier run that are trusted.
+    /// Policy for trusting leftovers of an earlier run.
     pub trust: Trust,
 }
 

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn old_records_go() {
+    fn old_records_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         // Another test of this process may have cleared the umask.
         fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();

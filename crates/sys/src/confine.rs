@@ -32,7 +32,7 @@ use landlock::{PathFd, RulesetError};
 use nix::sys::resource::{Resource, setrlimit};
 
 pub use self::init::{Signals, unblock};
-use self::namespaces::By;
+use self::namespaces::Method;
 use self::root::{Access, Place};
 use super::mount::attributes;
 use super::process;
@@ -179,21 +179,22 @@ impl Confinement {
         // Caches the boot ID, which cannot be read after confinement.
         let _ = process::boot_id();
         let kept = capabilities::kept(self.privileges).map_err(failed("capabilities"))?;
-        let by = match capabilities::can_mount().map_err(failed("capabilities"))? {
-            true => Ok(By::Privilege),
-            false if kept.is_empty() => Ok(By::UserNamespace),
+        let method = match capabilities::can_mount().map_err(failed("capabilities"))? {
+            true => Ok(Method::Privilege),
+            false if kept.is_empty() => Ok(Method::UserNamespace),
             false => Err("the process has capabilities that a layer needs, but not CAP_SYS_ADMIN".to_owned()),
         };
-        let by = match by {
+        let method = match method {
             Ok(_) if !attributes::is_supported() => {
                 Err("mount_setattr(2) needs Linux 5.12 or newer".to_owned())
             }
-            by => by,
+            method => method,
         };
-        let by = by.and_then(|by| namespaces::probe(by).map(|()| by).map_err(|e| e.to_string()));
-        let without_namespaces = match by {
-            Ok(by) => {
-                let entered = namespaces::enter(by, self.role == Role::Fetcher, self.signals);
+        let method =
+            method.and_then(|method| namespaces::probe(method).map(|()| method).map_err(|e| e.to_string()));
+        let without_namespaces = match method {
+            Ok(method) => {
+                let entered = namespaces::enter(method, self.role == Role::Fetcher, self.signals);
                 entered.map_err(|source| Error::Privileges { what: "namespaces", source })?;
                 let replaced = root::replace(&self.places(), self.temporary);
                 replaced

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn more_extents_than_one_call_gives() {
+    fn more_extents_than_one_call_returns() {
         let file = tempfile::tempfile().unwrap();
         let count = 2 * u64::from(kernel::BATCH) + 3;
         for at in 0..count {

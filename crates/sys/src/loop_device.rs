@@ -1,7 +1,7 @@
 //! Loop devices (loop(4)): files as block devices.
 //!
-//! A device keeps the descriptor that it is given open, with its flock(2). The lock therefore lasts until the
-//! last user of the device closes it, even if the process that attached it dies.
+//! A device keeps its descriptor of the file open, and with it the flock(2) on the file. The lock therefore
+//! lasts until the last user closes the device, even if the process that attached it dies.
 
 mod ioctl;
 
@@ -26,7 +26,7 @@ pub enum Access {
     ReadWrite,
 }
 
-/// Reports as an error whether loop devices are unavailable here.
+/// Checks that loop devices are available here.
 ///
 /// # Errors
 /// Those of opening /dev/loop-control.

@@ -284,7 +284,7 @@ pub fn memory_for_devices(dir: &Path) -> io::Result<()> {
     Ok(nix::mount::mount(Some("larder"), dir, Some("tmpfs"), flags, Some("mode=0711"))?)
 }
 
-/// Mounts an empty tmpfs over `dir` that every user can read. [`is_our_view`] recognizes it.
+/// Mounts an empty tmpfs over `dir` that every user can read. [`is_larder_view`] recognizes it.
 ///
 /// # Errors
 /// Those of mount(2).
@@ -343,7 +343,7 @@ const OVERLAY_SOURCE: &str = "larder";
 ///
 /// # Errors
 /// Those of reading /proc/thread-self/mountinfo.
-pub fn is_our_view(path: &Path) -> io::Result<Option<bool>> {
+pub fn is_larder_view(path: &Path) -> io::Result<Option<bool>> {
     is_mounted_from(path, b"tmpfs", VIEW_SOURCE)
 }
 
@@ -472,7 +472,7 @@ mod tests {
 
     /// Mounts of other members of the peer group remain.
     #[test]
-    fn what_is_private_is_unmounted_alone() {
+    fn private_mounts_do_not_propagate_unmounts() {
         if !nix::unistd::geteuid().is_root() {
             return eprintln!("skipped: this test mounts file systems and needs root");
         }

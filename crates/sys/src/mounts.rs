@@ -2,7 +2,7 @@
 //! devices attached to a file in it (sysfs).
 //!
 //! A process can read the namespaces of processes that have no more capabilities than itself (ptrace(2),
-//! access mode checks). Mounts of the host propagate into its own namespace.
+//! access mode checks). Mounts of the host propagate into the namespace of this process.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_overlay_writes_to() {
+    fn overlay_upper_directories() {
         let container = "30 1 0:50 / /merged rw - overlay overlay rw,lowerdir=3:2,upperdir=/s/snapshots/4/fs,workdir=/s/w";
         let of = |path: &str| mounts(container).overlay_over(Path::new(path)).map(Path::to_owned);
         assert_eq!(of("/s"), Some("/merged".into()));

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_private_is_read() {
+    fn only_private_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         create(&path, b"secret").unwrap();
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn anothers_file_may_be_the_groups() {
+    fn a_file_of_another_user_can_be_group_readable() {
         if process::ids().0 != 0 {
             return;
         }

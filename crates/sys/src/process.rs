@@ -128,7 +128,7 @@ pub fn die_with_parent(parent: Option<u32>) -> io::Result<bool> {
 ///
 /// # Errors
 /// Those of getpriority(2) and setpriority(2).
-pub fn be_nice(nice: u8) -> io::Result<()> {
+pub fn lower_priority(nice: u8) -> io::Result<()> {
     if getpriority_process(None)? >= i32::from(nice) {
         return Ok(());
     }
@@ -140,7 +140,7 @@ pub fn be_nice(nice: u8) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of reading and writing the file.
-pub fn offer_to_oom_killer(score: i32) -> io::Result<()> {
+pub fn raise_oom_score(score: i32) -> io::Result<()> {
     const FILE: &str = "/proc/self/oom_score_adj";
     let now = std::fs::read_to_string(FILE)?;
     if now.trim().parse().is_ok_and(|now: i32| now >= score) {

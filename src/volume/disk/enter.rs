@@ -92,10 +92,10 @@ impl Drop for Attached {
 /// read-only, visible only to this process. A directory that is the volume itself is used directly.
 ///
 /// An ext4 is fully examined before the kernel reads it. The caller must check that the volume on it is
-/// sealed and expected.
+/// sealed and is the expected one.
 ///
 /// # Errors
-/// [`Error::Locked`], [`Error::InUse`], [`Error::Tampered`] for a disk that does not match `image.json`,
+/// [`Error::Locked`] or [`Error::InUse`]; [`Error::Tampered`] for a disk that does not match `image.json`;
 /// [`Error::Unsafe`] for an ext4 that Larder did not create or that has errors.
 pub fn enter(path: &Path) -> Result<Entered, Error> {
     enter_after(path, &Examination::Whole(None))

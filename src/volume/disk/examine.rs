@@ -85,7 +85,7 @@ fn check(device: &Path) -> Result<Option<String>, Error> {
     tools::examine_as(UNPRIVILEGED_ID, &node)
 }
 
-/// Returns a directory in which no programs are searched.
+/// Returns a directory that can be mounted over without hiding programs.
 fn staging_dir() -> io::Result<PathBuf> {
     let mut known = [std::env::temp_dir(), "/tmp".into(), "/run".into(), "/mnt".into()].into_iter();
     known.find(|path| path.is_dir()).ok_or_else(|| io::ErrorKind::NotFound.into())

@@ -1,6 +1,6 @@
-//! Checks whether the superblock of an ext4 is one that Larder writes: the result of `mkfs.ext4` with the
-//! options in `tools`, with the changes that the kernel makes when the disk is filled (Linux,
-//! filesystems/ext4, "The Super Block").
+//! Checks whether the superblock of an ext4 is one that Larder writes. `mkfs.ext4` creates it with the
+//! options in `tools`, and the kernel changes a few fields when the disk is filled (Linux, filesystems/ext4,
+//! "The Super Block").
 //!
 //! The superblock determines how the kernel reads everything else, and what it does at the first error. A
 //! field with a fixed value must have that value, and unused fields must be zero.

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_ext4_is_nothing() {
+    fn only_ext4_is_parsed() {
         let mut bytes = [0; LEN];
         assert_eq!(Superblock::ext4(&bytes), None);
         (bytes[0x38], bytes[0x39]) = (0x53, 0xEF);

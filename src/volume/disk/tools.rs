@@ -1,4 +1,4 @@
-//! The programs of e2fsprogs, because no library formats, checks and resizes ext4.
+//! Wrappers for the programs of e2fsprogs, because no library formats, checks and resizes ext4.
 //!
 //! A program gets its disk as standard input and opens it as `/proc/self/fd/0`. The path is not resolved
 //! again, and the program holds the lock on the disk as long as it runs, even if this process ends.

@@ -17,7 +17,7 @@ fn read(path: PathBuf) -> String {
 }
 
 #[test]
-fn version_2_hands_controllers_down_from_a_leaf() {
+fn version_2_enables_controllers_from_a_leaf() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::write(dir.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
@@ -66,7 +66,7 @@ fn version_2_hands_controllers_down_from_a_leaf() {
 }
 
 #[test]
-fn version_2_is_left_alone_unless_it_was_handed_over() {
+fn version_2_needs_delegation() {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("user.slice");
     fs::create_dir(&own).unwrap();
@@ -94,7 +94,7 @@ fn version_2_without_memory_is_not_enough() {
 }
 
 #[test]
-fn what_cannot_be_handed_down_is_undone() {
+fn a_failed_delegation_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("cgroup.controllers"), "memory\n").unwrap();
     fs::create_dir(dir.path().join("cgroup.subtree_control")).unwrap();
@@ -132,7 +132,7 @@ fn shell(script: &str) -> Child {
 }
 
 #[test]
-fn version_1_kills_what_takes_too_much() {
+fn version_1_enforces_the_memory_limit() {
     let Some(groups) = version_1() else { return };
     let limits = Limits { memory: 4 << 20, ..LIMITS };
     let group = groups.create("greedy", &limits).unwrap().unwrap();
@@ -149,7 +149,7 @@ fn version_1_kills_what_takes_too_much() {
 }
 
 #[test]
-fn version_1_is_gone_soon_after_it_was_dropped() {
+fn a_dropped_version_1_group_is_removed() {
     let Some(groups) = version_1() else { return };
     let group = groups.create("dropped", &LIMITS).unwrap().unwrap();
     let dirs: Vec<PathBuf> = group.dirs.iter().map(|group| group.dir.clone()).collect();
@@ -167,7 +167,7 @@ fn version_1_is_gone_soon_after_it_was_dropped() {
 }
 
 #[test]
-fn version_1_takes_what_is_left_with_it() {
+fn version_1_removes_remaining_processes() {
     let Some(groups) = version_1() else { return };
     let group = groups.create("left", &LIMITS).unwrap().unwrap();
     let mut child = shell("read go; sleep 1000 & exec sleep 1000");

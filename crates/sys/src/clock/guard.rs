@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_outlives_a_run() {
+    fn a_pause_outlives_a_run() {
         let clock = clock();
         let mut guard = TimeGuard::new(&clock, None);
         clock.set_forward(DAY);
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_between_two_runs_is_one() {
+    fn a_step_between_two_runs_is_detected() {
         let clock = clock();
         let before = noted(&clock);
         clock.pass(DAY);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn time_that_passes_is_no_step() {
+    fn passing_time_is_not_a_step() {
         let clock = clock();
         let mut guard = TimeGuard::new(&clock, Some(noted(&clock)));
         for _ in 0..5 {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_holds_for_an_hour() {
+    fn a_step_pauses_expiry_for_an_hour() {
         for forward in [true, false] {
             let clock = clock();
             let mut guard = TimeGuard::new(&clock, None);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_before_the_last_time_holds() {
+    fn a_start_before_the_last_check_pauses_expiry() {
         let clock = clock();
         let later = Noted { time: clock.now() + chrono::TimeDelta::seconds(1), ..noted(&clock) };
         let mut guard = TimeGuard::new(&clock, Some(later));

@@ -13,7 +13,7 @@ use crate::process;
 
 /// Method of creating the namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum By {
+pub(super) enum Method {
     /// With the caller's `CAP_SYS_ADMIN`. Other capabilities stay effective.
     Privilege,
     /// In a new user namespace that maps the caller's IDs to themselves. Capabilities have no effect outside
@@ -27,7 +27,7 @@ pub(super) enum By {
 /// # Errors
 /// Those of unshare(2), of the files of user_namespaces(7) and of fork(2): `EPERM` if the system forbids
 /// namespaces to this user.
-pub(super) fn enter(by: By, network: bool, signals: Signals) -> io::Result<()> {
+pub(super) fn enter(method: Method, network: bool, signals: Signals) -> io::Result<()> {
     let ids = process::ids();
     let mut flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -36,11 +36,11 @@ pub(super) fn enter(by: By, network: bool, signals: Signals) -> io::Result<()> {
     if !network {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    if by == By::UserNamespace {
+    if method == Method::UserNamespace {
         flags |= CloneFlags::CLONE_NEWUSER;
     }
     unshare(flags)?;
-    isolate(by, ids)?;
+    isolate(method, ids)?;
     init::become_first(signals)
 }
 
@@ -49,19 +49,20 @@ pub(super) fn enter(by: By, network: bool, signals: Signals) -> io::Result<()> {
 ///
 /// # Errors
 /// The reason why they will not work.
-pub(super) fn probe(by: By) -> io::Result<()> {
+pub(super) fn probe(method: Method) -> io::Result<()> {
     let ids = process::ids();
     init::in_child(|| {
-        let user = if by == By::UserNamespace { CloneFlags::CLONE_NEWUSER } else { CloneFlags::empty() };
+        let user =
+            if method == Method::UserNamespace { CloneFlags::CLONE_NEWUSER } else { CloneFlags::empty() };
         unshare(CloneFlags::CLONE_NEWNS | user)?;
-        isolate(by, ids)?;
+        isolate(method, ids)?;
         root::probe()
     })
 }
 
 /// Maps the IDs of a user namespace, and stops mounts of this process from propagating to others.
-fn isolate(by: By, (uid, gid): (u32, u32)) -> io::Result<()> {
-    if by == By::UserNamespace {
+fn isolate(method: Method, (uid, gid): (u32, u32)) -> io::Result<()> {
+    if method == Method::UserNamespace {
         // The group can be mapped only after this (user_namespaces(7), "Writing to /proc/pid/gid_map").
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 /// # Errors
 /// `InvalidInput` if there are several sockets, or one that is not a listening Unix socket; those of
 /// pidfd_getfd(2) (Linux 5.6).
-pub fn taken() -> io::Result<Option<UnixListener>> {
+pub fn listener() -> io::Result<Option<UnixListener>> {
     let wrong = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
     let mut handed = sd_notify::listen_fds()?;
     let Some(number) = handed.next() else { return Ok(None) };
