@@ -1,13 +1,13 @@
-//! Proves a sealed volume from its own bytes.
+//! Verification of a sealed volume from its own bytes.
 //!
-//! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk, and must have the diff
-//! ID that the image's config names. The members of that tar are planned again, in memory and by code of its own
-//! (`tree`), and every inode on disk must be what the plan says (`compare`). Index files are computed again
-//! (`index`), `prefetch.list` from the layers once they are proven. A name that nothing explains is a difference like any other,
-//! and so is a directory or file that another user could change (`structure`). The first difference is reported.
+//! For each layer, parents first, the tar is rebuilt from its tar-split file and the files on disk. It must
+//! have the diff ID in the image's config. A separate implementation plans the members of that tar again in
+//! memory (`tree`), and every inode on disk must match the plan (`compare`). Index files are computed again
+//! (`index`), and `prefetch.list` from the verified layers. An unexpected name is a difference, and so is a
+//! directory or file that another user could change (`structure`). The first difference is reported.
 //!
-//! A layer that is an EROFS image is written a second time instead, from the tar that was rebuilt from it, and every block
-//! compared (`image`): whatever bit of it was changed, one of the two differs.
+//! An EROFS layer is instead written a second time, from the tar that was rebuilt from it, and every block is
+//! compared (`image`). Any changed bit of the image makes one of these two checks fail.
 
 pub mod apart;
 mod compare;
@@ -40,36 +40,40 @@ use larder_model::seal::{Content, Layer};
 use larder_model::trust::Trust;
 use larder_sys::Dir;
 
-/// What was proven.
+/// Result of a successful verification.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Images.
+    /// Number of images verified.
     pub images: usize,
-    /// Layers.
+    /// Number of layers verified.
     pub layers: usize,
-    /// Members of all tars.
+    /// Number of members in all tars.
     pub entries: u64,
-    /// Bytes of all tars.
+    /// Size of all tars, in bytes.
     pub bytes: u64,
     /// Digest of the content of `cache.json`.
     pub digest: Digest,
-    /// Who signed it, where somebody did.
+    /// The key that signed the volume, if it is signed.
     pub signed_by: Option<KeyId>,
 }
 
-/// Verifies `layers`, parents before children, of a volume at `path` that is not sealed yet. Nothing is said of what else is
-/// on it.
+/// Verifies `layers` of an unsealed volume at `path`. They must be in order, parents before children. Nothing
+/// else on the volume is checked.
+///
+/// # Errors
+/// The first difference from the records of the layers.
 pub fn layers(path: &Path, format: LayerFormat, layers: &[Layer]) -> Result<(), Error> {
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
     each(&root, format, layers).map(drop)
 }
 
-/// Returns those of `doubtful` that are not what their records say, with the reason, on a volume that is not sealed yet. A layer
-/// that has no tar-split file only has to open. `layers` are all of the volume, parents before children; a child of a
-/// damaged layer is not looked at. Once `stop` says so, no further layer is.
+/// Returns the layers in `doubtful` that do not match their records, with the reason, on an unsealed volume.
+/// A layer without a tar-split file is only opened. `layers` are all layers of the volume, parents before
+/// children. Children of a damaged layer are skipped. Once `stop` returns `true`, no further layer is
+/// checked.
 ///
 /// # Errors
-/// Images cannot be compared here, because no temporary file can be made.
+/// Images cannot be compared, because no temporary file can be created.
 pub fn damaged(
     root: &Dir,
     format: LayerFormat,
@@ -93,7 +97,7 @@ pub fn damaged(
             _ if layer.tar_split_size.is_none() => trees::own(root, format, layer)
                 .map(|_| ())
                 .map_err(|e| Error::Layer { layer: layer.chain_id.clone(), message: e.to_string() }),
-            // Names that other volumes have are no matter before the seal: what counts is the content.
+            // Hard links from other volumes do not matter before the seal, only the content.
             None => layer::verify(root, layers, layer, &mut Names::default()),
             Some(images) => images.verify(layer),
         };
@@ -104,8 +108,11 @@ pub fn damaged(
     Ok(damaged)
 }
 
-/// Reads the manifests and configs of a volume, one of each for every image, and checks them against their digests and what
-/// `content` says of images and layers against them.
+/// Reads the manifest and config of every image of a volume. Checks them against their digests, and the
+/// images and layers in `content` against them.
+///
+/// # Errors
+/// The first difference.
 pub fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error> {
     index::documents(root, content)
 }
@@ -125,34 +132,45 @@ fn each(root: &Dir, format: LayerFormat, layers: &[Layer]) -> Result<Names, Erro
     Ok(names)
 }
 
-/// Verifies the volume at `path`, its signature included where there is one, whoever signed.
+/// Verifies the volume at `path`, including its signature if it has one. Any key is accepted.
+///
+/// # Errors
+/// The first difference from `cache.json`.
 pub fn verify(path: &Path) -> Result<Report, Error> {
     verify_trusting(path, &Trust::default())
 }
 
-/// Verifies the volume at `path`, which has to be one that `trust` asks for.
+/// Verifies the volume at `path`, including its signature as `trust` requires.
+///
+/// # Errors
+/// The first difference from `cache.json`, and a signature that `trust` does not accept.
 pub fn verify_trusting(path: &Path, trust: &Trust) -> Result<Report, Error> {
     verify_by(path, trust, false, Structure::of_path(path)?)
 }
 
-/// Does what [`verify_for_use`] does, in a process that is confined. `structure` was taken before.
+/// Verifies a volume as [`verify_for_use`] does, in a confined process. `structure` must be determined before
+/// confinement.
 ///
 /// # Errors
-/// The first difference from what `cache.json` says.
+/// The first difference from `cache.json`.
 pub fn verify_for_use_confined(path: &Path, structure: Structure) -> Result<Report, Error> {
     verify_by(path, &Trust::default(), true, structure)
 }
 
-/// Does what [`verify_trusting`] does, in a process that is confined. `structure` was taken before.
+/// Verifies a volume as [`verify_trusting`] does, in a confined process. `structure` must be determined
+/// before confinement.
 ///
 /// # Errors
-/// The first difference from what `cache.json` says, and a signature that `trust` does not accept.
+/// The first difference from `cache.json`, and a signature that `trust` does not accept.
 pub fn verify_confined(path: &Path, trust: &Trust, structure: Structure) -> Result<Report, Error> {
     verify_by(path, trust, false, structure)
 }
 
-/// Verifies the volume at `path` for those who are going to use it: as [`verify_trusting`] does, but EROFS images by their hash
-/// trees if all of them have one, which takes as long as reading them.
+/// Verifies the volume at `path` before it is used. Unlike [`verify_trusting`], it checks EROFS images by
+/// their hash trees if all of them have one, which takes as long as reading them.
+///
+/// # Errors
+/// The first difference from `cache.json`, and a signature that `trust` does not accept.
 pub fn verify_for_use(path: &Path, trust: &Trust) -> Result<Report, Error> {
     verify_by(path, trust, true, Structure::of_path(path)?)
 }

@@ -1,24 +1,25 @@
-//! A capped place for layers, on which nothing is half there.
+//! A size-limited volume of layers that never exposes incomplete data.
 //!
 //! ```text
-//! cache.json                     what is on the volume and the digests that prove it: the seal
-//! cache.json.sig                 who vouches for it, where the build was given a key
+//! cache.json                     the seal: the content of the volume and the digests that prove it
+//! cache.json.sig                 signature of the seal, if the build had a key
 //! overlay/<chain ID>/            diff/ (the tree), link, lower        ┐ a containers/storage
 //! overlay/l/<link>               -> ../<chain ID>/diff                │ additional image store
 //! overlay-layers/                layers.lock, layers.json, <chain ID>.tar-split.gz
 //! overlay-images/                images.lock, images.json, <config>/… ┘
 //! erofs/<algorithm>/<2>/<diff ID>.erofs            the image of a change set      ┐ instead of those three
-//! erofs/chain/<chain ID>.erofs                     what is laid over it           │ where layers are
+//! erofs/chain/<chain ID>.erofs                     the image mounted over it      │ if layers are
 //! erofs/tar-split/<diff ID>.gz                                                    ┘ EROFS images
 //! oci/                           an OCI image layout without layer blobs
-//! snapshots.metadata             "<chain ID> overlay/<chain ID>/diff" a line
-//! prefetch.list                  what containers read first when they start
+//! snapshots.metadata             one line per layer: "<chain ID> overlay/<chain ID>/diff"
+//! prefetch.list                  files that containers read first when they start
 //! .larder/                       lock, use, job.json, journal, staging/
 //! ```
 //!
-//! A layer is written in `.larder/staging`, then renamed into place, then named by a `committed` line of the journal;
-//! after a syncfs(2) a `synced` line names all layers that it covered. In the boot that wrote them, committed layers are
-//! trusted; after another boot only synced ones are. Everything else is swept when the volume is opened.
+//! A layer is written to `.larder/staging`, renamed into place, and recorded by a `committed` line in the
+//! journal. After a syncfs(2), a `synced` line lists all layers that it covered. In the boot that wrote them,
+//! committed layers are trusted; after a reboot only synced ones are. Opening the volume removes everything
+//! else.
 
 pub mod budget;
 pub mod disk;
@@ -57,16 +58,16 @@ use larder_model::seal::Layer;
 use larder_sys::lock::Lock;
 use larder_sys::space;
 use larder_sys::{Dir, xattr};
-use place::Place;
+use place::LayerDirs;
 use staging::Staging;
 
-/// An open volume that is being filled. Whoever holds it is the only one.
+/// An open volume that is being filled, exclusively by the holder of this value.
 #[derive(Debug)]
 pub struct Volume {
     path: PathBuf,
     root: Dir,
     larder: Dir,
-    place: Place,
+    place: LayerDirs,
     budget: Arc<Budget>,
     state: Mutex<State>,
     _lock: Lock,
@@ -81,32 +82,32 @@ struct State {
 }
 
 impl Volume {
-    /// Its directory.
+    /// Returns the directory of the volume.
     pub fn root(&self) -> &Dir {
         &self.root
     }
 
-    /// The last part of its path.
+    /// Returns the last component of the volume's path.
     pub fn name(&self) -> String {
         self.path.file_name().unwrap_or(self.path.as_os_str()).to_string_lossy().into_owned()
     }
 
-    /// The record of a committed layer.
+    /// Returns the record of a committed layer.
     pub fn layer(&self, chain_id: &ChainId) -> Option<Layer> {
         self.state().committed.get(chain_id).cloned()
     }
 
-    /// The parent of a committed layer.
+    /// Returns the parent of a committed layer.
     pub fn parent(&self, chain_id: &ChainId) -> Option<ChainId> {
         self.state().committed.get(chain_id).and_then(|layer| layer.parent.clone())
     }
 
-    /// Whether a layer is committed.
+    /// Reports whether a layer is committed.
     pub fn has(&self, chain_id: &ChainId) -> bool {
         self.state().committed.contains_key(chain_id)
     }
 
-    /// All committed layers, parents before children.
+    /// Returns all committed layers, parents before children.
     pub fn layers(&self) -> Vec<Layer> {
         let state = self.state();
         let mut layers: Vec<Layer> = state.committed.values().cloned().collect();
@@ -118,28 +119,34 @@ impl Volume {
         layers
     }
 
-    /// Bytes that the cap allows and the file system does not have; the build may end before the cap is reached. None where
-    /// the file system is the cap.
+    /// Returns the bytes that the cap allows but the file system lacks. If there are any, the build can fail
+    /// before it reaches the cap. Returns 0 if the file system itself is the cap.
+    ///
+    /// # Errors
+    /// Those of fstatvfs(3).
     pub fn shortage(&self) -> Result<u64, Error> {
         if self.budget.is_held_by_kernel() {
             return Ok(0);
         }
         let free =
-            space::free(&self.root).context("asking for free space at", &self.path.display().to_string())?;
+            space::free(&self.root).context("reading the free space of", &self.path.display().to_string())?;
         Ok(self.budget.cap().saturating_sub(self.budget.used()).saturating_sub(free))
     }
 
-    /// Form of its layers.
+    /// Returns the format of the layers.
     pub fn format(&self) -> LayerFormat {
         self.place.format()
     }
 
-    /// The image of a change set, where a committed layer is one.
+    /// Opens the EROFS image of a change set; `None` if no committed layer uses it.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn image(&self, diff_id: &Digest) -> Result<Option<File>, Error> {
         self.place.image(diff_id)
     }
 
-    /// A committed layer of this diff ID, under whatever parents, whose tar can be rebuilt.
+    /// Returns a committed layer with this diff ID and any parents, whose tar can be rebuilt.
     pub fn with_diff_id(&self, diff_id: &Digest) -> Option<Layer> {
         let state = self.state();
         state
@@ -149,7 +156,10 @@ impl Volume {
             .cloned()
     }
 
-    /// A new empty place for a layer.
+    /// Creates an empty staging directory for a layer.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of creating directories.
     pub fn stage(&self) -> Result<Staging, Error> {
         let number = {
             let mut state = self.state();
@@ -160,7 +170,10 @@ impl Volume {
         Staging::new(parent, &number.to_string(), Arc::clone(&self.budget), self.format())
     }
 
-    /// Puts a finished layer in its place and says so in the journal. Its parent must be committed.
+    /// Moves a finished layer into place and records it in the journal. Its parent must be committed.
+    ///
+    /// # Errors
+    /// [`Error::ParentMissing`], [`Error::Full`], and those of the file system.
     pub fn commit(&self, staging: Staging, layer: Layer) -> Result<(), Error> {
         let chain_id = layer.chain_id.clone();
         let mut state = self.state();
@@ -175,14 +188,18 @@ impl Volume {
         Ok(())
     }
 
-    /// Flushes all that was written, and names the committed layers that became durable by it in the journal. Returns how many
-    /// these are.
+    /// Flushes all written data, and records the committed layers that became durable in the journal. Returns
+    /// the number of these layers.
     ///
-    /// The kernel tells a lost write once. After that nothing may be flushed and believed any more, so layers that were not
-    /// durable before are given up in the journal, and neither this run nor a later one counts them.
+    /// The kernel reports a lost write only once. A later flush would hide the loss. Layers that were not
+    /// durable before are therefore recorded as lost, and neither this run nor a later one uses them.
+    ///
+    /// # Errors
+    /// [`Error::WritesLost`], and those of writing the journal.
     pub fn sync(&self) -> Result<usize, Error> {
         let covered = self.state().unsynced.clone();
-        // Not under the lock: other layers are committed meanwhile, and this sync does not vouch for them.
+        // Release the lock while flushing. Other layers can be committed meanwhile; this flush does not cover
+        // them.
         self.flush()?;
         if covered.is_empty() {
             return Ok(0);
@@ -193,14 +210,17 @@ impl Volume {
         Ok(covered.len())
     }
 
-    /// Committed layers that no flush covered yet.
+    /// Returns the committed layers that are not flushed yet.
     pub fn unsynced(&self) -> Vec<ChainId> {
         self.state().unsynced.clone()
     }
 
-    /// Gives up layers that turned out to be damaged, together with those that depend on them: their children, and layers with
-    /// the same image. The journal says so, and the next run removes and fetches them. This run still knows them.
-    pub fn give_up(&self, mut lost: Vec<ChainId>) -> Result<(), Error> {
+    /// Records damaged layers as lost, together with the layers that depend on them: their children, and
+    /// layers with the same image. The next run removes and fetches them again. This run still lists them.
+    ///
+    /// # Errors
+    /// Those of writing the journal.
+    pub fn mark_lost(&self, mut lost: Vec<ChainId>) -> Result<(), Error> {
         let shared = self.format() == LayerFormat::Erofs;
         let mut state = self.state();
         let state = &mut *state;
@@ -228,8 +248,8 @@ impl Volume {
     }
 
     fn flush(&self) -> Result<(), Error> {
-        // An ext4 without a journal writes its metadata after it has flushed the disk's own cache (Linux, sync_filesystem()
-        // and ext4_sync_fs()); a directory's fsync(2) flushes that once more.
+        // An ext4 without a journal writes its metadata after it has flushed the disk's own cache (Linux,
+        // sync_filesystem() and ext4_sync_fs()). The fsync(2) of a directory flushes that cache again.
         let flushed = self.root.sync_file_system().and_then(|()| self.root.sync());
         let mut state = self.state();
         let state = &mut *state;
@@ -238,12 +258,12 @@ impl Volume {
         for chain_id in &lost {
             state.committed.remove(chain_id);
         }
-        // The disk may refuse this line as well; then the error that follows is still the one to tell.
+        // The disk might refuse this line too. The error below is still the one to report.
         let _ = state.journal.lost(&lost, &self.budget);
         Err(Error::WritesLost { path: self.path.display().to_string(), source })
     }
 
-    /// The file `lower` of a child: the short names of all its parents, nearest first.
+    /// Returns the content of the file `lower` of a child: the short names of all its parents, nearest first.
     fn lower_line(&self, state: &State, parent: &ChainId) -> Result<String, Error> {
         let mut line = String::new();
         let mut next = Some(parent.clone());
@@ -261,13 +281,13 @@ impl Volume {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Every change under the lock is complete before it can panic.
+        // A panic cannot leave the state inconsistent, because every change under the lock is complete.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// New inodes below `dir` get exactly the owner and mode that they are given: no setgid directory (`fsGroup` of a pod)
-/// and no default ACL of the volume may reach into an image.
+/// Ensures that new inodes below `dir` get exactly the owner and mode that they are given. A setgid directory
+/// (`fsGroup` of a pod) or a default ACL of the volume must not affect an image.
 fn isolate(dir: &Dir) -> std::io::Result<()> {
     let (uid, gid) = larder_sys::process::ids();
     larder_sys::dir::set_owner(dir, uid, gid)?;

@@ -213,7 +213,7 @@ impl Acquire {
             "layer {layer} on the volume is damaged ({}); it was given up: check the disk, and run the build again to fetch it",
             fail.message
         );
-        match self.shared.volume.give_up(vec![layer]) {
+        match self.shared.volume.mark_lost(vec![layer]) {
             Ok(()) => Fail { class: Class::Transient, message, ..fail },
             Err(e) => Fail::from(e),
         }

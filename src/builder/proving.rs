@@ -43,7 +43,7 @@ pub(super) async fn prove(
             let message = format!("layer {layer} on the volume is damaged, so it is fetched again: {error}");
             events.emit(Event::Warning { message });
         }
-        volume.give_up(damaged.into_iter().map(|(layer, _)| layer).collect())?;
+        volume.mark_lost(damaged.into_iter().map(|(layer, _)| layer).collect())?;
         // Opening it again removes what was given up, and counts the room that this leaves.
         drop(volume);
         match run::open_volume(&order, Trust::ThisBoot)? {

@@ -65,13 +65,13 @@ pub(super) fn settle(args: &OrderArgs) -> Result<(), Error> {
         if !tied {
             return Err(Error::Orphan);
         }
-        if let Err(error) = process::offer_to_oom_killer(OOM_SCORE) {
+        if let Err(error) = process::raise_oom_score(OOM_SCORE) {
             // A read-only /proc, as some containers have it, is no reason not to build.
             tracing::warn!(%error, "raising the score for the kernel's out-of-memory killer");
         }
     }
     if let Some(nice) = args.nice {
-        process::be_nice(nice).map_err(failed("lowering the priority"))?;
+        process::lower_priority(nice).map_err(failed("lowering the priority"))?;
     }
     Ok(())
 }

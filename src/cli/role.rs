@@ -171,7 +171,7 @@ impl Part {
             false => None,
         };
         let missing = match &confined {
-            Some(confined) => confined.walls.missing(),
+            Some(confined) => confined.isolation.missing(),
             None => Some("it was started with --no-sandbox".to_owned()),
         };
         if let (Some(missing), Some(events)) = (missing, events) {

@@ -31,7 +31,7 @@ fn enter(role: Role, volume: &Path, writable: Vec<PathBuf>, signals: Signals) ->
         signals,
     };
     let confined = confinement.enter()?;
-    if let Some(missing) = confined.walls.missing() {
+    if let Some(missing) = confined.isolation.missing() {
         tracing::warn!("the process that reads the volume is not fully confined: {missing}");
     }
     Ok(confined)

@@ -107,7 +107,7 @@ pub fn check(volume: &Path, content: &Content) -> Result<(), Error> {
 /// [`Error`]: the directory, or what is mounted, cannot be read.
 pub fn is_there(at: &Path) -> Result<bool, Error> {
     let Some(at) = place(at)? else { return Ok(false) };
-    Ok(mount::is_our_view(&at).map_err(io("examining", &at))? == Some(true))
+    Ok(mount::is_larder_view(&at).map_err(io("examining", &at))? == Some(true))
 }
 
 /// The directory without symbolic links, where there is one.
@@ -124,7 +124,7 @@ fn place(at: &Path) -> Result<Option<PathBuf>, Error> {
 /// [`Error`]: it is in use, or something else is mounted there; then nothing has changed.
 pub fn remove(at: &Path) -> Result<(), Error> {
     let Some(at) = place(at)? else { return Ok(()) };
-    match mount::is_our_view(&at).map_err(io("examining", &at))? {
+    match mount::is_larder_view(&at).map_err(io("examining", &at))? {
         None => return Ok(()),
         Some(false) => return Err(Error::NotOurs(at.display().to_string())),
         Some(true) => {}

@@ -1,4 +1,4 @@
-//! A planned tree against the one on disk, inode by inode.
+//! Comparison of a planned tree with the one on disk, inode by inode.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -15,7 +15,7 @@ use larder_sys::dir::forgery;
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat, Timestamp, xattr};
 
-/// What a tree on disk is compared with.
+/// Expected state of a tree on disk.
 #[derive(Debug)]
 pub(super) struct Comparison<'a> {
     pub(super) layer: &'a ChainId,
@@ -25,18 +25,18 @@ pub(super) struct Comparison<'a> {
     pub(super) lost: HashSet<(&'a str, &'a str)>,
 }
 
-/// A comparison on its way through the tree.
-struct Walking<'a, 'b> {
+/// State of a comparison during the walk.
+struct Walk<'a, 'b> {
     comparison: &'b Comparison<'a>,
     seen: HashSet<Vec<u8>>,
-    /// The file on disk that each planned inode was first found as, and where.
+    /// The first file on disk that was found for each planned inode, and its path.
     inodes: HashMap<usize, ((u64, u64), Vec<u8>)>,
-    /// The planned inode that each file on disk was first found to be, and where.
+    /// The first planned inode that was found for each file on disk, and its path.
     files: HashMap<(u64, u64), (usize, Vec<u8>)>,
     names: &'b mut Names,
 }
 
-impl Visitor for Walking<'_, '_> {
+impl Visitor for Walk<'_, '_> {
     type Error = Error;
 
     fn enter(&mut self, dir: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
@@ -71,11 +71,11 @@ impl Visitor for Walking<'_, '_> {
     }
 }
 
-impl Walking<'_, '_> {
-    /// Compares a file, and that it shares its inode with exactly the names it should.
+impl Walk<'_, '_> {
+    /// Compares a file, and checks that exactly the expected names share its inode.
     fn inode(&mut self, dir: &Dir, name: &[u8], at: &[u8], stat: &Stat, number: usize) -> Result<(), Error> {
         let comparison = self.comparison;
-        self.names.meet(comparison.layer, at, stat);
+        self.names.add(comparison.layer, at, stat);
         let (identity, first) = self.inodes.entry(number).or_insert_with(|| (stat.identity, at.to_vec()));
         if *identity != stat.identity {
             return Err(comparison.differs(at, Fault::NotLinked(escape(first))));
@@ -91,41 +91,42 @@ impl Walking<'_, '_> {
     }
 }
 
-/// The names of files that have several, on all layers: a change set with two chain IDs has its files once.
+/// The names of files with several names, in all layers. A change set with two chain IDs has its files only
+/// once.
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<(u64, u64), Met>);
+pub(super) struct Names(HashMap<(u64, u64), Links>);
 
 #[derive(Debug)]
-struct Met {
-    /// Names that the inode has.
+struct Links {
+    /// Number of names of the inode.
     all: u64,
-    /// Names of it that were met.
+    /// Number of these names that were found.
     here: u64,
     layer: ChainId,
     at: Vec<u8>,
 }
 
 impl Names {
-    fn meet(&mut self, layer: &ChainId, at: &[u8], stat: &Stat) {
+    fn add(&mut self, layer: &ChainId, at: &[u8], stat: &Stat) {
         if stat.links > 1 {
-            let first = || Met { all: stat.links, here: 0, layer: layer.clone(), at: at.to_vec() };
+            let first = || Links { all: stat.links, here: 0, layer: layer.clone(), at: at.to_vec() };
             self.0.entry(stat.identity).or_insert_with(first).here += 1;
         }
     }
 
-    /// Checks that no file has a name that was not met, when all layers were walked.
+    /// Checks that every name of every file was found, after all layers were walked.
     pub(super) fn check(&self) -> Result<(), Error> {
-        match self.0.values().find(|met| met.all != met.here) {
+        match self.0.values().find(|links| links.all != links.here) {
             None => Ok(()),
-            Some(met) => {
-                let fault = Fault::Names { want: met.here, found: met.all };
-                Err(Error::layer(&met.layer, &met.at, fault))
+            Some(links) => {
+                let fault = Fault::Names { want: links.here, found: links.all };
+                Err(Error::layer(&links.layer, &links.at, fault))
             }
         }
     }
 }
 
-/// What the record of a layer says an unprivileged build could not keep.
+/// Returns the properties that an unprivileged build could not preserve, from the loss records of a layer.
 pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
     lost.iter().map(|lost| (lost.path.as_str(), lost.what.as_str())).collect()
 }
@@ -133,16 +134,16 @@ pub(super) fn losses(lost: &[Lost]) -> HashSet<(&str, &str)> {
 impl Comparison<'_> {
     /// Walks the whole tree in `diff`.
     pub(super) fn run(&self, diff: Dir, names: &mut Names) -> Result<(), Error> {
-        let mut walking = Walking {
+        let mut state = Walk {
             comparison: self,
             seen: HashSet::new(),
             inodes: HashMap::new(),
             files: HashMap::new(),
             names,
         };
-        walk(diff, &mut walking)?;
+        walk(diff, &mut state)?;
         let mut names = self.tree.nodes.keys();
-        let missing = names.find(|at| !walking.seen.contains(*at) && !self.device_lost(at));
+        let missing = names.find(|at| !state.seen.contains(*at) && !self.device_lost(at));
         missing.map_or(Ok(()), |at| Err(self.differs(at, Fault::Missing)))
     }
 
@@ -203,7 +204,7 @@ impl Comparison<'_> {
         number: usize,
     ) -> Result<(), Error> {
         match content {
-            // Rebuilding the tar has read it, if it is still the same file.
+            // Rebuilding the tar has read this content, if it is still the same file.
             Content::Read(path) => match self.tree.nodes.get(path) {
                 Some(Node::Inode(other)) if *other == number => Ok(()),
                 _ => Err(self.differs(at, Fault::Content)),
@@ -223,7 +224,7 @@ impl Comparison<'_> {
         let found = self
             .lower
             .link_target(source)
-            .map_err(|e| self.io("looking in the layers below for", source, e))?;
+            .map_err(|e| self.io("searching the parent layers for", source, e))?;
         let Some(LinkTarget { path: resolved, dir: lower, stat: original }) = found else {
             return Err(self.differs(at, Fault::Unexplained));
         };
@@ -267,7 +268,7 @@ impl Comparison<'_> {
             want.xattrs.iter().map(|(n, v)| (n.as_slice(), v.as_slice())).collect();
         let found: BTreeMap<&[u8], &[u8]> = xattrs
             .iter()
-            // A label of the host's policy, which may come and go with the host.
+            // The host's policy sets this label, which can differ between hosts.
             .filter(|(name, _)| name != b"security.selinux")
             .map(|(n, v)| (n.as_slice(), v.as_slice()))
             .collect();

@@ -1,4 +1,4 @@
-//! The bytes of files. Holes read as zeros, whoever reads them, so they are not read (lseek(2), `SEEK_DATA`).
+//! Comparison of file contents. Holes are skipped, because they always read as zeros (lseek(2), `SEEK_DATA`).
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
@@ -8,13 +8,13 @@ use larder_layer::stored::StoredFile;
 use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_sys::space::next_data;
 
-/// Bytes read at once.
+/// Number of bytes read at once.
 const CHUNK: usize = 1 << 17;
 
 static ZEROS: [u8; CHUNK] = [0; CHUNK];
 
-/// sha256 over the bytes in `regions` (offset, length), which are in order; `None` if a byte outside of them is not zero or the
-/// size is another.
+/// Returns the sha256 of the bytes in `regions` (offset, length), which must be sorted. `None` if a byte
+/// outside them is not zero or if the size differs.
 pub(super) fn hash_regions(file: &File, size: u64, regions: &[(u64, u64)]) -> io::Result<Option<Digest>> {
     if file.metadata()?.len() != size {
         return Ok(None);
@@ -37,7 +37,7 @@ pub(super) fn hash_regions(file: &File, size: u64, regions: &[(u64, u64)]) -> io
     Ok(Some(hasher.finish()))
 }
 
-/// Whether the bytes from `at` to `end` are all zero.
+/// Reports whether the bytes from `at` to `end` are all zero.
 fn is_zero(file: &File, mut at: u64, end: u64) -> io::Result<bool> {
     while at < end
         && let Some(data) = next_data(file, at)?
@@ -51,7 +51,8 @@ fn is_zero(file: &File, mut at: u64, end: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Hands the bytes from `at` to `end` to `take` in pieces; false if the file ends before or `take` says so.
+/// Passes the bytes from `at` to `end` to `take` in pieces. Returns `false` if the file ends early or `take`
+/// returns `false`.
 fn each(file: &File, mut at: u64, end: u64, mut take: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
     let mut buffer = vec![0; CHUNK];
     while at < end {
@@ -65,7 +66,7 @@ fn each(file: &File, mut at: u64, end: u64, mut take: impl FnMut(&[u8]) -> bool)
     Ok(true)
 }
 
-/// Whether two files of one size have the same bytes.
+/// Reports whether two files of the same size have the same bytes.
 pub(super) fn same(one: File, two: StoredFile) -> io::Result<bool> {
     match two {
         StoredFile::File(two) => same_data(&one, &two),
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_take_no_time_and_hide_nothing() {
+    fn holes_are_fast_and_hide_nothing() {
         const SIZE: u64 = 1 << 42;
         let started = Instant::now();
         let sparse = |more: &[(u64, &[u8])]| {
@@ -145,7 +146,7 @@ mod tests {
         let (plain, spoilt) = (sparse(&[]), sparse(&[(SIZE / 2, b"x")]));
         assert_eq!(hash_regions(&plain, SIZE, &regions).unwrap(), want);
         assert_eq!(hash_regions(&spoilt, SIZE, &regions).unwrap(), None);
-        // Zeros that are stored are zeros.
+        // Stored zeros count as zeros.
         let stored = sparse(&[(SIZE / 2, &[0; 9000])]);
         assert_eq!(hash_regions(&stored, SIZE, &regions).unwrap(), want);
         assert!(same_data(&plain, &stored).unwrap() && !same_data(&plain, &spoilt).unwrap());

@@ -1,4 +1,4 @@
-//! What verification finds.
+//! Errors of verification.
 
 use std::fmt::Display;
 use std::io;
@@ -10,186 +10,188 @@ use larder_model::chain::ChainId;
 use larder_model::class::Class;
 use larder_sys::dir::forgery;
 
-/// A volume is not what its seal says, or cannot be verified.
+/// A volume does not match its seal, or cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The first difference.
+    /// The first difference that was found.
     #[error("{}{path:?}: {fault}", layer.as_ref().map(|layer| format!("layer {layer}, ")).unwrap_or_default())]
     Difference {
-        /// The layer, where one is to blame.
+        /// The layer with the difference, if it is in a layer.
         layer: Option<ChainId>,
-        /// Path, relative to the layer or else to the volume, escaped.
+        /// Escaped path, relative to the layer or else to the volume.
         path: String,
-        /// What differs.
+        /// Description of the difference.
         fault: Fault,
     },
-    /// A process of its own verified the volume, and this is what it found.
+    /// The error of a separate process that verified the volume.
     #[error("{message}")]
     Apart {
-        /// Class of its error.
+        /// Class of the error.
         class: Class,
-        /// What it found.
+        /// Description of the error.
         message: String,
     },
     /// A layer cannot be rebuilt.
     #[error("layer {layer}: {message}")]
     Layer {
-        /// The layer.
+        /// Chain ID of the layer.
         layer: ChainId,
-        /// Why.
+        /// Reason of the failure.
         message: String,
     },
-    /// There is nothing to verify with.
+    /// The volume has no tar-split files to verify with.
     #[error(
-        "{path} was built with --no-tar-split: without tar-split files its layers cannot be proven or exported\nbuild it again without that flag; `attach --trust-metadata-only` believes the layers"
+        "{path} was built with --no-tar-split: without tar-split files its layers cannot be verified or exported\nbuild it again without that flag, or use `attach --trust-metadata-only` to trust the layers"
     )]
     NoTarSplit {
-        /// The volume.
+        /// Path of the volume.
         path: String,
     },
     /// The seal cannot be read or trusted.
     #[error(transparent)]
     Volume(#[from] volume::Error),
-    /// What starts read first cannot be found out.
+    /// The prefetch list cannot be computed.
     #[error(transparent)]
     Prefetch(#[from] prefetch::Error),
-    /// The file system refused.
+    /// The file system refused an operation.
     #[error("{doing} {what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// To what.
+        /// Object of the operation.
         what: String,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// What differs.
+/// A difference from the expected state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A name that should be there.
+    /// An expected name does not exist.
     #[error("it is missing")]
     Missing,
-    /// A name that nothing explains.
-    #[error("nothing explains it")]
+    /// An unexpected name exists.
+    #[error("it should not exist")]
     Unexplained,
-    /// Another type of inode.
-    #[error("it is {found}, want {want}")]
+    /// The inode has another type.
+    #[error("it is {found}, expected {want}")]
     Type {
-        /// Type wanted.
+        /// Expected type of the inode.
         want: &'static str,
-        /// Type found.
+        /// Actual type of the inode.
         found: &'static str,
     },
-    /// A link or a special file in the place of a file or directory.
+    /// A link or special file exists where a file or directory is expected.
     #[error("it {0}")]
     Kind(&'static str),
-    /// Others may write to it.
+    /// Other users can write to it.
     #[error(
-        "its mode is {0:04o}, which lets others change the volume: chmod go-w, and build the volume again if others had access"
+        "its mode is {0:04o}, so other users can change the volume: run chmod go-w, and build the volume again if others had access"
     )]
     Writable(u32),
-    /// It belongs to another user.
-    #[error("it belongs to user {0}, who could change the volume: give it to root")]
+    /// Another user owns the file or directory.
+    #[error("it belongs to user {0}, who could change the volume: change its owner to root")]
     Foreign(u32),
-    /// It has names outside of the volume.
-    #[error("it has {found} names, {want} of them on the volume: through the others it could be changed")]
+    /// The file has names outside the volume.
+    #[error(
+        "it has {found} names, of which {want} are on the volume: it could be changed through the others"
+    )]
     Names {
-        /// Names on the volume.
+        /// Number of names on the volume.
         want: u64,
-        /// Names that the inode has.
+        /// Number of names of the inode.
         found: u64,
     },
-    /// Another mode.
-    #[error("its mode is {found:04o}, want {want:04o}")]
+    /// The mode differs.
+    #[error("its mode is {found:04o}, expected {want:04o}")]
     Mode {
-        /// Mode wanted.
+        /// Expected mode bits.
         want: u32,
-        /// Mode found.
+        /// Actual mode bits.
         found: u32,
     },
-    /// Another owner or group.
-    #[error("its owner is {}:{}, want {}:{}", found.0, found.1, want.0, want.1)]
+    /// The owner or group differs.
+    #[error("its owner is {}:{}, expected {}:{}", found.0, found.1, want.0, want.1)]
     Owner {
-        /// Owner and group wanted.
+        /// Expected owner and group.
         want: (u32, u32),
-        /// Owner and group found.
+        /// Actual owner and group.
         found: (u32, u32),
     },
-    /// Another modification time.
-    #[error("its modification time is {found}, want {want}")]
+    /// The modification time differs.
+    #[error("its modification time is {found}, expected {want}")]
     Time {
-        /// Time wanted, seconds and nanoseconds.
+        /// Expected time, in seconds and nanoseconds.
         want: String,
-        /// Time found.
+        /// Actual time, in seconds and nanoseconds.
         found: String,
     },
-    /// Another size.
-    #[error("its size is {found} bytes, want {want}")]
+    /// The size differs.
+    #[error("its size is {found} bytes, expected {want}")]
     Size {
-        /// Size wanted.
+        /// Expected size, in bytes.
         want: u64,
-        /// Size found.
+        /// Actual size, in bytes.
         found: u64,
     },
-    /// Other content.
+    /// The content differs.
     #[error("its content differs")]
     Content,
-    /// Another target of a symbolic link.
-    #[error("its target is {found:?}, want {want:?}")]
+    /// The target of a symbolic link differs.
+    #[error("its target is {found:?}, expected {want:?}")]
     Target {
-        /// Target wanted, escaped.
+        /// Expected target, escaped.
         want: String,
-        /// Target found, escaped.
+        /// Actual target, escaped.
         found: String,
     },
-    /// Another device number.
-    #[error("its device is {}:{}, want {}:{}", found.0, found.1, want.0, want.1)]
+    /// The device number differs.
+    #[error("its device is {}:{}, expected {}:{}", found.0, found.1, want.0, want.1)]
     Device {
-        /// Device wanted.
+        /// Expected major and minor number.
         want: (u32, u32),
-        /// Device found.
+        /// Actual major and minor number.
         found: (u32, u32),
     },
-    /// Another extended attribute.
-    #[error("its attribute {0:?} is missing, unexplained or has another value")]
+    /// An extended attribute differs.
+    #[error("its attribute {0:?} is missing, unexpected or has another value")]
     Attribute(String),
-    /// Names that should, or should not, be one inode.
-    #[error("it should be one file with {0:?} and is not")]
+    /// Names that should be the same inode are not.
+    #[error("it should be the same file as {0:?}")]
     NotLinked(String),
-    /// Names that are one inode and should not be.
-    #[error("it is one file with {0:?} and should not be")]
+    /// Names that should be different inodes are the same.
+    #[error("it should not be the same file as {0:?}")]
     Linked(String),
-    /// An index file that does not follow from the content.
+    /// An index file does not match the content of `cache.json`.
     #[error("it does not follow from cache.json")]
     Index,
-    /// An image that is damaged, or not what its layer gives.
+    /// An image is damaged, or does not match its layer.
     #[error("{0}")]
     Image(String),
-    /// A list that does not follow from the layers.
+    /// The prefetch list does not match the layers.
     #[error(
-        "it is not what this larder finds in the images: the file was changed, or another version wrote it"
+        "it differs from the list that this version of larder computes: the file was changed, or another version wrote it"
     )]
     Prefetch,
-    /// A digest that does not hold.
+    /// The digest of a document differs.
     #[error("its digest is not {0}")]
     Digest(String),
-    /// A config that runtimes cannot read: an older Larder cached it.
-    #[error("{0}, and the cache, too")]
+    /// Runtimes cannot read the config, which an older version of Larder cached.
+    #[error("{0}; the cache has the same defect")]
     Config(String),
-    /// A statement of cache.json that the images do not bear out.
-    #[error("cache.json says {0}, and that is not so")]
+    /// A statement in `cache.json` contradicts the images.
+    #[error("cache.json is wrong: it says that {0}")]
     Statement(String),
 }
 
 impl Error {
-    /// A difference in a layer.
+    /// Creates the error for a difference in a layer.
     pub(super) fn layer(layer: &ChainId, path: &[u8], fault: Fault) -> Self {
         Error::Difference { layer: Some(layer.clone()), path: shown(path), fault }
     }
 
-    /// A difference outside of layers.
+    /// Creates the error for a difference outside layers.
     pub(super) fn volume(path: impl Display, fault: Fault) -> Self {
         Error::Difference { layer: None, path: path.to_string(), fault }
     }
@@ -198,8 +200,8 @@ impl Error {
         Error::Io { doing, what: what.to_string(), source }
     }
 
-    /// Something on the volume cannot be opened. A name that is gone, or that leads elsewhere, is a difference; anything else is the
-    /// file system's refusal.
+    /// Creates the error for a file on the volume that cannot be opened. A missing name, or one that leads
+    /// elsewhere, is a difference. Any other error is one of the file system.
     pub(super) fn opening(path: impl Display, source: &io::Error) -> Self {
         match (source.kind(), forgery(source)) {
             (io::ErrorKind::NotFound, _) => Error::volume(path, Fault::Missing),
@@ -209,7 +211,7 @@ impl Error {
         }
     }
 
-    /// The class, which decides about the exit code.
+    /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Difference { .. } | Error::Layer { .. } => Class::Corrupt,
@@ -222,7 +224,7 @@ impl Error {
     }
 }
 
-/// The same error of the kernel once more.
+/// Copies an error of the kernel.
 fn copy(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }

@@ -1,6 +1,7 @@
-//! Layers that are images against the tops of their dm-verity hash trees in `cache.json`: one reading of each, no decoding. It
-//! finds every changed bit of an image, as [`verify`](super::verify) does, in the time that the disk takes, and without
-//! tar-split files; of names and of the rest of the volume it says nothing.
+//! Verification of EROFS layers against the root hashes of their dm-verity hash trees in `cache.json`. Each
+//! image is read once without decoding. Every changed bit of an image is found, as by
+//! [`verify`](super::verify), as fast as the disk allows and without tar-split files. Names and the rest of
+//! the volume are not checked.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -16,22 +17,23 @@ use larder_model::job::LayerFormat;
 use larder_model::seal::{Content, LayerImage, Verity};
 use larder_sys::Dir;
 
-/// What hash trees prove, and what they do not.
+/// Result of a verification by hash trees, including the layers that it does not cover.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HashTrees {
-    /// Images that are what their trees say.
+    /// Number of images that match their trees.
     pub proven: usize,
-    /// Bytes of them, trees included.
+    /// Size of these images in bytes, trees included.
     pub bytes: u64,
-    /// Paths on the volume of layers, and of what is laid over layers, without a tree: nothing was read of them.
+    /// Paths on the volume of images without a tree, which were not read. This includes images that are
+    /// mounted over layers.
     pub without: Vec<String>,
 }
 
-/// Compares every layer of the volume at `path` with its hash tree. `content` is that of its `cache.json`, which is believed:
-/// check its signature first.
+/// Compares every layer of the volume at `path` with its hash tree. `content` is that of its `cache.json`,
+/// which is trusted: check its signature first.
 ///
 /// # Errors
-/// The first image that is not what its tree says, of class Corrupt.
+/// The first image that does not match its tree, of class Corrupt.
 pub fn hash_trees(path: &Path, content: &Content) -> Result<HashTrees, Error> {
     let root = Dir::open(path).map_err(|source| Error::io("opening the volume", path.display(), source))?;
     let mut report = HashTrees::default();
@@ -55,7 +57,8 @@ pub fn hash_trees(path: &Path, content: &Content) -> Result<HashTrees, Error> {
     Ok(report)
 }
 
-/// Rebuilds the tar of every layer and compares its digest: what tar-split files add to images that their hash trees prove.
+/// Rebuilds the tar of every layer and compares its digest. Together with hash trees this verifies the
+/// tar-split files.
 pub(super) fn tar_splits(root: &Dir, content: &Content) -> Result<(), Error> {
     let mut seen = BTreeSet::new();
     for layer in content.layers.iter().filter(|layer| seen.insert(&layer.diff_id)) {
@@ -76,7 +79,7 @@ pub(super) fn tar_splits(root: &Dir, content: &Content) -> Result<(), Error> {
         let found = hasher.finish();
         if found != layer.diff_id {
             return Err(fail(format!(
-                "the rebuilt tar has digest {found}, its diff ID is {}",
+                "the rebuilt tar has digest {found}, but its diff ID is {}",
                 layer.diff_id
             )));
         }
@@ -84,7 +87,7 @@ pub(super) fn tar_splits(root: &Dir, content: &Content) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns whether every image of the layers, and every image that is laid over one, has a hash tree.
+/// Reports whether every image of a layer, including those mounted over one, has a hash tree.
 pub(super) fn cover(content: &Content) -> bool {
     let covers = |image: &LayerImage| image.verity.is_some() && image.fixup_size.is_none();
     content.layers.iter().all(|layer| layer.image.as_ref().is_some_and(covers))

@@ -1,5 +1,6 @@
-//! A layer that is an image: its tar rebuilt and hashed, and written a second time, each block compared with the one that is
-//! there. What is laid over it is planned and compared in the same way.
+//! Verification of a layer that is an EROFS image. Its tar is rebuilt and hashed, and the image is written a
+//! second time, comparing each block with the existing image. The image mounted over it is planned and
+//! compared in the same way.
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -25,14 +26,14 @@ use larder_sys::{Dir, unnamed};
 
 const FORMAT: LayerFormat = LayerFormat::Erofs;
 
-/// The images of a volume, verified one after the other.
+/// The images of a volume, which are verified one after the other.
 #[derive(Debug)]
 pub(super) struct Images<'a> {
     root: &'a Dir,
     layers: HashMap<&'a ChainId, &'a Layer>,
-    /// Where unnamed files can be made.
+    /// Directory in which unnamed files can be created.
     scratch: Dir,
-    /// What proven change sets leave to be settled, of those that are needed more than once.
+    /// Unsettled results of the verified change sets that are used more than once.
     applied: HashMap<&'a Digest, Applied>,
     uses: HashMap<&'a Digest, usize>,
 }
@@ -43,7 +44,8 @@ impl<'a> Images<'a> {
         for layer in layers {
             *uses.entry(&layer.diff_id).or_default() += 1;
         }
-        let scratch = scratch(root).map_err(|e| Error::io("looking for room for", "temporary files", e))?;
+        let scratch =
+            scratch(root).map_err(|e| Error::io("finding a directory for", "temporary files", e))?;
         let layers = layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
         Ok(Images { root, layers, scratch, applied: HashMap::new(), uses })
     }
@@ -52,11 +54,11 @@ impl<'a> Images<'a> {
     pub(super) fn verify(&mut self, layer: &'a Layer) -> Result<(), Error> {
         let parts = layout::parts(FORMAT, layer);
         let Some(image) = &layer.image else {
-            return Err(states(layer, "it is no image"));
+            return Err(states(layer, "is not an image"));
         };
         let mut applied = match self.applied.get(&layer.diff_id) {
             Some(applied) => applied.clone(),
-            None => self.prove(layer, image, &parts)?,
+            None => self.verify_image(layer, image, &parts)?,
         };
         if self.uses.get(&layer.diff_id).is_some_and(|uses| *uses > 1) {
             self.applied.entry(&layer.diff_id).or_insert_with(|| applied.clone());
@@ -76,7 +78,7 @@ impl<'a> Images<'a> {
             (settled, fixup) = plan(Times::Left)?;
         }
         if settled != layer.settled || applied.lost != layer.lost {
-            return Err(states(layer, "other things were settled in it than follow from its parents"));
+            return Err(states(layer, "has the listed settled entries"));
         }
         match (fixup, image.fixup_size) {
             (None, None) => Ok(()),
@@ -87,13 +89,13 @@ impl<'a> Images<'a> {
                 let written = fixup.write(Image::Present(file), &self.scratch, &Uncounted, options);
                 written.map(|_| ()).map_err(|e| self.failed(layer, path, e))
             }
-            (Some(_), None) => Err(states(layer, "nothing in it depends on its parents")),
-            (None, Some(_)) => Err(states(layer, "something in it depends on its parents")),
+            (Some(_), None) => Err(states(layer, "does not depend on its parents")),
+            (None, Some(_)) => Err(states(layer, "depends on its parents")),
         }
     }
 
-    /// Proves the image of a change set.
-    fn prove(&self, layer: &Layer, image: &LayerImage, parts: &Parts) -> Result<Applied, Error> {
+    /// Verifies the image of a change set.
+    fn verify_image(&self, layer: &Layer, image: &LayerImage, parts: &Parts) -> Result<Applied, Error> {
         let path = parts.trees.last().map_or("", String::as_str);
         if let Some(want) = layer.tar_split_size {
             self.open(&parts.tar_split, want)?;
@@ -102,7 +104,8 @@ impl<'a> Images<'a> {
         let tar = trees::tar(self.root, FORMAT, layer).map_err(|e| Error::opening(&e.path, &e.source))?;
         let diff_id = layer.diff_id.clone();
         let expected = Expected { blob: diff_id.clone(), size: layer.size, diff_id };
-        // The builder's limits were its own; what is on the volume is there, and is read in time linear to it.
+        // The limits of the builder do not apply here. The data is already on the volume, and is read in
+        // linear time.
         let limits = Limits { max_entries: u64::MAX, max_logical_bytes: u64::MAX, ..Limits::default() };
         let target = Target {
             image: Image::Present(file),
@@ -119,11 +122,11 @@ impl<'a> Images<'a> {
             other => Error::Layer { layer: layer.chain_id.clone(), message: other.to_string() },
         })?;
         if extracted.applied.entries != layer.entries {
-            return Err(states(layer, &format!("it has {} members", layer.entries)));
+            return Err(states(layer, &format!("has {} members", layer.entries)));
         }
         let verity = extracted.image.and_then(|image| image.verity).map(Verity::from);
         if verity != image.verity {
-            return Err(states(layer, "its hash tree has another top"));
+            return Err(states(layer, "has a hash tree with the recorded root hash"));
         }
         if let (Some(path), Some(verity)) = (&parts.verity, verity) {
             let mut found = Vec::new();
@@ -166,11 +169,11 @@ impl<'a> Images<'a> {
 }
 
 fn states(layer: &Layer, what: &str) -> Error {
-    Error::volume("cache.json", Fault::Statement(format!("of layer {} that {what}", layer.chain_id)))
+    Error::volume("cache.json", Fault::Statement(format!("layer {} {what}", layer.chain_id)))
 }
 
-/// A directory in which files without a name can be made: that for temporary files, or, for who may not write there, the
-/// volume.
+/// Returns a directory in which unnamed files can be created: the one for temporary files or, if it is not
+/// writable, one of the volume.
 fn scratch(root: &Dir) -> std::io::Result<Dir> {
     let temporary = Dir::open(&std::env::temp_dir());
     match temporary {

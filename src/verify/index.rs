@@ -1,5 +1,5 @@
-//! Everything on a volume that is not a layer: documents against their digests, index files computed again, and no name
-//! that nothing explains.
+//! Verification of everything except layers: documents against their digests, index files computed again, and
+//! no unexpected names.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,14 +18,13 @@ use larder_model::seal::{CacheManifest, Content, Image, Layer, Totals};
 use larder_sys::Dir;
 use larder_sys::walk::{Visitor, walk};
 
-/// Largest manifest, index or config.
+/// Maximum size of a manifest, index or config, in bytes.
 const MAX_DOCUMENT: u64 = 4 << 20;
 
-/// Largest index file of ours.
+/// Maximum size of an index file of Larder, in bytes.
 const MAX_INDEX: u64 = 256 << 20;
 
-/// Reads the documents of every image and checks them against their digests, and the statements of `cache.json` about
-/// them.
+/// Reads the documents of every image, and checks them against their digests and `cache.json` against them.
 pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>, Error> {
     let layers: BTreeMap<&ChainId, &Layer> =
         content.layers.iter().map(|layer| (&layer.chain_id, layer)).collect();
@@ -54,7 +53,7 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
         let config = ImageConfig::parse(&config_bytes)
             .map_err(|e| Error::volume(store::blob_path(&image.config), Fault::Config(e.to_string())))?;
         if ChainId::chain(&config.diff_ids) != image.chain || config.diff_ids.len() != manifest.layers.len() {
-            return Err(states(format!("{} has these layers", image.reference)));
+            return Err(states(format!("{} has the listed layers", image.reference)));
         }
         check_layers(image, &config.diff_ids, &layers)?;
         used.extend(image.chain.iter());
@@ -75,11 +74,12 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
     if used.len() != content.layers.len() {
         return Err(Error::volume(
             "cache.json",
-            Fault::Statement("its layers are those of its images".into()),
+            Fault::Statement("its layers are exactly those of its images".into()),
         ));
     }
     for layer in &content.layers {
-        // A change set that two images hold in different blobs, or on different parents, came from either of them.
+        // The same change set can be in different blobs or on different parents in two images. It came from
+        // one of them.
         let from = source(&layer.diff_id, &layer.blob, layer.compressed_size, &layer.media_type);
         if !sources.contains(&from) {
             let what = format!("layer {} came from a blob of its images", layer.chain_id);
@@ -101,7 +101,7 @@ pub(super) fn documents(root: &Dir, content: &Content) -> Result<Vec<Documents>,
     Ok(all)
 }
 
-/// What a manifest says of a layer.
+/// Returns the properties of a layer in a manifest.
 fn source(diff_id: &Digest, blob: &Digest, size: u64, media_type: &str) -> (Digest, Digest, u64, String) {
     (diff_id.clone(), blob.clone(), size, media_type.to_owned())
 }
@@ -116,7 +116,7 @@ fn check_layers(
         let holds =
             layers.get(chain_id).is_some_and(|l| l.parent.as_ref() == parent && l.diff_id == *diff_id);
         if !holds {
-            let what = format!("it has the layer {chain_id} of {}", image.reference);
+            let what = format!("it contains the layer {chain_id} of {}", image.reference);
             return Err(Error::volume("cache.json", Fault::Statement(what)));
         }
         parent = Some(chain_id);
@@ -133,7 +133,7 @@ fn document(root: &Dir, digest: &Digest) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
-/// Compares every file outside of layer trees with what it must be, and every name with what explains it.
+/// Compares every file outside layer trees with its expected content, and refuses unexpected names.
 pub(super) fn check(
     root: &Dir,
     sealed: &CacheManifest,
@@ -184,7 +184,7 @@ pub(super) fn check(
     }
 }
 
-/// What a store of containers/storage has beside its index files.
+/// Adds the files of a containers/storage store other than its index files.
 fn image_store(
     content: &Content,
     expected: &mut BTreeMap<String, Vec<u8>>,
@@ -205,7 +205,7 @@ fn image_store(
     }
 }
 
-/// Compares `prefetch.list` with what follows from the layers, which are verified.
+/// Compares `prefetch.list` with the list computed from the layers, which are verified.
 pub(super) fn check_prefetch(root: &Dir, content: &Content, documents: &[Documents]) -> Result<(), Error> {
     let found = read(root, layout::PREFETCH, MAX_INDEX)?;
     match prefetch::list(root, content, documents)? == found {
@@ -214,7 +214,7 @@ pub(super) fn check_prefetch(root: &Dir, content: &Content, documents: &[Documen
     }
 }
 
-/// All directories on the way to `paths`.
+/// Returns all parent directories of `paths`.
 fn parents<'a>(paths: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
     let mut directories = BTreeSet::new();
     for path in paths {
@@ -237,10 +237,10 @@ fn lower(layer: &Layer, layers: &BTreeMap<&ChainId, &Layer>) -> String {
     line.join(":")
 }
 
-/// Every name outside of layer trees, and what explains it.
+/// The expected names outside layer trees.
 struct Names {
     directories: BTreeSet<String>,
-    /// Symbolic links that were not met yet, and their texts.
+    /// Symbolic links that were not found yet, and their targets.
     links: BTreeMap<String, String>,
     /// Files, and the roots of trees that are checked elsewhere.
     explained: BTreeSet<String>,

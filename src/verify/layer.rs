@@ -1,4 +1,5 @@
-//! One layer: its tar rebuilt and hashed, its members planned, its tree compared.
+//! Verification of one layer: its tar is rebuilt and hashed, its members are planned, and its tree is
+//! compared with the plan.
 
 use std::collections::HashMap;
 
@@ -23,7 +24,7 @@ use larder_sys::{Dir, Timestamp};
 
 type Tar = Reader<Decoder<Rebuilt>, Offset>;
 
-/// Verifies a layer whose parents are verified, and notes its files with several names in `names`.
+/// Verifies a layer whose parents are verified, and adds its files with several names to `names`.
 pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer, names: &mut Names) -> Result<(), Error> {
     let id = &layer.chain_id;
     let diff = open_diff(root, id)?;
@@ -31,7 +32,7 @@ pub(super) fn verify(root: &Dir, layers: &[Layer], layer: &Layer, names: &mut Na
     let mut tree = plan(root, layer, &diff)?;
     let (directories, settled) = settle(id, &mut tree, &lower, &layer.settled)?;
     if settled != layer.settled {
-        let what = "other things were settled in this layer than follow from its parents".to_owned();
+        let what = "the layer has the listed settled entries".to_owned();
         return Err(Error::layer(id, b"", Fault::Statement(what)));
     }
     let comparison = Comparison {
@@ -77,7 +78,8 @@ fn plan(root: &Dir, layer: &Layer, diff: &Dir) -> Result<Tree, Error> {
     let diff = diff.try_clone().map_err(|e| Error::io("opening", "diff", e))?;
     let rebuilt = Rebuilt::new(split, StoredDir::Directory(diff));
     let read = rebuilt.files_read();
-    // The builder's limits were its own; what is on the volume is there, and is read in time linear to it.
+    // The limits of the builder do not apply here. The data is already on the volume, and is read in linear
+    // time.
     let limits = Limits { max_entries: u64::MAX, max_logical_bytes: u64::MAX, ..Limits::default() };
     let offset = Offset::default();
     let decoder = Decoder::uncompressed(rebuilt, Algorithm::Sha256);
@@ -96,7 +98,10 @@ fn plan(root: &Dir, layer: &Layer, diff: &Dir) -> Result<Tree, Error> {
     debug_assert_eq!(decoded.compression, Compression::None);
     if decoded.diff_id != layer.diff_id {
         let found = decoded.diff_id;
-        return Err(fail(format!("the rebuilt tar has digest {found}, its diff ID is {}", layer.diff_id)));
+        return Err(fail(format!(
+            "the rebuilt tar has digest {found}, but its diff ID is {}",
+            layer.diff_id
+        )));
     }
     if decoded.size != layer.size || entries != layer.entries {
         let what = format!("layer {} has {} bytes and {} members", layer.chain_id, layer.size, layer.entries);
@@ -164,8 +169,8 @@ fn add(
     Ok(())
 }
 
-/// Reads a member's content: its regions, and the sha256 over their bytes where `wanted`, which is asked when the first
-/// bytes are there.
+/// Reads the content of a member. Returns its regions, and their sha256 if `wanted` returns `true` once the
+/// first bytes are available.
 fn content(reader: &mut Tar, wanted: impl FnOnce() -> bool) -> Result<Content, AddError> {
     let mut regions: Vec<(u64, u64)> = Vec::new();
     let mut hasher = Hasher::new(Algorithm::Sha256);

@@ -1,4 +1,4 @@
-//! What settling makes of a planned tree, by the same rule as the sink's.
+//! Settling of a planned tree, by the same rules as in the sink.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -11,8 +11,8 @@ use larder_layer::path::{self, escape, shown};
 use larder_model::chain::ChainId;
 use larder_model::seal::Settled;
 
-/// Settles `tree` on top of `lower`, with whiteouts for the opaque directories that `claimed` lists. Returns the metadata of
-/// every directory, and what was settled.
+/// Settles `tree` on top of `lower`. The opaque directories in `claimed` are represented by whiteouts.
+/// Returns the metadata of every directory, and the settled paths.
 pub(super) fn settle(
     layer: &ChainId,
     tree: &mut Tree,
@@ -87,7 +87,7 @@ fn links(layer: &ChainId, tree: &mut Tree, lower: &Lower, settled: &mut Settled)
     Ok(())
 }
 
-/// Whether a lower name still shows through this layer, so that a copy may stand under it.
+/// Reports whether a lower name is still visible through this layer, so that its copy can have the same name.
 fn is_free(tree: &Tree, directories: &BTreeMap<Vec<u8>, Directory>, resolved: &[u8]) -> bool {
     if is_hidden(directories, resolved) {
         return false;
@@ -123,7 +123,7 @@ fn mask(tree: &mut Tree, lower: &Lower, top: &[u8]) -> Result<(), Error> {
 }
 
 fn look(path: &[u8], source: std::io::Error) -> Error {
-    Error::io("looking in the layers below for", escape(path), source)
+    Error::io("searching the parent layers for", escape(path), source)
 }
 
 fn hostile(layer: &ChainId, path: &[u8], fault: &larder_layer::error::Fault) -> Error {

@@ -1,15 +1,21 @@
-//! Who may change the structure of a volume: its directories, and the files in them that are not content of a layer.
+//! Ownership and permissions of the structure of a volume: its directories, and the files in them that are
+//! not content of a layer.
 //!
-//! Nobody but root and the user who verifies. A directory or file that another user owns or may write to could become another one
-//! after it was verified, as could a file that has a name elsewhere.
+//! Only root and the verifying user may be able to change them. If another user owns or can write to a
+//! directory or file, it could be replaced after verification. The same is true of a file that has a hard
+//! link elsewhere.
 //!
-//! Two exceptions. A file system that is mounted read-only may belong to any user: a pod without rights of root fills it, and
-//! the node cannot write to it. Its top, and that of any mounted file system, may be writable for a group: the kubelet gives
-//! it to that of the pod (`fsGroup`).
+//! There are two exceptions:
 //!
-//! EROFS images and tar-split files may have more names, because older Larders linked them between volumes: only the owner can
-//! write to one, by whatever name, and the owner is one of those two. Files of a layer that is a directory have the owners that the image names, so a
-//! second name of one elsewhere is refused ([`compare`](super::compare)).
+//! - A file system that is mounted read-only can belong to any user. An unprivileged pod fills it, and the
+//!   node cannot write to it.
+//! - The top of any mounted file system can be group-writable, because the kubelet gives it to the group of
+//!   the pod (`fsGroup`).
+//!
+//! EROFS images and tar-split files can have more names, because older versions of Larder linked them between
+//! volumes. Only their owner can write to them by any name, and the owner is root or the verifying user.
+//! Files of a layer that is a directory have the owners of the image, so a hard link elsewhere is refused
+//! ([`compare`](super::compare)).
 
 use std::path::Path;
 
@@ -21,8 +27,8 @@ use larder_sys::{Dir, FileType, Stat, mount, process};
 const GROUP: u32 = 0o020;
 const OTHERS: u32 = 0o002;
 
-/// The rules for one volume. They depend on its mount, so they are taken before a process is confined, which sees the volume through
-/// another one.
+/// The ownership rules for one volume. They depend on its mount, so they are determined before confinement,
+/// after which the process sees the volume through another mount.
 #[derive(Clone, Copy, Debug)]
 pub struct Structure {
     is_read_only: bool,
@@ -31,7 +37,7 @@ pub struct Structure {
 }
 
 impl Structure {
-    /// The rules for the volume at `path`.
+    /// Determines the rules for the volume at `path`.
     ///
     /// # Errors
     /// The volume cannot be opened or examined.
@@ -40,7 +46,7 @@ impl Structure {
         Structure::of(&root.map_err(|source| Error::io("opening the volume", path.display(), source))?)
     }
 
-    /// The rules for the volume at `root`.
+    /// Determines the rules for the volume at `root`.
     pub(super) fn of(root: &Dir) -> Result<Self, Error> {
         let io = |e| Error::io("examining", ".", e);
         let flags = fstatvfs(root).map_err(|e| io(e.into()))?.f_flag;
@@ -51,13 +57,13 @@ impl Structure {
         })
     }
 
-    /// Checks the top of the volume.
+    /// Checks the top directory of the volume.
     pub(super) fn top(&self, root: &Dir) -> Result<(), Error> {
         let stat = root.stat_self().map_err(|e| Error::io("examining", ".", e))?;
         self.check(".", &stat, if self.is_file_system { OTHERS } else { GROUP | OTHERS })
     }
 
-    /// Checks another directory.
+    /// Checks a directory other than the top.
     pub(super) fn directory(&self, at: &str, stat: &Stat) -> Result<(), Error> {
         self.check(at, stat, GROUP | OTHERS)
     }
@@ -65,7 +71,7 @@ impl Structure {
     /// Checks a file that is not in the tree of a layer.
     pub(super) fn file(&self, at: &str, stat: &Stat) -> Result<(), Error> {
         if stat.file_type != FileType::Regular {
-            return Err(Error::volume(at, Fault::Kind("is no regular file")));
+            return Err(Error::volume(at, Fault::Kind("is not a regular file")));
         }
         self.check(at, stat, GROUP | OTHERS)?;
         let is_shared = at.ends_with(".erofs") || at.ends_with(".gz");

@@ -1,7 +1,7 @@
-//! The tree that a tar stands for, planned in memory.
+//! The tree that a tar describes, planned in memory.
 //!
-//! The rules are those of the overlay sink, written a second time on purpose: what both get wrong in the same way the
-//! runtimes have to find, everything else is found here.
+//! The rules of the overlay sink are implemented a second time on purpose. Differences between the two
+//! implementations are found here. Only a mistake that both make would remain for the runtimes to find.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -31,12 +31,13 @@ pub(super) enum InodeKind {
     CopiedUp(Vec<u8>),
 }
 
-/// How the content of a file is known.
+/// Source of a file's expected content.
 #[derive(Clone, Debug)]
 pub(super) enum Content {
     /// The tar was rebuilt from the file at this path.
     Read(Vec<u8>),
-    /// The tar-split file holds it: regions (offset, length), the sha256 over their bytes, and zeros between.
+    /// The tar-split file contains it: regions (offset, length), the sha256 of their bytes, and zeros between
+    /// them.
     Held { regions: Vec<(u64, u64)>, digest: Digest },
 }
 
@@ -47,7 +48,7 @@ pub(super) enum Node {
     Whiteout,
 }
 
-/// The planned tree.
+/// A tree that is planned in memory.
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     pub(super) nodes: BTreeMap<Vec<u8>, Node>,
@@ -70,7 +71,7 @@ impl Tree {
         }
     }
 
-    /// Where a member goes, or nothing where it leaves no name of its own.
+    /// Returns the path of a member; `None` if the member creates no name of its own.
     pub(super) fn place(&mut self, clean: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         let (parent, name) = path::split(clean);
         match path::meaning(clean)? {
@@ -144,7 +145,7 @@ impl Tree {
         }
     }
 
-    /// The directories alone, as settling asks for them.
+    /// Returns only the directories, for settling.
     pub(super) fn directories(&self) -> BTreeMap<Vec<u8>, Directory> {
         let directories = self.nodes.iter().filter_map(|(path, node)| match node {
             Node::Directory(directory) => Some((path.clone(), directory.clone())),
@@ -153,7 +154,8 @@ impl Tree {
         directories.collect()
     }
 
-    /// Makes the directories on the way to `directory`, links followed; returns where that is.
+    /// Creates the parent directories up to `directory`, following symbolic links, and returns its resolved
+    /// path.
     pub(super) fn make_parents(&mut self, directory: &[u8]) -> Result<Vec<u8>, Fault> {
         match self.walk(directory, true)? {
             Walked::Here(path) => Ok(path),
@@ -168,7 +170,7 @@ impl Tree {
         }
         match node {
             Node::Directory(directory) => directory,
-            _ => unreachable!("made a directory just now"),
+            _ => unreachable!("the node was just made a directory"),
         }
     }
 
@@ -225,10 +227,11 @@ impl Tree {
     }
 }
 
-/// What a link member makes of the inode it names: everything but attributes, which it adds to.
+/// Returns the metadata of an inode after a link member changed it. Attributes are added; everything else is
+/// replaced.
 pub(super) fn link_metadata(inode: &Inode, link: Metadata) -> Metadata {
     let mut xattrs: BTreeMap<Vec<u8>, Vec<u8>> = inode.metadata.xattrs.iter().cloned().collect();
-    // Another owner costs a file its capabilities (chown(2)).
+    // A change of owner removes the capabilities of a file (chown(2)).
     if (inode.metadata.uid, inode.metadata.gid) != (link.uid, link.gid) {
         xattrs.remove(&b"security.capability"[..]);
     }

@@ -1,6 +1,6 @@
-//! The cap: bytes are set aside before they are written, so that `du` never shows more than the volume may have. Where the
-//! file system itself is no larger than the cap, the kernel holds it: bytes are counted all the same, and refused by nobody
-//! but the kernel.
+//! The size limit of a volume. Bytes are reserved before they are written, so `du` never shows more than the
+//! cap. If the file system itself is no larger than the cap, the kernel enforces it: bytes are still counted,
+//! but only the kernel refuses them.
 
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,34 +14,35 @@ use larder_sys::space::{self, FileSystem};
 /// One new name can cost a directory a leaf block, two index blocks and a converted root.
 const GROWTH_BLOCKS: u64 = 4;
 
-/// Blocks that may be left where the kernel refuses one.
-const CLOSE_BLOCKS: u64 = 64;
+/// Number of blocks that can still be free when the kernel refuses one.
+const MARGIN_BLOCKS: u64 = 64;
 
-/// A share of the cap kept back for blocks that a file system adds on its own account when it writes back, as index
-/// blocks of a fragmented file.
+/// Reciprocal of the share of the cap kept back for blocks that a file system adds at write-back, such as
+/// index blocks of a fragmented file.
 const SLACK_SHARE: u64 = 512;
 
-/// The account of a volume.
+/// Accounting of the space of a volume.
 #[derive(Debug)]
 pub struct Budget {
     cap: u64,
     limit: u64,
     used: AtomicU64,
     file_system: FileSystem,
-    /// A directory of the file system, where that is the cap.
+    /// A directory of the file system, if that is the cap.
     held: Option<Dir>,
-    /// What ran out first. Layers that fail after that look when the room of the first is free again.
+    /// The first shortage. Layers that fail later may find space again that the first failed layer has
+    /// released.
     first: OnceLock<Shortage>,
 }
 
 impl Budget {
-    /// An account of `cap` bytes of which `used` are occupied already.
+    /// Creates an account of `cap` bytes, of which `used` are already occupied.
     pub fn new(cap: u64, used: u64, file_system: FileSystem) -> Self {
         let limit = cap - cap / SLACK_SHARE;
         Budget { cap, limit, used: AtomicU64::new(used), file_system, held: None, first: OnceLock::new() }
     }
 
-    /// The same for a cap that the file system of `root` is.
+    /// Creates an account for a cap that is the file system of `root`.
     pub fn held_by_kernel(cap: u64, used: u64, file_system: FileSystem, root: Dir) -> Self {
         Budget {
             cap,
@@ -53,20 +54,22 @@ impl Budget {
         }
     }
 
-    /// Whether the kernel holds the cap.
+    /// Reports whether the kernel enforces the cap.
     pub fn is_held_by_kernel(&self) -> bool {
         self.held.is_some()
     }
 
-    /// Whether what is of no use should rather stay until the end. An ext4 without a journal avoids the inodes that were freed
-    /// in the last minutes one by one (Linux, recently_deleted() in fs/ext4/ialloc.c): after 60,000 files were removed, as
-    /// many took 292 s to make, and 4 s on a new mount. As long as half of the disk is free its room is not missed.
-    pub(super) fn spares_deletions(&self) -> bool {
+    /// Reports whether useless files should stay until the end. An ext4 without a journal skips recently
+    /// freed inodes one by one (Linux, recently_deleted() in fs/ext4/ialloc.c). After 60,000 files were
+    /// removed, creating as many took 292 s, but 4 s on a new mount. The space is not needed while half of
+    /// the disk is free.
+    pub(super) fn defers_deletions(&self) -> bool {
         let facts = self.held.as_ref().and_then(|root| space::usage(root).ok());
         facts.is_some_and(|facts| facts.free > facts.size / 2 && facts.free_inodes > facts.inodes / 2)
     }
 
-    /// What the file system lacks to take `need` bytes, or one inode, more. Nothing where it has them, or is not the cap.
+    /// Returns the shortage that prevents the file system from taking another `need` bytes or one inode.
+    /// `None` if there is enough, or if the file system is not the cap.
     pub fn exhausted(&self, need: u64) -> Option<Shortage> {
         let now = self.exhausted_now(need).inspect(|now| {
             self.first.get_or_init(|| *now);
@@ -80,13 +83,13 @@ impl Budget {
             return Some(Shortage { unit: Unit::Inodes, need: 1, have: 0, cap: facts.inodes });
         }
         let need = need.max(self.file_system.block);
-        // A write is refused a little before the last block is used: others have room set aside for what they have not
-        // written yet, and for the indexes of their files, and give some of it back meanwhile.
-        let close = facts.free < need + (self.cap / SLACK_SHARE).max(CLOSE_BLOCKS * self.file_system.block);
+        // The kernel refuses a write before the last block is used. Other writers reserve blocks for
+        // unwritten data and for the indexes of their files, and later release some of them.
+        let close = facts.free < need + (self.cap / SLACK_SHARE).max(MARGIN_BLOCKS * self.file_system.block);
         close.then(|| Shortage::bytes(need, facts.free, self.cap))
     }
 
-    /// The same error, but where the file system had no room left, as what it lacks.
+    /// Replaces an I/O error with [`Error::Full`] if the file system was full.
     pub(super) fn explained(&self, error: Error) -> Error {
         let Error::Io { doing, what, source } = error else { return error };
         let full = matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
@@ -96,22 +99,25 @@ impl Budget {
         }
     }
 
-    /// Bytes set aside or occupied.
+    /// Returns the bytes that are reserved or occupied.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The cap, bytes.
+    /// Returns the cap in bytes.
     pub fn cap(&self) -> u64 {
         self.cap
     }
 
-    /// What the file system counts in.
+    /// Returns the properties of the file system that affect accounting.
     pub fn file_system(&self) -> FileSystem {
         self.file_system
     }
 
-    /// Sets `bytes` aside.
+    /// Reserves `bytes` of the volume.
+    ///
+    /// # Errors
+    /// [`Shortage`] if the cap would be exceeded.
     pub fn reserve(&self, bytes: u64) -> Result<(), Shortage> {
         let take = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
         match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
@@ -120,22 +126,22 @@ impl Budget {
         }
     }
 
-    /// Gives `bytes` back.
+    /// Releases `bytes` of the volume.
     pub fn release(&self, bytes: u64) {
         let give = |used: u64| Some(used.saturating_sub(bytes));
-        // The closure never refuses.
+        // The closure always returns a value.
         let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, give);
     }
 
-    /// Sets aside whole blocks for a file of ours of `bytes`.
+    /// Reserves whole blocks for one of Larder's own files of `bytes`.
     pub(super) fn reserve_file(&self, bytes: u64, what: &str) -> Result<u64, Error> {
         let room = self.file_system.round_up(bytes);
         self.reserve(room).map_err(|shortage| full(shortage, what))?;
         Ok(room)
     }
 
-    /// Runs `work`, which adds at most one name to each of `dirs`, with room for their growth.
-    pub(super) fn growing<T>(
+    /// Runs `work`, which adds at most one name to each of `dirs`, with space reserved for their growth.
+    pub(super) fn with_growth<T>(
         &self,
         dirs: &[&Dir],
         what: &str,
@@ -163,22 +169,25 @@ pub(super) fn full(shortage: Shortage, what: &str) -> Error {
     Error::Full { doing: format!("writing {what}"), shortage }
 }
 
-/// What one layer has set aside: given back when the layer fails, kept when it is committed.
+/// Bytes reserved for one layer. They are released if the layer fails, and kept if it is committed.
 #[derive(Debug)]
 pub struct Account {
     budget: Arc<Budget>,
     held: AtomicU64,
-    /// What was asked for last, bytes.
+    /// Size of the last reservation, in bytes.
     last: AtomicU64,
 }
 
 impl Account {
-    /// An account with nothing set aside.
+    /// Creates an account without reservations.
     pub fn new(budget: Arc<Budget>) -> Self {
         Account { budget, held: AtomicU64::new(0), last: AtomicU64::new(0) }
     }
 
-    /// Sets `bytes` aside.
+    /// Reserves `bytes` for the layer.
+    ///
+    /// # Errors
+    /// [`Shortage`] if the cap would be exceeded.
     pub fn reserve(&self, bytes: u64) -> Result<(), Shortage> {
         self.last.store(bytes, Ordering::Relaxed);
         self.budget.reserve(bytes)?;
@@ -186,7 +195,7 @@ impl Account {
         Ok(())
     }
 
-    /// Gives `bytes` back.
+    /// Releases `bytes` of the layer.
     pub fn release(&self, bytes: u64) {
         let held = self
             .held
@@ -195,22 +204,22 @@ impl Account {
         self.budget.release(bytes.min(held));
     }
 
-    /// What the file system lacks, after it refused what was set aside last.
+    /// Returns the shortage of the file system after it refused the last reservation.
     pub fn exhausted(&self) -> Option<Shortage> {
         self.budget.exhausted(self.last.load(Ordering::Relaxed))
     }
 
-    /// Who keeps the account of the volume.
+    /// Returns the account of the volume.
     pub(super) fn budget(&self) -> &Budget {
         &self.budget
     }
 
-    /// Unit in which files occupy space, bytes.
+    /// Returns the allocation unit of files, in bytes.
     pub fn block(&self) -> u64 {
         self.budget.file_system.block
     }
 
-    /// The bytes are on the volume to stay.
+    /// Keeps the reserved bytes permanently on the volume.
     pub fn keep(&self) {
         self.held.store(0, Ordering::Relaxed);
     }
@@ -242,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_layer_gives_everything_back() {
+    fn a_failed_layer_releases_its_bytes() {
         let budget = budget(1 << 20);
         let account = Account::new(Arc::clone(&budget));
         account.reserve(5000).unwrap();

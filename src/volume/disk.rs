@@ -1,21 +1,21 @@
-//! A volume on a disk of its own: an image file whose size is the cap, held by the kernel.
+//! A volume on its own disk: an image file whose size is the cap, which the kernel enforces.
 //!
 //! ```text
-//! DIR/disk.img      the ext4, exactly as large as was asked for, or as what it holds (`--shrink`).
-//!                   Locked (flock(2)): alone by who fills it, together by who reads it, loop devices included
-//! DIR/image.json    beside it once it is sealed: what it is
-//! DIR/cache.json    a copy of the one on it, written last. Sealed means that it is there, for every kind of volume alike;
-//!                   cache.json.sig too, where there is one on it
+//! DIR/disk.img      the ext4, exactly as large as requested, or as its content (`--shrink`). Locked
+//!                   (flock(2)): exclusively by a writer, shared by readers, including loop devices
+//! DIR/image.json    description of the disk, once it is sealed
+//! DIR/cache.json    a copy of the one on the disk, written last. Its presence means sealed, for
+//!                   every kind of volume; also cache.json.sig, if the disk has one
 //! DIR/.larder/      lock and use, as on every volume; disk.img until it is formatted
 //! ```
 //!
-//! An ext4 is not believed before the kernel reads it: its superblock must be one that Larder writes (`strict`), and e2fsck must
-//! find no fault in it, in a process without privileges (`examine`). What cannot be had: the tree of layers on an ext4 is read by
-//! the kernel all the same, because no reader in user space does what consumers need.
+//! The kernel never reads an unchecked ext4. Its superblock must be one that Larder writes (`strict`), and
+//! e2fsck must find no errors in it, in an unprivileged process (`examine`). One risk remains: the kernel
+//! itself reads the directory trees on an ext4, because no user-space reader provides what consumers need.
 //!
-//! While it is filled it is mounted over DIR itself, in a mount namespace of the builder's, so that whoever is given DIR there
-//! finds a volume like any other. Nothing of that outlives the builder: the kernel unmounts in order and detaches the loop
-//! device when its last process ends.
+//! While the disk is filled, it is mounted over DIR itself, in a mount namespace of the builder. A process
+//! that gets DIR there finds an ordinary volume. Nothing of that outlives the builder: when its last process
+//! ends, the kernel unmounts cleanly and detaches the loop device.
 
 mod enter;
 mod error;
@@ -41,12 +41,12 @@ pub use take::{Disk, Left, Request, Taken, take, take_device};
 
 use uuid::Uuid;
 
-/// The disk.
+/// Name of the disk image file.
 pub const IMAGE: &[u8] = b"disk.img";
-/// What it is.
+/// Name of the file that describes the disk.
 pub const DESCRIPTION: &[u8] = b"image.json";
 
-/// Block of a disk's file system, bytes; its size is a multiple of it.
+/// Block size of the disk's file system, in bytes. The size of the disk is a multiple of it.
 const BLOCK: u64 = 4096;
 
 /// Label and UUID of a disk.

@@ -1,4 +1,4 @@
-//! What can go wrong with a volume.
+//! Errors of a volume.
 
 use std::io;
 
@@ -11,154 +11,154 @@ use larder_model::shortage::Shortage;
 use larder_model::size::ByteSize;
 use larder_model::trust::TrustError;
 
-/// A volume cannot be used, or not be finished.
+/// A volume cannot be used or completed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The seal is not signed, though it should be.
-    #[error("signing cache.json: {message}")]
+    /// The seal could not be signed as requested.
+    #[error("cannot sign cache.json: {message}")]
     Sign {
         /// Class of the error.
         class: Class,
-        /// What happened.
+        /// Description of the failure.
         message: String,
     },
-    /// The directory holds files that are not Larder's.
+    /// The directory contains files that do not belong to Larder.
     #[error(
-        "{path} holds {name:?}, which is not Larder's: give an empty directory, or one of an earlier build"
+        "{path} contains {name:?}, which does not belong to Larder: use an empty directory, or one of an earlier build"
     )]
     Foreign {
-        /// The volume.
+        /// Path of the volume.
         path: String,
-        /// A name found in it.
+        /// Name of such a file.
         name: String,
     },
-    /// Nothing is mounted at the directory.
-    #[error("{path} is no mount point: mount the file system, or give --volume-kind directory")]
+    /// The directory is not a mount point.
+    #[error("{path} is not a mount point: mount the file system, or use --volume-kind directory")]
     NotMounted {
-        /// The directory.
+        /// Path of the directory.
         path: String,
     },
-    /// The file system is smaller than what was asked for.
+    /// The file system is smaller than the requested size.
     #[error(
-        "the file system at {path} has {}, --size asks for {}: mount a larger one, or give a smaller --size",
+        "the file system at {path} has {}, but --size is {}: mount a larger one, or use a smaller --size",
         ByteSize(*have),
         ByteSize(*need)
     )]
     TooSmall {
-        /// The directory.
+        /// Path of the directory.
         path: String,
-        /// Bytes asked for.
+        /// Requested size, in bytes.
         need: u64,
-        /// Bytes there.
+        /// Size of the file system, in bytes.
         have: u64,
     },
-    /// The directory holds a disk.
-    #[error("{path} holds the disk of a volume: give --volume-kind disk, or another directory")]
+    /// The directory contains a disk.
+    #[error("{path} was created with --volume-kind disk: use the same flag, or another directory")]
     IsDisk {
-        /// The directory.
+        /// Path of the directory.
         path: String,
     },
     /// The volume belongs to another job.
     #[error(
-        "{path} is the volume of another job (its images: {images}): give another directory, or the same images, platform and format"
+        "{path} is the volume of another job (images: {images}): use another directory, or the same images, platform and format"
     )]
     OtherJob {
-        /// The volume.
+        /// Path of the volume.
         path: String,
-        /// References of that job.
+        /// Image references of that job.
         images: String,
     },
-    /// Another builder works on the volume.
-    #[error("{path} is locked by another builder: wait until it is done")]
+    /// Another builder is using the volume.
+    #[error("{path} is locked by another builder: wait until it finishes")]
     Locked {
-        /// The volume.
+        /// Path of the volume.
         path: String,
     },
     /// The volume has no seal.
-    #[error("{path} is not sealed: no cache.json in it; run the build to its end")]
+    #[error("{path} is not sealed (it has no cache.json): run the build to completion")]
     NotSealed {
-        /// The volume.
+        /// Path of the volume.
         path: String,
     },
-    /// The seal cannot be trusted.
+    /// The seal is damaged or unsupported.
     #[error("{path}: {source}")]
     Seal {
-        /// The volume.
+        /// Path of the volume.
         path: String,
-        /// Why.
+        /// Problem with the seal.
         source: SealError,
     },
-    /// Something on it is not what a volume has there.
+    /// A file of the volume is not what it should be.
     #[error("{path}: {what} {fault}: the volume was changed")]
     Forged {
-        /// The volume.
+        /// Path of the volume.
         path: String,
-        /// Which file.
+        /// Name of the file.
         what: &'static str,
-        /// What it is.
+        /// Problem with the file.
         fault: &'static str,
     },
-    /// Nobody who is believed vouches for it.
+    /// The signature of the volume is missing or not trusted.
     #[error("{path}: {source}")]
     Trust {
-        /// The volume.
+        /// Path of the volume.
         path: String,
-        /// Why.
+        /// Problem with the signature.
         source: TrustError,
     },
-    /// The cap is reached by metadata.
+    /// There is no space for metadata within the cap.
     #[error("{doing}: {shortage}")]
     Full {
-        /// What was being done.
+        /// The operation that failed.
         doing: String,
-        /// Need and have.
+        /// Space needed and space available.
         shortage: Shortage,
     },
     /// The kernel lost writes to the volume.
     #[error(
-        "flushing the file system of {path}: {source}; what was not durable before counts as lost, check the disk and run the build again"
+        "cannot flush the file system of {path}: {source}; data that was not durable is lost: check the disk and run the build again"
     )]
     WritesLost {
-        /// The volume.
+        /// Path of the volume.
         path: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// A file of ours is larger than a reader takes.
-    #[error("{what} has {need} bytes, {limit} are allowed: give fewer images to one job")]
+    /// A file of Larder would exceed the limit of its reader.
+    #[error("{what} has {need} bytes, but the limit is {limit}: use fewer images per job")]
     TooLarge {
-        /// Which file.
+        /// Name of the file.
         what: &'static str,
-        /// Its size, bytes.
+        /// Size of the file, in bytes.
         need: u64,
-        /// The limit, bytes.
+        /// Size limit, in bytes.
         limit: u64,
     },
-    /// A layer was committed before its parent: a fault of ours.
-    #[error("the parent {0} is not on the volume")]
+    /// A layer was committed before its parent, which is an internal error.
+    #[error("internal error: the parent {0} is not on the volume")]
     ParentMissing(ChainId),
-    /// A file of ours cannot be written as JSON: a fault of ours.
-    #[error("writing {what}: {source}")]
+    /// A file of Larder cannot be encoded as JSON, which is an internal error.
+    #[error("cannot write {what}: {source}")]
     Json {
-        /// Which file.
+        /// Name of the file.
         what: &'static str,
-        /// Why.
+        /// Error of the encoder.
         source: serde_json::Error,
     },
-    /// The file system refused.
+    /// The file system refused an operation.
     #[error("{doing} {what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// To what.
+        /// Object of the operation.
         what: String,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about retries and the exit code.
+    /// Returns the class of the error, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Sign { class, .. } => *class,
@@ -183,7 +183,7 @@ impl Error {
     }
 }
 
-/// Adds what was being done to a failed system call.
+/// Adds the operation to the error of a failed system call.
 pub(super) trait Context<T> {
     fn context(self, doing: &'static str, what: &str) -> Result<T, Error>;
 }

@@ -1,8 +1,9 @@
-//! What a volume looks like to stat(2): another fingerprint means that somebody touched a file of it.
+//! Fingerprints of volumes by file metadata. A different fingerprint means that a file was changed.
 //!
-//! It covers the file system, and of every file the path, inode number, type, mode, owner, number of names, size, modification
-//! time and change time. Only the kernel sets the change time, so no program of the host changes a file unseen. Who writes to
-//! the disk below the file system, or sets the clock of the host, is not seen.
+//! A fingerprint covers the file system, and for every file the path, inode number, type, mode, owner, number
+//! of links, size, modification time and change time. Only the kernel sets the change time, so no program on
+//! the host can change a file undetected. Writes to the disk below the file system, and changes of the host's
+//! clock, are not detected.
 
 use std::fs::File;
 use std::io;
@@ -18,10 +19,10 @@ use larder_sys::dir::stat_fd;
 use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, Stat, process};
 
-/// How long a file must have been left alone: the kernel's clock for change times may stand still for 10 ms.
-const SETTLED: Duration = Duration::from_millis(100);
+/// Time that a file must be unchanged. The kernel's clock for change times has a resolution of up to 10 ms.
+const QUIET_TIME: Duration = Duration::from_millis(100);
 
-/// A fingerprint of a volume.
+/// A fingerprint of the metadata of a volume's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     digest: Digest,
@@ -29,62 +30,68 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Takes the fingerprint of the files below `root`, except for those of `.larder`, which no consumer reads.
+    /// Computes the fingerprint of the files below `root`, except those in `.larder`, which no consumer
+    /// reads.
     ///
-    /// Returns `None` if nothing can be concluded from it: files lie on several file systems, or change times have no fractions
-    /// of a second.
+    /// Returns `None` if a fingerprint would be unreliable: the files are on several file systems, or change
+    /// times have no fractions of a second.
     ///
     /// # Errors
     /// Those of reading directories.
     pub fn of_directory(root: &Dir) -> io::Result<Option<Self>> {
-        let mut files = Files { print: Print::new(), device: None, is_sound: true };
+        let mut files = Files { print: FingerprintBuilder::new(), device: None, is_sound: true };
         walk(root.try_clone()?, &mut files)?;
         Ok(if files.is_sound { files.print.finish() } else { None })
     }
 
-    /// Takes the fingerprint of one file: the image of a disk.
+    /// Computes the fingerprint of one file, such as the image of a disk.
     ///
     /// # Errors
     /// Those of fstat(2) and fstatvfs(3).
     pub fn of_file(file: &File) -> io::Result<Option<Self>> {
-        let mut print = Print::new();
+        let mut print = FingerprintBuilder::new();
         print.file_system(file)?;
         print.add(b"", &stat_fd(file)?);
         Ok(print.finish())
     }
 
-    /// Waits until a later change of a file must give it another change time.
+    /// Waits until any later change of a file is guaranteed to get a different change time.
     pub fn settle(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // A time in the future tells nothing of the next tick either.
-        if self.newest + SETTLED > now {
-            sleep(SETTLED);
+        // A time in the future also requires the wait.
+        if self.newest + QUIET_TIME > now {
+            sleep(QUIET_TIME);
         }
     }
 
-    /// The fingerprint as a digest.
+    /// Returns the fingerprint as a digest.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }
 }
 
-/// A fingerprint that is being taken.
-struct Print {
+/// A fingerprint that is being computed.
+struct FingerprintBuilder {
     hasher: Hasher,
     newest: Duration,
     has_fractions: bool,
 }
 
-impl Print {
+impl FingerprintBuilder {
     fn new() -> Self {
-        Print { hasher: Hasher::new(Algorithm::Sha256), newest: Duration::ZERO, has_fractions: false }
+        FingerprintBuilder {
+            hasher: Hasher::new(Algorithm::Sha256),
+            newest: Duration::ZERO,
+            has_fractions: false,
+        }
     }
 
     fn file_system(&mut self, inode: impl rustix::fd::AsFd) -> io::Result<()> {
         let id = fstatvfs(inode)?.f_fsid;
         self.hasher.update(format!("{id}\0").as_bytes());
         if id == 0 {
-            // The device number is all there is, and another device may get it at the next boot.
+            // Only the device number identifies the file system, and another device can get it at the next
+            // boot.
             self.hasher.update(format!("{}\0", process::boot_id()?).as_bytes());
         }
         Ok(())
@@ -109,7 +116,7 @@ impl Print {
 }
 
 struct Files {
-    print: Print,
+    print: FingerprintBuilder,
     device: Option<u64>,
     is_sound: bool,
 }
@@ -122,7 +129,8 @@ impl Visitor for Files {
         names.sort();
         let mut directories = Vec::new();
         for name in names {
-            // Of an attached volume the top is a directory of ours, and what is on it is mounted there.
+            // The top of an attached volume is a directory of Larder in which the content is mounted, so its
+            // metadata is excluded.
             if at.is_empty() && [layout::LARDER, layout::LOST_AND_FOUND].contains(&&*name) {
                 continue;
             }
@@ -175,7 +183,7 @@ mod tests {
         let time = fs::metadata(at("d/f")).unwrap().modified().unwrap();
         let mut known = vec![print(dir.path())];
         fs::write(at(".larder/lock"), "x").unwrap();
-        assert_eq!(print(dir.path()), known[0], "what is no consumer's counts nothing");
+        assert_eq!(print(dir.path()), known[0], "files that no consumer reads do not count");
         let changes: [(&str, &dyn Fn()); 5] = [
             ("content, with its time set back", &|| {
                 fs::write(at("d/f"), "two").unwrap();

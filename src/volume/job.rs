@@ -1,5 +1,5 @@
-//! Which job a volume belongs to, and what its references were resolved to: a tag that moves between two runs of one job
-//! must not mix two images on one volume.
+//! The job of a volume, and the digests to which its references were resolved. A tag that moves between two
+//! runs of one job must not mix two images on one volume.
 
 use std::path::Path;
 
@@ -13,48 +13,48 @@ use larder_model::platform::Platform;
 use larder_model::reference::ImageReference;
 use larder_sys::{Dir, atomic};
 
-/// Most bytes that the file may have.
+/// Maximum size of the file, in bytes.
 const MAX: u64 = 4 << 20;
 
-/// What makes two jobs the same. The size, credentials and limits may change between runs.
+/// Properties that identify a job. The size, credentials and limits can change between runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// References in normal form, in order.
+    /// Image references in normal form, in order.
     pub images: Vec<String>,
     /// Platform of the images.
     pub platform: Platform,
-    /// Form of the layers.
+    /// Format of the layers.
     pub layer_format: LayerFormat,
-    /// Whether images have hash trees.
+    /// `true` if images have hash trees.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub verity: bool,
-    /// Whether tar-split files are kept.
+    /// `true` if tar-split files are kept.
     pub tar_split: bool,
-    /// Whether losses of an unprivileged build are allowed.
+    /// `true` if losses of an unprivileged build are allowed.
     pub rootless: bool,
 }
 
 impl Identity {
-    /// sha256 over the identity as compact JSON.
+    /// Returns the sha256 of the identity as compact JSON.
     pub fn digest(&self) -> Digest {
-        // Strings and booleans always serialise.
+        // Serialization of strings and booleans cannot fail.
         Digest::sha256(&serde_json::to_vec(self).unwrap_or_default())
     }
 }
 
-/// One reference and what it stands for on this volume.
+/// One reference and the digests that it is resolved to on this volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resolved {
-    /// The reference as given.
+    /// The reference as given in the job.
     pub reference: ImageReference,
-    /// Digest of the index the reference pointed to, where there was one.
+    /// Digest of the index to which the reference pointed, if any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<Digest>,
-    /// Digest of the manifest.
+    /// Digest of the image manifest.
     pub manifest: Digest,
 }
 
-/// `.larder/job.json`.
+/// The content of `.larder/job.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) identity: Identity,
@@ -62,7 +62,7 @@ pub(super) struct Record {
     pub(super) resolved: Vec<Resolved>,
 }
 
-/// Reads the record; nothing where the volume has none yet.
+/// Reads the record; `None` if the volume has none yet.
 pub(super) fn read(larder: &Dir) -> Result<Option<Record>, Error> {
     let bytes = match larder.read_file(layout::JOB, MAX) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -77,23 +77,31 @@ pub(super) fn write(larder: &Dir, record: &Record) -> Result<(), Error> {
     atomic::write(larder, layout::JOB, &bytes, 0o600).context("writing", "job.json")
 }
 
-/// The form of the layers of the volume at `path`; nothing where none was begun there, or it cannot be told.
+/// Returns the format of the layers of the volume at `path`; `None` if there is no volume or its record
+/// cannot be read.
 pub fn format_at(path: &Path) -> Option<LayerFormat> {
     let larder = Dir::open(path).ok()?.open_dir(layout::LARDER).ok()?;
     Some(read(&larder).ok()??.identity.layer_format)
 }
 
 impl Volume {
-    /// What the references were resolved to in an earlier run of this job; empty in the first.
+    /// Returns the digests to which an earlier run of this job resolved the references; empty in the first
+    /// run.
+    ///
+    /// # Errors
+    /// Those of reading `.larder/job.json`.
     pub fn resolved(&self) -> Result<Vec<Resolved>, Error> {
         Ok(read(&self.larder)?.map(|record| record.resolved).unwrap_or_default())
     }
 
-    /// Notes what the references stand for, for this run and later ones.
+    /// Records the digests of the references for this run and later ones.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of writing `.larder/job.json`.
     pub fn set_resolved(&self, identity: &Identity, resolved: &[Resolved]) -> Result<(), Error> {
         let record = Record { identity: identity.clone(), resolved: resolved.to_vec() };
-        // The old file and the new one are there at the same time for a moment.
+        // For a moment the old file and the new one exist together.
         self.budget.reserve_file(MAX.min(512 + 512 * resolved.len() as u64), "job.json")?;
-        self.budget.growing(&[&self.larder], "job.json", || write(&self.larder, &record))
+        self.budget.with_growth(&[&self.larder], "job.json", || write(&self.larder, &record))
     }
 }

@@ -1,4 +1,4 @@
-//! What is committed and what is durable, one checked line each.
+//! The journal of committed and durable layers. Each line has a checksum.
 //!
 //! ```text
 //! <first 16 hexadecimal digits of sha256 over the rest> {"committed":{"boot":"…","layer":{…}}}
@@ -6,7 +6,8 @@
 //! <…>                                                   {"lost":["sha256:…", …]}
 //! ```
 //!
-//! Reading stops at the first line that does not check: what follows a torn line was written by nobody we trust.
+//! Reading stops at the first line with a wrong checksum, because the lines after a torn line cannot be
+//! trusted.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -22,7 +23,7 @@ use larder_model::digest::Digest;
 use larder_model::seal::Layer;
 use larder_sys::{Dir, atomic, process};
 
-/// Most bytes that a journal may have: 10^4 layers with long lists of settled paths.
+/// Maximum size of a journal, in bytes: 10^4 layers with long lists of settled paths.
 const MAX: u64 = 256 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,17 +34,18 @@ enum Line {
     Lost(Vec<ChainId>),
 }
 
-/// How much of what was committed and not synced is believed.
+/// Trust in layers that were committed but not synced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// What was committed since the machine was started: what it wrote is in its memory, or on the disk.
+    /// Trust layers that were committed since the machine was started: their data is in memory or on the
+    /// disk.
     #[default]
     ThisBoot,
-    /// Nothing: the disk was not unmounted in order, whatever the machine did.
+    /// Trust only synced layers, because the disk was not unmounted cleanly.
     Synced,
 }
 
-/// The open journal.
+/// An open journal file.
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
@@ -51,7 +53,7 @@ pub(super) struct Journal {
     len: u64,
 }
 
-/// What a journal vouches for.
+/// The layers that a journal lists as intact.
 #[derive(Debug, Default)]
 pub(super) struct Trusted {
     pub(super) layers: Vec<Layer>,
@@ -59,7 +61,7 @@ pub(super) struct Trusted {
 }
 
 impl Journal {
-    /// Opens the journal of a volume: reads it, and writes it anew with what is trusted.
+    /// Opens the journal of a volume: reads it, and rewrites it with the trusted layers only.
     pub(super) fn open(larder: &Dir, trust: Trust) -> Result<(Self, Trusted), Error> {
         let boot = process::boot_id().context("reading", "the boot ID")?;
         let bytes = match larder.read_file(layout::JOURNAL, MAX) {
@@ -88,19 +90,20 @@ impl Journal {
         Ok((Journal { file, boot, len: rewritten.len() as u64 }, trusted))
     }
 
-    /// A layer is in its place.
+    /// Records that a layer is in place.
     pub(super) fn committed(&mut self, layer: &Layer, budget: &Budget) -> Result<(), Error> {
         let line = Line::Committed { boot: self.boot.clone(), layer: Box::new(layer.clone()) };
         self.append(&line, budget)
     }
 
-    /// Layers are durable. The line itself is durable when this returns.
+    /// Records that layers are durable. The record itself is durable when this returns.
     pub(super) fn synced(&mut self, layers: &[ChainId], budget: &Budget) -> Result<(), Error> {
         self.append(&Line::Synced(layers.to_vec()), budget)?;
         self.file.sync_data().context("flushing", "the journal")
     }
 
-    /// Layers whose writes the kernel lost count no more, unless they are committed again.
+    /// Records that the writes of layers were lost. These layers do not count unless they are committed
+    /// again.
     pub(super) fn lost(&mut self, layers: &[ChainId], budget: &Budget) -> Result<(), Error> {
         self.append(&Line::Lost(layers.to_vec()), budget)
     }
@@ -114,7 +117,7 @@ impl Journal {
             return Err(Error::TooLarge { what: "the journal", need: len, limit: MAX });
         }
         if let Err(e) = self.file.write_all(&bytes) {
-            // Half a line would hide the lines behind it.
+            // A partial line would hide the lines after it.
             let _ = self.file.set_len(self.len);
             return Err(e).context("writing", "the journal").map_err(|e| budget.explained(e));
         }
@@ -141,7 +144,8 @@ fn decode(line: &[u8]) -> Option<Line> {
     (sum.strip_suffix(b" ")? == check(json).as_bytes()).then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
-/// Layers that may be kept: committed in the boot that is trusted or synced in any, and whose parents may be kept too.
+/// Returns the layers to keep: those committed in the trusted boot or synced in any boot, whose parents are
+/// kept too.
 fn trusted(journal: &[u8], boot: Option<&str>) -> Trusted {
     let mut committed: Vec<(String, Layer)> = Vec::new();
     let mut synced = HashSet::new();

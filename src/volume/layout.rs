@@ -1,99 +1,100 @@
-//! Names on a volume (see the module's drawing).
+//! File names on a volume (see the drawing in the module documentation).
 
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
 use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 
-/// Our own directory.
+/// Directory for Larder's own files.
 pub const LARDER: &[u8] = b".larder";
-/// Held for the life of a builder.
+/// Lock that a builder holds as long as it runs.
 pub const LOCK: &[u8] = b"lock";
-/// Held by those who read the volume, and alone by who removes it ([`lease`](super::lease)).
+/// Lock of readers, and exclusively of the process that deletes the volume ([`lease`](super::lease)).
 pub const USE: &[u8] = b"use";
-/// The job and what its references were resolved to.
+/// The job and the digests to which its references were resolved.
 pub const JOB: &[u8] = b"job.json";
-/// What is committed and what is durable.
+/// The journal of committed and durable layers.
 pub const JOURNAL: &[u8] = b"journal";
-/// Layers in flight.
+/// Directory for layers that are being written.
 pub const STAGING: &[u8] = b"staging";
-/// Layer directories.
+/// Directory of the layer directories.
 pub const OVERLAY: &[u8] = b"overlay";
-/// Short names of layers, in [`OVERLAY`].
+/// Directory of the short names of layers, in [`OVERLAY`].
 pub const LINKS: &[u8] = b"l";
-/// Records of layers.
+/// Directory of the records of layers.
 pub const LAYERS: &[u8] = b"overlay-layers";
-/// Records of images.
+/// Directory of the records of images.
 pub const IMAGES: &[u8] = b"overlay-images";
-/// The OCI image layout.
+/// Directory of the OCI image layout.
 pub const OCI: &[u8] = b"oci";
-/// Chain IDs and their directories, a line each.
+/// File with the chain IDs and their directories, one per line.
 pub const SNAPSHOTS: &[u8] = b"snapshots.metadata";
-/// What starts read first, an image after the other.
+/// Files that starting containers read first, image by image.
 pub const PREFETCH: &str = "prefetch.list";
-/// The seal.
+/// The seal of the volume.
 pub const CACHE: &[u8] = b"cache.json";
-/// Who vouches for it.
+/// The signature of the seal.
 pub const SIGNATURE: &[u8] = b"cache.json.sig";
-/// The same until it is whole.
+/// The signature while it is being written.
 pub const SIGNATURE_UNFINISHED: &[u8] = b"cache.json.sig.tmp";
-/// Tree of a layer, in its directory.
+/// Directory tree of a layer, in its directory.
 pub const DIFF: &[u8] = b"diff";
 /// Short name of a layer, in its directory.
 pub const LINK: &[u8] = b"link";
-/// Short names of its parents, in its directory.
+/// Short names of a layer's parents, in its directory.
 pub const LOWER: &[u8] = b"lower";
 /// The tar-split file while its layer is staged.
 pub const TAR_SPLIT: &[u8] = b"tar-split.gz";
-/// Images of layers.
+/// Directory of the images of layers.
 pub const EROFS: &[u8] = b"erofs";
-/// Images by chain ID, in [`EROFS`].
+/// Directory of images by chain ID, in [`EROFS`].
 pub const CHAIN: &[u8] = b"chain";
-/// Tar-split files of images, in [`EROFS`].
+/// Directory of the tar-split files of images, in [`EROFS`].
 pub const SPLITS: &[u8] = b"tar-split";
 /// The image of a layer while it is staged.
 pub const IMAGE: &[u8] = b"layer.erofs";
-/// The image to be laid over it while it is staged.
+/// The image to mount over a layer's image, while it is staged.
 pub const FIXUP: &[u8] = b"fixup.erofs";
-/// What follows the name of an image in that of the file which says of its hash tree.
+/// Suffix of the file that describes the hash tree of an image.
 pub const VERITY: &str = ".dmverity";
-/// What mkfs leaves in an empty file system.
+/// Directory that mkfs creates in an empty file system.
 pub const LOST_AND_FOUND: &[u8] = b"lost+found";
 
-/// Name of a layer's tar-split file in [`LAYERS`].
+/// Returns the name of a layer's tar-split file in [`LAYERS`].
 pub fn tar_split(chain_id: &ChainId) -> String {
     format!("{}.tar-split.gz", chain_id.hex())
 }
 
-/// Name of a change set's tar-split file in [`SPLITS`].
+/// Returns the name of a change set's tar-split file in [`SPLITS`].
 pub fn image_split(diff_id: &Digest) -> String {
     format!("{}.gz", diff_id.hex())
 }
 
-/// Where the image of a change set lies in [`EROFS`]: the directories, and its name. A layer content cache of containerd
-/// is of this form.
+/// Returns the location of a change set's image in [`EROFS`]: the directories and the file name. containerd's
+/// layer content cache has the same layout.
 pub fn image(diff_id: &Digest) -> ([String; 2], String) {
     let hex = diff_id.hex();
     ([diff_id.algorithm().name().to_owned(), hex[..2].to_owned()], format!("{hex}.erofs"))
 }
 
-/// Name of the image, in [`CHAIN`], that is laid over that of a change set on top of certain parents.
+/// Returns the name in [`CHAIN`] of the image that is mounted over the image of a change set on top of
+/// particular parents.
 pub fn fixup(chain_id: &ChainId) -> String {
     format!("{}.erofs", chain_id.hex())
 }
 
-/// Paths of what a layer consists of, from the root of the volume.
+/// Paths of the files of a layer, relative to the root of the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
-    /// Its trees, topmost first: directories or images. The last holds what its tar does.
+    /// Directory trees or images of the layer, topmost first. The last one has the content of its tar.
     pub trees: Vec<String>,
-    /// Its tar-split file.
+    /// Path of the tar-split file.
     pub tar_split: String,
-    /// What says of the hash tree of its image.
+    /// Path of the description of the image's hash tree.
     pub verity: Option<String>,
 }
 
-/// Where a layer lies.
+/// Returns the paths of a layer.
 pub fn parts(format: LayerFormat, layer: &Layer) -> Parts {
     match format {
         LayerFormat::Overlay => Parts {

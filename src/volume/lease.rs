@@ -1,6 +1,7 @@
-//! Who uses a volume that he does not fill: flock(2) on `.larder/use`, which is there from the first opening on.
+//! Use of a volume by readers: flock(2) on `.larder/use`, which exists since the volume was first opened.
 //!
-//! Readers of a volume that may go (`build --share`) hold it shared; who removes a volume takes it exclusively first.
+//! Readers of a volume that can be deleted (`build --share`) hold a shared lock. A process that deletes a
+//! volume first takes an exclusive one.
 
 use super::error::{Context, Error};
 use super::layout;
@@ -14,14 +15,20 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Keeps the volume at `root` from being removed; nothing where somebody is about to. Writes nothing, so that reading
-    /// rights are enough.
+    /// Prevents the deletion of the volume at `root`. Returns `None` if it is about to be deleted. Read
+    /// permission is sufficient, because nothing is written.
+    ///
+    /// # Errors
+    /// Those of open(2) and flock(2).
     pub fn shared(root: &Dir) -> Result<Option<Self>, Error> {
         let lock = Lock::try_shared(&larder(root)?, layout::USE).context("locking", ".larder/use")?;
         Ok(lock.map(|lock| Lease { _lock: lock }))
     }
 
-    /// The right to remove the volume at `root`; nothing while somebody reads it.
+    /// Acquires the right to delete the volume at `root`. Returns `None` while it is being read.
+    ///
+    /// # Errors
+    /// Those of open(2) and flock(2).
     pub fn exclusive(root: &Dir) -> Result<Option<Self>, Error> {
         let lock = Lock::try_exclusive(&larder(root)?, layout::USE).context("locking", ".larder/use")?;
         Ok(lock.map(|lock| Lease { _lock: lock }))
@@ -41,7 +48,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join(".larder")).unwrap();
         let root = Dir::open(dir.path()).unwrap();
-        assert!(Lease::shared(&root).is_err(), "a reader makes no file");
+        assert!(Lease::shared(&root).is_err(), "a reader does not create the file");
         drop(Lease::exclusive(&root).unwrap().unwrap());
         let first = Lease::shared(&root).unwrap().unwrap();
         let second = Lease::shared(&root).unwrap().unwrap();

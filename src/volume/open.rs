@@ -1,4 +1,4 @@
-//! Taking a volume: whose is it, is anybody else at it, and what of it can be trusted.
+//! Opening a volume: ownership, locking, and recovery of earlier state.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::error::{Context, Error};
 use super::job::{self, Identity, Record};
 use super::journal::{Journal, Trust};
-use super::place::Place;
+use super::place::LayerDirs;
 use super::{Budget, State, Volume, disk, isolate, layout, seal};
 use larder_model::chain::ChainId;
 use larder_model::seal::{CacheManifest, Layer};
@@ -19,39 +19,43 @@ use larder_sys::lock::Lock;
 use larder_sys::space::{self, FileSystem};
 use larder_sys::{Dir, private, remove};
 
-/// What opening a volume gives.
+/// Result of opening a volume.
 #[derive(Debug)]
 pub enum Opened {
-    /// It is to be filled, or to be filled further.
+    /// The volume is empty or partly filled.
     Filling(Box<Volume>),
-    /// It is this job's and sealed.
+    /// The volume belongs to this job and is sealed.
     Sealed(Box<CacheManifest>),
 }
 
-/// Who holds the cap of a volume.
+/// Enforcement of the size limit of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cap {
-    /// We count.
+    /// Larder counts the bytes itself.
     Counted,
-    /// The kernel: the file system is no larger.
+    /// The kernel enforces it, because the file system is no larger.
     Kernel,
 }
 
-/// How a volume is opened.
+/// Options for opening a volume.
 #[derive(Clone, Debug)]
 pub struct Opening<'a> {
-    /// The job.
+    /// Identity of the job.
     pub identity: &'a Identity,
-    /// The cap, bytes.
+    /// Size limit of the volume.
     pub size: ByteSize,
-    /// Who holds it.
+    /// Enforcement of the size limit.
     pub cap: Cap,
-    /// What is believed of what an earlier run left.
+    /// Policy for trusting leftovers of an earlier run.
     pub trust: Trust,
 }
 
-/// Opens the volume at `path` for a job, creating the directory where it is absent. Nothing is changed on a volume that
-/// is not this job's.
+/// Opens the volume at `path` for a job, and creates the directory if missing. A volume of another job is not
+/// changed.
+///
+/// # Errors
+/// [`Error::OtherJob`], [`Error::Foreign`], [`Error::Locked`], [`Error::IsDisk`], and those of the file
+/// system.
 pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     let identity = opening.identity;
     let shown = path.display().to_string();
@@ -65,9 +69,9 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     }
     let is_new = refuse_foreign(&root, &shown)?;
     if is_new && opening.cap == Cap::Counted {
-        // Setuid programs and devices of images lie below as they are: no other user of the host may get there.
+        // Images contain setuid programs and devices. Other users of the host must not reach them.
         match isolate(&root) {
-            // Only the owner can do that. A directory of another user stays as its owner made it.
+            // Only the owner can do that. A directory of another user keeps its mode.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
             done => done.context("making the volume private", &shown)?,
         }
@@ -75,11 +79,11 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     let larder = root.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
     let lock = lock(&larder).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
-    // Whoever had the lock before may have sealed the volume since it was looked at.
+    // The previous holder of the lock may have sealed the volume since the first check.
     if let Some(sealed) = sealed(&root, identity, &shown)? {
         return Ok(Opened::Sealed(sealed));
     }
-    // Readers may not create it.
+    // Readers cannot create this file.
     larder.append_file(layout::USE, 0o600).context("creating", ".larder/use")?;
     match job::read(&larder)? {
         Some(record) if record.identity != *identity => {
@@ -88,9 +92,9 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
         Some(_) => {}
         None => job::write(&larder, &Record { identity: identity.clone(), resolved: Vec::new() })?,
     }
-    let place = Place::open(&root, identity.layer_format)?;
+    let place = LayerDirs::open(&root, identity.layer_format)?;
 
-    // First of all: on a full disk the journal has no room before.
+    // Remove the staging directory first, because the journal may have no space otherwise.
     remove::tree(&larder, layout::STAGING).context("removing", "staging")?;
     let (journal, trusted) = Journal::open(&larder, opening.trust)?;
     let mut committed: HashMap<ChainId, Layer> = HashMap::new();
@@ -118,11 +122,11 @@ pub fn open(path: &Path, opening: &Opening<'_>) -> Result<Opened, Error> {
     Ok(Opened::Filling(Box::new(Volume { path, root, larder, place, budget, state, _lock: lock })))
 }
 
-/// How long the processes of a build that was killed can take to end.
-const LEAVING: Duration = Duration::from_secs(1);
+/// Maximum time for the processes of a killed build to exit.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
 
-/// Takes the lock of a volume, or of the directory of a disk; `None` if another build has it. The processes of a build that was
-/// killed a moment ago get a moment to end.
+/// Locks a volume, or the directory of a disk. Returns `None` if another build holds the lock. Waits a moment
+/// for the processes of a build that was just killed.
 ///
 /// # Errors
 /// Those of open(2) and flock(2).
@@ -130,13 +134,13 @@ pub(super) fn lock(larder: &Dir) -> io::Result<Option<Lock>> {
     let begun = Instant::now();
     loop {
         match Lock::try_exclusive(larder, layout::LOCK)? {
-            None if begun.elapsed() < LEAVING => sleep(Duration::from_millis(20)),
+            None if begun.elapsed() < EXIT_GRACE => sleep(Duration::from_millis(20)),
             lock => return Ok(lock),
         }
     }
 }
 
-/// The seal, where there is one; it must be this job's.
+/// Reads the seal, if there is one. It must belong to this job.
 fn sealed(root: &Dir, identity: &Identity, path: &str) -> Result<Option<Box<CacheManifest>>, Error> {
     if root.try_stat(layout::CACHE).context("examining", "cache.json")?.is_none() {
         return Ok(None);
@@ -153,7 +157,8 @@ fn other_job<'a>(path: &str, images: impl Iterator<Item = &'a str>) -> Error {
     Error::OtherJob { path: path.to_owned(), images: images.collect::<Vec<_>>().join(", ") }
 }
 
-/// Refuses a directory that has no `.larder` and is not empty, except for what mkfs leaves. Returns whether the volume is new.
+/// Refuses a directory without `.larder` that is not empty, except for files of mkfs. Returns whether the
+/// volume is new.
 fn refuse_foreign(root: &Dir, path: &str) -> Result<bool, Error> {
     if root.try_stat(layout::LARDER).context("examining", ".larder")?.is_some_and(|stat| stat.is_dir()) {
         return Ok(false);

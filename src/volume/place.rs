@@ -1,4 +1,4 @@
-//! Where finished layers go, by the form that they have.
+//! Directories for finished layers, depending on the layer format.
 
 use std::collections::HashSet;
 
@@ -11,17 +11,17 @@ use larder_model::job::LayerFormat;
 use larder_model::seal::Layer;
 use larder_sys::{Dir, remove};
 
-/// The directories of a volume that layers are in.
+/// The directories of a volume that contain layers.
 #[derive(Debug)]
-pub(super) enum Place {
-    /// A directory for each layer, in a store of containers/storage.
+pub(super) enum LayerDirs {
+    /// A directory per layer, in a store of containers/storage.
     Overlay { overlay: Dir, links: Dir, layers: Dir },
-    /// An image for each change set.
+    /// An image per change set.
     Erofs { erofs: Dir, chain: Dir, splits: Dir },
 }
 
-impl Place {
-    /// Opens the directories, making those that are absent.
+impl LayerDirs {
+    /// Opens the directories, and creates missing ones.
     pub(super) fn open(root: &Dir, format: LayerFormat) -> Result<Self, Error> {
         match format {
             LayerFormat::Overlay => {
@@ -29,35 +29,35 @@ impl Place {
                 let links = ensure(&overlay, layout::LINKS)?;
                 let layers = ensure(root, layout::LAYERS)?;
                 let images = ensure(root, layout::IMAGES)?;
-                // Consumers of a read-only mount fail without them, so they are there before anything else is.
+                // Consumers of a read-only mount fail without these files, so they are created first.
                 layers.append_file(b"layers.lock", 0o644).context("creating", "layers.lock")?;
                 images.append_file(b"images.lock", 0o644).context("creating", "images.lock")?;
-                Ok(Place::Overlay { overlay, links, layers })
+                Ok(LayerDirs::Overlay { overlay, links, layers })
             }
             LayerFormat::Erofs => {
                 let erofs = ensure(root, layout::EROFS)?;
                 let chain = ensure(&erofs, layout::CHAIN)?;
                 let splits = ensure(&erofs, layout::SPLITS)?;
-                Ok(Place::Erofs { erofs, chain, splits })
+                Ok(LayerDirs::Erofs { erofs, chain, splits })
             }
         }
     }
 
-    /// The form of its layers.
+    /// Returns the format of the layers.
     pub(super) fn format(&self) -> LayerFormat {
         match self {
-            Place::Overlay { .. } => LayerFormat::Overlay,
-            Place::Erofs { .. } => LayerFormat::Erofs,
+            LayerDirs::Overlay { .. } => LayerFormat::Overlay,
+            LayerDirs::Erofs { .. } => LayerFormat::Erofs,
         }
     }
 
-    /// Removes everything that is not of one of `kept`.
+    /// Removes everything that does not belong to one of the layers `kept`.
     pub(super) fn sweep<'a>(&self, kept: impl Iterator<Item = &'a Layer> + Clone) -> Result<(), Error> {
         let set = |name: &dyn Fn(&Layer) -> String| -> HashSet<Vec<u8>> {
             kept.clone().map(|layer| name(layer).into_bytes()).collect()
         };
         match self {
-            Place::Overlay { overlay, links, layers } => {
+            LayerDirs::Overlay { overlay, links, layers } => {
                 let directories = set(&|layer| layer.chain_id.hex().to_owned());
                 let short = set(&|layer| layer.chain_id.link());
                 let splits = set(&|layer| layout::tar_split(&layer.chain_id));
@@ -65,7 +65,7 @@ impl Place {
                 keep(links, |name| short.contains(name))?;
                 keep(layers, |name| name == b"layers.lock" || splits.contains(name))
             }
-            Place::Erofs { erofs, chain, splits } => {
+            LayerDirs::Erofs { erofs, chain, splits } => {
                 let fixups = set(&|layer| match &layer.image {
                     Some(image) if image.fixup_size.is_some() => layout::fixup(&layer.chain_id),
                     _ => String::new(),
@@ -79,7 +79,7 @@ impl Place {
                 })?;
                 for algorithm in algorithms {
                     let blobs = match erofs.open_dir(&algorithm) {
-                        // Lost with the images in it, which are missed when they are proven.
+                        // The images in it are lost too. Their verification will report this.
                         Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
                         other => other.context("opening", "erofs")?,
                     };
@@ -104,9 +104,9 @@ impl Place {
         }
     }
 
-    /// The image of a change set that is in its place, open for reading.
+    /// Opens the committed image of a change set for reading.
     pub(super) fn image(&self, diff_id: &Digest) -> Result<Option<std::fs::File>, Error> {
-        let Place::Erofs { erofs, .. } = self else { return Ok(None) };
+        let LayerDirs::Erofs { erofs, .. } = self else { return Ok(None) };
         let ([algorithm, prefix], name) = layout::image(diff_id);
         let opened = erofs
             .open_dir(algorithm.as_bytes())
@@ -118,7 +118,8 @@ impl Place {
         }
     }
 
-    /// Moves a finished layer to where it belongs. `lower` is the line of that name, of a layer with parents.
+    /// Moves a finished layer into place. `lower` is the content of the file of that name, for a layer with
+    /// parents.
     pub(super) fn put(
         &self,
         staging: Staging,
@@ -127,14 +128,14 @@ impl Place {
         budget: &Budget,
     ) -> Result<(), Error> {
         match self {
-            Place::Overlay { overlay, links, layers } => {
+            LayerDirs::Overlay { overlay, links, layers } => {
                 let hex = layer.chain_id.hex();
                 let link = layer.chain_id.link();
                 staging.write(layout::LINK, link.as_bytes())?;
                 if let Some(lower) = lower {
                     staging.write(layout::LOWER, lower.as_bytes())?;
                 }
-                budget.growing(&[overlay, links, layers], hex, || {
+                budget.with_growth(&[overlay, links, layers], hex, || {
                     if layer.tar_split_size.is_some() {
                         let name = layout::tar_split(&layer.chain_id);
                         put(&staging, layout::TAR_SPLIT, layers, &name)?;
@@ -144,15 +145,15 @@ impl Place {
                     staging.place(overlay, hex.as_bytes())
                 })
             }
-            Place::Erofs { erofs, chain, splits } => {
+            LayerDirs::Erofs { erofs, chain, splits } => {
                 let ([algorithm, prefix], name) = layout::image(&layer.diff_id);
                 let images = counted(erofs, &algorithm, budget)?;
                 let images = counted(&images, &prefix, budget)?;
-                // Two names in the first.
-                budget.growing(&[&images, &images, chain, splits], &name, || {
+                // Two names are added to the first.
+                budget.with_growth(&[&images, &images, chain, splits], &name, || {
                     let is_new = images.try_stat(name.as_bytes()).context("examining", &name)?.is_none();
                     if is_new {
-                        // The image comes last: where one is, all of it is.
+                        // The image is moved last, so that its presence means that the layer is complete.
                         if layer.tar_split_size.is_some() {
                             put(&staging, layout::TAR_SPLIT, splits, &layout::image_split(&layer.diff_id))?;
                         }
@@ -166,7 +167,7 @@ impl Place {
                     if layer.image.as_ref().is_some_and(|image| image.fixup_size.is_some()) {
                         put(&staging, layout::FIXUP, chain, &layout::fixup(&layer.chain_id))?;
                     }
-                    staging.emptied()
+                    staging.discard_rest()
                 })
             }
         }
@@ -181,12 +182,12 @@ fn ensure(parent: &Dir, name: &[u8]) -> Result<Dir, Error> {
     parent.ensure_dir(name, 0o755).context("creating", &String::from_utf8_lossy(name))
 }
 
-/// Opens a directory, and makes it under the cap where it is absent.
+/// Opens a directory, and creates it within the cap if missing.
 fn counted(parent: &Dir, name: &str, budget: &Budget) -> Result<Dir, Error> {
     match parent.open_dir(name.as_bytes()) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             budget.reserve_file(1, name)?;
-            budget.growing(&[parent], name, || ensure(parent, name.as_bytes()))
+            budget.with_growth(&[parent], name, || ensure(parent, name.as_bytes()))
         }
         other => other.context("opening", name),
     }

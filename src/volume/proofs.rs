@@ -1,12 +1,13 @@
-//! What was proven of volumes, so that the same volume is not read whole again.
+//! Records of successful verifications, so that an unchanged volume is not read again.
 //!
 //! ```text
-//! verified/<32 hexadecimal digits>.json     in state.dir, the owner's alone
-//! {"version":1,"larder":"0.9.0","what":"layers of sha256:…","fingerprint":"sha256:…","at":"2026-11-25T10:00:00Z"}
+//! verified/<32 hexadecimal digits>.json     in state.dir, accessible only to the owner
+//! {"version":1,"larder":"0.9.0","what":"layers of sha256:…","fingerprint":"sha256:…",
+//!  "at":"2026-11-25T10:00:00Z"}
 //! ```
 //!
-//! A record counts for the very same files ([`Fingerprint`]), and for the version of Larder that wrote it: the next one may look
-//! closer. A record that cannot be read is no record.
+//! A record is valid for exactly the same files ([`Fingerprint`]) and for the version of Larder that wrote
+//! it, because a later version might check more. Unreadable records are ignored.
 
 use std::fs;
 use std::io;
@@ -21,22 +22,22 @@ use larder_model::digest::Digest;
 use larder_sys::{Dir, atomic, dir, private, process};
 
 const VERSION: u32 = 1;
-/// Maximum bytes of a record.
+/// Maximum size of a record, in bytes.
 const MAX: u64 = 4 << 10;
-/// Maximum number of records; the oldest go first.
-const KEPT: usize = 512;
+/// Maximum number of records; the oldest are deleted first.
+const MAX_RECORDS: usize = 512;
 
-/// What was proven.
+/// Scope of a verification.
 #[derive(Clone, Debug)]
 pub enum Proof<'a> {
-    /// The structures of the file system on the image of a disk (e2fsck(8)).
+    /// The structures of the file system on a disk image (e2fsck(8)).
     FileSystem,
-    /// Everything on the volume with this digest in its `cache.json`.
+    /// Everything on the volume whose `cache.json` has this digest.
     Layers(&'a Digest),
 }
 
 impl Proof<'_> {
-    fn words(&self) -> String {
+    fn subject(&self) -> String {
         match self {
             Proof::FileSystem => "file system".to_owned(),
             Proof::Layers(cache) => format!("layers of {cache}"),
@@ -54,39 +55,40 @@ struct Record {
     at: DateTime<Utc>,
 }
 
-/// The records of a host.
+/// The verification records of a host.
 #[derive(Clone, Debug)]
 pub struct Proofs {
     dir: PathBuf,
 }
 
 impl Proofs {
-    /// The records in the directory `dir`, which need not exist.
+    /// Returns the records in the directory `dir`, which need not exist.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Proofs { dir: dir.into() }
     }
 
-    /// Returns whether `proof` was given for the files with this fingerprint.
+    /// Reports whether the files with this fingerprint were verified.
     pub fn has(&self, proof: &Proof<'_>, print: &Fingerprint) -> bool {
         let Ok(bytes) = self.read(&name(proof, print)) else { return false };
         serde_json::from_slice(&bytes).is_ok_and(|record: Record| {
             record.version == VERSION
                 && record.larder == env!("CARGO_PKG_VERSION")
-                && record.what == proof.words()
+                && record.what == proof.subject()
                 && record.fingerprint == *print.digest()
         })
     }
 
-    /// Records that `proof` was given for the files with this fingerprint, taken before they were read.
+    /// Records that the files with this fingerprint were verified. The fingerprint must have been computed
+    /// before the verification.
     ///
     /// # Errors
-    /// Those of writing.
+    /// Those of writing the record.
     pub fn note(&self, proof: &Proof<'_>, print: &Fingerprint) -> io::Result<()> {
         dir::create_all(&self.dir, 0o700)?;
         let record = Record {
             version: VERSION,
             larder: env!("CARGO_PKG_VERSION").to_owned(),
-            what: proof.words(),
+            what: proof.subject(),
             fingerprint: print.digest().clone(),
             at: Utc::now(),
         };
@@ -95,7 +97,7 @@ impl Proofs {
         atomic::write(&Dir::open(&self.dir)?, name.as_bytes(), &serde_json::to_vec(&record)?, 0o600)
     }
 
-    /// Reads a record that nobody but this user can have written.
+    /// Reads a record, if only this user can have written it.
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
         let stat = Dir::open(&self.dir)?.stat_self()?;
         if stat.uid != process::ids().0 || stat.mode & 0o022 != 0 {
@@ -111,7 +113,7 @@ impl Proofs {
             found.push((entry.metadata()?.modified()?, entry.path()));
         }
         found.sort_unstable();
-        let surplus = (found.len() + 1).saturating_sub(KEPT);
+        let surplus = (found.len() + 1).saturating_sub(MAX_RECORDS);
         found[..surplus].iter().try_for_each(|(_, path): &(_, PathBuf)| remove(path))
     }
 }
@@ -124,7 +126,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn name(proof: &Proof<'_>, print: &Fingerprint) -> String {
-    let digest = Digest::sha256(format!("{}\n{}\n", proof.words(), print.digest()).as_bytes());
+    let digest = Digest::sha256(format!("{}\n{}\n", proof.subject(), print.digest()).as_bytes());
     format!("{}.json", &digest.hex()[..32])
 }
 
@@ -156,25 +158,25 @@ mod tests {
         let records = dir.path().join("state/verified");
         assert_eq!(fs::metadata(&records).unwrap().permissions().mode() & 0o7777, 0o700);
         fs::set_permissions(&records, Permissions::from_mode(0o777)).unwrap();
-        assert_eq!(known(&before), [false; 3], "anybody could have written them");
+        assert_eq!(known(&before), [false; 3], "any user could have written them");
         fs::set_permissions(&records, Permissions::from_mode(0o700)).unwrap();
         fs::write(&file, "y").unwrap();
         assert_eq!(known(&print()), [false; 3]);
     }
 
     #[test]
-    fn old_records_go() {
+    fn old_records_are_deleted() {
         let dir = tempfile::tempdir().unwrap();
         // Another test of this process may have cleared the umask.
         fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
-        for number in 0..KEPT + 3 {
+        for number in 0..MAX_RECORDS + 3 {
             fs::write(dir.path().join(format!("{number}.json")), "{}").unwrap();
         }
         let file = dir.path().join("0.json");
         let print = Fingerprint::of_file(&File::open(&file).unwrap()).unwrap().unwrap();
         let proofs = Proofs::new(dir.path());
         proofs.note(&Proof::FileSystem, &print).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), KEPT);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), MAX_RECORDS);
         assert!(proofs.has(&Proof::FileSystem, &print));
     }
 }

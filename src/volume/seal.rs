@@ -1,7 +1,9 @@
-//! Sealing: the index files, one sync, then the signature, then `cache.json`. Nothing changes afterwards.
+//! Sealing of a volume: the index files, one sync, then the signature, then `cache.json`. Nothing changes
+//! afterwards.
 //!
-//! The signature is durable before `cache.json` has its name, and one that an interrupted build left is gone before it, so a
-//! volume that is sealed has the signature that it was ordered to have, whenever the machine stops.
+//! The signature is durable before `cache.json` gets its name, and a leftover signature of an interrupted
+//! build is removed before that. A sealed volume therefore always has the requested signature, even if the
+//! machine stops at any point.
 
 use std::io::{self, ErrorKind, Write as _};
 use std::path::Path;
@@ -18,35 +20,36 @@ use larder_model::trust::TrustError;
 use larder_sys::dir::forgery;
 use larder_sys::{Dir, atomic, remove};
 
-/// Most bytes that `cache.json` may have.
+/// Maximum size of `cache.json`, in bytes.
 pub(super) const MAX: u64 = 256 << 20;
 
-/// Most bytes that `cache.json.sig` may have; one of ours has 186.
+/// Maximum size of `cache.json.sig`, in bytes. Larder's own signatures have 186.
 const MAX_SIGNATURE: u64 = 4 << 10;
 
 /// The files of a seal, byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
-    /// `cache.json`.
+    /// Bytes of `cache.json`.
     pub cache_json: Vec<u8>,
-    /// `cache.json.sig`, where there is one.
+    /// Bytes of `cache.json.sig`, if it exists.
     pub signature: Option<Vec<u8>>,
 }
 
 impl Files {
-    /// Reads them in the directory of a volume, or of its disk. Nothing is checked.
+    /// Reads the files in the directory of a volume, or of its disk, without checking them.
     ///
     /// # Errors
-    /// [`Error::NotSealed`] where there is no `cache.json`.
+    /// [`Error::NotSealed`] if there is no `cache.json`; [`Error::Forged`] and [`Error::Trust`] for files of
+    /// the wrong type or size.
     pub fn read(root: &Dir, path: &str) -> Result<Self, Error> {
         Ok(Files { cache_json: cache_json(root, path)?, signature: signature(root, path)? })
     }
 
-    /// Writes them in `root`, the signature first: from then on the volume is sealed.
+    /// Writes the files in `root`, the signature first. Afterwards the volume is sealed.
     pub(super) fn write(&self, root: &Dir) -> io::Result<()> {
         match &self.signature {
             Some(signature) => atomic::write(root, layout::SIGNATURE, signature, 0o644)?,
-            None => unsign(root)?,
+            None => remove_signature(root)?,
         }
         atomic::write(root, layout::CACHE, &self.cache_json, 0o644)
     }
@@ -63,22 +66,22 @@ fn cache_json(root: &Dir, path: &str) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// The bytes of `cache.json.sig`, if there is one.
+/// Reads `cache.json.sig`; `None` if it does not exist.
 pub(super) fn signature(root: &Dir, path: &str) -> Result<Option<Vec<u8>>, Error> {
     let none = |what: String| Error::Trust { path: path.to_owned(), source: TrustError::Malformed(what) };
     match root.read_file(layout::SIGNATURE, MAX_SIGNATURE) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) => match e.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT) => Ok(None),
-            Some(Errno::EINVAL | Errno::ELOOP) => Err(none("it is no regular file".to_owned())),
+            Some(Errno::EINVAL | Errno::ELOOP) => Err(none("it is not a regular file".to_owned())),
             Some(Errno::EFBIG) => Err(none(format!("it has more than {MAX_SIGNATURE} bytes"))),
             _ => Err(e).context("reading", "cache.json.sig"),
         },
     }
 }
 
-/// Removes what a build that was to be signed has left.
-fn unsign(root: &Dir) -> io::Result<()> {
+/// Removes leftover signature files of an interrupted build.
+fn remove_signature(root: &Dir) -> io::Result<()> {
     let mut found = false;
     for name in [layout::SIGNATURE, layout::SIGNATURE_UNFINISHED] {
         match root.unlink(name) {
@@ -93,6 +96,9 @@ fn unsign(root: &Dir) -> io::Result<()> {
 }
 
 /// Reads and checks the seal of the volume at `path`.
+///
+/// # Errors
+/// [`Error::NotSealed`], [`Error::Forged`], [`Error::Seal`], and those of open(2).
 pub fn read(path: &Path) -> Result<CacheManifest, Error> {
     let shown = path.display().to_string();
     let root = Dir::open(path).context("opening the volume", &shown)?;
@@ -103,21 +109,27 @@ pub(super) fn read_from(root: &Dir, path: &str) -> Result<CacheManifest, Error> 
     parse(&cache_json(root, path)?, path)
 }
 
-/// Checks the seal of the volume at `path` in the bytes of its `cache.json`.
+/// Parses and checks the bytes of the `cache.json` of the volume at `path`.
+///
+/// # Errors
+/// [`Error::Seal`] with the problem.
 pub fn parse(cache_json: &[u8], path: &str) -> Result<CacheManifest, Error> {
     CacheManifest::parse(cache_json).map_err(|source| Error::Seal { path: path.to_owned(), source })
 }
 
-/// Signs the bytes of `cache.json`.
+/// A function that signs the bytes of `cache.json` and returns those of `cache.json.sig`.
 pub type Sign<'a> = dyn Fn(&[u8]) -> Result<Vec<u8>, Error> + 'a;
 
 impl Volume {
-    /// Writes a document of the registry to the OCI layout, where a later run finds it.
+    /// Writes a document of the registry to the OCI layout, so that a later run can reuse it.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of writing files.
     pub fn write_document(&self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
         self.write_file(&store::blob_path(digest), bytes)
     }
 
-    /// A document that an earlier run wrote, if it is there and whole.
+    /// Returns a document that an earlier run wrote, if it exists and its digest matches.
     pub fn document(&self, digest: &Digest, limit: u64) -> Option<Vec<u8>> {
         let path = store::blob_path(digest);
         let (dir, name) = path.rsplit_once('/')?;
@@ -126,8 +138,11 @@ impl Volume {
         (found == *digest).then_some(bytes)
     }
 
-    /// Seals the volume. All layers that `content` names are committed; `prefetch` is the list of what starts read first. With
-    /// `sign`, which returns the bytes of `cache.json.sig` for those of `cache.json`, the seal is signed.
+    /// Seals the volume. All layers in `content` must be committed. `prefetch` is the list of files to read
+    /// first at start. With `sign`, the seal is signed.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::Sign`], and those of writing and flushing files.
     pub fn seal(
         &self,
         content: Content,
@@ -145,38 +160,42 @@ impl Volume {
         let cache_json = serde_json::to_vec_pretty(&manifest).map_err(json)?;
         let signature = sign.map(|sign| sign(&cache_json)).transpose()?;
         let files = Files { cache_json, signature };
-        // Room for the seal is taken before the sync, so that nothing can fail for want of it afterwards.
+        // Reserve the space for the seal before the sync, so that nothing can fail for lack of space
+        // afterwards.
         self.budget.reserve_file(files.cache_json.len() as u64, "cache.json")?;
         if let Some(signature) = &files.signature {
             self.budget.reserve_file(signature.len() as u64, "cache.json.sig")?;
         }
-        // The error of a sync is told once; trying again would seal what was lost.
+        // The kernel reports a lost write only once. A retry would seal the loss.
         self.root
             .sync_file_system()
             .context("flushing the file system of", &self.path.display().to_string())?;
-        self.budget.growing(&[&self.root], "cache.json", || {
+        self.budget.with_growth(&[&self.root], "cache.json", || {
             files.write(&self.root).context("writing", "cache.json")
         })?;
         Ok(manifest)
     }
 
-    /// Takes the seal back from a volume whose content turned out to be wrong, so that nobody uses it.
+    /// Removes the seal of a volume whose content turned out to be wrong, so that it is not used.
+    ///
+    /// # Errors
+    /// Those of unlink(2) and fsync(2).
     pub fn unseal(path: &Path) -> Result<(), Error> {
         let root = Dir::open(path).context("opening the volume", &path.display().to_string())?;
         root.unlink(layout::CACHE)
-            .and_then(|()| unsign(&root))
+            .and_then(|()| remove_signature(&root))
             .and_then(|()| root.sync())
             .context("removing", "cache.json")
     }
 
-    /// Writes one of our files, replacing an older one; parents are made.
+    /// Writes one of Larder's own files, replacing an older one. Missing parents are created.
     fn write_file(&self, path: &str, bytes: &[u8]) -> Result<(), Error> {
         let mut dir = self.root.try_clone().context("opening", path)?;
         let mut parts = path.split('/').peekable();
         while let Some(part) = parts.next() {
             if parts.peek().is_none() {
                 let room = self.budget.reserve_file(bytes.len() as u64, path)?;
-                return self.budget.growing(&[&dir], path, || {
+                return self.budget.with_growth(&[&dir], path, || {
                     if let Some(old) = dir.try_stat(part.as_bytes()).context("examining", path)? {
                         dir.unlink(part.as_bytes()).context("replacing", path)?;
                         self.budget.release(old.allocated.min(room));
@@ -196,7 +215,7 @@ impl Volume {
     fn make_dir(&self, parent: &Dir, name: &str, path: &str) -> Result<Dir, Error> {
         let block = self.budget.file_system().block;
         self.budget.reserve(block).map_err(|exceeded| full(exceeded, path))?;
-        self.budget.growing(&[parent], path, || {
+        self.budget.with_growth(&[parent], path, || {
             parent.make_dir(name.as_bytes(), 0o755).context("creating", path)?;
             parent.open_dir(name.as_bytes()).context("opening", path)
         })

@@ -1,4 +1,4 @@
-//! The check of the signature of a volume ([`model::trust`](larder_model::trust)).
+//! Verification of a volume's signature ([`model::trust`](larder_model::trust)).
 
 use std::path::Path;
 
@@ -9,8 +9,11 @@ use larder_model::seal::CacheManifest;
 use larder_model::trust::Trust;
 use larder_sys::Dir;
 
-/// Reads and checks the seal of the volume at `path` as [`seal::read`] does, if it is one that `trust` asks for, and says who
-/// signed. Both are of the same bytes.
+/// Reads and checks the seal and the signature of the volume at `path`, as [`seal::read`] and [`check`] do.
+/// Returns the seal and the key that signed it. Both checks use the same bytes.
+///
+/// # Errors
+/// Those of [`seal::read`] and [`check`].
 pub fn read_trusted(path: &Path, trust: &Trust) -> Result<(CacheManifest, Option<KeyId>), Error> {
     let shown = path.display().to_string();
     let root = Dir::open(path).context("opening the volume", &shown)?;
@@ -19,20 +22,20 @@ pub fn read_trusted(path: &Path, trust: &Trust) -> Result<(CacheManifest, Option
     Ok((seal::parse(&files.cache_json, &shown)?, signed_by))
 }
 
-/// Checks the signature of the volume at `root`, whose `cache.json` was read as `cache_json`. Returns the key that signed, or
-/// `None` if the volume is not signed and `trust` does not require it.
+/// Checks the signature of the volume at `root`, whose `cache.json` has the bytes `cache_json`. Returns the
+/// key that signed it, or `None` if the volume is not signed and `trust` does not require it.
 ///
-/// The contents of the volume are not compared with `cache.json`; [`verify`](crate::verify) does that.
+/// The content of the volume is not compared with `cache.json`; [`verify`](crate::verify) does that.
 ///
 /// # Errors
-/// Of class Denied: not signed, or signed by an unknown key. Of class Corrupt: the signature is malformed or wrong.
+/// Class Denied: not signed, or signed by an unknown key. Class Corrupt: the signature is malformed or wrong.
 pub fn check(trust: &Trust, root: &Path, cache_json: &[u8]) -> Result<Option<KeyId>, Error> {
     let path = root.display().to_string();
     let signature = seal::signature(&Dir::open(root).context("opening the volume", &path)?, &path)?;
     check_files(trust, &path, cache_json, signature.as_deref())
 }
 
-/// Checks the signature of the volume at `path`, whose seal was read as `seal`, as [`check`] does.
+/// Checks the signature of the volume at `path` with the seal `seal`, as [`check`] does.
 ///
 /// # Errors
 /// Those of [`check`].

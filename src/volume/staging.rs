@@ -1,5 +1,5 @@
-//! Where a layer is while it is written. Dropped, it is gone; on a disk with enough room that waits for the seal, or for the
-//! next run.
+//! Staging directories, in which layers are written. A dropped one is deleted. On a disk with enough space,
+//! the deletion is deferred to the seal or to the next run.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -11,10 +11,10 @@ use super::{isolate, layout};
 use larder_model::job::LayerFormat;
 use larder_sys::{Dir, remove, space};
 
-/// Directory of content that a later member of the tar replaced.
+/// Directory for content that a later member of the tar replaced.
 const REPLACED: &[u8] = b"replaced";
 
-/// A layer's directory before it is committed.
+/// The directory of a layer that is not committed yet.
 #[derive(Debug)]
 pub struct Staging {
     parent: Dir,
@@ -33,14 +33,15 @@ impl Staging {
     ) -> Result<Self, Error> {
         let account = Arc::new(Account::new(budget));
         let block = account.block();
-        // The directory itself, its parent's entry and diff/.
+        // The directory itself, the entry in its parent, and diff/.
         let room = 3 * block;
         account.reserve(room).map_err(|exceeded| super::budget::full(exceeded, "a staging directory"))?;
         let made = parent.make_dir(name.as_bytes(), 0o700).context("creating staging directory", name);
         made.map_err(|e| account.budget().explained(e))?;
         let dir = parent.open_dir(name.as_bytes()).context("opening staging directory", name)?;
         let staging = Staging { parent, name: name.to_owned(), dir, account, placed: false };
-        // Readable by all once it is in place, like the rest of the store; until then nobody gets through .larder.
+        // Once in place, it is world-readable like the rest of the store. Until then `.larder` blocks access
+        // to it.
         isolate(&staging.dir).context("preparing staging directory", name)?;
         larder_sys::dir::set_mode(&staging.dir, 0o755).context("preparing staging directory", name)?;
         if format == LayerFormat::Erofs {
@@ -55,26 +56,35 @@ impl Staging {
         Ok(staging)
     }
 
-    /// The directory.
+    /// Returns the staging directory.
     pub fn dir(&self) -> &Dir {
         &self.dir
     }
 
-    /// The tree of the layer.
+    /// Opens the directory tree of the layer.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn diff(&self) -> Result<Dir, Error> {
         self.dir.open_dir(layout::DIFF).context("opening", "diff")
     }
 
-    /// Where content goes that a later member replaces.
+    /// Opens the directory for content that a later member replaces, and creates it if missing.
+    ///
+    /// # Errors
+    /// Those of mkdir(2) and open(2); [`Error::Full`].
     pub fn replaced(&self) -> Result<Dir, Error> {
         let dir = self.dir.ensure_dir(REPLACED, 0o700).context("creating", "replaced");
         dir.map_err(|e| self.account.budget().explained(e))
     }
 
-    /// Removes that content, once the tar-split file has taken it.
+    /// Removes the replaced content, once the tar-split file contains it.
+    ///
+    /// # Errors
+    /// Those of reading and removing files.
     pub fn clear_replaced(&self) -> Result<(), Error> {
         let replaced = self.replaced()?;
-        if self.account.budget().spares_deletions()
+        if self.account.budget().defers_deletions()
             && !replaced.names().context("listing", "replaced")?.is_empty()
         {
             let aside = format!("{}.replaced", self.name);
@@ -86,7 +96,7 @@ impl Staging {
         let mut freed = 0;
         for name in replaced.names().context("listing", "replaced")? {
             let stat = replaced.stat(&name).context("examining", "replaced")?;
-            // What has another name in the tree stays.
+            // An inode with another name in the tree stays allocated.
             if stat.links == 1 {
                 freed += stat.allocated;
             }
@@ -96,26 +106,35 @@ impl Staging {
         Ok(())
     }
 
-    /// Who keeps account of its bytes.
+    /// Returns the account for the bytes of this layer.
     pub fn account(&self) -> &Arc<Account> {
         &self.account
     }
 
-    /// A new file beside the tree.
+    /// Creates a file next to the tree.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn create(&self, name: &[u8]) -> Result<File, Error> {
         self.dir.create_file(name, 0o644).context("creating", &String::from_utf8_lossy(name))
     }
 
-    /// A new file, to be read as well.
+    /// Creates a file next to the tree, and opens it for reading and writing.
+    ///
+    /// # Errors
+    /// Those of open(2); [`Error::Full`].
     pub fn create_image(&self, name: &[u8]) -> Result<File, Error> {
-        // For others to read, like the rest of a volume.
+        // World-readable, like the rest of a volume.
         let created = self.create(name).and_then(|_| {
             self.dir.open_file_to_write(name).context("opening", &String::from_utf8_lossy(name))
         });
         created.map_err(|e| self.account.budget().explained(e))
     }
 
-    /// A file that was written here, if there is one.
+    /// Opens a file that was written here; `None` if it does not exist.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn image(&self, name: &[u8]) -> Result<Option<File>, Error> {
         match self.dir.open_file(name) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -123,8 +142,12 @@ impl Staging {
         }
     }
 
-    /// Copies a file of another volume here. The copy shares its blocks if the file system can do that, but never the inode: a fault
-    /// in one build must not reach the layers of another. Room is taken for all of it, as `du` counts.
+    /// Copies a file of another volume here. The copy shares blocks with the original if the file system
+    /// supports it, but never the inode: a fault in one build must not affect the layers of another. Space is
+    /// reserved for the whole file, as `du` counts it.
+    ///
+    /// # Errors
+    /// [`Error::Full`], and those of reading and writing files.
     pub fn take(&self, from: &Dir, name: &[u8], here: &[u8]) -> Result<(), Error> {
         let what = String::from_utf8_lossy(name);
         let stat = from.stat(name).context("examining", &what)?;
@@ -139,7 +162,7 @@ impl Staging {
         copied.map_err(|e| self.account.budget().explained(e))
     }
 
-    /// Writes a small file beside the tree.
+    /// Writes a small file next to the tree.
     pub(super) fn write(&self, name: &[u8], bytes: &[u8]) -> Result<(), Error> {
         let what = String::from_utf8_lossy(name);
         let block = self.account.block();
@@ -149,7 +172,7 @@ impl Staging {
         written.map_err(|e| self.account.budget().explained(e))
     }
 
-    /// Moves the directory to its place; from then on its bytes belong to the volume.
+    /// Moves the directory into place. From then on its bytes belong to the volume.
     pub(super) fn place(mut self, to: &Dir, name: &[u8]) -> Result<(), Error> {
         self.parent.rename_new(self.name.as_bytes(), to, name).context("placing the layer", &self.name)?;
         self.placed = true;
@@ -159,13 +182,13 @@ impl Staging {
 }
 
 impl Staging {
-    /// What was of use has been moved away, and belongs to the volume; the rest goes.
-    pub(super) fn emptied(mut self) -> Result<(), Error> {
+    /// Discards the rest after the useful files were moved into place.
+    pub(super) fn discard_rest(mut self) -> Result<(), Error> {
         let left = space::occupied(&self.dir).context("measuring the staging directory", &self.name)?;
-        if !self.account.budget().spares_deletions() {
+        if !self.account.budget().defers_deletions() {
             remove::tree(&self.parent, self.name.as_bytes())
                 .context("removing the staging directory", &self.name)?;
-            // Its parent's entry stays reserved.
+            // The space for the entry in its parent stays reserved.
             self.account.release(left);
         }
         self.placed = true;
@@ -177,10 +200,10 @@ impl Staging {
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.placed
-            && !self.account.budget().spares_deletions()
+            && !self.account.budget().defers_deletions()
             && let Err(e) = remove::tree(&self.parent, self.name.as_bytes())
         {
-            // The next open sweeps it.
+            // The next open deletes it.
             tracing::warn!(staging = self.name, error = %e, "cannot remove a staging directory");
         }
     }

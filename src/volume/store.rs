@@ -1,5 +1,6 @@
-//! The index files of a volume: a containers/storage image store, an OCI image layout and a list of snapshots, all from
-//! the content of `cache.json` and the documents of the registry. Pure, so that `verify` can compute them again.
+//! The index files of a volume: a containers/storage image store, an OCI image layout and a list of
+//! snapshots. They are derived from the content of `cache.json` and the documents of the registry. There is
+//! no I/O, so that `verify` can compute them again.
 
 use std::collections::BTreeMap;
 
@@ -13,31 +14,35 @@ use larder_model::job::LayerFormat;
 use larder_model::reference::ImageReference;
 use larder_model::seal::{Compression, Content, Image};
 
-/// The documents of one image, as they came from the registry.
+/// The documents of one image, as received from the registry.
 #[derive(Clone, Debug)]
 pub struct Documents {
-    /// The manifest.
+    /// Bytes of the manifest.
     pub manifest: Vec<u8>,
-    /// Its media type.
+    /// Media type of the manifest.
     pub manifest_type: String,
-    /// The config.
+    /// Bytes of the config.
     pub config: Vec<u8>,
-    /// When the image was made, RFC 3339, as the config says.
+    /// Creation time of the image from its config (RFC 3339).
     pub created: Option<String>,
-    /// The index that led to the manifest.
+    /// Bytes of the index that refers to the manifest, if any.
     pub index: Option<Vec<u8>>,
 }
 
-/// A file of the store: path from the root of the volume, and content.
+/// A file of the store: path relative to the root of the volume, and content.
 pub type File = (String, Vec<u8>);
 
-/// What consumers get where an image does not say when it was made; they want some time.
+/// Creation time for images without one, because consumers require it.
 const EPOCH: &str = "1970-01-01T00:00:00Z";
 
-/// All index files of a volume but `cache.json`, in a fixed order. `documents` belong to `content.images`, one each.
+/// Returns all index files of a volume except `cache.json`, in a fixed order. `documents` correspond to
+/// `content.images`, in order.
+///
+/// # Errors
+/// Those of JSON encoding.
 pub fn files(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde_json::Error> {
     let mut files = Vec::new();
-    // Stores and snapshotters look for directories.
+    // Stores and snapshotters need layer directories.
     if content.layer_format == LayerFormat::Overlay {
         files.push(("snapshots.metadata".to_owned(), snapshots(content)));
         files.extend(image_store(content, documents, &|chain_id| chain_id.hex())?);
@@ -46,8 +51,11 @@ pub fn files(content: &Content, documents: &[Documents]) -> Result<Vec<File>, se
     Ok(files)
 }
 
-/// The records of layers and images of a containers/storage image store, whichever form the layers have. `id` names layers;
-/// the store takes any name.
+/// Returns the records of layers and images of a containers/storage image store, for any layer format. `id`
+/// returns the name of a layer; the store accepts any name.
+///
+/// # Errors
+/// Those of JSON encoding.
 pub fn image_store<'a>(
     content: &'a Content,
     documents: &[Documents],
@@ -58,7 +66,10 @@ pub fn image_store<'a>(
     Ok(files)
 }
 
-/// The records of layers alone.
+/// Returns the records of the layers only.
+///
+/// # Errors
+/// Those of JSON encoding.
 pub fn layer_records<'a>(
     content: &'a Content,
     documents: &[Documents],
@@ -67,10 +78,10 @@ pub fn layer_records<'a>(
     Ok(("overlay-layers/layers.json".to_owned(), layers(content, documents, id)?))
 }
 
-/// Names under which consumers look an image up.
+/// Returns the names by which consumers look up an image.
 pub fn names(image: &Image) -> Vec<String> {
     match image.name.parse::<ImageReference>() {
-        // A consumer that is given tag and digest looks for the digest.
+        // Given a tag and a digest, consumers look up the digest.
         Ok(reference) => match (reference.digest(), reference.tag()) {
             (Some(digest), _) => vec![format!("{}@{digest}", reference.name())],
             (None, Some(tag)) => vec![format!("{}:{tag}", reference.name())],
@@ -113,7 +124,7 @@ fn layers<'a>(
     serde_json::to_vec(&entries)
 }
 
-/// The numbers of containers/storage (`pkg/archive`, type Compression).
+/// Returns the numeric value of containers/storage (`pkg/archive`, type Compression).
 fn compression(compression: Compression) -> u8 {
     match compression {
         Compression::None => 0,
@@ -130,7 +141,8 @@ fn snapshots(content: &Content) -> Vec<u8> {
     lines.collect::<String>().into_bytes()
 }
 
-/// One record per config digest, which is the image's ID; manifests that share a config share the record.
+/// Creates one record per config digest, which is the image ID. Manifests with the same config share a
+/// record.
 fn images<'a>(
     content: &'a Content,
     documents: &[Documents],
@@ -178,7 +190,8 @@ fn images<'a>(
     Ok(files)
 }
 
-/// Name of the file of a big-data item: plain keys as they are, others as `=` and base64 (containers/storage, `images.go`).
+/// Returns the file name of a big-data item: alphanumeric keys unchanged, others as `=` and base64
+/// (containers/storage, `images.go`).
 fn big_data_name(key: &str) -> String {
     if key.bytes().all(|b| b.is_ascii_alphanumeric()) {
         key.to_owned()
@@ -187,7 +200,8 @@ fn big_data_name(key: &str) -> String {
     }
 }
 
-/// A layout without layer blobs: the index names every image, so that its manifest and config can be imported.
+/// Creates a layout without layer blobs. The index lists every image, so that its manifest and config can be
+/// imported.
 fn oci(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde_json::Error> {
     let mut files = vec![("oci/oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec())];
     let mut manifests = Vec::new();
@@ -221,7 +235,7 @@ fn oci(content: &Content, documents: &[Documents]) -> Result<Vec<File>, serde_js
     Ok(files)
 }
 
-/// Path of a document in the layout.
+/// Returns the path of a document in the OCI layout.
 pub fn blob_path(digest: &Digest) -> String {
     format!("oci/blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }

@@ -244,7 +244,7 @@ fn believed(form: LayerFormat) {
         succeed(&mut verify(&volume, &[]));
         fs::write(served.beside("sound"), &sound).unwrap();
         std::os::unix::fs::symlink(served.beside("sound"), &files[1]).unwrap();
-        assert!(exits(65, &mut verify(&volume, &[&ours.line])).contains("no regular file"));
+        assert!(exits(65, &mut verify(&volume, &[&ours.line])).contains("not a regular file"));
         fs::remove_file(&files[1]).unwrap();
         fs::write(&files[1], vec![b' '; 5000]).unwrap();
         assert!(exits(65, &mut verify(&volume, &[])).contains("more than 4096 bytes"));
@@ -468,7 +468,7 @@ fn archives_are_signed_when_they_are_imported() {
         let sound = fs::read(signature(&disk)).unwrap();
         fs::remove_file(signature(&disk)).unwrap();
         let said = exits(65, &mut verify(&disk, &[&key.line]));
-        assert!(said.contains("cache.json.sig on it is not the one beside it"), "{said}");
+        assert!(said.contains("cache.json.sig on it differs from the one next to it"), "{said}");
         fs::write(signature(&disk), sound).unwrap();
         succeed(&mut verify(&disk, &[&key.line]));
     });

@@ -76,7 +76,7 @@ fn an_empty_device_becomes_a_volume() {
         succeed(&mut onto(&served, &device, 256 * MIB));
         assert_eq!(served.registry.seen().len(), 0);
         let said = exits(73, &mut onto(&served, &device, 1 << 30));
-        assert!(said.contains("--size asks for 1 GiB"), "{said}");
+        assert!(said.contains("--size is 1 GiB"), "{said}");
     });
 }
 
@@ -129,7 +129,7 @@ fn a_device_that_holds_something_is_not_touched() {
         let mut command = served.build(&served.beside("file"), 400 * MIB);
         fs::write(served.beside("file"), "data").unwrap();
         let said = exits(73, command.args(["--volume-kind", "block", "--format-device"]));
-        assert!(said.contains("no block device"), "{said}");
+        assert!(said.contains("not a block device"), "{said}");
         assert_eq!(fs::read(served.beside("file")).unwrap(), b"data");
     });
 }
@@ -149,12 +149,12 @@ fn a_mounted_file_system_is_a_volume_of_its_size() {
 
         let small = FileSystem::new(Kind::Ext4 { inodes: 2000 }, 64 * MIB);
         let said = exits(73, &mut kind(&small.path(), 128 * MIB));
-        assert!(said.contains("--size asks for 128 MiB"), "{said}");
+        assert!(said.contains("--size is 128 MiB"), "{said}");
         fs::create_dir(small.path().join("directory")).unwrap();
         let said = exits(73, &mut kind(&small.path().join("directory"), 32 * MIB));
-        assert!(said.contains("no mount point"), "{said}");
+        assert!(said.contains("not a mount point"), "{said}");
         let said = exits(73, &mut kind(&small.path(), 60 * MIB));
-        assert!(said.contains("not Larder's"), "{said}");
+        assert!(said.contains("does not belong to Larder"), "{said}");
 
         // Larger than the cap: counted.
         let large = FileSystem::new(Kind::Ext4 { inodes: 2000 }, 256 * MIB);

@@ -117,7 +117,7 @@ fn a_smaller_size_is_refused_for_a_disk_that_is_there() {
         let volume = served.volume();
         exits(73, &mut build(&served, &volume, 64 * MIB));
         let said = exits(73, &mut build(&served, &volume, 48 * MIB));
-        assert!(said.contains("--size asks for"), "{said}");
+        assert!(said.contains("--size is"), "{said}");
         succeed(&mut build(&served, &volume, 128 * MIB));
     });
 }

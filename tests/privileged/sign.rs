@@ -48,7 +48,7 @@ fn a_disk_and_what_lies_beside_it_are_signed() {
             let sound = fs::read(&beside).unwrap();
             fs::remove_file(&beside).unwrap();
             let said = exits(65, &mut verify(&volume, &key));
-            assert!(said.contains("not the one beside it"), "{said}");
+            assert!(said.contains("differs from the one next to it"), "{said}");
             fs::write(&beside, &sound).unwrap();
             succeed(&mut verify(&volume, &key));
             let_go(&volume);

@@ -40,7 +40,7 @@ fn main() {
     }
     .enter()
     .unwrap();
-    println!("walls {}", confined.walls.missing().unwrap_or_else(|| "all".to_owned()).replace(' ', "_"));
+    println!("walls {}", confined.isolation.missing().unwrap_or_else(|| "all".to_owned()).replace(' ', "_"));
     sockets(&socket, port.parse().unwrap());
     kernel();
     processes(parent.parse().unwrap());

@@ -1,13 +1,13 @@
-//! Telling the kernel what will be read (posix_fadvise(2)).
+//! Read-ahead hints for the kernel (posix_fadvise(2)).
 
 use std::fs::File;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-/// Most bytes that are asked for: what follows is read ahead by the kernel's own rules.
-const MOST: i64 = 1 << 20;
+/// Maximum number of bytes to request. The kernel's own read-ahead covers the rest.
+const MAX_BYTES: i64 = 1 << 20;
 
-/// Begins to read a file that will be wanted soon. Advice: where it cannot be followed, the reads themselves will tell.
+/// Starts reading a file that will be needed soon. Errors are ignored, because the later reads report them.
 pub fn will_read(file: &File) {
-    let _ = posix_fadvise(file, 0, MOST, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    let _ = posix_fadvise(file, 0, MAX_BYTES, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
 }

@@ -1,11 +1,14 @@
-//! Files that are either the old or the new one, never half.
+//! Atomic replacement of files: readers see the old or the new content, never a part.
 
 use std::io::{self, Write};
 
 use super::dir::{Dir, set_mode};
 
-/// Writes `bytes` beside `name`, flushes them, renames the file into place and flushes the directory. The file gets exactly
-/// `mode`, whatever the umask.
+/// Writes `bytes` to a temporary file next to `name`, flushes it, renames it into place and flushes the
+/// directory. The file gets exactly `mode`, regardless of the umask.
+///
+/// # Errors
+/// Those of open(2), write(2), fsync(2) and rename(2).
 pub fn write(dir: &Dir, name: &[u8], bytes: &[u8], mode: u32) -> io::Result<()> {
     let temporary = [name, b".tmp"].concat();
     match dir.unlink(&temporary) {
@@ -15,7 +18,7 @@ pub fn write(dir: &Dir, name: &[u8], bytes: &[u8], mode: u32) -> io::Result<()> 
     let mut file = dir.create_file(&temporary, mode)?;
     let written = set_mode(&file, mode).and_then(|()| file.write_all(bytes)).and_then(|()| file.sync_all());
     if let Err(e) = written.and_then(|()| dir.rename(&temporary, dir, name)) {
-        // The first error is the one to tell; a left-over is swept by the next open.
+        // Report the first error. The next open removes the leftover file.
         let _ = dir.unlink(&temporary);
         return Err(e);
     }

@@ -1,13 +1,14 @@
-//! Control groups (cgroups(7)): the limits of one child.
+//! Control groups (cgroups(7)): the limits of one child process.
 //!
-//! Version 2 where its tree has the memory controller and was given to this process, else version 1, else none. Version 2
-//! lets no group have both processes and groups with limits, so this process moves to a leaf of its own before it hands
-//! controllers down (systemd, "Control Group APIs and Delegation").
+//! Version 2 is used if its tree has the memory controller and was delegated to this process; otherwise
+//! version 1, otherwise none. In version 2 no group can contain both processes and groups with limits. This
+//! process therefore moves to a leaf group before it enables controllers for children (systemd, "Control
+//! Group APIs and Delegation").
 //!
 //! ```text
 //! <own group>/                    version 2; with version 1 the same in the tree of each controller
 //!   daemon/                       this process (version 2 only)
-//!   larder-<pid>.<start>-<name>/  one child of the daemon that has this number and was started then
+//!   larder-<pid>.<start>-<name>/  one child of the daemon that has this process ID and start time
 //! ```
 
 mod tree;
@@ -21,23 +22,23 @@ use std::time::{Duration, Instant};
 use super::{process, signal, xattr};
 use tree::Place;
 
-/// How long the kernel may take to let go of a group whose processes were killed.
+/// Maximum time that the kernel may take to release a group whose processes were killed.
 const REMOVAL: Duration = Duration::from_secs(5);
-/// The leaf of this process.
+/// Name of the leaf group of this process.
 const LEAF: &str = "daemon";
 
-/// What one child may take.
+/// Resource limits of one child process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Most memory, page cache included, bytes; 0 is no limit.
+    /// Maximum memory in bytes, page cache included; 0 means no limit.
     pub memory: u64,
-    /// Share of the processor as version 2 counts it: 1 to 10000, 100 is usual.
+    /// CPU weight in the scale of version 2: 1 to 10000, default 100.
     pub cpu_weight: u32,
-    /// Most processes and threads.
+    /// Maximum number of processes and threads.
     pub pids: u32,
 }
 
-/// The controllers that are used.
+/// The controllers that Larder uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Controller {
     Memory,
@@ -68,37 +69,37 @@ enum Version {
     Two,
 }
 
-/// A directory in which groups are made.
+/// A directory in which groups are created.
 #[derive(Clone, Debug)]
 struct Parent {
     dir: PathBuf,
     controllers: Vec<Controller>,
 }
 
-/// Where groups for children can be made.
+/// The control groups in which groups for children can be created.
 #[derive(Debug)]
 pub struct Cgroups {
     version: Version,
     parents: Vec<Parent>,
-    /// Why there are none.
+    /// The reason why there are none.
     without: Option<String>,
 }
 
 impl Cgroups {
-    /// Finds the groups of this process and makes them ready. To be called once, before a child is started.
+    /// Finds and prepares the groups of this process. Call it once, before the first child is started.
     pub fn of_this_process() -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Cgroups::find(&read("/proc/self/mountinfo"), &read("/proc/self/cgroup"))
     }
 
-    /// No groups: children run without limits.
+    /// Returns a value without groups, so that children run without limits. `why` is the reason.
     pub fn none(why: impl Into<String>) -> Self {
         Cgroups { version: Version::One, parents: Vec::new(), without: Some(why.into()) }
     }
 
-    /// The same for what the two files of /proc say.
+    /// Finds the groups from the content of /proc/self/mountinfo and /proc/self/cgroup.
     fn find(mountinfo: &str, own: &str) -> Self {
-        let mut why = "no tree of control groups is mounted".to_owned();
+        let mut why = "no cgroup hierarchy is mounted".to_owned();
         if let Some(place) = tree::unified(mountinfo, own) {
             match delegated(&place) {
                 Ok(parent) => {
@@ -124,13 +125,16 @@ impl Cgroups {
         found
     }
 
-    /// Whether children get limits.
+    /// Reports whether children get limits.
     pub fn limits(&self) -> bool {
         !self.parents.is_empty()
     }
 
-    /// Makes a group for one child, or nothing where there are no groups. `name` is a file name; a group that is left from
-    /// another child of this process under that name is removed with all that is in it.
+    /// Creates a group for one child; `None` if there are no groups. `name` is a file name. A leftover group
+    /// of another child of this process with that name is removed, and its processes are killed.
+    ///
+    /// # Errors
+    /// Those of creating the group and of writing its limits.
     pub fn create(&self, name: &str, limits: &Limits) -> io::Result<Option<Cgroup>> {
         if self.parents.is_empty() {
             return Ok(None);
@@ -149,7 +153,7 @@ impl Cgroups {
             for controller in &parent.controllers {
                 for setting in settings(self.version, *controller, limits) {
                     let written = fs::write(dir.join(setting.file), &setting.value);
-                    // Swap may not be counted, and older kernels do not know every file.
+                    // Swap accounting can be disabled, and older kernels lack some of the files.
                     if setting.needed {
                         written?;
                     }
@@ -159,7 +163,8 @@ impl Cgroups {
         Ok(Some(group))
     }
 
-    /// Removes groups of daemons that are gone. What still has processes stays: the kernel sees to that.
+    /// Removes groups of daemons that have ended. The kernel refuses to remove groups that still contain
+    /// processes.
     fn sweep(&self) {
         for parent in &self.parents {
             for entry in fs::read_dir(&parent.dir).into_iter().flatten().flatten() {
@@ -188,47 +193,51 @@ impl fmt::Display for Cgroups {
     }
 }
 
-/// In a container every daemon has the same number, so it alone names none.
+/// Returns the name of a group of this process. The start time is included, because every daemon in a
+/// container has the same process ID.
 fn own_name(name: &str) -> String {
     let pid = std::process::id();
     format!("larder-{pid}.{}-{name}", process::started(pid).unwrap_or_default())
 }
 
-/// Whether the process that a group is named by is there.
+/// Reports whether the process in the name of a group is still running.
 fn runs(owner: &str) -> bool {
     let Some((pid, start)) = owner.split_once('.') else { return false };
     let (Ok(pid), Ok(start)) = (pid.parse(), start.parse::<u64>()) else { return true };
     process::started(pid).unwrap_or_default() == start
 }
 
-/// Takes over a group of version 2: this process into a leaf, controllers handed down.
+/// Takes over a version 2 group: moves this process to a leaf and enables the controllers for children.
 ///
-/// Only a group that was handed over may be changed: systemd marks it with an attribute (`Delegate=`), and what a
-/// container sees as the root of the tree is its own.
+/// Only a delegated group may be changed. systemd marks it with an attribute (`Delegate=`). The root of a
+/// cgroup namespace belongs to its container.
 fn delegated(place: &Place) -> Result<Parent, String> {
     let dir = &place.dir;
     let controllers = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
     let controllers = Controller::among(controllers.split_whitespace());
     if !controllers.contains(&Controller::Memory) {
-        return Err("version 2 has no memory controller here".into());
+        return Err("version 2 has no memory controller for this process".into());
     }
     if !place.root && !marked(dir) {
-        return Err("the control group was not delegated to this service (Delegate=)".into());
+        return Err("the cgroup was not delegated to this service: set Delegate=yes in its unit".into());
     }
-    let told = |what: &str, e: io::Error| format!("{what} in {}: {e}", dir.display());
+    let failed = |what: &str, e: io::Error| format!("{what} in {}: {e}", dir.display());
     let leaf = dir.join(LEAF);
     match fs::create_dir(&leaf) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(told("making a leaf", e)),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed("cannot create a leaf cgroup", e));
+        }
         _ => {}
     }
     let own = std::process::id().to_string();
-    fs::write(leaf.join("cgroup.procs"), &own).map_err(|e| told("moving this process to a leaf", e))?;
+    fs::write(leaf.join("cgroup.procs"), &own)
+        .map_err(|e| failed("cannot move this process to a leaf cgroup", e))?;
     let down: Vec<String> = controllers.iter().map(|controller| format!("+{}", controller.name())).collect();
     if let Err(e) = fs::write(dir.join("cgroup.subtree_control"), down.join(" ")) {
-        // Back to where it was; what cannot be undone does no harm.
+        // Moves the process back. A failure here does no harm.
         let _ = fs::write(dir.join("cgroup.procs"), &own);
         let _ = fs::remove_dir(&leaf);
-        return Err(told("handing controllers down", e));
+        return Err(failed("cannot enable controllers for child cgroups", e));
     }
     Ok(Parent { dir: dir.clone(), controllers })
 }
@@ -239,7 +248,7 @@ fn marked(dir: &Path) -> bool {
     names.iter().any(|name| xattr::get(&file, name).ok().flatten().is_some_and(|value| value == b"1"))
 }
 
-/// Whether groups can be made in a directory; a container often sees the trees read-only.
+/// Reports whether groups can be created in a directory. Containers often have the trees mounted read-only.
 fn writable(dir: &Path) -> bool {
     let probe = dir.join(own_name("probe"));
     fs::create_dir(&probe).is_ok() && fs::remove_dir(&probe).is_ok()
@@ -251,8 +260,8 @@ struct Setting {
     needed: bool,
 }
 
-/// What is written for one controller, in this order (kernel, admin-guide/cgroup-v2 and cgroup-v1/memory: memory before
-/// memory and swap).
+/// Returns the settings of one controller, in the order of writing (kernel, admin-guide/cgroup-v2 and
+/// cgroup-v1/memory: memory before memory and swap).
 fn settings(version: Version, controller: Controller, limits: &Limits) -> Vec<Setting> {
     let setting = |file, value: String, needed| Setting { file, value, needed };
     let memory = limits.memory.to_string();
@@ -268,7 +277,8 @@ fn settings(version: Version, controller: Controller, limits: &Limits) -> Vec<Se
             setting("memory.memsw.limit_in_bytes", memory, false),
         ],
         (Version::Two, Controller::Cpu) => vec![setting("cpu.weight", limits.cpu_weight.to_string(), true)],
-        // The usual weight of 100 is the usual 1024 shares; less than 2 the kernel does not take.
+        // The default weight of 100 corresponds to the default of 1024 shares. The kernel rejects less than
+        // 2.
         (Version::One, Controller::Cpu) => {
             let shares = (u64::from(limits.cpu_weight) * 1024 / 100).clamp(2, 262_144);
             vec![setting("cpu.shares", shares.to_string(), true)]
@@ -277,7 +287,8 @@ fn settings(version: Version, controller: Controller, limits: &Limits) -> Vec<Se
     }
 }
 
-/// The group of one child. Dropped without [`remove`](Cgroup::remove), what is in it is killed, and it is removed soon.
+/// The group of one child. If it is dropped without [`remove`](Cgroup::remove), its processes are killed and
+/// it is removed in the background.
 #[derive(Debug)]
 pub struct Cgroup {
     version: Version,
@@ -286,12 +297,15 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Puts a process into the group; its children follow.
+    /// Moves a process into the group. Its future children start there.
+    ///
+    /// # Errors
+    /// Those of writing cgroup.procs.
     pub fn add(&self, pid: u32) -> io::Result<()> {
         self.dirs.iter().try_for_each(|group| fs::write(group.dir.join("cgroup.procs"), pid.to_string()))
     }
 
-    /// Whether the kernel killed a process of the group because the group's memory was at its limit.
+    /// Reports whether the kernel killed a process of the group because the group reached its memory limit.
     pub fn ran_out_of_memory(&self) -> bool {
         let file = match self.version {
             Version::One => "memory.oom_control",
@@ -306,10 +320,14 @@ impl Cgroup {
         kills.and_then(|kills| kills.trim().parse::<u64>().ok()).is_some_and(|kills| kills > 0)
     }
 
-    /// Kills what is still in the group and removes it. Waits for the kernel: not for async code.
+    /// Kills the processes in the group and removes it. This blocks until the kernel is done, so do not call
+    /// it from async code.
+    ///
+    /// # Errors
+    /// Those of rmdir(2).
     pub fn remove(mut self) -> io::Result<()> {
         self.removed = true;
-        // One that cannot be removed keeps no other.
+        // A failure for one directory does not prevent the removal of the others.
         let results: Vec<_> = self.dirs.iter().map(|group| remove(&group.dir)).collect();
         results.into_iter().collect()
     }
@@ -322,13 +340,14 @@ impl Drop for Cgroup {
         }
         let dirs: Vec<PathBuf> = self.dirs.drain(..).map(|group| group.dir).collect();
         dirs.iter().for_each(|dir| kill_all(dir));
-        // Until the kernel has let go of the processes it takes a moment, for which nobody here can wait. What stays all the
-        // same is removed by the next daemon.
+        // The kernel needs a moment to release the processes, and a drop must not wait. The next daemon
+        // removes leftovers.
         std::thread::spawn(move || dirs.iter().for_each(|dir| drop(remove(dir))));
     }
 }
 
-/// Version 2 has a file for it (Linux 5.14); else each process by itself, as often as some are left.
+/// Kills all processes of a group. Version 2 has a file for this (Linux 5.14). Otherwise each process is
+/// killed, and the caller repeats this until none is left.
 fn kill_all(dir: &Path) {
     let all = dir.join("cgroup.kill");
     if all.exists() && fs::write(&all, "1").is_ok() {

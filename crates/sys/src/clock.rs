@@ -1,4 +1,4 @@
-//! The time: what the wall says, how long this boot has run, and whether the kernel believes its own clock.
+//! Clocks: wall-clock time, time since boot, and whether the kernel considers the wall clock synchronized.
 
 pub mod fake;
 pub mod guard;
@@ -11,22 +11,23 @@ use chrono::{DateTime, Utc};
 use nix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
-/// Where the time comes from; tests bring their own.
+/// A source of time, which tests replace.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// Wall-clock time (`CLOCK_REALTIME`); it may be set, forwards and backwards.
+    /// Returns the wall-clock time (`CLOCK_REALTIME`), which can be set forwards and backwards.
     fn now(&self) -> DateTime<Utc>;
 
-    /// Time since the machine started, sleep included (`CLOCK_BOOTTIME`); it never jumps.
+    /// Returns the time since the machine started, including sleep (`CLOCK_BOOTTIME`). It never jumps.
     fn since_boot(&self) -> Duration;
 
-    /// A name of this boot; [`since_boot`](Clock::since_boot) of another one is another count.
+    /// Returns the ID of this boot. [`since_boot`](Clock::since_boot) values of different boots are
+    /// unrelated.
     fn boot(&self) -> String;
 
-    /// Whether the kernel holds the wall clock for synchronised (adjtimex(2): not `STA_UNSYNC`).
+    /// Reports whether the kernel considers the wall clock synchronized (adjtimex(2): not `STA_UNSYNC`).
     fn is_synchronised(&self) -> bool;
 }
 
-/// The machine's own clocks.
+/// The clocks of the machine itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -36,12 +37,12 @@ impl Clock for SystemClock {
     }
 
     fn since_boot(&self) -> Duration {
-        // Fails only for a clock that the kernel does not have; this one came with Linux 2.6.39.
+        // This fails only for an unknown clock; this clock exists since Linux 2.6.39.
         clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
     }
 
     fn boot(&self) -> String {
-        // Without /proc every start is taken for another boot, which is the careful way.
+        // Without /proc every start counts as a new boot, which is the safe assumption.
         super::process::boot_id().unwrap_or_else(|_| Uuid::new_v4().to_string())
     }
 
@@ -58,7 +59,7 @@ mod tests {
     fn the_machine_has_been_up_for_a_while() {
         let before = SystemClock.since_boot();
         assert!(before > Duration::ZERO && SystemClock.since_boot() >= before);
-        // Whatever it says, asking works.
+        // The result depends on the machine; only the call itself is tested.
         let _ = SystemClock.is_synchronised();
     }
 }

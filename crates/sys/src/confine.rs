@@ -1,19 +1,20 @@
-//! Confinement of a process that reads untrusted bytes, so that a fault in a parser costs what the process works on and not the
-//! machine.
+//! Confinement of a process that reads untrusted data. A bug in a parser then affects only the data of that
+//! process and not the machine.
 //!
 //! ```text
 //! 1. namespaces    mounts, processes, IPC, host name; no network unless the role needs it
 //! 2. root          an empty read-only file system with the paths of the role: nodev, nosuid, noexec
-//! 3. capabilities  those that the role needs, in no set another one
-//! 4. Landlock      the same paths again, and no abstract sockets or signals to others
+//! 3. capabilities  only those that the role needs, in every set
+//! 4. Landlock      the same paths again, and no abstract sockets or signals to other processes
 //! 5. seccomp       an allow-list of system calls
 //! ```
 //!
-//! Each wall stands without the others. What the system does not offer (namespaces in most containers, Landlock in old kernels) is left out
-//! and reported by [`Walls`]; seccomp and the loss of capabilities are always there.
+//! Each mechanism works without the others. If the system lacks one (namespaces in most containers, Landlock
+//! in old kernels), it is skipped and reported by [`Isolation`]. Seccomp and the loss of capabilities are
+//! always enforced.
 //!
-//! Everything belongs to a thread and passes to the threads that it makes later, so [`Confinement::enter`] is called while
-//! there is only one. Nothing can be undone.
+//! Confinement applies to a thread and to the threads that it creates later, so call [`Confinement::enter`]
+//! while there is only one. It cannot be undone.
 
 mod capabilities;
 mod files;
@@ -31,128 +32,131 @@ use landlock::{PathFd, RulesetError};
 use nix::sys::resource::{Resource, setrlimit};
 
 pub use self::init::{Signals, unblock};
-use self::namespaces::By;
+use self::namespaces::Method;
 use self::root::{Access, Place};
 use super::mount::attributes;
 use super::process;
 use larder_model::class::Class;
 
-/// What a process is for. It decides which system calls are left, and whether there is a network.
+/// Role of a process, which determines the allowed system calls and whether there is a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Speaks with registries and holds credentials. Reads few files and writes none.
+    /// Communicates with registries and holds credentials. Reads few files and writes none.
     Fetcher,
-    /// Decodes and writes layers. No network.
+    /// Decodes and writes layers, without a network.
     Extractor,
-    /// Reads a volume, a disk or an archive. No network.
+    /// Reads a volume, a disk or an archive, without a network.
     Reader,
-    /// Reads one and writes another. No network.
+    /// Reads one of these and writes another, without a network.
     Writer,
 }
 
-/// Capabilities that stay, if the process has them.
+/// Capabilities to keep, if the process has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Privileges {
-    /// None at all.
+    /// Keeps no capability at all.
     None,
-    /// To read layers whoever owns their files, and their trusted.* attributes.
+    /// For reading layers regardless of file owners, and their trusted.* attributes.
     ReadLayers,
-    /// To write layers with all owners, devices and attributes.
+    /// For writing layers with all owners, devices and attributes.
     WriteLayers,
 }
 
-/// What stays within reach of a process.
+/// The rights that a confined process keeps.
 #[derive(Clone, Debug)]
 pub struct Confinement {
-    /// What the process is for.
+    /// Role of the process.
     pub role: Role,
-    /// What it keeps of its capabilities.
+    /// Capabilities that the process keeps.
     pub privileges: Privileges,
-    /// Directories and files that it can change. They must exist. Devices, programs and setuid bits in them mean nothing.
+    /// Writable directories and files. They must exist. Device nodes, execution and setuid bits have no
+    /// effect in them.
     pub writable: Vec<PathBuf>,
-    /// Directories and files that it can read. Those that do not exist are left out. A path below `/proc/self/fd` stands for an open
+    /// Readable directories and files. Missing ones are skipped. A path below `/proc/self/fd` means an open
     /// descriptor.
     pub readable: Vec<PathBuf>,
-    /// Whether it needs temporary files. It gets a file system in memory in the place of the directory for all.
+    /// `true` if the process needs temporary files. It then gets its own tmpfs in place of the system's
+    /// temporary directory.
     pub temporary: bool,
-    /// What signals do to it.
+    /// Effect of termination signals on the process.
     pub signals: Signals,
 }
 
-/// The walls that stand around a confined process.
+/// The isolation mechanisms in effect for a confined process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Walls {
-    /// Why there are no namespaces; `None` if there are.
+pub struct Isolation {
+    /// The reason why there are no namespaces; `None` if there are.
     pub without_namespaces: Option<String>,
-    /// Whether Landlock holds. False before Linux 5.19, and where the kernel leaves it out.
+    /// `true` if Landlock is enforced. `false` before Linux 5.19 and if the kernel disables Landlock.
     pub landlock: bool,
 }
 
-impl Walls {
-    /// The missing walls in one line; `None` if all stand.
+impl Isolation {
+    /// Describes the missing mechanisms in one line; `None` if all are in effect.
     pub fn missing(&self) -> Option<String> {
         let landlock =
             "the kernel has no Landlock (Linux 5.19 or newer, `landlock` in /sys/kernel/security/lsm)";
         match (&self.without_namespaces, self.landlock) {
             (None, true) => None,
             (None, false) => Some(landlock.to_owned()),
-            (Some(why), true) => {
-                Some(format!("no namespaces ({why}): modes and owners of other files are within its reach"))
-            }
+            (Some(why), true) => Some(format!(
+                "no namespaces ({why}): the process can still access modes and owners of other files"
+            )),
             (Some(why), false) => {
-                Some(format!("no namespaces ({why}); {landlock}: other files are within its reach"))
+                Some(format!("no namespaces ({why}); {landlock}: the process can still access other files"))
             }
         }
     }
 }
 
-/// What the kernel holds this process to. To be kept while the process is confined.
+/// Proof of confinement. Keep it as long as the process should be confined.
 #[must_use]
 pub struct Confined {
-    /// The walls that stand.
-    pub walls: Walls,
-    /// A rule holds for an inode. The kernel can drop an inode of /proc that nothing holds, and the rule with it.
+    /// The isolation mechanisms in effect.
+    pub isolation: Isolation,
+    /// A Landlock rule applies to an inode. The kernel can drop an unreferenced inode of /proc, and the rule
+    /// with it.
     _held: Vec<PathFd>,
 }
 
 impl fmt::Debug for Confined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Confined").field("walls", &self.walls).finish_non_exhaustive()
+        f.debug_struct("Confined").field("isolation", &self.isolation).finish_non_exhaustive()
     }
 }
 
-/// The process cannot be confined. It is confined in part and must end.
+/// The process could not be confined. It is partly confined and must exit.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The kernel refuses to take a right away.
-    #[error("giving up {what}: {source}")]
+    /// The kernel refuses to drop a right.
+    #[error("cannot restrict {what}: {source}")]
     Privileges {
-        /// The right.
+        /// Name of the right.
         what: &'static str,
-        /// The kernel's answer.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// A path that stays within reach cannot be opened or mounted.
-    #[error("confining to {path}: {source}")]
+    /// A path that should stay accessible cannot be opened or mounted.
+    #[error("cannot make {path} available in the sandbox: {source}")]
     Path {
-        /// The path.
+        /// The path in question.
         path: String,
-        /// The kernel's answer.
+        /// Error of the kernel.
         source: io::Error,
     },
-    /// The kernel has Landlock and refuses the rules.
-    #[error("confining by Landlock: {0}")]
+    /// The kernel supports Landlock but refuses the rules.
+    #[error("cannot apply the Landlock rules: {0}")]
     Landlock(#[from] RulesetError),
-    /// The filter of system calls cannot be made.
-    #[error("making the filter of system calls: {0}")]
+    /// The seccomp filter cannot be built.
+    #[error("cannot build the seccomp filter: {0}")]
     Filter(#[from] seccompiler::BackendError),
-    /// The kernel refuses the filter of system calls.
-    #[error("installing the filter of system calls: {0}")]
+    /// The kernel refuses the seccomp filter.
+    #[error("cannot install the seccomp filter: {0}")]
     Seccomp(#[from] seccompiler::Error),
 }
 
 impl Error {
-    /// Its class.
+    /// Returns the class of the error.
     pub fn class(&self) -> Class {
         match self {
             Error::Path { .. } => Class::Invalid,
@@ -164,34 +168,33 @@ impl Error {
 }
 
 impl Confinement {
-    /// Confines the calling process, which must have one thread. With namespaces the caller continues in a child, and the process
-    /// outside passes signals on and ends as the child does.
+    /// Confines the calling process, which must have one thread. With namespaces, the caller continues in a
+    /// child process. The original process forwards signals to the child and exits with its status.
     ///
     /// # Errors
-    /// [`Error`]; the process is confined in part then and must end.
+    /// [`Error`]. The process is then partly confined and must exit.
     pub fn enter(&self) -> Result<Confined, Error> {
         let failed =
             |what| move |source: rustix::io::Errno| Error::Privileges { what, source: source.into() };
-        // It cannot be read afterwards.
+        // Caches the boot ID, which cannot be read after confinement.
         let _ = process::boot_id();
         let kept = capabilities::kept(self.privileges).map_err(failed("capabilities"))?;
-        let by = match capabilities::can_mount().map_err(failed("capabilities"))? {
-            true => Ok(By::Privilege),
-            false if kept.is_empty() => Ok(By::UserNamespace),
-            false => {
-                Err("this process has capabilities that a layer needs, but not CAP_SYS_ADMIN".to_owned())
-            }
+        let method = match capabilities::can_mount().map_err(failed("capabilities"))? {
+            true => Ok(Method::Privilege),
+            false if kept.is_empty() => Ok(Method::UserNamespace),
+            false => Err("the process has capabilities that a layer needs, but not CAP_SYS_ADMIN".to_owned()),
         };
-        let by = match by {
+        let method = match method {
             Ok(_) if !attributes::is_supported() => {
-                Err("there is no mount_setattr(2), Linux 5.12".to_owned())
+                Err("mount_setattr(2) needs Linux 5.12 or newer".to_owned())
             }
-            by => by,
+            method => method,
         };
-        let by = by.and_then(|by| namespaces::probe(by).map(|()| by).map_err(|e| e.to_string()));
-        let without_namespaces = match by {
-            Ok(by) => {
-                let entered = namespaces::enter(by, self.role == Role::Fetcher, self.signals);
+        let method =
+            method.and_then(|method| namespaces::probe(method).map(|()| method).map_err(|e| e.to_string()));
+        let without_namespaces = match method {
+            Ok(method) => {
+                let entered = namespaces::enter(method, self.role == Role::Fetcher, self.signals);
                 entered.map_err(|source| Error::Privileges { what: "namespaces", source })?;
                 let replaced = root::replace(&self.places(), self.temporary);
                 replaced
@@ -201,31 +204,31 @@ impl Confinement {
             Err(why) => Some(why),
         };
         rustix::thread::set_no_new_privs(true).map_err(failed("new privileges"))?;
-        // Neither credentials nor the content of layers belong in a core file.
+        // Credentials and the content of layers must not end up in a core file.
         let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
         capabilities::reduce(kept).map_err(failed("capabilities"))?;
         let (landlock, held) = files::restrict(self)?;
         for filter in seccomp::filters(self.role)? {
             seccompiler::apply_filter(&filter)?;
         }
-        Ok(Confined { walls: Walls { without_namespaces, landlock }, _held: held })
+        Ok(Confined { isolation: Isolation { without_namespaces, landlock }, _held: held })
     }
 
-    /// What is in the new root, with what the role needs of the system.
+    /// Returns the paths of the new root, including the system files that the role needs.
     fn places(&self) -> Vec<Place> {
         let mut all: Vec<Place> = Vec::new();
         let system = self.system_files();
         for (paths, access) in
             [(&self.writable, Access::Write), (&self.readable, Access::Read), (&system, Access::Read)]
         {
-            // A descriptor is there already, by its number.
+            // Open descriptors stay accessible by number.
             let named = paths.iter().filter(|path| !path.starts_with("/proc/self/fd"));
             all.extend(named.map(|path| Place { from: path.clone(), at: path.clone(), access }));
         }
         all
     }
 
-    /// Files of the system that the role opens later.
+    /// Returns the system files that the role opens later.
     fn system_files(&self) -> Vec<PathBuf> {
         if self.role == Role::Fetcher { system_files::of_fetcher().collect() } else { Vec::new() }
     }

@@ -1,4 +1,4 @@
-//! A directory held by its descriptor, and what can be done to the names in it.
+//! A directory held by its descriptor, and operations on the names in it.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -16,27 +16,36 @@ use nix::unistd::{self, Gid, Uid, UnlinkatFlags};
 
 use super::stat::{FileType, Stat, Timestamp};
 
-/// An open directory.
+/// An open directory descriptor.
 #[derive(Debug)]
 pub struct Dir(OwnedFd);
 
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 impl Dir {
-    /// Opens the directory at `path`, following symbolic links: for paths that the operator gave.
+    /// Opens the directory at `path` and follows symbolic links. Only for paths that the operator configured.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Dir(fcntl::open(path, DIRECTORY, Mode::empty())?))
     }
 
-    /// Opens the directory `name` in this one; a symbolic link is `ENOTDIR`.
+    /// Opens the directory `name` in this one.
+    ///
+    /// # Errors
+    /// Those of open(2); `ENOTDIR` for a symbolic link.
     pub fn open_dir(&self, name: &[u8]) -> io::Result<Self> {
         Ok(Dir(fcntl::openat(&self.0, name, DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())?))
     }
 
-    /// Opens the directory at `path` beneath this one; any symbolic link on the way is `ELOOP` or `ENOTDIR`.
+    /// Opens the directory at `path` below this one.
     ///
-    /// It takes one openat2(2). Where a kernel or a seccomp filter does not know that call, or the path is longer than it
-    /// takes, the path is walked by components, none of them followed.
+    /// This takes one openat2(2). If a kernel or a seccomp filter does not support the call, or if the path
+    /// is too long for it, the components are opened one by one. Links are never followed.
+    ///
+    /// # Errors
+    /// Those of open(2); `ELOOP` or `ENOTDIR` if any component is a symbolic link.
     pub fn open_beneath(&self, path: &[u8]) -> io::Result<Self> {
         let resolve = ResolveFlag::RESOLVE_IN_ROOT
             | ResolveFlag::RESOLVE_NO_MAGICLINKS
@@ -58,23 +67,36 @@ impl Dir {
         Ok(dir)
     }
 
-    /// A second handle of the same directory.
+    /// Duplicates the handle of the directory.
+    ///
+    /// # Errors
+    /// Those of dup(2).
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Dir(self.0.try_clone()?))
     }
 
-    /// Creates and opens the file `name` for writing; it must not exist. `mode` is subject to the umask.
+    /// Creates the file `name` and opens it for writing. It must not exist. `mode` is subject to the umask.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn create_file(&self, name: &[u8], mode: u32) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         Ok(File::from(fcntl::openat(&self.0, name, flags, Mode::from_bits_truncate(mode))?))
     }
 
-    /// Opens the regular file `name` for reading. Never follows a link, and never blocks on or touches a device.
+    /// Opens the regular file `name` read-only. Never follows a link, and never opens a device or blocks on
+    /// one.
+    ///
+    /// # Errors
+    /// Those of open(2); `EINVAL` if it is not a regular file.
     pub fn open_file(&self, name: &[u8]) -> io::Result<File> {
         self.open_regular(name, OFlag::O_RDONLY)
     }
 
-    /// Opens the regular file `name` for reading and writing, under the same rules.
+    /// Opens the regular file `name` for reading and writing, with the restrictions of [`Dir::open_file`].
+    ///
+    /// # Errors
+    /// Those of [`Dir::open_file`].
     pub fn open_file_to_write(&self, name: &[u8]) -> io::Result<File> {
         self.open_regular(name, OFlag::O_RDWR)
     }
@@ -91,13 +113,19 @@ impl Dir {
         }
     }
 
-    /// Opens or creates the file `name` for appending.
+    /// Opens the file `name` for appending, and creates it if missing.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn append_file(&self, name: &[u8], mode: u32) -> io::Result<File> {
         let flags = OFlag::O_WRONLY | OFlag::O_APPEND | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         Ok(File::from(fcntl::openat(&self.0, name, flags, Mode::from_bits_truncate(mode))?))
     }
 
-    /// Reads the regular file `name` whole; more than `limit` bytes is `EFBIG`.
+    /// Reads the whole regular file `name` of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Those of [`Dir::open_file`] and read(2); `EFBIG` if the file is longer than `limit`.
     pub fn read_file(&self, name: &[u8], limit: u64) -> io::Result<Vec<u8>> {
         use std::io::Read as _;
         let mut bytes = Vec::new();
@@ -108,12 +136,18 @@ impl Dir {
         Ok(bytes)
     }
 
-    /// Creates the directory `name`.
+    /// Creates the directory `name`. `mode` is subject to the umask.
+    ///
+    /// # Errors
+    /// Those of mkdir(2).
     pub fn make_dir(&self, name: &[u8], mode: u32) -> io::Result<()> {
         Ok(stat::mkdirat(&self.0, name, Mode::from_bits_truncate(mode))?)
     }
 
-    /// Opens the directory `name`, creating it where it is absent.
+    /// Opens the directory `name`, and creates it if missing.
+    ///
+    /// # Errors
+    /// Those of mkdir(2) and open(2).
     pub fn ensure_dir(&self, name: &[u8], mode: u32) -> io::Result<Self> {
         match self.make_dir(name, mode) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
@@ -121,12 +155,18 @@ impl Dir {
         }
     }
 
-    /// Creates the symbolic link `name` with text `target`.
+    /// Creates the symbolic link `name` with the text `target`.
+    ///
+    /// # Errors
+    /// Those of symlink(2).
     pub fn symlink(&self, target: &[u8], name: &[u8]) -> io::Result<()> {
         Ok(unistd::symlinkat(target, &self.0, name)?)
     }
 
     /// Creates a device node or named pipe.
+    ///
+    /// # Errors
+    /// Those of mknod(2); `EINVAL` for another file type.
     pub fn make_node(
         &self,
         name: &[u8],
@@ -144,51 +184,81 @@ impl Dir {
         Ok(stat::mknodat(&self.0, name, kind, Mode::from_bits_truncate(mode), device)?)
     }
 
-    /// Creates an overlayfs whiteout: a character device 0:0, which needs no privilege (mknod(2), since Linux 5.8).
+    /// Creates an overlayfs whiteout: a character device 0:0, which needs no privilege (mknod(2), since Linux
+    /// 5.8).
+    ///
+    /// # Errors
+    /// Those of mknod(2).
     pub fn make_whiteout(&self, name: &[u8]) -> io::Result<()> {
         self.make_node(name, FileType::CharDevice, 0, (0, 0))
     }
 
-    /// Gives the inode `name` in this directory a second name in `to`; a symbolic link is linked itself.
+    /// Creates the hard link `new_name` in `to` to the inode `name` in this directory. A symbolic link is not
+    /// followed.
+    ///
+    /// # Errors
+    /// Those of link(2).
     pub fn link(&self, name: &[u8], to: &Dir, new_name: &[u8]) -> io::Result<()> {
         Ok(unistd::linkat(&self.0, name, &to.0, new_name, AtFlags::empty())?)
     }
 
-    /// Moves `name` to `new_name` in `to`, replacing what is there.
+    /// Renames `name` to `new_name` in `to`, and replaces an existing entry.
+    ///
+    /// # Errors
+    /// Those of rename(2).
     pub fn rename(&self, name: &[u8], to: &Dir, new_name: &[u8]) -> io::Result<()> {
         Ok(fcntl::renameat(&self.0, name, &to.0, new_name)?)
     }
 
-    /// Moves `name` to `new_name` in `to`, which must not exist.
+    /// Renames `name` to `new_name` in `to`, which must not exist.
+    ///
+    /// # Errors
+    /// Those of renameat2(2).
     pub fn rename_new(&self, name: &[u8], to: &Dir, new_name: &[u8]) -> io::Result<()> {
         match fcntl::renameat2(&self.0, name, &to.0, new_name, RenameFlags::RENAME_NOREPLACE) {
-            // Some file systems have no RENAME_NOREPLACE; rename(2) onto a non-empty directory fails all the same.
+            // Some file systems lack RENAME_NOREPLACE, but rename(2) onto a non-empty directory still fails.
             Err(Errno::EINVAL | Errno::ENOSYS) => self.rename(name, to, new_name),
             other => Ok(other?),
         }
     }
 
-    /// Has `name` and `other` change places in one step; both must exist.
+    /// Exchanges `name` and `other` atomically. Both must exist.
+    ///
+    /// # Errors
+    /// Those of renameat2(2).
     pub fn exchange(&self, name: &[u8], other: &[u8]) -> io::Result<()> {
         Ok(fcntl::renameat2(&self.0, name, &self.0, other, RenameFlags::RENAME_EXCHANGE)?)
     }
 
-    /// Removes the name of anything but a directory.
+    /// Removes a name that is not a directory.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
     pub fn unlink(&self, name: &[u8]) -> io::Result<()> {
         Ok(unistd::unlinkat(&self.0, name, UnlinkatFlags::NoRemoveDir)?)
     }
 
     /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// Those of rmdir(2).
     pub fn remove_dir(&self, name: &[u8]) -> io::Result<()> {
         Ok(unistd::unlinkat(&self.0, name, UnlinkatFlags::RemoveDir)?)
     }
 
-    /// Attributes of `name`, which is not followed.
+    /// Returns the attributes of `name`, without following a symbolic link.
+    ///
+    /// # Errors
+    /// Those of stat(2).
     pub fn stat(&self, name: &[u8]) -> io::Result<Stat> {
         Ok(stat::fstatat(&self.0, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
     }
 
-    /// Attributes of `name`, or nothing where the name does not exist.
+    /// Returns the attributes of `name`, without following a symbolic link; `None` if the name does not
+    /// exist.
+    ///
+    /// # Errors
+    /// Those of stat(2).
     pub fn try_stat(&self, name: &[u8]) -> io::Result<Option<Stat>> {
         match self.stat(name) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -196,19 +266,28 @@ impl Dir {
         }
     }
 
-    /// Attributes of the directory itself.
+    /// Returns the attributes of the directory itself.
+    ///
+    /// # Errors
+    /// Those of fstat(2).
     pub fn stat_self(&self) -> io::Result<Stat> {
         Ok(stat::fstat(&self.0)?.into())
     }
 
-    /// The text of the symbolic link `name`.
+    /// Returns the text of the symbolic link `name`.
+    ///
+    /// # Errors
+    /// Those of readlink(2).
     pub fn read_link(&self, name: &[u8]) -> io::Result<Vec<u8>> {
         Ok(fcntl::readlinkat(&self.0, name)?.into_vec())
     }
 
-    /// The names in the directory, `.` and `..` left out, in the order of the file system.
+    /// Returns the names in the directory without `.` and `..`, in the order of the file system.
+    ///
+    /// # Errors
+    /// Those of open(2) and getdents(2).
     pub fn names(&self) -> io::Result<Vec<Vec<u8>>> {
-        // A descriptor of its own: the offset of a directory stream is shared between duplicates.
+        // A new descriptor is opened, because duplicates share the offset of a directory stream.
         let mut stream = nix::dir::Dir::openat(&self.0, ".", DIRECTORY, Mode::empty())?;
         let mut names = Vec::new();
         for entry in stream.iter() {
@@ -221,45 +300,61 @@ impl Dir {
         Ok(names)
     }
 
-    /// Sets owner and group of `name`, which is not followed.
+    /// Sets the owner and group of `name`, without following a symbolic link.
+    ///
+    /// # Errors
+    /// Those of fchownat(2).
     pub fn set_owner(&self, name: &[u8], uid: u32, gid: u32) -> io::Result<()> {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         Ok(unistd::fchownat(&self.0, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?)
     }
 
-    /// Sets the mode (07777) of `name`, which the caller knows to be no symbolic link: those have no mode, and
-    /// fchmodat(2) would follow it.
+    /// Sets the mode (07777) of `name`. The caller must ensure that it is not a symbolic link: links have no
+    /// mode, and fchmodat(2) would follow it.
+    ///
+    /// # Errors
+    /// Those of fchmodat(2).
     pub fn set_mode(&self, name: &[u8], mode: u32) -> io::Result<()> {
         let mode = Mode::from_bits_truncate(mode);
         Ok(stat::fchmodat(&self.0, name, mode, stat::FchmodatFlags::FollowSymlink)?)
     }
 
-    /// Sets access and modification time of `name`, which is not followed.
+    /// Sets the access and modification times of `name`, without following a symbolic link.
+    ///
+    /// # Errors
+    /// Those of utimensat(2).
     pub fn set_times(&self, name: &[u8], mtime: Timestamp) -> io::Result<()> {
         let time = time_spec(mtime);
         Ok(stat::utimensat(&self.0, name, &time, &time, UtimensatFlags::NoFollowSymlink)?)
     }
 
-    /// Flushes the directory's own entries to disk.
+    /// Flushes the entries of the directory to disk.
+    ///
+    /// # Errors
+    /// Those of fsync(2).
     pub fn sync(&self) -> io::Result<()> {
         Ok(unistd::fsync(&self.0)?)
     }
 
-    /// Flushes the whole file system that holds the directory (syncfs(2)). An error means that some write since the
-    /// last call was lost; calling again would hide it.
+    /// Flushes the whole file system of the directory (syncfs(2)).
+    ///
+    /// # Errors
+    /// Those of syncfs(2): a write since the last call was lost. Do not retry, because a second call would
+    /// hide the loss.
     pub fn sync_file_system(&self) -> io::Result<()> {
         Ok(unistd::syncfs(&self.0)?)
     }
 
-    /// A descriptor of the directory, for locks.
+    /// Duplicates the descriptor of the directory, for locks.
     pub(super) fn descriptor(&self) -> io::Result<OwnedFd> {
         self.0.try_clone()
     }
 
-    /// A path to `name` through `/proc/self/fd`, for calls that know no directory descriptors.
+    /// Returns a path to `name` through `/proc/self/fd`, for calls that take no directory descriptor.
     pub(super) fn proc_path(&self, name: &[u8]) -> CString {
         let mut path = format!("/proc/self/fd/{}/", self.0.as_raw_fd()).into_bytes();
-        // Names come from here or from the kernel and hold no NUL; cut rather than panic should one ever.
+        // Names come from Larder or the kernel and contain no NUL. If one ever does, cut it instead of
+        // panicking.
         path.extend(name.iter().copied().take_while(|b| *b != 0));
         CString::new(path).unwrap_or_default()
     }
@@ -272,7 +367,7 @@ impl From<Dir> for OwnedFd {
 }
 
 impl From<OwnedFd> for Dir {
-    /// The descriptor is one of a directory.
+    /// Wraps the descriptor, which must be a directory.
     fn from(fd: OwnedFd) -> Self {
         Dir(fd)
     }
@@ -284,16 +379,20 @@ impl AsFd for Dir {
     }
 }
 
-/// Sets owner and group of an open inode.
+/// Sets the owner and group of an open inode.
+///
+/// # Errors
+/// Those of fchown(2).
 pub fn set_owner(fd: impl AsFd, uid: u32, gid: u32) -> io::Result<()> {
     Ok(unistd::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?)
 }
 
-/// Creates the directory at `path` and its missing parents, each with exactly `mode` (07777), whatever the umask. Directories
-/// that exist keep their modes. For paths that the operator gave: symbolic links are followed.
+/// Creates the directory at `path` and its missing parents, each with exactly `mode` (07777), regardless of
+/// the umask. Existing directories keep their modes. Symbolic links are followed, so use it only for paths
+/// that the operator configured.
 ///
 /// # Errors
-/// Those of mkdir(2) and chmod(2), and `NotADirectory` for a path that names something else.
+/// Those of mkdir(2) and chmod(2), and `NotADirectory` if a component is not a directory.
 pub fn create_all(path: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     if path.is_dir() {
@@ -304,36 +403,45 @@ pub fn create_all(path: &Path, mode: u32) -> io::Result<()> {
     }
     match fs::DirBuilder::new().mode(mode & 0o700).create(path) {
         Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)),
-        // Another process was faster.
+        // Another process created it first.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(e) => Err(e),
     }
 }
 
-/// Returns what is wrong with a name that could not be opened beneath a volume as the file or directory that it should be: a
-/// volume of ours has no links and no special files in its structure. `None` for any other failure.
+/// Describes why a file or directory of a volume could not be opened as expected: volumes contain no links or
+/// special files in their structure. `None` for any other failure.
 pub fn forgery(error: &io::Error) -> Option<&'static str> {
     match error.raw_os_error().map(Errno::from_raw)? {
         Errno::ELOOP => Some("is a symbolic link"),
-        Errno::ENOTDIR => Some("is no directory, or below something that is none"),
-        Errno::EINVAL | Errno::EISDIR => Some("is no regular file"),
-        Errno::EFBIG => Some("is larger than any such file"),
+        Errno::ENOTDIR => Some("is not a directory, or one of its parents is not"),
+        Errno::EINVAL | Errno::EISDIR => Some("is not a regular file"),
+        Errno::EFBIG => Some("is too large for its type"),
         _ => None,
     }
 }
 
 /// Sets the mode (07777) of an open inode.
+///
+/// # Errors
+/// Those of fchmod(2).
 pub fn set_mode(fd: impl AsFd, mode: u32) -> io::Result<()> {
     Ok(stat::fchmod(fd, Mode::from_bits_truncate(mode))?)
 }
 
-/// Sets access and modification time of an open inode.
+/// Sets the access and modification times of an open inode.
+///
+/// # Errors
+/// Those of futimens(3).
 pub fn set_times(fd: impl AsFd, mtime: Timestamp) -> io::Result<()> {
     let time = time_spec(mtime);
     Ok(stat::futimens(fd, &time, &time)?)
 }
 
-/// Attributes of an open inode.
+/// Returns the attributes of an open inode.
+///
+/// # Errors
+/// Those of fstat(2).
 pub fn stat_fd(fd: impl AsFd) -> io::Result<Stat> {
     Ok(stat::fstat(fd)?.into())
 }

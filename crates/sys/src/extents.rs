@@ -1,4 +1,4 @@
-//! Where the bytes of a file lie on its disk (FIEMAP; Linux, filesystems/fiemap.rst).
+//! Physical location of the bytes of a file (FIEMAP; Linux, filesystems/fiemap.rst).
 
 mod kernel;
 
@@ -8,20 +8,23 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-/// A range of a file that lies in one piece.
+/// A contiguous range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Where it begins in the file, bytes.
+    /// Offset in the file, in bytes.
     pub logical: u64,
-    /// Where it begins on the disk, bytes; none where the file system has not chosen a place, or where the content lies
-    /// in the inode or is compressed.
+    /// Offset on the disk, in bytes. `None` if the file system has not allocated it yet, or if the content is
+    /// in the inode or compressed.
     pub physical: Option<u64>,
-    /// Length, bytes. The last one may go beyond the end of the file.
+    /// Length in bytes. The last extent can reach beyond the end of the file.
     pub length: u64,
 }
 
-/// The extents of a file in the order of the file, at most `limit`; holes have none. Nothing where the file system does not
-/// tell.
+/// Returns at most `limit` extents of a file, in file order; holes have none. `None` if the file system does
+/// not support FIEMAP.
+///
+/// # Errors
+/// Those of ioctl(2).
 pub fn of(file: &File, limit: usize) -> io::Result<Option<Vec<Extent>>> {
     let mut extents: Vec<Extent> = Vec::new();
     let mut start = 0;
@@ -39,7 +42,7 @@ pub fn of(file: &File, limit: usize) -> io::Result<Option<Vec<Extent>>> {
         }
         let Some(last) = batch.last() else { return Ok(Some(extents)) };
         let next = last.logical.saturating_add(last.length);
-        // A file system that does not move on would be asked for ever.
+        // Stops if the file system makes no progress, which would repeat the call forever.
         if last.flags & kernel::LAST != 0 || next <= start {
             return Ok(Some(extents));
         }
@@ -66,7 +69,7 @@ mod tests {
         file.write_all_at(&[1; 8192], 1 << 20).unwrap();
         file.sync_all().unwrap();
         let Some(extents) = of(&file, usize::MAX).unwrap() else {
-            eprintln!("skipped: the file system of the temporary directory tells no extents");
+            eprintln!("skipped: the file system of the temporary directory does not report extents");
             return;
         };
         assert_eq!(extents.first().map(|extent| extent.logical), Some(1 << 20));
@@ -75,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn more_extents_than_one_call_gives() {
+    fn more_extents_than_one_call_returns() {
         let file = tempfile::tempfile().unwrap();
         let count = 2 * u64::from(kernel::BATCH) + 3;
         for at in 0..count {

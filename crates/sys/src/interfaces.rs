@@ -1,4 +1,4 @@
-//! The addresses of this host's network interfaces.
+//! Addresses of the network interfaces of this host.
 
 use std::io;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use nix::ifaddrs::getifaddrs;
 /// Returns the addresses of all interfaces of this network namespace, loopback included.
 ///
 /// # Errors
-/// The kernel's, for example where a process may open no netlink socket (netlink(7)).
+/// Those of getifaddrs(3), for example if the process must not open a netlink socket (netlink(7)).
 pub fn addresses() -> io::Result<Vec<IpAddr>> {
     let of = |interface: nix::ifaddrs::InterfaceAddress| {
         let address = interface.address?;

@@ -1,7 +1,8 @@
-//! The only place with system calls.
+//! System calls of Larder. All `unsafe` code of the project is here and in `larder-isal`.
 //!
-//! Everything works on directory descriptors and single names, so that no path is ever resolved twice and nothing
-//! outside a directory that was opened on purpose can be reached. Names are bytes: Linux knows no encoding.
+//! Functions take directory descriptors and single names. No path is resolved twice, and nothing outside a
+//! deliberately opened directory can be reached. Names are bytes, because Linux does not define an encoding
+//! for them.
 
 pub mod advice;
 pub mod atomic;

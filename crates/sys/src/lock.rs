@@ -1,4 +1,4 @@
-//! A lock that the kernel drops when its holder dies (flock(2)).
+//! File locks that the kernel releases when the holder dies (flock(2)).
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -12,52 +12,70 @@ use nix::sys::stat::Mode;
 use super::dir::{Dir, stat_fd};
 use super::stat::FileType;
 
-/// A lock, held until dropped. The file is never removed: who removed it could let two holders in.
+/// An exclusive or shared lock on a file, held until dropped. The file is never deleted: deleting it would
+/// allow two holders at once.
 #[derive(Debug)]
 pub struct Lock {
     file: Flock<File>,
 }
 
 impl Lock {
-    /// Takes the lock on an open file; nothing where another process holds it. It is the descriptor's: whoever is given a
-    /// copy of it, as a program or a loop device, holds it too.
+    /// Locks an open file exclusively. Returns `None` if another process holds the lock. The lock belongs to
+    /// the open file description: a program or loop device that gets a copy of the descriptor also holds it.
+    ///
+    /// # Errors
+    /// Those of flock(2).
     pub fn try_exclusive_on(file: File) -> io::Result<Option<Self>> {
-        Ok(take(file, FlockArg::LockExclusiveNonblock)?.map(|file| Lock { file }))
+        Ok(try_flock(file, FlockArg::LockExclusiveNonblock)?.map(|file| Lock { file }))
     }
 
-    /// The same together with others who share it; nothing where somebody holds it alone.
+    /// Locks an open file together with other shared holders. Returns `None` if another process holds it
+    /// exclusively.
+    ///
+    /// # Errors
+    /// Those of flock(2).
     pub fn try_shared_on(file: File) -> io::Result<Option<Self>> {
-        Ok(take(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { file }))
+        Ok(try_flock(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { file }))
     }
 
-    /// The file.
+    /// Returns the locked file.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Takes the lock on the file `name`, creating it; nothing where another process holds it.
+    /// Locks the file `name` exclusively, and creates it if missing. Returns `None` if another process holds
+    /// the lock.
+    ///
+    /// # Errors
+    /// Those of open(2) and flock(2).
     pub fn try_exclusive(dir: &Dir, name: &[u8]) -> io::Result<Option<Self>> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = File::from(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?);
-        Ok(take(file, FlockArg::LockExclusiveNonblock)?.map(|file| Lock { file }))
+        Ok(try_flock(file, FlockArg::LockExclusiveNonblock)?.map(|file| Lock { file }))
     }
 
-    /// Takes the lock on the file `name` together with others who share it; nothing where somebody holds it alone. The
-    /// file must exist and is opened for reading only.
+    /// Locks the file `name` together with other shared holders. Returns `None` if another process holds it
+    /// exclusively. The file must exist and is opened read-only.
+    ///
+    /// # Errors
+    /// Those of open(2) and flock(2).
     pub fn try_shared(dir: &Dir, name: &[u8]) -> io::Result<Option<Self>> {
         let file = dir.open_file(name)?;
-        Ok(take(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { file }))
+        Ok(try_flock(file, FlockArg::LockSharedNonblock)?.map(|file| Lock { file }))
     }
 }
 
-/// A lock on a directory itself, held until dropped.
+/// An exclusive lock on a directory itself, held until dropped.
 #[derive(Debug)]
 pub struct DirLock {
     _dir: Flock<OwnedFd>,
 }
 
 impl DirLock {
-    /// Takes the lock; nothing where somebody holds it.
+    /// Locks the directory. Returns `None` if it is already locked.
+    ///
+    /// # Errors
+    /// Those of dup(2) and flock(2).
     pub fn try_exclusive(dir: &Dir) -> io::Result<Option<Self>> {
         match Flock::lock(dir.descriptor()?, FlockArg::LockExclusiveNonblock) {
             Ok(dir) => Ok(Some(DirLock { _dir: dir })),
@@ -67,15 +85,18 @@ impl DirLock {
     }
 }
 
-/// A small file that is read and written in place by who holds its lock, and that only he removes.
+/// A small file that only the holder of its lock reads, writes in place, and deletes.
 #[derive(Debug)]
 pub struct LockedFile {
     file: Flock<File>,
 }
 
 impl LockedFile {
-    /// Takes the lock on the regular file `name`, creating it; nothing where another process holds it, or where the file
-    /// was removed while it was being locked.
+    /// Locks the regular file `name`, and creates it if missing. Returns `None` if another process holds the
+    /// lock, or if the file was deleted while it was being locked.
+    ///
+    /// # Errors
+    /// Those of open(2), fstat(2) and flock(2); `EINVAL` if it is not a regular file.
     pub fn try_exclusive(dir: &Dir, name: &[u8]) -> io::Result<Option<Self>> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let file = File::from(nix::fcntl::openat(dir, name, flags, Mode::from_bits_truncate(0o600))?);
@@ -83,13 +104,16 @@ impl LockedFile {
         if opened.file_type != FileType::Regular {
             return Err(Errno::EINVAL.into());
         }
-        let Some(file) = take(file, FlockArg::LockExclusiveNonblock)? else { return Ok(None) };
+        let Some(file) = try_flock(file, FlockArg::LockExclusiveNonblock)? else { return Ok(None) };
         let named = dir.try_stat(name)?;
         let same = named.is_some_and(|named| named.identity == opened.identity);
         Ok(same.then_some(LockedFile { file }))
     }
 
-    /// The content; more than `limit` bytes is `EFBIG`.
+    /// Reads the content of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// Those of read(2); `EFBIG` if the file is longer than `limit`.
     pub fn read(&self, limit: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let mut file: &File = &self.file;
@@ -101,7 +125,11 @@ impl LockedFile {
         Ok(bytes)
     }
 
-    /// Makes `bytes` the content with one pwrite(2), which a kill does not cut where the old content is as long.
+    /// Replaces the content with `bytes` in one pwrite(2). A kill cannot leave partial content if the old
+    /// content has the same length.
+    ///
+    /// # Errors
+    /// Those of pwrite(2) and ftruncate(2); `ENOSPC` if not all bytes were written.
     pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
         let len = self.file.write_at(bytes, 0)?;
         if len < bytes.len() {
@@ -110,14 +138,17 @@ impl LockedFile {
         self.file.set_len(bytes.len() as u64)
     }
 
-    /// Removes the file `name` in `dir`, which is this one.
+    /// Deletes this file, which has the name `name` in `dir`.
+    ///
+    /// # Errors
+    /// Those of unlink(2).
     pub fn remove(self, dir: &Dir, name: &[u8]) -> io::Result<()> {
         dir.unlink(name)
     }
 }
 
-fn take(file: File, how: FlockArg) -> io::Result<Option<Flock<File>>> {
-    match Flock::lock(file, how) {
+fn try_flock(file: File, operation: FlockArg) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(file, operation) {
         Ok(file) => Ok(Some(file)),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),
         Err((_, e)) => Err(e.into()),

@@ -1,7 +1,7 @@
-//! Loop devices (loop(4)): a file as a block device.
+//! Loop devices (loop(4)): files as block devices.
 //!
-//! A device holds the very descriptor that it is given, and with it the flock(2) on that: the lock lasts until the last user
-//! of the device is gone, whatever becomes of the process that attached it.
+//! A device keeps its descriptor of the file open, and with it the flock(2) on the file. The lock therefore
+//! lasts until the last user closes the device, even if the process that attached it dies.
 
 mod ioctl;
 
@@ -13,19 +13,23 @@ use std::path::{Path, PathBuf};
 
 use super::dir::stat_fd;
 
-/// Devices are numbered by whoever is first, so an offer may be gone when it is taken up.
-const TRIES: usize = 64;
+/// Maximum number of attempts. Another process can attach to a free device between finding and configuring
+/// it.
+const MAX_ATTEMPTS: usize = 64;
 
-/// What a device may do to its file.
+/// Access of a device to its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Read it.
+    /// The device can only read its file.
     ReadOnly,
-    /// Read and write it.
+    /// The device can read and write its file.
     ReadWrite,
 }
 
-/// Whether devices can be had here.
+/// Checks that loop devices are available here.
+///
+/// # Errors
+/// Those of opening /dev/loop-control.
 pub fn available() -> io::Result<()> {
     control().map(drop)
 }
@@ -34,7 +38,7 @@ fn control() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/loop-control")
 }
 
-/// An attached device. The kernel detaches it when nobody has it open or mounted any more.
+/// An attached device. The kernel detaches it when it is no longer open or mounted.
 #[derive(Debug)]
 pub struct LoopDevice {
     device: File,
@@ -43,11 +47,14 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Attaches the file `backing`, in blocks of 4096 bytes. It goes past the page cache where the file system of `backing`
-    /// can do that.
+    /// Attaches the file `backing` with blocks of 4096 bytes. The device bypasses the page cache if the file
+    /// system of `backing` supports direct I/O.
+    ///
+    /// # Errors
+    /// Those of opening the device and of the ioctls; `EBUSY` after too many attempts.
     pub fn attach(backing: &File, access: Access) -> io::Result<Self> {
         let control = control()?;
-        for _ in 0..TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let path = PathBuf::from(format!("/dev/loop{}", ioctl::free(&control)?));
             let device = OpenOptions::new().read(true).write(access == Access::ReadWrite).open(&path)?;
             match ioctl::configure(&device, backing, access) {
@@ -60,17 +67,20 @@ impl LoopDevice {
         Err(io::ErrorKind::ResourceBusy.into())
     }
 
-    /// Where it is.
+    /// Returns the path of the device.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether it goes past the page cache of its file.
+    /// Reports whether the device bypasses the page cache of its file.
     pub fn is_direct(&self) -> bool {
         self.direct
     }
 
-    /// Flushes the device, and tells of a write through its own cache that failed since it was attached.
+    /// Flushes the device.
+    ///
+    /// # Errors
+    /// Those of fsync(2), including a failed write through the device's cache since it was attached.
     pub fn sync(&self) -> io::Result<()> {
         self.device.sync_all()
     }
@@ -79,13 +89,16 @@ impl LoopDevice {
 /// A device that has a file attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
-    /// Where it is.
+    /// Path of the device.
     pub path: PathBuf,
-    /// Whether it can change the file.
+    /// `true` if the device can change its file.
     pub writes: bool,
 }
 
-/// The devices that `backing` is attached to, whoever did it.
+/// Returns the devices to which `backing` is attached, by any process.
+///
+/// # Errors
+/// Those of reading /sys/block.
 pub fn attached(backing: &File) -> io::Result<Vec<Attached>> {
     let wanted = stat_fd(backing)?.identity;
     let mut found = Vec::new();
@@ -100,7 +113,7 @@ pub fn attached(backing: &File) -> io::Result<Vec<Attached>> {
             Ok(device) => ioctl::status(&device),
             Err(e) => Err(e),
         };
-        // It may be gone since it was listed, or this container may not have its node.
+        // The device may have disappeared since it was listed, or this container may lack its node.
         if let Ok(status) = status
             && status.file == wanted
         {
@@ -113,13 +126,16 @@ pub fn attached(backing: &File) -> io::Result<Vec<Attached>> {
 /// A device that is in use, and the path of its file when it was attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backing {
-    /// Where it is.
+    /// Path of the device.
     pub device: PathBuf,
-    /// Its file.
+    /// Path of its backing file.
     pub file: PathBuf,
 }
 
-/// All devices that are in use, by the paths of their files (sysfs).
+/// Returns all devices that are in use, with the paths of their files (sysfs).
+///
+/// # Errors
+/// Those of reading /sys/block.
 pub fn backing() -> io::Result<Vec<Backing>> {
     let mut found = Vec::new();
     let devices = match fs::read_dir("/sys/block") {
@@ -128,7 +144,7 @@ pub fn backing() -> io::Result<Vec<Backing>> {
     };
     for entry in devices {
         let entry = entry?;
-        // Only a device in use has the file.
+        // Only a device in use has this file.
         if let Ok(mut file) = fs::read(entry.path().join("loop/backing_file")) {
             file.truncate(file.trim_ascii_end().len());
             let file = file.strip_suffix(b" (deleted)").unwrap_or(&file);

@@ -1,5 +1,7 @@
-//! Mounts by descriptor (fsopen(2), fsmount(2), move_mount(2); Linux 5.2): what is mounted is mounted over the very
-//! directory that was opened, and a mount that was attached nowhere goes with its descriptor.
+//! Mounts by descriptor (fsopen(2), fsmount(2), move_mount(2); Linux 5.2).
+//!
+//! A file system is mounted over exactly the directory that was opened. A mount that was never attached
+//! disappears with its descriptor.
 
 pub mod attributes;
 mod identity;
@@ -24,53 +26,64 @@ use rustix::mount::{
 use super::dir::Dir;
 use super::selinux;
 
-/// How an ext4 is mounted. Devices and setuid bits on it mean nothing, and nothing on it is executed.
+/// Purpose of an ext4 mount. Device nodes and setuid bits on it have no effect, and nothing on it can be
+/// executed.
 #[derive(Clone, Copy, Debug)]
 pub enum Ext4 {
-    /// To be filled.
+    /// Mounted to be filled.
     Filled,
-    /// To be read as it is: not even a journal is replayed.
+    /// Mounted to be read unchanged: not even the journal is replayed.
     Read,
 }
 
-/// A mount failed.
+/// A failed mount, with the messages of the file system.
 #[derive(Debug, thiserror::Error)]
-#[error("{source}{}", beside(said))]
+#[error("{source}{}", in_brackets(messages))]
 pub struct MountError {
-    /// What the call answered.
+    /// Error of the system call.
     pub source: io::Error,
-    /// What the file system said beside it; empty where it said nothing.
-    pub said: String,
+    /// Messages of the file system; empty if there are none.
+    pub messages: String,
 }
 
-fn beside(said: &str) -> String {
-    if said.is_empty() { String::new() } else { format!(" ({said})") }
+fn in_brackets(messages: &str) -> String {
+    if messages.is_empty() { String::new() } else { format!(" ({messages})") }
 }
 
-/// A mounted file system. As long as it is attached nowhere, it is there through this value only and goes with it.
+/// A mounted file system. Until it is attached, it can be reached only through this value and is unmounted
+/// when the value is dropped.
 #[derive(Debug)]
 pub struct Mount(OwnedFd);
 
 impl Mount {
-    /// Mounts the ext4 on `device`, nowhere.
+    /// Mounts the ext4 on `device` without attaching it.
+    ///
+    /// # Errors
+    /// Those of fsopen(2), fsconfig(2) and fsmount(2).
     pub fn ext4(device: &Path, how: Ext4) -> Result<Self, MountError> {
         let flags: &[&str] = match how {
-            // Inode tables are zeroed by nobody, neither beside the filling nor on the nodes, and holes would give the
-            // space back that was reserved for the disk.
+            // Inode tables are never zeroed in the background, neither during the build nor on the nodes.
+            // Discarding would return the space that was reserved for the disk.
             Ext4::Filled => &["noinit_itable", "nodiscard", "errors=remount-ro"],
-            // Whatever its superblock says, an inconsistency must not stop the machine.
+            // An inconsistency must not stop the machine, whatever the superblock requests.
             Ext4::Read => &["ro", "noload", "errors=remount-ro"],
         };
         Mount::new("ext4", device, flags, matches!(how, Ext4::Read))
     }
 
-    /// Mounts the EROFS on `device`, nowhere.
+    /// Mounts the EROFS on `device` without attaching it.
+    ///
+    /// # Errors
+    /// Those of fsopen(2), fsconfig(2) and fsmount(2).
     pub fn erofs(device: &Path) -> Result<Self, MountError> {
         Mount::new("erofs", device, &["ro"], true)
     }
 
-    /// Mounts the EROFS that the file at `path` is, nowhere; nothing where this kernel wants a device (before Linux 6.12, or
-    /// without `CONFIG_EROFS_FS_BACKED_BY_FILE`).
+    /// Mounts the EROFS image in the file at `path` without attaching it. Returns `None` if this kernel
+    /// requires a block device (before Linux 6.12, or without `CONFIG_EROFS_FS_BACKED_BY_FILE`).
+    ///
+    /// # Errors
+    /// Those of [`Mount::erofs`], except `ENOTBLK`.
     pub fn erofs_file(path: &Path) -> Result<Option<Self>, MountError> {
         match Mount::erofs(path) {
             Err(e) if e.source.raw_os_error() == Some(Errno::ENOTBLK as i32) => Ok(None),
@@ -78,18 +91,29 @@ impl Mount {
         }
     }
 
-    /// The file system that is mounted at `path`, once more and nowhere.
+    /// Clones the mount at `path` without attaching the clone.
+    ///
+    /// # Errors
+    /// Those of open_tree(2).
     pub fn clone_of(path: &Path) -> io::Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         Ok(Mount(open_tree(CWD, path, flags)?))
     }
 
-    /// The directory `dir` as the top of a mount of its own, nowhere. This thread must have opened it in its own namespace.
+    /// Clones the directory `dir` as a separate mount without attaching it. This thread must have opened
+    /// `dir` in its current mount namespace.
+    ///
+    /// # Errors
+    /// Those of open_tree(2).
     pub fn of_dir(dir: &Dir) -> io::Result<Self> {
         Mount::of(dir)
     }
 
-    /// The file `file` as a mount of its own, nowhere. This thread must have opened it in its own namespace.
+    /// Clones the file `file` as a separate mount without attaching it. This thread must have opened `file`
+    /// in its current mount namespace.
+    ///
+    /// # Errors
+    /// Those of open_tree(2).
     pub fn of_file(file: &File) -> io::Result<Self> {
         Mount::of(file)
     }
@@ -100,7 +124,11 @@ impl Mount {
         Ok(Mount(open_tree(inode, "", flags)?))
     }
 
-    /// What is mounted at `path` and on directories in it, once more and nowhere: attached, it is there whole at once.
+    /// Clones the mount at `path` and all mounts below it, without attaching the clone. Attaching it later
+    /// makes the whole tree visible in one step.
+    ///
+    /// # Errors
+    /// Those of open_tree(2).
     pub fn clone_of_tree(path: &Path) -> io::Result<Self> {
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
@@ -108,7 +136,7 @@ impl Mount {
     }
 
     fn new(file_system: &str, device: &Path, flags: &[&str], read_only: bool) -> Result<Self, MountError> {
-        let plain = |source: rustix::io::Errno| MountError { source: source.into(), said: String::new() };
+        let plain = |source: rustix::io::Errno| MountError { source: source.into(), messages: String::new() };
         let context = fsopen(file_system, FsOpenFlags::FSOPEN_CLOEXEC).map_err(plain)?;
         let made = fsconfig_set_string(&context, "source", device).and_then(|()| {
             flags.iter().try_for_each(|flag| match flag.split_once('=') {
@@ -120,7 +148,7 @@ impl Mount {
             }
             fsconfig_create(&context)
         });
-        made.map_err(|e| MountError { source: e.into(), said: messages(&context) })?;
+        made.map_err(|e| MountError { source: e.into(), messages: messages(&context) })?;
         let mut attributes = READ | MountAttrFlags::MOUNT_ATTR_NOATIME;
         if read_only {
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
@@ -128,27 +156,36 @@ impl Mount {
         Ok(Mount(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(plain)?))
     }
 
-    /// Its ID ([`id`]), which stays when it is attached.
+    /// Returns the mount ID ([`id`]), which stays the same when the mount is attached.
+    ///
+    /// # Errors
+    /// Those of [`id`].
     pub fn id(&self) -> io::Result<u64> {
         id(&self.0)
     }
 
-    /// The directory at the top of it.
+    /// Opens the root directory of the mount.
+    ///
+    /// # Errors
+    /// Those of open(2).
     pub fn root(&self) -> io::Result<Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Dir::from(rustix::fs::openat(&self.0, ".", flags, Mode::empty())?))
     }
 
-    /// A path to it for this process, as long as the value lives.
+    /// Returns a path to the mount for this process, valid as long as this value lives.
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
-    /// Attaches it over the file or directory at `over`: read-only, without devices, setuid bits and programs. It has these
-    /// attributes before anybody can reach it.
+    /// Attaches the mount over the file or directory `over`: read-only, without device nodes, setuid bits or
+    /// execution. The mount has these attributes before any process can reach it.
     ///
-    /// Only for a thread with a namespace of its own ([`private_namespace`]): before Linux 5.12 a mount takes its attributes when
-    /// it is attached already, which only that thread sees.
+    /// Only for a thread with its own mount namespace ([`private_namespace`]). Before Linux 5.12 the
+    /// attributes can only be set after attaching, when only that thread sees the mount.
+    ///
+    /// # Errors
+    /// Those of mount_setattr(2), move_mount(2) and mount(2).
     pub fn attach_read_only(self, over: &Path) -> io::Result<()> {
         let attributes = READ.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
         let is_late = match attributes::add(&self.0, attributes, false) {
@@ -163,14 +200,20 @@ impl Mount {
         Ok(())
     }
 
-    /// Attaches it over the directory `over`, from where [`unmount`] takes it.
+    /// Attaches the mount over the directory `over`. Use [`unmount`] to remove it.
+    ///
+    /// # Errors
+    /// Those of move_mount(2).
     pub fn attach(self, over: &Dir) -> io::Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         Ok(move_mount(&self.0, "", over, "", flags)?)
     }
 }
 
-/// Whether the kernel has the file system `name`, which it loads now where it is a module.
+/// Reports whether the kernel supports the file system `name`, and loads its module if needed.
+///
+/// # Errors
+/// Those of reading /proc/filesystems.
 pub fn has_file_system(name: &str) -> io::Result<bool> {
     let is_listed = || -> io::Result<bool> {
         let list = fs::read_to_string("/proc/filesystems")?;
@@ -179,11 +222,11 @@ pub fn has_file_system(name: &str) -> io::Result<bool> {
     Ok(is_listed()? || (fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC).is_ok() && is_listed()?))
 }
 
-/// What the kernel says of a mount that it refused: a letter for the level and a line for each message.
+/// Returns the kernel's messages about a refused mount, without their level letters.
 fn messages(context: &OwnedFd) -> String {
     let mut all: Vec<String> = Vec::new();
     let mut buffer = [0; 1024];
-    // A bound, should a kernel answer the same for ever.
+    // The number of messages is limited in case a kernel returns the same one forever.
     while let (Ok(len @ 1..), true) = (rustix::io::read(context, &mut buffer), all.len() < 8) {
         let text = String::from_utf8_lossy(&buffer[..len]);
         let text = text.trim();
@@ -192,16 +235,19 @@ fn messages(context: &OwnedFd) -> String {
     all.join("; ")
 }
 
-/// Gives this thread, and those that it makes, a mount namespace of their own: what is mounted in it is seen by nobody else
-/// and goes with the last of them.
+/// Gives this thread and its future child threads their own mount namespace. Other threads do not see what is
+/// mounted in it, and it is unmounted when the last of these threads ends.
+///
+/// # Errors
+/// Those of unshare(2) and mount(2).
 pub fn private_namespace() -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     Ok(nix::mount::mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)?)
 }
 
-/// Lets what is mounted below the directory `dir` from now on appear in the mount namespaces that children of this process make
-/// (mount_namespaces(7), "SHARED SUBTREES"). To be called in a namespace of one's own.
+/// Makes future mounts below the directory `dir` propagate to the mount namespaces that children of this
+/// process create (mount_namespaces(7), "SHARED SUBTREES"). The caller must be in its own mount namespace.
 ///
 /// # Errors
 /// Those of mount(2).
@@ -211,25 +257,37 @@ pub fn share_below(dir: &Path) -> io::Result<()> {
     Ok(nix::mount::mount(none, dir, none, MsFlags::MS_SHARED, none)?)
 }
 
-/// Makes `dir` the working directory of this thread, which has one of its own since [`private_namespace`].
+/// Changes the working directory of this thread, which is its own since [`private_namespace`].
+///
+/// # Errors
+/// Those of chdir(2).
 pub fn work_in(dir: &Path) -> io::Result<()> {
     Ok(nix::unistd::chdir(dir)?)
 }
 
-/// Mounts an empty file system in memory over `dir`, for nobody but this user.
+/// Mounts an empty tmpfs over `dir`, accessible only to this user.
+///
+/// # Errors
+/// Those of mount(2).
 pub fn memory(dir: &Path) -> io::Result<()> {
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     Ok(nix::mount::mount(Some("larder"), dir, Some("tmpfs"), flags, Some("mode=0700"))?)
 }
 
-/// Mounts an empty file system in memory over `dir`, on which device nodes count and that every user may enter. Only for a
-/// thread with a namespace of its own ([`private_namespace`]).
+/// Mounts an empty tmpfs over `dir` on which device nodes work and that every user can enter. Only for a
+/// thread with its own mount namespace ([`private_namespace`]).
+///
+/// # Errors
+/// Those of mount(2).
 pub fn memory_for_devices(dir: &Path) -> io::Result<()> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     Ok(nix::mount::mount(Some("larder"), dir, Some("tmpfs"), flags, Some("mode=0711"))?)
 }
 
-/// Mounts an empty file system in memory over `dir`, for everybody to read: see [`is_our_view`].
+/// Mounts an empty tmpfs over `dir` that every user can read. [`is_larder_view`] recognizes it.
+///
+/// # Errors
+/// Those of mount(2).
 pub fn memory_for_all(dir: &Path) -> io::Result<()> {
     let mut options = "mode=0755".to_owned();
     if selinux::is_enforcing() {
@@ -238,47 +296,58 @@ pub fn memory_for_all(dir: &Path) -> io::Result<()> {
     Ok(nix::mount::mount(Some(VIEW_SOURCE), dir, Some("tmpfs"), VIEW_FLAGS, Some(options.as_str()))?)
 }
 
-/// Makes the file system that [`memory_for_all`] mounted over `dir` read-only.
+/// Makes the tmpfs that [`memory_for_all`] mounted over `dir` read-only.
+///
+/// # Errors
+/// Those of mount(2).
 pub fn memory_read_only(dir: &Path) -> io::Result<()> {
     let flags = VIEW_FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     Ok(nix::mount::mount(Some(VIEW_SOURCE), dir, None::<&str>, flags, None::<&str>)?)
 }
 
-/// What our file systems in memory for everybody call themselves.
+/// Source name of the tmpfs mounts that every user can read.
 const VIEW_SOURCE: &str = "larder-view";
 
-/// No devices, no setuid bits, no programs.
+/// Mount attributes: no device nodes, no setuid bits, no execution.
 const READ: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV
     .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
-/// The same for mount(2).
+/// The flags of mount(2) that correspond to [`READ`].
 const VIEW_FLAGS: MsFlags = MsFlags::MS_NODEV.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
 
-/// What every overlay of layers is mounted with: attributes by which a layer could name files of another place
-/// (`trusted.overlay.redirect`, `trusted.overlay.metacopy`) count nothing (Linux, filesystems/overlayfs.rst).
+/// Options of every overlay of layers. They disable the attributes with which a layer could refer to files
+/// elsewhere (`trusted.overlay.redirect`, `trusted.overlay.metacopy`; Linux, filesystems/overlayfs.rst).
 pub const OVERLAY_OPTIONS: [&str; 2] = ["redirect_dir=nofollow", "metacopy=off"];
 
-/// Maximum bytes of the list of directories that [`overlay`] takes: what a page (mount(2)) has left for it.
+/// Maximum length of the directory list for [`overlay`], in bytes: the space that remains in one page
+/// (mount(2)).
 pub const MAX_LOWER: usize = 4096 - "lowerdir=,redirect_dir=nofollow,metacopy=off\0".len();
 
-/// Mounts an overlay of directories, topmost first, read-only at `dir`: `lower` as in mount(8), at most [`MAX_LOWER`] bytes.
+/// Mounts a read-only overlay at `dir`. `lower` lists directories as in mount(8), topmost first, in at most
+/// [`MAX_LOWER`] bytes.
+///
+/// # Errors
+/// Those of mount(2).
 pub fn overlay(lower: &str, dir: &Path) -> io::Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     let options = format!("lowerdir={lower},{}", OVERLAY_OPTIONS.join(","));
     Ok(nix::mount::mount(Some(OVERLAY_SOURCE), dir, Some("overlay"), flags, Some(options.as_str()))?)
 }
 
-/// The source that our overlays name.
+/// Source name of Larder's overlay mounts.
 const OVERLAY_SOURCE: &str = "larder";
 
-/// Returns whether what is mounted at `path`, which is absolute and without symbolic links, is a file system that
-/// [`memory_for_all`] mounted; `None` if nothing is mounted there.
-pub fn is_our_view(path: &Path) -> io::Result<Option<bool>> {
-    is_called(path, b"tmpfs", VIEW_SOURCE)
+/// Reports whether [`memory_for_all`] mounted the file system at `path`; `None` if nothing is mounted there.
+/// `path` must be absolute and free of symbolic links.
+///
+/// # Errors
+/// Those of reading /proc/thread-self/mountinfo.
+pub fn is_larder_view(path: &Path) -> io::Result<Option<bool>> {
+    is_mounted_from(path, b"tmpfs", VIEW_SOURCE)
 }
 
-fn is_called(path: &Path, wanted: &[u8], name: &str) -> io::Result<Option<bool>> {
+fn is_mounted_from(path: &Path, wanted: &[u8], name: &str) -> io::Result<Option<bool>> {
     let text = fs::read("/proc/thread-self/mountinfo")?;
     let found = text.split(|b| *b == b'\n').rev().find_map(|line| {
         let mut fields = line.split(|b| *b == b' ');
@@ -291,14 +360,18 @@ fn is_called(path: &Path, wanted: &[u8], name: &str) -> io::Result<Option<bool>>
     Ok(found)
 }
 
-/// Whether something is mounted at `dir` itself (statx(2), Linux 5.8).
+/// Reports whether `dir` itself is a mount point (statx(2), Linux 5.8).
+///
+/// # Errors
+/// Those of statx(2).
 pub fn is_mount_point(dir: &Dir) -> io::Result<bool> {
     use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
     let facts = statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
     Ok(facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Makes the mount at `path` read-only for this mount namespace. Copies of the mount in other namespaces stay as they are.
+/// Makes the mount at `path` read-only in this mount namespace. Copies of the mount in other namespaces are
+/// not changed.
 ///
 /// # Errors
 /// Those of mount_setattr(2); `ENOSYS` before Linux 5.12.
@@ -306,15 +379,22 @@ pub fn make_read_only(path: &Path) -> io::Result<()> {
     attributes::add(&Dir::open(path)?, MountAttrFlags::MOUNT_ATTR_RDONLY, false)
 }
 
-/// Unmounts what is mounted at `path`; `EBUSY` while anybody uses it. All that was written is on the device then.
+/// Unmounts the file system at `path`. Afterwards, all written data is on the device.
+///
+/// # Errors
+/// Those of umount2(2); `EBUSY` while the mount is in use.
 pub fn unmount(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::UMOUNT_NOFOLLOW)?)
 }
 
-/// Whether nobody has anything open on what is mounted at `path`, a file or a directory, on which nothing else is mounted. Overlays that stand on it
-/// are not seen.
+/// Reports whether no file or directory of the mount at `path` is open and nothing else is mounted on it.
+/// Overlays that use the mount as a layer are not detected.
+///
+/// # Errors
+/// Those of lstat(2) and umount2(2).
 pub fn is_idle(path: &Path) -> io::Result<bool> {
-    // Looking at a mount takes back the mark of an earlier question, with which this one would unmount it.
+    // Accessing the mount clears the expiry mark of an earlier call. With that mark, this call would unmount
+    // it.
     fs::symlink_metadata(path)?;
     match nix::mount::umount2(path, MntFlags::MNT_EXPIRE | MntFlags::UMOUNT_NOFOLLOW) {
         Err(Errno::EAGAIN) => Ok(true),
@@ -323,14 +403,17 @@ pub fn is_idle(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Takes what is mounted at `path`, and on directories in it, out of sight in one step. What is in use of it goes when it is no
-/// longer.
+/// Detaches the mount at `path` and all mounts below it in one step. They disappear once they are no longer
+/// in use.
+///
+/// # Errors
+/// Those of umount2(2).
 pub fn unmount_tree(path: &Path) -> io::Result<()> {
     Ok(nix::mount::umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?)
 }
 
-/// Ends the propagation of mounts below `dir`, which is a mount point: what is unmounted there from now on stays elsewhere, also in
-/// other mount namespaces.
+/// Stops the propagation of mounts below the mount point `dir`. What is unmounted there later remains mounted
+/// elsewhere, including other mount namespaces.
 ///
 /// # Errors
 /// Those of mount(2); `EINVAL` if nothing is mounted at `dir`.
@@ -346,11 +429,11 @@ mod tests {
     use super::super::mounts::copies_below;
     use super::*;
 
-    /// A directory cannot be removed while this namespace has a copy of what was mounted on it.
+    /// A directory cannot be removed while this namespace has a copy of the mount that was on it.
     #[test]
     fn copies_in_the_root_of_a_container() {
         if !nix::unistd::geteuid().is_root() {
-            return eprintln!("skipped: it mounts, so run it as root");
+            return eprintln!("skipped: this test mounts file systems and needs root");
         }
         let run = || {
             private_namespace().unwrap();
@@ -366,7 +449,7 @@ mod tests {
             let (none, recursive) = (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC);
             nix::mount::mount(Some(&mounts), &root, none, recursive, none).unwrap();
             make_private(&root).unwrap();
-            // Another container's copy of another volume.
+            // A copy of another volume in another container.
             let other = tasks.join("id/rootfs/other");
             create_dir_all(&other).unwrap();
             memory(&other).unwrap();
@@ -387,11 +470,11 @@ mod tests {
         std::thread::spawn(run).join().unwrap();
     }
 
-    /// What other mounts of the same group have stays.
+    /// Mounts of other members of the peer group remain.
     #[test]
-    fn what_is_private_is_unmounted_alone() {
+    fn private_mounts_do_not_propagate_unmounts() {
         if !nix::unistd::geteuid().is_root() {
-            return eprintln!("skipped: it mounts, so run it as root");
+            return eprintln!("skipped: this test mounts file systems and needs root");
         }
         let run = || {
             private_namespace().unwrap();
@@ -404,7 +487,7 @@ mod tests {
             nix::mount::mount(Some(&one), &two, none, MsFlags::MS_BIND, none).unwrap();
             memory(&one.join("k1")).unwrap();
             fs::write(one.join("k1/cache.json"), "").unwrap();
-            assert!(two.join("k1/cache.json").exists(), "they are one group");
+            assert!(two.join("k1/cache.json").exists(), "they are one peer group");
             make_private(&two).unwrap();
             unmount_tree(&two.join("k1")).unwrap();
             assert!(one.join("k1/cache.json").exists() && !two.join("k1/cache.json").exists());

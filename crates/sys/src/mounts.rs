@@ -1,8 +1,8 @@
-//! Who else uses a directory: mounts, in every mount namespace that may be looked into (proc_pid_mountinfo(5)), and loop
-//! devices that stand on a file in it (sysfs).
+//! Other users of a directory: mounts in every readable mount namespace (proc_pid_mountinfo(5)), and loop
+//! devices attached to a file in it (sysfs).
 //!
-//! A process may look into the namespaces of those that have no more capabilities than itself (ptrace(2), access mode
-//! checks); what is mounted on the host comes into its own.
+//! A process can read the namespaces of processes that have no more capabilities than itself (ptrace(2),
+//! access mode checks). Mounts of the host propagate into the namespace of this process.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -14,33 +14,34 @@ use std::path::{Path, PathBuf};
 
 use super::loop_device::{self, Backing};
 
-/// What was mounted, and what loop devices stood on, when it was read.
+/// A snapshot of the mounts and the backing files of loop devices.
 #[derive(Clone, Debug, Default)]
 pub struct Mounts {
-    /// Of this thread first; in the order of the kernel, so that what lies on top comes last.
+    /// Mounts by namespace, starting with the one of this thread. They are in kernel order: a mount on top
+    /// comes last.
     namespaces: Vec<Vec<Mount>>,
     backing: Vec<Backing>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Mount {
-    /// `major:minor` of the file system.
+    /// Device number `major:minor` of the file system.
     device: Vec<u8>,
-    /// What of the file system is mounted.
+    /// Mounted directory, as a path in the file system.
     root: PathBuf,
-    /// Where.
+    /// Mount point, as a path in its namespace.
     point: PathBuf,
     /// Options of the file system.
     options: Vec<u8>,
 }
 
 impl Mount {
-    /// Whether it is an overlay with a layer that is the directory at `path` or in it.
-    fn stands_on(&self, path: &Path) -> bool {
+    /// Reports whether this is an overlay with a lower layer at `path` or below it.
+    fn has_layer_in(&self, path: &Path) -> bool {
         lower(&self.options).any(|dir| Path::new(OsStr::from_bytes(dir)).starts_with(path))
     }
 
-    /// Whether it is an overlay whose upper directory is the one at `path` or in it.
+    /// Reports whether this is an overlay with the upper directory at `path` or below it.
     fn is_written_to(&self, path: &Path) -> bool {
         let options = self.options.split(|b| *b == b',');
         let mut upper = options.filter_map(|option| option.strip_prefix(b"upperdir="));
@@ -48,16 +49,16 @@ impl Mount {
     }
 }
 
-/// One way in which a directory is used.
+/// One way in which a directory is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// Something is mounted on it, or on a directory in it.
+    /// A mount is on the directory, or on a directory in it.
     Covered(PathBuf),
-    /// It, or something in it, is mounted elsewhere.
+    /// The directory, or part of it, is mounted elsewhere.
     Mounted(PathBuf),
-    /// It is a layer of an overlay.
+    /// The directory, or part of it, is a layer of an overlay.
     Layered(PathBuf),
-    /// A loop device stands on a file in it.
+    /// A loop device is attached to a file in the directory.
     Attached(String),
 }
 
@@ -66,21 +67,24 @@ impl fmt::Display for Use {
         match self {
             Use::Covered(at) => write!(f, "something is mounted on {}", at.display()),
             Use::Mounted(at) => write!(f, "it is mounted at {}", at.display()),
-            Use::Layered(at) => write!(f, "the overlay at {} stands on it", at.display()),
-            Use::Attached(device) => write!(f, "{device} stands on a file in it"),
+            Use::Layered(at) => write!(f, "it is a layer of the overlay at {}", at.display()),
+            Use::Attached(device) => write!(f, "{device} is attached to a file in it"),
         }
     }
 }
 
 impl Mounts {
-    /// Reads them.
+    /// Reads the mounts and loop devices of this machine.
+    ///
+    /// # Errors
+    /// Those of reading /proc and /sys.
     pub fn read() -> io::Result<Self> {
         let mut namespaces = vec![parse(&fs::read("/proc/thread-self/mountinfo")?)];
         let mut seen: HashSet<OsString> = HashSet::new();
         seen.extend(fs::read_link("/proc/thread-self/ns/mnt").map(PathBuf::into_os_string));
         for entry in fs::read_dir("/proc")? {
             let process = entry?.path();
-            // Whoever is gone meanwhile, or not to be looked at, is passed over.
+            // Skip processes that have ended in the meantime or cannot be inspected.
             let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else { continue };
             if seen.insert(namespace.into_os_string())
                 && let Ok(bytes) = fs::read(process.join("mountinfo"))
@@ -91,8 +95,8 @@ impl Mounts {
         Ok(Mounts { namespaces, backing: loop_device::backing()? })
     }
 
-    /// The first way in which the directory at `path`, absolute and without symbolic links, is used; `None` where nobody
-    /// is seen to use it.
+    /// Returns the first way in which the directory at `path` is used; `None` if no user is visible. `path`
+    /// must be absolute and free of symbolic links.
     pub fn use_of(&self, path: &Path) -> Option<Use> {
         if let Some(found) = self.backing.iter().find(|backing| backing.file.starts_with(path)) {
             return Some(Use::Attached(found.device.display().to_string()));
@@ -106,7 +110,7 @@ impl Mounts {
                 Some(Use::Covered(point()))
             } else if mount.device == holder.device && mount.root.starts_with(&inside) {
                 Some(Use::Mounted(point()))
-            } else if mount.stands_on(path) {
+            } else if mount.has_layer_in(path) {
                 Some(Use::Layered(point()))
             } else {
                 None
@@ -114,28 +118,30 @@ impl Mounts {
         })
     }
 
-    /// An overlay that stands on the directory at `path` or on one in it.
+    /// Returns the mount point of an overlay with a layer at `path` or below it.
     pub fn overlay_on(&self, path: &Path) -> Option<&Path> {
-        let found = self.namespaces.iter().flatten().find(|mount| mount.stands_on(path));
+        let found = self.namespaces.iter().flatten().find(|mount| mount.has_layer_in(path));
         found.map(|mount| mount.point.as_path())
     }
 
-    /// An overlay that is written to the directory at `path` or to one in it.
+    /// Returns the mount point of an overlay with the upper directory at `path` or below it.
     pub fn overlay_over(&self, path: &Path) -> Option<&Path> {
         let found = self.namespaces.iter().flatten().find(|mount| mount.is_written_to(path));
         found.map(|mount| mount.point.as_path())
     }
 
-    /// Where this thread has something mounted in the directory at `path`, the directory itself left out.
+    /// Returns the mount points of this thread's namespace below the directory `path`, without `path` itself.
     pub fn points_in(&self, path: &Path) -> Vec<&Path> {
         let own = self.namespaces.first().into_iter().flatten().map(|mount| mount.point.as_path());
         own.filter(|point| point.starts_with(path) && *point != path).collect()
     }
 }
 
-/// Copies of the mount at `path`, absolute, in the mount namespace of this thread: mounts below `tasks` in the root file system
-/// of a container. A container that mounts `tasks`, where its runtime prepared it, has such copies of the mounts that were there
-/// before: the runtime mounts one directory after the other, and each with all mounts in it (Linux,
+/// Returns the copies of the mount at the absolute `path` in the mount namespace of this thread: mounts below
+/// `tasks` in the root file system of a container.
+///
+/// A container that mounts `tasks`, where its runtime prepared it, has copies of the mounts that existed
+/// before. The runtime mounts one directory after the other, each with all mounts in it (Linux,
 /// filesystems/sharedsubtree.rst, MS_REC).
 ///
 /// # Errors
@@ -147,7 +153,8 @@ pub fn copies_below(tasks: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(points.filter(|point| point.starts_with(tasks) && point.ends_with(&copy)).collect())
 }
 
-/// `36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`; lines of another form are left out.
+/// Parses lines such as `36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw,errors=continue`.
+/// Lines of another form are skipped.
 fn parse(bytes: &[u8]) -> Vec<Mount> {
     let line = |line: &[u8]| {
         let mut fields = line.split(|b| *b == b' ');
@@ -164,7 +171,7 @@ fn parse(bytes: &[u8]) -> Vec<Mount> {
     bytes.split(|b| *b == b'\n').filter_map(line).collect()
 }
 
-/// The lower directories among the options of an overlay.
+/// Returns the lower directories from the options of an overlay.
 fn lower(options: &[u8]) -> impl Iterator<Item = &[u8]> {
     let values = options.split(|b| *b == b',').filter_map(|option| {
         option.strip_prefix(b"lowerdir=").or_else(|| option.strip_prefix(b"lowerdir+="))
@@ -172,7 +179,7 @@ fn lower(options: &[u8]) -> impl Iterator<Item = &[u8]> {
     values.flat_map(|value| value.split(|b| *b == b':'))
 }
 
-/// Space, tab, newline and backslash are written as three octal digits.
+/// Decodes the three-digit octal escapes of space, tab, newline and backslash.
 pub(super) fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -245,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_overlay_writes_to() {
+    fn overlay_upper_directories() {
         let container = "30 1 0:50 / /merged rw - overlay overlay rw,lowerdir=3:2,upperdir=/s/snapshots/4/fs,workdir=/s/w";
         let of = |path: &str| mounts(container).overlay_over(Path::new(path)).map(Path::to_owned);
         assert_eq!(of("/s"), Some("/merged".into()));

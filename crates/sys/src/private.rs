@@ -10,24 +10,28 @@ use nix::fcntl::OFlag;
 
 use super::{Dir, process};
 
-/// A file is not read because of who else may.
+/// A private file was not read, for example because its mode is too permissive.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Its mode lets others in.
-    #[error("its mode is {mode:04o}, which lets others read or change it: chmod 600")]
+    /// The mode of the file gives access to other users.
+    #[error("its mode is {mode:04o}, so other users can read or change it: run chmod 600")]
     Open {
-        /// The mode.
+        /// Permission bits of the file.
         mode: u32,
     },
-    /// The file system refuses, or it is too long or no regular file.
+    /// The file cannot be read, is too long, or is not a regular file.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-/// Reads the regular file at `path`, following links, of at most `limit` bytes.
+/// Reads the regular file at `path` of at most `limit` bytes, following links.
 ///
-/// As ssh does it: of one's own file the group may do nothing. With another's (a Secret that Kubernetes gives to the group of a
-/// pod, a key that root gives to the group of a daemon) the group may read. Nobody else may do anything.
+/// The rule is that of ssh: a file of this user must not be accessible to the group. A file of another user
+/// can be readable by the group, such as a Secret that Kubernetes gives to the group of a pod. No file can be
+/// accessible to others.
+///
+/// # Errors
+/// [`ReadError`] if the file is too long, not regular, or accessible to others.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let (file, exposed) = open(path)?;
     if let Some(exposed) = exposed {
@@ -41,37 +45,42 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     Ok(bytes)
 }
 
-/// Opens the regular file at `path`, following links, and returns the reason for which [`read`] would refuse it.
+/// Opens the regular file at `path`, following links, and also returns the reason for which [`read`] would
+/// refuse it.
 ///
 /// # Errors
-/// The file system refuses, or it is no regular file.
+/// Those of open(2); `InvalidInput` if it is not a regular file.
 pub fn open(path: &Path) -> io::Result<(File, Option<ReadError>)> {
-    // A pipe without a writer does not keep us.
+    // Do not block on a pipe without a writer.
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
     let facts = file.metadata()?;
     if !facts.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let (mode, own) = (facts.mode() & 0o7777, facts.uid() == process::ids().0);
     let exposed = mode & if own { 0o077 } else { 0o037 } != 0;
     Ok((file, exposed.then_some(ReadError::Open { mode })))
 }
 
-/// Creates the file at `path`, which must not exist, with mode 0600 from its first instant, durably.
+/// Creates the file at `path` durably, with mode 0600 from the start. It must not exist.
+///
+/// # Errors
+/// Those of open(2), write(2) and fsync(2).
 pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| sync_parent(path));
     if written.is_err() {
-        // Half a key is of no use, and would be in the way of the next try.
+        // Delete a partial file, because it is useless and would make the next attempt fail.
         let _ = std::fs::remove_file(path);
     }
     written
 }
 
-/// Creates the directory at `path` with mode 0700, whatever the umask, and returns whether it is new. The parent must exist.
+/// Creates the directory at `path` with mode 0700, regardless of the umask, and returns whether it is new.
+/// The parent must exist.
 ///
 /// # Errors
-/// Those of mkdir(2), except that the name may exist: then nothing is changed.
+/// Those of mkdir(2), except `EEXIST`: an existing name is not changed.
 pub fn create_dir(path: &Path) -> io::Result<bool> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => Ok(true),
@@ -93,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_private_is_read() {
+    fn only_private_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         create(&path, b"secret").unwrap();
@@ -123,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn anothers_file_may_be_the_groups() {
+    fn a_file_of_another_user_can_be_group_readable() {
         if process::ids().0 != 0 {
             return;
         }

@@ -1,9 +1,10 @@
-//! What this process may do (capabilities(7)), read from the effective set rather than guessed from the user ID.
+//! Capabilities of this process (capabilities(7)), read from the effective set and not inferred from the user
+//! ID.
 
 use std::fmt;
 use std::io;
 
-/// Capabilities that writing image layers asks for.
+/// Capabilities that writing image layers requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "named in capabilities(7)")]
 pub enum Capability {
@@ -17,8 +18,8 @@ pub enum Capability {
 }
 
 impl Capability {
-    /// All without which a layer cannot be written as it is. `CAP_SYS_ADMIN` is not among them: without it opaque
-    /// directories are settled as whiteouts.
+    /// The capabilities without which a layer cannot be written exactly. `CAP_SYS_ADMIN` is not included:
+    /// without it, opaque directories are written as whiteouts.
     pub const REQUIRED: [Capability; 6] = [
         Capability::Chown,
         Capability::DacOverride,
@@ -28,7 +29,7 @@ impl Capability {
         Capability::Setfcap,
     ];
 
-    /// Bit in the capability sets (linux/capability.h).
+    /// Returns the bit in the capability sets (linux/capability.h).
     pub(super) fn bit(self) -> u32 {
         match self {
             Capability::Chown => 0,
@@ -41,10 +42,10 @@ impl Capability {
         }
     }
 
-    /// What cannot be done without it.
+    /// Returns a phrase for the operation that requires the capability.
     pub fn purpose(self) -> &'static str {
         match self {
-            Capability::Chown => "give files the owners that the image names",
+            Capability::Chown => "give files the owners in the image",
             Capability::DacOverride => "write below directories of other owners",
             Capability::Fowner => "set modes, times and attributes of files of other owners",
             Capability::Fsetid => "keep setgid bits of other groups",
@@ -77,7 +78,10 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Reads them from /proc (proc_pid_status(5)).
+    /// Reads the capabilities from /proc (proc_pid_status(5)).
+    ///
+    /// # Errors
+    /// Those of reading /proc; `InvalidData` if the file has no `CapEff`.
     pub fn effective() -> io::Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status")?;
         let effective = parse_effective(&status)
@@ -86,14 +90,14 @@ impl Capabilities {
         Ok(Capabilities { effective, initial_namespace: is_initial(&map) })
     }
 
-    /// Whether `capability` is there. `CAP_SYS_ADMIN` counts in the initial user namespace only: elsewhere the kernel
-    /// refuses trusted.* attributes all the same.
+    /// Reports whether `capability` is effective. `CAP_SYS_ADMIN` counts only in the initial user namespace,
+    /// because the kernel refuses trusted.* attributes elsewhere.
     pub fn has(&self, capability: Capability) -> bool {
         let there = self.effective >> capability.bit() & 1 == 1;
         there && (capability != Capability::SysAdmin || self.initial_namespace)
     }
 
-    /// The required ones that are missing.
+    /// Returns the missing ones of [`Capability::REQUIRED`].
     pub fn missing(&self) -> Vec<Capability> {
         Capability::REQUIRED.into_iter().filter(|capability| !self.has(*capability)).collect()
     }
@@ -104,7 +108,8 @@ fn parse_effective(status: &str) -> Option<u64> {
     u64::from_str_radix(line.trim(), 16).ok()
 }
 
-/// The initial user namespace maps every ID onto itself (user_namespaces(7)).
+/// Reports whether `uid_map` is that of the initial user namespace, which maps every ID to itself
+/// (user_namespaces(7)).
 fn is_initial(uid_map: &str) -> bool {
     uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
@@ -115,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_pod_of_the_baseline_profile() {
-        // CHOWN DAC_OVERRIDE FOWNER FSETID MKNOD SETFCAP
+        // The bits of CHOWN, DAC_OVERRIDE, FOWNER, FSETID, MKNOD and SETFCAP.
         let effective = parse_effective("Name:\tx\nCapEff:\t000000008800001b\n").unwrap();
         let pod = Capabilities { effective, initial_namespace: true };
         assert!(pod.missing().is_empty());

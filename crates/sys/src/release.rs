@@ -1,18 +1,18 @@
-//! The release of the kernel that runs.
+//! Release of the running kernel.
 
 use std::fs;
 
-/// Its name, as in `/lib/modules`; empty where it cannot be read.
+/// Returns the release name, as in `/lib/modules`; empty if it cannot be read.
 pub fn name() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
-/// Whether it is Linux `major`.`minor` or newer.
+/// Reports whether the kernel is Linux `major`.`minor` or newer.
 pub fn is_at_least(major: u32, minor: u32) -> bool {
     parsed(&name()).is_some_and(|release| release >= (major, minor))
 }
 
-/// `6.18.44-fc` is 6.18.
+/// Parses the first two numbers: `6.18.44-fc` is 6.18.
 fn parsed(name: &str) -> Option<(u32, u32)> {
     let mut numbers = name.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

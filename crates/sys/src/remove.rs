@@ -1,18 +1,21 @@
-//! Removing trees.
+//! Deletion of directory trees.
 
 use std::io;
 
 use super::dir::{self, Dir};
 use super::walk::{Visitor, walk};
 
-/// Removes `name` and everything below it; a name that is not there is no error.
+/// Deletes `name` and everything below it. A missing name is not an error.
+///
+/// # Errors
+/// Those of unlink(2), rmdir(2), chmod(2) and of reading directories.
 pub fn tree(parent: &Dir, name: &[u8]) -> io::Result<()> {
     match parent.unlink(name) {
         Err(e) if e.kind() == io::ErrorKind::IsADirectory => {}
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => return Ok(()),
     }
-    open_up(parent, name)?;
+    make_accessible(parent, name)?;
     walk(parent.open_dir(name)?, &mut Removal)?;
     parent.remove_dir(name)
 }
@@ -27,7 +30,7 @@ impl Visitor for Removal {
         for name in dir.names()? {
             match dir.unlink(&name) {
                 Err(e) if e.kind() == io::ErrorKind::IsADirectory => {
-                    open_up(dir, &name)?;
+                    make_accessible(dir, &name)?;
                     directories.push(name);
                 }
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -46,8 +49,9 @@ impl Visitor for Removal {
     }
 }
 
-/// Modes come from images; a builder without `CAP_DAC_OVERRIDE` has to open up its own directories.
-fn open_up(parent: &Dir, name: &[u8]) -> io::Result<()> {
+/// Gives the owner all rights to a directory. Modes come from images, and a builder without
+/// `CAP_DAC_OVERRIDE` could not delete the entries otherwise.
+fn make_accessible(parent: &Dir, name: &[u8]) -> io::Result<()> {
     match parent.open_dir(name) {
         Ok(dir) if dir.stat_self()?.mode & 0o700 == 0o700 => Ok(()),
         Ok(dir) => dir::set_mode(&dir, 0o700),

@@ -1,12 +1,12 @@
-//! SELinux, where the kernel enforces a policy (selinux(8)).
+//! SELinux, if the kernel enforces a policy (selinux(8)).
 
 use std::fs;
 
-/// The context of layers that containers may read and run, in the policies of container hosts (container_selinux(8)). It is
-/// given to whole file systems, for what is on a volume comes without labels.
+/// Context of layers that containers may read and execute, in the policies of container hosts
+/// (container_selinux(8)). It applies to whole file systems, because files on a volume have no labels.
 pub const LAYERS: &str = "system_u:object_r:container_ro_file_t:s0";
 
-/// Whether the policy is enforced.
+/// Reports whether the kernel enforces the policy.
 pub fn is_enforcing() -> bool {
     fs::read("/sys/fs/selinux/enforce").is_ok_and(|text| text.starts_with(b"1"))
 }

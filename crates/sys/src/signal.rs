@@ -1,4 +1,4 @@
-//! Signals to processes that this one started (kill(2)).
+//! Signals to child processes (kill(2)).
 
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
@@ -6,27 +6,36 @@ use std::os::unix::process::ExitStatusExt as _;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-/// Asks a process to end (SIGTERM).
+/// Requests that a process terminates (SIGTERM).
+///
+/// # Errors
+/// Those of kill(2); `InvalidInput` for a process ID that does not name a single process.
 pub fn terminate(pid: u32) -> io::Result<()> {
     Ok(kill(process(pid)?, Signal::SIGTERM)?)
 }
 
-/// Whether a process ended by [`terminate`], which it did not listen to.
+/// Reports whether a process was killed by [`terminate`], because it has no handler for SIGTERM.
 pub fn ended_by_request(status: std::process::ExitStatus) -> bool {
     status.signal() == Some(Signal::SIGTERM as i32)
 }
 
-/// Ends a process (SIGKILL).
+/// Kills a process (SIGKILL).
+///
+/// # Errors
+/// Those of kill(2); `InvalidInput` for a process ID that does not name a single process.
 pub fn end(pid: u32) -> io::Result<()> {
     Ok(kill(process(pid)?, Signal::SIGKILL)?)
 }
 
-/// Ends every process of a group (SIGKILL).
+/// Kills every process of a process group (SIGKILL).
+///
+/// # Errors
+/// Those of killpg(3); `InvalidInput` for a process ID that does not name a single process.
 pub fn end_group(leader: u32) -> io::Result<()> {
     Ok(killpg(process(leader)?, Signal::SIGKILL)?)
 }
 
-/// 0 and -1 stand for groups and for everything, and 1 is never ours.
+/// Rejects 0 and -1, which mean groups and all processes, and 1, which is never a child of this process.
 fn process(pid: u32) -> io::Result<Pid> {
     match i32::try_from(pid) {
         Ok(pid) if pid > 1 => Ok(Pid::from_raw(pid)),

@@ -1,4 +1,4 @@
-//! Unix sockets in the file system (unix(7)), which nobody but those meant can connect to at any time.
+//! Unix sockets in the file system (unix(7)) that other users cannot connect to at any time.
 
 pub mod activation;
 
@@ -10,18 +10,21 @@ use std::path::Path;
 
 use super::dir;
 
-/// What is where a socket is to be.
+/// State of the path at which a socket will be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Nothing, or a socket at which nobody answers.
+    /// The path is free, or has a dead socket.
     Free,
-    /// Something else than a socket.
+    /// The path is not a socket.
     NotASocket,
-    /// A socket at which somebody answers.
+    /// A process listens at the socket.
     Occupied,
 }
 
-/// Looks at the place. An error of somebody else's socket that is not dead, as of one with a full backlog, is told.
+/// Examines the path of a socket.
+///
+/// # Errors
+/// Those of lstat(2) and connect(2), for example if the socket is alive but its backlog is full.
 pub fn place(path: &Path) -> io::Result<Place> {
     match fs::symlink_metadata(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Place::Free),
@@ -35,14 +38,18 @@ pub fn place(path: &Path) -> io::Result<Place> {
     }
 }
 
-/// Binds a socket at `path`, over a dead one, with this mode and group; it does not block. Its directory is made where that
-/// is missing.
+/// Binds a non-blocking socket with this mode and group at `path`, and replaces a dead one. Its directory is
+/// created if missing.
 ///
-/// It is bound in a directory that only we can enter, and put in its place when mode and group are right: at no time can
-/// anybody else connect, and the umask of a process with many threads is left alone.
+/// The socket is bound in a private directory and renamed to `path` once its mode and group are correct. No
+/// other user can connect before that, and the process-wide umask is not changed, which would affect other
+/// threads.
+///
+/// # Errors
+/// Those of creating the directory and the socket; `InvalidInput` if `path` has no file name.
 pub fn bind(path: &Path, mode: u32, gid: Option<u32>) -> io::Result<UnixListener> {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    // /run is empty after each boot, and only systemd makes a RuntimeDirectory=.
+    // /run is empty after each boot, and only systemd creates a RuntimeDirectory=.
     dir::create_all(parent, 0o755)?;
     let nursery = parent.join(match path.file_name() {
         Some(name) => format!(".bind.{}", name.display()),

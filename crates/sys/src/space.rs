@@ -1,4 +1,4 @@
-//! Space on a file system, and keeping it for a file.
+//! Space on a file system, and its allocation to files.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,55 +14,67 @@ use nix::sys::statvfs::fstatvfs;
 use super::dir::Dir;
 use super::walk::{Visitor, walk};
 
-/// What matters of a file system to somebody who counts bytes on it.
+/// Properties of a file system that affect space accounting.
 #[derive(Clone, Copy, Debug)]
 pub struct FileSystem {
-    /// Unit in which files occupy space, bytes.
+    /// Allocation unit of files, in bytes.
     pub block: u64,
-    /// Whether it is xfs, which gives a growing file more blocks than it needs unless they are asked for beforehand.
+    /// `true` for XFS, which gives a growing file more blocks than it needs unless they are preallocated.
     pub is_xfs: bool,
 }
 
 impl FileSystem {
-    /// Asks the file system that holds an open inode.
+    /// Reads the properties of the file system that contains an open inode.
+    ///
+    /// # Errors
+    /// Those of fstatfs(2).
     pub fn of(fd: impl AsFd) -> io::Result<Self> {
         let facts = statfs::fstatfs(fd)?;
         let block = u64::try_from(facts.block_size()).unwrap_or(4096).clamp(512, 1 << 20);
         Ok(FileSystem { block, is_xfs: facts.filesystem_type() == statfs::XFS_SUPER_MAGIC })
     }
 
-    /// `bytes` rounded up to whole blocks.
+    /// Rounds `bytes` up to whole blocks.
     pub fn round_up(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.block).saturating_mul(self.block)
     }
 }
 
-/// Bytes that the file system that holds `dir` has left for a process without privileges (statvfs(3), `f_bavail`).
+/// Returns the free bytes of the file system of `dir` for an unprivileged process (statvfs(3), `f_bavail`).
+///
+/// # Errors
+/// Those of fstatvfs(3).
 pub fn free(dir: &Dir) -> io::Result<u64> {
     let facts = fstatvfs(dir)?;
     Ok(facts.blocks_available() * facts.fragment_size())
 }
 
-/// Bytes that the file system that holds `dir` has in all (statvfs(3), `f_blocks`).
+/// Returns the total bytes of the file system of `dir` (statvfs(3), `f_blocks`).
+///
+/// # Errors
+/// Those of fstatvfs(3).
 pub fn total(dir: &Dir) -> io::Result<u64> {
     let facts = fstatvfs(dir)?;
     Ok(facts.blocks() * facts.fragment_size())
 }
 
-/// What a file system has and has left, for a process without privileges (statvfs(3)).
+/// Total and free space of a file system for an unprivileged process (statvfs(3)).
 #[derive(Clone, Copy, Debug)]
 pub struct Usage {
-    /// Bytes in all.
+    /// Total size, in bytes.
     pub size: u64,
-    /// Bytes left.
+    /// Free space, in bytes.
     pub free: u64,
-    /// Inodes in all; 0 where they are not counted.
+    /// Total number of inodes; 0 if the file system does not count them.
     pub inodes: u64,
-    /// Inodes left.
+    /// Number of free inodes.
     pub free_inodes: u64,
 }
 
-/// Asks the file system that holds `dir`.
+/// Returns the total and free space of the file system of `dir`.
+///
+/// # Errors
+/// Those of fstatvfs(3).
 pub fn usage(dir: &Dir) -> io::Result<Usage> {
     let facts = fstatvfs(dir)?;
     let unit = facts.fragment_size();
@@ -74,8 +86,11 @@ pub fn usage(dir: &Dir) -> io::Result<Usage> {
     })
 }
 
-/// Allocates `len` bytes of a file from `offset` on without changing its size (fallocate(2), `FALLOC_FL_KEEP_SIZE`); file
-/// systems that cannot are left as they are.
+/// Allocates `len` bytes of a file at `offset` without changing its size (fallocate(2),
+/// `FALLOC_FL_KEEP_SIZE`). Does nothing if the file system does not support it.
+///
+/// # Errors
+/// Those of fallocate(2); `EFBIG` if the range is too large.
 pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
         return Err(Errno::EFBIG.into());
@@ -86,8 +101,11 @@ pub fn preallocate(file: &File, offset: u64, len: u64) -> io::Result<()> {
     }
 }
 
-/// Gives the blocks of a part of a file back without changing its size (fallocate(2), `FALLOC_FL_PUNCH_HOLE`); false where
-/// the file system cannot.
+/// Releases the blocks of a range of a file without changing its size (fallocate(2), `FALLOC_FL_PUNCH_HOLE`).
+/// Returns `false` if the file system does not support it.
+///
+/// # Errors
+/// Those of fallocate(2); `EFBIG` if the range is too large.
 pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
         return Err(Errno::EFBIG.into());
@@ -100,7 +118,11 @@ pub fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
     }
 }
 
-/// Makes an empty file `len` bytes large and keeps all of them for it (fallocate(2)); false where the file system cannot.
+/// Extends an empty file to `len` bytes and allocates all of them (fallocate(2)). Returns `false` if the file
+/// system does not support it.
+///
+/// # Errors
+/// Those of fallocate(2); `EFBIG` if `len` is too large.
 pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
     let len = i64::try_from(len).map_err(|_| Errno::EFBIG)?;
     match fallocate(file, FallocateFlags::empty(), 0, len) {
@@ -109,7 +131,11 @@ pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
     }
 }
 
-/// Shares the blocks of `from` with the empty file `to` (ioctl_ficlone(2)); false where the file system cannot.
+/// Shares the blocks of `from` with the empty file `to` (ioctl_ficlone(2)). Returns `false` if the file
+/// system does not support it.
+///
+/// # Errors
+/// Those of ioctl_ficlone(2).
 pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     use rustix::io::Errno;
     match rustix::fs::ioctl_ficlone(to.as_fd(), from.as_fd()) {
@@ -119,11 +145,14 @@ pub fn reflink(from: &File, to: &File) -> io::Result<bool> {
     }
 }
 
-/// Copies what `from` holds to the empty file `to`; holes stay holes (lseek(2), `SEEK_DATA`), so that the copy occupies no
-/// more than the original.
+/// Copies the content of `from` to the empty file `to`. Holes stay holes (lseek(2), `SEEK_DATA`), so the copy
+/// occupies no more space than the original.
+///
+/// # Errors
+/// Those of lseek(2), read(2) and write(2).
 pub fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
     use rustix::fs::{SeekFrom, seek};
-    // The size comes first: xfs gives a file that grows more blocks than it needs.
+    // Set the size first, because XFS gives a growing file more blocks than it needs.
     to.set_len(from.metadata()?.len())?;
     let mut at = 0;
     loop {
@@ -138,7 +167,11 @@ pub fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
     }
 }
 
-/// The next stretch of a file from `at` on that is no hole (lseek(2), `SEEK_DATA`); none where only a hole follows.
+/// Returns the next range of a file at or after `at` that is not a hole (lseek(2), `SEEK_DATA`); `None` if
+/// only a hole follows.
+///
+/// # Errors
+/// Those of lseek(2).
 pub fn next_data(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
     use rustix::fs::{SeekFrom, seek};
     match seek(file, SeekFrom::Data(at)) {
@@ -148,7 +181,11 @@ pub fn next_data(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
     }
 }
 
-/// Bytes that the tree at `dir` occupies, as `du -s` counts them: each inode once. The directory itself counts too.
+/// Returns the bytes that the tree at `dir` occupies, as `du -s` counts them: each inode once, including the
+/// directory itself.
+///
+/// # Errors
+/// Those of reading the tree.
 pub fn occupied(dir: &Dir) -> io::Result<u64> {
     let mut usage = Occupied::default();
     walk(dir.try_clone()?, &mut usage)?;
@@ -158,7 +195,7 @@ pub fn occupied(dir: &Dir) -> io::Result<u64> {
 #[derive(Default)]
 struct Occupied {
     total: u64,
-    /// Inodes with several names that were counted.
+    /// Inodes with several names that were already counted.
     seen: HashSet<(u64, u64)>,
 }
 

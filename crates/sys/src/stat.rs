@@ -1,8 +1,8 @@
-//! What `stat(2)` says of an inode.
+//! Inode attributes as returned by `stat(2)`.
 
 use nix::sys::stat::{FileStat, SFlag};
 
-/// A point in time with nanoseconds, as inodes carry it. `sec` may be negative.
+/// A point in time with nanoseconds, as stored in inodes. `sec` can be negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp {
     /// Seconds since 1970-01-01 UTC.
@@ -11,7 +11,7 @@ pub struct Timestamp {
     pub nsec: u32,
 }
 
-/// Types of inodes.
+/// File type of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileType {
     /// Regular file.
@@ -30,47 +30,49 @@ pub enum FileType {
     Socket,
 }
 
-/// An inode's attributes.
+/// Attributes of an inode.
 #[derive(Clone, Copy, Debug)]
 pub struct Stat {
-    /// Type.
+    /// Type of the inode.
     pub file_type: FileType,
     /// Permission bits, setuid, setgid and sticky: 07777.
     pub mode: u32,
-    /// Owner.
+    /// User ID of the owner.
     pub uid: u32,
-    /// Group.
+    /// Group ID of the inode.
     pub gid: u32,
-    /// Length, bytes.
+    /// Length of the content in bytes.
     pub size: u64,
-    /// Space occupied, bytes, as `du` counts it.
+    /// Allocated space in bytes, as `du` counts it.
     pub allocated: u64,
-    /// Number of names.
+    /// Number of hard links.
     pub links: u64,
-    /// Device and inode number: the identity of the inode.
+    /// Device and inode number, which identify the inode.
     pub identity: (u64, u64),
-    /// Device number of a device node, major and minor.
+    /// Major and minor number of a device node.
     pub device: (u32, u32),
-    /// Last change of the content.
+    /// Time of the last content change.
     pub mtime: Timestamp,
-    /// Last change of the inode; no program can set it.
+    /// Time of the last inode change, which programs cannot set.
     pub ctime: Timestamp,
 }
 
 impl Stat {
-    /// Whether the inode is an overlayfs whiteout, a character device 0:0 (Linux, filesystems/overlayfs.rst).
+    /// Reports whether the inode is an overlayfs whiteout: a character device 0:0 (Linux,
+    /// filesystems/overlayfs.rst).
     pub fn is_whiteout(&self) -> bool {
         self.file_type == FileType::CharDevice && self.device == (0, 0)
     }
 
-    /// Whether the inode is a directory.
+    /// Reports whether the inode is a directory.
     pub fn is_dir(&self) -> bool {
         self.file_type == FileType::Directory
     }
 }
 
 impl From<FileStat> for Stat {
-    // The fields of `struct stat` differ in width and sign between architectures; none of them is negative here.
+    // The fields of `struct stat` differ in width and sign between architectures. None of them is negative
+    // here.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "major, minor and nanoseconds fit 32 bits by definition"

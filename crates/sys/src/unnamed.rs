@@ -1,4 +1,5 @@
-//! Files without a name: who ends before he has named one leaves nothing (open(2), `O_TMPFILE`).
+//! Files without a name (open(2), `O_TMPFILE`). A process that dies before it links one leaves nothing
+//! behind.
 
 use std::fs::File;
 use std::io;
@@ -12,19 +13,25 @@ use nix::unistd;
 
 use super::dir::Dir;
 
-/// A new file on the file system that holds `dir`, for reading and writing; nothing where that file system cannot.
-/// `mode` is subject to the umask.
+/// Creates an unnamed file on the file system of `dir`, for reading and writing. Returns `None` if the file
+/// system does not support this. `mode` is subject to the umask.
+///
+/// # Errors
+/// Those of open(2).
 pub fn create(dir: &Dir, mode: u32) -> io::Result<Option<File>> {
     let flags = OFlag::O_RDWR | OFlag::O_TMPFILE | OFlag::O_CLOEXEC;
     match fcntl::openat(dir, ".", flags, Mode::from_bits_truncate(mode)) {
         Ok(file) => Ok(Some(File::from(file))),
-        // Kernels and file systems that do not know it take the call for opening a directory.
+        // Kernels and file systems without `O_TMPFILE` treat the call as opening a directory.
         Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
 
-/// A new file in the directory for temporary files, for this process alone.
+/// Creates a private file in the directory for temporary files.
+///
+/// # Errors
+/// Those of open(2) and unlink(2).
 pub fn temporary() -> io::Result<File> {
     let path = std::env::temp_dir();
     let dir = Dir::open(&path)?;
@@ -39,7 +46,7 @@ pub fn temporary() -> io::Result<File> {
     Ok(file)
 }
 
-/// The same file for reading only: a process that gets this descriptor cannot change the content.
+/// Reopens the file read-only, so that a process that gets this descriptor cannot change the content.
 ///
 /// # Errors
 /// Those of open(2).
@@ -47,7 +54,10 @@ pub fn read_only(file: &File) -> io::Result<File> {
     File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-/// Gives the file the name `name` in `dir`, where it was made. The name must not exist.
+/// Links the file as `name` in `dir`, where it was created. The name must not exist.
+///
+/// # Errors
+/// Those of linkat(2).
 pub fn link(file: &File, dir: &Dir, name: &[u8]) -> io::Result<()> {
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(unistd::linkat(AT_FDCWD, path.as_bytes(), dir, name, AtFlags::AT_SYMLINK_FOLLOW)?)

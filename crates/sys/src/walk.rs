@@ -1,30 +1,38 @@
-//! Walking trees from images: any depth, any number of directories, two open descriptors.
+//! Traversal of directory trees from images: any depth, any number of directories, with two open descriptors.
 //!
-//! Only the present directory is open; the way back up is `..`, checked to lead to where the walk came from.
+//! Only the current directory is open. The walk returns to a parent through `..`, and checks that this is the
+//! directory that it came from.
 
 use std::io;
 
 use super::dir::Dir;
 
-/// What is done on a walk.
+/// Callbacks of a walk.
 pub trait Visitor {
-    /// Why the visitor stops a walk.
+    /// The error with which the visitor stops a walk.
     type Error;
 
-    /// A directory is entered; `path` is empty at the top. Returns the names in it to go into.
+    /// Visits the directory `dir` and returns the names of the subdirectories to walk. `path` is empty at the
+    /// top.
+    ///
+    /// # Errors
+    /// An error stops the walk.
     fn enter(&mut self, dir: &Dir, path: &[u8]) -> Result<Vec<Vec<u8>>, Self::Error>;
 
-    /// The directory `name` of `parent` is done with, and everything below it.
+    /// Called when the directory `name` of `parent` and everything below it were visited.
+    ///
+    /// # Errors
+    /// An error stops the walk.
     fn leave(&mut self, parent: &Dir, name: &[u8]) -> Result<(), Self::Error> {
         let _ = (parent, name);
         Ok(())
     }
 
-    /// A directory cannot be opened.
+    /// Converts the error for a directory that cannot be opened.
     fn failed(&mut self, path: &[u8], error: io::Error) -> Self::Error;
 }
 
-/// One directory on the way to the present one.
+/// One directory on the path to the current one.
 struct Level {
     identity: (u64, u64),
     name: Vec<u8>,
@@ -32,6 +40,9 @@ struct Level {
 }
 
 /// Walks the tree at `top`, parents before children.
+///
+/// # Errors
+/// The first error of the visitor.
 pub fn walk<V: Visitor>(top: Dir, visitor: &mut V) -> Result<(), V::Error> {
     let mut dir = top;
     let mut path = Vec::new();
@@ -51,7 +62,7 @@ pub fn walk<V: Visitor>(top: Dir, visitor: &mut V) -> Result<(), V::Error> {
         let Some(parent) = levels.last() else { break };
         let up = dir.open_dir(b"..").and_then(|up| match up.stat_self()?.identity == parent.identity {
             true => Ok(up),
-            false => Err(io::Error::other("the directory was moved while it was walked")),
+            false => Err(io::Error::other("the directory was moved during the walk")),
         });
         dir = up.map_err(|e| visitor.failed(&path, e))?;
         let above = path.len() - done.name.len();

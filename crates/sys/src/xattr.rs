@@ -7,20 +7,29 @@ use rustix::fs::{self, XattrFlags};
 
 use super::dir::Dir;
 
-/// Most bytes that Linux lets one value (or one list of names) have (`XATTR_SIZE_MAX`).
-const MAX: usize = 65536;
+/// Maximum length of one value, or of one list of names, in bytes (`XATTR_SIZE_MAX`).
+const MAX_LEN: usize = 65536;
 
 /// Sets an attribute of an open inode.
+///
+/// # Errors
+/// Those of fsetxattr(2).
 pub fn set(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
     Ok(fs::fsetxattr(fd, name, value, XattrFlags::empty())?)
 }
 
-/// Sets an attribute of `name` in `dir`, which is not followed.
+/// Sets an attribute of `entry` in `dir`, without following a symbolic link.
+///
+/// # Errors
+/// Those of lsetxattr(2).
 pub fn set_at(dir: &Dir, entry: &[u8], name: &[u8], value: &[u8]) -> io::Result<()> {
     Ok(fs::lsetxattr(dir.proc_path(entry), name, value, XattrFlags::empty())?)
 }
 
-/// Removes an attribute of an open inode; one that is not there is no error.
+/// Removes an attribute of an open inode. A missing attribute is not an error.
+///
+/// # Errors
+/// Those of fremovexattr(2).
 pub fn remove(fd: impl AsFd, name: &[u8]) -> io::Result<()> {
     match fs::fremovexattr(fd, name) {
         Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOTSUP) => Ok(()),
@@ -28,19 +37,28 @@ pub fn remove(fd: impl AsFd, name: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The value of an attribute of an open inode, or nothing where it has none of that name.
+/// Returns the value of an attribute of an open inode; `None` if it has no attribute of that name.
+///
+/// # Errors
+/// Those of fgetxattr(2).
 pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
     value(|buffer| fs::fgetxattr(&fd, name, buffer))
 }
 
-/// All attributes of an open inode, sorted by name.
+/// Returns all attributes of an open inode, sorted by name.
+///
+/// # Errors
+/// Those of flistxattr(2) and fgetxattr(2).
 pub fn all(fd: impl AsFd) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let fd = fd.as_fd();
     let names = value(|buffer| fs::flistxattr(fd, buffer))?;
     collect(names, |name| get(fd, name))
 }
 
-/// All attributes of `entry` in `dir`, which is not followed, sorted by name.
+/// Returns all attributes of `entry` in `dir`, sorted by name, without following a symbolic link.
+///
+/// # Errors
+/// Those of llistxattr(2) and lgetxattr(2).
 pub fn all_at(dir: &Dir, entry: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let path = dir.proc_path(entry);
     let names = value(|buffer| fs::llistxattr(&path, buffer))?;
@@ -64,7 +82,7 @@ fn collect(
     Ok(attributes)
 }
 
-/// Calls with a small buffer first: most inodes have no attribute, and most values are short.
+/// Calls with a small buffer first, because most inodes have no attributes and most values are short.
 fn value(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> io::Result<Option<Vec<u8>>> {
     use rustix::io::Errno;
     let mut small = [0u8; 256];
@@ -74,7 +92,7 @@ fn value(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> io::Result<Op
         Err(Errno::RANGE) => {}
         Err(e) => return Err(e.into()),
     }
-    let mut large = vec![0u8; MAX];
+    let mut large = vec![0u8; MAX_LEN];
     match call(&mut large) {
         Ok(len) => {
             large.truncate(len);

@@ -166,7 +166,7 @@ fn every_mutation_of_a_layer_is_found_and_named() {
         ),
         (
             "type",
-            "it is a regular file, want a named pipe",
+            "it is a regular file, expected a named pipe",
             at("pipe", |dir, name| {
                 dir.unlink(name).unwrap();
                 dir.create_file(name, 0o644).unwrap();
@@ -183,10 +183,10 @@ fn every_mutation_of_a_layer_is_found_and_named() {
         ),
         (
             "extra file",
-            "nothing explains it",
+            "it should not exist",
             at("extra", |dir, name| drop(dir.create_file(name, 0o644).unwrap())),
         ),
-        ("extra whiteout", "nothing explains it", at("hidden", |dir, name| dir.make_whiteout(name).unwrap())),
+        ("extra whiteout", "it should not exist", at("hidden", |dir, name| dir.make_whiteout(name).unwrap())),
         ("missing file", "opening", at("plain", |dir, name| dir.unlink(name).unwrap())),
         ("missing pipe", "it is missing", at("pipe", |dir, name| dir.unlink(name).unwrap())),
         ("missing whiteout", "it is missing", at("gone", |dir, name| dir.unlink(name).unwrap())),
@@ -199,12 +199,12 @@ fn every_mutation_of_a_layer_is_found_and_named() {
         ),
         (
             "settled mode",
-            "mode is 0755, want 0700",
+            "mode is 0755, expected 0700",
             at("private", |dir, name| dir.set_mode(name, 0o755).unwrap()),
         ),
         (
             "link broken",
-            "should be one file with",
+            "should be the same file as",
             at("linked", |dir, name| {
                 dir.rename(name, dir, b"spare").unwrap();
                 std::io::Write::write_all(&mut dir.create_file(name, 0o644).unwrap(), b"content").unwrap();
@@ -214,7 +214,7 @@ fn every_mutation_of_a_layer_is_found_and_named() {
         ),
         (
             "linked by force",
-            "is one file with",
+            "should not be the same file as",
             at("twin", |dir, name| {
                 dir.unlink(b"twin2").unwrap();
                 dir.link(name, dir, b"twin2").unwrap();

@@ -46,7 +46,7 @@ impl SocketError {
 
 /// The socket that the service manager hands over, or one of our own at `path`.
 pub(super) fn take(path: &Path) -> Result<UnixListener, SocketError> {
-    match activation::taken().map_err(SocketError::Activation)? {
+    match activation::listener().map_err(SocketError::Activation)? {
         Some(socket) => Ok(socket),
         None => bind(path),
     }

@@ -1,4 +1,4 @@
-//! Reading a sealed disk.
+//! Reading of a sealed disk.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileTypeExt as _;
@@ -20,12 +20,12 @@ use larder_sys::loop_device::{self, Access, LoopDevice};
 use larder_sys::mount::{Ext4, Mount, unmount};
 use larder_sys::process;
 
-/// A volume that can be read at [`path`](Entered::path), whatever its kind. What was mounted for that goes with it, or with
-/// the process.
+/// A volume of any kind that can be read at [`path`](Entered::path). Its mounts disappear when it is dropped
+/// or the process ends.
 #[derive(Debug)]
 pub struct Entered {
     path: PathBuf,
-    // Dropped in this order: the mount before what it lies on.
+    // The fields are dropped in this order: the mount before the device that it uses.
     mount: Option<Mount>,
     _device: Option<LoopDevice>,
     _lock: Option<Lock>,
@@ -33,13 +33,16 @@ pub struct Entered {
 }
 
 impl Entered {
-    /// Where the volume is for this process.
+    /// Returns the path of the volume for this process.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Attaches the disk over the directory `over` of this mount namespace, for the processes in it, until the answer is
+    /// Attaches the disk over the directory `over` in this mount namespace, until the returned value is
     /// dropped.
+    ///
+    /// # Errors
+    /// Those of open(2) and move_mount(2).
     pub fn attach(mut self, over: &Path) -> Result<Attached, Error> {
         let shown = over.display().to_string();
         let below = Dir::open(over).context("opening", &shown)?;
@@ -50,8 +53,11 @@ impl Entered {
         Ok(Attached { over, _entered: self })
     }
 
-    /// Attaches the volume over the directory `over` for everybody, read-only, until it is unmounted. What it lies on is held
-    /// by the mount alone.
+    /// Attaches the volume read-only over the directory `over` for all processes, until it is unmounted.
+    /// Afterwards, only the mount keeps the underlying device and file in use.
+    ///
+    /// # Errors
+    /// Those of open(2) and of the mount calls.
     pub fn leave(mut self, over: &Path) -> Result<(), Error> {
         let shown = over.display().to_string();
         match self.mount.take() {
@@ -77,25 +83,26 @@ pub struct Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // What is still in use goes with the namespace.
+        // A mount that is still in use disappears with the namespace.
         let _ = unmount(&self.over);
     }
 }
 
-/// Makes a volume readable: a directory with a sealed disk in it, an image file or a block device is mounted read-only, seen
-/// by this process alone; a directory that is the volume itself is left as it is.
+/// Makes a volume readable. A directory with a sealed disk, an image file or a block device is mounted
+/// read-only, visible only to this process. A directory that is the volume itself is used directly.
 ///
-/// An ext4 is examined whole before the kernel reads it. Whether the volume on it is sealed and what it should be is for the
-/// reader to ask.
+/// An ext4 is fully examined before the kernel reads it. The caller must check that the volume on it is
+/// sealed and is the expected one.
 ///
 /// # Errors
-/// A disk that is not sealed, that somebody fills, that is not what `image.json` says, or an ext4 that Larder did not make or
-/// that has faults.
+/// [`Error::Locked`] or [`Error::InUse`]; [`Error::Tampered`] for a disk that does not match `image.json`;
+/// [`Error::Unsafe`] for an ext4 that Larder did not create or that has errors.
 pub fn enter(path: &Path) -> Result<Entered, Error> {
     enter_after(path, &Examination::Whole(None))
 }
 
-/// Does what [`enter`] does, and examines no image again that is in `proofs`.
+/// Makes a volume readable as [`enter`] does, but does not examine an image again that is recorded in
+/// `proofs`.
 ///
 /// # Errors
 /// Those of [`enter`].
@@ -103,8 +110,9 @@ pub fn enter_remembering(path: &Path, proofs: &Proofs) -> Result<Entered, Error>
     enter_after(path, &Examination::Whole(Some(proofs)))
 }
 
-/// Enters a disk that builders of this host sealed, or that was examined just now: does what [`enter`] does, and only looks at the
-/// superblock of an ext4. A daemon has no right to start a process of another user, and its builders examined what they sealed.
+/// Makes a disk readable that builders of this host sealed, or that was just examined. It does what [`enter`]
+/// does, but checks only the superblock of an ext4. A daemon cannot start a process of another user, and its
+/// builders examined the disks that they sealed.
 ///
 /// # Errors
 /// Those of [`enter`].
@@ -112,11 +120,11 @@ pub fn enter_own(path: &Path) -> Result<Entered, Error> {
     enter_after(path, &Examination::Done)
 }
 
-/// Opens the file that the volume at `path` lies on; `None` for a directory of layers and for a block device, which can change
-/// without a trace.
+/// Opens the file that contains the volume at `path`. `None` for a directory of layers, and for a block
+/// device, which can change undetected.
 ///
 /// # Errors
-/// Those of opening.
+/// Those of stat(2) and open(2).
 pub fn image_of(path: &Path) -> std::io::Result<Option<File>> {
     let kind = fs::metadata(path)?.file_type();
     if kind.is_file() {
@@ -142,9 +150,9 @@ fn enter_after(path: &Path, examination: &Examination<'_>) -> Result<Entered, Er
         return mounted(path, path, format, None, None, None);
     }
     if kind.is_file() {
-        // Nothing lies beside it that it could be compared with.
+        // There is no file next to it to compare it with.
         let image = File::open(path).context("opening", &shown)?;
-        // A disk that is being filled looks like one that was not unmounted in order.
+        // A disk that is being filled looks like one that was not unmounted cleanly.
         let held = File::open(path).and_then(Lock::try_shared_on).context("locking", &shown)?;
         if held.is_none() {
             return Err(Error::Locked { path: shown });
@@ -159,7 +167,7 @@ fn enter_after(path: &Path, examination: &Examination<'_>) -> Result<Entered, Er
     sealed(&below, path, examination)
 }
 
-/// A directory with a sealed disk.
+/// Makes a directory with a sealed disk readable.
 fn sealed(below: &Dir, path: &Path, examination: &Examination<'_>) -> Result<Entered, Error> {
     let shown = path.join("disk.img").display().to_string();
     let tampered = |fault: String| Error::Tampered { path: shown.clone(), fault };
@@ -168,16 +176,19 @@ fn sealed(below: &Dir, path: &Path, examination: &Examination<'_>) -> Result<Ent
     if stat.uid != process::ids().0 && stat.uid != 0 {
         return Err(Error::Other {
             path: shown,
-            fault: format!("belongs to user {}, who could change it while it is mounted", stat.uid),
+            fault: format!(
+                "belongs to user {}, who could change it while it is mounted: change its owner",
+                stat.uid
+            ),
         });
     }
     let seal = Files::read(below, &path.display().to_string())?;
     let described = below.read_file(super::DESCRIPTION, image::MAX);
-    let described = DiskImage::parse(&described.context("reading image.json beside", &shown)?);
+    let described = DiskImage::parse(&described.context("reading image.json next to", &shown)?);
     let described = described.map_err(tampered)?;
     let superblock = superblock(&file, &shown)?;
     if stat.size != described.size || superblock.size > described.size {
-        return Err(tampered(format!("it has {} bytes, image.json says {}", stat.size, described.size)));
+        return Err(tampered(format!("it has {} bytes, but image.json says {}", stat.size, described.size)));
     }
     let (found, want) = (
         (superblock.format, superblock.uuid, &superblock.label),
@@ -185,17 +196,17 @@ fn sealed(below: &Dir, path: &Path, examination: &Examination<'_>) -> Result<Ent
     );
     if found != want {
         return Err(tampered(format!(
-            "it is the file system {} ({:?}), image.json says {} ({:?})",
+            "it is the file system {} ({:?}), but image.json says {} ({:?})",
             superblock.uuid, superblock.label, described.uuid, described.label
         )));
     }
     if !superblock.clean {
-        return Err(tampered("it was mounted for writing and not unmounted, or has errors".into()));
+        return Err(tampered("it was not unmounted cleanly, or has errors".into()));
     }
     if Digest::sha256(&seal.cache_json) != described.cache_json {
-        return Err(tampered("cache.json beside it is not the one that image.json names".into()));
+        return Err(tampered("the cache.json next to it does not match image.json".into()));
     }
-    // A volume that is about to be removed is gone; one without this file is a snapshot that was carried here.
+    // A volume that is about to be deleted counts as gone. A volume without this file is a copied snapshot.
     let lease = match Lease::shared(below) {
         Ok(None) => return Err(Error::Locked { path: path.display().to_string() }),
         Ok(lease) => lease,
@@ -205,10 +216,12 @@ fn sealed(below: &Dir, path: &Path, examination: &Examination<'_>) -> Result<Ent
     let inside = Dir::open(&entered.path).context("reading cache.json of", &shown)?;
     let inside = Files::read(&inside, &shown)?;
     if inside.cache_json != seal.cache_json {
-        return Err(tampered("cache.json on it is not the one beside it".into()));
+        return Err(tampered("the cache.json on it differs from the one next to it".into()));
     }
     if inside.signature != seal.signature {
-        return Err(tampered("cache.json.sig on it is not the one beside it, or only one is there".into()));
+        return Err(tampered(
+            "the cache.json.sig on it differs from the one next to it, or only one exists".into(),
+        ));
     }
     Ok(entered)
 }
@@ -235,7 +248,7 @@ fn attach(
     let shown = path.display().to_string();
     let lock = Lock::try_shared_on(image).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
-    let attached = loop_device::attached(lock.file()).context("looking for loop devices of", &shown)?;
+    let attached = loop_device::attached(lock.file()).context("finding loop devices of", &shown)?;
     if let Some(other) = attached.into_iter().find(|other| other.writes) {
         return Err(Error::InUse { path: shown, device: other.path.display().to_string() });
     }

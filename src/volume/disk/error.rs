@@ -1,4 +1,4 @@
-//! What can go wrong with a disk.
+//! Errors of a disk.
 
 use std::io;
 
@@ -8,142 +8,142 @@ use larder_model::class::Class;
 use larder_model::size::ByteSize;
 use larder_sys::mount::MountError;
 
-/// A disk cannot be made, used or finished.
+/// A disk cannot be created, used or completed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The directory holds files that are not of a disk of ours.
+    /// The directory contains files that do not belong to a disk of Larder.
     #[error(
-        "{path} holds {name:?}, which is not of a disk of Larder's: give an empty directory, or one of an earlier build"
+        "{path} contains {name:?}, which does not belong to a disk of Larder: use an empty directory, or one of an earlier build"
     )]
     Foreign {
-        /// The directory.
+        /// Path of the directory.
         path: String,
-        /// A name found in it.
+        /// Name of such a file.
         name: String,
     },
-    /// What stands in the place of a disk is none, or another job's.
+    /// The path is not a disk, or is the disk of another job.
     #[error("{path} {fault}")]
     Other {
-        /// The disk.
+        /// Path of the disk.
         path: String,
-        /// What it is, and the remedy.
+        /// Description of the problem, and a hint.
         fault: String,
     },
-    /// A sealed disk is not what is said beside it.
+    /// A sealed disk does not match the files next to it.
     #[error("{path} is not what was sealed: {fault}")]
     Tampered {
-        /// The disk.
+        /// Path of the disk.
         path: String,
-        /// What differs.
+        /// Description of the difference.
         fault: String,
     },
-    /// An ext4 that the kernel should not read.
+    /// An ext4 that the kernel must not read.
     #[error(
-        "{path} is not mounted: {fault}\nget the disk again from whoever built it; mount an ext4 of another maker yourself and give the directory"
+        "{path} is not mounted: {fault}\nget the disk again from its builder; if Larder did not create this ext4, mount it yourself and pass the directory"
     )]
     Unsafe {
-        /// The disk.
+        /// Path of the disk.
         path: String,
-        /// What is wrong with it.
+        /// Description of the problem.
         fault: String,
     },
-    /// Somebody fills it.
-    #[error("{path} is locked by another process: wait until it is done")]
+    /// Another process is filling the disk.
+    #[error("{path} is locked by another process: wait until it finishes")]
     Locked {
-        /// The disk.
+        /// Path of the disk.
         path: String,
     },
-    /// A device that can change it is attached to it.
-    #[error("{path} is in use as {device}: unmount and detach that first")]
+    /// A writable device is attached to the disk.
+    #[error("{path} is in use as {device}: unmount and detach it first")]
     InUse {
-        /// The disk.
+        /// Path of the disk.
         path: String,
-        /// The device.
+        /// Path of the device.
         device: String,
     },
-    /// The host has no room for it.
+    /// The host has not enough space for the disk.
     #[error(
-        "reserving the disk {path}: it needs {}, the file system has {} left: free some, ask for a smaller --size, or give --sparse",
+        "cannot reserve the disk {path}: it needs {}, but the file system has {} left: free some space, use a smaller --size, or use --sparse",
         ByteSize(*need),
         ByteSize(*have)
     )]
     HostFull {
-        /// The disk.
+        /// Path of the disk.
         path: String,
-        /// Bytes asked for.
+        /// Requested size, in bytes.
         need: u64,
-        /// Bytes left.
+        /// Available space, in bytes.
         have: u64,
     },
-    /// A device or file system is smaller than what was asked for.
-    #[error("{path} has {}, --size asks for {}: give a larger one, or a smaller --size", ByteSize(*have), ByteSize(*need))]
+    /// A device or file system is smaller than the requested size.
+    #[error("{path} has {}, but --size is {}: use a larger one, or a smaller --size", ByteSize(*have), ByteSize(*need))]
     TooSmall {
-        /// Which.
+        /// Path of the device.
         path: String,
-        /// Bytes asked for.
+        /// Requested size, in bytes.
         need: u64,
-        /// Bytes there.
+        /// Actual size, in bytes.
         have: u64,
     },
-    /// No disk is so small.
-    #[error("--size asks for {}: a disk has at least 4 MiB", ByteSize(*size))]
+    /// The requested size is too small for a disk.
+    #[error("--size is {}, but the minimum size of a disk is 4 MiB", ByteSize(*size))]
     Size {
-        /// Bytes asked for.
+        /// Requested size, in bytes.
         size: u64,
     },
-    /// A program of e2fsprogs is not there.
+    /// A program of e2fsprogs is not installed.
     #[error(
-        "{program} is not there: a volume of kind disk or block needs e2fsprogs (1.45 or newer) on the PATH"
+        "{program} is not installed: volumes of kind disk and block need e2fsprogs (1.45 or newer) on the PATH"
     )]
     NoProgram {
-        /// Which.
+        /// Name of the program.
         program: &'static str,
     },
     /// A program of e2fsprogs failed.
     #[error("{program} {how}")]
     Program {
-        /// Which.
+        /// Name of the program.
         program: &'static str,
-        /// Its exit code and last words.
+        /// Exit code and last output lines of the program.
         how: String,
     },
-    /// The kernel does not mount it.
-    #[error("mounting {path}: {source}")]
+    /// The kernel refuses to mount the disk.
+    #[error("cannot mount {path}: {source}")]
     Mount {
-        /// What.
+        /// Path of the disk.
         path: String,
-        /// Why.
+        /// Error of the kernel.
         source: MountError,
     },
-    /// The kernel lost writes to it.
-    #[error("{doing} {path}: {source}: writes were lost, so it is not sealed; {hint}")]
+    /// The kernel lost writes to the disk.
+    #[error("{doing} {path}: {source}; writes were lost, so the disk is not sealed: {hint}")]
     WritesLost {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// The disk.
+        /// Path of the disk.
         path: String,
-        /// What the kernel said.
+        /// Error of the kernel.
         source: io::Error,
-        /// What may help.
+        /// Hint about the cause.
         hint: String,
     },
-    /// A call failed.
+    /// A system call failed.
     #[error("{doing} {what}: {source}{}", remedy(source))]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         doing: &'static str,
-        /// To what.
+        /// Object of the operation.
         what: String,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
-    /// The volume on it.
+    /// An error of the volume on the disk.
     #[error(transparent)]
     Volume(#[from] crate::volume::Error),
 }
 
 impl Error {
-    /// The class, which decides about retries and the exit code.
+    /// Returns the class of the error, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Foreign { .. } | Error::Other { .. } => Class::Conflict,
@@ -165,9 +165,9 @@ fn class_of(error: &io::Error) -> Class {
         Some(Errno::EPERM | Errno::EACCES | Errno::EROFS) => Class::Denied,
         Some(Errno::ENOENT | Errno::ENOTDIR) => Class::NotFound,
         Some(Errno::EBUSY) => Class::Busy,
-        // The superblock, the group descriptors or their sums are wrong.
+        // The superblock, the group descriptors or their checksums are wrong.
         Some(Errno::EUCLEAN | Errno::EBADMSG) => Class::Corrupt,
-        // A view of a volume that has links or special files at its top.
+        // The volume has links or special files at its top level, so no view of it can be created.
         _ if error.kind() == io::ErrorKind::InvalidData => Class::Corrupt,
         _ => Class::Internal,
     }
@@ -180,7 +180,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Adds what was being done to a failed system call.
+/// Adds the operation to the error of a failed system call.
 pub(super) trait Context<T> {
     fn context(self, doing: &'static str, what: &str) -> Result<T, Error>;
 }

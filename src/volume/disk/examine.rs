@@ -1,5 +1,5 @@
-//! An ext4 from elsewhere is checked whole by e2fsck before the kernel reads it. What parses it is a process without
-//! privileges: a user and group of nobody's, no capability, and a device node of its own through which it can only read.
+//! Before the kernel reads a foreign ext4, e2fsck checks all of it in an unprivileged process. That process
+//! has an unused user and group ID, no capability, and a private device node that it can only read.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,22 +17,22 @@ use crate::volume::proofs::{Proof, Proofs};
 use larder_sys::Dir;
 use larder_sys::{FileType, mount};
 
-/// User and group of the process. No user of a host has this ID, so nobody can interfere with the process.
-const NOBODY: u32 = 65_533;
+/// User and group of the process. No user of the host has this ID, so no other process can interfere.
+const UNPRIVILEGED_ID: u32 = 65_533;
 
-/// Whether a disk is examined.
+/// Policy for examining a disk.
 #[derive(Debug)]
 pub(super) enum Examination<'a> {
-    /// It is, unless these records say that it was.
+    /// The disk is examined, unless these records show an earlier examination.
     Whole(Option<&'a Proofs>),
-    /// It was.
+    /// The disk was already examined.
     Done,
 }
 
-/// Examines the file system on the block device `device`, which has the file `image` attached, if any.
+/// Examines the file system on the block device `device`, to which the file `image` is attached, if any.
 ///
 /// # Errors
-/// [`Error::Unsafe`] if e2fsck finds faults.
+/// [`Error::Unsafe`] if e2fsck finds errors.
 pub(super) fn examine(
     device: &Path,
     image: Option<&File>,
@@ -41,7 +41,7 @@ pub(super) fn examine(
     examination: &Examination<'_>,
 ) -> Result<(), Error> {
     let Examination::Whole(proofs) = examination else { return Ok(()) };
-    // There is no such program for EROFS, whose kernel code was made for images of strangers.
+    // There is no checker for EROFS, whose kernel code was designed for untrusted images.
     if format == Format::Erofs {
         return Ok(());
     }
@@ -55,36 +55,38 @@ pub(super) fn examine(
     if let Some(print) = &before {
         print.settle();
     }
-    // Its end is the end of the namespace with the node.
-    let said = thread::scope(|scope| scope.spawn(|| check(device)).join());
-    let said = said.map_err(|_| io::Error::other("a thread ended")).context("examining", shown)??;
-    if let Some(said) = said {
-        let fault = format!("e2fsck finds faults in its file system ({said})");
+    // The end of the thread removes the namespace with the node.
+    let messages = thread::scope(|scope| scope.spawn(|| check(device)).join());
+    let messages = messages
+        .map_err(|_| io::Error::other("the examining thread panicked"))
+        .context("examining", shown)??;
+    if let Some(messages) = messages {
+        let fault = format!("e2fsck found errors in its file system ({messages})");
         return Err(Error::Unsafe { path: shown.to_owned(), fault });
     }
     if let (Some(proofs), Some(before)) = (proofs, before)
         && print().as_ref() == Some(&before)
         && let Err(error) = proofs.note(&Proof::FileSystem, &before)
     {
-        tracing::warn!(%error, "the examination of a disk is not recorded: the next one takes as long");
+        tracing::warn!(%error, "cannot record the examination of a disk; it will be repeated next time");
     }
     Ok(())
 }
 
-/// Runs e2fsck in a mount namespace of this thread alone.
+/// Runs e2fsck in a mount namespace of this thread.
 fn check(device: &Path) -> Result<Option<String>, Error> {
     let shown = device.display().to_string();
     let number = fs::metadata(device).context("examining", &shown)?.rdev();
     mount::private_namespace().context("making a mount namespace to examine", &shown)?;
-    let stage = stage().context("looking for a directory to examine", &shown)?;
+    let stage = staging_dir().context("finding a directory to examine", &shown)?;
     mount::memory_for_devices(&stage)
-        .context("mounting a place for a device over", &stage.display().to_string())?;
+        .context("mounting a tmpfs for a device over", &stage.display().to_string())?;
     let node = node(&stage, number).context("making a device node for", &shown)?;
-    tools::examine_as(NOBODY, &node)
+    tools::examine_as(UNPRIVILEGED_ID, &node)
 }
 
-/// A directory that programs are not found in.
-fn stage() -> io::Result<PathBuf> {
+/// Returns a directory that can be mounted over without hiding programs.
+fn staging_dir() -> io::Result<PathBuf> {
     let mut known = [std::env::temp_dir(), "/tmp".into(), "/run".into(), "/mnt".into()].into_iter();
     known.find(|path| path.is_dir()).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
@@ -96,6 +98,6 @@ fn node(stage: &Path, number: u64) -> io::Result<PathBuf> {
     let numbers = (major(number) as u32, minor(number) as u32);
     dir.make_node(NAME.as_bytes(), FileType::BlockDevice, 0o400, numbers)?;
     dir.set_mode(NAME.as_bytes(), 0o400)?;
-    std::os::unix::fs::chown(stage.join(NAME), Some(NOBODY), Some(NOBODY))?;
+    std::os::unix::fs::chown(stage.join(NAME), Some(UNPRIVILEGED_ID), Some(UNPRIVILEGED_ID))?;
     Ok(stage.join(NAME))
 }

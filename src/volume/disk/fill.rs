@@ -1,4 +1,4 @@
-//! A disk while it is filled, and sealing it.
+//! Filling and sealing of a disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::{Context, Error};
 use super::image::{self, DiskImage, Format};
 use super::superblock::Superblock;
-use super::take::{Disk, Place};
+use super::take::{Backing, Disk};
 use super::{BLOCK, DESCRIPTION, IMAGE, tools};
 use crate::volume::seal;
 use larder_model::digest::Digest;
@@ -15,25 +15,28 @@ use larder_sys::loop_device::{Access, LoopDevice};
 use larder_sys::mount::{self, Ext4, Mount};
 use larder_sys::{Dir, atomic, space};
 
-/// Most times that a disk is shrunk; the third pass finds nothing mostly.
+/// Maximum number of shrink passes; usually the third finds nothing to do.
 const SHRINKING_PASSES: u32 = 5;
 
-/// A disk that is mounted, in a mount namespace of its own, at [`path`](Mounted::path).
+/// A disk that is mounted at [`path`](Mounted::path), in its own mount namespace.
 #[derive(Debug)]
 pub struct Mounted {
     at: PathBuf,
-    /// Opened before anything was written: it hears of every write that is lost from then on (syncfs(2)).
+    /// Opened before anything is written, so that syncfs(2) on it reports every write that is lost later.
     root: Dir,
     device: Option<LoopDevice>,
 }
 
 impl Disk {
-    /// Mounts it over its directory. This process must be in a mount namespace of its own.
+    /// Mounts the disk over its directory. This process must be in its own mount namespace.
+    ///
+    /// # Errors
+    /// Those of attaching a loop device and of mounting.
     pub fn mount(&self) -> Result<Mounted, Error> {
         let shown = self.shown();
-        let (device, path) = match &self.place {
-            Place::Device(path) => (None, path.clone()),
-            Place::Image => {
+        let (device, path) = match &self.backing {
+            Backing::Device(path) => (None, path.clone()),
+            Backing::Image => {
                 let device = LoopDevice::attach(self.image.file(), Access::ReadWrite);
                 let device = device.context("attaching a loop device to", &shown)?;
                 let path = device.path().to_owned();
@@ -42,15 +45,15 @@ impl Disk {
         };
         let mount = Mount::ext4(&path, Ext4::Filled)
             .map_err(|source| Error::Mount { path: shown.clone(), source })?;
-        let root = mount.root().context("opening the mounted", &shown)?;
+        let root = mount.root().context("opening the root directory of", &shown)?;
         mount.attach(&self.below).context("mounting over the directory of", &shown)?;
         Ok(Mounted { at: self.at.clone(), root, device })
     }
 
-    /// Unmounts it; from then on everything that was written is on the host's disk.
+    /// Unmounts the disk. Afterwards, all written data is on the host's disk.
     ///
     /// # Errors
-    /// A write to the disk was lost since it was mounted, or is lost now.
+    /// [`Error::WritesLost`] if a write was lost since the disk was mounted.
     pub fn unmount(&self, mounted: Mounted) -> Result<(), Error> {
         let shown = self.shown();
         let lost =
@@ -66,39 +69,43 @@ impl Disk {
         self.image.file().sync_all().map_err(|e| lost("flushing", e))
     }
 
-    /// What may be behind lost writes.
+    /// Returns a hint about the likely cause of lost writes.
     fn hint(&self) -> String {
-        match (&self.place, space::free(&self.below)) {
-            (Place::Image, Ok(free)) if self.sparse => format!(
-                "the disk is sparse, and its file system has {} left: free some, or leave --sparse out",
+        match (&self.backing, space::free(&self.below)) {
+            (Backing::Image, Ok(free)) if self.sparse => format!(
+                "the disk is sparse, and its file system has {} left: free some space, or omit --sparse",
                 ByteSize(free)
             ),
             _ => "check the machine's disk, and run the build again".to_owned(),
         }
     }
 
-    /// Seals the unmounted disk, on which the volume with this `seal` is sealed. With `shrink` it is cut to what it holds.
+    /// Seals the unmounted disk, whose volume has the seal `seal`. With `shrink` it is reduced to the size of
+    /// its content.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`] if the file system has errors, and those of e2fsprogs and of writing files.
     pub fn seal(&self, seal: &seal::Files, shrink: bool, direct_io: bool) -> Result<(), Error> {
-        if let Err(error) = self.prove(shrink) {
-            if matches!(self.place, Place::Device(_)) {
-                // Nothing lies beside a device that could say that its own seal does not count.
-                self.deface()?;
+        if let Err(error) = self.check(shrink) {
+            if matches!(self.backing, Backing::Device(_)) {
+                // No file next to a device could mark its own seal as invalid.
+                self.wipe_superblock()?;
             }
             return Err(error);
         }
         let shown = self.shown();
         let file = self.image.file();
-        if matches!(self.place, Place::Device(_)) {
+        if matches!(self.backing, Backing::Device(_)) {
             return file.sync_all().context("flushing", &shown);
         }
         let found = Superblock::read(file).context("reading", &shown)?;
         let found = found.filter(|found| found.clean && found.uuid == self.name.uuid);
         let found = found.ok_or_else(|| Error::Tampered {
             path: shown.clone(),
-            fault: "its superblock is not the one that was made".into(),
+            fault: "its superblock is not the one that Larder created".into(),
         })?;
         if shrink {
-            file.set_len(found.size).context("cutting", &shown)?;
+            file.set_len(found.size).context("truncating", &shown)?;
         }
         self.below.set_mode(IMAGE, 0o400).context("making read-only", &shown)?;
         file.sync_all().context("flushing", &shown)?;
@@ -122,33 +129,32 @@ impl Disk {
         seal.write(&self.below).context("writing cache.json of", &shown)
     }
 
-    /// Checks it whole, before and after it is shrunk.
-    fn prove(&self, shrink: bool) -> Result<(), Error> {
+    /// Checks the whole file system, before and after shrinking it.
+    fn check(&self, shrink: bool) -> Result<(), Error> {
         let file = self.image.file();
-        let clean = |found: tools::Found| {
-            match found {
+        let clean = |found: tools::Found| match found {
             tools::Found::Clean => Ok(()),
             _ => Err(Error::Tampered {
                 path: self.shown(),
-                fault: "e2fsck finds faults in a file system that was unmounted in order; check the machine's disk".into(),
+                fault: "e2fsck found errors in a cleanly unmounted file system: check the machine's disk"
+                    .into(),
             }),
-        }
         };
         if !shrink {
             return clean(tools::examine(file)?);
         }
-        // One pass leaves what the next can spare, mostly for groups that are gone by then.
+        // One pass leaves space that the next can remove, mostly block groups that became empty.
         for pass in 0..SHRINKING_PASSES {
-            // Only a check that may write lets resize2fs believe it.
+            // resize2fs accepts only a file system that a writing check has passed.
             clean(tools::repair(file)?)?;
             let found = Superblock::read(file).context("reading", &self.shown())?;
-            let least = tools::least(file)?;
+            let least = tools::min_size(file)?;
             if found.is_none_or(|found| found.size <= least) {
                 break;
             }
             match tools::resize(file, least) {
-                // resize2fs believes more of a disk that it has shrunk already than there is, and gives up: then it is as small as
-                // it gets.
+                // resize2fs overestimates the content of a disk that it has already shrunk, and fails. The
+                // disk is then as small as it can get.
                 Err(Error::Program { .. }) if pass > 0 => {
                     clean(tools::repair(file)?)?;
                     break;
@@ -159,8 +165,8 @@ impl Disk {
         clean(tools::examine(file)?)
     }
 
-    /// Takes the file system away from a device.
-    fn deface(&self) -> Result<(), Error> {
+    /// Erases the superblock of a device.
+    fn wipe_superblock(&self) -> Result<(), Error> {
         use std::os::unix::fs::FileExt as _;
         let file = self.image.file();
         file.write_all_at(&[0; 4096], 0).and_then(|()| file.sync_all()).context("wiping", &self.shown())
@@ -168,17 +174,20 @@ impl Disk {
 }
 
 impl Mounted {
-    /// Where it is mounted.
+    /// Returns the mount point of the disk.
     pub fn path(&self) -> &Path {
         &self.at
     }
 
-    /// Whether it is written past the page cache of the host. A device always is.
+    /// Reports whether writes bypass the page cache of the host. Writes to a device always do.
     pub fn is_direct(&self) -> bool {
         self.device.as_ref().is_none_or(LoopDevice::is_direct)
     }
 
-    /// The seal of the volume on it, as it is.
+    /// Reads the seal of the volume on the disk, without checking it.
+    ///
+    /// # Errors
+    /// Those of [`seal::Files::read`].
     pub fn seal(&self) -> Result<seal::Files, Error> {
         Ok(seal::Files::read(&self.root, &self.at.display().to_string())?)
     }
@@ -186,8 +195,9 @@ impl Mounted {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        if matches!(self.place, Place::Device(_)) {
-            // Made for it; it may still be mounted over, and then goes with nobody.
+        if matches!(self.backing, Backing::Device(_)) {
+            // The directory was created for the device. If a file system is still mounted over it, it cannot
+            // be removed.
             let _ = std::fs::remove_dir(&self.at);
         }
     }

@@ -1,4 +1,4 @@
-//! A sealed disk that was made elsewhere takes its place here.
+//! Import of a sealed disk that was built elsewhere.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use larder_model::digest::Digest;
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, atomic, dir, private};
 
-/// A directory that is to become the volume of a disk. Until that is done nobody takes it for one.
+/// A directory that will become the volume of a disk. Until the import is finished, it is not treated as one.
 #[derive(Debug)]
 pub struct Receiving {
     path: PathBuf,
@@ -24,10 +24,12 @@ pub struct Receiving {
     _lock: Lock,
 }
 
-/// Readies the directory at `path`, which is made where it is absent, and else must be empty or left by an earlier try.
+/// Prepares the directory at `path`. It is created if missing; otherwise it must be empty or left by an
+/// earlier attempt.
 ///
 /// # Errors
-/// A directory that holds something else, a sealed volume among them.
+/// [`Error::Other`] or [`Error::Foreign`] for a directory with other content, including a sealed volume;
+/// [`Error::Locked`].
 pub fn receive(path: &Path) -> Result<Receiving, Error> {
     let shown = path.display().to_string();
     private::create_dir(path).context("creating the volume", &shown)?;
@@ -36,7 +38,7 @@ pub fn receive(path: &Path) -> Result<Receiving, Error> {
     for name in [layout::CACHE, IMAGE] {
         if below.try_stat(name).context("examining", &shown)?.is_some() {
             let name = String::from_utf8_lossy(name).into_owned();
-            let fault = format!("has {name} already: give another directory");
+            let fault = format!("already contains {name}: use another directory");
             return Err(Error::Other { path: shown, fault });
         }
     }
@@ -55,12 +57,16 @@ pub fn receive(path: &Path) -> Result<Receiving, Error> {
 }
 
 impl Receiving {
-    /// The empty file that the image is to be written to.
+    /// Returns the empty file to which the image must be written.
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Checks the file system whole and mounts it to be read. To be called before this process has a second thread.
+    /// Checks the whole file system and mounts it read-only. Call it before this process creates a second
+    /// thread.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`] if the image is incomplete or has errors, and those of [`enter_own`].
     pub fn enter(&self) -> Result<Entered, Error> {
         let shown = self.path.join(".larder/disk.img").display().to_string();
         let tampered = |fault: &str| Error::Tampered { path: shown.clone(), fault: fault.to_owned() };
@@ -68,27 +74,29 @@ impl Receiving {
         let found = Superblock::read(&file).context("reading", &shown)?;
         let length = file.metadata().context("examining", &shown)?.len();
         let found = found.filter(|found| found.clean && found.size <= length);
-        let found = found.ok_or_else(|| tampered("it is cut off, or was not unmounted in order"))?;
-        // There is no such program for EROFS, whose kernel code was made for images of strangers.
+        let found = found.ok_or_else(|| tampered("it is truncated, or was not unmounted cleanly"))?;
+        // There is no checker for EROFS, whose kernel code was designed for untrusted images.
         let examined = match found.format {
             Format::Ext4 => tools::examine(&file)?,
             Format::Erofs => tools::Found::Clean,
         };
         match examined {
             tools::Found::Clean => enter_own(&self.path.join(".larder/disk.img")),
-            _ => Err(tampered("e2fsck finds faults in its file system")),
+            _ => Err(tampered("e2fsck found errors in its file system")),
         }
     }
 
-    /// Seals it. The volume on the disk was proven, `seal` is its seal.
+    /// Seals the disk after its volume, with the seal `seal`, was verified.
+    ///
+    /// # Errors
+    /// [`Error::Tampered`] if the image changed, and those of writing files.
     pub fn finish(self, seal: &seal::Files) -> Result<(), Error> {
         let shown = self.path.join("disk.img").display().to_string();
         dir::set_mode(&self.file, 0o400).context("making read-only", &shown)?;
         self.file.sync_all().context("flushing", &shown)?;
         let file = self.larder.open_file(IMAGE).context("opening", &shown)?;
         let found = Superblock::read(&file).context("reading", &shown)?;
-        let gone =
-            || Error::Tampered { path: shown.clone(), fault: "it changed while it was imported".into() };
+        let gone = || Error::Tampered { path: shown.clone(), fault: "it changed during the import".into() };
         let found = found.ok_or_else(gone)?;
         let image = DiskImage {
             version: image::VERSION,
@@ -113,7 +121,10 @@ impl Receiving {
 }
 
 impl Entered {
-    /// The seal of the volume, as it is.
+    /// Reads the seal of the volume, without checking it.
+    ///
+    /// # Errors
+    /// Those of [`seal::Files::read`].
     pub fn seal(&self) -> Result<seal::Files, Error> {
         let root = Dir::open(self.path()).context("opening", "the disk")?;
         Ok(seal::Files::read(&root, &self.path().display().to_string())?)

@@ -1,7 +1,9 @@
-//! A volume of directories for every user of the host to read, while the volume itself is its owner's alone.
+//! A view of a directory volume that every user of the host can read, although the volume itself is private
+//! to its owner.
 //!
-//! The view is a file system in memory with mode 0755 on which each file and directory of the volume's top is mounted: read-only,
-//! without devices, setuid bits and programs. It is put together where nobody sees it, and attached in one step.
+//! The view is a tmpfs with mode 0755 on which each top-level file and directory of the volume is mounted:
+//! read-only, without device nodes, setuid bits or execution. It is assembled out of sight and attached in
+//! one step.
 
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -12,15 +14,15 @@ use larder_sys::dir::set_mode;
 use larder_sys::mount::{self, Mount};
 use larder_sys::{Dir, FileType};
 
-/// Names of the top that no consumer reads.
-const OURS: [&[u8]; 2] = [layout::LARDER, layout::LOST_AND_FOUND];
+/// Top-level names that no consumer reads.
+const HIDDEN: [&[u8]; 2] = [layout::LARDER, layout::LOST_AND_FOUND];
 
 /// Attaches a view of the directory `volume` over the directory `over`.
 pub(super) fn attach(volume: &Path, over: &Path) -> io::Result<()> {
     let below = Dir::open(over)?;
-    // Its end is the end of the namespace.
+    // The end of the thread removes the namespace.
     let made = thread::scope(|scope| scope.spawn(|| assemble(volume, over)).join());
-    made.map_err(|_| io::Error::other("a thread ended"))??.attach(&below)
+    made.map_err(|_| io::Error::other("the assembling thread panicked"))??.attach(&below)
 }
 
 fn assemble(volume: &Path, stage: &Path) -> io::Result<Mount> {
@@ -29,7 +31,7 @@ fn assemble(volume: &Path, stage: &Path) -> io::Result<Mount> {
     mount::memory_for_all(stage)?;
     let top = Dir::open(stage)?;
     for name in root.names()? {
-        if OURS.contains(&&*name) {
+        if HIDDEN.contains(&&*name) {
             continue;
         }
         let entry = match root.stat(&name)?.file_type {
@@ -42,7 +44,7 @@ fn assemble(volume: &Path, stage: &Path) -> io::Result<Mount> {
                 set_mode(top.create_file(&name, 0o644)?, 0o644)?;
                 Mount::of_file(&root.open_file(&name)?)?
             }
-            _ => return Err(io::Error::new(ErrorKind::InvalidData, unexplained(&name))),
+            _ => return Err(io::Error::new(ErrorKind::InvalidData, wrong_type(&name))),
         };
         entry.attach_read_only(&stage.join(as_path(&name)))?;
     }
@@ -55,6 +57,6 @@ fn as_path(name: &[u8]) -> &Path {
     Path::new(std::ffi::OsStr::from_bytes(name))
 }
 
-fn unexplained(name: &[u8]) -> String {
+fn wrong_type(name: &[u8]) -> String {
     format!("{} on the volume is neither a file nor a directory", larder_layer::path::shown(name))
 }

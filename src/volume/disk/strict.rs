@@ -1,13 +1,14 @@
-//! Whether the superblock of an ext4 is one that Larder writes: what `mkfs.ext4` makes of the options in `tools`, and what the
-//! kernel changes when the disk is filled (Linux, filesystems/ext4, "The Super Block").
+//! Checks whether the superblock of an ext4 is one that Larder writes. `mkfs.ext4` creates it with the
+//! options in `tools`, and the kernel changes a few fields when the disk is filled (Linux, filesystems/ext4,
+//! "The Super Block").
 //!
-//! The superblock decides how the kernel reads everything else, and what it does at the first fault. So a field that Larder leaves
-//! at one value has that value, and a field that nothing needs is zero.
+//! The superblock determines how the kernel reads everything else, and what it does at the first error. A
+//! field with a fixed value must have that value, and unused fields must be zero.
 
-/// A field: its name, where it lies and how many bytes it has.
+/// A field: its name, its offset and its length in bytes.
 type Field = (&'static str, usize, usize);
 
-/// Fields that have the same value on every disk of Larder's.
+/// Fields that have the same value on every disk of Larder.
 const FIXED: [(Field, u64); 32] = [
     (("s_r_blocks_count_lo", 0x08, 4), 0),
     (("s_first_data_block", 0x14, 4), 0),
@@ -16,7 +17,7 @@ const FIXED: [(Field, u64); 32] = [
     (("s_blocks_per_group", 0x20, 4), 32768),
     (("s_clusters_per_group", 0x24, 4), 32768),
     (("s_state", 0x3A, 2), 1),
-    // Read-only at the first fault.
+    // Remount read-only at the first error.
     (("s_errors", 0x3C, 2), 2),
     (("s_minor_rev_level", 0x3E, 2), 0),
     (("s_creator_os", 0x48, 4), 0),
@@ -50,7 +51,7 @@ const FIXED: [(Field, u64); 32] = [
     (("s_reserved_pad", 0x177, 1), 0),
 ];
 
-/// Ranges of bytes that are zero on every disk of Larder's.
+/// Byte ranges that are zero on every disk of Larder.
 const ZERO: [Field; 7] = [
     ("s_algorithm_usage_bitmap", 0xC8, 4),
     ("the journal's fields", 0xD0, 0xEC - 0xD0),
@@ -61,10 +62,10 @@ const ZERO: [Field; 7] = [
     ("the fields of backups, encryption and projects", 0x24C, 0x274 - 0x24C),
 ];
 
-/// The rest of the superblock between the upper halves of times and the checksum.
-const RESERVED: Field = ("s_encoding and what follows", 0x27C, 0x3FC - 0x27C);
+/// The rest of the superblock, between the upper halves of times and the checksum.
+const RESERVED: Field = ("s_encoding and the fields after it", 0x27C, 0x3FC - 0x27C);
 
-/// Returns the first field that is not as Larder writes it, in words.
+/// Describes the first field that differs from a superblock of Larder; `None` if all fields match.
 pub(super) fn fault(bytes: &[u8; 1024]) -> Option<String> {
     let value = |at: usize, len: usize| {
         bytes[at..at + len].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
@@ -72,20 +73,22 @@ pub(super) fn fault(bytes: &[u8; 1024]) -> Option<String> {
     for ((name, at, len), want) in FIXED {
         let found = value(at, len);
         if found != want {
-            return Some(format!("{name} of its superblock is {found:#x}, a disk of Larder's has {want:#x}"));
+            return Some(format!(
+                "{name} of its superblock is {found:#x}, but a disk of Larder has {want:#x}"
+            ));
         }
     }
     for (name, at, len) in ZERO.into_iter().chain([RESERVED]) {
         if bytes[at..at + len].iter().any(|byte| *byte != 0) {
-            return Some(format!("{name} of its superblock are set, a disk of Larder's has zeros there"));
+            return Some(format!("{name} of its superblock should be zero, as on a disk of Larder"));
         }
     }
-    // Hashes of names are signed or unsigned, as the machine's characters are.
+    // Name hashes are signed or unsigned, depending on the machine's char type.
     if ![1, 2].contains(&value(0x160, 4)) {
         return Some(format!("s_flags of its superblock is {:#x}", value(0x160, 4)));
     }
     (bytes[0x68..0x78] != bytes[0xEC..0xFC])
-        .then(|| "s_hash_seed of its superblock is not its UUID, as on a disk of Larder's".to_owned())
+        .then(|| "s_hash_seed of its superblock differs from its UUID, unlike on a disk of Larder".to_owned())
 }
 
 #[cfg(test)]
@@ -102,7 +105,7 @@ mod tests {
         sound[0x68..0x78].fill(7);
         sound[0xEC..0xFC].fill(7);
         assert_eq!(fault(&sound), None);
-        // What the kernel and resize2fs change.
+        // Fields that the kernel and resize2fs change.
         for at in [0x4, 0x2C, 0x30, 0x34, 0x78, 0x88, 0x108, 0x150, 0x178, 0x248, 0x274, 0x3FC] {
             let mut other = sound;
             other[at] ^= 0x40;
@@ -113,11 +116,11 @@ mod tests {
             for byte in [at, at + len - 1] {
                 let mut other = sound;
                 other[byte] ^= 0x40;
-                let said = fault(&other).unwrap_or_default();
-                assert!(said.contains(name), "{byte:#x}: {said}");
+                let description = fault(&other).unwrap_or_default();
+                assert!(description.contains(name), "{byte:#x}: {description}");
             }
         }
         sound[0x68] = 8;
-        assert!(fault(&sound).is_some_and(|said| said.contains("s_hash_seed")));
+        assert!(fault(&sound).is_some_and(|description| description.contains("s_hash_seed")));
     }
 }

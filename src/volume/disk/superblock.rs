@@ -1,5 +1,6 @@
-//! What a superblock says: of an ext4 (Linux, filesystems/ext4, "The Super Block"), which volumes are filled on, or of an EROFS
-//! (Linux, fs/erofs/erofs_fs.h), which one can be made into. Read before anything is mounted, so that nothing else is.
+//! Superblocks of ext4 (Linux, filesystems/ext4, "The Super Block"), on which volumes are filled, and of
+//! EROFS (Linux, fs/erofs/erofs_fs.h), to which a volume can be converted. They are read before anything is
+//! mounted, so that no other file system is ever mounted.
 
 use std::fs::File;
 use std::io;
@@ -10,42 +11,46 @@ use uuid::Uuid;
 use super::image::Format;
 use super::strict;
 
-/// Where it lies, bytes, and how many of it are looked at.
-const AT: u64 = 1024;
+/// Offset of the superblock in bytes. `LEN` is the number of bytes to read.
+const OFFSET: u64 = 1024;
 const LEN: usize = 1024;
 const MAGIC: u16 = 0xEF53;
-/// `s_state`: unmounted in order.
+/// `s_state`: unmounted cleanly.
 const CLEAN: u16 = 1;
 /// `s_feature_incompat`: the number of blocks has an upper half.
-const WIDE: u32 = 0x80;
+const FEATURE_64BIT: u32 = 0x80;
 
-/// Of an EROFS.
-const EROFS: u32 = 0xE0F5_E1E2;
+/// Magic number of EROFS.
+const EROFS_MAGIC: u32 = 0xE0F5_E1E2;
 
-/// A superblock.
+/// The relevant fields of a superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
-    /// Of which file system.
+    /// Type of the file system.
     pub format: Format,
-    /// Size of the file system, bytes.
+    /// Size of the file system, in bytes.
     pub size: u64,
-    /// Size of a block, bytes.
+    /// Block size, in bytes.
     pub block: u64,
-    /// Its UUID.
+    /// UUID of the file system.
     pub uuid: Uuid,
-    /// Its label.
+    /// Label of the file system.
     pub label: String,
-    /// Unmounted in order, and no error was ever found. Always so of an EROFS, which nobody writes to.
+    /// `true` if the file system was unmounted cleanly and never had an error. Always `true` for EROFS, which
+    /// is never written to.
     pub clean: bool,
-    /// Why an ext4 is not one that Larder made; `None` for one that may be, and for an EROFS.
+    /// The difference from an ext4 of Larder; `None` if there is none, and for EROFS.
     pub foreign: Option<String>,
 }
 
 impl Superblock {
-    /// Reads it from a file or device; nothing where there is neither of the two.
+    /// Reads the superblock of a file or device; `None` if it is neither ext4 nor EROFS.
+    ///
+    /// # Errors
+    /// Those of pread(2).
     pub fn read(file: &File) -> io::Result<Option<Self>> {
         let mut bytes = [0; LEN];
-        match file.read_exact_at(&mut bytes, AT) {
+        match file.read_exact_at(&mut bytes, OFFSET) {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
             done => done.map(|()| Superblock::ext4(&bytes).or_else(|| Superblock::erofs(&bytes))),
         }
@@ -53,7 +58,7 @@ impl Superblock {
 
     fn erofs(bytes: &[u8; LEN]) -> Option<Self> {
         let long = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if long(0) != EROFS {
+        if long(0) != EROFS_MAGIC {
             return None;
         }
         let block = 1u64.checked_shl(bytes[12].into()).filter(|block| (512..=65536).contains(block))?;
@@ -78,7 +83,7 @@ impl Superblock {
             return None;
         }
         let block = 1024u64.checked_shl(long(0x18)).filter(|block| (1024..=65536).contains(block))?;
-        let upper = if long(0x60) & WIDE == 0 { 0 } else { u64::from(long(0x150)) };
+        let upper = if long(0x60) & FEATURE_64BIT == 0 { 0 } else { u64::from(long(0x150)) };
         let blocks = u64::from(long(0x4)) | upper << 32;
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&bytes[0x68..0x78]);
@@ -101,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_ext4_is_nothing() {
+    fn only_ext4_is_parsed() {
         let mut bytes = [0; LEN];
         assert_eq!(Superblock::ext4(&bytes), None);
         (bytes[0x38], bytes[0x39]) = (0x53, 0xEF);
@@ -114,9 +119,9 @@ mod tests {
         assert!(!Superblock::ext4(&bytes).unwrap().clean, "an error was found");
         bytes[0x60] = 0x80;
         bytes[0x150..0x154].fill(0xff);
-        assert_eq!(Superblock::ext4(&bytes), None, "more bytes than there are");
+        assert_eq!(Superblock::ext4(&bytes), None, "a size that overflows");
         (bytes[0x60], bytes[0x18]) = (0, 40);
-        assert_eq!(Superblock::ext4(&bytes), None, "a block of any size");
+        assert_eq!(Superblock::ext4(&bytes), None, "a block of an invalid size");
         bytes[0x18] = 255;
         assert_eq!(Superblock::ext4(&bytes), None);
     }
@@ -125,7 +130,7 @@ mod tests {
     fn an_erofs() {
         let mut bytes = [0; LEN];
         assert_eq!(Superblock::erofs(&bytes), None);
-        bytes[..4].copy_from_slice(&EROFS.to_le_bytes());
+        bytes[..4].copy_from_slice(&EROFS_MAGIC.to_le_bytes());
         assert_eq!(Superblock::erofs(&bytes), None, "a block of one byte");
         (bytes[12], bytes[36]) = (12, 9);
         bytes[64..70].copy_from_slice(b"larder");

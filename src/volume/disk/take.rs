@@ -1,4 +1,4 @@
-//! Taking a disk to fill it: whose is it, is anybody else at it, and making it where there is none.
+//! Opening or creating a disk to fill it: ownership, locking, and recovery of earlier state.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,85 +18,89 @@ use larder_sys::dir::stat_fd;
 use larder_sys::lock::Lock;
 use larder_sys::{Dir, loop_device, private, process, space};
 
-/// How long the kernel may take to let go of a disk whose builder was killed: it writes out what that had in memory.
-const LETTING_GO: Duration = Duration::from_secs(60);
+/// Maximum time that the kernel may take to release the disk of a killed builder, because it first writes out
+/// the data in memory.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Least size of a disk, bytes; less has no room for an ext4 of this kind.
-const SMALLEST: u64 = 4 << 20;
+/// Minimum size of a disk in bytes. A smaller one has no space for this kind of ext4.
+const MIN_SIZE: u64 = 4 << 20;
 
-/// What is asked for.
+/// Parameters for opening a disk.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {
-    /// Directory of the volume, or the device.
+    /// Directory of the volume, or path of the device.
     pub path: &'a Path,
     /// Identity of the job.
     pub job: &'a Digest,
-    /// The cap, bytes.
+    /// Size limit of the volume, in bytes.
     pub size: u64,
-    /// Whether the host's space is taken as it is used, and not reserved.
+    /// `true` to allocate host space on use instead of reserving it.
     pub sparse: bool,
 }
 
-/// What taking a disk gives.
+/// Result of opening a disk.
 #[derive(Debug)]
 pub enum Taken {
-    /// It is sealed.
+    /// The disk is sealed and readable.
     Sealed(Entered),
-    /// It is to be filled.
+    /// The disk is empty or partly filled.
     Filling(Box<Disk>),
 }
 
-/// A formatted disk that nobody else fills, not mounted.
+/// A formatted disk that is not mounted and that no other process fills.
 #[derive(Debug)]
 pub struct Disk {
-    /// Where it is mounted when it is filled, without links in it.
+    /// Mount point while it is filled, without symbolic links.
     pub(super) at: PathBuf,
     pub(super) below: Dir,
-    pub(super) place: Place,
+    pub(super) backing: Backing,
     pub(super) image: Lock,
     pub(super) name: Name,
-    /// Size of the file system, bytes.
+    /// Size of the file system, in bytes.
     pub(super) size: u64,
     pub(super) sparse: bool,
     left: Left,
     _lock: Option<Lock>,
 }
 
-/// What a disk is.
+/// Type of storage that contains a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// `disk.img` in the directory of the volume.
+pub(super) enum Backing {
+    /// The file `disk.img` in the directory of the volume.
     Image,
     /// A block device.
     Device(PathBuf),
 }
 
-/// In which state it was found.
+/// State in which a disk was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
-    /// There was none: it is empty.
+    /// The disk is new and empty.
     New,
-    /// Unmounted in order.
+    /// The disk was unmounted cleanly.
     Clean,
-    /// Not so, or with faults: what was not synced is not on it.
+    /// The disk was not unmounted cleanly or has errors. Data that was not synced is lost.
     Unclean,
 }
 
 impl Disk {
-    /// In which state it was found.
+    /// Returns the state in which the disk was found.
     pub fn left(&self) -> Left {
         self.left
     }
 
-    /// For messages.
+    /// Returns the path for messages.
     pub(super) fn shown(&self) -> String {
-        match &self.place {
-            Place::Image => self.at.join("disk.img").display().to_string(),
-            Place::Device(path) => path.display().to_string(),
+        match &self.backing {
+            Backing::Image => self.at.join("disk.img").display().to_string(),
+            Backing::Device(path) => path.display().to_string(),
         }
     }
 
-    /// Empties it: whatever is on it is of no use.
+    /// Formats the disk, which discards its content.
+    ///
+    /// # Errors
+    /// Those of mkfs.ext4 and fsync(2).
     pub fn format(&mut self) -> Result<(), Error> {
         tools::format(self.image.file(), self.size, &self.name)?;
         self.image.file().sync_all().context("flushing", &self.shown())?;
@@ -105,15 +109,19 @@ impl Disk {
     }
 }
 
-/// Takes the disk in the directory `request.path`, making directory and disk where they are absent. Nothing is changed in
-/// a directory that is not a disk's of this job.
+/// Opens the disk in the directory `request.path`, and creates the directory and the disk if missing. A
+/// directory without a disk of this job is not changed.
+///
+/// # Errors
+/// [`Error::Foreign`], [`Error::Other`], [`Error::Locked`], [`Error::InUse`], [`Error::HostFull`], and those
+/// of e2fsprogs.
 pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let path = request.path;
     let shown = path.display().to_string();
     check_size(request)?;
     private::create_dir(path).context("creating the volume", &shown)?;
     if fs::symlink_metadata(path).context("examining", &shown)?.is_symlink() {
-        let fault = "is a symbolic link: give the directory that it leads to".to_owned();
+        let fault = "is a symbolic link: use the directory to which it points".to_owned();
         return Err(Error::Other { path: shown, fault });
     }
     let at = path.canonicalize().context("opening the volume", &shown)?;
@@ -125,7 +133,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let larder = below.ensure_dir(layout::LARDER, 0o700).context("creating", ".larder")?;
     let lock = lock(&larder).context("locking", &shown)?;
     let lock = lock.ok_or_else(|| Error::Locked { path: shown.clone() })?;
-    // Whoever had the lock before may have sealed the disk since it was looked at.
+    // The previous holder of the lock may have sealed the disk since the first check.
     if below.try_stat(layout::CACHE).context("examining", &shown)?.is_some() {
         drop(lock);
         return Ok(Taken::Sealed(enter_own(&at)?));
@@ -141,7 +149,7 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     let mut disk = Disk {
         at,
         below,
-        place: Place::Image,
+        backing: Backing::Image,
         image,
         name,
         size,
@@ -155,17 +163,22 @@ pub fn take(request: &Request<'_>) -> Result<Taken, Error> {
     Ok(Taken::Filling(Box::new(disk)))
 }
 
-/// Takes the block device `request.path`. It is formatted where it holds nothing but zeros at both ends, or with `formats`
-/// whatever it holds.
+/// Opens the block device `request.path`. It is formatted if it is blank (zeros at both ends), or always with
+/// `formats`.
+///
+/// # Errors
+/// [`Error::Other`] if the device contains something else, [`Error::InUse`], [`Error::Locked`],
+/// [`Error::TooSmall`], and those of e2fsprogs.
 pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> {
     let path = request.path;
     let shown = path.display().to_string();
     check_size(request)?;
     let other = |fault: String| Error::Other { path: shown.clone(), fault };
     if !fs::metadata(path).context("examining", &shown)?.file_type().is_block_device() {
-        return Err(other("is no block device".into()));
+        return Err(other("is not a block device".into()));
     }
-    // A device that is mounted, or part of something, has a holder, beside which the kernel lets nobody in.
+    // A device that is mounted or part of another device has a holder, and the kernel refuses a second
+    // exclusive open.
     match exclusive(path) {
         Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {
             return Err(Error::InUse {
@@ -178,9 +191,9 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
     let device = File::options().read(true).write(true).open(path).context("opening", &shown)?;
     let image = Lock::try_exclusive_on(device).context("locking", &shown)?;
     let image = image.ok_or_else(|| Error::Locked { path: shown.clone() })?;
-    let have = length(image.file()).context("asking for the size of", &shown)? / BLOCK * BLOCK;
+    let have = length(image.file()).context("reading the size of", &shown)? / BLOCK * BLOCK;
     let need = request.size / BLOCK * BLOCK;
-    // A disk of 20 GiB is one of 20 GiB; no tolerance beyond what partitions cost.
+    // The device must have the requested size, with a tolerance only for the overhead of partitions.
     if have < need - need / 100 {
         return Err(Error::TooSmall { path: shown, need, have });
     }
@@ -188,8 +201,9 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
     let at = mount_point(&name)?;
     let below = Dir::open(&at).context("opening", &at.display().to_string())?;
     let size = have.min(need);
-    let place = Place::Device(path.to_owned());
-    let mut disk = Disk { at, below, place, image, name, size, sparse: false, left: Left::New, _lock: None };
+    let backing = Backing::Device(path.to_owned());
+    let mut disk =
+        Disk { at, below, backing, image, name, size, sparse: false, left: Left::New, _lock: None };
     let found = Superblock::read(disk.image.file()).context("reading", &shown)?;
     match found {
         Some(found) if !formats && found.uuid == disk.name.uuid && found.label == disk.name.label => {
@@ -197,14 +211,12 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
         }
         Some(found) if !formats => {
             return Err(other(format!(
-                "holds the file system {} ({:?}): give another device, or --format-device to lose what is on it",
+                "contains the file system {} ({:?}): use another device, or --format-device to erase it",
                 found.uuid, found.label
             )));
         }
         None if !formats && !is_blank(disk.image.file(), have).context("reading", &shown)? => {
-            return Err(other(
-                "holds something: give another device, or --format-device to lose what is on it".into(),
-            ));
+            return Err(other("contains data: use another device, or --format-device to erase it".into()));
         }
         _ => disk.format()?,
     }
@@ -213,7 +225,7 @@ pub fn take_device(request: &Request<'_>, formats: bool) -> Result<Disk, Error> 
 
 fn check_size(request: &Request<'_>) -> Result<(), Error> {
     match request.size {
-        SMALLEST.. => Ok(()),
+        MIN_SIZE.. => Ok(()),
         size => Err(Error::Size { size }),
     }
 }
@@ -230,8 +242,8 @@ fn length(mut device: &File) -> io::Result<u64> {
     Ok(end)
 }
 
-/// Whether the first and the last 4 MiB are zeros: partition tables, RAID, LVM, LUKS, ZFS and all file systems have something
-/// there.
+/// Reports whether the first and the last 4 MiB are zeros. Partition tables, RAID, LVM, LUKS, ZFS and all
+/// file systems have data there.
 fn is_blank(device: &File, size: u64) -> io::Result<bool> {
     use std::os::unix::fs::FileExt as _;
     const ENDS: u64 = 4 << 20;
@@ -252,7 +264,7 @@ fn is_blank(device: &File, size: u64) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A directory to mount a device over; empty for everybody else.
+/// Creates a directory to mount a device over, which stays empty for other processes.
 fn mount_point(name: &Name) -> Result<PathBuf, Error> {
     let path = std::env::temp_dir().join(format!("{}-{}", name.label, std::process::id()));
     let shown = path.display().to_string();
@@ -264,7 +276,8 @@ fn mount_point(name: &Name) -> Result<PathBuf, Error> {
     path.canonicalize().context("opening", &shown)
 }
 
-/// Only names of a disk's, and none at all but what mkfs leaves where there is no `.larder` of ours.
+/// Refuses a directory with names that do not belong to a disk. Without `.larder`, only files of mkfs are
+/// allowed.
 pub(super) fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
     let known: [&[u8]; 9] = [
         layout::LARDER,
@@ -281,7 +294,8 @@ pub(super) fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
     let ours = larder.is_some_and(|stat| stat.is_dir());
     for name in below.names().context("listing", shown)? {
         if ours && name == layout::OVERLAY {
-            let fault = "is a volume of kind directory: give that kind, or another directory".to_owned();
+            let fault = "was created with --volume-kind directory: use the same flag, or another directory"
+                .to_owned();
             return Err(Error::Other { path: shown.to_owned(), fault });
         }
         if name != layout::LOST_AND_FOUND && !(ours && known.contains(&&name[..])) {
@@ -292,21 +306,21 @@ pub(super) fn refuse_foreign(below: &Dir, shown: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens a disk that is there and waits until the kernel has let go of it.
+/// Opens an existing disk, and waits until the kernel has released it.
 fn open(below: &Dir, at: &Path) -> Result<Lock, Error> {
     let shown = at.join("disk.img").display().to_string();
     let not_ours = |fault: &str| Error::Other { path: shown.clone(), fault: fault.to_owned() };
     let facts = below.stat(IMAGE).context("examining", &shown)?;
     if facts.file_type != larder_sys::FileType::Regular || facts.links != 1 {
-        return Err(not_ours("is no disk of Larder's, but a link or no regular file: remove it"));
+        return Err(not_ours("is not a disk of Larder, but a link or not a regular file: remove it"));
     }
-    let until = Instant::now() + LETTING_GO;
+    let until = Instant::now() + RELEASE_TIMEOUT;
     loop {
         let file = below.open_file_to_write(IMAGE).context("opening", &shown)?;
         if stat_fd(&file).context("examining", &shown)?.uid != process::ids().0 {
             return Err(not_ours("belongs to another user: remove it"));
         }
-        let attached = loop_device::attached(&file).context("looking for loop devices of", &shown)?;
+        let attached = loop_device::attached(&file).context("finding loop devices of", &shown)?;
         let lock = Lock::try_exclusive_on(file).context("locking", &shown)?;
         match (lock, attached.into_iter().next()) {
             (Some(lock), None) => return Ok(lock),
@@ -319,7 +333,7 @@ fn open(below: &Dir, at: &Path) -> Result<Lock, Error> {
     }
 }
 
-/// Makes a disk in `.larder`, where nobody takes it for one, and puts it in its place when it is formatted.
+/// Creates a disk in `.larder`, where it is not treated as one, and moves it into place when it is formatted.
 fn create(below: &Dir, larder: &Dir, at: &Path, size: u64, sparse: bool, name: &Name) -> Result<Lock, Error> {
     let shown = at.join("disk.img").display().to_string();
     match larder.unlink(IMAGE) {
@@ -328,7 +342,7 @@ fn create(below: &Dir, larder: &Dir, at: &Path, size: u64, sparse: bool, name: &
         }
         _ => {}
     }
-    let have = space::free(below).context("asking for free space at", &shown)?;
+    let have = space::free(below).context("reading the free space of", &shown)?;
     if !sparse && have < size {
         return Err(Error::HostFull { path: shown, need: size, have });
     }
@@ -344,7 +358,7 @@ fn create(below: &Dir, larder: &Dir, at: &Path, size: u64, sparse: bool, name: &
         Ok(image)
     });
     if placed.is_err() {
-        // The next one removes it as well.
+        // The next attempt also removes it.
         let _ = larder.unlink(IMAGE);
     }
     placed
@@ -366,7 +380,7 @@ fn reserve(file: &File, size: u64, have: u64, shown: &str) -> Result<(), Error> 
         Ok(true) => Ok(()),
         Ok(false) => Err(Error::Other {
             path: shown.to_owned(),
-            fault: "is on a file system that cannot reserve space (fallocate): give another directory, or --sparse".into(),
+            fault: "is on a file system that cannot reserve space (fallocate): use another directory, or --sparse".into(),
         }),
         Err(e) if matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
             Err(Error::HostFull { path: shown.to_owned(), need: size, have })
@@ -376,7 +390,7 @@ fn reserve(file: &File, size: u64, have: u64, shown: &str) -> Result<(), Error> 
 }
 
 impl Disk {
-    /// Brings a disk that an earlier run left into a state in which it can be mounted.
+    /// Prepares a disk of an earlier run for mounting.
     fn resume(&mut self) -> Result<(), Error> {
         let shown = self.shown();
         let other = |fault: String| Error::Other { path: shown.clone(), fault };
@@ -386,12 +400,13 @@ impl Disk {
             found.format == Format::Ext4 && found.uuid == self.name.uuid && found.label == self.name.label
         }) else {
             return Err(other(
-                "is no disk of Larder's, or one of another job: give another directory, or remove it".into(),
+                "is not a disk of Larder, or is one of another job: use another directory, or remove it"
+                    .into(),
             ));
         };
-        if found.size > self.size && self.place == Place::Image {
+        if found.size > self.size && self.backing == Backing::Image {
             return Err(other(format!(
-                "has {} bytes, --size asks for {}: give the same size or a larger one, or another directory",
+                "has {} bytes, but --size is {}: use the same size or a larger one, or another directory",
                 found.size, self.size
             )));
         }
@@ -409,8 +424,8 @@ impl Disk {
     fn grow(&self) -> Result<(), Error> {
         let shown = self.shown();
         let file = self.image.file();
-        if self.place == Place::Image {
-            let have = space::free(&self.below).context("asking for free space at", &shown)?;
+        if self.backing == Backing::Image {
+            let have = space::free(&self.below).context("reading the free space of", &shown)?;
             if self.sparse {
                 file.set_len(self.size).context("setting the size of", &shown)?;
             } else {

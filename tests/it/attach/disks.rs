@@ -57,7 +57,7 @@ fn an_ext4_that_larder_did_not_make_is_not_mounted() {
         };
         let flipped = |what: &'static str, at: &'static str, offset: u64| -> Change<'static> {
             let (disk, at) = (disk.clone(), place(&sound, at) + offset);
-            (what, Box::new(move || flip(&disk, at)), "e2fsck finds faults")
+            (what, Box::new(move || flip(&disk, at)), "e2fsck found errors")
         };
         let changes = [
             tune(&["-e", "panic"], panics),

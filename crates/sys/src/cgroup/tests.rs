@@ -1,4 +1,4 @@
-//! Version 2 on a tree of plain files, version 1 for real where this machine has it.
+//! Tests version 2 on a tree of plain files, and version 1 on the real kernel if this machine has it.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ fn read(path: PathBuf) -> String {
 }
 
 #[test]
-fn version_2_hands_controllers_down_from_a_leaf() {
+fn version_2_enables_controllers_from_a_leaf() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::write(dir.join("cgroup.controllers"), "cpuset cpu io memory pids\n").unwrap();
@@ -45,7 +45,7 @@ fn version_2_hands_controllers_down_from_a_leaf() {
     fs::write(at.join("memory.events"), "low 0\noom 2\noom_kill 1\noom_group_kill 1\n").unwrap();
     assert!(group.ran_out_of_memory());
 
-    // The kernel's part: processes and files of a group go when it is told to kill it.
+    // Act as the kernel: processes and files of a group disappear when it is killed.
     fs::write(at.join("cgroup.kill"), "").unwrap();
     let killed = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -66,7 +66,7 @@ fn version_2_hands_controllers_down_from_a_leaf() {
 }
 
 #[test]
-fn version_2_is_left_alone_unless_it_was_handed_over() {
+fn version_2_needs_delegation() {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("user.slice");
     fs::create_dir(&own).unwrap();
@@ -77,7 +77,7 @@ fn version_2_is_left_alone_unless_it_was_handed_over() {
     assert!(!groups.limits() && groups.create("x", &LIMITS).unwrap().is_none());
     assert!(!own.join(LEAF).exists());
 
-    // What systemd does for `Delegate=`.
+    // Act as systemd does for `Delegate=`.
     xattr::set(fs::File::open(&own).unwrap(), b"trusted.delegate", b"1").unwrap();
     assert_eq!(Cgroups::find(&mountinfo, &path).to_string(), "version 2: memory, cpu");
     assert!(own.join("daemon/cgroup.procs").exists());
@@ -89,18 +89,18 @@ fn version_2_without_memory_is_not_enough() {
     fs::write(dir.path().join("cgroup.controllers"), "cpu pids\n").unwrap();
     let (mountinfo, own) = unified(dir.path(), "/");
     let groups = Cgroups::find(&mountinfo, &own);
-    assert_eq!(groups.to_string(), "none: version 2 has no memory controller here");
-    assert_eq!(Cgroups::find("", "").to_string(), "none: no tree of control groups is mounted");
+    assert_eq!(groups.to_string(), "none: version 2 has no memory controller for this process");
+    assert_eq!(Cgroups::find("", "").to_string(), "none: no cgroup hierarchy is mounted");
 }
 
 #[test]
-fn what_cannot_be_handed_down_is_undone() {
+fn a_failed_delegation_is_undone() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("cgroup.controllers"), "memory\n").unwrap();
     fs::create_dir(dir.path().join("cgroup.subtree_control")).unwrap();
     let (mountinfo, own) = unified(dir.path(), "/");
     let groups = Cgroups::find(&mountinfo, &own);
-    assert!(groups.to_string().starts_with("none: handing controllers down"), "{groups}");
+    assert!(groups.to_string().starts_with("none: cannot enable controllers for child cgroups"), "{groups}");
     assert_eq!(read(dir.path().join("cgroup.procs")), std::process::id().to_string());
 }
 
@@ -109,7 +109,7 @@ fn groups_of_earlier_daemons_are_swept() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     fs::write(dir.join("cgroup.controllers"), "memory\n").unwrap();
-    // The second had our number, as in a container; the third is ours.
+    // The second has the process ID of this process, as in a container; the third belongs to this process.
     let pid = std::process::id();
     let names =
         ["larder-4000000.7-x".to_owned(), format!("larder-{pid}.7-x"), own_name("x"), "other".to_owned()];
@@ -119,11 +119,11 @@ fn groups_of_earlier_daemons_are_swept() {
     assert_eq!(names.map(|name| dir.join(name).exists()), [false, false, true, true]);
 }
 
-/// The groups of this machine, if it has version 1 and lets us.
+/// Returns the groups of this machine, if it has version 1 and this process can use them.
 fn version_1() -> Option<Cgroups> {
     let groups = Cgroups::of_this_process();
     let usable = groups.limits() && groups.version == Version::One;
-    assert!(usable || std::env::var_os("LARDER_REQUIRE_ALL").is_none(), "no control groups: {groups}");
+    assert!(usable || std::env::var_os("LARDER_REQUIRE_ALL").is_none(), "no usable control groups: {groups}");
     usable.then_some(groups)
 }
 
@@ -132,11 +132,12 @@ fn shell(script: &str) -> Child {
 }
 
 #[test]
-fn version_1_kills_what_takes_too_much() {
+fn version_1_enforces_the_memory_limit() {
     let Some(groups) = version_1() else { return };
     let limits = Limits { memory: 4 << 20, ..LIMITS };
     let group = groups.create("greedy", &limits).unwrap().unwrap();
-    // Waits for a line, so that it does nothing before it is in its group; then doubles a variable for ever.
+    // The child waits for a line, so that it does nothing before it is in its group. Then it doubles a
+    // variable forever.
     let mut child = shell("read go; x=aaaaaaaaaaaaaaaa; while :; do x=$x$x; done");
     group.add(child.id()).unwrap();
     drop(child.stdin.take());
@@ -148,14 +149,14 @@ fn version_1_kills_what_takes_too_much() {
 }
 
 #[test]
-fn version_1_is_gone_soon_after_it_was_dropped() {
+fn a_dropped_version_1_group_is_removed() {
     let Some(groups) = version_1() else { return };
     let group = groups.create("dropped", &LIMITS).unwrap().unwrap();
     let dirs: Vec<PathBuf> = group.dirs.iter().map(|group| group.dir.clone()).collect();
     let mut child = shell("read go; exec sleep 1000");
     group.add(child.id()).unwrap();
     drop(child.stdin.take());
-    // As when who asked for a plan hangs up.
+    // This happens when a client that requested a plan disconnects.
     drop(group);
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     let until = Instant::now() + Duration::from_secs(10);
@@ -166,7 +167,7 @@ fn version_1_is_gone_soon_after_it_was_dropped() {
 }
 
 #[test]
-fn version_1_takes_what_is_left_with_it() {
+fn version_1_removes_remaining_processes() {
     let Some(groups) = version_1() else { return };
     let group = groups.create("left", &LIMITS).unwrap().unwrap();
     let mut child = shell("read go; sleep 1000 & exec sleep 1000");
@@ -176,12 +177,12 @@ fn version_1_takes_what_is_left_with_it() {
     let procs = memory.dir.join("cgroup.procs");
     let until = Instant::now() + Duration::from_secs(10);
     while read(procs.clone()).lines().count() < 2 {
-        assert!(Instant::now() < until, "the child starts no other");
+        assert!(Instant::now() < until, "the child started no second process");
         std::thread::yield_now();
     }
     let limit = read(memory.dir.join("memory.limit_in_bytes"));
     assert_eq!(limit.trim(), LIMITS.memory.to_string());
-    // The same name again: what has it is removed first.
+    // A second group with the same name replaces the first one.
     std::mem::forget(group);
     let again = groups.create("left", &LIMITS).unwrap().unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(9));

@@ -1,26 +1,27 @@
-//! Where the control groups of this process are: /proc/self/mountinfo (proc(5)) and /proc/self/cgroup (cgroups(7)).
+//! Location of this process's control groups: /proc/self/mountinfo (proc(5)) and /proc/self/cgroup
+//! (cgroups(7)).
 
 use std::path::{Path, PathBuf};
 
-/// A directory in which groups can be made, and the controllers that it has.
+/// A directory in which groups can be created, and its controllers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// The group of this process.
+    /// Directory of the group of this process.
     pub(super) dir: PathBuf,
-    /// Whether it is all that this process sees of the tree (the root of a cgroup namespace).
+    /// `true` if this process sees nothing above it in the tree (the root of a cgroup namespace).
     pub(super) root: bool,
-    /// Names of controllers; empty for version 2, whose file `cgroup.controllers` says.
+    /// Names of controllers; empty for version 2, where the file `cgroup.controllers` lists them.
     pub(super) controllers: Vec<String>,
 }
 
-/// The group of this process in the tree of version 2.
+/// Returns the group of this process in the version 2 tree.
 pub(super) fn unified(mountinfo: &str, own: &str) -> Option<Place> {
     let mount = mounts(mountinfo).find(|mount| mount.kind == "cgroup2")?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(Place { dir: mount.locate(path), root: path == "/", controllers: Vec::new() })
 }
 
-/// The groups of this process in the trees of version 1.
+/// Returns the groups of this process in the version 1 trees.
 pub(super) fn separate(mountinfo: &str, own: &str) -> Vec<Place> {
     let place = |mount: Mount<'_>| {
         let has = |name: &&str| mount.options.split(',').any(|option| option == *name);
@@ -43,8 +44,8 @@ struct Mount<'a> {
 }
 
 impl Mount<'_> {
-    /// Where the group `path` appears. A container may see only its own part, mounted at the top, under a path that is the
-    /// host's.
+    /// Returns the directory of the group `path`. A container can have only its own part mounted, under a
+    /// path of the host.
     fn locate(&self, path: &str) -> PathBuf {
         let below = Path::new(path).strip_prefix(&self.root).unwrap_or(Path::new(""));
         let dir = self.point.join(below);
@@ -64,7 +65,7 @@ fn mounts(mountinfo: &str) -> impl Iterator<Item = Mount<'_>> {
     })
 }
 
-/// Space, tab, newline and backslash stand as three octal digits (proc(5)).
+/// Decodes space, tab, newline and backslash, which are written as three octal digits (proc(5)).
 fn unescape(text: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
@@ -85,7 +86,7 @@ mod tests {
         let own = "12:cpu,cpuacct:/a\n4:memory:/a/b\n1:name=systemd:/a\n0::/a\n";
         let found = separate(mountinfo, own);
         let controllers: Vec<&[String]> = found.iter().map(|place| &place.controllers[..]).collect();
-        // Directories that are not there are looked for at the top.
+        // A missing directory is replaced by the mount point.
         assert_eq!(found[1].dir, Path::new("/none/cgroup/memory"));
         assert_eq!(controllers[..2], [&["cpu".to_owned(), "cpuacct".to_owned()][..], &["memory".to_owned()]]);
         let place = unified(mountinfo, own).unwrap();

@@ -1,4 +1,4 @@
-//! A clock that stands still until it is told to go.
+//! A clock for tests that moves only on request.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::Clock;
 
-/// Begins at some day of 2026 with a machine that has just started and whose kernel is synchronised.
+/// A clock that starts in 2026, on a machine that has just booted and is synchronized.
 #[derive(Debug)]
 pub struct FakeClock(Mutex<State>);
 
@@ -27,31 +27,31 @@ impl Default for FakeClock {
 }
 
 impl FakeClock {
-    /// Lets time pass.
+    /// Advances both clocks by `time`.
     pub fn pass(&self, time: Duration) {
         let mut state = self.state();
         state.now += delta(time);
         state.since_boot += time;
     }
 
-    /// Sets the wall clock forward, as a person would.
+    /// Sets the wall clock forward, as an administrator would.
     pub fn set_forward(&self, by: Duration) {
         self.state().now += delta(by);
     }
 
-    /// Sets the wall clock back.
+    /// Sets the wall clock back by `by`.
     pub fn set_back(&self, by: Duration) {
         self.state().now -= delta(by);
     }
 
-    /// Starts the machine anew; the wall clock stays where it is.
+    /// Reboots the machine; the wall clock keeps its value.
     pub fn reboot(&self) {
         let mut state = self.state();
         state.since_boot = Duration::ZERO;
         state.boots += 1;
     }
 
-    /// What the kernel says of its clock.
+    /// Sets whether the kernel reports its clock as synchronized.
     pub fn synchronise(&self, synchronised: bool) {
         self.state().synchronised = synchronised;
     }

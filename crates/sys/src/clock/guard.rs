@@ -1,7 +1,8 @@
-//! Whether the wall clock can be believed when something is about to be thrown away because of it.
+//! Decides whether the wall clock is reliable enough to delete expired data.
 //!
-//! A machine without a battery starts in 1970 or at its last shutdown, a virtual machine is restored from a snapshot, a
-//! person types the wrong year. None of that may expire what a tenant paid to build.
+//! A machine without a clock battery starts in 1970 or at its last shutdown, a virtual machine is restored
+//! from a snapshot, or an administrator enters the wrong year. None of that may expire what a tenant paid to
+//! build.
 
 use std::time::Duration;
 
@@ -10,62 +11,62 @@ use serde::{Deserialize, Serialize};
 
 use super::Clock;
 
-/// How far the wall may move against the time since boot before it is a step.
-const STEP: Duration = Duration::from_secs(5 * 60);
-/// How long nothing expires after a step.
-const HOLD: Duration = Duration::from_secs(3600);
-/// For how long after boot the kernel's word is waited for. Machines whose time comes from their host never say that they
-/// are synchronised, and theirs is right all the same.
-const FRESH: Duration = Duration::from_secs(3600);
+/// Maximum difference between wall-clock time and time since boot before it counts as a step.
+const MAX_DRIFT: Duration = Duration::from_secs(5 * 60);
+/// Duration of the pause of expiry after a step.
+const HOLD_TIME: Duration = Duration::from_secs(3600);
+/// Maximum time after boot to wait for the kernel to report synchronization. Machines that get their time
+/// from their host never report it, although their clock is right.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Whether expiry may go on.
+/// Permission to delete expired data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
-    /// The clock is believed.
+    /// The clock is considered reliable.
     Allowed,
-    /// Nothing expires for now.
+    /// Expiry is paused for the given reason.
     Held(Reason),
 }
 
-/// Why nothing expires.
+/// Reason for which expiry is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    /// The machine has just started and nobody has told it the time.
-    #[error("the machine has just started and the kernel says that its clock is not synchronised")]
+    /// The machine has just started and its clock is not synchronized.
+    #[error("the machine has just started and the kernel reports its clock as not synchronized")]
     Unsynchronised,
     /// The wall clock was set.
-    #[error("the wall clock has moved by more than 5 minutes against the time since boot")]
+    #[error("the wall clock has moved by more than 5 minutes relative to the time since boot")]
     Stepped,
-    /// It is earlier than it was when the last daemon looked.
-    #[error("the wall clock is earlier than at the last run")]
+    /// The wall clock is earlier than at the last check of the previous run.
+    #[error("the wall clock is earlier than at the previous run")]
     Earlier,
 }
 
-/// Watches the clocks.
+/// Monitors the clocks for steps.
 #[derive(Debug)]
 pub struct TimeGuard {
-    /// The last look: wall and time since boot.
+    /// Wall-clock time and time since boot at the last check.
     last: (DateTime<Utc>, Duration),
-    /// This boot.
+    /// ID of this boot.
     boot: String,
-    /// Until when since boot nothing expires, and why.
+    /// End of the pause as time since boot, and its reason.
     held: Option<(Duration, Reason)>,
-    /// Whether the kernel was heard to be synchronised in this boot.
+    /// `true` if the kernel has reported synchronization in this boot.
     synchronised: bool,
-    /// What was logged last.
-    told: Option<Reason>,
+    /// The reason that was logged last.
+    logged: Option<Reason>,
 }
 
-/// What outlives a run: the clocks as they were looked at last, and until when nothing expires.
+/// State that outlives a run: the clocks at the last check, and the end of the pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
-    /// Wall-clock time.
+    /// Wall-clock time at the last check.
     pub time: DateTime<Utc>,
-    /// The boot that the next two count from.
+    /// ID of the boot to which the next two fields refer.
     pub boot: String,
-    /// Time since then, milliseconds.
+    /// Time since boot at the last check, in milliseconds.
     pub since_boot_ms: u64,
-    /// Time since then at which a hold ends, milliseconds.
+    /// Time since boot at which the pause ends, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held_until_ms: Option<u64>,
 }
@@ -75,24 +76,24 @@ fn milliseconds(time: Duration) -> u64 {
 }
 
 impl TimeGuard {
-    /// Begins to watch. `noted` is what an earlier run noted last: a hold of this boot goes on, and a step between the two
-    /// runs is one.
+    /// Starts monitoring. `noted` is the saved state of an earlier run. A pause of the same boot continues,
+    /// and a step between the two runs is detected.
     pub fn new(clock: &dyn Clock, noted: Option<Noted>) -> Self {
         let (now, since_boot, boot) = (clock.now(), clock.since_boot(), clock.boot());
         let mut guard =
-            TimeGuard { last: (now, since_boot), boot, held: None, synchronised: false, told: None };
+            TimeGuard { last: (now, since_boot), boot, held: None, synchronised: false, logged: None };
         let Some(noted) = noted else { return guard };
         if noted.boot == guard.boot {
             guard.last = (noted.time, Duration::from_millis(noted.since_boot_ms));
             guard.held = noted.held_until_ms.map(|until| (Duration::from_millis(until), Reason::Stepped));
         }
         if now < noted.time {
-            guard.held = Some((since_boot + HOLD, Reason::Earlier));
+            guard.held = Some((since_boot + HOLD_TIME, Reason::Earlier));
         }
         guard
     }
 
-    /// What the next run has to know.
+    /// Returns the state to save for the next run.
     pub fn note(&self) -> Noted {
         let (time, since_boot) = self.last;
         Noted {
@@ -103,33 +104,33 @@ impl TimeGuard {
         }
     }
 
-    /// Looks at the clocks. A hold is logged when it begins.
+    /// Checks the clocks. The start and the end of a pause are logged.
     pub fn check(&mut self, clock: &dyn Clock) -> Expiry {
         let (now, since_boot) = (clock.now(), clock.since_boot());
         let (wall, boot) = self.last;
         let moved = (now - wall).num_milliseconds();
         let passed = i64::try_from((since_boot.saturating_sub(boot)).as_millis()).unwrap_or(i64::MAX);
-        if u128::from(moved.abs_diff(passed)) > STEP.as_millis() {
-            self.held = Some((since_boot + HOLD, Reason::Stepped));
+        if u128::from(moved.abs_diff(passed)) > MAX_DRIFT.as_millis() {
+            self.held = Some((since_boot + HOLD_TIME, Reason::Stepped));
         }
         self.last = (now, since_boot);
         self.synchronised |= clock.is_synchronised();
         if self.held.is_some_and(|(until, _)| until <= since_boot) {
             self.held = None;
         }
-        let fresh = since_boot < FRESH && !self.synchronised;
+        let fresh = since_boot < SYNC_TIMEOUT && !self.synchronised;
         let reason = self.held.map(|(_, reason)| reason).or(fresh.then_some(Reason::Unsynchronised));
-        if reason != self.told {
+        if reason != self.logged {
             match reason {
-                Some(reason) => tracing::warn!("nothing expires for up to an hour: {reason}"),
-                None if self.told == Some(Reason::Unsynchronised) && !self.synchronised => {
+                Some(reason) => tracing::warn!("expiry of caches is paused for up to 1 hour: {reason}"),
+                None if self.logged == Some(Reason::Unsynchronised) && !self.synchronised => {
                     tracing::warn!(
-                        "expiry goes on, though the kernel never said that its clock is synchronised"
+                        "expiry of caches resumes, although the kernel never reported its clock as synchronized"
                     );
                 }
-                None => tracing::info!("expiry goes on"),
+                None => tracing::info!("expiry of caches resumes"),
             }
-            self.told = reason;
+            self.logged = reason;
         }
         reason.map_or(Expiry::Allowed, Expiry::Held)
     }
@@ -143,7 +144,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const DAY: Duration = Duration::from_secs(86_400);
 
-    /// Up for a day.
+    /// Returns a clock with an uptime of one day.
     fn clock() -> FakeClock {
         let clock = FakeClock::default();
         clock.pass(DAY);
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_outlives_a_run() {
+    fn a_pause_outlives_a_run() {
         let clock = clock();
         let mut guard = TimeGuard::new(&clock, None);
         clock.set_forward(DAY);
@@ -169,20 +170,20 @@ mod tests {
     }
 
     #[test]
-    fn a_step_between_two_runs_is_one() {
+    fn a_step_between_two_runs_is_detected() {
         let clock = clock();
         let before = noted(&clock);
         clock.pass(DAY);
         assert_eq!(TimeGuard::new(&clock, Some(before.clone())).check(&clock), Expiry::Allowed);
         clock.set_forward(DAY);
         assert_eq!(TimeGuard::new(&clock, Some(before.clone())).check(&clock), Expiry::Held(Reason::Stepped));
-        // After another boot nobody knows how long the machine was down.
+        // After a reboot, the downtime is unknown.
         clock.reboot();
         assert_eq!(TimeGuard::new(&clock, Some(before)).check(&clock), Expiry::Allowed);
     }
 
     #[test]
-    fn time_that_passes_is_no_step() {
+    fn passing_time_is_not_a_step() {
         let clock = clock();
         let mut guard = TimeGuard::new(&clock, Some(noted(&clock)));
         for _ in 0..5 {
@@ -190,11 +191,11 @@ mod tests {
             assert_eq!(guard.check(&clock), Expiry::Allowed);
         }
         clock.set_back(5 * MINUTE);
-        assert_eq!(guard.check(&clock), Expiry::Allowed, "the limit itself is no step");
+        assert_eq!(guard.check(&clock), Expiry::Allowed, "a difference at the limit is not a step");
     }
 
     #[test]
-    fn a_step_holds_for_an_hour() {
+    fn a_step_pauses_expiry_for_an_hour() {
         for forward in [true, false] {
             let clock = clock();
             let mut guard = TimeGuard::new(&clock, None);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_before_the_last_time_holds() {
+    fn a_start_before_the_last_check_pauses_expiry() {
         let clock = clock();
         let later = Noted { time: clock.now() + chrono::TimeDelta::seconds(1), ..noted(&clock) };
         let mut guard = TimeGuard::new(&clock, Some(later));
@@ -231,7 +232,7 @@ mod tests {
         clock.synchronise(true);
         assert_eq!(guard.check(&clock), Expiry::Allowed);
         clock.synchronise(false);
-        assert_eq!(guard.check(&clock), Expiry::Allowed, "it was synchronised once in this boot");
+        assert_eq!(guard.check(&clock), Expiry::Allowed, "it was synchronized once in this boot");
 
         let mut never = TimeGuard::new(&clock, None);
         clock.pass(30 * MINUTE);

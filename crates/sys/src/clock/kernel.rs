@@ -1,15 +1,15 @@
-//! adjtimex(2), the one call for which no crate has a safe form that reads and changes nothing.
+//! adjtimex(2). No crate wraps it in a safe form that only reads.
 
 use std::mem::MaybeUninit;
 
 use nix::libc;
 
-/// Whether the kernel holds its clock for synchronised. A kernel that refuses to say (a seccomp filter, most likely)
-/// counts as one that does not know.
+/// Reports whether the kernel considers its clock synchronized. `false` if the kernel refuses the call, most
+/// likely because of a seccomp filter.
 pub(super) fn is_synchronised() -> bool {
     #[expect(unsafe_code, reason = "neither nix nor rustix has adjtimex(2)")]
-    // SAFETY: `timex` is plain integers, for which zero is a value; `modes` zero asks the kernel to fill in the structure
-    // and to change nothing, and the pointer is to a whole structure that outlives the call.
+    // SAFETY: `timex` consists of plain integers, for which zero is valid. With `modes` zero the kernel fills
+    // the structure and changes nothing. The pointer is to a complete structure that outlives the call.
     let (state, status) = unsafe {
         let mut timex: libc::timex = MaybeUninit::zeroed().assume_init();
         (libc::adjtimex(&raw mut timex), timex.status)

@@ -1,4 +1,4 @@
-//! Capability sets with no more in them than a process needs (capabilities(7)).
+//! Reduction of capability sets to those that a process needs (capabilities(7)).
 
 use rustix::io::{Errno, Result};
 use rustix::thread::{
@@ -13,7 +13,7 @@ impl Privileges {
     fn set(self) -> CapabilitySet {
         match self {
             Privileges::None => CapabilitySet::empty(),
-            // A container often has the second and not the first.
+            // Containers often have DAC_OVERRIDE but not DAC_READ_SEARCH.
             Privileges::ReadLayers => {
                 CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE | CapabilitySet::SYS_ADMIN
             }
@@ -25,7 +25,7 @@ impl Privileges {
     }
 }
 
-/// The capabilities of this thread that `privileges` lets it keep.
+/// Returns the capabilities of this thread that `privileges` allows it to keep.
 ///
 /// # Errors
 /// Those of capget(2).
@@ -33,7 +33,7 @@ pub(super) fn kept(privileges: Privileges) -> Result<CapabilitySet> {
     Ok(capabilities(None)?.permitted & privileges.set())
 }
 
-/// Whether this thread can make namespaces without a user namespace.
+/// Reports whether this thread can create namespaces without a user namespace.
 ///
 /// # Errors
 /// Those of capget(2).
@@ -41,7 +41,7 @@ pub(super) fn can_mount() -> Result<bool> {
     Ok(capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
-/// Gives up all capabilities but `needed`, in every set of this thread.
+/// Drops all capabilities except `needed` from every set of this thread.
 ///
 /// # Errors
 /// Those of capset(2) and prctl(2).
@@ -52,13 +52,13 @@ pub(super) fn reduce(needed: CapabilitySet) -> Result<()> {
         match capability_is_in_bounding_set(capability) {
             Ok(true) if !needed.contains(capability) => {}
             Ok(_) => continue,
-            // Above the last one that this kernel knows.
+            // Above the last capability that this kernel defines.
             Err(Errno::INVAL) => break,
             Err(e) => return Err(e),
         }
         match remove_capability_from_bounding_set(capability) {
-            // Takes CAP_SETPCAP. Without it the set stays: it only bounds what execve(2) can gain, and no new
-            // privileges means that it gains nothing.
+            // This requires CAP_SETPCAP. Without it the set stays, which is safe: it only limits what
+            // execve(2) can gain, and no_new_privs means that it gains nothing.
             Err(Errno::PERM) => break,
             removed => removed?,
         }

@@ -1,4 +1,4 @@
-//! Landlock rules: which files stay within reach.
+//! Landlock rules: the files that stay accessible.
 
 use std::io;
 use std::path::Path;
@@ -10,21 +10,23 @@ use landlock::{
 
 use super::{Confinement, Error, root, system_files};
 
-/// The newest rights that were tried here. Older kernels enforce those they know; where `Refer` (ABI 2) is not among
-/// them nothing is enforced, because that kernel would forbid all links and renames between directories.
-const TRIED: ABI = ABI::V6;
+/// The newest Landlock ABI that was tested. Older kernels enforce the rights that they support. Without
+/// `Refer` (ABI 2) nothing is enforced, because such a kernel would forbid all links and renames between
+/// directories.
+const TESTED_ABI: ABI = ABI::V6;
 
-/// Restricts this thread, and returns whether the kernel enforces it. TCP is left alone, because registries are anywhere; signals and
-/// abstract sockets stay within this process.
+/// Restricts this thread, and returns whether the kernel enforces it, with the descriptors to keep open. TCP
+/// is not restricted, because registries can be anywhere. Signals and abstract sockets stay within this
+/// process.
 pub(super) fn restrict(confinement: &Confinement) -> Result<(bool, Vec<PathFd>), Error> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let write = AccessFs::from_all(TRIED) & !(AccessFs::Execute | AccessFs::IoctlDev);
+    let write = AccessFs::from_all(TESTED_ABI) & !(AccessFs::Execute | AccessFs::IoctlDev);
     let ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::SoftRequirement)
         .handle_access(AccessFs::Refer)?
         .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(TRIED))?
-        .scope(Scope::from_all(TRIED))?
+        .handle_access(AccessFs::from_all(TESTED_ABI))?
+        .scope(Scope::from_all(TESTED_ABI))?
         .create()?;
     let mut rules = Rules { ruleset, held: Vec::new() };
     for path in &confinement.writable {
@@ -36,7 +38,7 @@ pub(super) fn restrict(confinement: &Confinement) -> Result<(bool, Vec<PathFd>),
     }
     let readable = confinement.readable.iter().cloned().chain(confinement.system_files());
     for path in readable.chain(system_files::of_process()) {
-        // Systems differ in which of them they have.
+        // Systems differ in which of these files exist.
         if let Ok(fd) = open(&path) {
             rules = rules.add(&path, fd, read)?;
         }
@@ -66,9 +68,10 @@ struct Rules {
 }
 
 impl Rules {
-    /// Only directories take the rights of directories (landlock_add_rule(2), EINVAL).
+    /// Adds a rule. Rights that apply to directories are valid only for directories (landlock_add_rule(2),
+    /// EINVAL).
     fn add(mut self, path: &Path, fd: PathFd, access: BitFlags<AccessFs>) -> Result<Self, Error> {
-        let access = if path.is_dir() { access } else { access & AccessFs::from_file(TRIED) };
+        let access = if path.is_dir() { access } else { access & AccessFs::from_file(TESTED_ABI) };
         self.ruleset = self.ruleset.add_rule(PathBeneath::new(&fd, access))?;
         self.held.push(fd);
         Ok(self)

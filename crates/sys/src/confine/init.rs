@@ -1,4 +1,4 @@
-//! The first process of a PID namespace (pid_namespaces(7)), and the one outside that stands for it.
+//! The first process of a PID namespace (pid_namespaces(7)), and the process outside that represents it.
 
 #![expect(unsafe_code, reason = "fork(2) has no safe form")]
 
@@ -17,33 +17,34 @@ use rustix::thread::CapabilitySet;
 
 use super::capabilities;
 
-/// Signals that are passed on.
-const PASSED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+/// Signals that are forwarded to the child.
+const FORWARDED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// What the signals that end a process do to a confined one.
+/// Effect of termination signals on a confined process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signals {
-    /// They end it at once.
+    /// The signals terminate the process at once.
     End,
-    /// It has handlers, and unblocks them ([`unblock`]) once they are there.
+    /// The process has handlers, and calls [`unblock`] once they are installed.
     Handled,
 }
 
-/// Lets signals through that wait since [`Confinement::enter`](super::Confinement::enter). Their handlers must be there.
+/// Unblocks the signals that have been blocked since [`Confinement::enter`](super::Confinement::enter). Their
+/// handlers must be installed.
 ///
 /// # Errors
-/// Those of pthread_sigmask(3), which there are none of.
+/// Those of pthread_sigmask(3), which does not fail here.
 pub fn unblock() -> io::Result<()> {
-    Ok(SigSet::from_iter(PASSED).thread_unblock()?)
+    Ok(SigSet::from_iter(FORWARDED).thread_unblock()?)
 }
 
-/// Does `work` in a child, and returns what came of it: an error has the number of the child's.
+/// Runs `work` in a child process and returns its result. An error has the errno of the child's error.
 ///
 /// # Errors
 /// Those of `work`, and of fork(2) and waitpid(2).
-#[expect(clippy::exit, reason = "the child is nothing but the work")]
+#[expect(clippy::exit, reason = "the child runs only the work")]
 pub(super) fn in_child(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    // SAFETY: the process has one thread, so the child has all of it; it ends here.
+    // SAFETY: the process has one thread, so the child is a complete copy of it. The child exits below.
     match unsafe { fork() }? {
         ForkResult::Child => {
             let number = work().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO));
@@ -52,47 +53,51 @@ pub(super) fn in_child(work: impl FnOnce() -> io::Result<()>) -> io::Result<()> 
         ForkResult::Parent { child } => match waitpid(child, None)? {
             WaitStatus::Exited(_, 0) => Ok(()),
             WaitStatus::Exited(_, number) => Err(io::Error::from_raw_os_error(number)),
-            _ => Err(io::Error::other("the process that tried it was killed")),
+            _ => Err(io::Error::other("the test process was killed")),
         },
     }
 }
 
-/// Continues in a child, which is the first process of the namespace that this process made for its children. The caller's
-/// process stays outside, passes signals on and ends as the child does. The child is killed with it.
+/// Continues in a child, which becomes the first process of the PID namespace that this process created for
+/// its children. The original process stays outside, forwards signals and exits as the child does. The child
+/// is killed when it dies.
 ///
 /// # Errors
-/// Those of fork(2) and of the calls around it. The caller must end then.
+/// Those of fork(2) and of the calls around it. The caller must then exit.
 pub(super) fn become_first(signals: Signals) -> io::Result<()> {
-    let mut watched = SigSet::from_iter(PASSED);
+    let mut watched = SigSet::from_iter(FORWARDED);
     watched.add(Signal::SIGCHLD);
     let before = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
     let (lives, held) = pipe_with(PipeFlags::CLOEXEC)?;
-    // SAFETY: the process has one thread, so the child has all of it and may go on as the parent would have.
+    // SAFETY: the process has one thread, so the child is a complete copy of it and can continue as the
+    // parent would have.
     match unsafe { fork() }? {
         ForkResult::Child => {
             drop(held);
             set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
-            // A handler unblocks them when it is there: one that came before would be ignored.
+            // The child unblocks the signals once its handlers are installed. A signal before that would be
+            // ignored.
             if signals == Signals::End {
                 before.thread_set_mask()?;
             }
-            // A parent that ended before the call sends no signal, and its number is unknown in the new namespace.
+            // A parent that ended before the call sends no signal, and its process ID is not visible in the
+            // new namespace.
             let mut parent = [PollFd::new(&lives, PollFlags::empty())];
             if poll(&mut parent, Some(&Timespec::default()))? > 0 {
-                return Err(io::Error::other("the process that started this one has ended"));
+                return Err(io::Error::other("the parent process has ended"));
             }
             Ok(())
         }
         ForkResult::Parent { child } => {
             drop(lives);
-            stand_for(child, &watched, signals)
+            represent_child(child, &watched, signals)
         }
     }
 }
 
-#[expect(clippy::exit, reason = "this process is nothing but the child's place outside")]
-fn stand_for(child: Pid, watched: &SigSet, signals: Signals) -> ! {
-    // It holds what the child held at the fork; no copy of that is written out.
+#[expect(clippy::exit, reason = "this process only represents the child outside")]
+fn represent_child(child: Pid, watched: &SigSet, signals: Signals) -> ! {
+    // This process has a copy of the child's memory at the fork, which must not end up in a core file.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let _ = capabilities::reduce(CapabilitySet::empty());
     loop {
@@ -104,7 +109,8 @@ fn stand_for(child: Pid, watched: &SigSet, signals: Signals) -> ! {
                 Err(_) => process::exit(1),
             },
             Ok(signal) => {
-                // It may have ended by itself. The first process of a namespace ignores what it has no handler for.
+                // The child may have exited by itself. The first process of a namespace ignores signals
+                // without a handler.
                 let _ = kill(child, if signals == Signals::Handled { signal } else { Signal::SIGKILL });
                 if signals == Signals::End {
                     end_by(signal);
@@ -115,8 +121,8 @@ fn stand_for(child: Pid, watched: &SigSet, signals: Signals) -> ! {
     }
 }
 
-/// Ends this process by `signal`, so that its parent sees what happened to the child.
-#[expect(clippy::exit, reason = "the signal may be one that ends nothing")]
+/// Ends this process by `signal`, so that its parent sees how the child ended.
+#[expect(clippy::exit, reason = "the signal might not terminate the process")]
 fn end_by(signal: Signal) -> ! {
     let _ = SigSet::from_iter([signal]).thread_unblock();
     let _ = raise(signal);

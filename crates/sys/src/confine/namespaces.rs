@@ -1,4 +1,5 @@
-//! Namespaces of a confined process (namespaces(7)): mounts, processes, IPC, host name, and no network unless it needs one.
+//! Namespaces of a confined process (namespaces(7)): mounts, processes, IPC and host name, and no network
+//! unless the role needs one.
 
 use std::fs;
 use std::io;
@@ -10,20 +11,23 @@ use super::init::{self, Signals};
 use super::root;
 use crate::process;
 
-/// How the namespaces are made.
+/// Method of creating the namespaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum By {
-    /// With the caller's `CAP_SYS_ADMIN`. Other capabilities keep their meaning.
+pub(super) enum Method {
+    /// With the caller's `CAP_SYS_ADMIN`. Other capabilities stay effective.
     Privilege,
-    /// In a new user namespace that maps the caller's IDs onto themselves. Capabilities mean nothing outside of it.
+    /// In a new user namespace that maps the caller's IDs to themselves. Capabilities have no effect outside
+    /// it.
     UserNamespace,
 }
 
-/// Gives this process namespaces of its own and continues as the first process in them. There must be one thread.
+/// Creates namespaces for this process, which must have one thread, and continues as the first process in
+/// them.
 ///
 /// # Errors
-/// Those of unshare(2), of the files of user_namespaces(7) and of fork(2): `EPERM` if the system forbids namespaces to this user.
-pub(super) fn enter(by: By, network: bool, signals: Signals) -> io::Result<()> {
+/// Those of unshare(2), of the files of user_namespaces(7) and of fork(2): `EPERM` if the system forbids
+/// namespaces to this user.
+pub(super) fn enter(method: Method, network: bool, signals: Signals) -> io::Result<()> {
     let ids = process::ids();
     let mut flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -32,38 +36,40 @@ pub(super) fn enter(by: By, network: bool, signals: Signals) -> io::Result<()> {
     if !network {
         flags |= CloneFlags::CLONE_NEWNET;
     }
-    if by == By::UserNamespace {
+    if method == Method::UserNamespace {
         flags |= CloneFlags::CLONE_NEWUSER;
     }
     unshare(flags)?;
-    settle(by, ids)?;
+    isolate(method, ids)?;
     init::become_first(signals)
 }
 
-/// Whether this process may do what [`enter`] and a new root take: some systems allow namespaces and forbid mounts in them
-/// (AppArmor). A child tries, because nothing of it can be undone.
+/// Tests in a child process whether [`enter`] and a new root will work, because they cannot be undone. Some
+/// systems allow namespaces but forbid mounts in them (AppArmor).
 ///
 /// # Errors
-/// Why it may not.
-pub(super) fn probe(by: By) -> io::Result<()> {
+/// The reason why they will not work.
+pub(super) fn probe(method: Method) -> io::Result<()> {
     let ids = process::ids();
     init::in_child(|| {
-        let user = if by == By::UserNamespace { CloneFlags::CLONE_NEWUSER } else { CloneFlags::empty() };
+        let user =
+            if method == Method::UserNamespace { CloneFlags::CLONE_NEWUSER } else { CloneFlags::empty() };
         unshare(CloneFlags::CLONE_NEWNS | user)?;
-        settle(by, ids)?;
+        isolate(method, ids)?;
         root::probe()
     })
 }
 
-/// Maps the IDs of a user namespace, and separates the mounts of this process from those of others.
-fn settle(by: By, (uid, gid): (u32, u32)) -> io::Result<()> {
-    if by == By::UserNamespace {
-        // One's own group may be mapped only after this (user_namespaces(7), "Writing to /proc/pid/gid_map").
+/// Maps the IDs of a user namespace, and stops mounts of this process from propagating to others.
+fn isolate(method: Method, (uid, gid): (u32, u32)) -> io::Result<()> {
+    if method == Method::UserNamespace {
+        // The group can be mapped only after this (user_namespaces(7), "Writing to /proc/pid/gid_map").
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
         fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
     }
-    // Nothing that is mounted here gets out. A disk that the parent mounts later, for layers to be reused, still gets in.
+    // Mounts made here do not propagate to the parent. A disk that the parent mounts later for layer reuse
+    // still propagates here.
     let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     Ok(nix::mount::mount(None::<&str>, "/", None::<&str>, slave, None::<&str>)?)
 }

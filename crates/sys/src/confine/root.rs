@@ -1,5 +1,5 @@
-//! The root directory of a confined process: a small read-only file system in memory, on which only what the process needs is
-//! mounted, at the paths that it has outside.
+//! The root directory of a confined process: a small read-only tmpfs on which only the needed paths are
+//! mounted, under their original names.
 
 use std::fs;
 use std::io;
@@ -17,10 +17,10 @@ use rustix::mount::{
 
 use crate::mount::attributes;
 
-/// Devices that are harmless, and that libraries open.
+/// Harmless devices that libraries open.
 pub(super) const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
 
-/// A path that stays within reach.
+/// Access rights to a path in the new root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     /// Files can be created and changed.
@@ -32,26 +32,27 @@ pub(super) enum Access {
 /// A path of the new root.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    /// What is there, outside.
+    /// Source path in the old root.
     pub(super) from: PathBuf,
-    /// Where it is, inside.
+    /// Target path in the new root.
     pub(super) at: PathBuf,
-    /// What can be done there.
+    /// Access rights to the path.
     pub(super) access: Access,
 }
 
-/// A mount that is attached nowhere yet.
+/// A mount that is not attached yet.
 struct Piece {
     path: PathBuf,
     is_dir: bool,
     mount: OwnedFd,
 }
 
-/// Replaces the root directory of this process, which must be alone in its mount namespace, by one that has `places` and nothing
-/// else. Devices, setuid bits and programs mean nothing on any of them. Paths that do not exist are left out if they are only read.
+/// Replaces the root directory of this process with one that contains only `places`. The process must be
+/// alone in its mount namespace. Device nodes, setuid bits and execution have no effect there. Missing paths
+/// are skipped if they are read-only.
 ///
 /// # Errors
-/// Those of the mount calls, with the path that they are about.
+/// Those of the mount calls, with the path in question.
 pub(super) fn replace(places: &[Place], temporary: bool) -> Result<(), (PathBuf, io::Error)> {
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let absolute = |path: &Path| {
@@ -76,12 +77,12 @@ pub(super) fn replace(places: &[Place], temporary: bool) -> Result<(), (PathBuf,
         let mount = memory(&[("mode", "0700")]).map_err(|e| (path.clone(), e))?;
         pieces.push(Piece { path, is_dir: true, mount });
     }
-    // What lies on another one comes after it.
+    // Attach parents before the mounts below them.
     pieces.sort_by_key(|piece| piece.path.components().count());
     let proc = proc().map_err(|e| (PathBuf::from("/proc"), e))?;
     let root = memory(&[("mode", "0755"), ("size", "1m"), ("nr_inodes", "4096")])
         .map_err(|e| (PathBuf::from("/"), e))?;
-    // The new root has to be attached somewhere for a moment; no other process sees where.
+    // The new root must be attached somewhere for a moment. No other process sees it.
     let over = Path::new("/proc").to_owned();
     attach(&root, CWD, &over).map_err(|e| (over.clone(), e))?;
     for piece in &pieces {
@@ -90,12 +91,12 @@ pub(super) fn replace(places: &[Place], temporary: bool) -> Result<(), (PathBuf,
     put_proc(&root, &proc).map_err(|e| (over.clone(), e))?;
     attributes::add(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, false).map_err(|e| (over, e))?;
     pivot(&root).map_err(|e| (PathBuf::from("/"), e))?;
-    // Relative paths keep their meaning if the place is still there.
+    // Relative paths keep their meaning if the working directory still exists.
     let _ = std::env::set_current_dir(here);
     Ok(())
 }
 
-/// Makes and attaches a file system, as [`replace`] does first. Only for a process that ends afterwards.
+/// Creates and attaches a file system, as [`replace`] does. Only for a process that exits afterwards.
 ///
 /// # Errors
 /// Those of the mount calls.
@@ -103,7 +104,8 @@ pub(super) fn probe() -> io::Result<()> {
     attach(&memory(&[])?, CWD, Path::new("/proc"))
 }
 
-/// Takes the tree at `path`, following symbolic links. Devices are taken as they are.
+/// Clones the tree at `path`, following symbolic links. Without `access` its attributes are not changed, for
+/// devices.
 fn piece(path: &Path, access: Option<Access>) -> io::Result<Piece> {
     let is_dir = fs::metadata(path)?.is_dir();
     let flags =
@@ -121,7 +123,7 @@ fn piece(path: &Path, access: Option<Access>) -> io::Result<Piece> {
     Ok(Piece { path: path.to_owned(), is_dir, mount })
 }
 
-/// An empty file system in memory, attached nowhere.
+/// Creates an empty tmpfs without attaching it.
 fn memory(options: &[(&str, &str)]) -> io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "larder")?;
@@ -139,7 +141,7 @@ fn attach(mount: &OwnedFd, to: impl std::os::fd::AsFd, path: &Path) -> io::Resul
     Ok(move_mount(mount, "", to, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-/// Attaches a piece below the new root, at its own path.
+/// Attaches a mount below the new root at its path.
 fn put(root: &OwnedFd, piece: &Piece) -> io::Result<()> {
     let parent = piece.path.parent().unwrap_or(Path::new("/"));
     let parent = directories(root, parent)?;
@@ -151,15 +153,16 @@ fn put(root: &OwnedFd, piece: &Piece) -> io::Result<()> {
         rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
     };
     match made {
-        // On a read-only piece that was attached before.
+        // The path is on a read-only mount that was attached before.
         Err(rustix::io::Errno::EXIST | rustix::io::Errno::ROFS) => {}
         made => made?,
     }
     attach(&piece.mount, parent.as_fd(), Path::new(name))
 }
 
-/// Opens the directory at the absolute path `path` below the new root and creates what is missing. A symbolic link on the way
-/// leads out of the new root only while the old one is still there, so none is followed.
+/// Opens the directory at the absolute path `path` below the new root, and creates missing components.
+/// Symbolic links are not followed, because they would lead out of the new root while the old one still
+/// exists.
 fn directories(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut dir = rustix::fs::openat(root, ".", flags, Mode::empty())?;
@@ -174,7 +177,8 @@ fn directories(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     Ok(dir)
 }
 
-/// A /proc that has this process and nothing else (proc(5), `subset=pid`, Linux 5.8), attached nowhere.
+/// Creates a /proc that shows only the processes of this namespace (proc(5), `subset=pid`, Linux 5.8),
+/// without attaching it.
 fn proc() -> io::Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", "proc")?;
@@ -186,8 +190,8 @@ fn proc() -> io::Result<OwnedFd> {
         fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     });
     match mounted {
-        // A container that hides parts of /proc forbids a new one (mount_namespaces(7)). The old one shows more, of which Landlock
-        // leaves this process its own directory.
+        // A container that hides parts of /proc forbids a new one (mount_namespaces(7)). The old one shows
+        // more, but Landlock limits this process to its own directory.
         Err(rustix::io::Errno::PERM) => {
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -204,7 +208,7 @@ fn put_proc(root: &OwnedFd, proc: &OwnedFd) -> io::Result<()> {
     Ok(move_mount(proc, "", &dir, "", flags)?)
 }
 
-/// Makes the new root the root, and unmounts the old one (pivot_root(2), "pivot_root(\".\", \".\")").
+/// Makes `root` the root directory and unmounts the old one (pivot_root(2), "pivot_root(\".\", \".\")").
 fn pivot(root: &OwnedFd) -> io::Result<()> {
     nix::unistd::fchdir(root)?;
     nix::unistd::pivot_root(".", ".")?;

@@ -1,4 +1,5 @@
-//! System calls that a confined process can make (seccomp(2)): an allow-list per role. Everything else fails with `EPERM`.
+//! System calls that a confined process can make (seccomp(2)): one allow-list per role. All other calls fail
+//! with `EPERM`.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +11,14 @@ use seccompiler::{
 
 use super::Role;
 
-/// Memory, threads, time, signals of this process itself, and files that are open.
+/// Memory, threads, time, signals to this process itself, and open files.
 const COMMON: &[c_long] = &[
     libc::SYS_brk,
     libc::SYS_capget,
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
-    // Refused by another filter: see `WITHOUT_CLONE3`.
+    // Another filter refuses it: see `without_clone3`.
     libc::SYS_clone3,
     libc::SYS_close,
     libc::SYS_close_range,
@@ -71,7 +72,7 @@ const COMMON: &[c_long] = &[
     libc::SYS_uname,
     libc::SYS_write,
     libc::SYS_writev,
-    // Sockets that were open before: the supervisor and the other half of the build.
+    // Sockets that were opened before: the supervisor and the other half of the build.
     libc::SYS_getsockname,
     libc::SYS_getsockopt,
     libc::SYS_getpeername,
@@ -81,7 +82,7 @@ const COMMON: &[c_long] = &[
     libc::SYS_sendto,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
-    // Files, read.
+    // Reading of files.
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_fadvise64,
@@ -95,7 +96,7 @@ const COMMON: &[c_long] = &[
     libc::SYS_statx,
 ];
 
-/// The same by calls that newer architectures do not have.
+/// Calls of [`COMMON`] that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const COMMON_OLD: &[c_long] = &[
     libc::SYS_access,
@@ -110,7 +111,7 @@ const COMMON_OLD: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const COMMON_OLD: &[c_long] = &[];
 
-/// Files, written: contents, names, owners, modes, times, attributes.
+/// Writing of files: contents, names, owners, modes, times, attributes.
 const WRITE: &[c_long] = &[
     libc::SYS_copy_file_range,
     libc::SYS_fallocate,
@@ -139,7 +140,7 @@ const WRITE: &[c_long] = &[
     libc::SYS_utimensat,
 ];
 
-/// The same by calls that newer architectures do not have.
+/// Calls of [`WRITE`] that newer architectures do not have.
 #[cfg(target_arch = "x86_64")]
 const WRITE_OLD: &[c_long] = &[
     libc::SYS_chmod,
@@ -152,18 +153,18 @@ const WRITE_OLD: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const WRITE_OLD: &[c_long] = &[];
 
-/// Extended attributes, read.
+/// Reading of extended attributes.
 const ATTRIBUTES: &[c_long] =
     &[libc::SYS_fgetxattr, libc::SYS_flistxattr, libc::SYS_lgetxattr, libc::SYS_llistxattr];
 
 /// Temporary files of a reader.
 const TEMPORARY: &[c_long] = &[libc::SYS_fallocate, libc::SYS_ftruncate, libc::SYS_unlinkat];
 
-/// Connections to other hosts. `socket` is restricted to IPv4 and IPv6; nothing listens.
+/// Connections to other hosts. `socket` is limited to IPv4 and IPv6, and listening is not possible.
 const NETWORK: &[c_long] = &[libc::SYS_connect, libc::SYS_sendmmsg, libc::SYS_recvmmsg];
 
-/// Commands of ioctl(2) that are used: blocks shared between files, where a file lies, whether a descriptor is a terminal, and how many bytes
-/// wait. Everything else, of whatever device, is refused.
+/// Allowed commands of ioctl(2): sharing blocks between files, location of a file, detection of a terminal,
+/// and number of bytes available. All other commands are refused, on every device.
 const IOCTLS: [c_ulong; 7] = [
     // FICLONE and FICLONERANGE (linux/fs.h).
     0x4004_9409,
@@ -177,7 +178,8 @@ const IOCTLS: [c_ulong; 7] = [
     libc::FIONREAD,
 ];
 
-/// Commands of fcntl(2) that are used: descriptors, locks and the size of pipes. `F_SETOWN` and `F_SETSIG` would send signals to others.
+/// Allowed commands of fcntl(2): descriptors, locks and the size of pipes. `F_SETOWN` and `F_SETSIG` would
+/// send signals to other processes.
 const FCNTLS: [libc::c_int; 14] = [
     libc::F_DUPFD,
     libc::F_DUPFD_CLOEXEC,
@@ -195,7 +197,7 @@ const FCNTLS: [libc::c_int; 14] = [
     libc::F_SETPIPE_SZ,
 ];
 
-/// Flags of clone(2) that make a namespace (linux/sched.h).
+/// Flags of clone(2) that create a namespace (linux/sched.h).
 const NEW_NAMESPACES: c_long = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -204,21 +206,22 @@ const NEW_NAMESPACES: c_long = (libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET) as c_long;
 
-/// Options of prctl(2) that name a thread, or a piece of its memory (the C library's allocator).
+/// Options of prctl(2) that name a thread or a memory area (the allocator of the C library).
 const PRCTLS: [c_long; 3] = [libc::PR_SET_NAME as c_long, libc::PR_GET_NAME as c_long, 0x5356_4d41];
 
 /// Low bits of the second argument of socket(2), without `SOCK_CLOEXEC` and `SOCK_NONBLOCK`.
 const SOCKET_TYPE: u64 = 0xf;
 
-/// The filters of a role, to be installed in this order.
+/// Returns the filters of a role, in the order of installation.
 ///
 /// # Errors
-/// An architecture that the compiler of filters does not know, and its own errors.
+/// An architecture that the filter compiler does not support, and its other errors.
 pub(super) fn filters(role: Role) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     Ok([without_clone3()?, allowed(role)?])
 }
 
-/// clone3(2) has its flags in memory, where a filter cannot see them. `ENOSYS` makes the C library call clone(2) instead.
+/// Refuses clone3(2), whose flags are in memory where a filter cannot read them. `ENOSYS` makes the C library
+/// call clone(2) instead.
 fn without_clone3() -> Result<BpfProgram, seccompiler::BackendError> {
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
@@ -244,11 +247,11 @@ fn allowed(role: Role) -> Result<BpfProgram, seccompiler::BackendError> {
     let has = |argument: u8, mask: u64, value: u64| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), value)
     };
-    // Threads, and no processes: those of the C library share their memory.
+    // Threads are allowed, but no new processes. Threads of the C library share their memory.
     let thread = libc::CLONE_THREAD as u64;
     let no_namespace = has(0, NEW_NAMESPACES as u64 | thread, thread)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![no_namespace])?]);
-    // No memory is ever made executable.
+    // Memory can never be made executable.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![SeccompRule::new(vec![has(2, libc::PROT_EXEC as u64, 0)?])?]);
     }
@@ -258,7 +261,7 @@ fn allowed(role: Role) -> Result<BpfProgram, seccompiler::BackendError> {
         options.push(of(vec![low(0, option as u64)?])?);
     }
     rules.insert(libc::SYS_prctl, options);
-    // Limits and signals of this process itself; tgkill(2) is abort(3)'s.
+    // Limits and signals of this process only; abort(3) calls tgkill(2).
     rules.insert(libc::SYS_prlimit64, vec![of(vec![low(0, 0)?])?]);
     rules.insert(libc::SYS_tgkill, vec![of(vec![low(0, u64::from(std::process::id()))?])?]);
     let mut controls = Vec::new();
@@ -271,14 +274,15 @@ fn allowed(role: Role) -> Result<BpfProgram, seccompiler::BackendError> {
         commands.push(of(vec![low(1, command)?])?);
     }
     rules.insert(libc::SYS_ioctl, commands);
-    // A connected pair, as the runtime has one for signals. A datagram socket could be connected to any path.
+    // Only connected pairs, which the runtime uses for signals. A datagram socket could be connected to any
+    // path.
     let pair = vec![is(0, libc::AF_UNIX as u64)?, has(1, SOCKET_TYPE, libc::SOCK_STREAM as u64)?];
     rules.insert(libc::SYS_socketpair, vec![of(pair)?]);
     if role == Role::Fetcher {
         let mut sockets = Vec::new();
         for family in [libc::AF_INET, libc::AF_INET6] {
             for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
-                // IPPROTO_IP chooses TCP or UDP. MPTCP, SCTP and ICMP are other protocols.
+                // IPPROTO_IP selects TCP or UDP. MPTCP, SCTP and ICMP are other protocols.
                 let own = if kind == libc::SOCK_STREAM { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
                 for protocol in [libc::IPPROTO_IP, own] {
                     let socket = has(1, SOCKET_TYPE, kind as u64)?;

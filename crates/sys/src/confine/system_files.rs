@@ -1,10 +1,10 @@
-//! Files of the system that a confined process opens while it works. None of them is a secret.
+//! System files that a confined process opens later. None of them is secret.
 
 use std::path::PathBuf;
 
-/// What getaddrinfo(3) opens at a look-up. A rule holds for the file that is there now: where /etc/resolv.conf is replaced
-/// by rename(2) in the midst of a build, look-ups fail from then on, and the build with them, as one to be tried again.
-/// systemd-resolved's lies in a directory of its own, which is granted whole.
+/// Files that getaddrinfo(3) opens for a lookup. A rule applies to the file that exists now. If rename(2)
+/// replaces /etc/resolv.conf during a build, lookups fail from then on, and the build fails with an error
+/// that can be retried. The whole directory of systemd-resolved is allowed.
 const RESOLVER: [&str; 9] = [
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -17,8 +17,8 @@ const RESOLVER: [&str; 9] = [
     "/run/systemd/resolve",
 ];
 
-/// Certificate authorities: read for each server that is spoken to, and a token server is known only from a registry's
-/// answer. Never a directory that has private keys beside them.
+/// Certificate authorities. They are read for each new server, because a token server becomes known only from
+/// a registry's response. Directories that also contain private keys are excluded.
 const AUTHORITIES: [&str; 12] = [
     "/etc/ssl/certs",
     "/etc/ssl/cert.pem",
@@ -34,20 +34,22 @@ const AUTHORITIES: [&str; 12] = [
     "/var/lib/ca-certificates",
 ];
 
-/// Facts of this process (`sys::privilege`), and its descriptors, by which attributes are read and written.
+/// Status files of this process (`sys::privilege`), and its descriptors, through which attributes are read
+/// and written.
 const PROCESS: [&str; 3] = ["/proc/self/status", "/proc/self/uid_map", "/proc/self/fd"];
 
-/// Files that the C library and the TLS library open while a build runs. No module of nsswitch.conf(5) is among them: `files` and `dns`
-/// are part of the C library (glibc 2.34), and a module that cannot be loaded counts as one that does not answer.
+/// Returns the files that the C library and the TLS library open during a build. It includes no module of
+/// nsswitch.conf(5): `files` and `dns` are part of the C library (glibc 2.34), and a module that cannot be
+/// loaded counts as unavailable.
 pub(super) fn of_fetcher() -> impl Iterator<Item = PathBuf> {
     let fixed = RESOLVER.into_iter().chain(AUTHORITIES).map(PathBuf::from);
-    // The variables that name authorities of one's own, as OpenSSL has them.
+    // The variables of OpenSSL for custom certificate authorities.
     let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].into_iter().filter_map(std::env::var_os);
     let named = named.flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>());
     fixed.chain(named.filter(|path| path.is_absolute()))
 }
 
-/// Files below /proc that every role opens.
+/// Returns the files below /proc that every role opens.
 pub(super) fn of_process() -> impl Iterator<Item = PathBuf> {
     PROCESS.into_iter().map(PathBuf::from)
 }

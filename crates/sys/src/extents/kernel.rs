@@ -1,23 +1,23 @@
-//! ioctl(2) with FS_IOC_FIEMAP, which neither nix nor rustix has (linux/fiemap.h).
+//! ioctl(2) with FS_IOC_FIEMAP, which neither nix nor rustix provides (linux/fiemap.h).
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::libc;
 
-/// Extents that one call gives at most: 14 KiB of stack.
+/// Maximum number of extents per call, which take 14 KiB of stack.
 pub(super) const BATCH: u32 = 256;
 
-/// `FIEMAP_EXTENT_LAST`: the file ends with it.
+/// `FIEMAP_EXTENT_LAST`: the last extent of the file.
 pub(super) const LAST: u32 = 0x1;
-/// `FIEMAP_EXTENT_UNKNOWN`: it has no place yet.
+/// `FIEMAP_EXTENT_UNKNOWN`: not allocated on disk yet.
 pub(super) const UNKNOWN: u32 = 0x2;
-/// `FIEMAP_EXTENT_ENCODED`: the bytes on the disk are not those of the file.
+/// `FIEMAP_EXTENT_ENCODED`: the bytes on disk differ from those of the file.
 pub(super) const ENCODED: u32 = 0x8;
-/// `FIEMAP_EXTENT_NOT_ALIGNED`: it lies among metadata.
+/// `FIEMAP_EXTENT_NOT_ALIGNED`: stored among metadata.
 pub(super) const NOT_ALIGNED: u32 = 0x100;
 
-/// `struct fiemap_extent`.
+/// One extent: `struct fiemap_extent` of linux/fiemap.h.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(super) struct Raw {
@@ -29,7 +29,7 @@ pub(super) struct Raw {
     reserved: [u32; 3],
 }
 
-/// `struct fiemap`, with room for extents behind it.
+/// `struct fiemap`, followed by room for extents.
 #[repr(C)]
 struct Request {
     start: u64,
@@ -41,10 +41,10 @@ struct Request {
     extents: [Raw; BATCH as usize],
 }
 
-/// Size of `struct fiemap` without extents, which is what the number of the request is made of.
+/// Size of `struct fiemap` without extents, which is part of the request number.
 const HEADER: usize = 32;
 
-/// The next extents from `start` on.
+/// Returns the next extents from the offset `start` on.
 pub(super) fn map(file: BorrowedFd<'_>, start: u64) -> Result<Vec<Raw>, Errno> {
     let mut request = Request {
         start,
@@ -57,8 +57,9 @@ pub(super) fn map(file: BorrowedFd<'_>, start: u64) -> Result<Vec<Raw>, Errno> {
     };
     let code = nix::request_code_readwrite!(b'f', 11, HEADER);
     #[expect(unsafe_code, reason = "neither nix nor rustix has FIEMAP")]
-    // SAFETY: the kernel reads the header and writes into it and into at most `extent_count` extents behind it, for which
-    // there is room; the structure is plain integers laid out as in linux/fiemap.h and outlives the call.
+    // SAFETY: the kernel reads and writes the header, and writes at most `extent_count` extents after it, for
+    // which there is room. The structure is plain integers laid out as in linux/fiemap.h and outlives the
+    // call.
     let answer = unsafe { libc::ioctl(file.as_raw_fd(), code, &raw mut request) };
     Errno::result(answer)?;
     let mapped = request.mapped_extents.min(BATCH) as usize;

@@ -1,15 +1,15 @@
-//! Which mount a file or directory is on.
+//! Identity of the mount that a file or directory is on.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
-/// `STATX_MNT_ID_UNIQUE` (statx(2), Linux 6.8): rustix has no name for it.
+/// `STATX_MNT_ID_UNIQUE` (statx(2), Linux 6.8), which rustix does not define.
 const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-/// Returns the ID of the mount that `inode` was opened on. From Linux 6.8 on no other mount of this boot gets the same ID; older
-/// kernels may give it to a later mount.
+/// Returns the ID of the mount on which `inode` was opened. Since Linux 6.8 the ID is unique until the next
+/// boot; older kernels can reuse it for a later mount.
 ///
 /// # Errors
 /// Those of statx(2), and `Unsupported` before Linux 5.8.

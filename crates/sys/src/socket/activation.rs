@@ -1,5 +1,5 @@
-//! The socket that a service manager listens at and hands to the service (sd_listen_fds(3)): callers wait in its queue while the
-//! service starts, or starts again.
+//! Socket activation: a service manager listens and passes the socket to the service (sd_listen_fds(3)).
+//! Clients wait in its queue while the service starts or restarts.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,25 +9,28 @@ use std::process;
 use rustix::net::{AddressFamily, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-/// The Unix socket of this process by socket activation; none if it was started in another way. It does not block.
+/// Returns the non-blocking Unix socket that the service manager passed to this process; `None` if there is
+/// none.
 ///
 /// # Errors
-/// `InvalidInput` if there are several sockets, or one that nobody can connect to; those of pidfd_getfd(2) (Linux 5.6).
-pub fn taken() -> io::Result<Option<UnixListener>> {
+/// `InvalidInput` if there are several sockets, or one that is not a listening Unix socket; those of
+/// pidfd_getfd(2) (Linux 5.6).
+pub fn listener() -> io::Result<Option<UnixListener>> {
     let wrong = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
     let mut handed = sd_notify::listen_fds()?;
     let Some(number) = handed.next() else { return Ok(None) };
     if handed.next().is_some() {
-        return Err(wrong("the service manager hands over several sockets: name one ListenStream="));
+        return Err(wrong("the service manager passed several sockets: set exactly one ListenStream="));
     }
-    // A copy, because the number alone does not say who else in this process uses it.
+    // The descriptor is duplicated, because its number does not prove that nothing else in this process uses
+    // it.
     let this = i32::try_from(process::id()).ok().and_then(Pid::from_raw);
-    let this = pidfd_open(this.ok_or_else(|| wrong("this process has no number"))?, PidfdFlags::empty())?;
+    let this = pidfd_open(this.ok_or_else(|| wrong("this process has no process ID"))?, PidfdFlags::empty())?;
     let socket: OwnedFd = pidfd_getfd(this, number, PidfdGetfdFlags::empty())?;
     let is_unix = sockopt::socket_domain(&socket).is_ok_and(|domain| domain == AddressFamily::UNIX);
     if !is_unix || !sockopt::socket_acceptconn(&socket)? {
         return Err(wrong(
-            "the service manager hands over no listening Unix socket: name a path in ListenStream=",
+            "the service manager did not pass a listening Unix socket: set a path in ListenStream=",
         ));
     }
     let listener = UnixListener::from(socket);
