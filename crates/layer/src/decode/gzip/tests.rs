@@ -191,7 +191,7 @@ fn lengths_count_modulo_4_gib() {
     }
     check(zlib::Zlib::new());
     #[cfg(all(feature = "isal", target_arch = "x86_64"))]
-    check(super::isal::Isal::new());
+    check(larder_isal::Isal::new());
 }
 
 proptest! {
