@@ -26,7 +26,7 @@ pub struct Tenant {
     pub pull_secrets: Vec<String>,
 }
 
-/// One element of `access_keys`.
+/// An element of `access_keys`: one access key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessKey {

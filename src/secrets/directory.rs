@@ -37,8 +37,8 @@ fn read_secret(dir: &Path) -> Option<Entries> {
 }
 
 /// Reads at most one byte more than [`MAX_BYTES`], which the parser then refuses. Logs a warning if other
-/// users can read the file, but still uses it, because that is the default mode of a Secret that Kubernetes
-/// mounts.
+/// users can read the file. It still uses the file, because Kubernetes mounts a Secret with such a mode by
+/// default.
 pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let (file, exposed) = private::open(path)?;

@@ -14,14 +14,14 @@ use isal_sys::igzip_lib::{
     isal_block_state_ISAL_BLOCK_FINISH as FINISH, isal_inflate, isal_inflate_init, isal_inflate_reset,
 };
 
-/// Progress of one call of [`Isal::inflate`].
+/// The progress of one call of [`Isal::inflate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inflated {
     /// Bytes of the input that were read.
     pub read: usize,
     /// Bytes of the output that were written.
     pub written: usize,
-    /// `Some` if the stream has ended, with the bytes that were read beyond its end.
+    /// Surplus bytes after the end of the stream; `None` if the stream has not ended.
     pub end: Option<Surplus>,
 }
 

@@ -47,16 +47,16 @@ pub enum Event {
         reference: String,
         /// Digest of the manifest that it resolved to.
         manifest: Digest,
-        /// Platform chosen.
+        /// Platform that was chosen.
         platform: Platform,
-        /// Number of layers.
+        /// Number of layers of the image.
         layers: usize,
         /// Compressed size of the image's distinct layers, bytes.
         compressed_size: u64,
     },
     /// Every image is resolved and the 3x rule has been applied.
     Planned {
-        /// Outcome of the rule.
+        /// Outcome of the 3x rule.
         admission: Admission,
         /// Number of distinct layers that the volume will contain.
         layers: usize,
@@ -81,9 +81,9 @@ pub enum Event {
     LayerProgress {
         /// Digest of the blob.
         blob: Digest,
-        /// Compressed bytes received.
+        /// Number of compressed bytes received.
         received: u64,
-        /// Tar bytes written.
+        /// Number of tar bytes written.
         written: u64,
     },
     /// A layer was copied from a volume instead of a registry, and verified; it is committed later.
@@ -92,7 +92,7 @@ pub enum Event {
         blob: Digest,
         /// Diff ID of the layer.
         diff_id: Digest,
-        /// Name of the volume that has it.
+        /// Name of the volume with the layer.
         from: String,
         /// Size of the tar, bytes.
         size: u64,
@@ -108,7 +108,7 @@ pub enum Event {
         chain_id: ChainId,
         /// Size of the tar, bytes.
         size: u64,
-        /// Members of the tar.
+        /// Number of members of the tar.
         entries: u64,
     },
     /// A layer was already on the volume.
@@ -122,7 +122,7 @@ pub enum Event {
     RegistryAnswers {
         /// Host and port of the requests.
         host: String,
-        /// HTTP status.
+        /// HTTP status of the responses.
         code: u16,
         /// Number of responses with this status.
         requests: u64,
@@ -199,7 +199,7 @@ pub struct Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// The volume is sealed.
+    /// The build succeeded, and the volume is sealed.
     Ok,
     /// The build failed, and the volume is not sealed.
     Failed,

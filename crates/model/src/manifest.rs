@@ -69,7 +69,7 @@ impl Descriptor {
         Ok(Descriptor {
             digest: digest.parse()?,
             size: u64::try_from(size)
-                .map_err(|_| ManifestError::NegativeSize { digest: error::cut(digest), size })?,
+                .map_err(|_| ManifestError::NegativeSize { digest: error::truncate(digest), size })?,
             media_type,
             urls: Vec::new(),
             platform: None,
@@ -153,7 +153,7 @@ impl Shape {
             [true, false, false] => Err(ManifestError::Schema1),
             [false, false, false] if self.schema_version != Some(1) => Err(ManifestError::Empty),
             [false, _, _] if self.schema_version == Some(1) => Err(ManifestError::Schema1),
-            _ => Err(ManifestError::Confused),
+            _ => Err(ManifestError::Ambiguous),
         }
     }
 }
@@ -168,16 +168,19 @@ fn agreed_media_type(
     if let (Some(body), Some(header)) = (&body, &header)
         && body != header
     {
-        return Err(ManifestError::MediaTypes { body: error::cut(body), header: error::cut(header) });
+        return Err(ManifestError::MediaTypes {
+            body: error::truncate(body),
+            header: error::truncate(header),
+        });
     }
     let Some(media_type) = body.or(header) else {
         return Ok(kind.oci_media_type().to_owned());
     };
     match Kind::of(&media_type) {
         Some(named) if named == kind => Ok(media_type),
-        Some(_) => Err(ManifestError::Confused),
+        Some(_) => Err(ManifestError::Ambiguous),
         None if media_type::is_schema_1(&media_type) => Err(ManifestError::Schema1),
-        None => Err(ManifestError::NotAnImage { media_type: error::cut(&media_type) }),
+        None => Err(ManifestError::NotAnImage { media_type: error::truncate(&media_type) }),
     }
 }
 
@@ -192,17 +195,17 @@ impl Manifest {
         if !seen_by_go.objects("layers").map(digest).eq(layers)
             || digest(seen_by_go.object("config")) != wire.config.digest
         {
-            return Err(ManifestError::Confused);
+            return Err(ManifestError::Ambiguous);
         }
         if !media_type::is_image_config(&wire.config.media_type) {
-            return Err(ManifestError::NotAnImage { media_type: error::cut(&wire.config.media_type) });
+            return Err(ManifestError::NotAnImage { media_type: error::truncate(&wire.config.media_type) });
         }
         if wire.layers.is_empty() {
             return Err(ManifestError::NoLayers);
         }
-        error::at_most("layers", wire.layers.len() as u64, MAX_LAYERS)?;
+        error::check_max("layers", wire.layers.len() as u64, MAX_LAYERS)?;
         let config: Descriptor = wire.config.try_into()?;
-        error::at_most("bytes of config", config.size, MAX_BYTES)?;
+        error::check_max("bytes of config", config.size, MAX_BYTES)?;
         let mut layers = Vec::with_capacity(wire.layers.len());
         for layer in wire.layers {
             layer.media_type.parse::<LayerMediaType>()?;

@@ -58,8 +58,8 @@ pub fn score(items: &[Item<'_>], workload: &[ImageReference]) -> Option<Score> {
 }
 
 /// Reports whether an image satisfies a reference. With a digest, the repository must be the same, and the
-/// digest must be that of the image or its index (a workload is most often pinned to the index). Without one,
-/// the name and the tag must be the same.
+/// digest must be that of the image or its index. (Workloads are usually pinned to the index.) Without a
+/// digest, the name and the tag must be the same.
 fn serves(item: &Item<'_>, wanted: &ImageReference) -> bool {
     let Ok(held) = item.reference.parse::<ImageReference>() else { return false };
     match wanted.digest() {

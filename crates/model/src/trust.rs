@@ -362,14 +362,14 @@ mod tests {
         assert_eq!(bad("{", "").class(), Class::Corrupt);
     }
 
-    fn stating(name: Option<&str>) -> SigningKey {
-        key().stating(Claims { name: name.map(str::to_owned), sequence: Some(17) })
+    fn key_with_name(name: Option<&str>) -> SigningKey {
+        key().with_claims(Claims { name: name.map(str::to_owned), sequence: Some(17) })
     }
 
     #[test]
     fn names_and_times_are_compared() {
         let before = Utc::now() - chrono::TimeDelta::seconds(2);
-        let key = stating(Some("web"));
+        let key = key_with_name(Some("web"));
         let judge = |key: &SigningKey, json: &[u8], name: Option<&str>, not_older_than| {
             let name = name.map(str::to_owned);
             let trust = Trust { name, not_older_than, ..Trust::only(vec![key.public()]) };
@@ -381,7 +381,7 @@ mod tests {
         assert_eq!(judge(&key, &json, Some("web"), Some(before)), Ok(true));
         assert!(matches!(judge(&key, &json, Some("db"), None), Err(TrustError::WrongName { .. })));
         assert!(matches!(judge(&key, &json, Some("web"), Some(after)), Err(TrustError::TooOld { .. })));
-        let nameless = stating(None);
+        let nameless = key_with_name(None);
         let json = SealSignature::new(CACHE, &nameless).to_json().unwrap();
         assert_eq!(judge(&nameless, &json, None, Some(before)), Ok(true));
         assert!(matches!(judge(&nameless, &json, Some("web"), None), Err(TrustError::WrongName { .. })));
@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_statement_is_signed_with_the_file() {
-        let key = stating(Some("web"));
+        let key = key_with_name(Some("web"));
         let text = String::from_utf8(SealSignature::new(CACHE, &key).to_json().unwrap()).unwrap();
         let trust = Trust::only(vec![key.public()]);
         let judge = |from: &str, to: &str| {
@@ -435,7 +435,7 @@ mod tests {
         /// Changing any bit of the file or the signature makes the signature invalid.
         #[test]
         fn every_bit_counts(content in prop::collection::vec(any::<u8>(), 1..100), at: prop::sample::Index, bit in 0u8..8) {
-            let key = if content.len() % 2 == 0 { key() } else { stating(Some("web")) };
+            let key = if content.len() % 2 == 0 { key() } else { key_with_name(Some("web")) };
             let trust = Trust::only(vec![key.public()]);
             let json = SealSignature::new(&content, &key).to_json().unwrap();
             prop_assert!(trust.judge(&content, Some(&json)).is_ok());

@@ -23,14 +23,14 @@ impl ImageConfig {
     /// # Errors
     /// Returns a [`ManifestError`] of class Corrupt if a runtime would refuse the config.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        error::at_most("bytes", bytes.len() as u64, MAX_BYTES)?;
+        error::check_max("bytes", bytes.len() as u64, MAX_BYTES)?;
         let config = go::read(bytes, &shapes::CONFIG)?;
         let rootfs = config.object("rootfs").cloned().unwrap_or_default();
         if !matches!(rootfs.text("type"), "" | "layers") {
             return Err(malformed("rootfs.type", rootfs.text("type"), "layers"));
         }
         let diff_ids = rootfs.texts("diff_ids");
-        error::at_most("diff IDs", diff_ids.len() as u64, MAX_LAYERS)?;
+        error::check_max("diff IDs", diff_ids.len() as u64, MAX_LAYERS)?;
         Ok(ImageConfig {
             platform: platform(&config)?,
             diff_ids: diff_ids.iter().map(|d| d.parse()).collect::<Result<_, _>>()?,
@@ -68,5 +68,5 @@ fn platform(config: &go::Object) -> Result<Option<Platform>, ManifestError> {
 }
 
 fn malformed(member: &str, given: &str, want: &str) -> ManifestError {
-    ManifestError::Malformed { reason: format!("{member} is {}, want {want}", error::cut(given)) }
+    ManifestError::Malformed { reason: format!("{member} is {}, want {want}", error::truncate(given)) }
 }

@@ -45,7 +45,7 @@ pub enum ManifestError {
     /// The document is an image and an index at once, so two parsers could use different images
     /// (CVE-2021-41190).
     #[error("it can be read as more than one kind of manifest (CVE-2021-41190): push the image again")]
-    Confused,
+    Ambiguous,
     /// Body and header have different media types.
     #[error(
         "its mediaType is {body:?}, but the registry sent Content-Type {header:?}: they must be the same"
@@ -126,7 +126,7 @@ impl ManifestError {
             | ManifestError::TooLarge { .. }
             | ManifestError::Digest(_)
             | ManifestError::NegativeSize { .. }
-            | ManifestError::Confused
+            | ManifestError::Ambiguous
             | ManifestError::MediaTypes { .. }
             | ManifestError::Empty
             | ManifestError::SchemaVersion { .. }
@@ -154,12 +154,12 @@ fn list(offered: &[String]) -> String {
 }
 
 /// Truncates untrusted text to a length that is suitable for a message.
-pub(super) fn cut(text: &str) -> String {
+pub(super) fn truncate(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
 /// Returns an error if `have` is greater than `limit`.
-pub(super) fn at_most(what: &'static str, have: u64, limit: usize) -> Result<(), ManifestError> {
+pub(super) fn check_max(what: &'static str, have: u64, limit: usize) -> Result<(), ManifestError> {
     let limit = limit as u64;
     if have > limit {
         return Err(ManifestError::TooLarge { what, have, limit });

@@ -16,7 +16,7 @@ mod time;
 
 use std::collections::BTreeMap;
 
-use super::error::{ManifestError, cut};
+use super::error::{ManifestError, truncate};
 use decode::Decode;
 
 /// The type of a JSON value.
@@ -118,7 +118,7 @@ impl Object {
 /// Returns [`ManifestError::Malformed`] if the bytes are not JSON, or [`ManifestError::Unreadable`] with the
 /// first field that Go refuses.
 pub(super) fn read(bytes: &[u8], shape: &'static Shape) -> Result<Object, ManifestError> {
-    let malformed = |reason: String| ManifestError::Malformed { reason: cut(&reason) };
+    let malformed = |reason: String| ManifestError::Malformed { reason: truncate(&reason) };
     scan(bytes).map_err(|reason| malformed(reason.to_owned()))?;
     let path = decode::Path::default();
     let mut json = serde_json::Deserializer::from_slice(bytes);
@@ -126,9 +126,10 @@ pub(super) fn read(bytes: &[u8], shape: &'static Shape) -> Result<Object, Manife
     match read.and_then(|value| json.end().map(|()| value)) {
         Ok(Some(Value::Object(object))) => Ok(object),
         Ok(_) => Ok(Object::default()),
-        Err(error) if !error.is_eof() && !path.is_empty() => {
-            Err(ManifestError::Unreadable { field: cut(&path.to_string()), rule: cut(&error.to_string()) })
-        }
+        Err(error) if !error.is_eof() && !path.is_empty() => Err(ManifestError::Unreadable {
+            field: truncate(&path.to_string()),
+            rule: truncate(&error.to_string()),
+        }),
         Err(error) => Err(malformed(error.to_string())),
     }
 }

@@ -37,7 +37,7 @@ enum Candidate {
 impl Index {
     pub(super) fn read(bytes: &[u8], media_type: String) -> Result<Self, ManifestError> {
         let wire: Wire = json::read(bytes)?;
-        error::at_most("manifests", wire.manifests.len() as u64, MAX_DESCRIPTORS)?;
+        error::check_max("manifests", wire.manifests.len() as u64, MAX_DESCRIPTORS)?;
         let (mut manifests, mut artifacts, mut malformed) = (Vec::new(), Vec::new(), Vec::new());
         for entry in wire.manifests {
             match candidate(entry) {

@@ -10,17 +10,17 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::MAX_BYTES;
-use super::error::{ManifestError, at_most, cut};
+use super::error::{ManifestError, check_max, truncate};
 
 /// Checks size, syntax and keys of a complete document.
 pub(super) fn check(bytes: &[u8]) -> Result<(), ManifestError> {
-    at_most("bytes", bytes.len() as u64, MAX_BYTES)?;
+    check_max("bytes", bytes.len() as u64, MAX_BYTES)?;
     read::<UniqueKeys>(bytes).map(|_| ())
 }
 
 /// Parses a checked document as `T`.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ManifestError> {
-    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { reason: cut(&e.to_string()) })
+    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { reason: truncate(&e.to_string()) })
 }
 
 /// Any JSON value without duplicate keys; its content is discarded.
@@ -73,7 +73,7 @@ impl<'de> Visitor<'de> for UniqueKeys {
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<UniqueKeys>()?;
             if let Some(duplicate) = seen.replace(key) {
-                return Err(Error::custom(format_args!("duplicate key {:?}", cut(&duplicate))));
+                return Err(Error::custom(format_args!("duplicate key {:?}", truncate(&duplicate))));
             }
         }
         Ok(self)

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::error::{ManifestError, cut};
+use super::error::{ManifestError, truncate};
 use crate::seal::Compression;
 
 const IMAGE_CONFIG_MEDIA_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -99,9 +99,9 @@ impl FromStr for LayerMediaType {
         };
         let plain = media_type.strip_suffix("+encrypted");
         match (plain.and_then(known), known(media_type)) {
-            (Some(_), _) => Err(ManifestError::EncryptedLayer { media_type: cut(media_type) }),
+            (Some(_), _) => Err(ManifestError::EncryptedLayer { media_type: truncate(media_type) }),
             (None, Some(layer)) => Ok(layer),
-            (None, None) => Err(ManifestError::UnknownLayer { media_type: cut(media_type) }),
+            (None, None) => Err(ManifestError::UnknownLayer { media_type: truncate(media_type) }),
         }
     }
 }

@@ -61,7 +61,7 @@ fn types_that_disagree() {
     let parse = |json: &str, header| Document::parse(json.as_bytes(), header);
     assert!(parse(&untyped, None).is_ok());
     assert!(parse(&untyped, Some(IMAGE_MANIFEST_MEDIA_TYPE)).is_ok());
-    assert_eq!(parse(&untyped, Some(OCI_IMAGE_INDEX_MEDIA_TYPE)), Err(ManifestError::Confused));
+    assert_eq!(parse(&untyped, Some(OCI_IMAGE_INDEX_MEDIA_TYPE)), Err(ManifestError::Ambiguous));
     let error = parse(&json, Some(IMAGE_MANIFEST_MEDIA_TYPE)).unwrap_err();
     assert!(matches!(error, ManifestError::MediaTypes { .. }));
     let error = parse(&untyped, Some("text/html")).unwrap_err();
@@ -79,7 +79,7 @@ fn image_and_index_at_once() {
         index("", r#","config":{}"#),
         index("", r#","fsLayers":[]"#).replace("2,", "1,"),
     ] {
-        assert_eq!(parse(&json), Err(ManifestError::Confused), "{json}");
+        assert_eq!(parse(&json), Err(ManifestError::Ambiguous), "{json}");
     }
 }
 
@@ -169,7 +169,8 @@ fn the_best_platform_is_chosen() {
     }
 }
 
-/// The specification requires `artifactType` only for manifests without a config, and forbids it nowhere.
+/// The specification requires `artifactType` only for manifests without a config, but does not forbid it
+/// elsewhere.
 #[test]
 fn an_image_that_is_an_artifact_too() {
     let layer = descriptor(GZIP, "a", 1, "");

@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, SecondsFormat, Timelike as _, Utc};
 
-/// Maximum bytes of a name.
+/// Maximum length of a name, bytes.
 const MAX_NAME: usize = 255;
 
 /// The claims that the owner of a key makes for the volumes that it signs.
