@@ -1,8 +1,9 @@
-//! `larder.toml`: one section per file; defaults < file < environment < flags; unknown keys refused.
+//! The configuration file `larder.toml`, with one module per section. Flags override environment variables,
+//! which override the file, which overrides the defaults. Unknown keys are errors.
 //!
 //! A variable `LARDER_SECTION__KEY` sets `key` of `[section]`: `LARDER_REGISTRY__RETRIES=3`,
-//! `LARDER_BUILD__MEMORY_BUDGET=64MiB`. Its value is read as TOML, and as a plain string where it is none. Variables
-//! without the double underscore are not configuration.
+//! `LARDER_BUILD__MEMORY_BUDGET=64MiB`. Its value is parsed as TOML, or used as a plain string if that fails.
+//! Variables without the double underscore are not configuration.
 
 pub mod api;
 pub mod build;
@@ -27,43 +28,43 @@ use toml::{Table, Value};
 use larder_model::class::Class;
 use merge::Sources;
 
-/// Most bytes of the file.
+/// Maximum size of the file, bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The whole configuration. Flags are applied by the command line.
+/// The complete configuration. The command line applies its flags to it later.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where the daemon keeps what must outlive it.
+    /// Location of the daemon's persistent state.
     pub state: state::State,
-    /// Where the daemon listens.
+    /// Listeners of the API, and limits of its clients.
     pub api: api::Api,
-    /// How many image caches there may be.
+    /// Limits of image caches and builders.
     pub caches: caches::Caches,
-    /// Where pull secrets lie.
+    /// Location of pull secrets.
     pub secrets: secrets::Secrets,
-    /// Who may use the API.
+    /// Tenants, who can use the API.
     pub tenant: Vec<tenant::Tenant>,
-    /// What builds for which cluster.
+    /// Clusters, with the runner that builds for each.
     pub cluster: Vec<cluster::Cluster>,
-    /// What the daemon of a cluster does with image caches without a request.
+    /// Maintenance that the daemon of a cluster does without a request.
     pub upkeep: upkeep::Upkeep,
-    /// What the agents of a cluster's nodes do.
+    /// Settings of the node agent of a cluster.
     pub node: node::Node,
-    /// How registries are reached.
+    /// Settings of connections to registries.
     pub registry: registry::Registry,
-    /// How images are built into a volume.
+    /// Settings of builds into a volume.
     pub build: build::Build,
-    /// What is logged.
+    /// Level and format of the log.
     pub log: log::Log,
 }
 
-/// One fault of the configuration.
+/// One error in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Path of the key: `registry.host[0].ca`.
     pub key: String,
-    /// What is wrong with it.
+    /// Problem with the value, or with the key itself.
     pub reason: String,
 }
 
@@ -73,22 +74,22 @@ impl fmt::Display for Fault {
     }
 }
 
-/// The configuration cannot be used.
+/// The error for a configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("reading the configuration {}: {source}", path.display())]
+    #[error("cannot read the configuration {}: {source}", path.display())]
     Read {
-        /// The file.
+        /// Path of the configuration file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the system call.
         source: std::io::Error,
     },
     /// The file is not TOML.
     #[error("the configuration is not TOML: {0}")]
     Syntax(#[from] toml::de::Error),
-    /// Keys are unknown or have values that do not fit; all of them.
-    #[error("the configuration has {} faults: {}", .0.len(), list(.0))]
+    /// Keys are unknown or have invalid values; contains all such keys.
+    #[error("the configuration is invalid: {}", list(.0))]
     Faults(Vec<Fault>),
 }
 
@@ -98,17 +99,17 @@ fn list(faults: &[Fault]) -> String {
 }
 
 impl ConfigError {
-    /// The class that decides exit code and retry.
+    /// Returns the class of the error, which determines exit code and retries.
     pub fn class(&self) -> Class {
         Class::Invalid
     }
 }
 
 impl Config {
-    /// Reads the file, where one is given, and lays the environment over it.
+    /// Reads the file, if a path is given, and applies the environment variables.
     ///
     /// # Errors
-    /// [`ConfigError`]; faults of file and environment are told together.
+    /// Returns a [`ConfigError`], which reports all errors of file and environment together.
     pub fn load(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -117,17 +118,20 @@ impl Config {
         Config::parse(&text, environment)
     }
 
-    /// The same for the text of a file.
+    /// Parses the text of a file and applies the environment variables.
+    ///
+    /// # Errors
+    /// Returns a [`ConfigError`], which reports all errors of file and environment together.
     pub fn parse(
         text: &str,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let mut sources = Sources::default();
-        sources.lay(&Value::Table(text.parse::<Table>()?));
+        sources.merge(&Value::Table(text.parse::<Table>()?));
         let mut variables: Vec<_> = environment.into_iter().collect();
         variables.sort();
         for (name, value) in variables {
-            sources.lay_variable(&name, &value);
+            sources.merge_variable(&name, &value);
         }
         let (config, mut faults) = sources.finish();
         config.state.check(&mut faults);
@@ -140,7 +144,7 @@ impl Config {
         config.registry.check(&mut faults);
         config.build.check(&mut faults);
         if config.build.sign_key().is_some() && cluster::kubernetes(&config.cluster).is_some() {
-            let reason = "a file of this machine, and builders are pods: want sign_secret in [[cluster]]";
+            let reason = "pods cannot read a file of this host: use sign_secret in [[cluster]]";
             faults.push(Fault { key: "build.sign_key".to_owned(), reason: reason.to_owned() });
         }
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
@@ -159,7 +163,7 @@ fn read(path: &Path) -> Result<String, ConfigError> {
     Ok(text)
 }
 
-/// Records a fault unless `value` lies in `range`.
+/// Records a fault unless `value` is in `range`.
 fn within<T: PartialOrd + fmt::Display>(
     faults: &mut Vec<Fault>,
     key: &str,
@@ -191,7 +195,7 @@ mod tests {
         let given: Table = shipped.parse().unwrap();
         let default = Table::try_from(Config::default()).unwrap();
         for (section, keys) in default {
-            // Tables of which there may be several are shipped as comments.
+            // Tables that can be repeated are shipped as comments.
             let Some(keys) = keys.as_table() else { continue };
             for key in keys.keys().filter(|key| *key != "host") {
                 assert!(given[&section].get(key).is_some(), "{section}.{key} is not shipped");

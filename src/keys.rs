@@ -1,4 +1,4 @@
-//! The files of the keys by which volumes are signed: private ones, and those that are trusted.
+//! Key files: private keys that sign volumes, and trusted public keys.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -9,56 +9,56 @@ use larder_model::key::{ParseKeyError, PublicKey, SigningKey, SigningKeyError};
 use larder_model::trust::Trust;
 use larder_sys::private::{self, ReadError};
 
-/// Most bytes of a private key; one of ours has 119.
-const MAX_PRIVATE: u64 = 16 << 10;
+/// Maximum size of a private key file, bytes; Larder's own have 119.
+const MAX_PRIVATE_BYTES: u64 = 16 << 10;
 
-/// Most bytes of a file of public keys.
-const MAX_PUBLIC: u64 = 256 << 10;
+/// Maximum size of a file of public keys, bytes.
+const MAX_PUBLIC_BYTES: u64 = 256 << 10;
 
-/// A key cannot be read or written.
+/// The error for a key that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file of a private key is not one's own.
-    #[error("reading the signing key {path}: {source}")]
+    /// The file of a private key cannot be read, or other users have access to it.
+    #[error("cannot read the signing key {path}: {source}")]
     Private {
-        /// The file.
+        /// Path of the key file.
         path: String,
-        /// Why.
+        /// Reason for the refusal.
         source: ReadError,
     },
-    /// The file holds no private key.
+    /// The file does not contain a valid private key.
     #[error("the signing key {path}: {source}")]
     SigningKey {
-        /// The file.
+        /// Path of the key file.
         path: String,
-        /// Why.
+        /// Error of parsing the key.
         source: SigningKeyError,
     },
-    /// No key can be made.
-    #[error("making a key: {0}")]
+    /// A key cannot be generated.
+    #[error("cannot generate a key: {0}")]
     Random(SigningKeyError),
-    /// A text is no public key.
+    /// A text is not a public key.
     #[error("the trusted key {text}: {source}")]
     PublicKey {
-        /// The key, or the file.
+        /// Key, or path of the key file.
         text: String,
-        /// Why.
+        /// Error of parsing the key.
         source: ParseKeyError,
     },
-    /// The file system refuses.
+    /// A system call on a key file failed.
     #[error("{doing} {path}: {source}")]
     Io {
-        /// What was being done.
+        /// Operation that failed, as a gerund.
         doing: &'static str,
-        /// The file.
+        /// Path of the key file.
         path: String,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about the exit code.
+    /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
         let io = |error: &io::Error| match error.kind() {
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Class::Denied,
@@ -75,14 +75,21 @@ impl Error {
     }
 }
 
-/// Reads a private key, which has to be one's own ([`private::read`]).
+/// Reads a private key. Other users must not have access to the file ([`private::read`]).
+///
+/// # Errors
+/// Returns [`Error`] if the file cannot be read, is accessible to others, or is not a private key.
 pub fn signing(path: &Path) -> Result<SigningKey, Error> {
     let shown = || path.display().to_string();
-    let pem = private::read(path, MAX_PRIVATE).map_err(|source| Error::Private { path: shown(), source })?;
+    let pem =
+        private::read(path, MAX_PRIVATE_BYTES).map_err(|source| Error::Private { path: shown(), source })?;
     SigningKey::parse(&pem).map_err(|source| Error::SigningKey { path: shown(), source })
 }
 
-/// Makes a key and the file of it, which must not exist.
+/// Generates a key and writes it to a new file, which must not exist.
+///
+/// # Errors
+/// Returns [`Error`] if the file exists or cannot be written.
 pub fn generate(path: &Path) -> Result<SigningKey, Error> {
     let (key, pem) = SigningKey::generate().map_err(Error::Random)?;
     let written = private::create(path, pem.expose().as_bytes());
@@ -94,7 +101,11 @@ pub fn generate(path: &Path) -> Result<SigningKey, Error> {
     Ok(key)
 }
 
-/// What a list of such texts asks for: a signature by one of all these keys; nothing, where there is none.
+/// Returns the trust policy for a list of texts (see [`trusted`]): a signature by one of the keys is
+/// required, or none if the list is empty.
+///
+/// # Errors
+/// Returns [`Error`] for the first text that is neither a key nor a readable file of keys.
 pub fn trust(texts: &[String]) -> Result<Trust, Error> {
     let mut keys = Vec::new();
     for text in texts {
@@ -103,8 +114,10 @@ pub fn trust(texts: &[String]) -> Result<Trust, Error> {
     Ok(Trust::only(keys))
 }
 
-/// The public keys that a text gives, as `--trust` does: one key, or the name of a file with some
-/// ([`PublicKey::parse_file`]).
+/// Parses a value of `--trust`: one public key, or the path of a file with keys ([`PublicKey::parse_file`]).
+///
+/// # Errors
+/// Returns [`Error`] if the text is neither a key nor a readable file of keys.
 pub fn trusted(text: &str) -> Result<Vec<PublicKey>, Error> {
     let refused = |source| Error::PublicKey { text: text.to_owned(), source };
     if PublicKey::begins(text) {
@@ -112,11 +125,12 @@ pub fn trusted(text: &str) -> Result<Vec<PublicKey>, Error> {
     }
     let io = |source| Error::Io { doing: "reading the trusted key", path: text.to_owned(), source };
     let mut file = String::new();
-    let read = File::open(text).and_then(|opened| opened.take(MAX_PUBLIC + 1).read_to_string(&mut file));
+    let read =
+        File::open(text).and_then(|opened| opened.take(MAX_PUBLIC_BYTES + 1).read_to_string(&mut file));
     match read {
         Err(e) if e.kind() == io::ErrorKind::InvalidData => Err(refused(ParseKeyError::NoKey)),
         Err(e) => Err(io(e)),
-        Ok(bytes) if bytes as u64 > MAX_PUBLIC => Err(io(io::ErrorKind::FileTooLarge.into())),
+        Ok(bytes) if bytes as u64 > MAX_PUBLIC_BYTES => Err(io(io::ErrorKind::FileTooLarge.into())),
         Ok(_) => PublicKey::parse_file(&file).map_err(refused),
     }
 }
@@ -143,7 +157,7 @@ mod tests {
         }
         let refused = trusted(path.to_str().unwrap()).unwrap_err();
         assert!(matches!(refused, Error::PublicKey { source: ParseKeyError::Private, .. }));
-        // Nothing of the file is in the message.
+        // The message must not contain any content of the file.
         let secret = fs::read_to_string(&path).unwrap();
         assert!(!refused.to_string().contains(secret.lines().nth(1).unwrap()));
         assert_eq!(trusted(&line[..50]).unwrap_err().class(), Class::Invalid);

@@ -1,40 +1,54 @@
-//! Larder builds node-level image caches: a list of container images in, one sealed and proven volume out.
+//! Larder builds node-level image caches: from a list of container images, it builds one sealed and verified
+//! volume.
 //!
-//! # The map of the house
+//! # Modules
 //!
-//! | module | what it is for |
+//! | module | purpose |
 //! |---|---|
-//! | [`model`] | pure types: digest, reference, platform, manifest, chain, job, event, `cache.json` |
-//! | [`sys`] | the only place with system calls: directories by descriptor, attributes, sync, space, privileges, confinement |
-//! | [`config`] | `larder.toml`, one section per file; unknown keys refused, all faults told at once |
-//! | [`registry`] | async: hosts and mirrors, authentication, retry, blobs that resume |
-//! | [`keys`] | the files of the keys by which volumes are signed |
-//! | [`secrets`] | pull secrets and docker configs by the kubelet's keyring rules |
-//! | [`archive`] | OCI layouts and archives of images, read instead of a registry |
-//! | [`layer`] | blocking: decode, hash, tar members, and the sink that writes a layer's tree |
-//! | [`volume`] | layout, cap, journal, commit in chain order, seal |
-//! | [`trees`] | the layers of a volume, opened in whichever form they have |
-//! | [`prefetch`] | what containers read first when they start: `prefetch.list`, and reading it |
-//! | [`rootfs`] | an image of a sealed volume, mounted as one read-only tree |
-//! | [`verify`] | proves a sealed volume from its own bytes |
-//! | [`snapshot`] | a sealed volume as one thing that can be carried away: archives of its images, the image of its disk; the container image of larder itself |
-//! | [`api`] | HTTP: routes, authentication, listeners, the one map from error to status |
-//! | [`caches`] | the image caches of a daemon: service, store, queue, runners, expiry |
-//! | [`kubernetes`] | the same caches in a cluster: custom resources, pods, volume snapshots, a lease; the agent of a node |
-//! | [`build`] | plan, admission, and the pipeline that joins registry, layer and volume; the measure of all that on a node |
-//! | [`client`] | the client of the daemon's API |
-//! | [`node`] | what starts containers from caches: the snapshotter for containerd, and images in it without a registry |
-//! | [`cli`] | one file per command, terminal and NDJSON output |
-//! | [`telemetry`] | logs, metrics, the service manager |
-//! | `testing` | feature `testing`: builders of layers and images, a registry and a Kubernetes API server that misbehave on purpose |
+//! | [`config`] | `larder.toml`, one module per section; reports unknown keys and all other errors together |
+//! | [`keys`] | key files: private keys that sign volumes, and trusted public keys |
+//! | [`secrets`] | pull secrets and docker configs, with the rules of the kubelet's keyring |
+//! | [`archive`] | OCI layouts and archives of images, as a source instead of a registry |
+//! | [`volume`] | layout, size limit, journal, commit in chain order, seal |
+//! | [`trees`] | access to the layers of a volume in either format |
+//! | [`prefetch`] | `prefetch.list`: the files that containers read first when they start |
+//! | [`rootfs`] | mounts an image of a sealed volume as one read-only tree |
+//! | [`verify`] | verifies a sealed volume by its content |
+//! | [`export`] | exports a sealed volume as archives or a disk image, and Larder's own container image |
+//! | [`builder`] | plan, admission, the pipeline from registry to volume, and its benchmark |
+//! | [`api`] | HTTP API: routes, authentication, listeners; the only mapping from errors to status codes |
+//! | [`caches`] | image caches of a daemon: service, store, queue, runners, expiry |
+//! | [`kubernetes`] | image caches in a cluster: custom resources, pods, snapshots, leases, node agent |
+//! | [`client`] | client of the daemon's API |
+//! | [`node`] | use of caches by container runtimes: containerd snapshotter, images without a registry |
+//! | [`cli`] | commands, terminal output and NDJSON output |
+//! | [`telemetry`] | logs, metrics, notifications to the service manager |
 //!
-//! # The import rule
+//! # Crates
 //!
-//! Imports run one way: `main → cli → {api, client, kubernetes, node} → caches → {build, snapshot, rootfs} → verify →
-//! prefetch → trees → {registry, secrets, keys, archive, volume} → layer → {sys, model, config}`.
-//! `registry`, `secrets`, `keys`, `archive` and `volume` do not know each other; `archive` alone knows `layer`, whose reader of tars
-//! it uses. `build` joins them; `snapshot`, beside it, and `verify` read volumes with `layer`, by way of `trees`. `telemetry` may be imported by
-//! all, `testing` only by tests and benches.
+//! | crate | purpose |
+//! |---|---|
+//! | [`larder_model`] | pure types: digest, reference, platform, manifest, chain, job, event, `cache.json` |
+//! | [`larder_sys`] | system calls: directories, attributes, sync, space, privileges, confinement |
+//! | [`larder_registry`] | async registry client: mirrors, authentication, retries, resumed transfers |
+//! | [`larder_layer`] | blocking: decompression, hashes, tar members, and the writers of a layer's tree |
+//! | [`larder_containerd_api`] | containerd's API, generated from its protobuf files |
+//! | `larder_isal` | safe interface to ISA-L, Intel's gzip decoder |
+//! | `larder_testing` | test only: builders of layers and images, a faulty registry |
+//! | `larder_fake_kubernetes` | test only: a faulty Kubernetes API server |
+//!
+//! # Dependencies between modules
+//!
+//! Imports follow one order:
+//!
+//! ```text
+//! main → cli → {api, client, kubernetes, node} → caches → {builder, export, rootfs} → verify → prefetch → trees
+//!      → {secrets, keys, archive, volume} → config
+//! ```
+//!
+//! `secrets`, `keys`, `archive` and `volume` do not import each other; `builder` connects them. `export` and
+//! `verify` read volumes through `trees`. Every module can import `telemetry` and the crates, but the test
+//! crates are only for tests and benchmarks.
 
 #![forbid(unsafe_code)]
 
@@ -52,7 +66,6 @@ pub mod node;
 pub mod prefetch;
 pub mod rootfs;
 pub mod secrets;
-
 pub mod telemetry;
 pub mod trees;
 pub mod verify;

@@ -1,4 +1,4 @@
-//! The program: arguments, configuration, logs, the command, an exit code.
+//! The entry point of the `larder` program.
 
 #![forbid(unsafe_code)]
 

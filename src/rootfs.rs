@@ -1,12 +1,13 @@
-//! `larder mount`: an image of a sealed volume as one read-only tree, whichever form its layers have.
+//! `larder mount`: mounts an image of a sealed volume as one read-only tree, in either layer format.
 //!
 //! ```text
-//! a thread with a mount namespace of its own                       everybody else
+//! a thread with its own mount namespace                            all processes
 //! disk ─► layers (EROFS images: file-backed, or by loop devices) ─► overlay ─► attached over DIR
 //! ```
 //!
-//! What lies below the overlay is mounted where nobody sees it; the overlay holds it, so unmounting DIR is all that is needed
-//! to release everything. A record in state.dir says which mount is ours; nothing is written to the volume.
+//! The mounts below the overlay are visible only to the thread. The overlay keeps them in use, so unmounting
+//! DIR releases all of them. A record in state.dir identifies the mounts of Larder; the volume is not written
+//! to.
 
 mod record;
 
@@ -30,57 +31,57 @@ use larder_sys::Dir;
 use larder_sys::loop_device::{Access, LoopDevice};
 use larder_sys::mount::{self, Mount, MountError};
 
-/// An image cannot be mounted, or let go of.
+/// The error for an image that cannot be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The volume cannot be read or trusted.
     #[error(transparent)]
     Volume(#[from] volume::Error),
-    /// The disk that holds it cannot be mounted.
+    /// The disk with the volume cannot be mounted.
     #[error(transparent)]
     Disk(#[from] disk::Error),
     /// A layer cannot be opened.
     #[error(transparent)]
     Tree(#[from] trees::Error),
-    /// No such image.
-    #[error("{} is not on the volume; it has {}", escape(given), escape(have))]
+    /// The image is not on the volume.
+    #[error("{} is not on the volume; available images: {}", escape(given), escape(have))]
     NoImage {
-        /// What was asked for.
+        /// The requested reference.
         given: String,
-        /// What there is.
+        /// References of the images on the volume.
         have: String,
     },
-    /// Something is mounted there.
-    #[error("{0}: something is mounted there already: unmount it, or give another directory")]
+    /// The directory is already a mount point.
+    #[error("{0} is already a mount point: unmount it, or give another directory")]
     Taken(String),
-    /// Nothing of ours is mounted there.
-    #[error("{0}: no image that `larder mount` mounted is there; umount(8) unmounts what others mounted")]
+    /// The directory is not a mount point of `larder mount`.
+    #[error("{0} was not mounted by `larder mount`: use umount(8) for other mounts")]
     NotOurs(String),
-    /// The volume lies below the directory.
-    #[error("{0} holds the volume: give a directory outside of it")]
+    /// The directory contains the volume.
+    #[error("{0} contains the volume: give a directory that does not contain it")]
     Inside(String),
-    /// The kernel refused a file system.
+    /// The kernel refused to mount a file system.
     #[error("mounting {what}: {source}")]
     Mount {
-        /// What was to be mounted.
+        /// Object to mount.
         what: String,
-        /// Why.
+        /// Error of the system call.
         source: MountError,
     },
-    /// The kernel refused something else.
+    /// Another system call failed.
     #[error("{doing} {what}: {source}{}", remedy(source))]
     Io {
-        /// What was being done.
+        /// Operation that failed, as a gerund.
         doing: &'static str,
-        /// To what.
+        /// Object of the operation.
         what: String,
-        /// Why.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// The class, which decides about the exit code.
+    /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Volume(e) => e.class(),
@@ -105,8 +106,8 @@ fn class(error: &io::Error) -> Class {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => " (mounting takes root)",
-        io::ErrorKind::ResourceBusy => " (somebody uses it)",
+        io::ErrorKind::PermissionDenied => " (mounting requires root)",
+        io::ErrorKind::ResourceBusy => " (it is in use)",
         _ => "",
     }
 }
@@ -116,13 +117,13 @@ fn io(doing: &'static str, what: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { doing, what, source }
 }
 
-/// Mounts an image of the sealed volume at `volume` over the directory `over`, without devices and setuid bits, until
-/// [`unmount`].
+/// Mounts an image of the sealed volume at `volume` over the directory `over`, without devices and setuid
+/// bits, until [`unmount`].
 ///
-/// The volume is believed: what comes from elsewhere is verified first.
+/// The volume is trusted. The caller must verify a volume from another host first.
 ///
 /// # Errors
-/// [`Error`]; then nothing is mounted.
+/// Returns [`Error`] if the image cannot be mounted; in this case, nothing is mounted.
 pub fn mount(volume: &Path, image: &ImageReference, over: &Path, records: &Records) -> Result<(), Error> {
     let over = over.canonicalize().map_err(io("opening", over))?;
     let volume = volume.canonicalize().map_err(io("opening the volume", volume))?;
@@ -133,49 +134,50 @@ pub fn mount(volume: &Path, image: &ImageReference, over: &Path, records: &Recor
     if volume.starts_with(&over) {
         return Err(Error::Inside(over.display().to_string()));
     }
-    // Its end is the end of the namespace, and of everything in it that the overlay does not hold.
+    // The end of the thread releases its namespace with all mounts that the overlay does not use.
     let assembled = thread::scope(|scope| scope.spawn(|| assemble(&volume, image, &over)).join());
     let ended = |_| Error::Io {
         doing: "mounting",
         what: over.display().to_string(),
-        source: io::Error::other("a thread ended"),
+        source: io::Error::other("the thread for the mount panicked"),
     };
     let assembled = assembled.map_err(ended)??;
-    let noted = assembled.id().and_then(|id| records.note(&over, id));
-    noted.map_err(io("recording in state.dir what is mounted over", &over))?;
+    let noted = assembled.id().and_then(|id| records.add(&over, id));
+    noted.map_err(io("recording in state.dir the mount over", &over))?;
     assembled.attach(&below).map_err(|e| {
-        // A record without a mount is of no consequence.
-        let _ = records.forget(&over);
+        // A record without a mount is harmless.
+        let _ = records.remove(&over);
         io("mounting over", &over)(e)
     })
 }
 
-/// Unmounts what [`mount()`] mounted over `over`.
+/// Unmounts an image that [`mount()`] mounted over `over`.
 ///
 /// # Errors
-/// [`Error`]: nothing of ours is there, or somebody uses it.
+/// Returns [`Error`] if `over` is not a mount of Larder, or is in use.
 pub fn unmount(over: &Path, records: &Records) -> Result<(), Error> {
     let over = over.canonicalize().map_err(io("opening", over))?;
-    let is_ours = Dir::open(&over).and_then(|dir| records.has(&over, mount::id(&dir)?));
-    if !is_ours.map_err(io("examining", &over))? {
+    let is_recorded = Dir::open(&over).and_then(|dir| records.contains(&over, mount::id(&dir)?));
+    if !is_recorded.map_err(io("examining", &over))? {
         return Err(Error::NotOurs(over.display().to_string()));
     }
     mount::unmount(&over).map_err(io("unmounting", &over))?;
-    records.forget(&over).map_err(io("removing the record of", &over))
+    records.remove(&over).map_err(io("removing the record of", &over))
 }
 
-/// The overlay of the image's layers, attached nowhere. `stage` is covered in this thread's namespace alone.
+/// Builds the overlay of the image's layers without attaching it. `stage` is covered only in this thread's
+/// namespace.
 fn assemble(volume: &Path, image: &ImageReference, stage: &Path) -> Result<Mount, Error> {
-    mount::private_namespace().map_err(io("making a mount namespace for", stage))?;
+    mount::private_namespace().map_err(io("creating a mount namespace for", stage))?;
     let entered = disk::enter(volume)?;
-    mount::memory(stage).map_err(io("mounting a place for layers over", stage))?;
-    mount::work_in(stage).map_err(io("working in", stage))?;
+    mount::memory(stage).map_err(io("mounting a tmpfs for layers over", stage))?;
+    mount::work_in(stage).map_err(io("changing the directory to", stage))?;
     let (root, _disk) = if entered.path() == volume {
         (volume.to_owned(), None)
     } else {
         let at = stage.join("disk");
         fs::create_dir(&at).map_err(io("creating", &at))?;
-        // An overlay takes its directories from mounts that are attached somewhere.
+        // The lower directories of an overlay must be on attached mounts.
         let attached = entered.attach(&at)?;
         (at, Some(attached))
     };
@@ -184,13 +186,14 @@ fn assemble(volume: &Path, image: &ImageReference, stage: &Path) -> Result<Mount
     let merged = stage.join("merged");
     fs::create_dir(&merged).map_err(io("creating", &merged))?;
     mount::overlay(&lower, &merged).map_err(io("mounting an overlay of", volume))?;
-    Mount::clone_of(&merged).map_err(io("taking the overlay of", volume))
+    Mount::clone_of(&merged).map_err(io("cloning the overlay of", volume))
 }
 
-/// Makes the layers of an image directories, and answers the list of them for the overlay.
+/// Makes the layers of an image available as directories, and returns the list of lower directories for the
+/// overlay.
 fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<String, Error> {
-    let is = |known: &&larder_model::seal::Image| {
-        known.reference == image.given() || known.name == image.to_string()
+    let is = |candidate: &&larder_model::seal::Image| {
+        candidate.reference == image.given() || candidate.name == image.to_string()
     };
     let chain = match content.images.iter().find(is) {
         Some(image) => &image.chain,
@@ -206,7 +209,7 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
         let layer = content.layers.iter().find(|layer| layer.chain_id == *chain_id);
         let paths = layer.map(|layer| layout::parts(content.layer_format, layer).trees).unwrap_or_default();
         for path in paths {
-            // Also sees that it is a directory, or an image that is whole at first sight.
+            // This also checks that the path is a directory, or an image that passes the first checks.
             trees::tree(&dir, content.layer_format, &path)?;
             let number = short.len().to_string();
             match content.layer_format {
@@ -223,22 +226,23 @@ fn lower(root: &Path, content: &Content, image: &ImageReference) -> Result<Strin
             short.push(number);
         }
     }
-    // An overlay without an upper directory has two lower ones at least.
+    // An overlay without an upper directory must have at least two lower directories.
     fs::create_dir("empty").map_err(io("creating", Path::new("empty")))?;
     for list in [&mut full, &mut short] {
         list.push("empty".to_owned());
     }
-    // Whole paths let others see who stands on a directory; numbers let an image have as many layers as overlayfs takes.
+    // Full paths show which directories an overlay uses. If they are too long, numbers allow as many layers
+    // as overlayfs supports.
     let is_plain = full.iter().all(|path| !path.contains([':', ',', '\\', '\u{fffd}']));
     let joined = full.join(":");
     Ok(if is_plain && joined.len() <= mount::MAX_LOWER { joined } else { short.join(":") })
 }
 
-/// Mounts the image at `path` of a volume over the new directory `at`: read-only, without devices and setuid bits, which an
-/// overlay of it may have all the same.
+/// Mounts the image at `path` of a volume over the new directory `at`, read-only, without devices and setuid
+/// bits. An overlay of the mount can still allow them.
 ///
 /// # Errors
-/// [`Error`]; the directory may be there then.
+/// Returns [`Error`] if the image cannot be mounted; in this case, the directory might exist.
 pub fn erofs(root: &Dir, path: &str, at: &Path) -> Result<(), Error> {
     fs::create_dir(at).map_err(io("creating", at))?;
     let below = Dir::open(at).map_err(io("opening", at))?;

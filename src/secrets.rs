@@ -1,7 +1,7 @@
-//! Pull secrets and docker configs by the rules of the kubelet's keyring.
+//! Pull secrets and docker configs, with the rules of the kubelet's keyring.
 //!
-//! Pull secrets come first, in the order in which they are named; then docker configs. Every match is returned, for the
-//! registry to try in turn. Credentials live only here and in the requests that carry them.
+//! Pull secrets come first, in the given order, and then docker configs. A lookup returns every match, and
+//! the registry client tries them in turn. Credentials exist only here and in the requests that send them.
 
 pub mod directory;
 pub mod docker_config_file;
@@ -13,7 +13,7 @@ use keyring::Keyring;
 use larder_model::credential::Credential;
 use larder_model::pull_secret::PullSecretName;
 
-/// Every source of credentials of one build.
+/// All sources of credentials for one build.
 #[derive(Debug, Default)]
 pub struct Secrets {
     keyring: Keyring,
@@ -21,17 +21,18 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Pull secrets, then docker configs in their order.
+    /// Combines pull secrets and docker configs, which are tried in this order.
     pub fn new(keyring: Keyring, docker_configs: Vec<DockerConfig>) -> Self {
         Secrets { keyring, docker_configs }
     }
 
-    /// All credentials for `registry/repository`, in the order in which they are tried; none means anonymous.
+    /// Returns all credentials for `registry/repository`, in the order in which to try them. An empty list
+    /// means anonymous access.
     ///
-    /// Docker configs are read and their helpers asked on every call, because helpers hand out short-lived tokens.
+    /// Every call reads the docker configs and runs their helpers, because helpers return short-lived tokens.
     ///
     /// # Errors
-    /// A docker config is malformed or cannot be read.
+    /// Returns [`DockerConfigError`] if a docker config is malformed or cannot be read.
     pub async fn lookup(
         &self,
         registry: &str,
@@ -44,7 +45,8 @@ impl Secrets {
         Ok(found)
     }
 
-    /// Pull secrets that were named and gave nothing; the message of a private image that fails names them.
+    /// Returns the requested pull secrets that gave no credential. The error message of a denied image lists
+    /// them.
     pub fn absent(&self) -> &[PullSecretName] {
         self.keyring.absent()
     }

@@ -1,4 +1,4 @@
-//! Logs and metrics. Logs are lines on standard error, as text or JSON.
+//! Logs and metrics. Logs are lines on stderr, as text or JSON.
 
 mod console;
 pub mod metrics;
@@ -14,14 +14,14 @@ pub use console::Console;
 
 use crate::config::log::Format;
 
-/// The variable that holds the filter where no flag gives one.
+/// The environment variable with the log filter, used if no flag sets one.
 pub const LEVEL_VARIABLE: &str = "LARDER_LOG";
 
-/// A filter as tracing-subscriber reads it: `info`, or `larder=debug,warn`.
+/// A filter in the syntax of tracing-subscriber: `info`, or `larder=debug,warn`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Level(String);
 
-/// A string is not a filter.
+/// The error for a string that is not a log filter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not a log level: want error, warn, info, debug, trace or target=level,… ({reason})")]
 pub struct ParseLevelError {
@@ -37,14 +37,14 @@ impl fmt::Display for Level {
 
 impl From<crate::config::log::Level> for Level {
     fn from(level: crate::config::log::Level) -> Self {
-        use crate::config::log::Level as Least;
+        use crate::config::log::Level as ConfigLevel;
         let name = match level {
-            Least::Off => "off",
-            Least::Error => "error",
-            Least::Warn => "warn",
-            Least::Info => "info",
-            Least::Debug => "debug",
-            Least::Trace => "trace",
+            ConfigLevel::Off => "off",
+            ConfigLevel::Error => "error",
+            ConfigLevel::Warn => "warn",
+            ConfigLevel::Info => "info",
+            ConfigLevel::Debug => "debug",
+            ConfigLevel::Trace => "trace",
         };
         Level(name.to_owned())
     }
@@ -61,14 +61,14 @@ impl FromStr for Level {
     }
 }
 
-/// Starts logging to `console`. A second call in one process changes nothing.
+/// Starts logging to `console`. A second call in the same process has no effect.
 pub fn init(level: &Level, format: Format, console: &Console) {
     let filter = level.0.parse::<EnvFilter>().unwrap_or_default();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(console.clone())
         .with_ansi(console.is_terminal());
-    // The first subscriber of a process stays; only tests start twice.
+    // The first subscriber of a process is permanent; only tests call this more than once.
     let _ = match format {
         Format::Text => builder.finish().try_init(),
         Format::Json => builder.json().finish().try_init(),

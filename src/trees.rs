@@ -1,4 +1,4 @@
-//! The layers of a volume, opened in whichever form they lie there. Nothing of them is believed.
+//! Access to the layers of a volume in either format. Their content is untrusted.
 
 use std::fs::File;
 use std::io;
@@ -15,23 +15,23 @@ use larder_model::seal::Layer;
 use larder_sys::Dir;
 use larder_sys::dir::forgery;
 
-/// A layer, or a part of it, cannot be opened.
+/// The error for a layer, or a part of it, that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("opening {path}: {source}")]
 pub struct Error {
-    /// Its path from the root of the volume.
+    /// Path from the root of the volume.
     pub path: String,
-    /// Why.
+    /// Error of the system call.
     pub source: io::Error,
 }
 
 impl Error {
-    /// Whether it is not there.
+    /// Reports whether the error is that the file does not exist.
     pub fn is_missing(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound
     }
 
-    /// The class, which decides about the exit code.
+    /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
         match self.source.kind() {
             io::ErrorKind::InvalidData => Class::Corrupt,
@@ -42,6 +42,9 @@ impl Error {
 }
 
 /// Opens a regular file by its path from the root of the volume.
+///
+/// # Errors
+/// Returns [`Error`] if the file does not exist, is not a regular file, or cannot be opened.
 pub fn file(root: &Dir, path: &str) -> Result<File, Error> {
     let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
     let opened = root.open_beneath(dir.as_bytes()).and_then(|dir| dir.open_file(name.as_bytes()));
@@ -49,6 +52,9 @@ pub fn file(root: &Dir, path: &str) -> Result<File, Error> {
 }
 
 /// Opens one of the trees of a layer by its path.
+///
+/// # Errors
+/// Returns [`Error`] if the tree cannot be opened.
 pub fn tree(root: &Dir, format: LayerFormat, path: &str) -> Result<StoredDir, Error> {
     let failed = |source| Error { path: path.to_owned(), source };
     match format {
@@ -57,24 +63,36 @@ pub fn tree(root: &Dir, format: LayerFormat, path: &str) -> Result<StoredDir, Er
     }
 }
 
-/// The trees of a layer, topmost first.
+/// Opens all trees of a layer, topmost first.
+///
+/// # Errors
+/// Returns [`Error`] if one of the trees cannot be opened.
 pub fn all(root: &Dir, format: LayerFormat, layer: &Layer) -> Result<Vec<StoredDir>, Error> {
     layout::parts(format, layer).trees.iter().map(|path| tree(root, format, path)).collect()
 }
 
-/// The tree that holds what the tar of a layer does.
+/// Opens the tree with the content of the layer's tar.
+///
+/// # Errors
+/// Returns [`Error`] if the tree cannot be opened.
 pub fn own(root: &Dir, format: LayerFormat, layer: &Layer) -> Result<StoredDir, Error> {
     let paths = layout::parts(format, layer).trees;
     tree(root, format, paths.last().map_or("", String::as_str))
 }
 
-/// The tar of a layer as it is rebuilt.
+/// Opens the tar of a layer, which is rebuilt from its tree and tar-split file.
+///
+/// # Errors
+/// Returns [`Error`] if the tree or the tar-split file cannot be opened.
 pub fn tar(root: &Dir, format: LayerFormat, layer: &Layer) -> Result<Rebuilt, Error> {
     let split = file(root, &layout::parts(format, layer).tar_split)?;
     Ok(Rebuilt::new(split, own(root, format, layer)?))
 }
 
-/// What is below a layer whose parent is `parent`; `find` knows the layers.
+/// Opens all layers below a layer whose parent is `parent`. `find` returns the layer of a chain ID.
+///
+/// # Errors
+/// Returns [`Error`] if one of the trees cannot be opened.
 pub fn below(
     root: &Dir,
     format: LayerFormat,

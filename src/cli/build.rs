@@ -69,7 +69,7 @@ fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> 
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let signer = match order.sign_key.as_deref().map(keys::signing).transpose() {
-        Ok(key) => key.map(|key| key.stating(claims)),
+        Ok(key) => key.map(|key| key.with_claims(claims)),
         Err(e) => return refuse(result.as_deref(), e.class(), &e),
     };
     let archive = match &order.source {

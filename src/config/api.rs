@@ -1,43 +1,47 @@
-//! `[api]`: where the daemon listens, and what a client may take of it.
+//! `[api]`: the listeners of the daemon, and the limits of its clients.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, within};
+use super::{Fault, check_range};
 
-/// The section.
+/// The `[api]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Api {
-    /// Unix socket. Root and `socket_group` are the tenant `admin` there.
+    /// Unix socket. On it, root and the members of `socket_group` are the tenant `admin`.
     pub socket: PathBuf,
-    /// Group that owns the socket and may use it, by name or number; empty is root's alone.
+    /// Group that owns the socket and can use it, by name or number; empty means only root.
     pub socket_group: String,
-    /// Address for TCP; none without it. Without TLS only on loopback, without credentials not at all.
+    /// TCP address; `None` disables TCP. Without TLS, only loopback is allowed; requests always need
+    /// credentials.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp: Option<SocketAddr>,
-    /// Certificate chain for TLS, PEM.
+    /// File with the certificate chain for TLS, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_certificate: Option<PathBuf>,
-    /// Its key, PEM.
+    /// File with the key of the certificate, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_key: Option<PathBuf>,
-    /// Maximum connections at once. An eighth of them is the Unix socket's, TCP has the rest.
+    /// Maximum number of connections. One eighth is reserved for the Unix socket; TCP gets the rest.
     pub max_connections: usize,
-    /// Maximum TCP connections of one IPv4 address or one IPv6 network (/64). A proxy is one address.
+    /// Maximum number of TCP connections from one IPv4 address or one IPv6 network (/64). A proxy counts as
+    /// one address.
     pub max_connections_per_address: usize,
-    /// Maximum TCP connections older than 1 s over which no request had a valid credential.
+    /// Maximum number of TCP connections that are older than 1 s and have not had a request with a valid
+    /// credential.
     pub max_unauthenticated_connections: usize,
-    /// Most seconds until the head of a request is there, and until a TLS handshake is done.
+    /// Timeout for receiving the head of a request, and for a TLS handshake, seconds.
     pub header_timeout_seconds: u64,
-    /// Most seconds until the body of a request is there; of an archive that is imported, until more of it is.
+    /// Timeout for receiving the body of a request, seconds. For an imported archive, it restarts with each
+    /// received chunk.
     pub body_timeout_seconds: u64,
-    /// Requests per second of one tenant, and how many it may have saved up.
+    /// Rate limit of each tenant, requests per second; also the burst size.
     pub requests_per_second: u32,
-    /// SHA-256, hexadecimal, of tokens that may read `/metrics` and nothing else. Metrics tell of all tenants together, so
-    /// no tenant may.
+    /// SHA-256, hexadecimal, of tokens that can only read `/metrics`. Tenants cannot, because metrics cover
+    /// all tenants together.
     pub metrics_token_sha256: Vec<String>,
 }
 
@@ -62,22 +66,22 @@ impl Default for Api {
 
 impl Api {
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
-        within(faults, "api.max_connections", self.max_connections, 1..=65_536);
+        check_range(faults, "api.max_connections", self.max_connections, 1..=65_536);
         let addresses = self.max_connections_per_address;
-        within(faults, "api.max_connections_per_address", addresses, 1..=65_536);
-        let strangers = self.max_unauthenticated_connections;
-        within(faults, "api.max_unauthenticated_connections", strangers, 1..=65_536);
-        within(faults, "api.header_timeout_seconds", self.header_timeout_seconds, 1..=300);
-        within(faults, "api.body_timeout_seconds", self.body_timeout_seconds, 1..=300);
-        within(faults, "api.requests_per_second", self.requests_per_second, 1..=100_000);
+        check_range(faults, "api.max_connections_per_address", addresses, 1..=65_536);
+        let unauthenticated = self.max_unauthenticated_connections;
+        check_range(faults, "api.max_unauthenticated_connections", unauthenticated, 1..=65_536);
+        check_range(faults, "api.header_timeout_seconds", self.header_timeout_seconds, 1..=300);
+        check_range(faults, "api.body_timeout_seconds", self.body_timeout_seconds, 1..=300);
+        check_range(faults, "api.requests_per_second", self.requests_per_second, 1..=100_000);
         let mut fault = |key: &str, reason: &str| {
             faults.push(Fault { key: format!("api.{key}"), reason: reason.to_owned() });
         };
         match (&self.tls_certificate, &self.tls_key) {
-            (Some(_), None) => fault("tls_key", "it is absent, but tls_certificate is there"),
-            (None, Some(_)) => fault("tls_certificate", "it is absent, but tls_key is there"),
+            (Some(_), None) => fault("tls_key", "required if tls_certificate is set"),
+            (None, Some(_)) => fault("tls_certificate", "required if tls_key is set"),
             (None, None) if self.tcp.is_some_and(|address| !address.ip().is_loopback()) => {
-                fault("tcp", "without tls_certificate and tls_key want an address of loopback");
+                fault("tcp", "want a loopback address, or set tls_certificate and tls_key");
             }
             _ => {}
         }
@@ -86,7 +90,7 @@ impl Api {
         }
         for (at, token) in self.metrics_token_sha256.iter().enumerate() {
             if token.len() != 64 || !token.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-                fault(&format!("metrics_token_sha256[{at}]"), "want 64 hexadecimal digits in lower case");
+                fault(&format!("metrics_token_sha256[{at}]"), "want 64 lower-case hexadecimal digits");
             }
         }
     }

@@ -1,36 +1,36 @@
-//! `[build]`: how images are built into a volume.
+//! `[build]`: the settings of builds into a volume.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, within};
+use super::{Fault, check_range};
 use larder_model::job::LayerFormat;
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
 
-/// The section.
+/// The `[build]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Build {
-    /// Layers that are fetched and extracted side by side.
+    /// Maximum number of layers that are fetched and extracted at the same time.
     pub concurrency: usize,
-    /// What happens when the volume is smaller than the 3x rule asks.
+    /// Action if the volume is smaller than the 3x rule requires.
     pub sizing: Sizing,
-    /// Form in which layers lie on a volume.
+    /// Format of the layers on a volume.
     pub layer_format: LayerFormat,
-    /// File of the private key by which volumes are signed; without it, or where it is empty, they are not.
+    /// File of the private key that signs volumes; if absent or empty, volumes are not signed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sign_key: Option<PathBuf>,
-    /// Most bytes of ranges that wait in memory for their turn, all layers together.
+    /// Memory limit for out-of-order ranges, over all layers, bytes.
     pub memory_budget: ByteSize,
-    /// Most members of one layer.
+    /// Maximum number of members in one layer.
     pub max_entries: u64,
-    /// Most bytes of one layer's files as they appear, holes counted.
+    /// Maximum apparent size of the files in one layer, including holes, bytes.
     pub max_logical_size: ByteSize,
-    /// Most bytes of tar for each byte of blob; holds only above `ratio_floor`.
+    /// Maximum ratio of the size of the tar to the size of the blob; applies only above `ratio_floor`.
     pub max_ratio: u64,
-    /// Bytes of tar below which the ratio is not looked at.
+    /// Size of the tar below which the ratio is not checked, bytes.
     pub ratio_floor: ByteSize,
 }
 
@@ -51,16 +51,17 @@ impl Default for Build {
 }
 
 impl Build {
-    /// The file of the key by which volumes are signed. An empty variable of the environment takes that of the file away.
+    /// Returns the file of the private key that signs volumes. An empty environment variable overrides the
+    /// key of the file.
     pub fn sign_key(&self) -> Option<&Path> {
         self.sign_key.as_deref().filter(|path| !path.as_os_str().is_empty())
     }
 
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
-        within(faults, "build.concurrency", self.concurrency, 1..=64);
-        within(faults, "build.max_entries", self.max_entries, 1..=u64::MAX);
-        within(faults, "build.max_ratio", self.max_ratio, 1..=u64::MAX);
-        let smallest = ByteSize(8 << 20);
-        within(faults, "build.memory_budget", self.memory_budget, smallest..=ByteSize(u64::MAX));
+        check_range(faults, "build.concurrency", self.concurrency, 1..=64);
+        check_range(faults, "build.max_entries", self.max_entries, 1..=u64::MAX);
+        check_range(faults, "build.max_ratio", self.max_ratio, 1..=u64::MAX);
+        let min = ByteSize(8 << 20);
+        check_range(faults, "build.memory_budget", self.memory_budget, min..=ByteSize(u64::MAX));
     }
 }

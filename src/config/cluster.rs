@@ -1,4 +1,4 @@
-//! `[[cluster]]`: which UIDs of `building_config.cluster` there are, and what builds for them.
+//! `[[cluster]]`: the valid UIDs of `building_config.cluster`, with the runner that builds for each.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -10,40 +10,44 @@ use larder_model::image_cache::TenantName;
 
 /// One `[[cluster]]`. Without any, every UID means this host.
 ///
-/// A daemon serves either this host, by whatever UIDs, or one cluster: records lie in one place.
+/// A daemon serves either this host, under any number of UIDs, or one cluster, because all its records are in
+/// one store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cluster {
-    /// Its UID.
+    /// UID of the cluster in requests.
     pub uid: String,
-    /// What builds for it. The keys below are for `kubernetes`.
+    /// Runner that builds for the cluster. The keys below apply only to `kubernetes`.
     pub runner: Runner,
-    /// How the API server is reached; without it, as the pod that the daemon runs in.
+    /// File with the address and credentials of the API server; `None` uses the ServiceAccount of the
+    /// daemon's pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
-    /// Namespace of Larder itself: builders, their secrets and the snapshots that own. No tenant's.
+    /// Namespace of Larder: builders, their secrets and the snapshots that own storage. Must not belong to a
+    /// tenant.
     pub namespace: String,
-    /// Image of the builder.
+    /// Container image of the builder.
     pub builder_image: String,
-    /// ServiceAccount of the builder. It needs no right at all.
+    /// ServiceAccount of the builder. It needs no permissions.
     pub builder_service_account: String,
-    /// StorageClass of volumes; empty is the cluster's default.
+    /// StorageClass of volumes; empty means the cluster's default.
     pub storage_class: String,
-    /// Access mode of volumes: `ReadWriteOncePod` where the driver can, else `ReadWriteOnce`.
+    /// Access mode of volumes: `ReadWriteOncePod` if the driver supports it, otherwise `ReadWriteOnce`.
     pub access_mode: String,
-    /// Secret in [`namespace`](Cluster::namespace) whose `key.pem` signs volumes; empty is none. Builders mount it, Larder itself
-    /// does not read it.
+    /// Secret in [`namespace`](Cluster::namespace) whose `key.pem` signs volumes; if empty, volumes are not
+    /// signed. Builders mount it, and Larder itself does not read it.
     pub sign_secret: String,
     /// VolumeSnapshotClass of snapshots, with deletionPolicy Delete.
     pub snapshot_class: String,
-    /// Namespace in which snapshots are offered to nodes (`larder node`); empty is none. No tenant's.
+    /// Namespace in which snapshots are offered to nodes (`larder node`); empty means none. Must not belong
+    /// to a tenant.
     pub node_namespace: String,
-    /// Whether pods that require an image cache are held back until it is attached on a node. Needs the rights of
-    /// `config/kubernetes/node/required`.
+    /// `true` if pods that require an image cache are held back until it is attached on a node. Needs the
+    /// permissions of `config/kubernetes/node/required`.
     pub hold_pods: bool,
-    /// Minutes until a builder that does not start is given up.
+    /// Minutes before a builder that does not start fails.
     pub pending_timeout_minutes: u32,
-    /// Minutes until a snapshot that does not become ready is given up.
+    /// Minutes before a snapshot that does not become ready fails.
     pub snapshot_timeout_minutes: u32,
 }
 
@@ -68,14 +72,14 @@ impl Default for Cluster {
     }
 }
 
-/// What starts builders.
+/// The environment in which builders run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Runner {
-    /// This host, as child processes of the daemon.
+    /// Child processes of the daemon on this host.
     #[default]
     Host,
-    /// Pods of the cluster, whose own store has the records.
+    /// Pods of the cluster, whose own store contains the records.
     Kubernetes,
 }
 
@@ -87,7 +91,7 @@ impl Cluster {
             if *self != plain {
                 faults.push((
                     "runner",
-                    "this host takes no key but uid: want runner = \"kubernetes\"".to_owned(),
+                    "the runner \"host\" supports only the key uid: want runner = \"kubernetes\"".to_owned(),
                 ));
             }
             return faults;
@@ -96,23 +100,23 @@ impl Cluster {
             [("namespace", &self.namespace), ("builder_service_account", &self.builder_service_account)]
         {
             if name.parse::<TenantName>().is_err() {
-                faults.push((key, "want a name of Kubernetes: a-z 0-9 '-'".to_owned()));
+                faults.push((key, "want a Kubernetes name: a-z 0-9 '-'".to_owned()));
             }
         }
         if !self.node_namespace.is_empty() && self.node_namespace.parse::<TenantName>().is_err() {
-            faults.push(("node_namespace", "want a name of Kubernetes: a-z 0-9 '-'".to_owned()));
+            faults.push(("node_namespace", "want a Kubernetes name: a-z 0-9 '-'".to_owned()));
         }
         for (key, text) in [("builder_image", &self.builder_image), ("snapshot_class", &self.snapshot_class)]
         {
             if text.is_empty() {
-                faults.push((key, "it is absent".to_owned()));
+                faults.push((key, "required, but missing".to_owned()));
             }
         }
         if self.hold_pods && self.node_namespace.is_empty() {
-            faults.push(("hold_pods", "pods wait for agents of nodes: set node_namespace".to_owned()));
+            faults.push(("hold_pods", "it needs the node agents: set node_namespace".to_owned()));
         }
         if !self.sign_secret.is_empty() && self.sign_secret.parse::<TenantName>().is_err() {
-            faults.push(("sign_secret", "want a name of Kubernetes: a-z 0-9 '-'".to_owned()));
+            faults.push(("sign_secret", "want a Kubernetes name: a-z 0-9 '-'".to_owned()));
         }
         if !["ReadWriteOncePod", "ReadWriteOnce"].contains(&self.access_mode.as_str()) {
             faults.push(("access_mode", "want ReadWriteOncePod or ReadWriteOnce".to_owned()));
@@ -129,12 +133,12 @@ impl Cluster {
     }
 }
 
-/// The cluster that is served, if it is not this host.
+/// Returns the Kubernetes cluster that the daemon serves; `None` if it serves this host.
 pub fn kubernetes(clusters: &[Cluster]) -> Option<&Cluster> {
     clusters.iter().find(|cluster| cluster.runner == Runner::Kubernetes)
 }
 
-/// Checks all clusters together.
+/// Checks all clusters, alone and together.
 pub(super) fn check(clusters: &[Cluster], faults: &mut Vec<Fault>) {
     let mut uids = HashSet::new();
     for (i, cluster) in clusters.iter().enumerate() {
@@ -142,15 +146,16 @@ pub(super) fn check(clusters: &[Cluster], faults: &mut Vec<Fault>) {
             faults.push(Fault { key: format!("cluster[{i}].{key}"), reason });
         };
         match cluster.uid.as_str() {
-            "" => fault("uid", "it is absent".to_owned()),
-            uid if !uids.insert(uid) => fault("uid", "another cluster has it".to_owned()),
+            "" => fault("uid", "required, but missing".to_owned()),
+            uid if !uids.insert(uid) => fault("uid", "another cluster has the same UID".to_owned()),
             _ => {}
         }
         for (key, reason) in cluster.faults() {
             fault(key, reason);
         }
         if clusters.len() > 1 && kubernetes(clusters).is_some() && cluster.runner == Runner::Kubernetes {
-            let reason = "a daemon serves either this host or one cluster: want no other [[cluster]]";
+            let reason =
+                "a daemon serves either this host or one cluster: remove the other [[cluster]] tables";
             fault("runner", reason.to_owned());
         }
     }

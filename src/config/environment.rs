@@ -1,10 +1,10 @@
-//! Environment variables that processes of Larder pass on to their children. A child gets no others, so that no secret of the
-//! environment reaches a process that reads untrusted bytes.
+//! Environment variables that Larder passes on to its child processes. A child gets no others, so that no
+//! secret of the environment reaches a process that parses untrusted data.
 
-/// How times and errors are written, and where temporary files go.
+/// Variables for the format of times and errors, and for the location of temporary files.
 pub const GENERAL: [&str; 4] = ["TZ", "LANG", "LC_ALL", "TMPDIR"];
 
-/// How hosts are reached, and which certificate authorities are trusted: for children with a network.
+/// Variables for proxies and certificate authorities, for children that use the network.
 pub const NETWORK: [&str; 10] = [
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",

@@ -1,43 +1,43 @@
-//! `[log]`: what is logged to stderr.
+//! `[log]`: the level and format of the log on stderr.
 
 use serde::{Deserialize, Serialize};
 
-/// The section.
+/// The `[log]` section of the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
-    /// The least severe events that are told.
+    /// Minimum severity of logged events.
     pub level: Level,
-    /// For people or for machines.
+    /// Format of the log lines.
     pub format: Format,
 }
 
-/// Severity.
+/// The severity of an event.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
-    /// Nothing at all.
+    /// No events are logged.
     Off,
-    /// What fails a build.
+    /// Failures of a build.
     Error,
-    /// What a person should look at.
+    /// Problems that the user should look at.
     Warn,
     /// The steps of a build.
     #[default]
     Info,
-    /// Requests and layers.
+    /// Requests and layers of a build.
     Debug,
-    /// Everything.
+    /// All events are logged.
     Trace,
 }
 
-/// Form of the lines.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// One readable line an event.
+    /// One readable line per event.
     #[default]
     Text,
-    /// One JSON object an event.
+    /// One JSON object per event.
     Json,
 }

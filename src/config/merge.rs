@@ -1,11 +1,11 @@
-//! Lays one source of configuration over another, key by key, so that a fault in one key hides none in the next.
+//! Merging of configuration sources, key by key, so that an error in one key does not hide others.
 
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{Config, Fault};
 
-/// What has been laid so far: always a tree that reads as a [`Config`].
+/// The merged sources: always a tree that deserializes as a [`Config`].
 #[derive(Default)]
 pub(super) struct Sources {
     tree: Table,
@@ -18,13 +18,13 @@ enum Step<'a> {
 }
 
 impl Sources {
-    /// Lays every key of `source`.
-    pub(super) fn lay(&mut self, source: &Value) {
+    /// Merges every key of `source`, which overrides earlier sources.
+    pub(super) fn merge(&mut self, source: &Value) {
         self.descend(&mut Vec::new(), source);
     }
 
-    /// Lays a variable `LARDER_SECTION__KEY`; any other name is not configuration.
-    pub(super) fn lay_variable(&mut self, name: &str, value: &str) {
+    /// Merges a variable `LARDER_SECTION__KEY`; ignores any other name.
+    pub(super) fn merge_variable(&mut self, name: &str, value: &str) {
         let Some((section, key)) = name.strip_prefix("LARDER_").and_then(|n| n.split_once("__")) else {
             return;
         };
@@ -34,10 +34,10 @@ impl Sources {
             .filter(|table| table.len() == 1)
             .and_then(|mut table| table.remove("v"))
             .unwrap_or_else(|| Value::String(value.to_owned()));
-        self.lay_key(&[Step::Key(&section), Step::Key(&key)], &value);
+        self.set_key(&[Step::Key(&section), Step::Key(&key)], &value);
     }
 
-    /// The configuration laid and the faults found on the way.
+    /// Returns the merged configuration and all faults.
     pub(super) fn finish(mut self) -> (Config, Vec<Fault>) {
         let config = Config::deserialize(Value::Table(self.tree)).unwrap_or_else(|e| {
             self.faults.push(Fault { key: "larder.toml".to_owned(), reason: e.to_string() });
@@ -48,7 +48,7 @@ impl Sources {
 
     fn descend<'a>(&mut self, path: &mut Vec<Step<'a>>, value: &'a Value) {
         match value {
-            // An empty table is a leaf, or an unknown empty section would pass unseen.
+            // An empty table counts as a leaf; otherwise, an unknown empty section would not be reported.
             Value::Table(table) if !table.is_empty() => {
                 for (key, value) in table {
                     path.push(Step::Key(key));
@@ -63,18 +63,18 @@ impl Sources {
                     path.pop();
                 }
             }
-            leaf => self.lay_key(path, leaf),
+            leaf => self.set_key(path, leaf),
         }
     }
 
-    fn lay_key(&mut self, path: &[Step<'_>], value: &Value) {
+    fn set_key(&mut self, path: &[Step<'_>], value: &Value) {
         let mut root = Value::Table(self.tree.clone());
-        let reason = match place(&mut root, path) {
-            Some(place) => {
-                *place = value.clone();
+        let reason = match entry(&mut root, path) {
+            Some(entry) => {
+                *entry = value.clone();
                 Config::deserialize(root.clone()).err().map(|e| e.message().to_owned())
             }
-            None => Some("it is a table where a value is wanted, or a value where a table is".to_owned()),
+            None => Some("want a value instead of a table, or a table instead of a value".to_owned()),
         };
         match (reason, root) {
             (None, Value::Table(tree)) => self.tree = tree,
@@ -83,8 +83,8 @@ impl Sources {
     }
 }
 
-/// The place of a key, with the tables and elements on the way put in where they are absent.
-fn place<'a>(root: &'a mut Value, path: &[Step<'_>]) -> Option<&'a mut Value> {
+/// Returns the entry of a key. Creates missing tables and array elements on the path.
+fn entry<'a>(root: &'a mut Value, path: &[Step<'_>]) -> Option<&'a mut Value> {
     let mut at = root;
     for (i, step) in path.iter().enumerate() {
         let absent = || match path.get(i + 1) {
@@ -105,7 +105,7 @@ fn place<'a>(root: &'a mut Value, path: &[Step<'_>]) -> Option<&'a mut Value> {
     Some(at)
 }
 
-/// `registry.host[0].ca`.
+/// Formats a path as `registry.host[0].ca`.
 fn name(path: &[Step<'_>]) -> String {
     let mut name = String::new();
     for step in path {

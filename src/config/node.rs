@@ -1,61 +1,67 @@
-//! `[node]`: the agent of a cluster's nodes (`larder node`), and nothing else.
+//! `[node]`: the settings of the node agent of a cluster (`larder node`).
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, within};
+use super::{Fault, check_range};
 use larder_model::image_cache::{CacheName, TenantName};
 use larder_model::runtime::Runtime;
 
-/// The section.
+/// The `[node]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Node {
-    /// Name of the node; empty is that of the variable `NODE_NAME`, which the DaemonSet sets.
+    /// Name of the node; if empty, the variable `NODE_NAME`, which the DaemonSet sets.
     pub name: String,
-    /// How the API server is reached; without it, as the pod that the agent runs in.
+    /// File with the address and credentials of the API server; `None` uses the ServiceAccount of the agent's
+    /// pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
-    /// Namespace of claims and of the pods that hold them: the `node_namespace` of the daemons' `[[cluster]]`.
+    /// Namespace of claims and of the pods that mount them: the `node_namespace` in `[[cluster]]` of the
+    /// daemon.
     pub namespace: String,
-    /// Image of the pods that hold claims: Larder's own.
+    /// Image of the pods that mount claims: Larder's own.
     pub image: String,
-    /// StorageClass of claims, of the snapshots' driver; empty is the cluster's default.
+    /// StorageClass of claims, for the driver of the snapshots; empty means the cluster's default.
     pub storage_class: String,
-    /// Access mode of claims: each node has its own, so `ReadWriteOnce` does, and is mounted read-only all the same.
+    /// Access mode of claims. `ReadWriteOnce` is enough because each node has its own; volumes are mounted
+    /// read-only in any case.
     pub access_mode: String,
-    /// Image caches that are attached before any pod asks, each `namespace/name`.
+    /// Image caches that are always attached, each `namespace/name`, even if no pod requests them.
     pub caches: Vec<String>,
-    /// Most image caches at once; a node takes so many disks only.
+    /// Maximum number of attached image caches; the number of disks of a node is limited.
     pub max_caches: usize,
-    /// Minutes for which an image cache stays that no pod asks for any more.
+    /// Minutes for which an image cache stays attached after the last pod that requested it.
     pub keep_minutes: u32,
-    /// Minutes until it is told that a volume does not come.
+    /// Minutes before a missing volume is reported.
     pub pending_timeout_minutes: u32,
-    /// Where volumes are attached.
+    /// Directory in which volumes are mounted.
     pub mounts: PathBuf,
     /// Directory of the kubelet.
     pub kubelet: PathBuf,
-    /// Public keys one of which has to have signed a volume, or files of them, as for `larder attach --trust`; empty asks for no
-    /// signature.
+    /// Public keys, or files of public keys, as for `larder attach --trust`. A volume must be signed by one
+    /// of them; empty requires no signature.
     pub trust: Vec<String>,
-    /// Whether every layer is read and proven before a volume is attached. A volume that was proven is not read again as long as no
-    /// file of it changes.
+    /// `true` if every layer is read and verified before a volume is attached. A verified volume is not read
+    /// again until one of its files changes.
     pub verify_layers: bool,
-    /// Runtimes that are told of volumes by files in their configuration, as by `larder attach`; the snapshotter needs none.
+    /// Runtimes that are configured by files to use volumes, as by `larder attach`; not needed with the
+    /// snapshotter.
     pub runtimes: Vec<Runtime>,
-    /// Whether images of volumes are made known to containerd before anybody pulls them.
+    /// `true` if images of volumes are added to containerd, so that no pull is needed.
     pub preload: bool,
-    /// Where the file system of the node is, for what runtimes are told by files of `/etc`.
+    /// Path of the node's file system, in which configuration files of runtimes are written to `/etc`.
     pub root: PathBuf,
-    /// Whether the Node object gets a label for each image cache that is attached, a condition, and loses its startup taint when all of
-    /// `caches` are attached. Needs the rights of `config/kubernetes/node/readiness`.
+    /// `true` if the agent updates the Node object: a label for each attached image cache, a condition, and
+    /// removal of the startup taint when all of `caches` are attached. Needs the permissions of
+    /// `config/kubernetes/node/readiness`.
     pub readiness: bool,
-    /// Whether containerd is answered by the agent itself, and not by a `larder snapshotter` beside it.
+    /// `true` if the agent itself serves containerd as its snapshotter, instead of a separate
+    /// `larder snapshotter`.
     pub snapshotter: bool,
-    /// Where `/readyz`, `/healthz` and `/metrics` are answered; absent is nowhere.
+    /// Address for `/readyz`, `/healthz` and `/metrics`; `None` disables them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
 }
@@ -93,7 +99,7 @@ impl Node {
             faults.push(Fault { key: format!("node.{key}"), reason: reason.to_owned() });
         };
         if self.namespace.parse::<TenantName>().is_err() {
-            fault("namespace", "want a name of Kubernetes: a-z 0-9 '-'");
+            fault("namespace", "want a Kubernetes name: a-z 0-9 '-'");
         }
         if !["ReadWriteOnce", "ReadOnlyMany"].contains(&self.access_mode.as_str()) {
             fault("access_mode", "want ReadWriteOnce or ReadOnlyMany");
@@ -108,13 +114,13 @@ impl Node {
                 fault(&format!("caches[{at}]"), "want namespace/name of an image cache");
             }
         }
-        within(faults, "node.max_caches", self.max_caches, 1..=1000);
-        within(faults, "node.keep_minutes", self.keep_minutes, 0..=10_080);
-        within(faults, "node.pending_timeout_minutes", self.pending_timeout_minutes, 0..=10_080);
+        check_range(faults, "node.max_caches", self.max_caches, 1..=1000);
+        check_range(faults, "node.keep_minutes", self.keep_minutes, 0..=10_080);
+        check_range(faults, "node.pending_timeout_minutes", self.pending_timeout_minutes, 0..=10_080);
     }
 }
 
-/// The parts of `namespace/name`.
+/// Parses the parts of `namespace/name`; `None` if one of them is invalid.
 pub fn parse(cache: &str) -> Option<(TenantName, CacheName)> {
     let (namespace, name) = cache.split_once('/')?;
     Some((namespace.parse().ok()?, name.parse().ok()?))
@@ -125,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_told() {
+    fn faults_are_reported() {
         let keys = |node: &Node| {
             let mut faults = Vec::new();
             node.check(&mut faults);

@@ -1,41 +1,42 @@
-//! `[registry]`: how registries are reached.
+//! `[registry]`: the settings of connections to registries.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, within};
+use super::{Fault, check_range};
 use larder_model::address_range::AddressRange;
 
-/// The section.
+/// The `[registry]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Registry {
-    /// Most connections to one host.
+    /// Maximum number of connections to one host.
     pub connections_per_host: usize,
-    /// Ranges of one large blob fetched at once; 1 fetches every blob as one stream.
+    /// Maximum number of ranges of one large blob that are fetched at once; 1 fetches every blob as one
+    /// stream.
     pub ranges_per_blob: usize,
-    /// Most seconds until a connection stands.
+    /// Timeout for establishing a connection, seconds.
     pub connect_timeout_seconds: u64,
-    /// Most seconds without a byte before a transfer is cut and resumed.
+    /// Maximum time without a received byte before a transfer is closed and resumed, seconds.
     pub stall_timeout_seconds: u64,
-    /// Most seconds of a request for a manifest or token.
+    /// Timeout of a request for a manifest or token, seconds.
     pub request_timeout_seconds: u64,
-    /// How often a request is tried again without progress.
+    /// Maximum number of retries of a request without progress.
     pub retries: u32,
-    /// Longest pause between two tries, seconds.
+    /// Maximum wait between two attempts, seconds.
     pub backoff_max_seconds: u64,
-    /// Directory in containerd's convention, `<dir>/<host>/hosts.toml`.
+    /// Directory with containerd's host configuration, `<dir>/<host>/hosts.toml`.
     pub certs_d: PathBuf,
-    /// Addresses that may be connected to all the same.
+    /// Addresses that are allowed even if a rule denies them.
     pub allow: Vec<AddressRange>,
-    /// Addresses that orders of tenants cannot reach.
+    /// Addresses that builds of tenants cannot reach.
     pub deny: Vec<AddressRange>,
-    /// Hosts and repositories that are reached in a way of their own.
+    /// Settings for single hosts and repositories.
     pub host: Vec<Host>,
 }
 
-/// One `[[registry.host]]`.
+/// One `[[registry.host]]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Host {
@@ -43,17 +44,17 @@ pub struct Host {
     pub name: String,
     /// Mirrors, tried in order before the host itself: `[scheme://]host[:port][/path]`.
     pub mirrors: Vec<String>,
-    /// Whether it speaks plain http.
+    /// `true` if the host uses plain HTTP.
     pub plain_http: bool,
-    /// Files with extra certificate authorities, PEM.
+    /// Files with additional certificate authorities, PEM.
     pub ca: Vec<PathBuf>,
     /// File with the client certificate, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_cert: Option<PathBuf>,
-    /// File with its key, PEM.
+    /// File with the key of the client certificate, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
-    /// Whether the path of a mirror stands in the place of `/v2`.
+    /// `true` if the path of a mirror replaces `/v2`.
     pub override_path: bool,
 }
 
@@ -77,24 +78,24 @@ impl Default for Registry {
 
 impl Registry {
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
-        let mut seconds = |key: &str, value| within(faults, &format!("registry.{key}"), value, 1..=3600);
+        let mut seconds = |key: &str, value| check_range(faults, &format!("registry.{key}"), value, 1..=3600);
         seconds("connect_timeout_seconds", self.connect_timeout_seconds);
         seconds("stall_timeout_seconds", self.stall_timeout_seconds);
         seconds("request_timeout_seconds", self.request_timeout_seconds);
         seconds("backoff_max_seconds", self.backoff_max_seconds);
-        within(faults, "registry.connections_per_host", self.connections_per_host, 1..=256);
-        within(faults, "registry.ranges_per_blob", self.ranges_per_blob, 1..=64);
-        within(faults, "registry.retries", self.retries, 0..=100);
+        check_range(faults, "registry.connections_per_host", self.connections_per_host, 1..=256);
+        check_range(faults, "registry.ranges_per_blob", self.ranges_per_blob, 1..=64);
+        check_range(faults, "registry.retries", self.retries, 0..=100);
         for (i, host) in self.host.iter().enumerate() {
             let mut fault = |key: &str, reason: &str| {
                 faults.push(Fault { key: format!("registry.host[{i}].{key}"), reason: reason.to_owned() });
             };
             if host.name.is_empty() {
-                fault("name", "it is absent, want host[:port][/repository]");
+                fault("name", "required, but missing: want host[:port][/repository]");
             }
             match (&host.client_cert, &host.client_key) {
-                (Some(_), None) => fault("client_key", "it is absent, but client_cert is there"),
-                (None, Some(_)) => fault("client_cert", "it is absent, but client_key is there"),
+                (Some(_), None) => fault("client_key", "required if client_cert is set"),
+                (None, Some(_)) => fault("client_cert", "required if client_key is set"),
                 _ => {}
             }
         }

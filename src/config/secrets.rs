@@ -1,15 +1,15 @@
-//! `[secrets]`: where pull secrets of this host lie.
+//! `[secrets]`: the location of this host's pull secrets.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// The section.
+/// The `[secrets]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Secrets {
-    /// Directory in Kubernetes' form: `<namespace>/<name>/.dockerconfigjson` or `.dockercfg`. A credential that systemd
-    /// loads under the name `pull-secret.<namespace>.<name>` comes before it.
+    /// Directory in Kubernetes' format: `<namespace>/<name>/.dockerconfigjson` or `.dockercfg`. A systemd
+    /// credential with the name `pull-secret.<namespace>.<name>` takes precedence.
     pub dir: PathBuf,
 }
 

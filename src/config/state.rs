@@ -1,4 +1,4 @@
-//! `[state]`: where the daemon keeps what must outlive it.
+//! `[state]`: the location of the daemon's persistent state.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Fault;
 
-/// The section.
+/// The `[state]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct State {
-    /// Records and volumes. One daemon at a time.
+    /// Directory of records and volumes. Only one daemon can use it at a time.
     pub dir: PathBuf,
 }
 
@@ -23,7 +23,7 @@ impl Default for State {
 impl State {
     pub(super) fn check(&self, faults: &mut Vec<Fault>) {
         if !self.dir.is_absolute() {
-            let reason = "want an absolute path: a daemon has no directory of its own".to_owned();
+            let reason = "want an absolute path".to_owned();
             faults.push(Fault { key: "state.dir".to_owned(), reason });
         }
     }

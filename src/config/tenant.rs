@@ -1,4 +1,4 @@
-//! `[[tenant]]`: who may use the API, and as whom.
+//! `[[tenant]]`: the tenants that can use the API, with their credentials.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -8,34 +8,35 @@ use serde::{Deserialize, Serialize};
 use super::Fault;
 use larder_model::image_cache::TenantName;
 
-/// The tenant that root and the group of the socket are; nobody else can be it.
+/// The tenant of root and the group of the socket. No other user can be this tenant.
 pub const ADMIN: &str = "admin";
 
-/// One `[[tenant]]`.
+/// One `[[tenant]]` table.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tenant {
-    /// Its name: an RFC 1123 label.
+    /// Name of the tenant: an RFC 1123 label.
     pub name: String,
-    /// SHA-256 of its tokens, hexadecimal.
+    /// SHA-256 of the tenant's tokens, hexadecimal.
     pub token_sha256: Vec<String>,
-    /// Keys with which its requests are signed.
+    /// Access keys that sign requests of the tenant.
     pub access_keys: Vec<AccessKey>,
-    /// Pull secrets that it may name: `namespace:name`, `namespace:*` for all of a namespace, `*` for all.
+    /// Pull secrets that the tenant can use: `namespace:name`, `namespace:*` for all of a namespace, `*` for
+    /// all.
     pub pull_secrets: Vec<String>,
 }
 
-/// One element of `access_keys`.
+/// An element of `access_keys`: one access key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessKey {
-    /// The public part, in the `Access` of a signed request.
+    /// Public part of the key, in the `Access` field of a signed request.
     pub id: String,
-    /// File with the secret part, or `credential:NAME` for one that systemd loads.
+    /// File with the secret part, or `credential:NAME` for a systemd credential.
     pub secret_file: PathBuf,
 }
 
-/// Checks all tenants together: names, tokens and keys are each somebody's alone.
+/// Checks all tenants. Names, tokens and access keys must be unique.
 pub(super) fn check(tenants: &[Tenant], faults: &mut Vec<Fault>) {
     let mut names = HashSet::new();
     let mut tokens = HashSet::new();
@@ -47,26 +48,26 @@ pub(super) fn check(tenants: &[Tenant], faults: &mut Vec<Fault>) {
         if let Err(e) = tenant.name.parse::<TenantName>() {
             fault("name".into(), &e.to_string());
         } else if !names.insert(&tenant.name) {
-            fault("name".into(), "another tenant has it");
+            fault("name".into(), "another tenant has the same name");
         } else if tenant.name == ADMIN && !(tenant.token_sha256.is_empty() && tenant.access_keys.is_empty()) {
-            fault("name".into(), "admin is who may use the socket: it takes neither tokens nor keys");
+            fault("name".into(), "the tenant admin uses the socket: remove its tokens and access keys");
         }
         for (at, token) in tenant.token_sha256.iter().enumerate() {
             if token.len() != 64 || !token.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-                fault(format!("token_sha256[{at}]"), "want 64 hexadecimal digits in lower case");
+                fault(format!("token_sha256[{at}]"), "want 64 lower-case hexadecimal digits");
             } else if !tokens.insert(token) {
-                fault(format!("token_sha256[{at}]"), "it stands here twice");
+                fault(format!("token_sha256[{at}]"), "duplicate token");
             }
         }
         for (at, key) in tenant.access_keys.iter().enumerate() {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
             if key.id.is_empty() || key.id.len() > 128 || !key.id.bytes().all(plain) {
-                fault(format!("access_keys[{at}].id"), "want 1 to 128 of a-z A-Z 0-9 - _ .");
+                fault(format!("access_keys[{at}].id"), "want 1 to 128 characters of a-z A-Z 0-9 - _ .");
             } else if !keys.insert(&key.id) {
-                fault(format!("access_keys[{at}].id"), "it stands here twice");
+                fault(format!("access_keys[{at}].id"), "duplicate access key");
             }
             if key.secret_file.as_os_str().is_empty() {
-                fault(format!("access_keys[{at}].secret_file"), "it is absent");
+                fault(format!("access_keys[{at}].secret_file"), "required, but missing");
             }
         }
         for (at, pattern) in tenant.pull_secrets.iter().enumerate() {
@@ -87,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fault_is_named() {
+    fn every_fault_is_reported() {
         let token = "a".repeat(64);
         let tenants = [
             Tenant { name: "team-a".into(), token_sha256: vec![token.clone()], ..Tenant::default() },

@@ -1,24 +1,27 @@
-//! `[upkeep]`: what the daemon of a cluster does with image caches without a request.
+//! `[upkeep]`: the maintenance that the daemon of a cluster does without a request.
 
 use serde::{Deserialize, Serialize};
 
 use super::Fault;
 
-/// The section.
+/// The `[upkeep]` section of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Upkeep {
-    /// Maximum number of refreshes at once that schedules begin, and of images lists that are compared with their registries.
+    /// Maximum number of concurrent scheduled refreshes, including comparisons of image lists with their
+    /// registries.
     pub max_refreshes: usize,
-    /// Whether image caches are created for images that pods of annotated namespaces need and that no image cache contains.
+    /// `true` if image caches are created for images that pods in annotated namespaces need and that no image
+    /// cache contains.
     pub create_on_miss: bool,
-    /// Number of pods of a namespace that must need an image within [`miss_window_minutes`](Upkeep::miss_window_minutes).
+    /// Minimum number of pods of a namespace that need an image within
+    /// [`miss_window_minutes`](Upkeep::miss_window_minutes).
     pub miss_pods: usize,
-    /// Minutes for which a pod that needed an image counts.
+    /// Minutes for which a pod that needed an image is counted.
     pub miss_window_minutes: u32,
-    /// Maximum number of image caches that are created on a miss per hour, in all namespaces together.
+    /// Maximum number of image caches that are created on a miss per hour, over all namespaces.
     pub miss_caches_per_hour: usize,
-    /// Hours for which an image cache must not have been used before it may be deleted to make room.
+    /// Minimum hours since the last use of an image cache before it can be deleted to make room.
     pub evict_after_hours: u32,
 }
 

@@ -1,6 +1,8 @@
-//! A directory of secrets as Kubernetes writes them: `<dir>/<namespace>/<name>/.dockerconfigjson` or `.dockercfg`.
+//! A directory of secrets in Kubernetes' format: `<dir>/<namespace>/<name>/.dockerconfigjson` or
+//! `.dockercfg`.
 //!
-//! Only the secrets that the job names are read. Symlinks inside (`..data`) are the operator's and are followed.
+//! Only the secrets in the job are read. Symbolic links in the directory (`..data`) belong to the operator
+//! and are followed.
 
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -10,10 +12,11 @@ use super::pull_secret_data::{MAX_BYTES, parse_dockercfg, parse_dockerconfigjson
 use larder_model::pull_secret::PullSecretName;
 use larder_sys::private;
 
-/// Reads the named secrets in their order.
+/// Reads the given secrets in their order.
 ///
-/// A secret that is missing, unreadable or malformed counts as no credential, as with the kubelet, and is remembered in
-/// [`Keyring::absent`]: a caller may name secrets that are not theirs, so the three are not told apart.
+/// A missing, unreadable or malformed secret counts as no credential, as in the kubelet, and is listed in
+/// [`Keyring::absent`]. The three cases are not distinguished, because a caller can specify secrets of other
+/// users.
 pub fn read(dir: &Path, names: &[PullSecretName]) -> Keyring {
     let mut keyring = Keyring::default();
     for name in names {
@@ -33,13 +36,14 @@ fn read_secret(dir: &Path) -> Option<Entries> {
     parse_dockercfg(&bytes).ok()
 }
 
-/// Reads at most one byte more than [`MAX_BYTES`], which the parser then refuses. Warns of a file that others can read: it is
-/// used all the same, because that is the default mode of a Secret that Kubernetes mounts.
+/// Reads at most one byte more than [`MAX_BYTES`], which the parser then refuses. Logs a warning if other
+/// users can read the file. It still uses the file, because Kubernetes mounts a Secret with such a mode by
+/// default.
 pub(crate) fn read_limited(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let (file, exposed) = private::open(path)?;
     if let Some(exposed) = exposed {
-        tracing::warn!(path = %path.display(), "a pull secret is not private: {exposed}");
+        tracing::warn!(path = %path.display(), "the file of a pull secret is not private: {exposed}");
     }
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -1,10 +1,11 @@
-//! Docker's own configuration: `config.json` with entries, `credHelpers` and `credsStore`.
+//! The configuration file of docker: `config.json` with entries, `credHelpers` and `credsStore`.
 //!
-//! Entries are matched by the rules of the keyring, which is how Kubernetes reads a `config.json`. Helpers are run by the
-//! `docker_credential` crate. A helper that fails or does not answer gives no credential, as with docker itself.
+//! Entries are matched with the rules of the keyring, as Kubernetes does for a `config.json`. The
+//! `docker_credential` crate runs helpers. A helper that fails or times out gives no credential, as in docker
+//! itself.
 //!
-//! Only what a lookup needs of a file is read of it: an empty file, sections that are null and malformed entries of other
-//! registries are no reason to fail.
+//! Only the parts of a file that a lookup needs are parsed. An empty file, null sections and malformed
+//! entries of other registries are not errors.
 
 use std::env;
 use std::io;
@@ -21,57 +22,58 @@ use super::pull_secret_data::{Auth, SecretError, read};
 use larder_model::class::Class;
 use larder_model::credential::{Credential, Secret};
 
-/// How long a helper may take.
+/// Timeout of a credential helper.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The name under which docker keeps Docker Hub's credentials.
+/// The server name under which docker stores the credentials of Docker Hub.
 const DOCKER_HUB_SERVER: &str = "https://index.docker.io/v1/";
 
-/// A docker config cannot be used. Nothing of its content is told.
+/// The error for a docker config that cannot be used. It contains none of the file's content.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerConfigError {
     /// The file cannot be read.
-    #[error("reading the docker config {}: {source}", path.display())]
+    #[error("cannot read the docker config {}: {source}", path.display())]
     Read {
-        /// The file.
+        /// Path of the configuration file.
         path: PathBuf,
-        /// What the kernel said.
+        /// Error of the system call.
         source: io::Error,
     },
     /// The file is malformed.
-    #[error("reading the docker config {}: {source}", path.display())]
+    #[error("the docker config {} is malformed: {source}", path.display())]
     Malformed {
-        /// The file.
+        /// Path of the configuration file.
         path: PathBuf,
-        /// The fault.
+        /// Error of parsing the file.
         source: SecretError,
     },
 }
 
 impl DockerConfigError {
-    /// The class that decides exit code and retry.
+    /// Returns the class of the error, which determines exit code and retries.
     pub fn class(&self) -> Class {
         Class::Invalid
     }
 }
 
-/// One file, read again at each lookup.
+/// A docker configuration file, which is read again for each lookup.
 #[derive(Clone, Debug)]
 pub struct DockerConfig {
     path: PathBuf,
 }
 
-/// The object in a file.
+/// The parsed JSON object of a file.
 struct File(Map<String, Value>);
 
 impl DockerConfig {
-    /// The `config.json` of a directory, as `--docker-config` and `$DOCKER_CONFIG` name it.
+    /// Returns the `config.json` of a directory, as given by `--docker-config` and `$DOCKER_CONFIG`.
     pub fn in_directory(dir: &Path) -> Self {
         DockerConfig { path: dir.join("config.json") }
     }
 
-    /// What is used without `--docker-config`, where it exists: docker's file (`$DOCKER_CONFIG`, else `~/.docker`), then
-    /// podman's (`$REGISTRY_AUTH_FILE`, else `$XDG_RUNTIME_DIR/containers/auth.json`; podman-login(1)).
+    /// Returns the existing default files, which are used without `--docker-config`: docker's
+    /// (`$DOCKER_CONFIG` or `~/.docker`), then podman's (`$REGISTRY_AUTH_FILE` or
+    /// `$XDG_RUNTIME_DIR/containers/auth.json`; podman-login(1)).
     pub fn of_this_user() -> Vec<Self> {
         let var = |name| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let docker = var("DOCKER_CONFIG").or_else(|| Some(var("HOME")?.join(".docker")));
@@ -82,10 +84,11 @@ impl DockerConfig {
         files.map(|path| DockerConfig { path }).collect()
     }
 
-    /// All credentials for `registry/repository`: the helper of the registry, then the entries, then the store.
+    /// Returns all credentials for `registry/repository`: from the helper of the registry, then the entries,
+    /// then the store.
     ///
     /// # Errors
-    /// The file cannot be read or is malformed.
+    /// Returns [`DockerConfigError`] if the file cannot be read or is malformed.
     pub async fn lookup(
         &self,
         registry: &str,
@@ -98,22 +101,23 @@ impl DockerConfig {
         let helper = file.helper(registry).map_err(malformed)?;
         let mut found = Vec::new();
         if let Some(helper) = helper {
-            found.extend(ask(helper, registry).await);
+            found.extend(run_helper(helper, registry).await);
         }
         found.extend(file.entries(registry, repository).map_err(malformed)?);
-        // A store also holds what `docker login` left as an empty entry in `auths`.
+        // `docker login` leaves an empty entry in `auths` for credentials in a store.
         if helper.is_none()
             && found.is_empty()
             && let Some(store) = file.store().map_err(malformed)?
         {
-            found.extend(ask(store, registry).await);
+            found.extend(run_helper(store, registry).await);
         }
         Ok(found)
     }
 }
 
 impl File {
-    /// Reads the object. A file of nothing but blanks, and null, say nothing; `docker logout` and editors leave such files.
+    /// Parses the object. A file that is blank or null counts as empty; `docker logout` and editors leave
+    /// such files.
     fn parse(bytes: &[u8]) -> Result<Self, SecretError> {
         if bytes.trim_ascii().is_empty() {
             return Ok(File(Map::new()));
@@ -122,7 +126,7 @@ impl File {
         Ok(File(object.unwrap_or_default()))
     }
 
-    /// A member that is an object; `None` if it is absent or null.
+    /// Returns a member that is an object; `None` if it is absent or null.
     fn section(&self, name: &'static str) -> Result<Option<&Map<String, Value>>, SecretError> {
         match self.0.get(name) {
             None | Some(Value::Null) => Ok(None),
@@ -131,22 +135,22 @@ impl File {
         }
     }
 
-    /// The helper of the registry.
+    /// Returns the name of the registry's helper.
     fn helper(&self, registry: &str) -> Result<Option<&str>, SecretError> {
         let hub = is_docker_hub(registry);
-        let same = |key: &str| key == registry || hub && (key == DOCKER_HUB_SERVER || is_docker_hub(key));
+        let matches = |key: &str| key == registry || hub && (key == DOCKER_HUB_SERVER || is_docker_hub(key));
         let helpers = self.section("credHelpers")?.into_iter().flatten();
-        text(helpers.into_iter().find(|(key, _)| same(key)).map(|(_, helper)| helper), "credHelpers")
+        text(helpers.into_iter().find(|(key, _)| matches(key)).map(|(_, helper)| helper), "credHelpers")
     }
 
-    /// The credentials of the entries for `registry/repository`.
+    /// Returns the credentials of the entries for `registry/repository`.
     fn entries(&self, registry: &str, repository: &str) -> Result<Vec<Credential>, SecretError> {
         let mut entries = Vec::new();
         for (key, value) in self.section("auths")?.into_iter().flatten() {
             if !keyring::is_for(key, registry, repository) {
                 continue;
             }
-            // The text of a serde_json error quotes the content.
+            // The text of a serde_json error would quote the content.
             let auth = Option::<Auth>::deserialize(value).map_err(|_| SecretError::Member("auths"))?;
             let credential = auth.map(Auth::credential).transpose()?.flatten();
             entries.extend(credential.map(|credential| (key.clone(), credential)));
@@ -154,13 +158,13 @@ impl File {
         Ok(Entries::new(entries).lookup(registry, repository))
     }
 
-    /// The helper of all registries.
+    /// Returns the name of the helper for all registries.
     fn store(&self) -> Result<Option<&str>, SecretError> {
         text(self.0.get("credsStore"), "credsStore")
     }
 }
 
-/// A text that is not empty; `None` if it is absent or null.
+/// Returns a non-empty text; `None` if it is absent, null or empty.
 fn text<'a>(value: Option<&'a Value>, name: &'static str) -> Result<Option<&'a str>, SecretError> {
     match value {
         None | Some(Value::Null) => Ok(None),
@@ -169,11 +173,12 @@ fn text<'a>(value: Option<&'a Value>, name: &'static str) -> Result<Option<&'a s
     }
 }
 
-/// Runs `docker-credential-<helper> get`. What a helper prints may hold a secret, so a failure is told without it.
-async fn ask(helper: &str, registry: &str) -> Option<Credential> {
-    // The name becomes that of a program; a slash would make a path of it.
+/// Runs `docker-credential-<helper> get`. The output of a helper can contain a secret, so it is not logged
+/// after a failure.
+async fn run_helper(helper: &str, registry: &str) -> Option<Credential> {
+    // The name becomes part of a program name; with a slash, it would be a path.
     if helper.contains('/') {
-        tracing::warn!(helper, "name of a credential helper is a path; it is not run");
+        tracing::warn!(helper, "the name of a credential helper is a path; the helper is not run");
         return None;
     }
     let config = serde_json::json!({ "credsStore": helper }).to_string();
@@ -187,11 +192,11 @@ async fn ask(helper: &str, registry: &str) -> Option<Credential> {
             Some(Credential::Basic { username, password: Secret::new(password) })
         }
         Ok(_) => {
-            tracing::warn!(helper, registry, "credential helper gave no credential");
+            tracing::warn!(helper, registry, "the credential helper returned no credential");
             None
         }
         Err(_) => {
-            tracing::warn!(helper, registry, "credential helper did not answer in 30 seconds");
+            tracing::warn!(helper, registry, "the credential helper timed out after 30 seconds");
             None
         }
     }
@@ -230,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_needed_is_read() {
+    fn only_relevant_parts_are_parsed() {
         for json in [
             "",
             "\n",
@@ -245,7 +250,7 @@ mod tests {
         ] {
             assert_eq!(lookup(json, "r.io").unwrap(), [], "{json}");
         }
-        // A store is not needed by who has an entry.
+        // The store is not needed if there is an entry.
         let json = r#"{"auths":{"r.io":{"auth":"dTpw"},"other.io":17},"credsStore":17}"#;
         assert_eq!(lookup(json, "r.io").unwrap().len(), 1);
         for json in [
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_name_the_file_and_nothing_in_it() {
+    fn errors_name_the_file_but_not_its_content() {
         let error = lookup(r#"{"auths":{"r.io":{"auth":["secret"]}}}"#, "r.io").unwrap_err();
         assert!(error.to_string().contains("config.json"));
         assert!(!format!("{error} {error:?}").contains("secret"));

@@ -1,12 +1,13 @@
-//! The kubelet's keyring (kubernetes pkg/credentialprovider/keyring.go): which entries match an image, in which order.
+//! The rules of the kubelet's keyring (kubernetes pkg/credentialprovider/keyring.go) for matching entries
+//! with an image.
 
 use larder_model::credential::Credential;
 use larder_model::pull_secret::PullSecretName;
 
-/// The names under which Docker Hub goes.
+/// The host names of Docker Hub.
 const DOCKER_HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
-/// The entries of several secrets, each secret tried whole before the next.
+/// The entries of several secrets. All entries of one secret are tried before the next secret.
 #[derive(Clone, Debug, Default)]
 pub struct Keyring {
     secrets: Vec<Entries>,
@@ -19,29 +20,30 @@ impl Keyring {
         self.secrets.push(entries);
     }
 
-    /// Remembers a secret that gave no credential.
+    /// Records the name of a secret that gave no credential.
     pub fn add_absent(&mut self, name: PullSecretName) {
         self.absent.push(name);
     }
 
-    /// Secrets that were named and gave no credential: missing, unreadable or malformed, which are not told apart.
+    /// Returns the secrets that gave no credential: missing, unreadable or malformed ones, which are not
+    /// distinguished.
     pub fn absent(&self) -> &[PullSecretName] {
         &self.absent
     }
 
-    /// All credentials for `registry/repository`, in the order in which they are tried.
+    /// Returns all credentials for `registry/repository`, in the order in which to try them.
     pub fn lookup(&self, registry: &str, repository: &str) -> Vec<Credential> {
         let secrets = self.secrets.iter();
         secrets.flat_map(|entries| entries.lookup(registry, repository)).collect()
     }
 }
 
-/// The entries of one secret or docker config, keys in reverse lexicographic order.
+/// The entries of one secret or docker config, in reverse lexicographic order of their keys.
 #[derive(Clone, Debug, Default)]
 pub struct Entries(Vec<(Pattern, Credential)>);
 
 impl Entries {
-    /// Sorts `entries`; of equal keys both stay, in their order.
+    /// Sorts `entries`. Entries with equal keys are all kept, in their order.
     pub fn new(entries: impl IntoIterator<Item = (String, Credential)>) -> Self {
         let entries = entries.into_iter();
         let mut entries: Vec<_> = entries.map(|(key, credential)| (Pattern::new(&key), credential)).collect();
@@ -49,31 +51,31 @@ impl Entries {
         Entries(entries)
     }
 
-    /// All credentials whose key matches.
+    /// Returns all credentials whose key matches.
     pub fn lookup(&self, registry: &str, repository: &str) -> Vec<Credential> {
         let entries = self.0.iter().filter(|(pattern, _)| pattern.is_for(registry, repository));
         entries.map(|(_, credential)| credential.clone()).collect()
     }
 }
 
-/// Whether an entry of this key is for `registry/repository`, by the rules of [`Entries::lookup`].
+/// Reports whether an entry with this key matches `registry/repository`, by the rules of [`Entries::lookup`].
 pub fn is_for(key: &str, registry: &str, repository: &str) -> bool {
     Pattern::new(key).is_for(registry, repository)
 }
 
-/// Whether `host` is a name of Docker Hub.
+/// Reports whether `host` is a host name of Docker Hub.
 pub fn is_docker_hub(host: &str) -> bool {
     DOCKER_HUB.contains(&host)
 }
 
-/// A key of `auths`: `[scheme://]host[:port][/path]`, where the labels of the host may be globs.
+/// A key of `auths`: `[scheme://]host[:port][/path]`, where each label of the host can be a glob pattern.
 #[derive(Clone, Debug)]
 struct Pattern {
     key: String,
 }
 
 impl Pattern {
-    /// Drops the scheme and the API version that `docker login` writes (keyring.go, `Add`).
+    /// Removes the scheme and the API version that `docker login` writes (keyring.go, `Add`).
     fn new(key: &str) -> Self {
         let key = key.strip_prefix("https://").or(key.strip_prefix("http://")).unwrap_or(key);
         let key = key.split(['?', '#']).next().unwrap_or_default();
@@ -86,18 +88,19 @@ impl Pattern {
         Pattern { key: format!("{host}{path}") }
     }
 
-    /// Whether it matches the registry under one of its names.
+    /// Reports whether the pattern matches the registry under one of its names.
     ///
-    /// Docker Hub is looked up under each of its names: the kubelet does so for `index.docker.io` only when nothing else
-    /// matched, which leaves a key `registry-1.docker.io` useless.
+    /// Docker Hub is looked up under each of its names. The kubelet does so for `index.docker.io` only if
+    /// nothing else matched, so it ignores a key `registry-1.docker.io`.
     fn is_for(&self, registry: &str, repository: &str) -> bool {
         let own = [registry];
         let names: &[&str] = if is_docker_hub(registry) { &DOCKER_HUB } else { &own };
         names.iter().any(|name| self.matches(name, repository))
     }
 
-    /// Host labels by glob and as many of them, the same port, and the path as a plain string prefix: `r.io/foo` matches
-    /// `r.io/foobar` too (keyring.go, `URLsMatch`).
+    /// Reports whether the pattern matches: glob patterns for the same number of host labels, the same port,
+    /// and the path as a plain string prefix. So `r.io/foo` also matches `r.io/foobar` (keyring.go,
+    /// `URLsMatch`).
     fn matches(&self, registry: &str, repository: &str) -> bool {
         let (host, path) = self.key.split_at(self.key.find('/').unwrap_or(self.key.len()));
         let ((host, port), (other_host, other_port)) = (split_port(host), split_port(registry));
@@ -116,7 +119,7 @@ fn split_port(host: &str) -> (&str, &str) {
     }
 }
 
-/// Whether `text` fits a pattern in which `*` stands for any run of characters.
+/// Reports whether `text` matches a pattern in which `*` stands for any sequence of characters.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kubelets_table() {
+    fn patterns_match_as_in_the_kubelet() {
         for (key, registry, repository, want) in [
             ("r.io", "r.io", "a/b", true),
             ("https://r.io/v1/", "r.io", "a/b", true),

@@ -1,4 +1,5 @@
-//! The bytes of a pull secret: `.dockerconfigjson` and `.dockercfg` (kubernetes pkg/credentialprovider/config.go).
+//! The data of a pull secret: `.dockerconfigjson` and `.dockercfg` (kubernetes
+//! pkg/credentialprovider/config.go).
 
 use std::collections::BTreeMap;
 
@@ -11,39 +12,39 @@ use super::keyring::Entries;
 use larder_model::class::Class;
 use larder_model::credential::{Credential, Secret};
 
-/// Most bytes of a secret (Kubernetes' own limit) and of a docker config.
+/// Maximum size of a secret (the limit of Kubernetes) and of a docker config, bytes.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// A secret cannot be read. Nothing of its content is told.
+/// The error for a secret that cannot be parsed. It contains none of the content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
-    /// More than [`MAX_BYTES`].
+    /// The data is longer than [`MAX_BYTES`].
     #[error("it is longer than {MAX_BYTES} bytes")]
     TooLong,
-    /// Not JSON, or not of this shape.
-    #[error("it is not a docker configuration: fault at line {line}, column {column}")]
+    /// The data is not JSON or has the wrong structure.
+    #[error("it is not a docker configuration: error at line {line}, column {column}")]
     Malformed {
-        /// Line, from 1.
+        /// Line number, starting from 1.
         line: usize,
-        /// Column, from 1.
+        /// Column number, starting from 1.
         column: usize,
     },
-    /// An `auth` that is not base64 of `user:password`.
-    #[error("an auth in it is not base64 of user:password")]
+    /// The value of `auth` is not base64 of `user:password`.
+    #[error("the value of an auth field is not base64 of user:password")]
     Auth,
-    /// A member of another type than docker writes.
-    #[error("its {0} is not what docker writes there")]
+    /// A member has another type than in docker's format.
+    #[error("its {0} has the wrong type or value")]
     Member(&'static str),
 }
 
 impl SecretError {
-    /// The class that decides exit code and retry.
+    /// Returns the class of the error, which determines exit code and retries.
     pub fn class(&self) -> Class {
         Class::Invalid
     }
 }
 
-/// One value of `auths`.
+/// A value in `auths`.
 #[derive(Deserialize)]
 pub(super) struct Auth {
     auth: Option<String>,
@@ -53,10 +54,13 @@ pub(super) struct Auth {
     identity_token: Option<String>,
 }
 
-/// Entries by registry. One that is null says nothing.
+/// Entries by registry. A null entry is ignored.
 type Auths = BTreeMap<String, Option<Auth>>;
 
-/// Reads `{"auths": {…}}`, the value of `.dockerconfigjson`.
+/// Parses `{"auths": {…}}`, the value of `.dockerconfigjson`.
+///
+/// # Errors
+/// Returns [`SecretError`] if the data is too long or malformed.
 pub fn parse_dockerconfigjson(bytes: &[u8]) -> Result<Entries, SecretError> {
     #[derive(Deserialize)]
     struct File {
@@ -66,21 +70,25 @@ pub fn parse_dockerconfigjson(bytes: &[u8]) -> Result<Entries, SecretError> {
     kubelet_entries(file.auths.unwrap_or_default())
 }
 
-/// Reads the map itself, the value of `.dockercfg`.
+/// Parses the map of entries itself, the value of `.dockercfg`.
+///
+/// # Errors
+/// Returns [`SecretError`] if the data is too long or malformed.
 pub fn parse_dockercfg(bytes: &[u8]) -> Result<Entries, SecretError> {
     kubelet_entries(read(bytes)?)
 }
 
-/// Reads JSON within the limit.
+/// Parses JSON of at most [`MAX_BYTES`].
 pub(super) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, SecretError> {
     if bytes.len() as u64 > MAX_BYTES {
         return Err(SecretError::TooLong);
     }
-    // The text of a serde_json error quotes the content.
+    // The text of a serde_json error would quote the content.
     serde_json::from_slice(bytes).map_err(|e| SecretError::Malformed { line: e.line(), column: e.column() })
 }
 
-/// The kubelet does not read identity tokens; one malformed entry fails the whole secret.
+/// Converts the entries as the kubelet does: it ignores identity tokens, and one malformed entry fails the
+/// whole secret.
 fn kubelet_entries(auths: Auths) -> Result<Entries, SecretError> {
     let mut entries = Vec::with_capacity(auths.len());
     for (key, auth) in auths {
@@ -91,7 +99,7 @@ fn kubelet_entries(auths: Auths) -> Result<Entries, SecretError> {
 }
 
 impl Auth {
-    /// The user name and password; `auth` wins where it is not empty. `None` where there is neither.
+    /// Returns user name and password; `auth` takes precedence unless it is empty. `None` if both are empty.
     fn basic(self) -> Result<Option<Credential>, SecretError> {
         let (username, password) = match self.auth.filter(|auth| !auth.is_empty()) {
             Some(auth) => decode(&auth)?,
@@ -101,7 +109,7 @@ impl Auth {
         Ok(given.then(|| Credential::Basic { username, password: Secret::new(password) }))
     }
 
-    /// As docker reads its own config: an identity token wins.
+    /// Returns the credential as docker reads its own config: an identity token takes precedence.
     pub(super) fn credential(mut self) -> Result<Option<Credential>, SecretError> {
         match self.identity_token.take().filter(|token| !token.is_empty()) {
             Some(token) => Ok(Some(Credential::IdentityToken(Secret::new(token)))),
@@ -110,7 +118,7 @@ impl Auth {
     }
 }
 
-/// Base64, padded or not, of `user:password`, split at the first colon.
+/// Decodes base64, padded or not, of `user:password`, split at the first colon.
 fn decode(auth: &str) -> Result<(String, String), SecretError> {
     let padding = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     let engine = GeneralPurpose::new(&STANDARD, padding);
@@ -131,7 +139,7 @@ mod tests {
         let entries = parse_dockerconfigjson(json.as_bytes())?;
         let pair = |credential| match credential {
             Credential::Basic { username, password } => (username, password.expose().to_owned()),
-            Credential::IdentityToken(_) => panic!("the kubelet reads no identity token"),
+            Credential::IdentityToken(_) => panic!("the kubelet ignores identity tokens"),
         };
         Ok(entries.lookup("r.io", "a").into_iter().map(pair).collect())
     }
@@ -142,7 +150,7 @@ mod tests {
 
     #[test]
     fn forms_of_an_entry() {
-        // "u:p:q" and "user:pw"
+        // The values decode to "u:p:q" and "user:pw".
         for (entry, want) in [
             (r#"{"username":"u","password":"p"}"#, pair("u", "p")),
             (r#"{"auth":"dTpwOnE="}"#, pair("u", "p:q")),
@@ -158,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn one_malformed_entry_fails_the_secret_and_is_not_told() {
+    fn one_malformed_entry_fails_the_secret_without_its_content() {
         for entry in [
             "1",
             r#"{"auth":"%%%secret"}"#,
@@ -175,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn null_says_nothing() {
+    fn null_counts_as_empty() {
         let entries = parse_dockerconfigjson(br#"{"auths":null}"#).unwrap();
         assert_eq!(entries.lookup("r.io", "a"), []);
     }

@@ -1,4 +1,4 @@
-//! Standard error, shared by logs, messages and progress bars so that none tears the other.
+//! Standard error, shared by logs, messages and progress bars, so that their output does not mix.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -6,29 +6,29 @@ use std::sync::{Arc, PoisonError, RwLock};
 use indicatif::MultiProgress;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// A handle to standard error; clones share the bars.
+/// A handle to standard error. Clones share the progress bars.
 #[derive(Clone, Debug, Default)]
 pub struct Console {
     bars: Arc<RwLock<Option<MultiProgress>>>,
 }
 
 impl Console {
-    /// Whether a person sees it.
+    /// Reports whether standard error is a terminal.
     pub fn is_terminal(&self) -> bool {
         io::stderr().is_terminal()
     }
 
-    /// From now on `bars` are taken off the screen while a line is written.
+    /// Registers `bars`, which are hidden from then on while a line is written.
     pub fn attach(&self, bars: MultiProgress) {
         *self.bars.write().unwrap_or_else(PoisonError::into_inner) = Some(bars);
     }
 
-    /// The bars are gone.
+    /// Unregisters the progress bars.
     pub fn detach(&self) {
         *self.bars.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Writes whole lines. A standard error that is closed is no reason to fail.
+    /// Prints complete lines. Errors are ignored, because standard error can be closed.
     pub fn print(&self, text: &str) {
         let _ = self.clone().write_all(text.as_bytes());
     }

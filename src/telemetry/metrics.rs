@@ -1,7 +1,8 @@
-//! All metrics of the daemon: names, units, labels. `docs/metrics.md` says the same to operators, and a test compares.
+//! All metrics of the daemon: names, units and labels. `docs/metrics.md` documents them for operators, and a
+//! test compares the two.
 //!
-//! Cardinality is bounded by the code: no label holds what a tenant chose but registry hosts, of which [`MAX_HOSTS`] are told
-//! apart.
+//! The code limits the cardinality: of all label values, tenants can choose only registry hosts, and only
+//! [`MAX_HOSTS`] of these get their own label.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,10 +20,10 @@ use reqwest::StatusCode;
 
 use larder_model::image_cache::Status;
 
-/// Most registry hosts that are told apart; the rest are `other`.
+/// Maximum number of registry hosts with their own label; the rest have the label `other`.
 pub const MAX_HOSTS: usize = 64;
 
-/// The metrics of one daemon. Clones are handles to the same.
+/// The metrics of one daemon. Clones share the same counters.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
 
@@ -52,49 +53,49 @@ struct Inner {
     hosts: Mutex<HashSet<String>>,
 }
 
-/// How an attempt at a build ended.
+/// The result of a build attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BuildResult {
-    /// A volume was sealed.
+    /// The volume was sealed.
     Sealed,
-    /// It failed for good.
+    /// The attempt failed permanently.
     Failed,
-    /// It failed and is tried again.
+    /// The attempt failed and will be retried.
     Retried,
-    /// It was stopped: cancelled, deleted, or the daemon ended.
+    /// The attempt was stopped: cancelled, deleted, or the daemon stopped.
     Stopped,
 }
 
 /// A stage of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// From the start of the builder to the plan.
+    /// Time from the start of the builder to the plan.
     Plan,
-    /// From the plan to the last committed layer.
+    /// Time from the plan to the last committed layer.
     Layers,
-    /// From there to the seal.
+    /// Time from the last committed layer to the seal.
     Seal,
 }
 
-/// Where a layer came from.
+/// The origin of a committed layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LayerOrigin {
-    /// Its registry.
+    /// Fetched from a registry.
     Fetched,
-    /// An earlier attempt.
+    /// Present from an earlier attempt.
     Present,
-    /// Another volume of the tenant.
+    /// Copied from another volume of the tenant.
     Reused,
 }
 
-/// What an image cache is on a node.
+/// The state of an image cache on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum NodeCache {
-    /// Containers can use it.
+    /// Attached, so that containers can use it.
     Attached,
-    /// It is wanted and not there yet.
+    /// Requested, but not yet attached.
     Waiting,
-    /// It is not wanted and not gone yet.
+    /// No longer requested, but not yet detached.
     Leaving,
 }
 
@@ -137,7 +138,8 @@ impl EncodeLabelValue for StatusValue {
     }
 }
 
-/// Status of a registry's answer: one that is registered (RFC 9110, 15), or `other`. Registries make up their own.
+/// The status of a registry response: a registered one (RFC 9110, 15), or `other`, because registries invent
+/// their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Code(Option<StatusCode>);
 
@@ -184,7 +186,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Metrics that have counted nothing.
+    /// Creates metrics with all counters at zero.
     pub fn new() -> Self {
         let seconds = || Histogram::new(exponential_buckets(0.1, 2.0, 15));
         let mut inner = Inner {
@@ -218,31 +220,31 @@ impl Metrics {
         Metrics(Arc::new(inner))
     }
 
-    /// An attempt at a build ended.
+    /// Records the result and the duration of a build attempt.
     pub fn build(&self, result: BuildResult, took: Duration) {
         self.0.builds.get_or_create(&ResultLabel { result }).inc();
         self.0.build_duration.observe(took.as_secs_f64());
     }
 
-    /// A stage of a build is over.
+    /// Records the duration of a stage of a build.
     pub fn stage(&self, stage: Stage, took: Duration) {
         self.0.stage_duration.get_or_create(&StageLabel { stage }).observe(took.as_secs_f64());
     }
 
-    /// A layer was committed: bytes that came from a registry for it, and bytes of tar.
+    /// Records a committed layer, with the bytes fetched from a registry and the bytes of its tar.
     pub fn layer(&self, origin: LayerOrigin, fetched: u64, written: u64) {
         self.0.layers.get_or_create(&OriginLabel { origin }).inc();
         self.0.fetched.inc_by(fetched);
         self.0.written.inc_by(written);
     }
 
-    /// Builds that wait, and builds under way.
+    /// Sets the number of queued and of running builds.
     pub fn builds_now(&self, waiting: usize, running: usize) {
         self.0.queue.set(signed(waiting));
         self.0.running.set(signed(running));
     }
 
-    /// Records by status.
+    /// Sets the number of image caches by status.
     pub fn caches(&self, count: impl Fn(Status) -> usize) {
         for status in Status::ALL {
             self.0
@@ -252,58 +254,58 @@ impl Metrics {
         }
     }
 
-    /// Bytes of content that is served, bytes that are reserved for caches, and bytes that may be.
+    /// Sets the size of the served content, the size reserved for caches, and the capacity, all in bytes.
     pub fn disk(&self, content: u64, reserved: u64, capacity: u64) {
         self.0.cache_bytes.set(i64::try_from(content).unwrap_or(i64::MAX));
         self.0.reserved.set(i64::try_from(reserved).unwrap_or(i64::MAX));
         self.0.capacity.set(i64::try_from(capacity).unwrap_or(i64::MAX));
     }
 
-    /// Requests that a builder made to a registry and that were answered with `code`.
+    /// Adds requests of a builder to a registry with the response status `code`.
     pub fn registry_requests(&self, host: &str, code: u16, requests: u64) {
         let labels = RequestLabels { host: self.host(host), code: Code::of(code) };
         self.0.registry_requests.get_or_create(&labels).inc_by(requests);
     }
 
-    /// A request to a registry was made again.
+    /// Records a retry of a request to a registry.
     pub fn registry_retry(&self, host: &str) {
         self.0.registry_retries.get_or_create(&HostLabel { host: self.host(host) }).inc();
     }
 
-    /// A request to the API was answered. `route` is its template, never the path itself.
+    /// Records a response of the API. `route` is its template, never the path itself.
     pub fn api(&self, method: &'static str, route: &str, code: u16, took: Duration) {
         self.0.api_requests.get_or_create(&ApiLabels { method, route: route.to_owned(), code }).inc();
         self.0.api_duration.observe(took.as_secs_f64());
     }
 
-    /// Somebody could not prove who they are.
+    /// Records a request with missing or invalid credentials.
     pub fn authentication_failure(&self) {
         self.0.authentication_failures.inc();
     }
 
-    /// Whether nothing expires because the clock cannot be believed.
+    /// Sets whether expiry is paused because the clock is not synchronized.
     pub fn expiry_held(&self, held: bool) {
         self.0.expiry_held.set(i64::from(held));
     }
 
-    /// Image caches on a node, by what they are there.
+    /// Sets the number of image caches on a node by state.
     pub fn node_caches(&self, count: impl Fn(NodeCache) -> usize) {
         for state in NodeCache::ALL {
             self.0.node_caches.get_or_create(&NodeCacheLabel { state }).set(signed(count(state)));
         }
     }
 
-    /// A node has an image cache, this long after it was wanted.
+    /// Records the time from the request of an image cache on a node until it was attached.
     pub fn node_attached(&self, took: Duration) {
         self.0.node_attach_duration.observe(took.as_secs_f64());
     }
 
-    /// Something that a node has to do for an image cache failed.
+    /// Records a failed step for an image cache on a node.
     pub fn node_failure(&self) {
         self.0.node_failures.inc();
     }
 
-    /// All of them in the text format of OpenMetrics 1.0, which Prometheus reads.
+    /// Returns all metrics in the text format of OpenMetrics 1.0, which Prometheus reads.
     pub fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -311,7 +313,7 @@ impl Metrics {
         text
     }
 
-    /// A host as a label: the first [`MAX_HOSTS`] by name.
+    /// Returns the label of a host: its name for the first [`MAX_HOSTS`], then `other`.
     fn host(&self, host: &str) -> String {
         let mut hosts = self.0.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         if !hosts.contains(host) {
@@ -327,78 +329,79 @@ impl Metrics {
 impl Inner {
     fn register(&mut self) {
         let r = &mut self.registry;
-        r.register("builds", "Attempts at a build by how they ended", self.builds.clone());
+        r.register("builds", "Build attempts by result", self.builds.clone());
         r.register_with_unit(
             "build_duration",
-            "Time of an attempt at a build",
+            "Duration of a build attempt",
             Unit::Seconds,
             self.build_duration.clone(),
         );
         r.register_with_unit(
             "build_stage_duration",
-            "Time of a stage of a build",
+            "Duration of a stage of a build",
             Unit::Seconds,
             self.stage_duration.clone(),
         );
         r.register_with_unit(
             "fetched",
-            "Compressed layers from registries",
+            "Compressed layers fetched from registries",
             Unit::Bytes,
             self.fetched.clone(),
         );
-        r.register_with_unit("written", "Layers, decompressed", Unit::Bytes, self.written.clone());
-        r.register("layers", "Committed layers by where they came from", self.layers.clone());
-        r.register("queue_length", "Builds that wait for their turn", self.queue.clone());
-        r.register("builds_running", "Builds under way", self.running.clone());
+        r.register_with_unit("written", "Decompressed layers written", Unit::Bytes, self.written.clone());
+        r.register("layers", "Committed layers by origin", self.layers.clone());
+        r.register("queue_length", "Queued builds", self.queue.clone());
+        r.register("builds_running", "Running builds", self.running.clone());
         r.register("caches", "Image caches by status", self.caches.clone());
         let bytes = Unit::Bytes;
         r.register_with_unit(
             "content",
-            "Decompressed layers that are served",
+            "Decompressed layers of available image caches",
             bytes,
             self.cache_bytes.clone(),
         );
-        r.register_with_unit("reserved", "Sizes of all image caches", Unit::Bytes, self.reserved.clone());
-        r.register_with_unit("capacity", "What all may occupy together", Unit::Bytes, self.capacity.clone());
+        r.register_with_unit(
+            "reserved",
+            "Total size reserved for image caches",
+            Unit::Bytes,
+            self.reserved.clone(),
+        );
+        r.register_with_unit("capacity", "Capacity for all image caches", Unit::Bytes, self.capacity.clone());
         r.register(
             "registry_requests",
             "Requests to registries by host and HTTP status",
             self.registry_requests.clone(),
         );
-        r.register("registry_retries", "Requests made again by host", self.registry_retries.clone());
+        r.register(
+            "registry_retries",
+            "Retried requests to registries by host",
+            self.registry_retries.clone(),
+        );
         r.register("api_requests", "Requests to the API by route and HTTP status", self.api_requests.clone());
         r.register_with_unit(
             "api_request_duration",
-            "Time until a request was answered",
+            "Duration of a request to the API",
             Unit::Seconds,
             self.api_duration.clone(),
         );
         r.register(
             "authentication_failures",
-            "Requests whose credentials were refused",
+            "Requests with refused credentials",
             self.authentication_failures.clone(),
         );
         r.register(
             "expiry_held",
-            "1 while the clock is not believed and nothing expires",
+            "1 while the clock is not synchronized and expiry is paused",
             self.expiry_held.clone(),
         );
-        r.register(
-            "node_caches",
-            "Image caches on this node by what they are there",
-            self.node_caches.clone(),
-        );
+        r.register("node_caches", "Image caches on this node by state", self.node_caches.clone());
         r.register_with_unit(
             "node_attach_duration",
-            "Time from the wish for an image cache on this node until it is attached",
+            "Time from the request of an image cache on this node until it is attached",
             Unit::Seconds,
             self.node_attach_duration.clone(),
         );
-        r.register(
-            "node_failures",
-            "Steps towards image caches on this node that failed",
-            self.node_failures.clone(),
-        );
+        r.register("node_failures", "Failed steps for image caches on this node", self.node_failures.clone());
     }
 }
 

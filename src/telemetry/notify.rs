@@ -1,52 +1,50 @@
-//! What the service manager is told (sd_notify(3)). Without `NOTIFY_SOCKET` nothing is, and nobody minds.
+//! Notifications to the service manager (sd_notify(3)). Without `NOTIFY_SOCKET`, these functions do nothing.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// The service answers requests.
+/// Reports that the service is ready for requests.
 pub fn ready() {
-    tell(&[NotifyState::Ready, NotifyState::Status("answering requests")]);
+    send(&[NotifyState::Ready, NotifyState::Status("answering requests")]);
 }
 
-/// The configuration is being read again; [`ready`] ends it.
+/// Reports that the configuration is being reloaded, until [`ready`] is called.
 pub fn reloading() {
     let mut states = vec![NotifyState::Reloading];
-    // systemd 253 and newer want the time with it (systemd.service(5), `notify-reload`).
+    // systemd 253 and newer require the time (systemd.service(5), `notify-reload`).
     states.extend(NotifyState::monotonic_usec_now().ok());
-    tell(&states);
+    send(&states);
 }
 
-/// The service is on its way out.
+/// Reports that the service is shutting down.
 pub fn stopping() {
-    tell(&[
-        NotifyState::Stopping,
-        NotifyState::Status("finishing what can be, leaving the rest to the next start"),
-    ]);
+    send(&[NotifyState::Stopping, NotifyState::Status("shutting down")]);
 }
 
-/// The service is alive.
+/// Sends a keep-alive to the watchdog.
 pub fn alive() {
-    tell(&[NotifyState::Watchdog]);
+    send(&[NotifyState::Watchdog]);
 }
 
-/// How often [`alive`] is to be said: twice in the time after which the service manager takes the service for dead.
+/// Returns the interval for calls of [`alive`]: half of the watchdog timeout. `None` if the watchdog is
+/// disabled.
 pub fn watchdog() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|within| within / 2).filter(|every| !every.is_zero())
+    sd_notify::watchdog_enabled().map(|timeout| timeout / 2).filter(|interval| !interval.is_zero())
 }
 
-/// Says [`alive`] for as long as threads turn, where somebody wants to hear it.
+/// Calls [`alive`] regularly if the watchdog is enabled, so that it detects a blocked runtime.
 pub async fn stay_alive() {
-    let Some(every) = watchdog() else { return };
-    let mut interval = tokio::time::interval(every);
+    let Some(period) = watchdog() else { return };
+    let mut interval = tokio::time::interval(period);
     loop {
         interval.tick().await;
         alive();
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn send(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }

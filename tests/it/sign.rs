@@ -231,7 +231,7 @@ fn believed(form: LayerFormat) {
             .unwrap();
         for trusted in [&[][..], &[&*ours.line]] {
             let said = exits(65, &mut verify(&volume, trusted));
-            assert!(said.contains("does not hold"), "{said}");
+            assert!(said.contains("is invalid"), "{said}");
         }
         let said = succeed(larder().arg("inspect").arg(&volume));
         assert!(said.contains("IT DOES NOT HOLD"), "{said}");

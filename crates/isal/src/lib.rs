@@ -1,7 +1,7 @@
-//! ISA-L, Intel's inflater in assembly, called by hand: no crate lends its streaming form without losing bytes at the end of
-//! an input, or of a member (benches/README.md).
+//! A safe interface to ISA-L, Intel's deflate decoder in assembly. No crate offers its streaming form without
+//! losing bytes at the end of an input or of a member (benches/README.md).
 //!
-//! What C is told and what it answers is all in [`Isal::inflate`]; everything around it is safe.
+//! Only [`Isal::inflate`] exchanges data with C; everything around it is safe.
 
 #![cfg(target_arch = "x86_64")]
 
@@ -14,27 +14,27 @@ use isal_sys::igzip_lib::{
     isal_block_state_ISAL_BLOCK_FINISH as FINISH, isal_inflate, isal_inflate_init, isal_inflate_reset,
 };
 
-/// Progress of one call of [`Isal::inflate`].
+/// The progress of one call of [`Isal::inflate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inflated {
     /// Bytes of the input that were read.
     pub read: usize,
     /// Bytes of the output that were written.
     pub written: usize,
-    /// `Some` if the stream has ended, with the bytes that were read beyond its end.
+    /// Surplus bytes after the end of the stream; `None` if the stream has not ended.
     pub end: Option<Surplus>,
 }
 
-/// Bytes that were read beyond the end of a stream: the first `len` of `bytes`.
+/// Bytes that were read after the end of a stream: the first `len` of `bytes`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Surplus {
-    /// The bytes, and zeros.
+    /// The surplus bytes, padded with zeros.
     pub bytes: [u8; 8],
-    /// How many of them count.
+    /// Number of surplus bytes in `bytes`.
     pub len: usize,
 }
 
-/// A stream that is being inflated: 85 KiB, among them its own copy of the window.
+/// State of a stream that is being inflated: 85 KiB, including its own copy of the window.
 pub struct Isal(Box<inflate_state>);
 
 impl fmt::Debug for Isal {
@@ -49,22 +49,23 @@ impl Default for Isal {
     }
 }
 
-#[expect(unsafe_code, reason = "pointers make the structure stay on its thread")]
-// SAFETY: the only pointers in it are `next_in` and `next_out`, which are set and cleared again within one call of `inflate`. The
-// library keeps nothing by thread, and of its statics only the addresses of the functions for this processor are ever
-// written: the same ones, a word each, by whoever calls first.
+#[expect(unsafe_code, reason = "the pointers in the structure make it not Send")]
+// SAFETY: the only pointers in it are `next_in` and `next_out`, which are set and cleared within one call of
+// `inflate`. The library has no thread-local state. Of its statics, it writes only the addresses of the
+// functions for this processor: every caller writes the same values, one word each.
 unsafe impl Send for Isal {}
 
 impl Isal {
-    /// Starts a stream.
+    /// Creates the state for a new stream.
     #[must_use]
     pub fn new() -> Self {
-        #[expect(unsafe_code, reason = "the structure is C's and has no constructor in Rust")]
-        // SAFETY: it is made of integers, arrays and structures of them, a union of integers, and two raw pointers. Zeros are
-        // a value of each.
+        #[expect(unsafe_code, reason = "the structure comes from C and has no constructor in Rust")]
+        // SAFETY: it consists of integers, arrays and structures of them, a union of integers, and two raw
+        // pointers. Zeros are a valid value of each.
         let mut state = Box::new(unsafe { MaybeUninit::<inflate_state>::zeroed().assume_init() });
         #[expect(unsafe_code, reason = "a call of C")]
-        // SAFETY: the pointer is to a whole structure that nobody else has; the function only assigns fields of it.
+        // SAFETY: the pointer is to a whole structure that is not shared; the function only assigns fields of
+        // it.
         unsafe {
             isal_inflate_init(&raw mut *state);
         }
@@ -74,54 +75,56 @@ impl Isal {
 }
 
 impl Isal {
-    /// Inflates from `input` into `output` as far as it can. Must not be called after the end of a stream before
-    /// [`reset`](Isal::reset).
+    /// Inflates from `input` into `output` until one of them is exhausted or the stream ends. After the end
+    /// of a stream, the caller must call [`reset`](Isal::reset) first.
     ///
     /// # Errors
     ///
-    /// The input is no valid deflate stream (RFC 1951).
+    /// Returns a message if the input is not a valid deflate stream (RFC 1951).
     pub fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Result<Inflated, String> {
         let state = &mut *self.0;
         let given = u32::try_from(input.len()).unwrap_or(u32::MAX);
         let room = u32::try_from(output.len()).unwrap_or(u32::MAX);
-        // The library only reads what `next_in` points to; that it is not const there is C's way.
+        // The library only reads from `next_in`; the C declaration lacks `const`.
         (state.next_in, state.avail_in) = (input.as_ptr().cast_mut(), given);
         (state.next_out, state.avail_out) = (output.as_mut_ptr(), room);
         #[expect(unsafe_code, reason = "a call of C")]
-        // SAFETY: `state` was made by isal_inflate_init and only isal_inflate and isal_inflate_reset have changed it since, but
-        // for the four fields above. `given` bytes at `next_in` may be read and `room` bytes at `next_out` be read and written
-        // until the call returns, for both slices are borrowed; both are initialised and do not overlap. The window is kept in
-        // `state`, so that neither has to be there at the next call.
+        // SAFETY: `state` was initialised by isal_inflate_init; since then, only isal_inflate and
+        // isal_inflate_reset have changed it, apart from the four fields above. Until the call returns, both
+        // slices are borrowed, so `given` bytes at `next_in` are readable and `room` bytes at `next_out` are
+        // readable and writable. Both are initialised and do not overlap. The window is stored in `state`, so
+        // the next call needs neither slice.
         let status = unsafe { isal_inflate(&raw mut *state) };
         (state.next_in, state.next_out) = (ptr::null_mut(), ptr::null_mut());
         match status {
             0 => {}
             ISAL_INVALID_BLOCK => return Err("an invalid deflate block".into()),
             ISAL_INVALID_SYMBOL => return Err("an invalid deflate symbol".into()),
-            ISAL_INVALID_LOOKBACK => return Err("an invalid distance: too far back".into()),
+            ISAL_INVALID_LOOKBACK => return Err("an invalid deflate distance (too far back)".into()),
             other => return Err(format!("damaged data (ISA-L: {other})")),
         }
         let count = |before: u32, left: u32| before.checked_sub(left).map(|n| n as usize);
         let counts = (count(given, state.avail_in), count(room, state.avail_out));
         let (Some(read), Some(written)) = counts else {
-            return Err("ISA-L counts more bytes than it was given".into());
+            return Err("ISA-L reported more bytes than it was given".into());
         };
         let end = (state.block_state == FINISH).then(|| surplus(state.read_in, state.read_in_length));
         Ok(Inflated { read, written, end })
     }
 
-    /// Prepares for another stream.
+    /// Prepares the state for another stream.
     pub fn reset(&mut self) {
         #[expect(unsafe_code, reason = "a call of C")]
-        // SAFETY: as isal_inflate_init; and `crc_flag` stays.
+        // SAFETY: as for isal_inflate_init; `crc_flag` is unchanged.
         unsafe {
             isal_inflate_reset(&raw mut *self.0);
         }
     }
 }
 
-/// The library takes eight bytes at a time into `word`. Of `bits` that are left there at the end of a stream, those that do
-/// not fill a byte belong to it (RFC 1951, 3.2.3: a stream ends where it ends), the whole bytes do not.
+/// Returns the whole bytes that are left in `word` at the end of a stream. The library reads eight bytes at a
+/// time into `word`, of which `bits` are left. Bits that do not fill a byte belong to the stream (RFC 1951,
+/// 3.2.3: a stream ends where it ends); the whole bytes do not.
 fn surplus(word: u64, bits: i32) -> Surplus {
     let bits = u32::try_from(bits).unwrap_or(0).min(u64::BITS);
     let bytes = word.checked_shr(bits % 8).unwrap_or(0).to_le_bytes();

@@ -1,4 +1,5 @@
-//! A range of IP addresses, as the configuration names it: `10.0.0.0/8`, `fd00::/8`, `127.0.0.1`, `127.0.0.1:5000`.
+//! A range of IP addresses, as written in the configuration: `10.0.0.0/8`, `fd00::/8`, `127.0.0.1`,
+//! `127.0.0.1:5000`.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -11,35 +12,34 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct AddressRange {
     first: IpAddr,
-    /// Bits that all addresses share.
+    /// Number of leading bits that all addresses of the range share.
     prefix: u8,
     port: Option<u16>,
 }
 
-/// A string is not an [`AddressRange`].
+/// The error for a string that is not an [`AddressRange`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is not a range of addresses: want 10.0.0.0/8, fd00::/8, 127.0.0.1, 127.0.0.1:5000 or [::1]:5000"
-)]
+#[error("{0:?} is not an address range: want 10.0.0.0/8, fd00::/8, 127.0.0.1, 127.0.0.1:5000 or [::1]:5000")]
 pub struct ParseAddressRangeError(String);
 
 impl AddressRange {
-    /// The addresses that share the first `prefix` bits with `first`, on any port.
+    /// Creates the range of addresses that share the first `prefix` bits with `first`, on any port.
     pub const fn new(first: IpAddr, prefix: u8) -> Self {
         AddressRange { first, prefix, port: None }
     }
 
-    /// The only port that is meant, or `None` if all are.
+    /// Returns the port that the range is limited to, or `None` if it includes all ports.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// Whether `address` is in the range, and `port` is one that is meant. IPv4 and IPv6 are never the same.
+    /// Reports whether `address` and `port` are in the range. An IPv4 address never matches an IPv6 range, or
+    /// the reverse.
     pub fn contains(&self, address: IpAddr, port: u16) -> bool {
         self.port.is_none_or(|only| only == port) && self.has(address)
     }
 
-    /// Whether every address of `other` is in the range.
+    /// Reports whether every address of `other` is in the range.
     pub fn covers(&self, other: &AddressRange) -> bool {
         other.prefix >= self.prefix && self.has(other.first)
     }
@@ -57,9 +57,10 @@ impl AddressRange {
     }
 }
 
-/// Whether the first `prefix` of `bits` bits are the same.
+/// Reports whether the first `prefix` of `bits` bits are equal.
 fn same(a: u128, b: u128, bits: u8, prefix: u8) -> bool {
-    // A shift by all bits of the type is not defined, and with no bit to compare all are the same.
+    // `checked_shr` returns `None` for a shift by the full width, which means that there is no bit to
+    // compare.
     (a ^ b).checked_shr(u32::from(bits.saturating_sub(prefix))).unwrap_or_default() == 0
 }
 
@@ -78,7 +79,8 @@ impl FromStr for AddressRange {
         let first: IpAddr = first.parse().map_err(|_| refuse())?;
         let prefix: u8 = prefix.parse().map_err(|_| refuse())?;
         let range = AddressRange::new(first, prefix);
-        // An address inside of a range, written as if it began there, is a slip of the pen.
+        // Reject an address inside a range that is written as the start of the range: it is probably a typing
+        // error.
         let begins = match first {
             IpAddr::V4(first) => prefix <= 32 && first.to_bits().checked_shl(prefix.into()).unwrap_or(0) == 0,
             IpAddr::V6(first) => {
@@ -121,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_ranges_contain() {
+    fn a_range_contains_its_addresses() {
         for (range, address, port, contains) in [
             ("10.0.0.0/8", "10.255.1.2", 1, true),
             ("10.0.0.0/8", "11.0.0.0", 1, false),
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range() {
+    fn malformed_ranges_are_refused() {
         for bad in [
             "",
             "10.0.0.1/8",

@@ -1,8 +1,8 @@
-//! What `larder bench` says: how long each stage takes alone, how long all take together, and which limit binds.
+//! The report of `larder bench`: time of each stage alone, time of the whole build, and the bottleneck.
 //!
 //! ```text
-//! stages, each alone ──► limits: what no order of the work could be quicker than ──► the largest is the roofline
-//! together, as it is ──────────────────────────────────────────────────────────────► so many times the roofline
+//! each stage alone ──► limits: lower bounds for the time of any schedule of the same work ──► the largest is the roofline
+//! whole build ──────────────────────────────────────────────────────────────────────────────► time / roofline
 //! ```
 
 mod advice;
@@ -18,61 +18,61 @@ use super::seal::Compression;
 
 pub use limits::{Limit, LimitName};
 
-/// The version of the format.
+/// The current version of the report format.
 pub const VERSION: u32 = 1;
 
-/// The whole report. Fields are only ever added within a version.
+/// A report of `larder bench`. Within a version, fields are only added.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchReport {
-    /// Format version, [`VERSION`].
+    /// Version of the report format, [`VERSION`].
     pub version: u32,
-    /// Version of the program.
+    /// Version of the `larder` program.
     pub larder: String,
-    /// What was done together.
+    /// The part of a build that was measured.
     pub kind: Kind,
-    /// The image.
+    /// The image that was measured.
     pub image: MeasuredImage,
-    /// How it was done.
+    /// Settings of the measurement.
     pub settings: Settings,
-    /// Stages in the order in which they were measured.
+    /// Stages, in the order in which they were measured.
     pub stages: Vec<Stage>,
-    /// All that counts at once, as a build does it.
+    /// Time of the whole build: all counted stages at once.
     pub together: Took,
-    /// What bounds it, the largest first.
+    /// Lower bounds for the build time, the largest first.
     pub limits: Vec<Limit>,
-    /// The largest of them.
+    /// Name of the largest limit, which is the bottleneck.
     pub binding: LimitName,
-    /// Its time, seconds.
+    /// Time of the largest limit, seconds.
     pub roofline_seconds: f64,
-    /// The wall time of [`together`](Self::together) in multiples of that; 0 where either is not known.
+    /// The wall time of [`together`](Self::together) divided by the roofline; 0 if either is unknown.
     pub times_roofline: f64,
-    /// What would help.
+    /// Advice on how to reduce the build time.
     pub advice: String,
 }
 
-/// What a bench that failed says in the report's place.
+/// The report of a bench that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BenchFailed {
-    /// Format version, [`VERSION`].
+    /// Version of the report format, [`VERSION`].
     pub version: u32,
-    /// Why, the decisive failure among others.
+    /// All failures, including the decisive one.
     pub failures: Vec<Failure>,
 }
 
-/// How much of a build is measured.
+/// The part of a build that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Blobs in files to digests.
+    /// From blobs in files to digests.
     Decode,
-    /// Blobs in files to a sealed volume.
+    /// From blobs in files to a sealed volume.
     Apply,
-    /// A reference to a sealed volume.
+    /// From a reference to a sealed volume.
     Build,
 }
 
 impl Kind {
-    /// The word for it on the command line.
+    /// Returns the name on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Kind::Decode => "decode",
@@ -81,12 +81,12 @@ impl Kind {
         }
     }
 
-    /// Whether a volume is built.
+    /// Reports whether a volume is built.
     pub fn builds(self) -> bool {
         self != Kind::Decode
     }
 
-    /// Whether the stage is a part of what is done together.
+    /// Reports whether the stage is part of the measured build.
     pub fn counts(self, stage: StageName) -> bool {
         match stage {
             StageName::Network => self == Kind::Build,
@@ -96,63 +96,64 @@ impl Kind {
     }
 }
 
-/// The image that was measured with.
+/// The image that was measured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasuredImage {
     /// The reference as given.
     pub reference: String,
-    /// Its normal form.
+    /// The normal form of the reference.
     pub name: String,
     /// Digest of the manifest.
     pub manifest: Digest,
-    /// Platform chosen.
+    /// Platform that was chosen.
     pub platform: Platform,
     /// Distinct layers, the largest blob first.
     pub layers: Vec<MeasuredLayer>,
 }
 
-/// One layer of it.
+/// A layer of the measured image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasuredLayer {
     /// Digest of the blob.
     pub digest: Digest,
-    /// What its first bytes say.
+    /// Compression found in the first bytes of the blob.
     pub compression: Compression,
     /// Size of the blob, bytes.
     pub compressed_bytes: u64,
     /// Size of the tar, bytes.
     pub tar_bytes: u64,
-    /// Members of the tar; none where no volume was built.
+    /// Number of members of the tar; `None` if no volume was built.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub entries: Option<u64>,
-    /// What one processor takes to inflate it, microseconds.
+    /// Time to decompress the layer on one processor, microseconds.
     pub inflate_us: u64,
 }
 
 impl MeasuredImage {
-    /// Size of all blobs, bytes.
+    /// Returns the total size of all blobs, bytes.
     pub fn compressed_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.compressed_bytes).sum()
     }
 
-    /// Size of all tars, bytes.
+    /// Returns the total size of all tars, bytes.
     pub fn tar_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.tar_bytes).sum()
     }
 
-    /// Members of all tars; none where no volume was built.
+    /// Returns the number of members of all tars; `None` if no volume was built.
     pub fn entries(&self) -> Option<u64> {
         self.layers.iter().map(|layer| layer.entries).sum()
     }
 
-    /// Bytes that go through sha256: blobs and tars.
+    /// Returns the number of bytes that are hashed with sha256: blobs and tars.
     pub fn hashed_bytes(&self) -> u64 {
         self.layers.iter().map(MeasuredLayer::hashed_bytes).sum()
     }
 }
 
 impl MeasuredLayer {
-    /// Bytes that go through sha256: blob and tar. Where the blob is the tar it is hashed once.
+    /// Returns the number of bytes that are hashed with sha256: blob and tar. An uncompressed blob is hashed
+    /// only once.
     pub fn hashed_bytes(&self) -> u64 {
         match self.compression {
             Compression::None => self.tar_bytes,
@@ -161,58 +162,59 @@ impl MeasuredLayer {
     }
 }
 
-/// What the numbers were measured under.
+/// The settings of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Processors that this process may use at once.
+    /// Number of processors that this process can use.
     pub processors: usize,
-    /// Layers at once.
+    /// Maximum number of layers processed at once.
     pub concurrency: usize,
-    /// Connections to one host.
+    /// Maximum number of connections to one host.
     pub connections_per_host: usize,
-    /// Ranges of one large blob at once.
+    /// Maximum number of concurrent range requests for one large blob.
     pub ranges_per_blob: usize,
-    /// Form of layers; none where no volume is built.
+    /// Format of layers; `None` if no volume is built.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub layer_format: Option<LayerFormat>,
-    /// Whether tar-split files are written; none where no volume is built.
+    /// `true` if tar-split files are written; `None` if no volume is built.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tar_split: Option<bool>,
 }
 
-/// Time that something took.
+/// Wall time and processor time of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Took {
-    /// From its start to its end, seconds.
+    /// Wall time from start to end, seconds.
     pub wall_seconds: f64,
-    /// Processors' time of this process, all threads, user and kernel, seconds.
+    /// Processor time of this process, all threads, user and kernel, seconds.
     pub processor_seconds: f64,
 }
 
-/// A stage alone.
+/// Measurement of one stage alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Stage {
-    /// Which.
+    /// Name of the stage.
     pub stage: StageName,
-    /// Whether it is a part of what was done together.
+    /// `true` if the stage is part of the measured build.
     pub counted: bool,
-    /// Time for all of the image, scaled up where only a share was done.
+    /// Time for the whole image, scaled up if only a share was processed.
     #[serde(flatten)]
     pub took: Took,
-    /// Bytes of the whole image that go through it.
+    /// Number of bytes of the whole image that the stage processes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub bytes: Option<u64>,
-    /// Names of the whole image that it makes.
+    /// Number of files of the whole image that the stage creates.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub entries: Option<u64>,
-    /// Bytes a second, or names where there are no bytes; 0 where nothing was to be done.
+    /// Bytes per second, or files per second if the stage has no bytes; 0 if there was no work.
     pub per_second: f64,
-    /// The share of the image that was really done, above 0 and at most 1.
+    /// Share of the image that was actually processed, above 0 and at most 1.
     pub share: f64,
 }
 
 impl Stage {
-    /// A stage that did `share` of the image's `bytes` and `entries`, and took so long for that.
+    /// Creates the measurement of a stage that processed `share` of the image's `bytes` and `entries` in the
+    /// time `took`.
     pub fn new(
         stage: StageName,
         kind: Kind,
@@ -230,26 +232,26 @@ impl Stage {
     }
 }
 
-/// What a layer goes through.
+/// A stage of processing a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageName {
-    /// Asking the registry and receiving blobs.
+    /// Sending requests to the registry and receiving blobs.
     Network,
-    /// Inflating them.
+    /// Decompressing the blobs.
     Inflate,
-    /// sha256 of blobs and tars.
+    /// Computing sha256 of blobs and tars.
     Hash,
-    /// Making names and inodes.
+    /// Creating files and inodes.
     Create,
-    /// Writing contents.
+    /// Writing file contents.
     Write,
-    /// Making all of it durable.
+    /// Syncing everything to disk.
     Sync,
 }
 
 impl StageName {
-    /// The word for it.
+    /// Returns the name of the stage in the report.
     pub fn word(self) -> &'static str {
         match self {
             StageName::Network => "network",
@@ -263,7 +265,7 @@ impl StageName {
 }
 
 impl BenchReport {
-    /// Finds the limits in what was measured.
+    /// Creates a report and computes limits and advice from the measurements.
     pub fn new(
         kind: Kind,
         image: MeasuredImage,
@@ -277,7 +279,7 @@ impl BenchReport {
         let times_roofline = over(together.wall_seconds, roofline_seconds);
         let mut advice = advice::advice(binding, &image, &settings, &stages, limits.first());
         if times_roofline < 1.0 {
-            advice.push_str(advice::BEATEN);
+            advice.push_str(advice::FASTER_THAN_ROOFLINE);
         }
         BenchReport {
             version: VERSION,
@@ -296,12 +298,12 @@ impl BenchReport {
     }
 }
 
-/// `part / whole`, and 0 where there is no whole: JSON knows no infinity.
+/// Returns `part / whole`, or 0 if `whole` is 0, because JSON has no infinity.
 fn over(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// A count as a number to divide. Up to 2^53 nothing is lost, which are 8 PiB.
+/// Converts a count to a floating-point number. The result is exact up to 2^53 (8 PiB).
 #[expect(clippy::cast_precision_loss, reason = "numbers for people, far below 2^53")]
 pub fn approximate(count: u64) -> f64 {
     count as f64

@@ -7,23 +7,23 @@ use sha2::Digest as _;
 
 use super::digest::Digest;
 
-/// The identity of a stack of layers, base first. Names the layer's directory on the volume.
+/// The identity of a stack of layers, base first. It is also the name of the layer's directory on the volume.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ChainId(Digest);
 
 impl ChainId {
-    /// The chain ID of a base layer, which is its diff ID.
+    /// Returns the chain ID of a base layer, which equals its diff ID.
     pub fn base(diff_id: &Digest) -> Self {
         ChainId(diff_id.clone())
     }
 
-    /// The chain ID of the layer `diff_id` on top of `self`.
+    /// Returns the chain ID of the layer `diff_id` on top of `self`.
     pub fn child(&self, diff_id: &Digest) -> Self {
         ChainId(Digest::sha256(format!("{} {}", self.0, diff_id).as_bytes()))
     }
 
-    /// The chain IDs of a whole image, base first.
+    /// Returns the chain IDs of all layers of an image, base first.
     pub fn chain(diff_ids: &[Digest]) -> Vec<Self> {
         let mut chain: Vec<ChainId> = Vec::with_capacity(diff_ids.len());
         for diff_id in diff_ids {
@@ -33,26 +33,28 @@ impl ChainId {
         chain
     }
 
-    /// The digest behind it.
+    /// Returns the chain ID as a digest.
     pub fn digest(&self) -> &Digest {
         &self.0
     }
 
-    /// The hexadecimal digits: the name of the layer's directory.
+    /// Returns the hexadecimal digits, which are the name of the layer's directory.
     pub fn hex(&self) -> &str {
         self.0.hex()
     }
 
-    /// The short name under `overlay/l/`, by the hexadecimal chain ID.
+    /// Returns the short name under `overlay/l/`, derived from the hexadecimal chain ID.
     pub fn link(&self) -> String {
         short_name(self.hex())
     }
 }
 
-/// Ten base32 characters of sha256 over `text`: a short name under `overlay/l/` for the tree that `text` tells from all others.
+/// Returns a short name under `overlay/l/`: ten base32 characters of the sha256 of `text`, which must
+/// identify one tree.
 ///
-/// It is short because overlayfs takes its lower directories in one page of mount options, and derived because podman looks
-/// short names up in every store of the machine, so two volumes must never give one name to different trees.
+/// The name is short because overlayfs takes its lower directories in one page of mount options. It is
+/// derived from the content because podman looks up short names in every store of the machine: two volumes
+/// must never use one name for different trees.
 pub fn short_name(text: &str) -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let hash = sha2::Sha256::digest(text.as_bytes());
@@ -63,7 +65,7 @@ pub fn short_name(text: &str) -> String {
     (0..SHORT_NAME).map(|i| char::from(ALPHABET[(bits >> (51 - 5 * i) & 31) as usize])).collect()
 }
 
-/// Characters of a [`short_name`].
+/// Number of characters of a [`short_name`].
 pub const SHORT_NAME: usize = 10;
 
 impl fmt::Display for ChainId {

@@ -1,35 +1,36 @@
-//! What kind of failure an error is. Retry, exit code and (later) HTTP status are decided from the class alone.
+//! Classes of errors. The class alone determines retries, the exit code and the HTTP status.
 
 use serde::{Deserialize, Serialize};
 
-/// The class of an error; every error type of the crate answers `class()`.
+/// The class of an error. Every error type of Larder has a method `class()`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
-    /// The request, a flag, a file of ours or a reference is malformed or asks for what is not supported.
+    /// The request, a flag, a file of Larder or a reference is malformed or requests something unsupported.
     Invalid,
-    /// No such image, tag or platform.
+    /// The image, tag or platform does not exist.
     NotFound,
-    /// The volume belongs to another job, or to nobody we know.
+    /// The volume belongs to another job or an unknown owner.
     Conflict,
-    /// A registry or the kernel refuses the rights that we have.
+    /// A registry or the kernel denies access.
     Denied,
-    /// It does not fit: 3x rule, cap, blocks or inodes.
+    /// The content does not fit: 3x rule, size limit, blocks or inodes.
     NoSpace,
-    /// A registry or the way to it failed in a manner that a later try may heal.
+    /// A registry or the network failed, and a later attempt might succeed.
     Transient,
-    /// Something here is in the way for now: lock held, deadline passed, checkpoint asked for.
+    /// Something prevents the work for now: a held lock, a passed deadline, a requested checkpoint.
     Busy,
-    /// Content is corrupt or hostile.
+    /// The content is corrupt or hostile.
     Corrupt,
-    /// A person or a supervisor interrupted the work.
+    /// The user or a supervisor interrupted the work.
     Cancelled,
-    /// A fault of ours.
+    /// An internal error of Larder.
     Internal,
 }
 
 impl Class {
-    /// Process exit code after sysexits.h (`man 3head sysexits`), the contract of the builder.
+    /// Returns the process exit code after sysexits.h (`man 3head sysexits`), which is part of the builder's
+    /// contract.
     pub fn exit_code(self) -> u8 {
         match self {
             Class::Invalid | Class::NotFound => 64,
@@ -43,7 +44,8 @@ impl Class {
         }
     }
 
-    /// Of several failures the one that a retry cannot heal decides; ties go to the first.
+    /// Returns the class that determines the exit code: a permanent failure wins over one that a retry can
+    /// fix; ties go to the first.
     pub fn decisive(classes: impl IntoIterator<Item = Class>) -> Option<Class> {
         classes.into_iter().min_by_key(|class| class.rank())
     }
@@ -57,7 +59,8 @@ impl Class {
             Class::Internal => 4,
             Class::Transient => 5,
             Class::Busy => 6,
-            // A cancelled layer is a consequence of another failure unless it stands alone.
+            // A cancelled layer is usually a consequence of another failure, so it counts only if it is the
+            // only one.
             Class::Cancelled => 7,
         }
     }
@@ -68,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_retry_cannot_heal_decides() {
+    fn a_permanent_failure_is_decisive() {
         let all = [Class::Cancelled, Class::Transient, Class::Corrupt, Class::Busy];
         assert_eq!(Class::decisive(all), Some(Class::Corrupt));
         assert_eq!(Class::decisive([Class::Cancelled, Class::Transient]), Some(Class::Transient));

@@ -1,18 +1,18 @@
-//! A user name and a secret for a registry, which never shows the secret.
+//! Registry credentials that never print their secret.
 
 use std::fmt;
 
-/// A string that prints as `[redacted]`. The bytes are reached only by [`expose`](Secret::expose).
+/// A string that prints as `[redacted]`. Only [`expose`](Secret::expose) returns its content.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Wraps a secret.
+    /// Wraps a string as a secret.
     pub fn new(secret: impl Into<String>) -> Self {
         Secret(secret.into())
     }
 
-    /// The secret itself, for the one place that sends it.
+    /// Returns the secret itself. Only code that sends or stores it may call this.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -24,10 +24,10 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What to say to a registry that asks who we are.
+/// A credential for a registry that requires authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
-    /// User name and password (RFC 7617), also what the token endpoint gets.
+    /// A user name and password (RFC 7617), which are also sent to the token endpoint.
     Basic {
         /// User name.
         username: String,

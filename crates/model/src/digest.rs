@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
-/// Hash algorithms that the OCI image spec registers.
+/// A hash algorithm that the OCI image spec registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     /// `sha256`, 64 hexadecimal digits.
@@ -16,7 +16,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The registered name.
+    /// Returns the registered name of the algorithm.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Sha256 => "sha256",
@@ -32,9 +32,9 @@ impl Algorithm {
     }
 }
 
-/// A digest that has been checked: `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits.
+/// A valid digest: `sha256:` and 64, or `sha512:` and 128, lower-case hexadecimal digits.
 ///
-/// Because nothing else can be constructed, [`hex`](Digest::hex) is safe as a file name and in a URL.
+/// No other text can be constructed, so [`hex`](Digest::hex) is safe as a file name and in a URL.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {
@@ -42,7 +42,7 @@ pub struct Digest {
     hex: Box<str>,
 }
 
-/// A string is not a digest that Larder accepts.
+/// The error for a string that is not a digest that Larder accepts.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not a digest: want sha256: and 64, or sha512: and 128, lower-case hexadecimal digits")]
 pub struct ParseDigestError {
@@ -50,22 +50,22 @@ pub struct ParseDigestError {
 }
 
 impl Digest {
-    /// The sha256 digest of `bytes`.
+    /// Computes the sha256 digest of `bytes`.
     pub fn sha256(bytes: &[u8]) -> Self {
         Hasher::digest_of(Algorithm::Sha256, bytes)
     }
 
-    /// A sha256 digest that was computed elsewhere.
+    /// Wraps a sha256 hash that was computed elsewhere.
     pub fn of_sha256(bytes: [u8; 32]) -> Self {
         Digest { algorithm: Algorithm::Sha256, hex: hex(&bytes).into() }
     }
 
-    /// The algorithm.
+    /// Returns the hash algorithm of the digest.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The hexadecimal digits without the algorithm.
+    /// Returns the hexadecimal digits without the algorithm.
     pub fn hex(&self) -> &str {
         &self.hex
     }
@@ -116,17 +116,17 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// A running hash of either algorithm.
+/// An incremental hash of either algorithm.
 #[derive(Clone, Debug)]
 pub enum Hasher {
-    /// sha256.
+    /// State of a sha256 hash.
     Sha256(sha2::Sha256),
-    /// sha512.
+    /// State of a sha512 hash.
     Sha512(sha2::Sha512),
 }
 
 impl Hasher {
-    /// A hash over nothing yet.
+    /// Creates a hash of no bytes.
     pub fn new(algorithm: Algorithm) -> Self {
         match algorithm {
             Algorithm::Sha256 => Hasher::Sha256(sha2::Sha256::new()),
@@ -134,7 +134,7 @@ impl Hasher {
         }
     }
 
-    /// Takes in the next bytes.
+    /// Adds the next bytes to the hash.
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Hasher::Sha256(hasher) => hasher.update(bytes),
@@ -142,7 +142,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all bytes taken in.
+    /// Returns the digest of all bytes added.
     pub fn finish(self) -> Digest {
         let (algorithm, hex) = match self {
             Hasher::Sha256(hasher) => (Algorithm::Sha256, hex(&hasher.finalize())),
@@ -151,7 +151,7 @@ impl Hasher {
         Digest { algorithm, hex: hex.into() }
     }
 
-    /// The digest of `bytes` in one call.
+    /// Computes the digest of `bytes` in one call.
     pub fn digest_of(algorithm: Algorithm, bytes: &[u8]) -> Digest {
         let mut hasher = Hasher::new(algorithm);
         hasher.update(bytes);
@@ -159,7 +159,7 @@ impl Hasher {
     }
 }
 
-/// `bytes` as lower-case hexadecimal digits.
+/// Formats `bytes` as lower-case hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect()
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn malformed_digests_are_refused() {
         let a = "a".repeat(64);
         for bad in [
             "".into(),

@@ -1,20 +1,20 @@
-//! Text from outside, made safe for a terminal, a log and a message.
+//! Escaping of untrusted text for terminals, logs and messages.
 
 use std::fmt::Write as _;
 
-/// Most characters of one text; a registry's reason may be long.
-const LONGEST: usize = 4096;
+/// Maximum characters of one text; an error message of a registry can be long.
+const MAX_CHARS: usize = 4096;
 
-/// `text` with control, direction and invisible characters as `\u{…}`, cut to a sane length.
+/// Returns `text` with control, direction and invisible characters as `\u{…}`, cut to 4096 characters.
 pub fn escape(text: &str) -> String {
-    escape_to(text, LONGEST)
+    escape_to(text, MAX_CHARS)
 }
 
-/// The same, cut after `longest` characters of `text`.
-pub fn escape_to(text: &str, longest: usize) -> String {
-    let mut out = String::with_capacity(text.len().min(longest));
+/// Escapes like [`escape`], but cuts after `max_chars` characters of `text`.
+pub fn escape_to(text: &str, max_chars: usize) -> String {
+    let mut out = String::with_capacity(text.len().min(max_chars));
     for (at, c) in text.chars().enumerate() {
-        if at == longest {
+        if at == max_chars {
             out.push('…');
             break;
         }
@@ -27,7 +27,7 @@ pub fn escape_to(text: &str, longest: usize) -> String {
     out
 }
 
-/// Characters that reorder or hide what stands beside them (Unicode, UAX 9 and "default ignorable").
+/// Reports whether a character reorders or hides its neighbours (Unicode, UAX 9 and "default ignorable").
 fn rewrites_the_line(c: char) -> bool {
     matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
@@ -37,10 +37,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_reaches_the_terminal_but_text() {
+    fn control_characters_are_escaped() {
         assert_eq!(escape("a\x1b[2Jb\r\n"), "a\\u{1b}[2Jb\\u{d}\\u{a}");
         assert_eq!(escape("x\u{202e}y\u{9b}"), "x\\u{202e}y\\u{9b}");
         assert_eq!(escape("größe"), "größe");
-        assert_eq!(escape(&"a".repeat(9000)).chars().count(), LONGEST + 1);
+        assert_eq!(escape(&"a".repeat(9000)).chars().count(), MAX_CHARS + 1);
     }
 }

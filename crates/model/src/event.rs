@@ -1,7 +1,9 @@
-//! What a builder says while it works: one JSON object a line (NDJSON) on stdout with `--output json`.
+//! Events of a build. With `--output json`, the builder writes them to stdout as one JSON object per line
+//! (NDJSON).
 //!
-//! Every line has `v` (version of the format, [`VERSION`]), `time` (RFC 3339, UTC) and `event`. Fields are only ever
-//! added within a version; a reader skips events and fields that it does not know. The last line is `result`.
+//! Every line has `v` (version of the format, [`VERSION`]), `time` (RFC 3339, UTC) and `event`. Within a
+//! version, fields are only added. A reader must skip events and fields that it does not recognize. The last
+//! line is `result`.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -13,144 +15,144 @@ use super::platform::Platform;
 use super::seal::Totals;
 use super::sizing::Admission;
 
-/// The version of the format.
+/// The current version of the event format.
 pub const VERSION: u32 = 1;
 
-/// One line.
+/// One line of the event stream.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Line {
-    /// Format version.
+    /// Version of the event format.
     pub v: u32,
-    /// When it happened.
+    /// Time of the event.
     pub time: DateTime<Utc>,
-    /// What happened.
+    /// The event itself, with its fields.
     #[serde(flatten)]
     pub event: Event,
 }
 
-/// What happened.
+/// Something that happened during a build.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// The build began; nothing has been asked of a registry yet.
+    /// The build started; no request has been sent to a registry yet.
     Started {
         /// Version of the builder.
         larder: String,
-        /// Number of images; 0 where an archive says which.
+        /// Number of images; 0 if an archive determines the images.
         images: usize,
     },
     /// A reference was resolved.
     Resolved {
         /// The reference as given.
         reference: String,
-        /// Digest of the manifest it stands for.
+        /// Digest of the manifest that it resolved to.
         manifest: Digest,
-        /// Platform chosen.
+        /// Platform that was chosen.
         platform: Platform,
-        /// Number of layers.
+        /// Number of layers of the image.
         layers: usize,
         /// Compressed size of the image's distinct layers, bytes.
         compressed_size: u64,
     },
-    /// Every image is resolved and the 3x rule was applied.
+    /// Every image is resolved and the 3x rule has been applied.
     Planned {
-        /// Outcome of the rule.
+        /// Outcome of the 3x rule.
         admission: Admission,
-        /// Distinct layers to have on the volume.
+        /// Number of distinct layers that the volume will contain.
         layers: usize,
-        /// Of these, already on it from an earlier run.
+        /// Number of these layers that are already on the volume from an earlier run.
         present: usize,
-        /// Bytes to fetch; less where other volumes turn out to have a layer.
+        /// Bytes to fetch; fewer if other volumes turn out to have a layer.
         fetch_bytes: u64,
     },
-    /// A layer's bytes begin to move. Comes again where a copy turns out to be of no use and the layer is fetched.
+    /// A transfer of a layer started. Repeated if a copy turns out to be unusable and the layer is fetched.
     LayerStarted {
         /// Digest of the blob.
         blob: Digest,
-        /// Its size, bytes.
+        /// Size of the blob, bytes.
         compressed_size: u64,
         /// References of the images that need it.
         images: Vec<String>,
-        /// Name of the volume that it is read from; absent when it is fetched.
+        /// Name of the volume that the layer is copied from; absent if it is fetched.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         from: Option<String>,
     },
-    /// How far a layer is; at most a few times a second for each.
+    /// Progress of a layer; emitted at most a few times per second for each layer.
     LayerProgress {
         /// Digest of the blob.
         blob: Digest,
-        /// Compressed bytes received.
+        /// Number of compressed bytes received.
         received: u64,
-        /// Tar bytes written.
+        /// Number of tar bytes written.
         written: u64,
     },
-    /// A layer was read from a volume instead of a registry, and verified; it is committed later.
+    /// A layer was copied from a volume instead of a registry, and verified; it is committed later.
     LayerReused {
         /// Digest of the blob.
         blob: Digest,
-        /// Its diff ID.
+        /// Diff ID of the layer.
         diff_id: Digest,
-        /// Name of the volume that has it.
+        /// Name of the volume with the layer.
         from: String,
         /// Size of the tar, bytes.
         size: u64,
     },
-    /// A layer is on the volume, verified.
+    /// A layer is on the volume and verified.
     LayerCommitted {
         /// Digest of the blob.
         blob: Digest,
-        /// Its diff ID.
+        /// Diff ID of the layer.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         diff_id: Option<Digest>,
-        /// Chain ID it was committed under.
+        /// Chain ID under which it was committed.
         chain_id: ChainId,
         /// Size of the tar, bytes.
         size: u64,
-        /// Members of the tar.
+        /// Number of members of the tar.
         entries: u64,
     },
-    /// A layer was on the volume already.
+    /// A layer was already on the volume.
     LayerPresent {
         /// Digest of the blob.
         blob: Digest,
-        /// Its chain ID.
+        /// Chain ID of the layer.
         chain_id: ChainId,
     },
-    /// What a host answered in all, told once at the end.
+    /// The responses of a host with one status, reported once at the end of the build.
     RegistryAnswers {
-        /// Host and port asked.
+        /// Host and port of the requests.
         host: String,
-        /// HTTP status.
+        /// HTTP status of the responses.
         code: u16,
-        /// How often.
+        /// Number of responses with this status.
         requests: u64,
     },
-    /// A request is tried again.
+    /// A request failed and is retried.
     Retried {
-        /// Host asked.
+        /// Host and port of the request.
         host: String,
-        /// What was asked for: `manifest 1.27` or `blob sha256:… at byte 1234`.
+        /// The requested object: `manifest 1.27` or `blob sha256:… at byte 1234`.
         what: String,
-        /// Why it is tried again.
+        /// Reason for the retry.
         reason: String,
-        /// Wait before the next try, milliseconds.
+        /// Wait before the next attempt, milliseconds.
         wait_ms: u64,
     },
-    /// The build waits for something outside of the builder, such as a node, a disk or a snapshot. Only the daemon emits this
-    /// event.
+    /// The build waits for something outside the builder, such as a node, a disk or a snapshot. Only the
+    /// daemon emits this event.
     Waiting {
-        /// What the build waits for, and why it is not there; absent when the build continues.
+        /// Missing resource and the reason; absent when the build continues.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         reason: Option<String>,
     },
-    /// Something that a person should know, and that does not fail the build.
+    /// A problem that the user should see, but that does not fail the build.
     Warning {
-        /// What.
+        /// Text of the warning.
         message: String,
     },
-    /// Layers are durable up to here: after a power cut they need not be fetched again.
+    /// Layers are durable up to here: they need not be fetched again after a power failure.
     Synced {
-        /// Number of layers that the last sync covered.
+        /// Number of layers that this sync covered.
         layers: usize,
     },
     /// The volume is sealed.
@@ -158,63 +160,63 @@ pub enum Event {
         /// Digest of the content of `cache.json`.
         digest: Digest,
     },
-    /// The end. Nothing follows.
+    /// The result of the build, always the last event.
     Result(Outcome),
 }
 
-/// How a build ended; the last event and, in short form, the result file.
+/// Result of a build: the last event and, in short form, the result file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
-    /// `ok` or `failed`.
+    /// Status of the build: `ok` or `failed`.
     pub status: Status,
     /// Exit code of the process.
     pub exit_code: u8,
-    /// One sentence for a person.
+    /// One sentence for the user.
     pub message: String,
-    /// Class of the decisive failure.
+    /// Class of the decisive failure, which determines the exit code.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub class: Option<Class>,
-    /// Every failure, the decisive one first.
+    /// All failures, the decisive one first.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub failures: Vec<Failure>,
-    /// The images of a sealed volume.
+    /// Images of the sealed volume.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub images: Vec<SealedImage>,
     /// Digest of the content of `cache.json`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub digest: Option<Digest>,
-    /// Sums of a sealed volume.
+    /// Totals of the sealed volume.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub totals: Option<Totals>,
-    /// Wall time, milliseconds.
+    /// Wall time of the build, milliseconds.
     pub elapsed_ms: u64,
-    /// Whether the lists were cut to keep the line under its limit.
+    /// `true` if lists or messages were cut to keep the line under its limit.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub truncated: bool,
 }
 
-/// Success or not.
+/// Status of a finished build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// The volume is sealed.
+    /// The build succeeded, and the volume is sealed.
     Ok,
-    /// It is not.
+    /// The build failed, and the volume is not sealed.
     Failed,
 }
 
-/// One thing that went wrong.
+/// One failure of a build.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Class of the error.
     pub class: Class,
-    /// References, as given, of the images that cannot be had because of it.
+    /// References, as given, of the images that are unavailable because of it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub images: Vec<String>,
-    /// Digest of the layer's blob, where one layer is to blame.
+    /// Digest of the layer's blob, if the failure is about one layer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub layer: Option<Digest>,
-    /// What was being done, to what, what was needed and found, and what helps.
+    /// Failed operation with its object, the need and the finding, and a remedy.
     pub message: String,
 }
 
@@ -223,7 +225,7 @@ pub struct Failure {
 pub struct SealedImage {
     /// The reference as given.
     pub reference: String,
-    /// Digest of the index the reference stood for, where there was one.
+    /// Digest of the index that the reference resolved to, if any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<Digest>,
     /// Digest of its manifest.
@@ -231,7 +233,11 @@ pub struct SealedImage {
 }
 
 impl Outcome {
-    /// The outcome as one JSON line of less than `limit` bytes, with lists cut from the end where they do not fit.
+    /// Returns the outcome as one JSON line shorter than `limit` bytes. Cuts lists from the end, and then
+    /// messages, until the line fits.
+    ///
+    /// # Errors
+    /// Returns an error if JSON serialization fails.
     pub fn to_short_line(&self, limit: usize) -> Result<String, serde_json::Error> {
         let mut short = self.clone();
         loop {

@@ -1,6 +1,6 @@
-//! The image cache as a tenant orders it and sees it: names, limits, statuses.
+//! The image cache as a tenant requests and sees it: names, limits and statuses.
 //!
-//! The limits are those of the vendor whose API is served.
+//! The limits are those of the vendor whose API Larder implements.
 
 pub mod id;
 pub mod name;

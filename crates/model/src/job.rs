@@ -1,4 +1,4 @@
-//! The build job: the machine-readable order for one image cache.
+//! The build job: the machine-readable description of one build.
 //!
 //! ```json
 //! {
@@ -22,61 +22,61 @@ use super::reference::ImageReference;
 use super::size::ByteSize;
 use super::sizing::Sizing;
 
-/// The version of the format that this build reads and writes.
+/// The version of the job format that this build reads and writes.
 pub const VERSION: u32 = 1;
 
-/// Most images one job may hold.
+/// Maximum number of images in one job.
 pub const MAX_IMAGES: usize = 256;
 
-/// One order. Fields that are absent take the flag's or the configuration's default.
+/// A build job. An absent field has the default of the command-line flag or the configuration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
-    /// Format version, [`VERSION`].
+    /// Version of the job format, [`VERSION`].
     #[serde(default = "version")]
     pub version: u32,
-    /// References of the images, in order. With a source they may be left out, which means all that it has.
+    /// References of the images, in order. With a source, an empty list means all images of the source.
     #[serde(default)]
     pub images: Vec<ImageReference>,
-    /// Where images come from instead of registries.
+    /// Archive that contains the images; `None` if registries do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// Most bytes the volume may occupy at any instant; a number of bytes or a string with a unit.
+    /// Maximum size of the volume at any time, as a number of bytes or a string with a unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<ByteSize>,
-    /// What to do when the 3x rule does not hold.
+    /// Action if the volume is smaller than the 3x rule requires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sizing: Option<Sizing>,
-    /// Platform of the images; this host's by default.
+    /// Platform of the images; defaults to the platform of this host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-    /// Kind of volume.
+    /// Kind of volume to build on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_kind: Option<VolumeKind>,
-    /// Form in which layers lie on the volume.
+    /// Format of the layers on the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer_format: Option<LayerFormat>,
-    /// Whether each image of a layer has a dm-verity hash tree; only with the format `erofs`.
+    /// `true` if each layer image has a dm-verity hash tree; only with the format `erofs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verity: Option<bool>,
     /// Pull secrets, in the order in which they are tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pull_secrets: Vec<PullSecretName>,
-    /// When the build gives up (RFC 3339). The volume stays resumable.
+    /// Time at which the build stops (RFC 3339). The volume stays resumable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<DateTime<Utc>>,
-    /// Where the result is written as one JSON line under 4 KiB, on success and on failure (a pod: its termination
-    /// message file).
+    /// File to which the result is written as one JSON line under 4 KiB, on success and on failure. In a pod,
+    /// this is its termination message file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_file: Option<PathBuf>,
-    /// Whether tar-split files are written, without which `verify` and export cannot work.
+    /// `true` if tar-split files are written, which `verify` and export require.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tar_split: Option<bool>,
-    /// Which addresses the builder may connect to.
+    /// Addresses to which the builder can connect.
     #[serde(default, skip_serializing_if = "Reach::is_any")]
     pub reach: Reach,
-    /// Bytes per minute that a registry must send of each layer that is fetched. A build that gets less fails as
-    /// transient. `None` waits for ever.
+    /// Minimum bytes per minute that a registry must send of each layer that is fetched. A slower build fails
+    /// as transient. `None` disables the limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_layer_rate: Option<ByteSize>,
 }
@@ -85,20 +85,21 @@ fn version() -> u32 {
     VERSION
 }
 
-/// Which addresses a builder may connect to. Link-local and metadata addresses need `registry.allow` in any case.
+/// The addresses to which a builder can connect. Link-local and metadata addresses always require
+/// `registry.allow`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reach {
-    /// All others: the person who gives the order can reach them anyway.
+    /// All other addresses, because the user who starts the build can reach them anyway.
     #[default]
     Any,
-    /// Neither this host nor what `registry.deny` names, unless `registry.allow` names it. A daemon sets it for each
-    /// tenant but the administrator.
+    /// All except this host and the addresses in `registry.deny`, unless `registry.allow` includes them. A
+    /// daemon sets this for each tenant except the administrator.
     Tenant,
 }
 
 impl Reach {
-    /// Whether this is the default, which a job leaves out.
+    /// Reports whether this is the default, which is omitted from a job.
     fn is_any(&self) -> bool {
         *self == Reach::Any
     }
@@ -110,49 +111,50 @@ impl Reach {
 pub enum Source {
     /// An OCI image layout: a directory.
     OciLayout(PathBuf),
-    /// A tar of one.
+    /// A tar of an OCI image layout.
     OciArchive(PathBuf),
-    /// What `docker save` writes.
+    /// A tar that `docker save` writes.
     DockerArchive(PathBuf),
-    /// One of the two tars, as a daemon received it for a tenant. Messages call it `the archive`: its path is the host's own.
+    /// An OCI or docker archive that a daemon received from a tenant. Messages call it `the archive`, because
+    /// its path is internal to the host.
     Received(PathBuf),
 }
 
-/// What holds the volume.
+/// The storage of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum VolumeKind {
-    /// A directory; the cap is counted.
+    /// A directory; Larder counts bytes to enforce the size limit.
     #[default]
     Directory,
-    /// An image file with an ext4 in a directory; the kernel holds the cap.
+    /// An image file with an ext4 file system, in a directory; the kernel enforces the size limit.
     Disk,
-    /// A file system that is mounted already, empty or of an earlier run.
+    /// A file system that is already mounted, empty or from an earlier run.
     Mounted,
-    /// A block device, formatted for this.
+    /// A block device that Larder formats.
     Block,
 }
 
 impl VolumeKind {
-    /// Whether the builder formats, mounts and checks it.
+    /// Reports whether the builder formats, mounts and checks the file system.
     pub fn is_disk(self) -> bool {
         matches!(self, VolumeKind::Disk | VolumeKind::Block)
     }
 }
 
-/// Form in which layers lie on the volume.
+/// The format of layers on the volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerFormat {
-    /// A directory per layer in overlayfs form.
+    /// One directory per layer, in overlayfs format.
     #[default]
     Overlay,
-    /// An EROFS image per layer; takes no privilege.
+    /// One EROFS image per layer; requires no privileges.
     Erofs,
 }
 
 impl LayerFormat {
-    /// The word for it in jobs and on the command line.
+    /// Returns the name in jobs and on the command line.
     pub fn word(self) -> &'static str {
         match self {
             LayerFormat::Overlay => "overlay",
@@ -161,28 +163,31 @@ impl LayerFormat {
     }
 }
 
-/// A job cannot be carried out as written.
+/// The error for a job that cannot be executed as written.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
-    /// Not JSON, or not of this shape.
+    /// The job is not JSON or has the wrong structure.
     #[error("reading the job: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// A version of the format that this build does not know.
-    #[error("the job has version {given}, this larder reads version {VERSION}: use a matching larder")]
+    /// The job has a format version that this build does not support.
+    #[error("the job has version {given}, but this larder reads version {VERSION}: use a matching larder")]
     Version {
-        /// Version found.
+        /// Version in the job.
         given: u32,
     },
-    /// No image, or more than [`MAX_IMAGES`].
-    #[error("the job names {given} images: want 1 to {MAX_IMAGES}")]
+    /// The number of images is 0 or more than [`MAX_IMAGES`].
+    #[error("the job has {given} images: want 1 to {MAX_IMAGES}")]
     Images {
-        /// Number found.
+        /// Number of images in the job.
         given: usize,
     },
 }
 
 impl Job {
-    /// Reads a job and checks its version and number of images.
+    /// Parses a job and checks its version and number of images.
+    ///
+    /// # Errors
+    /// Returns [`JobError`] if the job is malformed, or if its version or number of images is not accepted.
     pub fn parse(json: &[u8]) -> Result<Self, JobError> {
         #[derive(Deserialize)]
         struct Versioned {

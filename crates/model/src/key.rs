@@ -1,10 +1,11 @@
-//! Ed25519 keys (RFC 8032) by which volumes are signed, in the forms in which OpenSSL writes them (RFC 8410).
+//! Ed25519 keys (RFC 8032) that sign volumes, in the formats that OpenSSL writes (RFC 8410).
 //!
-//! A public key is a SubjectPublicKeyInfo: 44 bytes of DER, 60 characters of base64. Those are one line, and between the two of
-//! a PEM they are a file. Its ID is the sha256 of the DER: `openssl pkey -pubin -in FILE -outform DER | sha256sum`.
+//! A public key is a SubjectPublicKeyInfo: 44 bytes of DER, or 60 characters of base64. The base64 is the
+//! one-line form; between the header and footer of a PEM it is a file. Its ID is the sha256 of the DER:
+//! `openssl pkey -pubin -in FILE -outform DER | sha256sum`.
 //!
-//! The arithmetic is ring's: it is in the tree through rustls, runs in constant time, and refuses a private key whose public half,
-//! where the file has both, is another's.
+//! The arithmetic is that of ring, which is already a dependency of rustls and runs in constant time. It
+//! refuses a private key file whose public half belongs to another key.
 
 mod signing;
 
@@ -22,50 +23,54 @@ use super::digest::Digest;
 
 pub use signing::{SigningKey, SigningKeyError};
 
-/// sha256 over the SubjectPublicKeyInfo of a key.
+/// The ID of a key: sha256 of its SubjectPublicKeyInfo.
 pub type KeyId = Digest;
 
-/// Bytes of a key, without what says that it is one.
+/// Length of the bare key, bytes.
 const LEN: usize = 32;
 
-/// What comes before them: a sequence of the algorithm 1.3.101.112 and a bit string.
+/// DER prefix of a public key: a sequence of the algorithm 1.3.101.112 and a bit string.
 const PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// A public key. Its text is the line of base64.
+/// A public key. Its text form is one line of base64.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PublicKey([u8; LEN]);
 
-/// A text is no public key.
+/// The error for a text that is not a public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseKeyError {
-    /// Neither line nor PEM.
+    /// The text is neither a base64 line nor a PEM.
     #[error(
-        "it is no public key of Ed25519: want the line that `larder key public` prints, or a PEM as `openssl pkey -pubout` writes it"
+        "it is not an Ed25519 public key: want the line that `larder key public` prints, or a PEM from `openssl pkey -pubout`"
     )]
     NoKey,
-    /// A private key.
-    #[error("it is a private key: give the public one, as `larder key public` prints it")]
+    /// The text is a private key.
+    #[error("it is a private key: give the public key, which `larder key public` prints")]
     Private,
 }
 
 impl PublicKey {
-    /// Its ID.
+    /// Returns the ID of the key.
     pub fn id(&self) -> KeyId {
         Digest::sha256(&self.der())
     }
 
-    /// Whether `signature` is one of this key over `message`.
+    /// Reports whether `signature` is a valid signature of this key over `message`.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&ED25519, &self.0).verify(message, signature).is_ok()
     }
 
-    /// The PEM of it.
+    /// Returns the key as PEM.
     pub fn pem(&self) -> String {
         format!("-----BEGIN PUBLIC KEY-----\n{self}\n-----END PUBLIC KEY-----\n")
     }
 
-    /// The keys in a file: PEMs, one after the other, or a key a line, with `#` before a line that is none.
+    /// Parses the keys in a file: a sequence of PEMs, or one key per line. Lines that start with `#` are
+    /// comments.
+    ///
+    /// # Errors
+    /// Returns [`ParseKeyError`] if the file has no key, a malformed key, or a private key.
     pub fn parse_file(text: &str) -> Result<Vec<Self>, ParseKeyError> {
         if text.contains("PRIVATE KEY-----") {
             return Err(ParseKeyError::Private);
@@ -80,7 +85,7 @@ impl PublicKey {
         keys.and_then(|keys| if keys.is_empty() { Err(ParseKeyError::NoKey) } else { Ok(keys) })
     }
 
-    /// Whether a text is meant as a key, and not as the name of a file: every key begins so.
+    /// Reports whether a text is a key instead of a file name, by the prefix that every key has.
     pub fn begins(text: &str) -> bool {
         text.starts_with("MCowBQYDK2VwAyEA")
     }
@@ -153,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key() {
+    fn malformed_keys_are_refused() {
         let of_another_length = STANDARD.encode([&PREFIX[..], &[0; 31]].concat());
         let of_x25519 = PEM.replace("BQYDK2Vw", "BQYDK2Vu");
         let cut = &PEM[..PEM.len() - 10];
@@ -173,7 +178,7 @@ mod tests {
             prop_assert_eq!(PublicKey::parse_file(&key.pem()), Ok(vec![key]));
         }
 
-        /// A text stands for a key in one way only.
+        /// Each key has exactly one text form.
         #[test]
         fn no_other_text_is_a_key(bytes: [u8; LEN], at in 0usize..60, other in any::<char>()) {
             let text = PublicKey(bytes).to_string();
@@ -186,7 +191,7 @@ mod tests {
         }
 
         #[test]
-        fn any_file_is_answered(text in "(-----BEGIN [A-Z ]{0,20}-----\n)?\\PC{0,200}(\n-----END [A-Z ]{0,20}-----)?") {
+        fn any_text_parses_or_errs(text in "(-----BEGIN [A-Z ]{0,20}-----\n)?\\PC{0,200}(\n-----END [A-Z ]{0,20}-----)?") {
             if let Ok(keys) = PublicKey::parse_file(&text) {
                 prop_assert!(!keys.is_empty());
             }

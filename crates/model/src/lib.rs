@@ -1,4 +1,5 @@
-//! Pure types: no runtime, no file, no socket. Everything else may import them; they import nothing of ours.
+//! Pure types without a runtime, files or sockets. Every other module can import them; they import no other
+//! part of Larder.
 
 #![forbid(unsafe_code)]
 

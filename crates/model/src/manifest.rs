@@ -1,7 +1,9 @@
-//! Manifests, indexes and configs (OCI image spec; Docker schema 2), reduced to what a build needs and checked.
+//! Manifests, indexes and configs (OCI image spec; Docker schema 2), validated and reduced to the fields that
+//! a build needs.
 //!
-//! The JSON types are our own. Those of `oci-client` accept a document that is both an image and an index as an image
-//! (CVE-2021-41190) and bring an HTTP client; those of `oci-spec` do not report which digest or size is wrong.
+//! The JSON types are Larder's own. Those of `oci-client` accept a document that is both an image and an
+//! index as an image (CVE-2021-41190) and include an HTTP client. Those of `oci-spec` do not report which
+//! digest or size is wrong.
 
 mod config;
 mod error;
@@ -28,37 +30,37 @@ use super::platform::Platform;
 use media_type::Kind;
 use wire::{WireDescriptor, WireManifest};
 
-/// Most bytes of a manifest, index or config (containerd and containers/image hold the same limit).
+/// Maximum size of a manifest, index or config, bytes (the limit of containerd and containers/image).
 pub const MAX_BYTES: usize = 4 << 20;
 
 /// Maximum number of entries of an index.
 pub const MAX_DESCRIPTORS: usize = 10_000;
 
-/// Maximum number of layers of an image: overlayfs mounts no more (`OVL_MAX_STACK`), and neither does a runtime.
+/// Maximum number of layers of an image: the limit of overlayfs (`OVL_MAX_STACK`), and so of every runtime.
 pub const MAX_LAYERS: usize = 500;
 
-/// Reads a small JSON document of an archive: at most [`MAX_BYTES`], and no key twice in one object. Unknown members are
-/// ignored.
+/// Parses a small JSON document of an archive: at most [`MAX_BYTES`], and no duplicate keys in an object.
+/// Unknown members are ignored.
 ///
 /// # Errors
-/// [`ManifestError`] of class Corrupt.
+/// Returns a [`ManifestError`] of class Corrupt if the document is not valid.
 pub fn read_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ManifestError> {
     json::check(bytes)?;
     json::read(bytes)
 }
 
-/// A pointer to content (OCI image spec, descriptor.md), checked: digest well formed, size not negative.
+/// A pointer to content (OCI image spec, descriptor.md) with a valid digest and size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Media type as written.
+    /// Media type as given.
     pub media_type: String,
     /// Digest of the content.
     pub digest: Digest,
     /// Size of the content, bytes.
     pub size: u64,
-    /// Foreign locations (`urls`), where the content may be found beside the registry.
+    /// Alternative locations of the content outside the registry (`urls`).
     pub urls: Vec<String>,
-    /// Platform of the manifest pointed to; only in an index.
+    /// Platform of the referenced manifest; only in an index.
     pub platform: Option<Platform>,
 }
 
@@ -67,7 +69,7 @@ impl Descriptor {
         Ok(Descriptor {
             digest: digest.parse()?,
             size: u64::try_from(size)
-                .map_err(|_| ManifestError::NegativeSize { digest: error::cut(digest), size })?,
+                .map_err(|_| ManifestError::NegativeSize { digest: error::truncate(digest), size })?,
             media_type,
             urls: Vec::new(),
             platform: None,
@@ -84,7 +86,7 @@ impl TryFrom<WireDescriptor> for Descriptor {
     }
 }
 
-/// What a registry answers when it is asked for a manifest.
+/// A response of a registry to a request for a manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// An index (OCI) or manifest list (Docker).
@@ -96,15 +98,15 @@ pub enum Document {
 /// The manifest of one image (OCI image spec, manifest.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Media type: the body's `mediaType`, else the Content-Type, else the OCI one.
+    /// Media type: the `mediaType` of the body, or the Content-Type, or the OCI type.
     pub media_type: String,
-    /// The config; its media type is one of the two image configs.
+    /// Descriptor of the config; its media type is one of the two image configs.
     pub config: Descriptor,
-    /// The layers, base first; at least one, and every media type is known to [`LayerMediaType`].
+    /// Layers, base first; at least one, each with a media type that [`LayerMediaType`] supports.
     pub layers: Vec<Descriptor>,
 }
 
-/// The members that tell which kind of document it is. Presence is all that counts here.
+/// The members that determine the kind of document. Only their presence matters.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Shape {
@@ -117,13 +119,15 @@ struct Shape {
 }
 
 impl Document {
-    /// Reads a manifest or index and checks all that can be checked without a second request.
+    /// Parses a manifest or index and checks everything that needs no further request.
     ///
-    /// `content_type` is the value of the response's header. The caller has compared the digest of `bytes`.
+    /// `content_type` is the value of the response header. The caller must have verified the digest of
+    /// `bytes`.
     ///
     /// # Errors
-    /// Corrupt content (malformed, image and index at once, types that disagree, limits passed) and content that is
-    /// refused by name: Docker schema 1, artifacts, unknown or encrypted layers, an image without layers.
+    /// Returns a [`ManifestError`] for corrupt content: malformed, an image and an index at once, media types
+    /// that disagree, limits exceeded. Also returns one for content that Larder does not support: Docker
+    /// schema 1, artifacts, unknown or encrypted layers, an image without layers.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
         json::check(bytes)?;
         let shape: Shape = json::read(bytes)?;
@@ -149,12 +153,12 @@ impl Shape {
             [true, false, false] => Err(ManifestError::Schema1),
             [false, false, false] if self.schema_version != Some(1) => Err(ManifestError::Empty),
             [false, _, _] if self.schema_version == Some(1) => Err(ManifestError::Schema1),
-            _ => Err(ManifestError::Confused),
+            _ => Err(ManifestError::Ambiguous),
         }
     }
 }
 
-/// The media type that body, header and shape agree on.
+/// Returns the media type on which body, header and structure agree.
 fn agreed_media_type(
     kind: Kind,
     body: Option<String>,
@@ -164,16 +168,19 @@ fn agreed_media_type(
     if let (Some(body), Some(header)) = (&body, &header)
         && body != header
     {
-        return Err(ManifestError::MediaTypes { body: error::cut(body), header: error::cut(header) });
+        return Err(ManifestError::MediaTypes {
+            body: error::truncate(body),
+            header: error::truncate(header),
+        });
     }
     let Some(media_type) = body.or(header) else {
         return Ok(kind.oci_media_type().to_owned());
     };
     match Kind::of(&media_type) {
         Some(named) if named == kind => Ok(media_type),
-        Some(_) => Err(ManifestError::Confused),
+        Some(_) => Err(ManifestError::Ambiguous),
         None if media_type::is_schema_1(&media_type) => Err(ManifestError::Schema1),
-        None => Err(ManifestError::NotAnImage { media_type: error::cut(&media_type) }),
+        None => Err(ManifestError::NotAnImage { media_type: error::truncate(&media_type) }),
     }
 }
 
@@ -184,21 +191,21 @@ impl Manifest {
         let digest =
             |object: Option<&go::Object>| object.map_or(String::new(), |o| o.text("digest").to_owned());
         let layers = wire.layers.iter().map(|layer| layer.digest.clone());
-        // A second key in other letters: runtimes would see other content than this reader.
+        // A duplicate key in another case: runtimes would use other content than this parser.
         if !seen_by_go.objects("layers").map(digest).eq(layers)
             || digest(seen_by_go.object("config")) != wire.config.digest
         {
-            return Err(ManifestError::Confused);
+            return Err(ManifestError::Ambiguous);
         }
         if !media_type::is_image_config(&wire.config.media_type) {
-            return Err(ManifestError::NotAnImage { media_type: error::cut(&wire.config.media_type) });
+            return Err(ManifestError::NotAnImage { media_type: error::truncate(&wire.config.media_type) });
         }
         if wire.layers.is_empty() {
             return Err(ManifestError::NoLayers);
         }
-        error::at_most("layers", wire.layers.len() as u64, MAX_LAYERS)?;
+        error::check_max("layers", wire.layers.len() as u64, MAX_LAYERS)?;
         let config: Descriptor = wire.config.try_into()?;
-        error::at_most("bytes of config", config.size, MAX_BYTES)?;
+        error::check_max("bytes of config", config.size, MAX_BYTES)?;
         let mut layers = Vec::with_capacity(wire.layers.len());
         for layer in wire.layers {
             layer.media_type.parse::<LayerMediaType>()?;

@@ -1,4 +1,4 @@
-//! Which image cache serves a workload best: most of its images, then most bytes, then the newest.
+//! Ranking of image caches for a workload: most of its images, then most bytes, then the newest.
 
 use std::collections::HashSet;
 
@@ -7,12 +7,12 @@ use chrono::{DateTime, Utc};
 use super::digest::Digest;
 use super::reference::ImageReference;
 
-/// An image that a cache holds.
+/// An image that a cache contains.
 #[derive(Clone, Debug)]
 pub struct Item<'a> {
-    /// The reference as it was given to the cache.
+    /// The reference as it was given when the cache was created.
     pub reference: &'a str,
-    /// Digest of the index that the reference stood for, where there was one.
+    /// Digest of the index that the reference resolved to, if any.
     pub index: Option<&'a Digest>,
     /// Digest of its manifest.
     pub manifest: &'a Digest,
@@ -20,25 +20,25 @@ pub struct Item<'a> {
     pub layers: Vec<(&'a Digest, u64)>,
 }
 
-/// How well a cache fits.
+/// The score of a cache for a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Score {
-    /// Distinct images of the workload that it holds.
+    /// Number of distinct images of the workload that the cache contains.
     pub images: usize,
-    /// Compressed bytes of these images, a layer that several share counted once.
+    /// Compressed size of these images, bytes. A layer that several images share counts once.
     pub bytes: u64,
     /// The other images of the workload, in their order.
     pub missing: Vec<ImageReference>,
 }
 
 impl Score {
-    /// What the best cache has most of. An equal rank is decided by who asks.
+    /// Returns the rank, by which the best cache is the maximum. The caller decides ties.
     pub fn rank(&self, sealed_at: DateTime<Utc>) -> (usize, u64, DateTime<Utc>) {
         (self.images, self.bytes, sealed_at)
     }
 }
 
-/// How well a cache of `items` fits a workload; none where it holds nothing of it.
+/// Returns the score of a cache with `items` for a workload; `None` if it contains none of the images.
 pub fn score(items: &[Item<'_>], workload: &[ImageReference]) -> Option<Score> {
     let mut seen = HashSet::new();
     let mut score = Score { images: 0, bytes: 0, missing: Vec::new() };
@@ -50,15 +50,16 @@ pub fn score(items: &[Item<'_>], workload: &[ImageReference]) -> Option<Score> {
         };
         score.images += 1;
         for (_, size) in held.layers.iter().filter(|(blob, _)| blobs.insert(*blob)) {
-            // Sizes are what a volume says of itself, and it may say anything.
+            // The sizes come from the volume itself, so they can be any number.
             score.bytes = score.bytes.saturating_add(*size);
         }
     }
     (score.images > 0).then_some(score)
 }
 
-/// An image serves a reference of the same repository with the digest that is asked for, its own or its index's (what a
-/// workload is pinned to is most often the index), or, where none is, the same name and tag.
+/// Reports whether an image satisfies a reference. With a digest, the repository must be the same, and the
+/// digest must be that of the image or its index. (Workloads are usually pinned to the index.) Without a
+/// digest, the name and the tag must be the same.
 fn serves(item: &Item<'_>, wanted: &ImageReference) -> bool {
     let Ok(held) = item.reference.parse::<ImageReference>() else { return false };
     match wanted.digest() {
@@ -87,7 +88,7 @@ mod tests {
         Digest::sha256(of.as_bytes())
     }
 
-    /// Images with their layers; a layer's number is its size.
+    /// Builds a cache of images with layers. The number of a layer is also its size.
     fn cache(images: &[(&'static str, &[u64])]) -> Vec<Held> {
         let layer = |size: &u64| (digest(&size.to_string()), *size);
         let held = |(reference, layers): &(&'static str, &[u64])| Held {

@@ -1,4 +1,4 @@
-//! What `larder plan` says: what a build would fetch, and whether it fits.
+//! The report of `larder plan`: the layers that a build would fetch, and whether they fit.
 
 use std::collections::HashMap;
 
@@ -10,75 +10,75 @@ use super::platform::Platform;
 use super::size::ByteSize;
 use super::sizing::Admission;
 
-/// The version of the format.
+/// The current version of the report format.
 pub const VERSION: u32 = 1;
 
-/// The whole report. Fields are only ever added within a version.
+/// A report of `larder plan`. Within a version, fields are only added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanReport {
-    /// Format version, [`VERSION`].
+    /// Version of the report format, [`VERSION`].
     pub version: u32,
-    /// Images in the order of the job.
+    /// Images, in the order of the job.
     pub images: Vec<PlannedImage>,
-    /// Distinct layers of all images, by digest of the blob.
+    /// Number of distinct layers of all images, by digest of the blob.
     pub distinct_layers: u64,
     /// Compressed size of the distinct layers, bytes.
     pub distinct_bytes: u64,
-    /// Bytes that need not be fetched again because several images have the layer.
+    /// Bytes that are fetched only once because several images share a layer.
     pub shared_bytes: u64,
     /// Outcome of the 3x rule.
     pub admission: Admission,
-    /// Whether the rule holds; none where no size was given.
+    /// `true` if the volume is large enough by the 3x rule; `None` if no size was given.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fits: Option<bool>,
 }
 
-/// What a plan that failed says in the report's place.
+/// The report of a plan that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanFailed {
-    /// Format version, [`VERSION`].
+    /// Version of the report format, [`VERSION`].
     pub version: u32,
-    /// Why, the decisive failure among others.
+    /// All failures, including the decisive one.
     pub failures: Vec<Failure>,
 }
 
-/// One image.
+/// An image in a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedImage {
     /// The reference as given.
     pub reference: String,
-    /// Its normal form.
+    /// The normal form of the reference.
     pub name: String,
-    /// Digest of the index the tag pointed to, where there was one.
+    /// Digest of the index that the tag pointed to, if any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<Digest>,
     /// Digest of the manifest.
     pub manifest: Digest,
-    /// Platform chosen.
+    /// Platform that was chosen.
     pub platform: Platform,
     /// Compressed size of the image's distinct layers, bytes.
     pub compressed_size: u64,
-    /// Layers, base first.
+    /// Layers of the image, base first.
     pub layers: Vec<PlannedLayer>,
 }
 
-/// One layer of an image.
+/// A layer of a planned image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedLayer {
     /// Digest of the blob.
     pub digest: Digest,
     /// Media type in the manifest.
     pub media_type: String,
-    /// Compressed size, bytes.
+    /// Compressed size of the layer, bytes.
     pub size: u64,
-    /// References, as given, of the other images that have the layer.
+    /// References, as given, of the other images that share the layer.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub shared_with: Vec<String>,
 }
 
 impl PlanReport {
-    /// Joins resolved images: fills in [`PlannedLayer::shared_with`] and each image's size, and sums up. `size` zero
-    /// means that none was given.
+    /// Creates the report of resolved images: fills in [`PlannedLayer::shared_with`] and the size of each
+    /// image, and computes the totals. A `size` of zero means that no size was given.
     pub fn new(mut images: Vec<PlannedImage>, size: ByteSize) -> Self {
         let mut owners: HashMap<Digest, Vec<usize>> = HashMap::new();
         let mut sizes: HashMap<Digest, u64> = HashMap::new();

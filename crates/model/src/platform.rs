@@ -1,30 +1,31 @@
-//! Platforms (OCI image spec, image-index.md, "platform") and which of them a host can run.
+//! Platforms (OCI image spec, image-index.md, "platform") and their compatibility with a host.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// `os/architecture[/variant]` in Go's words: `linux/amd64`, `linux/arm64/v8`, `linux/arm/v7`.
+/// A platform in Go's terms, `os/architecture[/variant]`: `linux/amd64`, `linux/arm64/v8`, `linux/arm/v7`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Platform {
-    /// `GOOS`.
+    /// Operating system, as in `GOOS`.
     pub os: String,
-    /// `GOARCH`.
+    /// CPU architecture, as in `GOARCH`.
     pub architecture: String,
-    /// CPU variant; empty where none is named.
+    /// CPU variant; empty if none is given.
     pub variant: String,
 }
 
-/// A string is not a platform.
+/// The error for a string that is not a platform.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a platform: want os/architecture or os/architecture/variant, as in linux/amd64")]
 pub struct ParsePlatformError(String);
 
 impl Platform {
-    /// A platform in normal form: `arm64/v8` is `arm64`, `arm` is `arm/v7`, `amd64/v1` is `amd64`, and the names that
-    /// `uname -m` prints become Go's (as containerd's `platforms.Normalize` does).
+    /// Creates a platform in normal form: `arm64/v8` becomes `arm64`, `arm` becomes `arm/v7`, `amd64/v1`
+    /// becomes `amd64`, and the names that `uname -m` prints become Go's names (as in containerd's
+    /// `platforms.Normalize`).
     pub fn new(os: &str, architecture: &str, variant: &str) -> Self {
         let os = os.to_ascii_lowercase();
         let (architecture, variant) = (architecture.to_ascii_lowercase(), variant.to_ascii_lowercase());
@@ -43,7 +44,7 @@ impl Platform {
         Platform { os, architecture: architecture.to_owned(), variant: variant.to_owned() }
     }
 
-    /// The platform this program was built for.
+    /// Returns the platform for which this program was compiled.
     pub fn host() -> Self {
         let architecture = match std::env::consts::ARCH {
             "x86" => "386",
@@ -54,10 +55,11 @@ impl Platform {
         Platform::new(std::env::consts::OS, architecture, "")
     }
 
-    /// How well an image for `offered` serves `self`: `None` cannot run, otherwise lower is better.
+    /// Returns how well an image for `offered` runs on `self`: lower is better, and `None` means that it
+    /// cannot run.
     ///
     /// The order is containerd's (`platforms.Only`): the same variant first, then older variants of the same
-    /// architecture in falling order; on arm64 also 32-bit arm, newest first.
+    /// architecture, newest first. On arm64, 32-bit arm follows, newest first.
     pub fn preference(&self, offered: &Platform) -> Option<u32> {
         if self.os != offered.os {
             return None;
@@ -76,7 +78,8 @@ impl Platform {
     }
 }
 
-/// Variants as numbers, ten to a major version: v7 is 70, v8.2 is 82; an unnamed one is the architecture's default.
+/// Converts a variant to a number, ten per major version: v7 is 70, v8.2 is 82. An empty variant is the
+/// architecture's default.
 fn variant_level(architecture: &str, variant: &str) -> Option<u32> {
     let variant = match (architecture, variant) {
         ("amd64", "") => "v1",

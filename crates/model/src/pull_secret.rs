@@ -1,11 +1,12 @@
-//! The name of a pull secret, `namespace:name`.
+//! Names of pull secrets, `namespace:name`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Names a secret by Kubernetes' rules (RFC 1123 label and subdomain), so both parts are safe as file names.
+/// The name of a pull secret by Kubernetes' rules (RFC 1123 label and subdomain), so both parts are safe as
+/// file names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PullSecretName {
@@ -13,7 +14,7 @@ pub struct PullSecretName {
     name: String,
 }
 
-/// A string is not `namespace:name`.
+/// The error for a string that is not `namespace:name`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is not a pull secret: want namespace:name in lower-case letters, digits, '-' (and '.' in the name)"
@@ -21,18 +22,18 @@ pub struct PullSecretName {
 pub struct ParsePullSecretError(String);
 
 impl PullSecretName {
-    /// The namespace.
+    /// Returns the namespace of the secret.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
 
-    /// The name inside the namespace.
+    /// Returns the name of the secret in its namespace.
     pub fn name(&self) -> &str {
         &self.name
     }
 }
 
-/// An RFC 1123 label: 1 to 63 of a-z 0-9 '-', alphanumeric at both ends.
+/// Reports whether `s` is an RFC 1123 label: 1 to 63 characters of a-z 0-9 '-', alphanumeric at both ends.
 fn is_label(s: &str) -> bool {
     let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     s.len() <= 63
@@ -74,8 +75,9 @@ impl fmt::Display for PullSecretName {
     }
 }
 
-/// What is added to the message of an image that is denied or not to be found, when pull secrets gave no credential for
-/// it. Whoever says it says it in these words, so that unknown, forbidden and malformed secrets cannot be told apart.
+/// Returns a note for the message of an image that is denied or not found, if pull secrets gave no credential
+/// for it. Every caller must use this text, so that unknown, forbidden and malformed secrets cannot be
+/// distinguished.
 pub fn no_credential_in(secrets: &[impl fmt::Display]) -> String {
     let secrets: Vec<String> = secrets.iter().map(ToString::to_string).collect();
     format!(" (no credential was found in the pull secret {})", secrets.join(", "))

@@ -1,4 +1,4 @@
-//! Image references: what a person types, and what it stands for.
+//! Image references: the text that a user gives, and its normal form.
 
 mod parse;
 
@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 
-/// A reference as it was given together with its normal form (registry, repository, tag, digest).
+/// An image reference as it was given, with its normal form (registry, repository, tag, digest).
 ///
-/// Short names are Docker Hub's: `nginx` is `docker.io/library/nginx:latest`. Equality is by the normal form.
+/// Short names refer to Docker Hub: `nginx` is `docker.io/library/nginx:latest`. Equality compares the normal
+/// forms.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageReference {
@@ -21,7 +22,7 @@ pub struct ImageReference {
     digest: Option<Digest>,
 }
 
-/// A string is not an image reference.
+/// The error for a string that is not an image reference.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not an image reference: {reason}")]
 pub struct ParseReferenceError {
@@ -30,32 +31,32 @@ pub struct ParseReferenceError {
 }
 
 impl ImageReference {
-    /// The text as given.
+    /// Returns the reference as it was given.
     pub fn given(&self) -> &str {
         &self.given
     }
 
-    /// Registry host and port as in the reference; Docker Hub is `docker.io`.
+    /// Returns the registry host and port as in the reference; Docker Hub is `docker.io`.
     pub fn registry(&self) -> &str {
         self.normal.registry()
     }
 
-    /// Repository: `library/nginx`.
+    /// Returns the repository, for example `library/nginx`.
     pub fn repository(&self) -> &str {
         self.normal.repository()
     }
 
-    /// The tag; `latest` where neither tag nor digest was given. With a digest it is only a label.
+    /// Returns the tag; `latest` if neither tag nor digest was given. With a digest, the tag is only a label.
     pub fn tag(&self) -> Option<&str> {
         self.normal.tag()
     }
 
-    /// The digest that pins the image, where one was given.
+    /// Returns the digest that pins the image, if one was given.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// `registry/repository` without tag and digest.
+    /// Returns `registry/repository`, without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry(), self.repository())
     }
@@ -103,7 +104,7 @@ impl std::hash::Hash for ImageReference {
 }
 
 impl fmt::Display for ImageReference {
-    /// The normal form: `docker.io/library/nginx:1.27`.
+    /// Writes the normal form: `docker.io/library/nginx:1.27`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.normal.whole())
     }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_ones_are_refused() {
+    fn malformed_references_are_refused() {
         for bad in ["", "UPPER/x", "a b", "a@sha256:zz", "-a", "a/../b", "a:\n", "a@md5:ffff"] {
             assert!(bad.parse::<ImageReference>().is_err(), "{bad}");
         }
@@ -147,7 +148,7 @@ mod tests {
         assert!("a".repeat(2000).parse::<ImageReference>().is_err());
     }
     proptest! {
-        /// The normal form of whatever is accepted means the same again.
+        /// The normal form of every accepted text parses to the same reference.
         #[test]
         fn normal_forms_are_stable(text in "[a-zA-Z0-9._-]{0,8}(:[0-9]{0,5})?(/[a-zA-Z0-9._-]{0,8}){0,3}(:[a-zA-Z0-9._-]{0,8})?(@sha256:[0-9a-f]{64})?") {
             if let Ok(reference) = text.parse::<ImageReference>() {

@@ -1,27 +1,27 @@
-//! What starts containers on a node.
+//! Container runtimes of a node.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// A container runtime, or a family that is told of images in one way.
+/// A container runtime, or a family of runtimes that finds images in the same way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Runtime {
-    /// podman and buildah: an additional image store of containers/storage.
+    /// podman and buildah, which use an additional image store of containers/storage.
     Podman,
-    /// CRI-O: the same, by a configuration of its own.
+    /// CRI-O, which uses the same store with its own configuration.
     Crio,
-    /// containerd: a snapshotter (`larder snapshotter`).
+    /// containerd, which uses a snapshotter (`larder snapshotter`).
     Containerd,
 }
 
 impl Runtime {
-    /// All of them.
+    /// All supported container runtimes.
     pub const ALL: [Runtime; 3] = [Runtime::Podman, Runtime::Crio, Runtime::Containerd];
 
-    /// The name in flags and records.
+    /// Returns the name in flags and records.
     pub fn name(self) -> &'static str {
         match self {
             Runtime::Podman => "podman",
@@ -37,24 +37,24 @@ impl fmt::Display for Runtime {
     }
 }
 
-/// A containerd, and what of it is meant.
+/// A containerd instance, with the namespace and snapshotter to use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Containerd {
-    /// Its socket.
+    /// Path of containerd's socket.
     pub address: PathBuf,
-    /// The namespace in which images are to be known.
+    /// The namespace to which images are added.
     pub namespace: String,
-    /// The name of the snapshotter in its configuration.
+    /// The name of the snapshotter in containerd's configuration.
     pub snapshotter: String,
 }
 
 impl Containerd {
-    /// Where containerd answers, unless it was configured otherwise.
+    /// Default path of containerd's socket.
     pub const ADDRESS: &str = "/run/containerd/containerd.sock";
-    /// The namespace of Kubernetes, and of everything that comes by CRI.
+    /// The namespace of Kubernetes, and of all other CRI clients.
     pub const NAMESPACE: &str = "k8s.io";
-    /// The name that our snapshotter has in containerd's configuration.
+    /// The name of Larder's snapshotter in containerd's configuration.
     pub const SNAPSHOTTER: &str = "larder";
     /// The name of containerd's own snapshotter for EROFS images.
     pub const EROFS: &str = "erofs";

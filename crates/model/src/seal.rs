@@ -1,4 +1,5 @@
-//! `cache.json`: what lies on a sealed volume and the digests that prove it. Its presence is the seal.
+//! `cache.json`: the content of a sealed volume and the digests that verify it. A volume is sealed if this
+//! file exists.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,94 +9,94 @@ use super::job::LayerFormat;
 use super::platform::Platform;
 use super::size::ByteSize;
 
-/// The version of the format that this build reads and writes.
+/// The version of `cache.json` that this build reads and writes.
 pub const VERSION: u32 = 1;
 
-/// The whole file.
+/// The content of `cache.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheManifest {
-    /// Everything but the digest over it.
+    /// All fields except the digest.
     #[serde(flatten)]
     pub content: Content,
     /// sha256 over `content` as compact JSON in the field order below.
     pub digest: Digest,
 }
 
-/// What the digest covers.
+/// The part of `cache.json` that the digest covers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Content {
-    /// Format version, [`VERSION`].
+    /// Version of the format, [`VERSION`].
     pub version: u32,
-    /// Version of the Larder that sealed the volume.
+    /// Version of the `larder` that sealed the volume.
     pub larder: String,
-    /// Identity of the job: sha256 over images, platform, layer format and whether tar-split files are kept.
+    /// Identity of the job: sha256 of images, platform, layer format and whether tar-split files are kept.
     pub job: Digest,
-    /// Form of the layers.
+    /// Format of the layers.
     pub layer_format: LayerFormat,
-    /// Whether every layer has its tar-split file; without them `verify` and export refuse.
+    /// `true` if every layer has its tar-split file, which `verify` and export require.
     pub tar_split: bool,
-    /// Cap of the volume, bytes.
+    /// Size limit of the volume, bytes.
     pub size: ByteSize,
-    /// Images in the order of the job.
+    /// Images, in the order of the job.
     pub images: Vec<Image>,
     /// Layers, parents before children.
     pub layers: Vec<Layer>,
-    /// Sums.
+    /// Totals over all layers.
     pub totals: Totals,
 }
 
-/// One image.
+/// An image on a sealed volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// The reference as given.
     pub reference: String,
-    /// Its normal form.
+    /// The normal form of the reference.
     pub name: String,
-    /// Digest of the index the tag pointed to, where there was one.
+    /// Digest of the index that the tag pointed to, if any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<Digest>,
     /// Digest of the manifest.
     pub manifest: Digest,
     /// Digest of the config.
     pub config: Digest,
-    /// Platform of the config.
+    /// Platform in the config.
     pub platform: Platform,
     /// Chain IDs of the layers, base first.
     pub chain: Vec<ChainId>,
 }
 
-/// One layer on top of its parents.
+/// A layer on top of its parents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layer {
-    /// Chain ID: the name of its directory.
+    /// Chain ID, which is also the name of the layer's directory.
     pub chain_id: ChainId,
-    /// Chain ID of its parent; none in a base layer.
+    /// Chain ID of the parent; `None` in a base layer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub parent: Option<ChainId>,
     /// sha256 of the tar.
     pub diff_id: Digest,
-    /// Digest of the blob as it came from the registry.
+    /// Digest of the blob, as received from the registry.
     pub blob: Digest,
     /// Media type of the blob.
     pub media_type: String,
-    /// What the magic bytes of the blob said.
+    /// Compression found in the magic bytes of the blob.
     pub compression: Compression,
     /// Size of the blob, bytes.
     pub compressed_size: u64,
     /// Size of the tar, bytes.
     pub size: u64,
-    /// Members of the tar.
+    /// Number of members of the tar.
     pub entries: u64,
-    /// Size of its tar-split file, bytes; none where none is kept.
+    /// Size of the tar-split file, bytes; `None` if it is not kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tar_split_size: Option<u64>,
-    /// The image that it is; none in a layer that is a directory.
+    /// EROFS image of the layer; `None` if the layer is a directory.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub image: Option<LayerImage>,
-    /// What commit settled because it depends on the parents.
+    /// Changes that commit made because they depend on the parents.
     #[serde(default)]
     pub settled: Settled,
-    /// What an unprivileged build could not keep; only with `--rootless`.
+    /// Attributes that an unprivileged build could not keep; only with `--rootless`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub lost: Vec<Lost>,
 }
@@ -103,90 +104,98 @@ pub struct Layer {
 /// The EROFS image of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerImage {
-    /// Size of the image by diff ID, bytes.
+    /// Size of the image that is named by diff ID, bytes.
     pub size: u64,
-    /// Size of the image that is laid over it on top of these parents, bytes; none where nothing depends on them. Who mounts
-    /// layers by their diff IDs alone misses what it holds.
+    /// Size of the fixup image that is mounted over it for these parents, bytes; `None` if nothing depends on
+    /// them. A consumer that mounts layers only by diff ID lacks the content of the fixup image.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub fixup_size: Option<u64>,
-    /// The dm-verity hash tree behind the image by diff ID, where there is one.
+    /// The dm-verity hash tree after the image that is named by diff ID, if any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub verity: Option<Verity>,
 }
 
-/// A dm-verity hash tree (Linux, admin-guide/device-mapper/verity.rst): sha256, blocks of 4096 bytes, 32 zero bytes of salt.
+/// A dm-verity hash tree (Linux, admin-guide/device-mapper/verity.rst): sha256, blocks of 4096 bytes, a salt
+/// of 32 zero bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verity {
-    /// Digest over the top of the tree.
+    /// Root hash of the tree.
     pub root_hash: Digest,
-    /// Where its header lies, bytes.
+    /// Offset of the tree's header in the file, bytes.
     pub hash_offset: u64,
 }
 
 impl Verity {
-    /// The file beside the image, as containerd reads it.
+    /// Returns the content of the file next to the image, in the format that containerd reads.
     pub fn sidecar(&self) -> String {
         format!("{{\"roothash\":\"{}\",\"hashoffset\":{}}}\n", self.root_hash.hex(), self.hash_offset)
     }
 }
 
-/// How a blob was compressed.
+/// The compression of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
-    /// Not at all.
+    /// No compression: the blob is the tar.
     None,
-    /// gzip (RFC 1952), one member or many.
+    /// gzip (RFC 1952), with one or more members.
     Gzip,
-    /// Zstandard (RFC 8878), one frame or many.
+    /// Zstandard (RFC 8878), with one or more frames.
     Zstd,
 }
 
-/// What commit settled. Paths are relative to the top of the layer, the root is `.`, bytes outside printable ASCII are
-/// `\xNN`. Of a layer that is an image it is what the second image holds.
+/// Changes that commit made to a layer because they depend on its parents. Paths are relative to the top of
+/// the layer; the root is `.`, and bytes outside printable ASCII are `\xNN`. For a layer that is an image,
+/// they are in the fixup image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settled {
-    /// Directories that the tar implies but does not contain and that took their metadata from a lower layer.
+    /// Directories that the tar implies but does not contain, with metadata copied from a lower layer.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub inherited: Vec<String>,
-    /// Opaque directories written as one whiteout for each lower name.
+    /// Opaque directories that were written as one whiteout per lower name.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub opaque_as_whiteouts: Vec<String>,
-    /// Files of lower layers copied up because a hard link names them.
+    /// Files of lower layers that were copied up because a hard link refers to them.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub copied_up: Vec<String>,
 }
 
-/// One thing that an unprivileged build could not keep.
+/// An attribute that an unprivileged build could not keep.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lost {
     /// Path in the layer, escaped as in [`Settled`].
     pub path: String,
-    /// What was lost: `owner 0:33`, `device c 1:3`, `xattr security.capability`.
+    /// The lost attribute: `owner 0:33`, `device c 1:3`, `xattr security.capability`.
     pub what: String,
 }
 
-/// Sums over the volume.
+/// Totals over all layers of a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Number of layers.
+    /// Number of distinct layers.
     pub layers: u64,
-    /// Members of all tars.
+    /// Number of members of all tars.
     pub entries: u64,
-    /// Bytes of all distinct blobs.
+    /// Size of all distinct blobs, bytes.
     pub compressed_size: u64,
-    /// Bytes of all tars, each layer once.
+    /// Size of all tars, each layer once, bytes.
     pub size: u64,
 }
 
 impl CacheManifest {
     /// Seals `content` with its digest.
+    ///
+    /// # Errors
+    /// Returns an error if JSON serialization fails.
     pub fn new(content: Content) -> Result<Self, serde_json::Error> {
         let digest = Digest::sha256(&serde_json::to_vec(&content)?);
         Ok(CacheManifest { content, digest })
     }
 
-    /// Reads the file and checks version and digest.
+    /// Parses the file and checks its version and digest.
+    ///
+    /// # Errors
+    /// Returns [`SealError`] if the file is malformed, or if its version or digest is wrong.
     pub fn parse(json: &[u8]) -> Result<Self, SealError> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -205,26 +214,26 @@ impl CacheManifest {
     }
 }
 
-/// `cache.json` cannot be trusted.
+/// The error for a `cache.json` that cannot be trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// Not JSON, or not of this shape.
+    /// The file is not JSON or has the wrong structure.
     #[error("reading cache.json: {0}")]
     Malformed(#[from] serde_json::Error),
-    /// A version that this build does not know.
-    #[error("cache.json has version {given}, this larder reads version {VERSION}: use a matching larder")]
+    /// The file has a format version that this build does not support.
+    #[error("cache.json has version {given}, but this larder reads version {VERSION}: use a matching larder")]
     Version {
-        /// Version found.
+        /// Version in the file.
         given: u32,
     },
-    /// The digest over the content does not hold.
+    /// The content does not match the digest.
     #[error(
-        "cache.json says its content has digest {want}, it has {found}: the file was changed after the seal"
+        "the content of cache.json has digest {found}, but should have {want}: the file was changed after the seal"
     )]
     Digest {
-        /// Digest in the file.
+        /// Digest that the file states.
         want: Digest,
-        /// Digest of the content.
+        /// Digest of the actual content.
         found: Digest,
     },
 }

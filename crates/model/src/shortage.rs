@@ -1,33 +1,33 @@
-//! What does not fit on a volume.
+//! Shortages of space or inodes on a volume.
 
 use std::fmt;
 
 use super::size::ByteSize;
 
-/// Need and have, in the words of every message about it.
+/// The amounts that are needed and available. Every message about a shortage uses its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shortage {
-    /// What is counted.
+    /// Unit of the three amounts.
     pub unit: Unit,
-    /// Asked for.
+    /// Amount that was requested, in `unit`.
     pub need: u64,
-    /// Left.
+    /// Amount that is left, in `unit`.
     pub have: u64,
-    /// What the volume has in all.
+    /// Total amount on the volume, in `unit`.
     pub cap: u64,
 }
 
-/// What can run out.
+/// A resource that can run out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Room, in bytes.
+    /// Space, counted in bytes.
     Bytes,
     /// Inodes: one for each file, directory and link.
     Inodes,
 }
 
 impl Shortage {
-    /// A shortage of room.
+    /// Creates a shortage of space, with all amounts in bytes.
     pub fn bytes(need: u64, have: u64, cap: u64) -> Self {
         Shortage { unit: Unit::Bytes, need, have, cap }
     }
@@ -41,12 +41,12 @@ impl fmt::Display for Shortage {
                 let (need, have, cap) = (ByteSize(need), ByteSize(have), ByteSize(cap));
                 write!(
                     f,
-                    "it needs {need} more, {have} of the volume's {cap} are left: ask for a larger --size"
+                    "it needs {need} more, but only {have} of the volume's {cap} are left: use a larger --size"
                 )
             }
             Unit::Inodes => write!(
                 f,
-                "it needs {need} more inodes, {have} of the volume's {cap} inodes are left: ask for a larger --size"
+                "it needs {need} more inodes, but only {have} of the volume's {cap} inodes are left: use a larger --size"
             ),
         }
     }

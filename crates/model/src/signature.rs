@@ -1,4 +1,4 @@
-//! Signed requests, for the end that signs and the one that verifies, as the vendor's SDKs do it (`SDK-HMAC-SHA256`).
+//! Request signatures, for signing and verifying, as in the vendor's SDKs (`SDK-HMAC-SHA256`).
 //!
 //! ```text
 //! canonical request = method ⏎ path, percent-encoded, ending in / ⏎ sorted query ⏎ name:value ⏎ … ⏎ ⏎ signed names ⏎ sha256
@@ -14,29 +14,29 @@ use sha2::{Digest as _, Sha256};
 use super::credential::Secret;
 use super::digest::hex;
 
-/// The name of the algorithm, first word of `Authorization` and first line of the string to sign.
+/// The name of the algorithm: the first word of `Authorization` and the first line of the string to sign.
 pub const ALGORITHM: &str = "SDK-HMAC-SHA256";
 
-/// Bytes of a block of SHA-256.
+/// Block size of SHA-256, bytes.
 const BLOCK: usize = 64;
 
 /// The parts of a request that a signature covers.
 #[derive(Clone, Copy, Debug)]
 pub struct Signable<'a> {
-    /// The method, in capitals.
+    /// HTTP method in capital letters.
     pub method: &'a str,
-    /// The path, decoded.
+    /// Percent-decoded path of the request.
     pub path: &'a str,
-    /// The parameters of the query, decoded.
+    /// Percent-decoded query parameters.
     pub query: &'a [(String, String)],
-    /// The signed headers in the order in which they are named: lower-case name, value.
+    /// Signed headers in the order of the header list: lower-case name, value.
     pub headers: &'a [(String, String)],
     /// SHA-256 of the body.
     pub body: [u8; 32],
 }
 
 impl Signable<'_> {
-    /// The canonical request.
+    /// Returns the canonical request.
     pub fn canonical(&self) -> String {
         let mut out = format!("{}\n", self.method);
         for (at, segment) in self.path.split('/').enumerate() {
@@ -62,24 +62,24 @@ impl Signable<'_> {
         out
     }
 
-    /// The string to sign; `date` as in `X-Sdk-Date`.
+    /// Returns the string to sign. `date` has the format of `X-Sdk-Date`.
     pub fn string_to_sign(&self, date: &str) -> String {
         format!("{ALGORITHM}\n{date}\n{}", hex(&Sha256::digest(self.canonical())))
     }
 
-    /// The signature, for `Authorization` in lower-case hexadecimal digits.
+    /// Computes the signature. `Authorization` has it as lower-case hexadecimal digits.
     pub fn sign(&self, date: &str, secret: &Secret) -> [u8; 32] {
         self.mac(date, secret).finalize().into_bytes().into()
     }
 
-    /// Whether a signature is right, compared in constant time.
+    /// Reports whether a signature is valid. The comparison takes constant time.
     pub fn verify(&self, date: &str, secret: &Secret, signature: &[u8; 32]) -> bool {
         self.mac(date, secret).verify_slice(signature).is_ok()
     }
 
     fn mac(&self, date: &str, secret: &Secret) -> Hmac<Sha256> {
         let given = secret.expose().as_bytes();
-        // RFC 2104, 2: a key longer than a block counts by its hash, a shorter one is filled with zeros.
+        // RFC 2104, 2: a key longer than a block is replaced by its hash, a shorter one is padded with zeros.
         let mut key = [0; BLOCK];
         match key.get_mut(..given.len()) {
             Some(start) => start.copy_from_slice(given),
@@ -91,7 +91,7 @@ impl Signable<'_> {
     }
 }
 
-/// A query as it is signed and sent, without the `?`; in the order given.
+/// Formats a query as it is signed and sent, without the `?`, in the given order.
 pub fn query<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut out = String::new();
     for (at, (name, value)) in pairs.into_iter().enumerate() {
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_form_of_the_sdk() {
+    fn signatures_match_the_sdk() {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let query = [pair("name", "web 1/é"), pair("a", "~")];
         let headers = [pair("host", "h:1"), pair("x-sdk-date", " 20240101T000000Z ")];
@@ -142,7 +142,7 @@ mod tests {
             (65, "0561bdf51608caa8d54f4ce382c0c5cff2fbfaae2f11c603ee13fd3cae152651"),
             (200, "b4609f2b458a8adabea0bbb41f18ad7287814a92d37b67d688c45459cc4b03d3"),
         ];
-        // Checked against another implementation (hmac of Python), with keys on both sides of a block.
+        // Computed with another implementation (Python's hmac), with keys shorter and longer than a block.
         for (length, wanted) in vectors {
             let secret = Secret::new("k".repeat(length));
             let signature = request.sign("20240101T000000Z", &secret);

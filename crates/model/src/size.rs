@@ -5,11 +5,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A number of bytes. Written with a unit (`20GiB`, `1.5TB`, `4096`), kept and serialised as bytes.
+/// A number of bytes. The text form has a unit (`20GiB`, `1.5TB`, `4096`); the value is stored and serialized
+/// as bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// A string is not a size.
+/// The error for a string that is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a size: want a number and a unit, as in 20GiB, 1.5TB, 512MiB or 4096")]
 pub struct ParseSizeError(String);
@@ -30,8 +31,8 @@ const UNITS: [(&str, u64); 10] = [
 impl FromStr for ByteSize {
     type Err = ParseSizeError;
 
-    /// Binary units are KiB MiB GiB TiB (also Ki Mi Gi Ti, as Kubernetes writes them, and K M G T as dd does); decimal
-    /// ones kB MB GB TB. Case does not matter.
+    /// Parses a size. Binary units are KiB MiB GiB TiB (also Ki Mi Gi Ti as in Kubernetes, and K M G T as in
+    /// dd); decimal units are kB MB GB TB. Case is ignored.
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let refuse = || ParseSizeError(s.chars().take(40).collect());
         let at = s.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(s.len());
@@ -56,7 +57,8 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// The largest binary unit that leaves at least 1, with two decimals unless whole.
+    /// Writes the size in the largest binary unit in which it is at least 1, with two decimals unless it is
+    /// whole.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, factor) in [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)] {
             if self.0 >= factor {
@@ -78,7 +80,7 @@ impl Serialize for ByteSize {
 }
 
 impl<'de> Deserialize<'de> for ByteSize {
-    /// A number of bytes or a string with a unit.
+    /// Accepts a number of bytes or a string with a unit.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged)]
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn shown_for_people() {
+    fn display_uses_binary_units() {
         assert_eq!(ByteSize(20 << 30).to_string(), "20 GiB");
         assert_eq!(ByteSize(1536).to_string(), "1.50 KiB");
         assert_eq!(ByteSize(17).to_string(), "17 B");

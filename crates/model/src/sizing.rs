@@ -1,42 +1,43 @@
-//! The 3x rule: a volume must be at least three times the size of the images, because it holds them decompressed.
+//! The 3x rule: a volume must be at least three times the compressed size of the images, because it contains
+//! them decompressed.
 
 use serde::{Deserialize, Serialize};
 
 use super::size::ByteSize;
 
-/// What happens when the volume is smaller than the rule asks.
+/// The action if the volume is smaller than the rule requires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Sizing {
-    /// The build is refused before a layer byte moves.
+    /// Fail the build before any layer is fetched.
     #[default]
     Enforce,
-    /// The build goes on with a warning; the cap still holds.
+    /// Continue the build with a warning; the size limit of the volume still applies.
     Warn,
 }
 
-/// How many times the compressed size of the images a volume must hold.
+/// The minimum ratio of the volume's size to the compressed size of the images.
 pub const FACTOR: u64 = 3;
 
-/// The outcome of the rule for one job.
+/// The outcome of the 3x rule for one job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admission {
-    /// Sum of the compressed sizes of all distinct layers, bytes.
+    /// Total compressed size of all distinct layers, bytes.
     pub images_bytes: u64,
-    /// What the rule asks: [`FACTOR`] times that, bytes.
+    /// Minimum size of the volume by the rule, [`FACTOR`] times `images_bytes`, in bytes.
     pub need: ByteSize,
-    /// The size asked for, bytes.
+    /// Requested size of the volume, bytes.
     pub have: ByteSize,
 }
 
 impl Admission {
-    /// Applies the rule to the compressed sizes of distinct blobs.
+    /// Applies the rule to the compressed sizes of distinct blobs, in bytes.
     pub fn new(distinct_blob_sizes: impl IntoIterator<Item = u64>, have: ByteSize) -> Self {
         let images_bytes = distinct_blob_sizes.into_iter().fold(0u64, u64::saturating_add);
         Admission { images_bytes, need: ByteSize(images_bytes.saturating_mul(FACTOR)), have }
     }
 
-    /// Whether the volume is large enough by the rule.
+    /// Reports whether the volume is large enough by the rule.
     pub fn fits(&self) -> bool {
         self.have >= self.need
     }
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exact_edge() {
+    fn three_times_the_size_is_enough() {
         assert!(Admission::new([10, 20], ByteSize(90)).fits());
         assert!(!Admission::new([10, 20], ByteSize(89)).fits());
         assert!(!Admission::new([u64::MAX, 1], ByteSize(u64::MAX - 1)).fits());

@@ -1,11 +1,11 @@
-//! `cache.json.sig`: who vouches for a sealed volume and what for, and whom one believes.
+//! `cache.json.sig`: the signature of a sealed volume, and the rules by which it is trusted.
 //!
 //! ```json
 //! {"version":2,"key":"MCowBQYDK2VwAyEA…","name":"web","created":"2026-11-29T20:00:00Z","sequence":17,"signature":"…"}
 //! ```
 //!
-//! Signed is not the file but what is said of it, lines that begin with what they are for, so that a signature of this key over
-//! something else never counts here, nor this one elsewhere:
+//! The signature does not cover the file itself but the lines below. They start with their purpose, so a
+//! signature of the key for another purpose never counts here, or the reverse:
 //!
 //! ```text
 //! larder cache.json 2
@@ -15,10 +15,12 @@
 //! sequence 17
 //! ```
 //!
-//! A volume that was signed without a name has none in the file and nothing after `name `. Version 1, which Larder wrote before, has
-//! the first two lines alone; it still holds, and fails every check of a name or an age.
+//! If a volume was signed without a name, the file has no `name`, and nothing follows `name ` in the signed
+//! text. Version 1, of older Larder releases, signs only the first two lines. It is still valid, but it fails
+//! every check of a name or an age.
 //!
-//! The signature is 64 bytes (RFC 8032, Ed25519 without prehash) in base64. The key in the file only says which one is meant: who
+//! The signature is 64 bytes (RFC 8032, Ed25519 without prehash) in base64. The key in the file only
+//! identifies the signer: anyone who can write to the volume can write any key there.
 //! can write the volume can write any.
 
 mod statement;
@@ -33,21 +35,21 @@ use super::escape::escape;
 use super::key::{KeyId, PublicKey, SigningKey};
 use chrono::{DateTime, Utc};
 
-/// The version without a statement.
-const BARE: u32 = 1;
-/// The version that is written.
+/// The version of the format without a statement.
+const VERSION_WITHOUT_STATEMENT: u32 = 1;
+/// The version that Larder writes.
 const VERSION: u32 = 2;
 
-/// The whole file.
+/// The content of `cache.json.sig`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SealSignature {
     version: u32,
-    /// Who signed.
+    /// Public key of the signer.
     pub key: PublicKey,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     name: Option<String>,
-    /// RFC 3339 in UTC, with seconds.
+    /// Time in RFC 3339, UTC, with seconds.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     created: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -57,11 +59,12 @@ pub struct SealSignature {
 }
 
 impl SealSignature {
-    /// Signs the volume of this `cache.json`, and states what the key is for ([`SigningKey::stating`]).
+    /// Signs this `cache.json`, with the claims of the key ([`SigningKey::with_claims`]).
     pub fn new(cache_json: &[u8], key: &SigningKey) -> Self {
         let statement = key.claims().map(|claims| Statement::now(claims.clone()));
         let signature = key.sign(signed(cache_json, statement.as_ref()).as_bytes());
-        let (version, key) = (if statement.is_some() { VERSION } else { BARE }, key.public());
+        let (version, key) =
+            (if statement.is_some() { VERSION } else { VERSION_WITHOUT_STATEMENT }, key.public());
         let (name, created, sequence) = match statement {
             Some(statement) => {
                 (statement.name.clone(), Some(statement.created_text()), Some(statement.sequence))
@@ -71,10 +74,10 @@ impl SealSignature {
         SealSignature { version, key, name, created, sequence, signature }
     }
 
-    /// Reads the file.
+    /// Parses the file.
     ///
     /// # Errors
-    /// [`TrustError::Malformed`].
+    /// Returns [`TrustError::Malformed`] if the file is not a signature of a supported version.
     pub fn parse(json: &[u8]) -> Result<Self, TrustError> {
         let malformed = |what: &str| TrustError::Malformed(what.to_owned());
         let signature: SealSignature =
@@ -82,44 +85,44 @@ impl SealSignature {
         let has_none =
             signature.name.is_none() && signature.created.is_none() && signature.sequence.is_none();
         match signature.version {
-            BARE if has_none => Ok(signature),
-            BARE => Err(malformed("version 1 has no name, time or sequence")),
+            VERSION_WITHOUT_STATEMENT if has_none => Ok(signature),
+            VERSION_WITHOUT_STATEMENT => Err(malformed("version 1 must not have a name, time or sequence")),
             VERSION if signature.statement().is_some() => Ok(signature),
             VERSION => Err(malformed(
-                "version 2 has a time of creation (RFC 3339, UTC, seconds), a sequence number and a name without control characters",
+                "version 2 must have a creation time (RFC 3339, UTC, seconds), a sequence number and a name without control characters",
             )),
             given => Err(TrustError::Malformed(format!(
-                "it has version {given}, this larder reads versions {BARE} and {VERSION}"
+                "it has version {given}, but this larder reads versions {VERSION_WITHOUT_STATEMENT} and {VERSION}"
             ))),
         }
     }
 
-    /// The bytes of the file.
+    /// Returns the bytes of the file.
     ///
     /// # Errors
-    /// Those of writing JSON.
+    /// Returns an error if JSON serialization fails.
     pub fn to_json(&self) -> Result<Vec<u8>, serde_json::Error> {
         let mut json = serde_json::to_vec(self)?;
         json.push(b'\n');
         Ok(json)
     }
 
-    /// What is stated of the volume; `None` in version 1, which states nothing.
+    /// Returns the statement about the volume; `None` in version 1, which has none.
     pub fn statement(&self) -> Option<Statement> {
         Statement::parse(self.name.as_deref(), self.created.as_deref()?, self.sequence?)
     }
 
-    /// Whether the key that it names signed this `cache.json`, and what is stated of it.
+    /// Reports whether the key in the file signed this `cache.json` and the statement.
     pub fn holds(&self, cache_json: &[u8]) -> bool {
         self.key.verifies(signed(cache_json, self.statement().as_ref()).as_bytes(), &self.signature)
     }
 }
 
-/// What is signed.
+/// Returns the text that is signed.
 fn signed(cache_json: &[u8], statement: Option<&Statement>) -> String {
     let (version, stated) = match statement {
         Some(statement) => (VERSION, statement.lines()),
-        None => (BARE, String::new()),
+        None => (VERSION_WITHOUT_STATEMENT, String::new()),
     };
     format!("larder cache.json {version}\n{}\n{stated}", Digest::sha256(cache_json))
 }
@@ -141,28 +144,33 @@ mod base64_64 {
     }
 }
 
-/// Whom one believes.
+/// The requirements for trusting a volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trust {
-    /// Keys; with none, whoever signed is believed to be it.
+    /// Trusted keys; if empty, any key is accepted unless a signature is required.
     pub keys: Vec<PublicKey>,
-    /// Whether a volume has to be signed, and by one of [`keys`](Trust::keys).
+    /// `true` if a volume must be signed by one of [`keys`](Trust::keys).
     pub required: bool,
-    /// The name that has to be signed; `None` for any.
+    /// The name that must be signed; `None` for any name.
     pub name: Option<String>,
-    /// The earliest time of creation that is accepted; `None` for any.
+    /// The earliest creation time that is accepted; `None` for any time.
     pub not_older_than: Option<DateTime<Utc>>,
 }
 
 impl Trust {
-    /// A signature by one of these keys is required; by none, where there is none.
+    /// Requires a signature by one of these keys, or none if the list is empty.
     pub fn only(keys: Vec<PublicKey>) -> Self {
         Trust { required: !keys.is_empty(), keys, ..Trust::default() }
     }
 
-    /// Judges a volume by the bytes of its `cache.json` and of the signature beside it. The answer is who signed.
+    /// Checks a volume by the bytes of its `cache.json` and of the signature next to it. Returns the ID of
+    /// the signing key, or `None` if the volume is not signed.
     ///
-    /// A signature that is there has to hold, and to be by one of the keys, if there are keys, even where none is required.
+    /// An existing signature must be valid even if none is required, and must be by one of the keys if there
+    /// are keys.
+    ///
+    /// # Errors
+    /// Returns [`TrustError`] if the volume does not meet the requirements.
     pub fn judge(&self, cache_json: &[u8], signature: Option<&[u8]>) -> Result<Option<KeyId>, TrustError> {
         let trusted = || self.keys.iter().map(PublicKey::id).collect();
         let Some(signature) = signature else {
@@ -175,12 +183,12 @@ impl Trust {
             return Err(TrustError::UnknownKey { key, trusted: trusted() });
         }
         if !signature.holds(cache_json) {
-            return Err(TrustError::DoesNotHold { key });
+            return Err(TrustError::InvalidSignature { key });
         }
         self.compare(signature.statement()).map(|()| Some(key))
     }
 
-    /// Compares what was signed with what was asked for.
+    /// Compares the signed statement with the required name and age.
     fn compare(&self, statement: Option<Statement>) -> Result<(), TrustError> {
         if self.name.is_none() && self.not_older_than.is_none() {
             return Ok(());
@@ -189,7 +197,7 @@ impl Trust {
         if let Some(wanted) = &self.name
             && statement.name.as_ref() != Some(wanted)
         {
-            return Err(TrustError::OtherName { wanted: wanted.clone(), found: statement.name });
+            return Err(TrustError::WrongName { wanted: wanted.clone(), found: statement.name });
         }
         match self.not_older_than {
             Some(wanted) if statement.created < wanted => {
@@ -200,69 +208,72 @@ impl Trust {
     }
 }
 
-/// A volume is not to be believed.
+/// The error for a volume that is not trusted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
-    /// Nobody vouches for it.
-    #[error("it is not signed, and has to be by {}: build it with --sign-key", list(trusted))]
+    /// The volume is not signed, but must be.
+    #[error("it is not signed, but must be signed by {}: build it with --sign-key", list(trusted))]
     NotSigned {
-        /// Keys that are trusted.
+        /// IDs of the trusted keys.
         trusted: Vec<KeyId>,
     },
-    /// Somebody does whom one does not know.
-    #[error("it is signed by {key}, and only {} is trusted: give that key too if it is yours", list(trusted))]
-    UnknownKey {
-        /// Who signed.
-        key: KeyId,
-        /// Keys that are trusted.
-        trusted: Vec<KeyId>,
-    },
-    /// It is signed, and its name and time are not.
+    /// The volume is signed by a key that is not trusted.
     #[error(
-        "its signature has version 1, which states no name and no time\nbuild it again with this larder, or leave out --name and --not-older-than"
+        "it is signed by {key}, but must be signed by {}: also give that key if it is yours",
+        list(trusted)
+    )]
+    UnknownKey {
+        /// ID of the signing key.
+        key: KeyId,
+        /// IDs of the trusted keys.
+        trusted: Vec<KeyId>,
+    },
+    /// The signature covers neither name nor time.
+    #[error(
+        "its signature has version 1, which has no name and no time\nbuild it again with this larder, or omit --name and --not-older-than"
     )]
     NoStatement,
-    /// It is signed for another name.
-    #[error("it is signed {}, and {:?} is wanted: it is another cache", of(found.as_deref()), escape(wanted))]
-    OtherName {
-        /// The name that was asked for.
+    /// The volume is signed for another name.
+    #[error("it is signed {}, but {:?} is required: it is another cache", of(found.as_deref()), escape(wanted))]
+    WrongName {
+        /// The required name.
         wanted: String,
-        /// The name that was signed, if any.
+        /// The signed name, if any.
         found: Option<String>,
     },
-    /// It was signed before the time that was asked for.
+    /// The volume was signed before the earliest accepted time.
     #[error(
-        "it was signed at {}, and one not older than {} is wanted: get a newer one",
+        "it was signed at {}, but must not be older than {}: get a newer one",
         statement::text(created),
         statement::text(wanted)
     )]
     TooOld {
-        /// The time that was asked for.
+        /// The earliest accepted time.
         wanted: DateTime<Utc>,
-        /// The time that was signed.
+        /// The signed creation time.
         created: DateTime<Utc>,
     },
-    /// The signature is of something else.
-    #[error("its signature by {key} does not hold: cache.json or cache.json.sig was changed after the seal")]
-    DoesNotHold {
-        /// Who is said to have signed.
+    /// The signature is not valid for this `cache.json`.
+    #[error("its signature by {key} is invalid: cache.json or cache.json.sig was changed after the seal")]
+    InvalidSignature {
+        /// ID of the key in the file.
         key: KeyId,
     },
-    /// The signature is none.
-    #[error("its cache.json.sig cannot be read: {0}")]
+    /// `cache.json.sig` is malformed.
+    #[error("its cache.json.sig is malformed: {0}")]
     Malformed(String),
 }
 
 impl TrustError {
-    /// The class, which decides about the exit code.
+    /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             TrustError::NotSigned { .. }
             | TrustError::UnknownKey { .. }
             | TrustError::NoStatement
-            | TrustError::OtherName { .. }
+            | TrustError::WrongName { .. }
             | TrustError::TooOld { .. } => Class::Denied,
-            TrustError::DoesNotHold { .. } | TrustError::Malformed(_) => Class::Corrupt,
+            TrustError::InvalidSignature { .. } | TrustError::Malformed(_) => Class::Corrupt,
         }
     }
 }
@@ -273,7 +284,7 @@ fn of(name: Option<&str>) -> String {
 
 fn list(keys: &[KeyId]) -> String {
     match keys {
-        [] => "a key, of which none is given".to_owned(),
+        [] => "a trusted key (none was given)".to_owned(),
         keys => keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
     }
 }
@@ -351,14 +362,14 @@ mod tests {
         assert_eq!(bad("{", "").class(), Class::Corrupt);
     }
 
-    fn stating(name: Option<&str>) -> SigningKey {
-        key().stating(Claims { name: name.map(str::to_owned), sequence: Some(17) })
+    fn key_with_name(name: Option<&str>) -> SigningKey {
+        key().with_claims(Claims { name: name.map(str::to_owned), sequence: Some(17) })
     }
 
     #[test]
     fn names_and_times_are_compared() {
         let before = Utc::now() - chrono::TimeDelta::seconds(2);
-        let key = stating(Some("web"));
+        let key = key_with_name(Some("web"));
         let judge = |key: &SigningKey, json: &[u8], name: Option<&str>, not_older_than| {
             let name = name.map(str::to_owned);
             let trust = Trust { name, not_older_than, ..Trust::only(vec![key.public()]) };
@@ -368,13 +379,13 @@ mod tests {
         let after = Utc::now() + chrono::TimeDelta::seconds(2);
         assert_eq!(judge(&key, &json, None, None), Ok(true));
         assert_eq!(judge(&key, &json, Some("web"), Some(before)), Ok(true));
-        assert!(matches!(judge(&key, &json, Some("db"), None), Err(TrustError::OtherName { .. })));
+        assert!(matches!(judge(&key, &json, Some("db"), None), Err(TrustError::WrongName { .. })));
         assert!(matches!(judge(&key, &json, Some("web"), Some(after)), Err(TrustError::TooOld { .. })));
-        let nameless = stating(None);
+        let nameless = key_with_name(None);
         let json = SealSignature::new(CACHE, &nameless).to_json().unwrap();
         assert_eq!(judge(&nameless, &json, None, Some(before)), Ok(true));
-        assert!(matches!(judge(&nameless, &json, Some("web"), None), Err(TrustError::OtherName { .. })));
-        // What an older larder signed.
+        assert!(matches!(judge(&nameless, &json, Some("web"), None), Err(TrustError::WrongName { .. })));
+        // A signature of an older Larder release.
         let bare = self::key();
         let json = SealSignature::new(CACHE, &bare).to_json().unwrap();
         assert_eq!(judge(&bare, &json, None, None), Ok(true));
@@ -386,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_statement_is_signed_with_the_file() {
-        let key = stating(Some("web"));
+        let key = key_with_name(Some("web"));
         let text = String::from_utf8(SealSignature::new(CACHE, &key).to_json().unwrap()).unwrap();
         let trust = Trust::only(vec![key.public()]);
         let judge = |from: &str, to: &str| {
@@ -396,32 +407,35 @@ mod tests {
         judge("web", "web").unwrap();
         for (from, to) in [("\"web\"", "\"db\""), ("\"name\":\"web\",", ""), (":17", ":18"), ("\"20", "\"19")]
         {
-            assert!(matches!(judge(from, to), Err(TrustError::DoesNotHold { .. })), "{from}");
+            assert!(matches!(judge(from, to), Err(TrustError::InvalidSignature { .. })), "{from}");
         }
-        // A line that says more, and other words for the same time.
+        // A name with an additional line, and other forms of the same time.
         for (from, to) in
             [("web", "web\\nsequence 18"), ("Z\"", "z\""), ("Z\"", "+00:00\""), ("Z\"", ".0Z\"")]
         {
             assert!(matches!(judge(from, to), Err(TrustError::Malformed(_))), "{from}");
         }
-        // A statement that is left out.
+        // A removed statement.
         let bare = text.replace("\"version\":2", "\"version\":1");
         let start = bare.find("\"name\"").unwrap();
         let end = bare.find("\"signature\"").unwrap();
         let bare = format!("{}{}", &bare[..start], &bare[end..]);
-        assert!(matches!(trust.judge(CACHE, Some(bare.as_bytes())), Err(TrustError::DoesNotHold { .. })));
+        assert!(matches!(
+            trust.judge(CACHE, Some(bare.as_bytes())),
+            Err(TrustError::InvalidSignature { .. })
+        ));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_are_answered(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_parse_or_err(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assert!(Trust::default().judge(CACHE, Some(&bytes)).is_err());
         }
 
-        /// Whatever byte of file or signature is another one, nobody vouches for it.
+        /// Changing any bit of the file or the signature makes the signature invalid.
         #[test]
         fn every_bit_counts(content in prop::collection::vec(any::<u8>(), 1..100), at: prop::sample::Index, bit in 0u8..8) {
-            let key = if content.len() % 2 == 0 { key() } else { stating(Some("web")) };
+            let key = if content.len() % 2 == 0 { key() } else { key_with_name(Some("web")) };
             let trust = Trust::only(vec![key.public()]);
             let json = SealSignature::new(&content, &key).to_json().unwrap();
             prop_assert!(trust.judge(&content, Some(&json)).is_ok());
@@ -429,7 +443,7 @@ mod tests {
             let place = at.index(other.len());
             other[place] ^= 1 << bit;
             prop_assert!(trust.judge(&other, Some(&json)).is_err());
-            // The line break at the end says nothing.
+            // The line break at the end does not count.
             let mut changed = json;
             let place = at.index(changed.len() - 1);
             changed[place] ^= 1 << bit;

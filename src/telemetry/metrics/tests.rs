@@ -1,13 +1,13 @@
-//! The metrics against their document, the rules of their names, and their bounds.
+//! Tests of the metrics: their documentation, their naming rules and their limits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
-/// One of each.
+/// Encodes at least one value of each metric.
 fn all() -> String {
     let metrics = Metrics::new();
-    // A family is told from its first member on.
+    // A family is encoded only if it has a member.
     metrics.build(BuildResult::Stopped, Duration::ZERO);
     metrics.stage(Stage::Plan, Duration::ZERO);
     metrics.layer(LayerOrigin::Fetched, 1, 1);
@@ -19,7 +19,7 @@ fn all() -> String {
     metrics.encode()
 }
 
-/// Names as they are scraped, with their kinds.
+/// Returns the names as they are scraped, with their kinds.
 fn kinds(text: &str) -> BTreeMap<String, String> {
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
     let scraped = types.map(|(name, kind)| {
@@ -29,7 +29,7 @@ fn kinds(text: &str) -> BTreeMap<String, String> {
     scraped.collect()
 }
 
-/// The labels of a metric, `le` of histograms aside.
+/// Returns the labels of a metric, except `le` of histograms.
 fn labels(text: &str, name: &str) -> BTreeSet<String> {
     let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.split_once('{'));
     let samples = samples.filter(|(suffix, _)| matches!(*suffix, "" | "_bucket" | "_sum" | "_count"));
@@ -39,7 +39,7 @@ fn labels(text: &str, name: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_document_says_the_same() {
+fn the_documentation_lists_every_metric() {
     let text = all();
     let told = kinds(&text).into_iter().map(|(name, kind)| (labels(&text, &name), name, kind));
     let told: BTreeSet<_> = told.map(|(labels, name, kind)| (name, kind, labels)).collect();
@@ -55,7 +55,7 @@ fn the_document_says_the_same() {
     assert_eq!(told, documented);
 }
 
-/// <https://prometheus.io/docs/practices/naming/>, and the suffixes that OpenMetrics keeps for itself.
+/// The rules of <https://prometheus.io/docs/practices/naming/>, and the suffixes that OpenMetrics reserves.
 #[test]
 fn names_follow_the_rules() {
     let text = all();
@@ -70,7 +70,7 @@ fn names_follow_the_rules() {
             !["total", "count", "sum", "bucket", "created", "info"].contains(words.last().unwrap()),
             "{name}"
         );
-        // Base units, and at the end.
+        // Units are base units, at the end of the name.
         let units = ["seconds", "bytes"];
         let unit = units.into_iter().find(|unit| words.contains(unit));
         assert!(unit.is_none_or(|unit| words.last() == Some(&unit)), "{name}");
@@ -93,7 +93,7 @@ fn codes_of_registries_are_bounded() {
 }
 
 #[test]
-fn a_host_writes_no_line_of_its_own() {
+fn a_host_cannot_inject_a_line() {
     let metrics = Metrics::new();
     metrics.registry_retry("h\"} 1\nlarder_builds_total 9");
     assert!(!metrics.encode().lines().any(|line| line.starts_with("larder_builds_total 9")));
@@ -114,7 +114,7 @@ fn hosts_are_bounded() {
 }
 
 #[test]
-fn what_is_counted_is_told() {
+fn counts_are_encoded() {
     let metrics = Metrics::new();
     metrics.build(BuildResult::Sealed, Duration::from_secs(2));
     metrics.layer(LayerOrigin::Reused, 0, 30);

@@ -1,23 +1,23 @@
-//! What helps against the limit that binds, by the names of settings.
+//! Advice on relieving the bottleneck, with the names of settings.
 
 use super::{Limit, LimitName, MeasuredImage, MeasuredLayer, Settings, Stage, StageName};
 use crate::job::LayerFormat;
 use crate::seal::Compression;
 
-/// Blobs smaller than this are never fetched by ranges, bytes (`registry::Ranges`).
-const RANGED: u64 = 64 << 20;
+/// Minimum size of a blob that is fetched by ranges, bytes (`registry::Ranges`).
+const MIN_RANGED_BYTES: u64 = 64 << 20;
 
-/// Fewer names a second than this are none of an ordinary disk: 30,000 to 100,000 are.
-const SLOW: f64 = 10_000.0;
+/// Files per second below which a disk is unusually slow; ordinary disks reach 30,000 to 100,000.
+const SLOW_CREATE_RATE: f64 = 10_000.0;
 
-/// From so many names on their rate says something.
-const ENOUGH: u64 = 1000;
+/// Minimum number of files for a meaningful rate.
+const MIN_CREATE_SAMPLE: u64 = 1000;
 
-/// What to think of a limit that was beaten.
-pub(super) const BEATEN: &str = " That it took less than the limit allows means that the machine did not give the same twice: other \
-     work on it, or a disk that is quick only until an allowance is used up. Measure again.";
+/// Note for a build that was faster than its roofline.
+pub(super) const FASTER_THAN_ROOFLINE: &str = " The build was faster than the limit, so the speed of the machine changed during the \
+     measurement. Other work or a disk with burst credits can cause this. Measure again.";
 
-/// One to three sentences.
+/// Returns one to three sentences.
 pub(super) fn advice(
     binding: LimitName,
     image: &MeasuredImage,
@@ -32,20 +32,21 @@ pub(super) fn advice(
             let layer = limit.and_then(|limit| limit.layer.as_ref());
             let layer = image.layers.iter().find(|of_image| Some(&of_image.digest) == layer);
             let gzip = layer.is_some_and(|layer| layer.compression == Compression::Gzip);
-            let zstd = if gzip { ", or compressed with zstd, which inflates faster than gzip" } else { "" };
+            let zstd =
+                if gzip { ", or compress it with zstd, which decompresses faster than gzip" } else { "" };
             format!(
-                "More processors do not help, for one inflates the whole layer: the image wants building with that layer \
-                 split into several{zstd}."
+                "More processors do not help, because one processor decompresses the whole layer. Build the image with \
+                 that layer split into several{zstd}."
             )
         }
         LimitName::LayerHash => {
-            "More processors do not help, for one hashes the whole layer: the image wants building \
-             with that layer split into several."
+            "More processors do not help, because one processor hashes the whole layer. Build the image with \
+             that layer split into several."
                 .to_owned()
         }
         LimitName::LayerCreate => format!(
-            "More processors do not help, for one thread makes all names of a layer: --layer-format erofs makes none, else the \
-             image wants building with that layer split into several.{}",
+            "More processors do not help, because one thread creates all files of a layer. Use --layer-format erofs, which \
+             creates none, or build the image with that layer split into several.{}",
             slow_names(stages)
         ),
         LimitName::Disk => disk(settings),
@@ -55,16 +56,16 @@ pub(super) fn advice(
 fn network(image: &MeasuredImage, settings: &Settings) -> String {
     let largest = image.layers.iter().map(|layer| layer.compressed_bytes).max().unwrap_or_default();
     let Settings { concurrency, connections_per_host, ranges_per_blob, .. } = settings;
-    let mirror = "a mirror that is nearer helps (mirrors in [[registry.host]])";
-    if largest >= RANGED && largest >= image.compressed_bytes() / 2 {
+    let mirror = "use a closer mirror (mirrors in [[registry.host]])";
+    if largest >= MIN_RANGED_BYTES && largest >= image.compressed_bytes() / 2 {
         return format!(
-            "Most of the bytes are one layer: registry.ranges_per_blob (here {ranges_per_blob}) has it come by several \
-             connections at once, as far as --connections-per-host (here {connections_per_host}) allows; else {mirror}."
+            "Most of the bytes are in one layer. Increase registry.ranges_per_blob (here {ranges_per_blob}) to fetch it over \
+             several connections, up to --connections-per-host (here {connections_per_host}), or {mirror}."
         );
     }
     format!(
-        "Where the registry limits each connection, more layers at once help: --concurrency (here {concurrency}) and \
-         --connections-per-host (here {connections_per_host}); else {mirror}."
+        "If the registry limits each connection, fetch more layers at once: increase --concurrency (here {concurrency}) and \
+         --connections-per-host (here {connections_per_host}). Otherwise, {mirror}."
     )
 }
 
@@ -72,8 +73,8 @@ fn processors(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> S
     let Settings { processors, concurrency, .. } = settings;
     if image.layers.len() > 1 && concurrency < processors {
         return format!(
-            "--concurrency (here {concurrency}) is less than the processors ({processors}): more layers at once occupy more \
-             of them."
+            "--concurrency (here {concurrency}) is less than the number of processors ({processors}): increase it to use more of \
+             them."
         );
     }
     let counted = stages.iter().filter(|stage| stage.counted);
@@ -83,33 +84,33 @@ fn processors(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> S
     let most = most.map(|stage| stage.stage);
     let instead = match most {
         Some(StageName::Create) => {
-            "most of the work is making files, of which --layer-format erofs makes none"
+            "most of the work is creating files, and --layer-format erofs creates none"
         }
         Some(StageName::Inflate) if gzip > image.hashed_bytes() / 2 => {
-            "most of the work is inflating gzip, for which layers that are compressed with zstd take less"
+            "most of the work is decompressing gzip, and zstd takes less"
         }
-        Some(StageName::Inflate) => "most of the work is inflating",
+        Some(StageName::Inflate) => "most of the work is decompression",
         Some(StageName::Hash) => {
-            "most of the work is hashing, which cannot be left out; processors with SHA instructions do it fastest"
+            "most of the work is hashing, which is required; it is fastest on processors with SHA instructions"
         }
         Some(StageName::Network) => "most of the work is receiving",
         Some(StageName::Write | StageName::Sync) => "most of the work is writing",
         None => "there is little to do",
     };
     let slow = if most == Some(StageName::Create) { slow_names(stages) } else { "" };
-    format!(
-        "More processors help (here {processors}, by affinity and the quota of the cgroup); {instead}.{slow}"
-    )
+    format!("More processors help (here {processors}, from CPU affinity and cgroup quota); {instead}.{slow}")
 }
 
-/// What to think of where making names is out of proportion.
+/// Returns advice for a file system that creates files unusually slowly.
 fn slow_names(stages: &[Stage]) -> &'static str {
     let create = stages.iter().find(|stage| stage.stage == StageName::Create);
-    let is_slow =
-        |create: &Stage| create.per_second < SLOW && create.entries.is_some_and(|entries| entries >= ENOUGH);
+    let is_slow = |create: &Stage| {
+        create.per_second < SLOW_CREATE_RATE
+            && create.entries.is_some_and(|entries| entries >= MIN_CREATE_SAMPLE)
+    };
     if create.is_some_and(is_slow) {
-        " So few names a second are what an ext4 gives where many files were removed in the last minutes: then measure again \
-         later, or on a file system that was mounted since."
+        " ext4 creates files this slowly if many files were removed in the last minutes. Measure again later, or on a \
+         newly mounted file system."
     } else {
         ""
     }
@@ -118,10 +119,10 @@ fn slow_names(stages: &[Stage]) -> &'static str {
 fn disk(settings: &Settings) -> String {
     match settings.layer_format {
         Some(LayerFormat::Overlay) => {
-            "A faster disk helps; --layer-format erofs, which writes one file for a layer, leaves \
-             less to sync than many small files do."
+            "Use a faster disk, or --layer-format erofs, which writes one file per layer and so has less to sync than many \
+             small files."
                 .to_owned()
         }
-        Some(LayerFormat::Erofs) | None => "A faster disk helps, and images that hold less.".to_owned(),
+        Some(LayerFormat::Erofs) | None => "Use a faster disk or smaller images.".to_owned(),
     }
 }

@@ -1,55 +1,55 @@
-//! What no order of the same work could be quicker than.
+//! Lower bounds for the time of any schedule of the same work.
 
 use serde::{Deserialize, Serialize};
 
 use super::{MeasuredImage, MeasuredLayer, Settings, Stage, StageName, approximate, over};
 use crate::digest::Digest;
 
-/// One bound.
+/// One lower bound for the build time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limit {
-    /// Which.
+    /// The resource that causes the limit.
     pub limit: LimitName,
-    /// The least time that it allows, seconds.
+    /// Minimum time of a build under this limit, seconds.
     pub seconds: f64,
-    /// Digest of the blob of the layer that it is about.
+    /// Digest of the layer's blob, if the limit is about one layer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub layer: Option<Digest>,
 }
 
-/// What bounds.
+/// The resource that limits a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitName {
-    /// What the registry and the way to it give.
+    /// Throughput of the registry and the network.
     Network,
-    /// The work of all stages, shared evenly by the processors.
+    /// Processor time of all stages, divided evenly among the processors.
     Processors,
-    /// One stream is inflated by one processor.
+    /// One stream is decompressed by one processor.
     LayerInflate,
     /// One stream is hashed by one processor.
     LayerHash,
-    /// The names of one layer are made by one thread, in the order of its tar.
+    /// The files of one layer are created by one thread, in the order of its tar.
     LayerCreate,
-    /// Writing and syncing, with nothing else to wait for.
+    /// Writing and syncing, without any other work.
     Disk,
 }
 
 impl LimitName {
-    /// What it is called for a person.
+    /// Returns the name that messages use.
     pub fn words(self) -> &'static str {
         match self {
             LimitName::Network => "network",
             LimitName::Processors => "processors",
-            LimitName::LayerInflate => "inflating one layer",
+            LimitName::LayerInflate => "decompressing one layer",
             LimitName::LayerHash => "hashing one layer",
-            LimitName::LayerCreate => "creating the names of one layer",
+            LimitName::LayerCreate => "creating the files of one layer",
             LimitName::Disk => "disk",
         }
     }
 }
 
-/// Every limit that counts, the largest first.
+/// Returns every limit that applies, the largest first.
 pub(super) fn find(image: &MeasuredImage, settings: &Settings, stages: &[Stage]) -> Vec<Limit> {
     let counted = |name| stages.iter().find(|stage| stage.stage == name && stage.counted);
     let mut limits = Vec::new();

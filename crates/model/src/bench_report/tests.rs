@@ -39,7 +39,8 @@ const STAGES: [StageName; 6] = [
     StageName::Sync,
 ];
 
-/// Stages with these walls and processors' times; of 1000 bytes where it does not matter, and of 200 names.
+/// Stages with the given wall and processor times, for an image of 200 files. Stages whose size does not
+/// matter have 1000 bytes.
 fn stages(kind: Kind, image: &MeasuredImage, took: [(f64, f64); 6]) -> Vec<Stage> {
     let stages = STAGES.into_iter().zip(took).map(|(name, (wall_seconds, processor_seconds))| {
         let amount = match name {
@@ -85,7 +86,7 @@ fn only_what_counts_is_a_limit() {
     assert_eq!(seconds(&build, LimitName::Processors), Some(2.5));
     assert_eq!(seconds(&build, LimitName::Disk), Some(3.5));
     assert_eq!(seconds(&build, LimitName::LayerInflate), Some(1.6));
-    // 900 of 1000 bytes, and 100 of 200 names; a blob that is the tar is hashed once.
+    // 900 of 1000 bytes, and 100 of 200 files; an uncompressed blob is hashed once.
     assert_eq!(seconds(&build, LimitName::LayerHash), Some(0.9));
     assert_eq!(seconds(&build, LimitName::LayerCreate), Some(0.25));
     assert_eq!(build.image.hashed_bytes(), 1000);
@@ -109,19 +110,21 @@ fn advice_names_settings() {
     let network = [(9.0, 0.0), (1.0, 1.0), (1.0, 1.0), (0.1, 0.1), (0.1, 0.1), (0.1, 0.0)];
     assert!(advice(Kind::Build, small(), SETTINGS, network).contains("--concurrency (here 4)"));
     let one = vec![layer("a", Compression::Gzip, 100 << 20, 200 << 20)];
-    let told = advice(Kind::Build, one, SETTINGS, network);
+    let text = advice(Kind::Build, one, SETTINGS, network);
     assert!(
-        told.contains("registry.ranges_per_blob (here 1)") && told.contains("[[registry.host]]"),
-        "{told}"
+        text.contains("registry.ranges_per_blob (here 1)") && text.contains("[[registry.host]]"),
+        "{text}"
     );
 
     let create = [(0.1, 0.1), (1.0, 1.0), (1.0, 1.0), (3.0, 3.0), (0.1, 0.1), (0.1, 0.0)];
-    assert!(advice(Kind::Build, small(), SETTINGS, create).contains("--layer-format erofs makes none"));
+    assert!(
+        advice(Kind::Build, small(), SETTINGS, create).contains("--layer-format erofs, which creates none")
+    );
     let mut slow = stages(Kind::Build, &image(small()), create);
-    for (entries, told) in [(Some(999), false), (Some(1000), true)] {
+    for (entries, is_slow) in [(Some(999), false), (Some(1000), true)] {
         (slow[3].entries, slow[3].per_second) = (entries, 9999.0);
         let report = BenchReport::new(Kind::Build, image(small()), SETTINGS, slow.clone(), Took::default());
-        assert_eq!(report.advice.contains("removed in the last minutes"), told, "{}", report.advice);
+        assert_eq!(report.advice.contains("removed in the last minutes"), is_slow, "{}", report.advice);
     }
     let few = Settings { concurrency: 1, ..SETTINGS };
     assert!(advice(Kind::Build, small(), few, create).starts_with("--concurrency (here 1)"));

@@ -1,4 +1,4 @@
-//! The identity of an image cache.
+//! IDs of image caches.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,19 +6,19 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A random UUID (RFC 9562, version 4), chosen by the daemon. Written in lower case with hyphens, so that it is safe as a
-/// file name.
+/// A random UUID (RFC 9562, version 4), chosen by the daemon. The text form is lower case with hyphens, so it
+/// is safe as a file name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CacheId(Uuid);
 
-/// A string is not the ID of an image cache.
+/// The error for a string that is not the ID of an image cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not the ID of an image cache: want a UUID")]
 pub struct ParseIdError;
 
 impl CacheId {
-    /// A new ID that nothing has yet.
+    /// Creates a new random ID.
     pub fn random() -> Self {
         CacheId(Uuid::new_v4())
     }
@@ -27,7 +27,8 @@ impl CacheId {
 impl FromStr for CacheId {
     type Err = ParseIdError;
 
-    /// Takes the form that [`Display`](fmt::Display) writes and no other, so that one cache has one address.
+    /// Accepts only the form that [`Display`](fmt::Display) writes, so that each cache has exactly one
+    /// address.
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let id = CacheId(Uuid::try_parse(s).map_err(|_| ParseIdError)?);
         if id.to_string() == s { Ok(id) } else { Err(ParseIdError) }
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_form() {
+    fn only_the_canonical_form_is_accepted() {
         let id = CacheId::random();
         assert_eq!(id.to_string().parse(), Ok(id));
         let upper = id.to_string().to_uppercase();

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Name of an image cache: 1 to 128 of a-z 0-9 '-', a letter first, no '-' last. Unique in a tenant.
+/// Name of an image cache: 1 to 128 characters of a-z 0-9 '-', starts with a letter, does not end with '-'.
+/// Unique in a tenant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CacheName(String);
@@ -15,26 +16,26 @@ pub struct CacheName(String);
 #[serde(try_from = "String", into = "String")]
 pub struct TenantName(String);
 
-/// A string is no name.
+/// The error for a string that is not a valid name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseNameError {
-    /// Not the name of an image cache.
-    #[error("want 1 to 128 of a-z 0-9 '-', a letter first and no '-' last")]
+    /// The string is not the name of an image cache.
+    #[error("want 1 to 128 characters of a-z 0-9 '-', starting with a letter and not ending with '-'")]
     Cache,
-    /// Not the name of a tenant.
-    #[error("want 1 to 63 of a-z 0-9 '-', a letter or digit first and last")]
+    /// The string is not the name of a tenant.
+    #[error("want 1 to 63 characters of a-z 0-9 '-', starting and ending with a letter or digit")]
     Tenant,
 }
 
 impl CacheName {
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl TenantName {
-    /// The name.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

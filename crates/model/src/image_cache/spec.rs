@@ -1,4 +1,4 @@
-//! What a tenant asks for.
+//! The specification of an image cache, as a tenant requests it.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,52 +6,53 @@ use super::name::CacheName;
 use crate::reference::ImageReference;
 use crate::size::ByteSize;
 
-/// Most images of one cache.
+/// Maximum number of images in one cache.
 pub const MAX_IMAGES: usize = 20;
-/// Smallest and default size, GiB.
+/// Minimum and default size of a volume, GiB.
 pub const MIN_SIZE_GIB: u32 = 20;
-/// Largest size, GiB.
+/// Maximum size of a volume, GiB.
 pub const MAX_SIZE_GIB: u32 = 400;
-/// Longest retention, days.
+/// Maximum retention time, days.
 pub const MAX_RETENTION_DAYS: u32 = 10_000;
-/// Most pull secrets of one cache.
+/// Maximum number of pull secrets of one cache.
 pub const MAX_PULL_SECRETS: usize = 64;
-/// Longest text that is taken for the name of a pull secret or the UID of a cluster, bytes.
+/// Maximum length of the name of a pull secret or the UID of a cluster, bytes.
 pub const MAX_TEXT: usize = 512;
 
-/// The order for an image cache, every field within its limits.
+/// The specification of an image cache. Every field has been checked against its limits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Its name.
+    /// Name of the cache.
     pub name: CacheName,
     /// Images, 1 to [`MAX_IMAGES`].
     pub images: Vec<ImageReference>,
     /// Size of the volume, GiB.
     pub size_gib: u32,
-    /// Days until it expires; 0 is never.
+    /// Days until the cache expires; 0 means never.
     pub retention_days: u32,
-    /// UID of the cluster that builds it.
+    /// UID of the cluster that builds the cache.
     pub cluster: String,
-    /// Pull secrets as they were given. Whether one is well-formed, known and allowed is not told apart, so this is text.
+    /// Pull secrets as they were given. They are text, because the API must not reveal whether a secret is
+    /// malformed, unknown or forbidden.
     pub pull_secrets: Vec<String>,
 }
 
-/// A field is out of its limits.
+/// The error for a field that is outside its limits.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
-    /// Too few or too many images.
+    /// The number of images is outside 1 to [`MAX_IMAGES`].
     #[error("images: {0} given, want 1 to {MAX_IMAGES}")]
     Images(usize),
-    /// The size is out of range.
+    /// The size is out of range, GiB.
     #[error("image_cache_size: {0} GiB given, want {MIN_SIZE_GIB} to {MAX_SIZE_GIB}")]
     Size(u32),
-    /// The retention is out of range.
-    #[error("retention_days: {0} given, want 0 (for ever) to {MAX_RETENTION_DAYS}")]
+    /// The retention time is out of range, days.
+    #[error("retention_days: {0} given, want 0 (forever) to {MAX_RETENTION_DAYS}")]
     Retention(u32),
-    /// The cluster is empty or far too long.
+    /// The cluster UID is empty or too long, bytes.
     #[error("building_config.cluster: {0} bytes given, want the UID of a cluster")]
     Cluster(usize),
-    /// Too many pull secrets, or one that is far too long.
+    /// There are too many pull secrets, or one is too long.
     #[error(
         "building_config.image_pull_secrets: want at most {MAX_PULL_SECRETS}, each namespace:name of at most {MAX_TEXT} bytes"
     )]
@@ -59,7 +60,10 @@ pub enum SpecError {
 }
 
 impl Spec {
-    /// Checks the limits that types do not hold.
+    /// Checks the limits that the types do not enforce.
+    ///
+    /// # Errors
+    /// Returns [`SpecError`] for the first field that is outside its limits.
     pub fn check(&self) -> Result<(), SpecError> {
         if self.images.is_empty() || self.images.len() > MAX_IMAGES {
             return Err(SpecError::Images(self.images.len()));
@@ -80,7 +84,7 @@ impl Spec {
         Ok(())
     }
 
-    /// Size of the volume, bytes.
+    /// Returns the size of the volume in bytes.
     pub fn size(&self) -> ByteSize {
         ByteSize(u64::from(self.size_gib) << 30)
     }

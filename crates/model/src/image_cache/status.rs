@@ -1,26 +1,26 @@
-//! What a tenant is told about an image cache.
+//! The status of an image cache, as a tenant sees it.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The vendor's five statuses.
+/// One of the five statuses that the vendor's API defines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Status {
-    /// It is queued or being built.
+    /// The cache is queued or being built.
     Creating,
-    /// It can be used.
+    /// The cache is ready for use.
     Available,
-    /// It could not be built; the message says why.
+    /// The build failed; the message gives the reason.
     Failed,
-    /// It was there and cannot be used any more: expired, or found to be damaged. The message says which.
+    /// The cache expired or was found to be damaged; the message gives the reason.
     Unavailable,
-    /// It is on its way out, or waits for who still uses it.
+    /// The cache is being deleted, or is deleted after its last user releases it.
     Deleting,
 }
 
 impl Status {
-    /// All of them.
+    /// All statuses, in the order of a cache's life.
     pub const ALL: [Status; 5] =
         [Status::Creating, Status::Available, Status::Failed, Status::Unavailable, Status::Deleting];
 }

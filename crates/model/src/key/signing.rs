@@ -1,4 +1,4 @@
-//! The private half of a key.
+//! Private keys, which sign volumes.
 
 use std::fmt;
 
@@ -14,36 +14,36 @@ use crate::class::Class;
 use crate::credential::Secret;
 use crate::trust::Claims;
 
-/// What comes before the bytes of a private key: PKCS#8 version 1 (RFC 5958) with the algorithm 1.3.101.112 (RFC 8410, 7). ring
-/// itself would write version 2, which OpenSSL does not read.
+/// DER prefix of a private key: PKCS#8 version 1 (RFC 5958) with the algorithm 1.3.101.112 (RFC 8410, 7).
+/// ring would write version 2, which OpenSSL does not read.
 const PREFIX: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
-/// A private key, which never shows itself, and what is stated of volumes that are signed by it.
+/// A private key, whose `Debug` output is redacted, and the claims to sign for each volume.
 pub struct SigningKey {
     pair: Ed25519KeyPair,
     claims: Option<Claims>,
 }
 
-/// A key cannot be read or made.
+/// The error for a key that cannot be read or generated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SigningKeyError {
-    /// Not a PEM of PKCS#8, or encrypted.
+    /// The text is not a PKCS#8 PEM, or is encrypted.
     #[error(
-        "it is no private key in PKCS#8, unencrypted: want a PEM as `larder key generate` or `openssl genpkey -algorithm ed25519` \
-         writes it"
+        "it is not an unencrypted private key in PKCS#8: want a PEM from `larder key generate` or \
+         `openssl genpkey -algorithm ed25519`"
     )]
     NoKey,
-    /// A key of another kind, or a damaged one.
-    #[error("it is no key of Ed25519: {0}")]
+    /// The key has another algorithm or is damaged.
+    #[error("it is not an Ed25519 key: {0}")]
     Rejected(String),
-    /// The kernel has no random bytes.
-    #[error("the system gives no random bytes")]
+    /// The kernel did not provide random bytes.
+    #[error("cannot get random bytes from the kernel")]
     Random,
 }
 
 impl SigningKeyError {
-    /// The class, which decides about the exit code.
+    /// Returns the class of the error, which determines the exit code.
     pub fn class(&self) -> Class {
         match self {
             SigningKeyError::NoKey | SigningKeyError::Rejected(_) => Class::Invalid,
@@ -53,7 +53,10 @@ impl SigningKeyError {
 }
 
 impl SigningKey {
-    /// A new key, and the PEM that is to be kept of it.
+    /// Generates a new key. Returns it with its PEM, which the caller must store.
+    ///
+    /// # Errors
+    /// Returns [`SigningKeyError::Random`] if the kernel provides no random bytes.
     pub fn generate() -> Result<(Self, Secret), SigningKeyError> {
         let mut seed = [0; LEN];
         SystemRandom::new().fill(&mut seed).map_err(|_| SigningKeyError::Random)?;
@@ -63,7 +66,10 @@ impl SigningKey {
         Ok((Self::from_der(&der)?, pem))
     }
 
-    /// The key in a PEM, of whichever version of PKCS#8.
+    /// Parses a key in a PEM of any PKCS#8 version.
+    ///
+    /// # Errors
+    /// Returns [`SigningKeyError`] if the text is not an unencrypted Ed25519 key.
     pub fn parse(pem: &[u8]) -> Result<Self, SigningKeyError> {
         let der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| SigningKeyError::NoKey)?;
         Self::from_der(der.secret_pkcs8_der())
@@ -75,25 +81,25 @@ impl SigningKey {
             .map_err(|e| SigningKeyError::Rejected(e.to_string()))
     }
 
-    /// The same key for volumes of which `claims` are stated.
+    /// Sets the claims that are signed for each volume.
     #[must_use]
-    pub fn stating(self, claims: Claims) -> Self {
+    pub fn with_claims(self, claims: Claims) -> Self {
         SigningKey { claims: Some(claims), ..self }
     }
 
-    /// What is stated of volumes; `None` for their `cache.json` and nothing else.
+    /// Returns the claims for each volume; `None` to sign only `cache.json`.
     pub fn claims(&self) -> Option<&Claims> {
         self.claims.as_ref()
     }
 
-    /// The public half.
+    /// Returns the public half of the key.
     pub fn public(&self) -> PublicKey {
         let mut bytes = [0; LEN];
         bytes.copy_from_slice(self.pair.public_key().as_ref());
         PublicKey(bytes)
     }
 
-    /// Its signature over `message`.
+    /// Signs `message` with the key.
     pub fn sign(&self, message: &[u8]) -> [u8; 64] {
         let mut bytes = [0; 64];
         bytes.copy_from_slice(self.pair.sign(message).as_ref());
@@ -151,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_private_key() {
+    fn malformed_private_keys_are_refused() {
         let (key, pem) = SigningKey::generate().unwrap();
         let pem = pem.expose();
         let parse = |text: &str| SigningKey::parse(text.as_bytes()).map(|key| key.public());
@@ -164,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_it_is_shown() {
+    fn debug_output_is_redacted() {
         let (key, pem) = SigningKey::generate().unwrap();
         let base64 = pem.expose().lines().nth(1).unwrap().to_owned();
         let shown = format!("{key:?} {pem:?} {:?}", std::sync::Arc::new(&key));
@@ -173,7 +179,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_file_is_answered(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_parse_or_err(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = SigningKey::parse(&bytes);
             let _ = SigningKey::from_der(&bytes);
             let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(&bytes));

@@ -1,34 +1,36 @@
-//! Image configs (OCI image spec, config.md). Everything but platform, diff IDs and time is data for the runtime.
+//! Image configs (OCI image spec, config.md). All fields except platform, diff IDs and time are data for the
+//! runtime.
 
 use super::{MAX_BYTES, MAX_LAYERS, Manifest, ManifestError, error, go, shapes};
 use crate::digest::Digest;
 use crate::platform::Platform;
 
-/// What a build needs of an image config.
+/// The fields of an image config that a build needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageConfig {
-    /// The platform the image was made for; `None` if the config names no operating system or no architecture.
+    /// Platform of the image; `None` if the config has no operating system or no architecture.
     pub platform: Option<Platform>,
-    /// sha256 of each layer's tar, base first.
+    /// Digests (sha256) of the layers' tars, base first.
     pub diff_ids: Vec<Digest>,
-    /// When the image was made, RFC 3339.
+    /// Creation time of the image, RFC 3339.
     pub created: Option<String>,
 }
 
 impl ImageConfig {
-    /// Reads a config whose digest the caller has compared, as the runtimes do that will read it from the volume.
+    /// Parses a config in the same way as the runtimes that will read it from the volume. The caller must
+    /// have verified the digest of `bytes`.
     ///
     /// # Errors
-    /// [`ManifestError`] of class Corrupt: a runtime would refuse it.
+    /// Returns a [`ManifestError`] of class Corrupt if a runtime would refuse the config.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        error::at_most("bytes", bytes.len() as u64, MAX_BYTES)?;
+        error::check_max("bytes", bytes.len() as u64, MAX_BYTES)?;
         let config = go::read(bytes, &shapes::CONFIG)?;
         let rootfs = config.object("rootfs").cloned().unwrap_or_default();
         if !matches!(rootfs.text("type"), "" | "layers") {
             return Err(malformed("rootfs.type", rootfs.text("type"), "layers"));
         }
         let diff_ids = rootfs.texts("diff_ids");
-        error::at_most("diff IDs", diff_ids.len() as u64, MAX_LAYERS)?;
+        error::check_max("diff IDs", diff_ids.len() as u64, MAX_LAYERS)?;
         Ok(ImageConfig {
             platform: platform(&config)?,
             diff_ids: diff_ids.iter().map(|d| d.parse()).collect::<Result<_, _>>()?,
@@ -36,7 +38,10 @@ impl ImageConfig {
         })
     }
 
-    /// Checks that the config speaks of as many layers as the manifest.
+    /// Checks that the config has as many layers as the manifest.
+    ///
+    /// # Errors
+    /// Returns [`ManifestError::LayerCount`] if the numbers differ.
     pub fn check_layers(&self, manifest: &Manifest) -> Result<(), ManifestError> {
         if self.diff_ids.len() != manifest.layers.len() {
             return Err(ManifestError::LayerCount {
@@ -48,7 +53,8 @@ impl ImageConfig {
     }
 }
 
-/// The specification requires both parts, and runtimes do without: images of buildpacks have neither.
+/// Returns the platform. The specification requires OS and architecture, but runtimes accept images without
+/// them (buildpacks).
 fn platform(config: &go::Object) -> Result<Option<Platform>, ManifestError> {
     let (os, architecture, variant) =
         (config.text("os"), config.text("architecture"), config.text("variant"));
@@ -62,5 +68,5 @@ fn platform(config: &go::Object) -> Result<Option<Platform>, ManifestError> {
 }
 
 fn malformed(member: &str, given: &str, want: &str) -> ManifestError {
-    ManifestError::Malformed { reason: format!("{member} is {}, want {want}", error::cut(given)) }
+    ManifestError::Malformed { reason: format!("{member} is {}, want {want}", error::truncate(given)) }
 }

@@ -1,122 +1,124 @@
-//! Why a manifest, index or config is refused.
+//! The errors for manifests, indexes and configs.
 
 use crate::class::Class;
 use crate::digest::ParseDigestError;
 
-/// A manifest, index or config is refused. What came from outside is cut, and escaped where it is printed.
+/// The error for a manifest, index or config that is not accepted. Untrusted text is truncated here, and
+/// escaped when printed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// Not JSON, a key twice in one object, or not of the shape that the specification gives.
-    #[error("it is not what the OCI image spec asks for: {reason:?}")]
+    /// The document is not JSON, has a duplicate key in an object, or does not match the specification.
+    #[error("it does not match the OCI image spec: {reason:?}")]
     Malformed {
-        /// What the JSON reader found, with line and column.
+        /// Message of the JSON parser, with line and column.
         reason: String,
     },
-    /// A field that the JSON reader of podman, CRI-O, containerd and docker refuses.
-    #[error(
-        "its field {field} cannot be read by podman, containerd and docker: {rule}; build the image again"
-    )]
+    /// A field that the JSON parser of podman, CRI-O, containerd and docker refuses.
+    #[error("podman, containerd and docker cannot read its field {field}: {rule}; build the image again")]
     Unreadable {
-        /// The path of the field.
+        /// Path of the field in the document.
         field: String,
-        /// What is there, and what belongs there.
+        /// Found and expected value.
         rule: String,
     },
-    /// More than a limit allows.
-    #[error("it has {have} {what}, the limit is {limit}")]
+    /// A number that exceeds a limit.
+    #[error("it has {have} {what}, but the limit is {limit}")]
     TooLarge {
-        /// What was counted.
+        /// Unit of the number, in the plural.
         what: &'static str,
-        /// How much there is.
+        /// Actual number, in the unit `what`.
         have: u64,
-        /// How much is allowed.
+        /// Maximum number, in the unit `what`.
         limit: u64,
     },
-    /// A digest is not one.
+    /// A digest is malformed.
     #[error(transparent)]
     Digest(#[from] ParseDigestError),
-    /// A descriptor with a size below zero.
-    #[error("the descriptor of {digest:?} has size {size}: sizes are not negative")]
+    /// A descriptor has a negative size.
+    #[error("the descriptor of {digest:?} has the negative size {size}")]
     NegativeSize {
         /// Digest in the descriptor.
         digest: String,
         /// Size in the descriptor, bytes.
         size: i64,
     },
-    /// Image and index at once: two readers would see two images (CVE-2021-41190).
+    /// The document is an image and an index at once, so two parsers could use different images
+    /// (CVE-2021-41190).
+    #[error("it can be read as more than one kind of manifest (CVE-2021-41190): push the image again")]
+    Ambiguous,
+    /// Body and header have different media types.
     #[error(
-        "it can be read as more than one kind of manifest (CVE-2021-41190): the publisher must push it again"
+        "its mediaType is {body:?}, but the registry sent Content-Type {header:?}: they must be the same"
     )]
-    Confused,
-    /// Body and header name different types.
-    #[error("its mediaType is {body:?}, but the registry sent Content-Type {header:?}: they must be equal")]
     MediaTypes {
-        /// `mediaType` in the body.
+        /// Value of `mediaType` in the body.
         body: String,
-        /// Content-Type of the response.
+        /// Value of Content-Type in the response.
         header: String,
     },
-    /// Neither layers nor manifests.
+    /// The document has neither layers nor manifests.
     #[error("it has neither layers nor manifests")]
     Empty,
-    /// `schemaVersion` is not 2.
+    /// The value of `schemaVersion` is not 2.
     #[error("its schemaVersion is {}, want 2", .given.map_or("absent".to_owned(), |v| v.to_string()))]
     SchemaVersion {
-        /// Number found.
+        /// Value of `schemaVersion`, if present.
         given: Option<u64>,
     },
-    /// Docker image manifest version 2, schema 1.
+    /// The document is a Docker image manifest version 2, schema 1.
     #[error(
-        "it is a Docker schema 1 manifest, which holds neither sizes nor diff IDs: push the image again with a \
+        "it is a Docker schema 1 manifest, which has neither sizes nor diff IDs: push the image again with a \
          current docker, podman or buildkit"
     )]
     Schema1,
-    /// An artifact (Helm chart, signature, model …) or a document of another type.
-    #[error("it is of type {media_type:?}, which is not a container image: name an image")]
+    /// The document is an artifact (Helm chart, signature, model …) or has another media type.
+    #[error("it is of type {media_type:?}, which is not a container image: give the reference of an image")]
     NotAnImage {
-        /// The type found.
+        /// Media type of the document.
         media_type: String,
     },
-    /// An image with nothing in it.
+    /// The image has no layers.
     #[error("the image has no layers: there is nothing to cache")]
     NoLayers,
-    /// A layer of a type that nobody here can unpack.
+    /// A layer has a media type that Larder cannot unpack.
     #[error(
-        "a layer is of type {media_type:?}: want a tar, plain or compressed by gzip or zstd; build the image again \
-         with one of these"
+        "a layer is of type {media_type:?}: want a tar, uncompressed or compressed with gzip or zstd; build the \
+         image again in one of these formats"
     )]
     UnknownLayer {
-        /// The type found.
+        /// Media type of the layer.
         media_type: String,
     },
-    /// An encrypted layer (ocicrypt).
+    /// A layer is encrypted (ocicrypt).
     #[error(
-        "a layer of type {media_type:?} is encrypted, and Larder holds no keys: push the image unencrypted"
+        "a layer of type {media_type:?} is encrypted, and Larder has no keys: push the image without encryption"
     )]
     EncryptedLayer {
-        /// The type found.
+        /// Media type of the layer.
         media_type: String,
     },
-    /// The config lists another number of layers than the manifest.
-    #[error("the config has {diff_ids} diff IDs, the manifest {layers} layers: they must be as many")]
+    /// The config and the manifest have different numbers of layers.
+    #[error(
+        "the config has {diff_ids} diff IDs, but the manifest has {layers} layers: the numbers must be the same"
+    )]
     LayerCount {
-        /// Diff IDs in the config.
+        /// Number of diff IDs in the config.
         diff_ids: usize,
-        /// Layers in the manifest.
+        /// Number of layers in the manifest.
         layers: usize,
     },
-    /// No entry of an index runs on the platform asked for.
-    #[error("there is no image for {want}, only for {}", list(.offered))]
+    /// No entry of the index runs on the requested platform.
+    #[error("there is no image for {want}; available platforms: {}", list(.offered))]
     NoPlatform {
-        /// Platform asked for.
+        /// The requested platform.
         want: String,
-        /// Platforms in the index, in its order.
+        /// Platforms of the index, in its order.
         offered: Vec<String>,
     },
 }
 
 impl ManifestError {
-    /// The class that decides exit code and retry.
+    /// Returns the class of the error, which determines exit code and retries.
     pub fn class(&self) -> Class {
         match self {
             ManifestError::Malformed { .. }
@@ -124,7 +126,7 @@ impl ManifestError {
             | ManifestError::TooLarge { .. }
             | ManifestError::Digest(_)
             | ManifestError::NegativeSize { .. }
-            | ManifestError::Confused
+            | ManifestError::Ambiguous
             | ManifestError::MediaTypes { .. }
             | ManifestError::Empty
             | ManifestError::SchemaVersion { .. }
@@ -139,25 +141,25 @@ impl ManifestError {
     }
 }
 
-/// At most this many platforms are told; an index may offer thousands.
-const MAX_TOLD: usize = 20;
+/// Maximum number of platforms in the message; an index can have thousands.
+const MAX_LISTED: usize = 20;
 
 fn list(offered: &[String]) -> String {
-    let told = offered[..offered.len().min(MAX_TOLD)].join(", ");
-    match offered.len().saturating_sub(MAX_TOLD) {
-        _ if offered.is_empty() => "none at all".to_owned(),
-        0 => told,
-        more => format!("{told} and {more} more"),
+    let listed = offered[..offered.len().min(MAX_LISTED)].join(", ");
+    match offered.len().saturating_sub(MAX_LISTED) {
+        _ if offered.is_empty() => "none".to_owned(),
+        0 => listed,
+        more => format!("{listed} and {more} more"),
     }
 }
 
-/// Text from outside, cut to a length that a message can carry.
-pub(super) fn cut(text: &str) -> String {
+/// Truncates untrusted text to a length that is suitable for a message.
+pub(super) fn truncate(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
-/// Refuses `have` above `limit`.
-pub(super) fn at_most(what: &'static str, have: u64, limit: usize) -> Result<(), ManifestError> {
+/// Returns an error if `have` is greater than `limit`.
+pub(super) fn check_max(what: &'static str, have: u64, limit: usize) -> Result<(), ManifestError> {
     let limit = limit as u64;
     if have > limit {
         return Err(ManifestError::TooLarge { what, have, limit });

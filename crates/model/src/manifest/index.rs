@@ -1,4 +1,4 @@
-//! Indexes (OCI image spec, image-index.md) and the choice of a platform.
+//! Indexes (OCI image spec, image-index.md) and the selection of a platform.
 
 use serde::Deserialize;
 
@@ -7,16 +7,16 @@ use super::wire::WireEntry;
 use super::{Descriptor, MAX_DESCRIPTORS, ManifestError, error, json};
 use crate::platform::Platform;
 
-/// An index or manifest list.
+/// An OCI index or Docker manifest list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
-    /// Media type: the body's `mediaType`, else the Content-Type, else the OCI one.
+    /// Media type: the `mediaType` of the body, or the Content-Type, or the OCI type.
     pub media_type: String,
-    /// The entries that can be an image or a further index, in the order of the index, those with a type of artifact last.
-    /// Artifacts without a platform, attestations (`unknown/unknown`) and entries whose platform is empty or has no name that
-    /// can be written are left out.
+    /// Entries that can be an image or a nested index, in the order of the index; entries with an artifact
+    /// type come last. Artifacts without a platform, attestations (`unknown/unknown`) and entries with an
+    /// empty or invalid platform are omitted.
     pub manifests: Vec<Descriptor>,
-    /// Entries without a valid digest or size. One does not spoil the others, so it fails only those who need it.
+    /// Entries without a valid digest or size. Such an entry is an error only if it is selected.
     pub malformed: Vec<(Option<Platform>, ManifestError)>,
 }
 
@@ -25,10 +25,10 @@ struct Wire {
     manifests: Vec<WireEntry>,
 }
 
-/// What an entry is to a build.
+/// The role of an entry in a build.
 enum Candidate {
     Image(Descriptor),
-    /// It says that it is an artifact as well as an image of a platform.
+    /// An image of a platform that is also marked as an artifact.
     Artifact(Descriptor),
     Malformed(Option<Platform>, ManifestError),
     Other,
@@ -37,7 +37,7 @@ enum Candidate {
 impl Index {
     pub(super) fn read(bytes: &[u8], media_type: String) -> Result<Self, ManifestError> {
         let wire: Wire = json::read(bytes)?;
-        error::at_most("manifests", wire.manifests.len() as u64, MAX_DESCRIPTORS)?;
+        error::check_max("manifests", wire.manifests.len() as u64, MAX_DESCRIPTORS)?;
         let (mut manifests, mut artifacts, mut malformed) = (Vec::new(), Vec::new(), Vec::new());
         for entry in wire.manifests {
             match candidate(entry) {
@@ -51,13 +51,14 @@ impl Index {
         Ok(Index { media_type, manifests, malformed })
     }
 
-    /// The entry that serves `want` best by [`Platform::preference`]; of equals the first.
+    /// Selects the entry that is best for `want` by [`Platform::preference`]; ties go to the first.
     ///
-    /// The specification makes `platform` optional. An entry without one is taken only when no entry with one fits; the
-    /// platform of its config decides then.
+    /// The specification makes `platform` optional. An entry without a platform is selected only if no entry
+    /// with one is suitable; its config then determines the platform.
     ///
     /// # Errors
-    /// [`ManifestError::NoPlatform`] with the platforms offered; the fault of an entry that would have fitted.
+    /// Returns [`ManifestError::NoPlatform`] with the available platforms, or the error of a suitable but
+    /// malformed entry.
     pub fn choose(&self, want: &Platform) -> Result<&Descriptor, ManifestError> {
         let named = self.manifests.iter().filter_map(|entry| {
             let preference = want.preference(entry.platform.as_ref()?)?;

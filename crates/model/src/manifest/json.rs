@@ -1,7 +1,7 @@
-//! JSON from a registry: within the limit, and no key twice in one object.
+//! JSON from a registry, with a size limit and without duplicate keys in an object.
 //!
-//! Readers differ in which of two equal keys they take, so a document with both means two things. serde_json's limit of
-//! 128 levels is left on.
+//! Parsers differ in which of two duplicate keys they use, so a document with duplicates is ambiguous.
+//! serde_json's limit of 128 levels also applies.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,20 +10,20 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::MAX_BYTES;
-use super::error::{ManifestError, at_most, cut};
+use super::error::{ManifestError, check_max, truncate};
 
-/// Checks size, syntax and keys of a whole document.
+/// Checks size, syntax and keys of a complete document.
 pub(super) fn check(bytes: &[u8]) -> Result<(), ManifestError> {
-    at_most("bytes", bytes.len() as u64, MAX_BYTES)?;
+    check_max("bytes", bytes.len() as u64, MAX_BYTES)?;
     read::<UniqueKeys>(bytes).map(|_| ())
 }
 
-/// Reads a checked document as `T`.
+/// Parses a checked document as `T`.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ManifestError> {
-    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { reason: cut(&e.to_string()) })
+    serde_json::from_slice(bytes).map_err(|e| ManifestError::Malformed { reason: truncate(&e.to_string()) })
 }
 
-/// Any JSON value without a repeated key; keeps nothing of it.
+/// Any JSON value without duplicate keys; its content is discarded.
 struct UniqueKeys;
 
 impl<'de> Deserialize<'de> for UniqueKeys {
@@ -72,8 +72,8 @@ impl<'de> Visitor<'de> for UniqueKeys {
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
             map.next_value::<UniqueKeys>()?;
-            if let Some(twice) = seen.replace(key) {
-                return Err(Error::custom(format_args!("the key {:?} is there twice", cut(&twice))));
+            if let Some(duplicate) = seen.replace(key) {
+                return Err(Error::custom(format_args!("duplicate key {:?}", truncate(&duplicate))));
             }
         }
         Ok(self)

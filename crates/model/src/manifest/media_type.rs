@@ -1,8 +1,8 @@
-//! Media types of manifests, configs and layers (OCI image spec, media-types.md; Docker image manifest V2, schema 2).
+//! Media types of manifests, configs and layers (OCI image spec, media-types.md; Docker manifest schema 2).
 
 use std::str::FromStr;
 
-use super::error::{ManifestError, cut};
+use super::error::{ManifestError, truncate};
 use crate::seal::Compression;
 
 const IMAGE_CONFIG_MEDIA_TYPE: &str = "application/vnd.oci.image.config.v1+json";
@@ -13,7 +13,8 @@ pub(super) const IMAGE_MANIFEST_MEDIA_TYPE: &str = "application/vnd.docker.distr
 pub(super) const OCI_IMAGE_INDEX_MEDIA_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 pub(super) const OCI_IMAGE_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// What a request for a manifest accepts: the types that [`Document::parse`](super::Document::parse) reads.
+/// The types that a request for a manifest accepts: those that [`Document::parse`](super::Document::parse)
+/// supports.
 pub const ACCEPT: [&str; 4] = [
     OCI_IMAGE_INDEX_MEDIA_TYPE,
     OCI_IMAGE_MEDIA_TYPE,
@@ -21,7 +22,7 @@ pub const ACCEPT: [&str; 4] = [
     IMAGE_MANIFEST_MEDIA_TYPE,
 ];
 
-/// The two kinds of document.
+/// The kind of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Image,
@@ -29,7 +30,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What a media type names; `None` for one that is neither.
+    /// Returns the kind of document of a media type; `None` if it is neither.
     pub(super) fn of(media_type: &str) -> Option<Kind> {
         match media_type {
             OCI_IMAGE_MEDIA_TYPE | IMAGE_MANIFEST_MEDIA_TYPE => Some(Kind::Image),
@@ -46,12 +47,12 @@ impl Kind {
     }
 }
 
-/// Whether a config of this type makes its manifest an image.
+/// Reports whether a config of this type makes its manifest an image.
 pub(super) fn is_image_config(media_type: &str) -> bool {
     matches!(media_type, IMAGE_CONFIG_MEDIA_TYPE | IMAGE_DOCKER_CONFIG_MEDIA_TYPE)
 }
 
-/// Docker schema 1, signed or not.
+/// Reports whether a media type is Docker schema 1, signed or not.
 pub(super) fn is_schema_1(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -60,18 +61,18 @@ pub(super) fn is_schema_1(media_type: &str) -> bool {
     )
 }
 
-/// A Content-Type without its parameters, in lower case (RFC 9110, 8.3.1).
+/// Returns a Content-Type without its parameters, in lower case (RFC 9110, 8.3.1).
 pub(super) fn without_parameters(content_type: &str) -> String {
     let essence = content_type.split(';').next().unwrap_or_default();
     essence.trim().to_ascii_lowercase()
 }
 
-/// What the media type of a layer claims. The decoder goes by magic bytes and compares.
+/// The properties that the media type of a layer states. The decoder uses magic bytes, and compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerMediaType {
-    /// The compression claimed.
+    /// Compression stated by the media type.
     pub compression: Compression,
-    /// Whether the blob may lie elsewhere than in the registry (nondistributable, foreign).
+    /// `true` if the blob can be outside the registry (nondistributable, foreign).
     pub foreign: bool,
 }
 
@@ -98,9 +99,9 @@ impl FromStr for LayerMediaType {
         };
         let plain = media_type.strip_suffix("+encrypted");
         match (plain.and_then(known), known(media_type)) {
-            (Some(_), _) => Err(ManifestError::EncryptedLayer { media_type: cut(media_type) }),
+            (Some(_), _) => Err(ManifestError::EncryptedLayer { media_type: truncate(media_type) }),
             (None, Some(layer)) => Ok(layer),
-            (None, None) => Err(ManifestError::UnknownLayer { media_type: cut(media_type) }),
+            (None, None) => Err(ManifestError::UnknownLayer { media_type: truncate(media_type) }),
         }
     }
 }

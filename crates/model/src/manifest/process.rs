@@ -1,24 +1,24 @@
-//! What a container of an image runs unless it is told otherwise (OCI image spec, config.md, "config").
+//! The default process of a container of an image (OCI image spec, config.md, "config").
 
 use super::{go, shapes};
 
-/// Where programs are looked for if the image does not say (what containerd and podman take).
+/// Default search path for programs if the image has none (as in containerd and podman).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Command, environment and working directory.
+/// The command, environment and working directory of a process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
-    /// `Entrypoint`, then `Cmd`.
+    /// Command line: `Entrypoint`, then `Cmd`.
     pub args: Vec<String>,
-    /// `NAME=value`, in the order of the image.
+    /// Environment variables as `NAME=value`, in the order of the image.
     pub env: Vec<String>,
-    /// Working directory; the root where the image does not say.
+    /// Working directory; `/` if the image has none.
     pub working_dir: String,
 }
 
 impl Process {
-    /// Reads it from an image config, as runtimes do. A config that no runtime reads gives an empty one: refusing it is not this
-    /// reader's part.
+    /// Parses an image config as runtimes do. A config that no runtime can read gives an empty process: other
+    /// code rejects such configs.
     pub fn parse(config: &[u8]) -> Self {
         let document = go::read(config, &shapes::CONFIG).unwrap_or_default();
         let config = document.object("config").cloned().unwrap_or_default();
@@ -31,13 +31,13 @@ impl Process {
         }
     }
 
-    /// The value of a variable, the last where it is there twice.
+    /// Returns the value of an environment variable; for duplicates, the last.
     pub fn variable(&self, name: &str) -> Option<&str> {
         let value = |entry: &'_ String| entry.strip_prefix(name).is_some_and(|rest| rest.starts_with('='));
         self.env.iter().rfind(|entry| value(entry)).map(|entry| &entry[name.len() + 1..])
     }
 
-    /// Directories in which programs are looked for.
+    /// Returns the directories in which programs are searched.
     pub fn path(&self) -> impl Iterator<Item = &str> {
         self.variable("PATH").unwrap_or(PATH).split(':')
     }

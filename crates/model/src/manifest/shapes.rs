@@ -1,8 +1,9 @@
-//! The types of the documents of an image, as the programs that read them declare these.
+//! The types of the fields in image documents, as declared by the programs that read them.
 //!
-//! A document goes through several readers: `podman images` decodes a config as that of docker and as that of OCI, containerd as
-//! that of OCI. So a field has the type that all of them accept. Sources: image-spec `specs-go/v1`, container-libs
-//! `image/manifest/docker_schema2.go`, moby `image` and `api/types/container`.
+//! Several programs read each document: `podman images` decodes a config as a Docker config and as an OCI
+//! config, containerd as an OCI config. So each field has the type that all of them accept. Sources:
+//! image-spec `specs-go/v1`, container-libs `image/manifest/docker_schema2.go`, moby `image` and
+//! `api/types/container`.
 
 use super::go::Shape::{self, Absent, Base64, Empty, Flag, Integer, List, Map, Object, Text, Time, Words};
 
@@ -12,7 +13,7 @@ const TEXTS: Shape = List(&Text);
 const SET: Shape = Map(&Empty);
 const LABELS: Shape = Map(&Text);
 
-/// An image config.
+/// The fields of an image config.
 pub(super) static CONFIG: Shape = Object(&[
     ("id", Text),
     ("parent", Text),
@@ -73,7 +74,8 @@ const HEALTHCHECK: Fields = &[
     ("Retries", Integer),
 ];
 
-/// An image manifest. Fields of other kinds of manifests would make containers/image refuse it as ambiguous.
+/// The fields of an image manifest. With fields of other kinds of manifests, containers/image refuses it as
+/// ambiguous.
 pub(super) static MANIFEST: Shape = Object(&[
     ("schemaVersion", Integer),
     ("mediaType", Text),

@@ -61,7 +61,7 @@ fn types_that_disagree() {
     let parse = |json: &str, header| Document::parse(json.as_bytes(), header);
     assert!(parse(&untyped, None).is_ok());
     assert!(parse(&untyped, Some(IMAGE_MANIFEST_MEDIA_TYPE)).is_ok());
-    assert_eq!(parse(&untyped, Some(OCI_IMAGE_INDEX_MEDIA_TYPE)), Err(ManifestError::Confused));
+    assert_eq!(parse(&untyped, Some(OCI_IMAGE_INDEX_MEDIA_TYPE)), Err(ManifestError::Ambiguous));
     let error = parse(&json, Some(IMAGE_MANIFEST_MEDIA_TYPE)).unwrap_err();
     assert!(matches!(error, ManifestError::MediaTypes { .. }));
     let error = parse(&untyped, Some("text/html")).unwrap_err();
@@ -79,12 +79,12 @@ fn image_and_index_at_once() {
         index("", r#","config":{}"#),
         index("", r#","fsLayers":[]"#).replace("2,", "1,"),
     ] {
-        assert_eq!(parse(&json), Err(ManifestError::Confused), "{json}");
+        assert_eq!(parse(&json), Err(ManifestError::Ambiguous), "{json}");
     }
 }
 
 #[test]
-fn corrupt_ones() {
+fn corrupt_manifests_are_refused() {
     let layer = descriptor(GZIP, "a", 1, "");
     let good = image(OCI_IMAGE_MEDIA_TYPE, &layer, "");
     assert!(parse(&good).is_ok());
@@ -165,11 +165,12 @@ fn the_best_platform_is_chosen() {
         let error = index.choose(&absent.parse().unwrap()).unwrap_err();
         assert_eq!(error.class(), Class::NotFound);
         let message = error.to_string();
-        assert!(message.contains("linux/arm/v6") && !message.contains("only for unknown"), "{message}");
+        assert!(message.contains("linux/arm/v6") && !message.contains("platforms: unknown"), "{message}");
     }
 }
 
-/// The specification requires `artifactType` only for manifests without a config, and forbids it nowhere.
+/// The specification requires `artifactType` only for manifests without a config, but does not forbid it
+/// elsewhere.
 #[test]
 fn an_image_that_is_an_artifact_too() {
     let layer = descriptor(GZIP, "a", 1, "");
@@ -199,12 +200,12 @@ fn an_odd_entry_spoils_no_other() {
     ] {
         assert_eq!(chosen(&[odd.clone(), good.clone()], "linux/amd64"), Ok(Digest::sha256(b"good")), "{odd}");
     }
-    // An entry that is needed fails by its own fault, and one of another platform does not.
+    // A malformed entry fails only if it is the one for the requested platform.
     let negative = entry("negative", "linux/arm64").replace(r#""size":5"#, r#""size":-5"#);
     let entries = [negative, good];
     assert!(matches!(chosen(&entries, "linux/arm64"), Err(ManifestError::NegativeSize { .. })));
     assert!(matches!(chosen(&entries, "linux/s390x"), Err(ManifestError::NoPlatform { .. })));
-    // An image that says it is an artifact is better than none.
+    // An image that is also marked as an artifact is used if there is no other.
     let artifact = bare(r#","artifactType":"a/b","platform":{"os":"linux","architecture":"amd64"}"#);
     assert_eq!(chosen(&[artifact], "linux/amd64"), Ok(Digest::sha256(b"odd")));
 }
@@ -229,7 +230,7 @@ fn a_platform_that_cannot_be_written_is_left_out() {
         panic!("not an index");
     };
     let error = index.choose(&"linux/amd64".parse().unwrap()).unwrap_err();
-    assert_eq!(error.to_string(), "there is no image for linux/amd64, only for none at all");
+    assert_eq!(error.to_string(), "there is no image for linux/amd64; available platforms: none");
 }
 
 fn config(diff_ids: &[&str], more: &str) -> String {
@@ -309,7 +310,7 @@ fn manifests_that_go_refuses_or_sees_otherwise() {
     assert_eq!(parse(&image(OCI_IMAGE_MEDIA_TYPE, &data, "")).unwrap_err().class(), Class::Corrupt);
 }
 
-/// A valid document with some bytes cut, changed or put in.
+/// A valid document with some bytes removed, changed or inserted.
 fn mutated() -> impl Strategy<Value = Vec<u8>> {
     let layers = [descriptor(GZIP, "a", 1, ""), descriptor(GZIP, "b", 2, "")].join(",");
     let entries = [entry("a", "linux/amd64"), entry("b", "linux/arm/v7")].join(",");
@@ -343,7 +344,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Whatever is read keeps the promises of the types.
+/// Every accepted document satisfies the invariants of the types.
 fn check_promises(bytes: &[u8]) {
     match Document::parse(bytes, None) {
         Ok(Document::Image(manifest)) => {

@@ -1,17 +1,17 @@
-//! Parts of documents as Go's encoding/json reads them: a member that is absent or null is empty.
+//! Parts of documents as Go's encoding/json decodes them: an absent or null member is empty.
 
 use serde::Deserialize;
 
 use crate::platform::Platform;
 
-/// An image manifest.
+/// An image manifest before validation.
 #[derive(Debug, Deserialize)]
 pub(super) struct WireManifest {
     pub(super) config: WireDescriptor,
     pub(super) layers: Vec<WireDescriptor>,
 }
 
-/// A descriptor, unchecked.
+/// A descriptor before validation.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireDescriptor {
@@ -21,7 +21,7 @@ pub(super) struct WireDescriptor {
     pub(super) urls: Option<Vec<String>>,
 }
 
-/// The platform of an entry of an index.
+/// The platform of an index entry.
 #[derive(Debug, Default, Deserialize)]
 pub struct WirePlatform {
     os: Option<String>,
@@ -30,7 +30,7 @@ pub struct WirePlatform {
 }
 
 impl WirePlatform {
-    /// The platform; `None` if os or architecture is empty or is no name.
+    /// Returns the platform; `None` if OS or architecture is empty or invalid.
     pub fn platform(&self) -> Option<Platform> {
         let text = |part: &Option<String>| part.clone().unwrap_or_default();
         let variant = Some(text(&self.variant)).filter(|v| !v.is_empty()).map(|v| format!("/{v}"));
@@ -39,7 +39,7 @@ impl WirePlatform {
     }
 }
 
-/// An entry of an index.
+/// An index entry before validation.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct WireEntry {

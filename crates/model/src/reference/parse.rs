@@ -1,17 +1,18 @@
-//! The grammar of references, `[registry/]repository[:tag][@digest]` (OCI distribution spec, "Pulling manifests"), with the short
-//! names that Docker made: `nginx` is `docker.io/library/nginx`.
+//! Parser of references, `[registry/]repository[:tag][@digest]` (OCI distribution spec, "Pulling manifests"),
+//! with Docker's short names: `nginx` is `docker.io/library/nginx`.
 //!
-//! That of oci-client is a regular expression that each process, every builder among them, compiles for 40 ms and to 24 MiB;
-//! and it takes letters of any script for parts of a tag. The tests compare the two.
+//! oci-client parses them with a regular expression. Each process, including every builder, takes 40 ms and
+//! 24 MiB to compile it. It also accepts letters of any script in some parts of a tag. The tests compare the
+//! two parsers.
 
 use oci_spec::distribution::Reference;
 
 use super::super::digest::Digest;
 
 const HUB: &str = "docker.io";
-const HUB_OF_OLD: &str = "index.docker.io";
+const LEGACY_HUB: &str = "index.docker.io";
 
-/// Longest repository, bytes (distribution, `NameTotalLengthMax`).
+/// Maximum length of a repository, bytes (distribution, `NameTotalLengthMax`).
 const NAME_MAX: usize = 255;
 
 const FORM: &str = "want [registry[:port]/]repository[:tag][@digest]";
@@ -21,17 +22,19 @@ pub(super) fn parse(text: &str) -> Result<(Reference, Option<Digest>), String> {
         Some((name, digest)) => (name, Some(digest.parse::<Digest>().map_err(|e| e.to_string())?)),
         None => (text, None),
     };
-    // A colon in front of a slash is that of a port.
+    // A colon before a slash separates host and port.
     let (name, tag) = match name.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
         _ => (name, None),
     };
     if tag.is_some_and(|tag| !is_tag(tag)) {
-        return Err("a tag is up to 128 of A-Z a-z 0-9 _ . - and begins with none of the last two".into());
+        return Err(
+            "a tag is up to 128 characters of A-Z a-z 0-9 _ . - and does not start with . or -".into()
+        );
     }
     let (registry, path) = split(name)?;
     if path.bytes().any(|b| b.is_ascii_uppercase()) {
-        return Err("repository names are lower-case".into());
+        return Err("repository names must be lower case".into());
     }
     if !path.split('/').all(is_component) {
         return Err(FORM.into());
@@ -55,14 +58,15 @@ pub(super) fn parse(text: &str) -> Result<(Reference, Option<Digest>), String> {
     Ok((reference, digest))
 }
 
-/// Registry and repository: what is in front of the first slash is a registry if nothing else can look like it.
+/// Splits a name into registry and repository. The part before the first slash is a registry if it cannot be
+/// part of a repository.
 fn split(name: &str) -> Result<(&str, &str), String> {
     let (registry, path) = match name.split_once('/') {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => (first, rest),
         _ => (HUB, name),
     };
     match registry {
-        HUB_OF_OLD => Ok((HUB, path)),
+        LEGACY_HUB => Ok((HUB, path)),
         registry if is_host(registry) || is_component(registry) => Ok((registry, path)),
         _ => Err(FORM.into()),
     }
@@ -78,7 +82,7 @@ fn is_host(text: &str) -> bool {
     port.is_none_or(is_port) && host.split('.').all(is_label)
 }
 
-/// Letters and digits, and between them one `.`, one or two `_`, or any number of `-`.
+/// Reports whether `text` is letters and digits, separated by one `.`, one or two `_`, or any number of `-`.
 fn is_component(text: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let is_separator =
@@ -97,16 +101,16 @@ mod tests {
 
     use super::*;
 
-    /// As oci-client has it, for digests that we know and letters that tags may have.
-    fn theirs(text: &str) -> Option<Reference> {
-        let theirs = text.parse::<Reference>().ok()?;
-        let is_lower = !theirs.repository().bytes().any(|b| b.is_ascii_uppercase());
-        let is_known = theirs.digest().is_none_or(|digest| digest.parse::<Digest>().is_ok());
-        (is_lower && is_known && theirs.tag().is_none_or(str::is_ascii)).then_some(theirs)
+    /// The result of oci-client, limited to supported digests and to tags of valid letters.
+    fn oci_client(text: &str) -> Option<Reference> {
+        let reference = text.parse::<Reference>().ok()?;
+        let is_lower = !reference.repository().bytes().any(|b| b.is_ascii_uppercase());
+        let is_known = reference.digest().is_none_or(|digest| digest.parse::<Digest>().is_ok());
+        (is_lower && is_known && reference.tag().is_none_or(str::is_ascii)).then_some(reference)
     }
 
     #[test]
-    fn hosts_paths_and_tags_as_theirs() {
+    fn hosts_paths_and_tags_match_oci_client() {
         let long = "a".repeat(256);
         for text in [
             "nginx",
@@ -160,20 +164,20 @@ mod tests {
             &format!("a:{}", &long[..129]),
             &format!("r.io/{}", &long[..255]),
         ] {
-            assert_eq!(parse(text).ok().map(|(ours, _)| ours), theirs(text), "{text}");
+            assert_eq!(parse(text).ok().map(|(ours, _)| ours), oci_client(text), "{text}");
         }
         assert!(parse("a:\u{e9}").is_err() && "a:\u{e9}".parse::<Reference>().is_ok());
     }
 
     proptest! {
         #[test]
-        fn as_theirs(text in "[aZ0._-]{0,4}(:[05a]{0,2})?(/[a0._-]{0,5}){0,3}(:[aZ0._-]{0,4})?(@sha256:[0-9a-f]{63,65})?") {
-            prop_assert_eq!(parse(&text).ok().map(|(ours, _)| ours), theirs(&text));
+        fn any_reference_matches_oci_client(text in "[aZ0._-]{0,4}(:[05a]{0,2})?(/[a0._-]{0,5}){0,3}(:[aZ0._-]{0,4})?(@sha256:[0-9a-f]{63,65})?") {
+            prop_assert_eq!(parse(&text).ok().map(|(ours, _)| ours), oci_client(&text));
         }
 
         #[test]
-        fn as_theirs_whatever_the_characters(text in "[aA0:/@._ -]{0,12}") {
-            prop_assert_eq!(parse(&text).ok().map(|(ours, _)| ours), theirs(&text));
+        fn any_text_matches_oci_client(text in "[aA0:/@._ -]{0,12}") {
+            prop_assert_eq!(parse(&text).ok().map(|(ours, _)| ours), oci_client(&text));
         }
     }
 }

@@ -1,32 +1,34 @@
-//! What a signature states of a volume, beside its `cache.json`: which cache it is, and which of several it is.
+//! The signed statement about a volume: the name of its cache and its sequence number among volumes of that
+//! name.
 
 use chrono::{DateTime, SecondsFormat, Timelike as _, Utc};
 
-/// Maximum bytes of a name.
+/// Maximum length of a name, bytes.
 const MAX_NAME: usize = 255;
 
-/// What the owner of a key says of the volumes that it signs.
+/// The claims that the owner of a key makes for the volumes that it signs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
     /// Name of the cache, if it has one.
     pub name: Option<String>,
-    /// Number of the volume among those of this name, later ones higher; `None` for the seconds since 1970-01-01 UTC.
+    /// Sequence number of the volume among those of this name; `None` for the seconds since 1970-01-01 UTC.
     pub sequence: Option<u64>,
 }
 
-/// What is stated of one volume.
+/// The signed statement about one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
     /// Name of the cache, if it has one.
     pub name: Option<String>,
-    /// When the volume was signed, in whole seconds.
+    /// Time of signing, in whole seconds.
     pub created: DateTime<Utc>,
-    /// Its number among the volumes of that name.
+    /// Sequence number of the volume among those of that name.
     pub sequence: u64,
 }
 
 impl Statement {
-    /// States `claims` of a volume that is signed now. A name that cannot be stated is left out: see [`is_name`].
+    /// Creates the statement for a volume that is signed now. A name that is not valid by [`is_name`] is
+    /// omitted.
     pub(super) fn now(claims: Claims) -> Self {
         let now = Utc::now();
         let created = now.with_nanosecond(0).unwrap_or(now);
@@ -35,7 +37,7 @@ impl Statement {
         Statement { name: claims.name.filter(|name| is_name(name)), created, sequence }
     }
 
-    /// Reads the fields of a file; `None` if one of them is not in the only form in which it is written.
+    /// Parses the fields of a file; `None` if one of them is not in canonical form.
     pub(super) fn parse(name: Option<&str>, created: &str, sequence: u64) -> Option<Self> {
         let time = DateTime::parse_from_rfc3339(created).ok()?.to_utc();
         let is_sound = text(&time) == created && name.is_none_or(is_name);
@@ -46,7 +48,7 @@ impl Statement {
         text(&self.created)
     }
 
-    /// The lines that are signed.
+    /// Returns the lines that are signed.
     pub(super) fn lines(&self) -> String {
         let name = self.name.as_deref().unwrap_or_default();
         format!("name {name}\ncreated {}\nsequence {}\n", self.created_text(), self.sequence)
@@ -54,7 +56,7 @@ impl Statement {
 }
 
 impl Claims {
-    /// Returns whether a name can be stated: 1 to 255 bytes without control characters.
+    /// Reports whether a name can be signed: 1 to 255 bytes without control characters.
     pub fn is_name(name: &str) -> bool {
         is_name(name)
     }
@@ -64,7 +66,7 @@ fn is_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && !name.chars().any(char::is_control)
 }
 
-/// A time as it is signed and shown.
+/// Formats a time as it is signed and printed.
 pub(super) fn text(time: &DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

@@ -1,4 +1,4 @@
-//! Decoding into a [`Shape`] by serde, with the path of the field that is refused.
+//! Decoding into a [`Shape`] with serde, with the path of the field that is refused.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use super::time::rfc3339;
 use super::{Object, Shape, Value};
 
-/// Where the reader is; after an error, the field that is refused.
+/// The path of the current field; after an error, of the field that is refused.
 #[derive(Debug, Default)]
 pub(super) struct Path(RefCell<Vec<String>>);
 
@@ -19,7 +19,7 @@ impl Path {
         self.0.borrow().is_empty()
     }
 
-    /// Runs `read` one step deeper. A failure leaves the path where it is.
+    /// Runs `read` one level deeper. After a failure, the path is unchanged.
     fn step<T, E>(&self, step: String, read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         self.0.borrow_mut().push(step);
         let value = read()?;
@@ -34,7 +34,7 @@ impl fmt::Display for Path {
     }
 }
 
-/// Reads one value; `None` is `null`.
+/// Decodes one value; `None` is `null`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decode<'a> {
     pub(super) shape: &'static Shape,
@@ -49,12 +49,12 @@ impl<'a> Decode<'a> {
     fn text<E: Error>(self, bytes: &[u8], escaped: bool) -> Result<Option<Value>, E> {
         let text = String::from_utf8_lossy(bytes).into_owned();
         let value = match self.shape {
-            // Go does not resolve escapes in a time.
+            // Go does not resolve escape sequences in a time.
             Shape::Time => match rfc3339(bytes).filter(|_| !escaped) {
                 Some(time) => Value::Text(time),
                 None => {
                     return Err(E::custom(format_args!(
-                        "{text:?} is no time in RFC 3339, such as 2006-01-02T15:04:05Z"
+                        "{text:?} is not a time in RFC 3339, such as 2006-01-02T15:04:05Z"
                     )));
                 }
             },
@@ -99,7 +99,7 @@ impl<'de> Visitor<'de> for Decode<'_> {
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         match self.shape {
-            // Strings are read as bytes: what is not UTF-8 is no fault.
+            // Read strings as bytes, because invalid UTF-8 is not an error.
             Shape::Text | Shape::Base64 | Shape::Time | Shape::Words => deserializer.deserialize_bytes(self),
             Shape::Flag => deserializer.deserialize_bool(self),
             Shape::Integer => deserializer.deserialize_i64(self),
@@ -113,7 +113,7 @@ impl<'de> Visitor<'de> for Decode<'_> {
         self.text(bytes, false)
     }
 
-    /// serde_json copies a string where it has escapes, and only there.
+    /// Called for strings with escape sequences: serde_json copies only those.
     fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
         self.text(bytes, true)
     }
@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for Decode<'_> {
     fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
         i64::try_from(value)
             .map(|_| Some(Value::Checked))
-            .map_err(|_| E::custom(format_args!("{value} is more than an integer of 64 bits holds")))
+            .map_err(|_| E::custom(format_args!("{value} does not fit in a 64-bit integer")))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
@@ -169,7 +169,7 @@ impl<'de> Visitor<'de> for Decode<'_> {
     }
 }
 
-/// A key, which need not be UTF-8.
+/// A key, which might not be UTF-8.
 struct Key;
 
 impl<'de> DeserializeSeed<'de> for Key {
@@ -192,7 +192,7 @@ impl<'de> Visitor<'de> for Key {
     }
 }
 
-/// Whether Go takes `key` for the field `name`, which is ASCII.
+/// Reports whether Go matches `key` to the field `name`, which is ASCII.
 pub(in crate::manifest) fn is_fold_equal(key: &str, name: &str) -> bool {
     let fold = |c: char| match c {
         '\u{17f}' => 's',

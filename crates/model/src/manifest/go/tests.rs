@@ -8,7 +8,7 @@ fn config(text: &str) -> Result<Object, ManifestError> {
 }
 
 #[test]
-fn what_go_refuses_is_refused_with_its_field() {
+fn a_field_that_go_refuses_is_reported() {
     for (json, field) in [
         (r#"{"created":"yesterday"}"#, "created"),
         (r#"{"created":1}"#, "created"),
@@ -52,7 +52,7 @@ fn what_go_refuses_is_refused_with_its_field() {
 }
 
 #[test]
-fn what_go_accepts_is_accepted() {
+fn configs_that_go_accepts_are_accepted() {
     for json in [
         "null",
         " {} ",

@@ -1,12 +1,12 @@
-//! Times as Go's `time.Time` reads them from JSON (`Parse` with the layout `RFC3339`).
+//! Times as Go's `time.Time` decodes them from JSON (`Parse` with the layout `RFC3339`).
 
 use chrono::{DateTime, Duration, NaiveDate, SecondsFormat};
 
-/// The time in a JSON string without escapes, in a form that every reader of RFC 3339 takes; `None` if Go refuses it. A text of
-/// that form stays as it is.
+/// Returns the time in a JSON string without escapes, in a form that every RFC 3339 parser accepts; `None` if
+/// Go refuses it. A text that already has that form is unchanged.
 ///
-/// Go takes more than RFC 3339: hours of one digit, a comma before the fraction, zones up to `+24:60`. It takes less than chrono:
-/// no blank for `T`, no small letters, no leap seconds.
+/// Go accepts more than RFC 3339: hours of one digit, a comma before the fraction, zones up to `+24:60`. It
+/// accepts less than chrono: no space instead of `T`, no lower-case letters, no leap seconds.
 pub(super) fn rfc3339(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok()?;
     let mut rest = Rest(text);
@@ -27,11 +27,11 @@ pub(super) fn rfc3339(text: &[u8]) -> Option<String> {
     }
     let utc = time.checked_sub_signed(Duration::minutes(minutes_east))?.and_utc();
     let text = utc.to_rfc3339_opts(SecondsFormat::AutoSi, true);
-    // A year of more than four digits is none.
+    // RFC 3339 has no years of more than four digits.
     DateTime::parse_from_rfc3339(&text).is_ok().then_some(text)
 }
 
-/// What is left to read.
+/// The rest of the text to parse.
 struct Rest<'a>(&'a str);
 
 impl Rest<'_> {
@@ -46,7 +46,8 @@ impl Rest<'_> {
         Some(self)
     }
 
-    /// Nanoseconds, and whether a comma stands before them. Further digits do not count.
+    /// Parses the fraction. Returns nanoseconds, and `true` if it starts with a comma. Further digits are
+    /// ignored.
     fn fraction(&mut self) -> Option<(u32, bool)> {
         let comma = self.0.starts_with(',');
         let Some(rest) = self.0.strip_prefix(['.', ',']) else { return Some((0, false)) };
@@ -57,7 +58,8 @@ impl Rest<'_> {
         (count > 0).then(|| Some((nine.parse().ok()?, comma)))?
     }
 
-    /// Minutes east of UTC up to the end of the text, and whether they are more than RFC 3339 allows.
+    /// Parses the zone at the end of the text. Returns minutes east of UTC, and `true` if RFC 3339 does not
+    /// allow that zone.
     fn zone(&mut self) -> Option<(i64, bool)> {
         if self.0 == "Z" {
             return Some((0, false));
