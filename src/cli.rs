@@ -37,7 +37,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry::{self, Console};
@@ -46,6 +46,11 @@ use exit::USAGE;
 use larder_model::class::Class;
 use larder_sys::process;
 use usage::UsageError;
+
+/// Returns the description of the command line, for documentation.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
 
 /// Runs the program with the arguments `args`, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
