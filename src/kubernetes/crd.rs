@@ -2,7 +2,7 @@
 //!
 //! `config/kubernetes/crd.yaml` is generated from these types (`larder config crd`), and a test compares the
 //! two. Every field that a tenant can write (`spec`) is bounded, so that no tenant's object can prevent
-//! another from being read. Only Larder may write `status`: permission to write it amounts to control of the
+//! another from being read. Only Larder can write `status`: permission to write it amounts to control of the
 //! daemon.
 
 #![expect(unreachable_pub, reason = "the derive of the schema repeats the structure in a private scope")]

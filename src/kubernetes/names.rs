@@ -12,7 +12,7 @@ use larder_model::image_cache::{CacheId, TenantName};
 pub const MANAGER: &str = "larder";
 /// Finalizer that keeps an ImageCache until everything that was made for it is deleted.
 pub const FINALIZER: &str = "larder.dev/content";
-/// Annotation of a Secret: namespaces, separated by commas, whose image caches may use it as a pull secret;
+/// Annotation of a Secret: namespaces, separated by commas, whose image caches can use it as a pull secret;
 /// `*` is all.
 pub const PULL_BY: &str = "larder.dev/pull-by";
 /// Annotation of a Namespace: the namespaces, separated by commas, whose shared image caches it accepts; `*`

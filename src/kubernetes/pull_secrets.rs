@@ -55,8 +55,8 @@ async fn find(client: &Client, name: &PullSecretName) -> Result<Option<Secret>, 
     }
 }
 
-/// Reports whether a request may use a secret. The configuration limits the secrets of API requests. The
-/// author of an object may use the secrets of its namespace, because a pod there can mount them anyway. A
+/// Reports whether a request can use a secret. The configuration limits the secrets of API requests. The
+/// author of an object can use the secrets of its namespace, because a pod there can mount them anyway. A
 /// secret of another namespace must permit it by annotation. Otherwise, permission to write objects would be
 /// permission to read every secret.
 fn may_use(secret: &Secret, tenant: &TenantName, ordered_by: OrderedBy, name: &PullSecretName) -> bool {

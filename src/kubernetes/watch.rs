@@ -338,7 +338,7 @@ impl Watch {
     }
 
     /// Returns the namespaces that get a copy, and those of `share` that do not accept one. `None` if the
-    /// annotations of namespaces are not known yet: in that case no copy may be removed.
+    /// annotations of namespaces are not known yet: copies must not be removed then.
     fn wanted(
         &self,
         object: &ImageCache,

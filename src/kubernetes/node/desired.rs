@@ -65,7 +65,7 @@ impl Cache {
         self.record.content.as_ref().filter(|_| self.record.status == Status::Available)
     }
 
-    /// Reports whether pods of a namespace may use it. `accepts` lists the namespaces whose image caches that
+    /// Reports whether pods of a namespace can use it. `accepts` lists the namespaces whose image caches that
     /// namespace accepts.
     fn is_for(&self, namespace: &str, accepts: Option<&str>) -> bool {
         let tenant = self.record.tenant.as_str();
@@ -124,7 +124,7 @@ impl DesiredVolume {
 /// A request for an image cache.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Request {
-    /// Namespace of the request; `None` for the node's own configuration, which may use any image cache.
+    /// Namespace of the request; `None` for the node's own configuration, which can use any image cache.
     namespace: Option<String>,
     /// The namespaces whose image caches that namespace accepts.
     accepts: Option<String>,

@@ -89,7 +89,7 @@ impl Upkeep {
             tracing::info!(%tenant, %name, used, "image cache deleted to make room");
             let note = format!("deleted to make room: it was the least recently used (last use: {used})");
             self.report(&seen.object, false, "Evicted", note);
-            // The watch delivers the change later, and no other image cache may be evicted in the meantime.
+            // The watch delivers the change later, and another one must not be evicted in the meantime.
             if let Some(seen) = self.seen().get_mut(&id) {
                 seen.record.status = Status::Deleting;
             }
