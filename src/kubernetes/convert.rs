@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_of_an_object_decides() {
+    fn status_and_spec_decide_how_an_object_is_read() {
         let record = record();
         let mut object = object(&record, "here");
         object.metadata.uid = Some(record.id.to_string());

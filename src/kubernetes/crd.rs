@@ -116,9 +116,9 @@ pub struct ImageCacheSpec {
     /// Schedule for automatic refreshes. Without it, the image cache is refreshed only on request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh: Option<Refresh>,
-    /// `true` if Larder can delete the image cache when its namespace needs room and the image cache is the
-    /// least recently used one that is not in use. The default is `false`. Image caches that Larder created
-    /// on a miss can always be deleted this way.
+    /// `true` if Larder can delete the image cache when its namespace needs room. It deletes the least
+    /// recently used image cache that is not in use. The default is `false`. Image caches that Larder
+    /// created on a miss can always be deleted this way.
     #[serde(default, skip_serializing_if = "is_false")]
     pub evict: bool,
 }
@@ -476,7 +476,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shipped_file_is_this() {
+    fn the_shipped_file_is_current() {
         let shipped = include_str!("../../config/kubernetes/crd.yaml");
         assert_eq!(shipped, yaml().unwrap(), "larder config crd > config/kubernetes/crd.yaml");
     }

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn whose_secrets_may_be_named() {
+    fn secrets_of_other_namespaces_need_an_annotation() {
         let (team, name) = ("team".parse().unwrap(), "other:registry".parse().unwrap());
         let may = |pull_by: &str, by| may_use(&secret(pull_by), &team, by, &name);
         assert!(may("", OrderedBy::Api) && !may("", OrderedBy::Cluster));
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_kubelet_reads() {
+    fn only_secrets_that_a_kubelet_accepts() {
         let of = |type_: &str, key: &str, text: &str| {
             let data = [(key.to_owned(), ByteString(text.as_bytes().to_vec()))];
             content(Secret { type_: Some(type_.to_owned()), data: Some(data.into()), ..Secret::default() })

@@ -147,7 +147,7 @@ impl KubeVolumes {
             return Ok(Discarded::Going);
         }
         let job = self.delete::<Job>(&name, &DeleteParams::foreground()).await?;
-        // Its claim is mounted by this Job too, so both are deleted with the Job of the build.
+        // Normally deleted together with the Job of the build, like the claim.
         let job = self.delete::<Job>(&verifier(volume), &DeleteParams::foreground()).await? || job;
         // Deleted together with the Job, unless the Job is gone or never owned the claim.
         let claim = self.delete::<PersistentVolumeClaim>(&name, &DeleteParams::default()).await?;

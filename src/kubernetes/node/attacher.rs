@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_known_again() {
+    fn is_name_accepts_names() {
         assert!(is_name(&name("ic-8f14e45f-ceea-4e7a-9c2b-0123456789ab-0123456789")));
         assert_ne!(name("a"), name("b"));
         for other in ["", "k", "k0123abc", "k0123abcdE", "k0123abcX", "x01234567", "icv"] {

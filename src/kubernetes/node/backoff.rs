@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_each_time() {
+    fn delays_grow() {
         let (mut backoff, now) = (Backoff::default(), Instant::now());
         assert_eq!(backoff.until(now), None);
         for seconds in [1, 2, 4, 8, 16, 32, 64, 120, 120] {

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_mounted_is_not_found() {
+    fn unmounted_volumes_are_not_found() {
         let kubelet = tempfile::tempdir().unwrap();
         assert_eq!(find(kubelet.path(), "uid", "pv").unwrap(), None);
         fs::create_dir_all(kubelet.path().join("pods/uid/volumes/kubernetes.io~csi/pv/mount")).unwrap();

@@ -274,7 +274,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_policy_lets_an_agent_have_its_own_node_alone() {
+    fn the_policy_limits_an_agent_to_its_own_node() {
         let caches = [cache("team-a", "web", &[], |_| {})];
         let desired =
             super::super::desired::decide(&named("team-a/web"), &caches, "node-a", 1).volumes.remove(0);

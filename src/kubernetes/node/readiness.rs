@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_lets_an_agent_write_what_is_its_own() {
+    fn the_policy_limits_an_agent_to_its_own_fields() {
         let condition = |type_: &str, status: &str| json!({"type": type_, "status": status});
         let taint = |key: &str| json!({"key": key, "effect": "NoSchedule"});
         let old = json!({

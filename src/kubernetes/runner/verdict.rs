@@ -225,7 +225,7 @@ mod tests {
     const LATE: &str = "2026-01-01T00:01:00Z";
 
     #[test]
-    fn of_a_complete_job_the_message_counts() {
+    fn the_message_decides_for_a_complete_job() {
         let short = serde_json::to_value(sealed(true)).unwrap();
         let pods = [pod("a", EARLY, 69, None), pod("b", LATE, 0, Some(short))];
         let image = SealedImage { reference: "a".into(), manifest: Digest::sha256(b"m"), index: None };
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_failed_job_the_last_pod_counts() {
+    fn the_last_pod_decides_for_a_failed_job() {
         let of = |end: &End, pods: &[Pod]| match of(end, pods, |_| None) {
             Ended::Exhausted(outcome) => (outcome.class.unwrap(), outcome.message),
             other => panic!("{other:?}"),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_verifier_the_last_failure_counts() {
+    fn the_last_failure_decides_for_a_verifier() {
         assert!(refusal(&End::Complete, &[pod("a", EARLY, 69, None)]).is_none());
         let of = |reason: &str, pods: &[Pod]| {
             let refused = refusal(&failed(reason), pods).unwrap();

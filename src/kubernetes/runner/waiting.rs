@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_pod_waits_for() {
+    fn reasons_of_waiting_pods() {
         let pod = |state: serde_json::Value| -> Pod {
             serde_json::from_value(json!({
                 "metadata": {"name": "p"},

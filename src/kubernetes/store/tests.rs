@@ -101,7 +101,7 @@ async fn a_tenant_without_a_namespace() {
 
 /// A ResourceQuota refuses a create in the same way as Larder's own quota.
 #[tokio::test]
-async fn the_quota_of_the_cluster() {
+async fn a_quota_of_the_cluster_refuses() {
     let cluster = cluster();
     cluster.install(&json!({
         "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "larder", "namespace": "a"},
@@ -134,7 +134,7 @@ async fn a_quota_that_is_not_counted_yet() {
 
 /// A status that Larder did not write must stop every operation that would treat the record as absent.
 #[tokio::test]
-async fn what_cannot_be_read_is_not_passed_over() {
+async fn an_unreadable_status_is_an_error() {
     let cluster = cluster();
     let store = store(&cluster, "one");
     let stored = suite::create(&*store, suite::record("a", "web", 1)).await;

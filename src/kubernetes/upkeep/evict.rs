@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_goes_and_no_other() {
+    fn only_the_least_recently_used_is_evicted() {
         let old = seen(Some(1), |_| {});
         let never = seen(None, |_| {});
         let lately = seen(Some(90), |_| {});

@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_says_why() {
+    fn invalid_schedules_have_a_reason() {
         for (schedule, zone, why) in [
             ("0 3 * *", None, "schedule: \"0 3 * *\" does not have five fields"),
             ("0 3 * * * UTC", None, "does not have five fields"),

@@ -211,7 +211,7 @@ fn a_snapshot_that_cannot_be_used_yet_is_waited_for() {
 }
 
 #[test]
-fn no_more_than_the_node_takes() {
+fn at_most_max_caches_are_attached() {
     let caches: Vec<Arc<Cache>> = (0..4).map(|at| cache("team-a", &format!("c{at}"), &[], |_| {})).collect();
     let mut pods: Vec<Pod> =
         (0..4).map(|at| pod("team-a", &format!("p{at}"), Some(&format!("c{at}")), &[])).collect();

@@ -46,7 +46,7 @@ fn deleting(object: &mut Value) {
 }
 
 #[test]
-fn the_way_in() {
+fn steps_until_attached() {
     let desired = desired();
     let mut observed = ObservedVolume::default();
     let step = |observed: &ObservedVolume| observed.step(Some(&desired), NODE);
@@ -106,7 +106,7 @@ fn a_holder_that_goes_is_followed_by_another() {
 }
 
 #[test]
-fn the_way_out() {
+fn steps_until_gone() {
     let desired = desired();
     let mut observed = ObservedVolume {
         claim: claim(&desired, bound),

@@ -4,7 +4,7 @@ use super::*;
 use crate::caches::pull_secrets::Form;
 
 #[test]
-fn objects_are_what_kubernetes_has() {
+fn objects_fit_the_types_of_kubernetes() {
     let names = Names { namespace: "larder".into() };
     let cluster = Cluster { storage_class: "fast".into(), ..Cluster::default() };
     let id = "8f14e45f-ceea-4e7a-9c2b-0123456789ab".parse().unwrap();

@@ -122,7 +122,7 @@ fn a_moved_index_or_manifest_is_a_change() {
 }
 
 #[test]
-fn what_may_heal_is_tried_again_and_the_rest_is_told() {
+fn transient_failures_are_retried_and_others_reported() {
     use std::time::Duration;
     assert!(matches!(failed(&Error::QueueFull { retry_after: Duration::ZERO }), Outcome::Later(_)));
     let full = Error::NoRoomToRefresh { need_gib: 20, free_gib: 0, capacity_gib: 20 };
