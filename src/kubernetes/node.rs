@@ -13,10 +13,9 @@
 //! which only keeps the claim in use. The kubelet mounts the volume for that pod. The agent can see the
 //! kubelet's directory and attaches the volume that is mounted there.
 //!
-//! | where | what |
+//! | where (Pod Security) | what |
 //! |---|---|
-//! | the namespace of volumes, Pod Security "restricted" | copies of snapshots, created by daemons; claims
-//! `ic-<uid>-<node>`; holders |
+//! | the namespace of volumes, "restricted" | copies (from daemons); claims `ic-<uid>-<node>`; holders |
 //! | another namespace, "privileged" | the agents, which cannot create pods there |
 //! | the node | attached volumes, by [`Attacher`], under names derived from those of claims |
 //!

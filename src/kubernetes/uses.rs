@@ -4,8 +4,7 @@
 //! | claim | source |
 //! |---|---|
 //! | in the namespace of volumes, created by the agent of a node | one watch of metadata |
-//! | in a namespace that has a copy, with the copy as its source | a list of that namespace, cached for ten
-//! minutes if the volume is in use |
+//! | in a namespace with a copy, with the copy as its source | a list, cached for ten minutes if in use |
 //!
 //! A claim uses a volume as long as the claim exists. A claim that is not bound yet also needs the snapshot:
 //! a provisioner refuses a snapshot that is being deleted (external-provisioner,

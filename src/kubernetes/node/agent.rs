@@ -444,13 +444,13 @@ impl Agent {
 
     /// Creates an event about the pods that request the volume; or about the ImageCache if there is no such
     /// pod and the event is a problem.
-    fn notify(&mut self, desired: &DesiredVolume, news: Notice, note: &str) {
+    fn notify(&mut self, desired: &DesiredVolume, notice: Notice, note: &str) {
         for pod in &desired.requested_by {
-            self.notifier.notify(pod, news, note);
+            self.notifier.notify(pod, notice, note);
         }
-        if desired.requested_by.is_empty() && news != Notice::Attached {
+        if desired.requested_by.is_empty() && notice != Notice::Attached {
             let object = &desired.object;
-            self.notifier.notify(object, news, &format!("{}: {note}", self.settings.node));
+            self.notifier.notify(object, notice, &format!("{}: {note}", self.settings.node));
         }
     }
 

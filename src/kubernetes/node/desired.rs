@@ -251,7 +251,7 @@ fn request_of(pod: &Pod, namespaces: &Namespaces) -> Option<Request> {
 }
 
 /// Chooses the image caches of unscheduled pods by the rules of [`decide`]. Pods with the same request are
-/// decision once.
+/// decided once.
 #[derive(Debug)]
 pub(super) struct Choices<'a> {
     namespaces: &'a Namespaces,

@@ -46,19 +46,19 @@ impl Notifier {
     }
 
     /// Creates an event, unless it was created before.
-    pub(super) fn notify(&mut self, about: &ObjectReference, news: Notice, note: &str) {
+    pub(super) fn notify(&mut self, about: &ObjectReference, notice: Notice, note: &str) {
         let note = escape_to(note, MAX_NOTE);
         if self.sent.len() >= MAX_REMEMBERED {
             self.sent.clear();
         }
-        if !self.sent.insert((about.uid.clone().unwrap_or_default(), news.reason(), note.clone())) {
+        if !self.sent.insert((about.uid.clone().unwrap_or_default(), notice.reason(), note.clone())) {
             return;
         }
         let report = Report {
             suffix: None,
-            warning: news != Notice::Attached,
+            warning: notice != Notice::Attached,
             action: "Attach",
-            reason: news.reason().to_owned(),
+            reason: notice.reason().to_owned(),
             note,
         };
         self.reporter.report(about, report);

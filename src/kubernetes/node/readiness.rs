@@ -1,10 +1,9 @@
 //! Publishes the image caches of the node for schedulers and people: labels, a condition, and the startup
 //! taint.
 //!
-//! | what | value |
+//! | on the Node object | value |
 //! |---|---|
-//! | label `cache.larder.dev/<namespace>.<name>` of the node, for each attached image cache | start of its
-//! digest |
+//! | label `cache.larder.dev/<namespace>.<name>` for each attached image cache | start of its digest |
 //! | condition `larder.dev/ImageCachesAttached` | `True` if all of `node.caches` are attached |
 //! | taint `readiness.k8s.io/larder.image-caches` | removed when all of `node.caches` are attached |
 //!
@@ -36,8 +35,8 @@ const TAINT: &str = "readiness.k8s.io/larder.image-caches";
 const MANAGER: &str = "larder-node";
 /// Maximum length of the name part of a label key, characters.
 const MAX_NAME: usize = 63;
-const DIGEST_CHARS: usize = 16;
 /// Number of characters of a digest in the value of a label.
+const DIGEST_CHARS: usize = 16;
 
 /// The state of the node's image caches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
