@@ -16,7 +16,7 @@ use crate::caches::volumes::host::HostVolumes;
 use crate::config::Config;
 use crate::config::cluster::Cluster;
 use crate::kubernetes::client;
-use crate::kubernetes::daemon::{self, Daemon, Habits};
+use crate::kubernetes::daemon::{self, Daemon, Tuning};
 use crate::telemetry::metrics::Metrics;
 use larder_sys::clock::Clock;
 
@@ -64,10 +64,10 @@ impl Place {
             StateError::Io { doing: "making", path, source }
         })?;
         let settings = Settings::of_this_process(layout.work(), logs.level, logs.format);
-        let planner = ChildRunner::new(settings, &daemon::of_planner(config))?;
+        let planner = ChildRunner::new(settings, &daemon::planner_config(config))?;
         let client = client::connect(cluster).await.map_err(daemon::Error::from)?;
-        let habits = Habits::of(cluster);
-        let daemon = Daemon::new(client, cluster, config, habits, planner, clock, metrics).await?;
+        let tuning = Tuning::of(cluster);
+        let daemon = Daemon::new(client, cluster, config, tuning, planner, clock, metrics).await?;
         Ok(Place::Cluster(Box::new(daemon)))
     }
 
