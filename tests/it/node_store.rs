@@ -206,7 +206,7 @@ fn a_view_in_use_stays() {
         std::io::Read::read_exact(running.stdout.as_mut().unwrap(), &mut up).unwrap();
         let error = view::remove(&at).unwrap_err();
         assert_eq!(error.class(), Class::Busy);
-        assert!(error.to_string().contains("stands on it"), "{error}");
+        assert!(error.to_string().contains("uses it"), "{error}");
         assert_eq!(mountinfo(), there);
         drop(running.stdin.take());
         let output = running.wait_with_output().unwrap();

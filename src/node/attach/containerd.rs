@@ -1,4 +1,4 @@
-//! What a detach asks of containerd, and does there: nothing that stays in it needs a layer of the volume afterwards.
+//! The containerd part of a detach: afterwards nothing in containerd needs a layer of the volume.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -16,14 +16,14 @@ use larder_model::job::LayerFormat;
 use larder_model::runtime::{Containerd, Runtime};
 use larder_model::seal::Content;
 
-/// What containerd has of a volume that nobody uses.
+/// The content of a volume that is in containerd and has no users.
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     record: &'a Attachment,
     asked: Vec<Asked>,
 }
 
-/// The same of one snapshotter.
+/// The content of a volume in one snapshotter.
 #[derive(Debug)]
 struct Asked {
     containerd: Containerd,
@@ -33,7 +33,7 @@ struct Asked {
 }
 
 impl<'a> Held<'a> {
-    /// Asks containerd, and changes nothing. Refuses while containers use the volume.
+    /// Queries containerd, and changes nothing. Fails while containers use the volume.
     pub(super) fn find(
         record: &'a Attachment,
         others: &[Attachment],
@@ -57,12 +57,12 @@ impl<'a> Held<'a> {
         Ok(Held { record, asked })
     }
 
-    /// The images that need the volume.
+    /// Returns the images that need the volume.
     pub(super) fn images(&self) -> Vec<Dependent> {
         self.asked.iter().flat_map(|asked| named(&asked.needing)).collect()
     }
 
-    /// Removes the images that need the volume, and what was made known of it.
+    /// Removes the images that need the volume, and the records of its preloaded images.
     pub(super) fn let_go(&self) -> Result<(), Error> {
         for Asked { containerd, going, needing } in &self.asked {
             let work = async |containerd: &Client| {
@@ -81,13 +81,14 @@ impl<'a> Held<'a> {
     }
 }
 
-/// Whether containerd, or a snapshotter behind it, does not answer.
+/// Reports whether containerd, or a snapshotter that it uses, does not answer.
 fn is_silent(error: &containerd::Error) -> bool {
     matches!(error, containerd::Error::Unreachable { .. } | containerd::Error::SnapshotterDown { .. })
 }
 
-/// containerd, once for each of its snapshotters that can have layers of the volume. Larder's snapshotter serves the layers of every
-/// volume, so containerd can have them even if the volume was not attached for it.
+/// Returns the connection to containerd for each snapshotter that can have layers of the volume. Larder's
+/// snapshotter serves the layers of every volume, so containerd can have them even if it was not configured
+/// for this volume.
 fn consumers(record: &Attachment, host: &Host) -> Vec<Containerd> {
     let ours = |address: PathBuf| Containerd { address, ..Containerd::default() };
     match &record.containerd {
@@ -108,7 +109,7 @@ fn ask(
     host: &Host,
 ) -> Result<Asked, Error> {
     let content = seal::read(&record.at).ok().map(|sealed| sealed.content);
-    // Nobody stands on what is not mounted.
+    // A volume that is not mounted has no users.
     if let Some(content) = &content {
         refuse_if_used(&containerd, content, others)?;
     }
@@ -128,9 +129,10 @@ fn ask(
     Ok(Asked { containerd, going: Some(going), needing })
 }
 
-/// Refuses while containers stand on what would be gone.
+/// Fails while containers use layers that no other volume has.
 fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachment]) -> Result<(), Error> {
-    // An overlay of directories does not mind which volume they are on; images hold the file in which they lie.
+    // For directories, an overlay can use the same layer on another volume. Mounted EROFS images keep the
+    // file on this volume open.
     let others = if content.layer_format == LayerFormat::Overlay { others } else { &[] };
     let elsewhere: HashSet<ChainId> = contents(others.iter())
         .flat_map(|content| content.layers.into_iter().map(|layer| layer.chain_id))
@@ -143,8 +145,9 @@ fn refuse_if_used(containerd: &Containerd, content: &Content, others: &[Attachme
     }
 }
 
-/// The snapshots that containerd does not have without the volume; `None` if they cannot be determined. A volume that is not there, as after
-/// its disk was lost, has no `content`; the layers that are `linked` to it are known all the same.
+/// Returns the snapshots that containerd loses without the volume; `None` if they cannot be determined.
+/// `content` is `None` if the volume is missing, for example because its disk was lost. Its `linked` layers
+/// are still known then.
 fn going(
     containerd: &Containerd,
     record: &Attachment,
@@ -164,7 +167,7 @@ fn going(
     let has_it = |other: &Attachment| {
         other.containerd.as_ref().is_some_and(|other| other.snapshotter == containerd.snapshotter)
     };
-    // A snapshotter that the operator configured stays.
+    // The snapshots of a snapshotter that the operator configured are kept.
     if record.containerd.as_ref() == Some(containerd) && !others.iter().any(has_it) {
         return Some(Going::All);
     }
@@ -181,12 +184,12 @@ fn going(
     }
 }
 
-/// What the volumes hold that are there.
+/// Returns the content of the volumes that are mounted.
 fn contents<'a>(records: impl Iterator<Item = &'a Attachment>) -> impl Iterator<Item = Content> {
     records.filter_map(|record| Some(seal::read(&record.at).ok()?.content))
 }
 
-/// One name for each image: containerd has a record for its tag, its digests and its ID.
+/// Returns one name for each image: containerd has a record for its tag, its digests and its ID.
 fn named(needing: &[Needing]) -> Vec<Dependent> {
     let is_same =
         |one: &Needing, other: &Needing| one.namespace == other.namespace && one.target == other.target;

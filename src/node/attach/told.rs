@@ -1,4 +1,4 @@
-//! What runtimes are told of the attached volumes: files of ours beside their configuration, and what is left to the operator.
+//! The runtime configuration for the attached volumes: Larder's drop-in files, and hints for the operator.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,14 +13,14 @@ use crate::node::podman;
 use larder_model::runtime::{Containerd, Runtime};
 use larder_sys::release;
 
-/// Files, and sentences.
+/// Drop-in files and hints.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct RuntimeConfig {
     pub(super) files: Vec<File>,
     pub(super) advice: Vec<String>,
 }
 
-/// What is to be there when `attached` are all the volumes that are attached.
+/// Returns the configuration for the attached volumes `attached`.
 pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {
     let mut told = Told::default();
     containerd(host, attached, &mut told)?;
@@ -28,7 +28,7 @@ pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {
     Ok(told)
 }
 
-/// podman, buildah and CRI-O.
+/// Adds the configuration of podman, buildah and CRI-O.
 fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
     let is_for = |record: &Attachment, runtime| record.runtimes.contains(&runtime);
     let any = |runtime| attached.iter().any(|record| is_for(record, runtime));
@@ -56,7 +56,7 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
     };
     let version = match version(host, containerd) {
         Ok(version) => version,
-        // At a boot, before containerd: what was written when it ran still stands.
+        // At boot, containerd is not running yet. The file from the last time is still valid.
         Err(_) if path.exists() => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -69,13 +69,11 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
     match node.loading() {
         Loading::Counts => {}
         Loading::NotImported { remedy } => {
-            told.advice.push(format!("containerd does not read its file: {remedy}"))
+            told.advice.push(format!("containerd does not load Larder's drop-in file: {remedy}"))
         }
-        Loading::Overridden { by } => told.advice.push(format!(
-            "{} is read after {} and says otherwise: change it there",
-            by.display(),
-            config::PATH
-        )),
+        Loading::Overridden { by } => {
+            told.advice.push(format!("{} overrides {}: change the setting there", by.display(), config::PATH))
+        }
     }
     let file = File {
         mode: config::MODE,
@@ -83,15 +81,15 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
         ..File::new(path, Some(drop_in.text().to_owned()))
     };
     if file.differs()? {
-        told.advice.push(
-            "containerd reads its configuration when it starts: systemctl restart containerd".to_owned(),
-        );
+        told.advice
+            .push("containerd reads its configuration at startup: systemctl restart containerd".to_owned());
     }
     told.files.push(file);
     Ok(())
 }
 
-/// All that the volumes need of containerd; the snapshotter of the newest is that of CRI, if it is one of ours.
+/// Returns the requirements of the volumes. The snapshotter of the newest volume becomes CRI's snapshotter,
+/// if it is Larder's.
 fn wanted(host: &Host, newest_first: &[&Attachment]) -> Wanted {
     let mut wanted = Wanted {
         content_cache: newest_first
@@ -111,19 +109,19 @@ fn wanted(host: &Host, newest_first: &[&Attachment]) -> Wanted {
     wanted
 }
 
-/// Whether the node's `mkfs.erofs` can do what its containerd wants of it.
+/// Reports whether the node's `mkfs.erofs` supports the options that containerd uses.
 fn makes_images_of_tars(host: &Host) -> bool {
-    // The program of another root may not even be for this machine's loader.
+    // A program of another root might not run here.
     let program = found::program(host, "mkfs.erofs").filter(|_| host.root.as_os_str() == "/");
     program.is_some_and(|program| config::makes_images_of_tars(&program))
 }
 
-/// The version of the containerd that runs, or of the program that would.
+/// Returns the version of the running containerd, or else of the installed program.
 fn version(host: &Host, containerd: &Containerd) -> Result<Version, Error> {
     let said = match crate::node::containerd::block_on(containerd, crate::node::containerd::Client::version) {
         Ok(said) => said,
         Err(error) => {
-            // The program of another root may not even be for this machine's loader.
+            // A program of another root might not run here.
             let program = found::program(host, "containerd").filter(|_| host.root.as_os_str() == "/");
             let printed = program.and_then(|program| Command::new(program).arg("--version").output().ok());
             printed

@@ -1,9 +1,9 @@
-//! Images that cannot start without layers which are about to go, and their removal.
+//! Finds and removes images that cannot start without layers that are about to be removed.
 //!
-//! An image needs what garbage collection keeps for it: its target, what the labels of that name in turn, and the snapshot that
-//! the label of a config names, with all parents (containerd, docs/garbage-collection.md). Of a layer that came from a volume
-//! containerd has no blob, so it cannot unpack the layer again. An image whose blobs are all there is unpacked again, and needs
-//! no snapshot.
+//! An image needs the blobs and snapshots that garbage collection keeps for it: its target, the references in
+//! the labels of blobs, and the snapshot in the label of the config, with all its parents (containerd,
+//! docs/garbage-collection.md). containerd has no blob of a layer that came from a volume, so it cannot
+//! unpack that layer again. An image whose blobs all exist can be unpacked again, and needs no snapshot.
 
 use std::collections::{HashMap, HashSet};
 
@@ -22,35 +22,35 @@ use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsC
 use larder_model::chain::ChainId;
 use larder_model::digest::Digest;
 
-/// The labels of references to blobs begin so; those to layers go on with `l.` and a number.
+/// Prefix of the labels of references to blobs. Those to layers continue with `l.` and a number.
 const BLOB: &str = "containerd.io/gc.ref.content.";
 const LAYER: &str = "containerd.io/gc.ref.content.l.";
-/// The label of a reference to a snapshot: this, and the name of the snapshotter.
+/// Prefix of the label of a reference to a snapshot. The name of the snapshotter follows.
 const SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
-/// The label that says of which change set a snapshot is (containerd 2.4 and newer).
+/// The label with the diff ID of a snapshot (containerd 2.4 and newer).
 const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 
-/// The snapshots that are about to go, with all that stand on them.
+/// The snapshots that are about to be removed, with all snapshots that depend on them.
 #[derive(Clone, Debug)]
 pub enum Going {
-    /// Layers with these chain IDs, as far as Larder's snapshotter has them from a volume.
+    /// Layers with these chain IDs that Larder's snapshotter has from a volume.
     FromVolumes(HashSet<ChainId>),
-    /// Layers that Larder's snapshotter has from volumes, but for those with these chain IDs.
+    /// Layers that Larder's snapshotter has from volumes, except those with these chain IDs.
     AllFromVolumesBut(HashSet<ChainId>),
     /// Layers with these diff IDs, which containerd's own EROFS snapshotter has from a volume.
     Linked(HashSet<Digest>),
-    /// All snapshots: containerd gets another snapshotter.
+    /// All snapshots, because containerd's snapshotter is changed.
     All,
 }
 
-/// The record of an image that cannot start any more.
+/// The record of an image that can no longer start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Needing {
-    /// The namespace.
+    /// The containerd namespace of the record.
     pub namespace: String,
     /// The name of the record.
     pub name: String,
-    /// The digest for which it stands.
+    /// The digest that the record points to.
     pub target: String,
 }
 
@@ -68,23 +68,23 @@ impl Going {
         }
     }
 
-    /// Whether the snapshot is one of a volume that goes.
+    /// Reports whether the snapshot is a layer on a volume that is removed.
     fn lies_on_volume(&self, info: &snapshots::Info) -> bool {
         self.names(info) && (is_from_volume(info) || matches!(self, Going::Linked(_)))
     }
 
-    /// Names of the snapshots of a namespace that go, parents first.
+    /// Returns the names of the removed snapshots of a namespace, parents first.
     fn among<'a>(&self, snapshots: &'a [snapshots::Info]) -> Vec<&'a str> {
         closure(snapshots, |info| self.names(info))
     }
 }
 
-/// Whether Larder's snapshotter has it from a volume.
+/// Reports whether Larder's snapshotter has the snapshot from a volume.
 pub(super) fn is_from_volume(info: &snapshots::Info) -> bool {
     info.labels.get(ON_VOLUME).is_some_and(|value| value == YES)
 }
 
-/// The committed snapshots that `chosen` are, and those that stand on them, parents first.
+/// Returns the `chosen` committed snapshots and those that depend on them, parents first.
 fn closure(snapshots: &[snapshots::Info], chosen: impl Fn(&snapshots::Info) -> bool) -> Vec<&str> {
     let committed = || snapshots.iter().filter(|info| info.kind() == snapshots::Kind::Committed);
     let mut found: Vec<&str> =
@@ -101,20 +101,20 @@ fn closure(snapshots: &[snapshots::Info], chosen: impl Fn(&snapshots::Info) -> b
         known.extend(&more);
         found.extend(more);
     }
-    // Those that were chosen come in any order.
+    // The chosen snapshots are in no particular order.
     let parents: HashMap<&str, &str> =
         snapshots.iter().map(|info| (info.name.as_str(), info.parent.as_str())).collect();
     found.sort_by_cached_key(|name| {
         let up = std::iter::successors(parents.get(name), |parent| parents.get(**parent));
-        // What is listed while it changes may go in a circle.
+        // A list that changes while it is read can contain a cycle.
         up.take(parents.len()).count()
     });
     found
 }
 
 impl Client {
-    /// Records of images, in all namespaces, that cannot start without what is `going`. Those that were made known of `cache`
-    /// are left out: [`forget`](Self::forget) removes them.
+    /// Returns the records of images, in all namespaces, that cannot start without the snapshots `going`.
+    /// Leaves out the records that were made for `cache`, because [`forget`](Self::forget) removes them.
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
@@ -141,10 +141,10 @@ impl Client {
         Ok(found)
     }
 
-    /// Removes the records of images.
+    /// Removes the records of the given images.
     ///
     /// # Errors
-    /// [`Error`]; the same again goes on where it ended.
+    /// [`Error`]; a repeated call resumes.
     pub async fn remove_images(&self, images: &[Needing]) -> Result<(), Error> {
         for (number, needing) in images.iter().enumerate() {
             let is_last = images.get(number + 1).is_none_or(|next| next.namespace != needing.namespace);
@@ -154,8 +154,8 @@ impl Client {
         Ok(())
     }
 
-    /// Removes what no image holds of the layers from volumes that are `going`, in all namespaces: leases and labels can keep
-    /// them, and what is unpacked on them later would fail.
+    /// Removes the snapshots of the layers `going` that no image needs, in all namespaces. Leases and labels
+    /// can keep such snapshots, and images unpacked on them later would fail.
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
@@ -177,7 +177,7 @@ impl Client {
 }
 
 impl Session<'_> {
-    /// What is known of all blobs.
+    /// Lists all blobs of the namespace.
     async fn blobs(&self) -> Result<Vec<content::Info>, Error> {
         let mut client = ContentClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "listing", what: "blobs" };
@@ -201,14 +201,14 @@ impl Session<'_> {
         };
         let call = Call { doing: "removing the snapshot", what: name };
         match self.attempt(request, async |request| client.remove(request).await).await {
-            // Collected meanwhile; or a container stands on it, which is then not on the volume.
+            // It was collected in the meantime, or a container that is not on the volume uses it.
             Err(failure) if failure.is(Code::NotFound) || failure.is(Code::FailedPrecondition) => Ok(()),
             other => other.map_err(|failure| self.failed(&call, &failure)),
         }
     }
 }
 
-/// The blobs of a namespace.
+/// The labels of the blobs in a namespace.
 struct Blobs {
     labels: HashMap<String, HashMap<String, String>>,
     snapshot: String,
@@ -220,7 +220,7 @@ impl Blobs {
         Blobs { labels, snapshot: format!("{SNAPSHOT}{snapshotter}") }
     }
 
-    /// Whether an image with this target cannot start without the snapshots that are `gone`.
+    /// Reports whether an image with this target cannot start without the snapshots in `gone`.
     fn needs(&self, target: &str, gone: &HashSet<&str>) -> bool {
         let (mut pending, mut seen) = (vec![target], HashSet::new());
         let (mut stands, mut layers) = (false, Vec::new());
@@ -236,7 +236,7 @@ impl Blobs {
                 }
             }
         }
-        // A manifest can be without labels of its layers: containerd discards their blobs then.
+        // A manifest can lack the labels of its layers if containerd has discarded their blobs.
         let is_whole = !layers.is_empty() && layers.iter().all(|layer| self.labels.contains_key(*layer));
         stands && !is_whole
     }
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_on_a_layer_goes_with_it() {
+    fn dependents_of_a_layer_are_included() {
         use snapshots::Kind::{Active, Committed};
         let chain = ChainId::base(&Digest::sha256(b"1"));
         let other = ChainId::base(&Digest::sha256(b"2"));
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(Going::All.among(&all).len(), 4);
         assert!(Going::FromVolumes(HashSet::new()).among(&all).is_empty());
         assert_eq!(Going::AllFromVolumesBut(HashSet::new()).among(&all), [&base, "middle", "top"]);
-        // Of the same change set on another parent, too.
+        // The same diff ID on another parent is included too.
         let mut linked = snapshot("linked", "", Committed, false);
         let diff_id = Digest::sha256(b"3");
         linked.labels.insert(DIFF_ID.to_owned(), diff_id.to_string());
