@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::keys;
 use crate::node::access::{self, AccessError};
 use crate::node::attach::{self, Boot, Consent, Host, Order, Plan};
-use crate::node::matching::{Found, Incomplete, Place};
+use crate::node::matching::{BestCache, Incomplete, Location};
 use crate::node::snapshotter;
 use crate::telemetry::Console;
 use crate::volume::proofs::Proofs;
@@ -208,11 +208,11 @@ fn wanted(args: &AttachArgs, config: &Config, console: &Console) -> Result<PathB
         found.require_all()?;
     }
     match found {
-        Found { volume: Some(volume), .. } => Ok(volume),
-        Found { place: Place::Daemon { id, .. }, .. } => {
+        BestCache { volume: Some(volume), .. } => Ok(volume),
+        BestCache { place: Location::Daemon { id, .. }, .. } => {
             volume(&id.to_string(), args.sources.host.as_ref(), args.sources.ca.as_deref())
         }
-        Found { .. } => Err(Error::NoMatch),
+        BestCache { .. } => Err(Error::NoMatch),
     }
 }
 

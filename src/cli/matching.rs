@@ -11,7 +11,7 @@ use super::{cache, exit};
 use crate::caches::layout::Layout;
 use crate::client::Request;
 use crate::config::Config;
-use crate::node::matching::{self, Found, Place, Sources};
+use crate::node::matching::{self, BestCache, Location, Sources};
 use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::escape::escape;
@@ -73,10 +73,10 @@ pub(super) fn find(
     sources: &SourceArgs,
     config: &Config,
     console: &Console,
-) -> Result<Option<Found>, Error> {
+) -> Result<Option<BestCache>, Error> {
     let state = Layout::new(&config.state.dir);
     let found = matching::collect(&Sources { state: &state, named: &sources.volumes })?;
-    for reason in &found.passed_over {
+    for reason in &found.skipped {
         console.print(&format!("warning: skipping a volume: {}\n", escape(reason)));
     }
     let platform = sources.platform.clone().unwrap_or_else(Platform::host);
@@ -85,7 +85,7 @@ pub(super) fn find(
 }
 
 /// Requests the best cache from the daemon in `sources`. `None` if there is no daemon, or it has no match.
-fn request_match(images: &[ImageReference], sources: &SourceArgs) -> Result<Option<Found>, Error> {
+fn request_match(images: &[ImageReference], sources: &SourceArgs) -> Result<Option<BestCache>, Error> {
     let Some(address) = cache::named(sources.host.as_ref())? else { return Ok(None) };
     let host = address.to_string();
     let client = cache::connect(Some(&address), sources.ca.as_deref())?;
@@ -101,7 +101,7 @@ fn request_match(images: &[ImageReference], sources: &SourceArgs) -> Result<Opti
     }
 }
 
-fn parse_match(found: &Value, host: String) -> Result<Found, Error> {
+fn parse_match(found: &Value, host: String) -> Result<BestCache, Error> {
     fn text<T: std::str::FromStr>(value: &Value, what: &'static str) -> Result<T, Error> {
         value.as_str().and_then(|text| text.parse().ok()).ok_or(Error::Answer(what))
     }
@@ -112,8 +112,8 @@ fn parse_match(found: &Value, host: String) -> Result<Found, Error> {
     let missing: Result<Vec<ImageReference>, Error> =
         missing.iter().map(|image| text(image, "the names of missing images")).collect();
     let cache = &found["image_cache"];
-    Ok(Found {
-        place: Place::Daemon {
+    Ok(BestCache {
+        place: Location::Daemon {
             host,
             id: text(&cache["id"], "the ID of an image cache")?,
             name: text(&cache["name"], "the name of an image cache")?,
@@ -130,7 +130,7 @@ fn parse_match(found: &Value, host: String) -> Result<Found, Error> {
 }
 
 /// Formats the result as JSON.
-fn document(found: &Found) -> Value {
+fn document(found: &BestCache) -> Value {
     let missing: Vec<&str> = found.score.missing.iter().map(ImageReference::given).collect();
     let mut document = json!({
         "volume": found.volume.as_ref().map(|path| path.display().to_string()),
@@ -142,10 +142,12 @@ fn document(found: &Found) -> Value {
         "missing": missing,
     });
     let place = match &found.place {
-        Place::Attached { at } => json!({"place": "attached", "at": at.display().to_string()}),
-        Place::Named => json!({"place": "named"}),
-        Place::State { tenant, id } => json!({"place": "state", "tenant": tenant, "id": id}),
-        Place::Daemon { host, id, name } => json!({"place": "daemon", "host": host, "id": id, "name": name}),
+        Location::Attached { at } => json!({"place": "attached", "at": at.display().to_string()}),
+        Location::Named => json!({"place": "named"}),
+        Location::State { tenant, id } => json!({"place": "state", "tenant": tenant, "id": id}),
+        Location::Daemon { host, id, name } => {
+            json!({"place": "daemon", "host": host, "id": id, "name": name})
+        }
     };
     if let (Value::Object(document), Value::Object(place)) = (&mut document, place) {
         document.extend(place);
@@ -154,12 +156,12 @@ fn document(found: &Found) -> Value {
 }
 
 /// Formats the result as text.
-fn text(found: &Found) -> String {
+fn text(found: &BestCache) -> String {
     let place = match &found.place {
-        Place::Attached { at } => format!("attached at {}", at.display()),
-        Place::Named => "on this node".to_owned(),
-        Place::State { tenant, id } => format!("cache {id} of {tenant}, of the local daemon"),
-        Place::Daemon { host, id, name } => format!("cache {name} ({id}) of the daemon at {host}"),
+        Location::Attached { at } => format!("attached at {}", at.display()),
+        Location::Named => "on this node".to_owned(),
+        Location::State { tenant, id } => format!("cache {id} of {tenant}, of the local daemon"),
+        Location::Daemon { host, id, name } => format!("cache {name} ({id}) of the daemon at {host}"),
     };
     let mut out = String::new();
     let mut field = |name: &str, value: &str| {

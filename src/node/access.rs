@@ -31,7 +31,7 @@ use larder_model::seal::Content;
 use larder_registry::{self, Fault, Observer, Registry, Retry};
 
 /// Maximum number of manifests that are requested in parallel.
-const AT_ONCE: usize = 8;
+const MAX_PARALLEL: usize = 8;
 /// Time limit for all registries, retries included. Each registry decides how slowly it answers.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// Maximum number of refusals listed in a message.
@@ -140,13 +140,14 @@ impl AccessChecker {
     /// files.
     pub fn new(order: &RegistryOrder, config: &Config, content: &Content) -> Result<Self, AccessError> {
         let images: Vec<ImageReference> = images(content)?.into_iter().map(|image| image.reference).collect();
-        let (registry, absent) = connect(&alone(order), config, &images, Arc::new(ToLog))?;
+        let (registry, absent) =
+            connect(&without_user_config(order), config, &images, Arc::new(LogObserver))?;
         Ok(AccessChecker { registry, absent })
     }
 }
 
 /// Removes the user's docker config if other credentials are given.
-fn alone(order: &RegistryOrder) -> RegistryOrder {
+fn without_user_config(order: &RegistryOrder) -> RegistryOrder {
     let named = order.secrets_dir.is_some() || !order.pull_secrets.is_empty();
     RegistryOrder { user_docker_config: order.user_docker_config && !named, ..order.clone() }
 }
@@ -155,7 +156,7 @@ fn alone(order: &RegistryOrder) -> RegistryOrder {
 ///
 /// # Errors
 /// [`AccessError::Refused`] lists the images that cannot be read, and those that could not be checked.
-pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(), AccessError> {
+pub async fn check(policy: Policy, content: &Content, checker: &AccessChecker) -> Result<(), AccessError> {
     if policy == Policy::Any {
         return Ok(());
     }
@@ -168,7 +169,7 @@ pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(
         .collect();
     let deadline = Instant::now() + DEADLINE;
     let answers = stream::iter(manifests).map(|(reference, digest)| async move {
-        let answer = match timeout_at(deadline, asker.registry.may_read(reference, digest)).await {
+        let answer = match timeout_at(deadline, checker.registry.may_read(reference, digest)).await {
             Ok(answer) => answer.err().map(|error| refused(&error)),
             Err(_) => {
                 let reason = format!("no answer from {} in time; try again later", reference.registry());
@@ -178,7 +179,7 @@ pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(
         answer.map(|refused| ((reference.name(), digest), refused))
     });
     let answers: HashMap<(String, &Digest), (Class, String)> =
-        answers.buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
+        answers.buffer_unordered(MAX_PARALLEL).filter_map(std::future::ready).collect().await;
     let refusals = images.iter().filter_map(|image| {
         let refused = image.digests.iter().find_map(|digest| answers.get(&(image.reference.name(), *digest)));
         let (class, reason) = refused?.clone();
@@ -188,7 +189,7 @@ pub async fn check(policy: Policy, content: &Content, asker: &Asker) -> Result<(
     if refusals.is_empty() {
         return Ok(());
     }
-    Err(AccessError::Refused(Refused { images: refusals, of: images.len(), absent: asker.absent.clone() }))
+    Err(AccessError::Refused(Refused { images: refusals, of: images.len(), absent: checker.absent.clone() }))
 }
 
 /// Blocking version of [`check`]. With [`Policy::Any`], reads no file and contacts no registry.
@@ -201,10 +202,10 @@ pub fn check_blocking(
     if policy == Policy::Any {
         return Ok(());
     }
-    let asker = Asker::new(order, config, content)?;
+    let checker = AccessChecker::new(order, config, content)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(AccessError::Threads)?;
-    runtime.block_on(Box::pin(check(policy, content, &asker)))
+    runtime.block_on(Box::pin(check(policy, content, &checker)))
 }
 
 /// An image, and the digests to request from its registry.
@@ -241,9 +242,9 @@ fn refused(error: &larder_registry::Error) -> (Class, String) {
 
 /// Logs retries as warnings.
 #[derive(Debug)]
-struct ToLog;
+struct LogObserver;
 
-impl Observer for ToLog {
+impl Observer for LogObserver {
     fn retried(&self, retry: &Retry) {
         let Retry { host, what, reason, wait } = retry;
         tracing::warn!(host, what, reason, wait_ms = wait.as_millis(), "retrying a registry request");
@@ -267,11 +268,11 @@ mod tests {
             reach: Reach::Any,
             min_layer_rate: None,
         };
-        assert!(alone(&order).user_docker_config);
+        assert!(without_user_config(&order).user_docker_config);
         let secrets_dir = Some("/s".into());
-        assert!(!alone(&RegistryOrder { secrets_dir, ..order.clone() }).user_docker_config);
+        assert!(!without_user_config(&RegistryOrder { secrets_dir, ..order.clone() }).user_docker_config);
         let pull_secrets = vec!["team:registry".parse().unwrap()];
-        assert!(!alone(&RegistryOrder { pull_secrets, ..order }).user_docker_config);
+        assert!(!without_user_config(&RegistryOrder { pull_secrets, ..order }).user_docker_config);
     }
 
     #[test]

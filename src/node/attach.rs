@@ -17,19 +17,19 @@
 //! Existing configuration files are never edited. Larder writes separate files
 //! ([`node::file`](crate::node::file)), which list all attached volumes and are removed with the last one.
 
-mod at_rest;
 mod containerd;
 mod dependents;
 mod detach;
 mod display;
 mod error;
-mod found;
+mod installed;
+mod offline;
 mod own_store;
 mod place;
-mod prove;
 mod ready;
-mod told;
+mod runtime_config;
 mod unit;
+mod verified;
 
 use std::path::{Path, PathBuf};
 
@@ -54,7 +54,7 @@ use larder_model::runtime::{Containerd, Runtime};
 use larder_model::seal::{CacheManifest, Content};
 use larder_model::trust::Trust;
 use larder_sys::{Dir, dm_verity, selinux};
-use prove::{Readable, prove};
+use verified::{Readable, verify_once};
 
 /// A limit of containers/storage: it maps IDs of the directory that contains the layers, without the mounts
 /// in it.
@@ -179,13 +179,13 @@ impl Plan {
         if order.verify_layers {
             let seen = entered.as_ref().map_or(&*at, |entered| entered.path());
             let readable = Readable { volume: &volume, at: seen, cache: &manifest.digest };
-            prove(&readable, &order.trust, &host.proofs)?;
+            verify_once(&readable, &order.trust, &host.proofs)?;
         }
         let mut record = Attachment::new(&volume, &at, Utc::now());
         record.cache = Some(manifest.digest.clone());
         record.runtimes = match &order.runtimes {
             Some(runtimes) => runtimes.clone(),
-            None => found::runtimes(host),
+            None => installed::runtimes(host),
         };
         if order.preload && !record.runtimes.contains(&Runtime::Containerd) {
             record.runtimes.push(Runtime::Containerd);
@@ -217,8 +217,8 @@ impl Plan {
         let mut attached: Vec<Attachment> =
             known.iter().filter(|other| other.at != at && !other.leaving).cloned().collect();
         attached.push(record.clone());
-        let told = told::all(host, &attached)?;
-        let mut notes = told.advice;
+        let runtimes = runtime_config::all(host, &attached)?;
+        let mut notes = runtimes.advice;
         if content_cache::has(&record) {
             notes.extend(ready::notes(host, &manifest.content));
         }
@@ -235,7 +235,7 @@ impl Plan {
                 volume.display()
             ));
         }
-        let mut files = told.files;
+        let mut files = runtimes.files;
         if let Some(boot) = &order.boot {
             files.push(unit::file(host, &record, boot)?);
         }
@@ -318,16 +318,16 @@ impl Plan {
                 containerd.forget(&self.manifest.digest).await
             });
         }
-        let told = self.untell();
+        let restored = self.restore_runtimes();
         detach::take_down(&self.record, false)?;
         self.host.records.forget(&self.record.at)?;
         self.host.link_layers()?;
-        told
+        restored
     }
 
     /// Restores the configuration of the runtimes and systemd.
-    fn untell(&self) -> Result<(), Error> {
-        for file in told::all(&self.host, &self.known)?.files {
+    fn restore_runtimes(&self) -> Result<(), Error> {
+        for file in runtime_config::all(&self.host, &self.known)?.files {
             file.write()?;
         }
         Ok(unit::gone(&self.host, &self.record.at).write()?)

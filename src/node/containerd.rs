@@ -41,7 +41,7 @@ mod preload;
 mod records;
 mod usage;
 
-pub use dependents::{Going, Needing};
+pub use dependents::{DependentImage, LostSnapshots};
 pub use error::Error;
 pub use records::{Outcome, Record, Report};
 pub use usage::User;

@@ -24,7 +24,7 @@ pub const DEPTH: usize = 128;
 /// Size of the options other than the list of layers, bytes: the container's own directories in the default
 /// location, twice, the options from `storage.conf` and podman (`nodev,metacopy=on,volatile`), and an SELinux
 /// label.
-const BESIDE: usize = "lowerdir=".len()
+const OTHER_OPTIONS: usize = "lowerdir=".len()
     + ",upperdir=/diff".len()
     + ",workdir=/work".len()
     + 2 * ("/var/lib/containers/storage/overlay/".len() + 64)
@@ -32,7 +32,7 @@ const BESIDE: usize = "lowerdir=".len()
     + ",context=\"system_u:object_r:container_file_t:s0:c1022,c1023\"".len();
 
 /// Size of the text around a short name in the list, bytes.
-const AROUND: usize = "/overlay/l/:".len();
+const NAME_OVERHEAD: usize = "/overlay/l/:".len();
 
 /// Returns the number of trees of the deepest image.
 pub fn deepest(content: &Content) -> usize {
@@ -47,7 +47,7 @@ pub fn deepest(content: &Content) -> usize {
 
 /// A path cannot be the mount point of an image store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unfit {
+pub enum MountPointError {
     /// The path contains bytes that podman, CRI-O or overlayfs use as separators.
     #[error(
         "{0:?}: the mount point of an image store must be UTF-8 without colons, commas, quotes, backslashes and control characters"
@@ -76,7 +76,7 @@ pub enum Unfit {
     },
 }
 
-impl Unfit {
+impl MountPointError {
     /// Returns the error class, which determines the exit code.
     pub fn class(&self) -> Class {
         Class::Invalid
@@ -87,16 +87,18 @@ impl Unfit {
 ///
 /// # Errors
 ///
-/// [`Unfit`] with the reason.
-pub fn check(content: &Content, at: &Path) -> Result<(), Unfit> {
+/// [`MountPointError`] with the reason.
+pub fn check(content: &Content, at: &Path) -> Result<(), MountPointError> {
     let refused = |c: char| matches!(c, ':' | ',' | '"' | '\\') || c.is_control();
     if at.to_str().is_none_or(|text| text.contains(refused)) {
-        return Err(Unfit::Name(at.to_owned()));
+        return Err(MountPointError::Name(at.to_owned()));
     }
     let trees = deepest(content);
     match longest_mount_point(content) {
-        None => Err(Unfit::Deep { trees }),
-        Some(most) if at.as_os_str().len() > most => Err(Unfit::Long { at: at.to_owned(), trees, most }),
+        None => Err(MountPointError::Deep { trees }),
+        Some(most) if at.as_os_str().len() > most => {
+            Err(MountPointError::Long { at: at.to_owned(), trees, most })
+        }
         Some(_) => Ok(()),
     }
 }
@@ -104,7 +106,7 @@ pub fn check(content: &Content, at: &Path) -> Result<(), Unfit> {
 /// Returns the size of the mount options of a container of the deepest image, with the store at `at`, bytes.
 /// The container can start if this is less than [`PAGE`] and [`deepest`] is at most [`DEPTH`].
 pub fn options_len(content: &Content, at: &Path) -> usize {
-    BESIDE + deepest(content) * (at.as_os_str().len() + AROUND + SHORT_NAME)
+    OTHER_OPTIONS + deepest(content) * (at.as_os_str().len() + NAME_OVERHEAD + SHORT_NAME)
 }
 
 /// Returns the maximum length of the store's path for which every image can start, bytes. `None` if no path
@@ -114,9 +116,9 @@ pub fn longest_mount_point(content: &Content) -> Option<usize> {
     if trees == 0 {
         return Some(PAGE - 1);
     }
-    let each = (PAGE - 1 - BESIDE) / trees;
+    let each = (PAGE - 1 - OTHER_OPTIONS) / trees;
     // The shortest path is `/x`.
-    each.checked_sub(AROUND + SHORT_NAME).filter(|len| *len >= 2 && trees <= DEPTH)
+    each.checked_sub(NAME_OVERHEAD + SHORT_NAME).filter(|len| *len >= 2 && trees <= DEPTH)
 }
 
 #[cfg(test)]
@@ -195,10 +197,10 @@ mod tests {
         assert!(longest_mount_point(&content(120, LayerFormat::Overlay, 0)).unwrap() >= 4);
         let deep = content(120, LayerFormat::Erofs, 9);
         assert_eq!(longest_mount_point(&deep), None);
-        assert_eq!(check(&deep, Path::new("/v")), Err(Unfit::Deep { trees: 129 }));
+        assert_eq!(check(&deep, Path::new("/v")), Err(MountPointError::Deep { trees: 129 }));
         for name in ["/a:b", "/a,b", "/a\nb", "/a\\b"] {
             let refused = check(&content(1, LayerFormat::Overlay, 0), Path::new(name));
-            assert_eq!(refused, Err(Unfit::Name(name.into())));
+            assert_eq!(refused, Err(MountPointError::Name(name.into())));
         }
     }
 }

@@ -23,7 +23,7 @@ use larder_model::seal::Content;
 
 /// The location of a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Location {
     /// The cache is attached to this node.
     Attached {
         /// The mount point of the volume.
@@ -51,9 +51,9 @@ pub enum Place {
 
 /// The best cache for a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct BestCache {
     /// The location of the cache.
-    pub place: Place,
+    pub place: Location,
     /// The volume: a directory, an image file or a block device. `None` if only a daemon has it.
     pub volume: Option<PathBuf>,
     /// The digest in its `cache.json`.
@@ -87,7 +87,7 @@ impl Incomplete {
     }
 }
 
-impl Found {
+impl BestCache {
     /// Returns the number of distinct images of the workload.
     pub fn of(&self) -> usize {
         self.score.images.saturating_add(self.score.missing.len())
@@ -109,12 +109,12 @@ impl Found {
 
 /// Selects the best of `volumes` for images of `platform`; the first of several equal ones. `None` if no
 /// volume has any of the images.
-pub fn best(volumes: &[Volume], images: &[ImageReference], platform: &Platform) -> Option<Found> {
+pub fn best(volumes: &[Volume], images: &[ImageReference], platform: &Platform) -> Option<BestCache> {
     volumes.iter().fold(None, |best, volume| {
         let Some(score) = matching::score(&items(&volume.sealed.content, platform), images) else {
             return best;
         };
-        let found = Found {
+        let found = BestCache {
             place: volume.place.clone(),
             volume: Some(volume.path.clone()),
             digest: volume.sealed.digest.clone(),
@@ -131,14 +131,14 @@ pub fn best_with(
     volumes: &[Volume],
     images: &[ImageReference],
     platform: &Platform,
-    daemon: Option<Found>,
-) -> Option<Found> {
+    daemon: Option<BestCache>,
+) -> Option<BestCache> {
     let elsewhere = daemon.filter(|found| volumes.iter().all(|volume| volume.sealed.digest != found.digest));
     better(best(volumes, images, platform), elsewhere)
 }
 
-fn better(one: Option<Found>, other: Option<Found>) -> Option<Found> {
-    let rank = |found: &Option<Found>| found.as_ref().map(|found| found.score.rank(found.sealed_at));
+fn better(one: Option<BestCache>, other: Option<BestCache>) -> Option<BestCache> {
+    let rank = |found: &Option<BestCache>| found.as_ref().map(|found| found.score.rank(found.sealed_at));
     if rank(&other) > rank(&one) { other } else { one }
 }
 
@@ -210,7 +210,7 @@ mod tests {
             totals: Totals::default(),
         };
         Volume {
-            place: Place::Named,
+            place: Location::Named,
             path: path.into(),
             sealed: CacheManifest::new(content).unwrap(),
             sealed_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds),
@@ -256,8 +256,8 @@ mod tests {
         let volumes = [volume("/here", &[("a:1", "linux/amd64", 7)], 5)];
         let (images, platform) =
             (["a:1".parse().unwrap(), "b:1".parse().unwrap()], "linux/amd64".parse().unwrap());
-        let of_daemon = |digest: &Digest, images, seconds| Found {
-            place: Place::Daemon { host: "d".into(), id: CacheId::random(), name: "web".into() },
+        let of_daemon = |digest: &Digest, images, seconds| BestCache {
+            place: Location::Daemon { host: "d".into(), id: CacheId::random(), name: "web".into() },
             volume: None,
             digest: digest.clone(),
             sealed_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds),

@@ -28,9 +28,9 @@
 //! # Attaching and detaching volumes
 //!
 //! A volume is attached if it has a record, and its sealed content is at the mount point in the record. The
-//! records are read at every request for a layer, and every [`EVERY`]. When a record is removed or marked as
-//! leaving, links are removed and images unmounted, so that the volume can be unmounted. `larder detach`
-//! marks the record first and then unmounts, with retries while the volume is busy.
+//! records are read at every request for a layer, and every [`POLL_INTERVAL`]. When a record is removed or
+//! marked as leaving, links are removed and images unmounted, so that the volume can be unmounted.
+//! `larder detach` marks the record first and then unmounts, with retries while the volume is busy.
 //!
 //! Running containers keep their lower layers: an overlay keeps the file systems below it, and an image keeps
 //! its file open. So a volume of images is busy until its last container has ended. Starting a container or
@@ -83,7 +83,7 @@ use store::Store;
 use volumes::Volumes;
 
 /// Interval at which the attachment records are read.
-pub const EVERY: Duration = Duration::from_secs(2);
+pub const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The label of snapshots whose files are on a volume. Its value is [`YES`].
 pub const ON_VOLUME: &str = "larder.dev/on-volume";

@@ -20,9 +20,10 @@ use larder_model::escape::escape_to;
 use larder_model::seal::Content;
 
 /// Maximum time for the snapshotter's answer.
-const LIMIT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Time until the snapshotter uses a newly attached volume, with a margin.
-const SEEN: TimeDelta = TimeDelta::seconds(3 * super::snapshotter::EVERY.as_secs().cast_signed());
+const DETECTION_DELAY: TimeDelta =
+    TimeDelta::seconds(3 * super::snapshotter::POLL_INTERVAL.as_secs().cast_signed());
 /// The label of a layer with its chain ID.
 const TARGET: &str = "containerd.io/snapshot.ref";
 /// Maximum length of the snapshotter's message in an error, characters.
@@ -43,7 +44,7 @@ pub enum Error {
         said: String,
     },
     /// The snapshotter did not answer in time.
-    #[error("querying the snapshotter at {socket}: no answer within {} s", LIMIT.as_secs())]
+    #[error("querying the snapshotter at {socket}: no answer within {} s", TIMEOUT.as_secs())]
     Late {
         /// Path of the socket.
         socket: String,
@@ -69,7 +70,7 @@ pub fn first(socket: &Path, content: &Content, others: &[Other]) -> Result<Optio
     let shown = || socket.display().to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(Error::Thread)?;
-    let listed = runtime.block_on(async { tokio::time::timeout(LIMIT, list(socket)).await });
+    let listed = runtime.block_on(async { tokio::time::timeout(TIMEOUT, list(socket)).await });
     let all = listed.map_err(|_| Error::Late { socket: shown() })?.map_err(|status| Error::Refused {
         socket: shown(),
         said: escape_to(&format!("{:?}: {}", status.code(), status.message()), MAX_MESSAGE),
@@ -78,7 +79,7 @@ pub fn first(socket: &Path, content: &Content, others: &[Other]) -> Result<Optio
     let mut chains: HashMap<String, Option<DateTime<Utc>>> = HashMap::new();
     for layer in &content.layers {
         let has = |other: &&Other| other.0.layers.iter().any(|own| own.chain_id == layer.chain_id);
-        let since = others.iter().filter(has).map(|(_, since)| *since + SEEN).min();
+        let since = others.iter().filter(has).map(|(_, since)| *since + DETECTION_DELAY).min();
         chains.insert(layer.chain_id.to_string(), since);
     }
     Ok(find(&all, &chains))

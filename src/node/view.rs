@@ -111,12 +111,12 @@ pub fn check(volume: &Path, content: &Content) -> Result<(), Error> {
 /// # Errors
 /// [`Error`]: the directory or the mount cannot be read.
 pub fn is_there(at: &Path) -> Result<bool, Error> {
-    let Some(at) = place(at)? else { return Ok(false) };
+    let Some(at) = canonical(at)? else { return Ok(false) };
     Ok(mount::is_our_view(&at).map_err(io("examining", &at))? == Some(true))
 }
 
 /// Returns the canonical path of the directory, or `None` if it does not exist.
-fn place(at: &Path) -> Result<Option<PathBuf>, Error> {
+fn canonical(at: &Path) -> Result<Option<PathBuf>, Error> {
     match at.canonicalize() {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         found => found.map(Some).map_err(io("opening", at)),
@@ -128,7 +128,7 @@ fn place(at: &Path) -> Result<Option<PathBuf>, Error> {
 /// # Errors
 /// [`Error`]: it is in use, or something else is mounted there; then nothing has changed.
 pub fn remove(at: &Path) -> Result<(), Error> {
-    let Some(at) = place(at)? else { return Ok(()) };
+    let Some(at) = canonical(at)? else { return Ok(()) };
     match mount::is_our_view(&at).map_err(io("examining", &at))? {
         None => return Ok(()),
         Some(false) => return Err(Error::NotOurs(at.display().to_string())),

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::containerd::Held;
+use super::containerd::ContainerdUse;
 use super::dependents::{Consent, listed};
 use super::error::{Error, io as failed};
-use super::{Host, found, own_store, place, told, unit};
+use super::{Host, installed, own_store, place, runtime_config, unit};
 use crate::caches::attachments::Attachment;
 use crate::node::containerd::config;
 use crate::node::podman::skeleton;
@@ -20,9 +20,9 @@ use larder_model::runtime::Runtime;
 use larder_sys::mount;
 use larder_sys::mounts::Mounts;
 
-/// Maximum time a mount can stay busy. The snapshotter reads the records every [`snapshotter::EVERY`], and
-/// then unmounts its mounts of a volume whose record is gone.
-const PATIENCE: Duration = Duration::from_secs(3 * snapshotter::EVERY.as_secs());
+/// Maximum time a mount can stay busy. The snapshotter reads the records every
+/// [`snapshotter::POLL_INTERVAL`], and then unmounts its mounts of a volume whose record is gone.
+const PATIENCE: Duration = Duration::from_secs(3 * snapshotter::POLL_INTERVAL.as_secs());
 
 /// A volume that was detached.
 #[derive(Debug)]
@@ -56,20 +56,20 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
     if record.containerd.is_none() {
         refuse_if_stood_on(record, &others, host)?;
     }
-    let held = Held::find(record, &others, host, consent)?;
-    let images = held.images();
+    let containerd_use = ContainerdUse::find(record, &others, host, consent)?;
+    let images = containerd_use.images();
     if !images.is_empty() && !consent.remove_images {
         return Err(Error::Needed { at: at.clone(), images });
     }
     if let Some(agreed) = agreed {
         agreed.remove()?;
     }
-    held.let_go()?;
+    containerd_use.release()?;
     let mut notes = Vec::new();
     if !images.is_empty() {
         notes.push(format!("removed, to be pulled again when needed: {}", listed(&images)));
     }
-    for file in told::all(host, &others)?.files {
+    for file in runtime_config::all(host, &others)?.files {
         if file.path == host.path(config::PATH) && file.differs()? {
             notes.push(
                 "containerd uses its old configuration until it is restarted: systemctl restart containerd"
@@ -81,7 +81,7 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
     let mut leaving = record.clone();
     leaving.leaving = true;
     host.records.note(&leaving)?;
-    let has_it_open = record.runtimes.contains(&Runtime::Crio) && found::may_run(host, "crio");
+    let has_it_open = record.runtimes.contains(&Runtime::Crio) && installed::may_run(host, "crio");
     if has_it_open {
         notes.push(format!(
             "CRI-O reads its list of stores at startup, and uses an empty store at {} until then: systemctl restart crio",
@@ -92,7 +92,7 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
         // The volume stays attached, so the runtimes' configuration is restored.
         host.records.note(record)?;
         host.link_layers()?;
-        for file in told::all(host, &known)?.files {
+        for file in runtime_config::all(host, &known)?.files {
             file.write()?;
         }
         return Err(error);

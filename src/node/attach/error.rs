@@ -102,7 +102,7 @@ pub enum Error {
     ContentCache(#[from] content_cache::Error),
     /// The mount point is too long for the images.
     #[error(transparent)]
-    Limits(#[from] limits::Unfit),
+    Limits(#[from] limits::MountPointError),
     /// The image store cannot be created or unmounted.
     #[error(transparent)]
     View(#[from] view::Error),
@@ -123,7 +123,7 @@ pub enum Error {
     Containerd(#[from] containerd::Error),
     /// containerd does not answer, so it is unknown whether it uses the volume.
     #[error("cannot check whether containers of containerd use {}: {reason}: start it, or use --force if it is no longer installed", at.display())]
-    Unasked {
+    ContainerdSilent {
         /// Mount point of the volume.
         at: PathBuf,
         /// The reason why containerd does not answer.
@@ -211,7 +211,7 @@ impl Error {
             Error::Podman(podman::node::Error { source, .. }) => larder_layer::error::io_class(source),
             Error::ContainerdConfig(e) => e.class(),
             Error::Containerd(e) => e.class(),
-            Error::Version(_) | Error::Unasked { .. } => Class::Transient,
+            Error::Version(_) | Error::ContainerdSilent { .. } => Class::Transient,
             Error::ContentCache(e) => e.class(),
             Error::At { .. }
             | Error::Directories(_)

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, io};
-use super::{Host, found};
+use super::{Host, installed};
 use crate::caches::attachments::Attachment;
 use crate::node::podman::dependents::{Dependents, find};
 use crate::node::podman::graph_roots::graph_roots;
@@ -37,7 +37,7 @@ pub(super) fn check(
     }
     let by = needed.to_string();
     let refused = |remedy| Err(Error::OwnStore { at: record.at.clone(), by, remedy });
-    match found::program(host, "podman") {
+    match installed::program(host, "podman") {
         Some(podman) if host.root == Path::new("/") && remove_images => Ok(Some(Agreed { needed, podman })),
         Some(_) if host.root == Path::new("/") => {
             refused("use --remove-images to remove them as well".to_owned())

@@ -18,7 +18,7 @@ use larder_containerd_api::services::namespaces::v1::namespaces_client::Namespac
 use larder_containerd_api::services::version::v1::version_client::VersionClient;
 
 /// Maximum duration of a call. A call that triggers garbage collection waits for it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 /// Name of the lease label with the expiry time.
 const EXPIRES: &str = "containerd.io/gc.expire";
 
@@ -67,7 +67,7 @@ impl Client {
     pub async fn version(&self) -> Result<String, Error> {
         let mut client = VersionClient::with_origin(self.channel(), grpc::origin());
         let call = Call { doing: "requesting", what: "the version of containerd" };
-        let answer = self.session().ask(call, (), async |request| client.version(request).await).await?;
+        let answer = self.session().send(call, (), async |request| client.version(request).await).await?;
         Ok(answer.version)
     }
 
@@ -75,7 +75,7 @@ impl Client {
         let mut client = NamespacesClient::with_origin(self.channel(), grpc::origin());
         let request = namespaces::ListNamespacesRequest::default();
         let call = Call { doing: "listing", what: "namespaces" };
-        let answer = self.session().ask(call, request, async |request| client.list(request).await).await?;
+        let answer = self.session().send(call, request, async |request| client.list(request).await).await?;
         Ok(answer.namespaces.into_iter().map(|namespace| namespace.name).collect())
     }
 }
@@ -89,25 +89,25 @@ impl<'a> Session<'a> {
         let request = leases::CreateRequest { id: id.clone(), labels };
         let mut client = LeasesClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "creating", what: "a lease" };
-        self.ask(call, request, async |request| client.create(request).await).await?;
+        self.send(call, request, async |request| client.create(request).await).await?;
         Ok(Session { lease: id, ..self })
     }
 
     pub(super) async fn release(self) -> Result<(), Error> {
-        self.give_back(false).await
+        self.delete_lease(false).await
     }
 
     /// Waits until containerd has run its garbage collection.
     pub(super) async fn collect(self) -> Result<(), Error> {
-        self.leased().await?.give_back(true).await
+        self.leased().await?.delete_lease(true).await
     }
 
     /// Deletes the lease. With `sync`, also waits for the garbage collection.
-    async fn give_back(self, sync: bool) -> Result<(), Error> {
+    async fn delete_lease(self, sync: bool) -> Result<(), Error> {
         let mut client = LeasesClient::with_origin(self.containerd.channel(), grpc::origin());
         let request = leases::DeleteRequest { id: self.lease.clone(), sync };
         let call = Call { doing: "deleting", what: "a lease" };
-        self.ask(call, request, async |request| client.delete(request).await).await
+        self.send(call, request, async |request| client.delete(request).await).await
     }
 
     /// Returns the ID of the lease, or an empty string.
@@ -116,7 +116,7 @@ impl<'a> Session<'a> {
     }
 
     /// Makes a call and returns the response.
-    pub(super) async fn ask<Q, A>(
+    pub(super) async fn send<Q, A>(
         &self,
         call: Call<'_>,
         message: Q,
@@ -143,7 +143,7 @@ impl<'a> Session<'a> {
                 request.metadata_mut().insert(key, value);
             }
         }
-        match tokio::time::timeout(PATIENCE, make(request)).await {
+        match tokio::time::timeout(TIMEOUT, make(request)).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(Failure::Status(status)),
             Err(_) => Err(Failure::Late),
@@ -154,7 +154,7 @@ impl<'a> Session<'a> {
         match failure {
             Failure::Status(status) => refused(call.doing, call.what, &self.containerd.snapshotter, status),
             Failure::Late => {
-                Error::Late { doing: call.doing, what: call.what.to_owned(), seconds: PATIENCE.as_secs() }
+                Error::Late { doing: call.doing, what: call.what.to_owned(), seconds: TIMEOUT.as_secs() }
             }
         }
     }

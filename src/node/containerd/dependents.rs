@@ -32,7 +32,7 @@ const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 
 /// The snapshots that are about to be removed, with all snapshots that depend on them.
 #[derive(Clone, Debug)]
-pub enum Going {
+pub enum LostSnapshots {
     /// Layers with these chain IDs that Larder's snapshotter has from a volume.
     FromVolumes(HashSet<ChainId>),
     /// Layers that Larder's snapshotter has from volumes, except those with these chain IDs.
@@ -45,7 +45,7 @@ pub enum Going {
 
 /// The record of an image that can no longer start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Needing {
+pub struct DependentImage {
     /// The containerd namespace of the record.
     pub namespace: String,
     /// The name of the record.
@@ -54,23 +54,23 @@ pub struct Needing {
     pub target: String,
 }
 
-impl Going {
+impl LostSnapshots {
     fn names(&self, info: &snapshots::Info) -> bool {
         let is_in = |layers: &HashSet<ChainId>| layers.iter().any(|chain| chain.to_string() == info.name);
         match self {
-            Going::FromVolumes(layers) => is_from_volume(info) && is_in(layers),
-            Going::AllFromVolumesBut(layers) => is_from_volume(info) && !is_in(layers),
-            Going::Linked(layers) => {
+            LostSnapshots::FromVolumes(layers) => is_from_volume(info) && is_in(layers),
+            LostSnapshots::AllFromVolumesBut(layers) => is_from_volume(info) && !is_in(layers),
+            LostSnapshots::Linked(layers) => {
                 let diff_id = info.labels.get(DIFF_ID).and_then(|diff_id| diff_id.parse().ok());
                 diff_id.is_some_and(|diff_id: Digest| layers.contains(&diff_id))
             }
-            Going::All => true,
+            LostSnapshots::All => true,
         }
     }
 
     /// Reports whether the snapshot is a layer on a volume that is removed.
     fn lies_on_volume(&self, info: &snapshots::Info) -> bool {
-        self.names(info) && (is_from_volume(info) || matches!(self, Going::Linked(_)))
+        self.names(info) && (is_from_volume(info) || matches!(self, LostSnapshots::Linked(_)))
     }
 
     /// Returns the names of the removed snapshots of a namespace, parents first.
@@ -118,12 +118,16 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
-    pub async fn images_on(&self, going: &Going, cache: Option<&Digest>) -> Result<Vec<Needing>, Error> {
+    pub async fn images_on(
+        &self,
+        lost: &LostSnapshots,
+        cache: Option<&Digest>,
+    ) -> Result<Vec<DependentImage>, Error> {
         let mut found = Vec::new();
         for namespace in self.namespaces().await? {
             let session = self.session_in(&namespace);
             let Some(snapshots) = session.snapshots(false).await? else { continue };
-            let gone: HashSet<&str> = going.among(&snapshots).into_iter().collect();
+            let gone: HashSet<&str> = lost.among(&snapshots).into_iter().collect();
             if gone.is_empty() {
                 continue;
             }
@@ -134,7 +138,7 @@ impl Client {
             for image in session.records().await? {
                 let target = image.target.as_ref().map(|target| target.digest.clone()).unwrap_or_default();
                 if !ours(&image) && blobs.needs(&target, &gone) {
-                    found.push(Needing { namespace: namespace.clone(), name: image.name, target });
+                    found.push(DependentImage { namespace: namespace.clone(), name: image.name, target });
                 }
             }
         }
@@ -145,11 +149,11 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]; a repeated call resumes.
-    pub async fn remove_images(&self, images: &[Needing]) -> Result<(), Error> {
-        for (number, needing) in images.iter().enumerate() {
-            let is_last = images.get(number + 1).is_none_or(|next| next.namespace != needing.namespace);
-            let record = images::Image { name: needing.name.clone(), ..Default::default() };
-            self.session_in(&needing.namespace).remove(&record, is_last).await?;
+    pub async fn remove_images(&self, images: &[DependentImage]) -> Result<(), Error> {
+        for (number, dependent) in images.iter().enumerate() {
+            let is_last = images.get(number + 1).is_none_or(|next| next.namespace != dependent.namespace);
+            let record = images::Image { name: dependent.name.clone(), ..Default::default() };
+            self.session_in(&dependent.namespace).remove(&record, is_last).await?;
         }
         Ok(())
     }
@@ -159,11 +163,11 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]: containerd or the snapshotter does not answer.
-    pub async fn sweep(&self, going: &Going) -> Result<(), Error> {
+    pub async fn sweep(&self, lost: &LostSnapshots) -> Result<(), Error> {
         for namespace in self.namespaces().await? {
             let session = self.session_in(&namespace);
             let Some(snapshots) = session.snapshots(false).await? else { continue };
-            let gone = closure(&snapshots, |info| going.lies_on_volume(info));
+            let gone = closure(&snapshots, |info| lost.lies_on_volume(info));
             if gone.is_empty() {
                 continue;
             }
@@ -182,7 +186,7 @@ impl Session<'_> {
         let mut client = ContentClient::with_origin(self.containerd.channel(), grpc::origin());
         let call = Call { doing: "listing", what: "blobs" };
         let request = content::ListContentRequest::default();
-        self.ask(call, request, async |request| {
+        self.send(call, request, async |request| {
             let mut stream = client.list(request).await?.into_inner();
             let mut all = Vec::new();
             while let Some(message) = stream.message().await? {
@@ -271,21 +275,18 @@ mod tests {
             snapshot("container", "top", Active, false),
         ];
         let both = HashSet::from([chain, other]);
-        assert_eq!(Going::FromVolumes(both.clone()).among(&all), [&base, "middle", "top"]);
-        assert!(Going::AllFromVolumesBut(both).among(&all).is_empty());
-        assert_eq!(Going::All.among(&all).len(), 4);
-        assert!(Going::FromVolumes(HashSet::new()).among(&all).is_empty());
-        assert_eq!(Going::AllFromVolumesBut(HashSet::new()).among(&all), [&base, "middle", "top"]);
+        assert_eq!(LostSnapshots::FromVolumes(both.clone()).among(&all), [&base, "middle", "top"]);
+        assert!(LostSnapshots::AllFromVolumesBut(both).among(&all).is_empty());
+        assert_eq!(LostSnapshots::All.among(&all).len(), 4);
+        assert!(LostSnapshots::FromVolumes(HashSet::new()).among(&all).is_empty());
+        assert_eq!(LostSnapshots::AllFromVolumesBut(HashSet::new()).among(&all), [&base, "middle", "top"]);
         // The same diff ID on another parent is included too.
         let mut linked = snapshot("linked", "", Committed, false);
         let diff_id = Digest::sha256(b"3");
         linked.labels.insert(DIFF_ID.to_owned(), diff_id.to_string());
-        let going = Going::Linked(HashSet::from([diff_id]));
-        assert!(going.among(&all).is_empty());
-        assert_eq!(
-            going.among(&[linked, snapshot("above", "linked", Committed, false)]),
-            ["linked", "above"]
-        );
+        let lost = LostSnapshots::Linked(HashSet::from([diff_id]));
+        assert!(lost.among(&all).is_empty());
+        assert_eq!(lost.among(&[linked, snapshot("above", "linked", Committed, false)]), ["linked", "above"]);
     }
 
     #[test]

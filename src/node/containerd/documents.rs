@@ -27,7 +27,7 @@ pub(super) struct Blob {
 
 /// An image to register in containerd.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct PreloadImage {
     /// Image reference as given when the cache was built.
     pub(super) reference: String,
     /// The names of the image, and the target of each. The digest of the config is first and the tag last, so
@@ -56,7 +56,7 @@ impl Documents {
     }
 
     /// Reads an image of the volume, and checks that its documents match the seal.
-    pub(super) fn image(&self, image: &Image, snapshotter: &str) -> Result<Known, Error> {
+    pub(super) fn image(&self, image: &Image, snapshotter: &str) -> Result<PreloadImage, Error> {
         let reference: ImageReference = image
             .reference
             .parse()
@@ -104,7 +104,7 @@ impl Documents {
         let names = names(&reference, image, &own, &target)
             .ok_or_else(|| self.damaged(format!("{} is not the image {}", image.manifest, image.name)))?;
         let (reference, id) = (image.reference.clone(), image.config.to_string());
-        Ok(Known { reference, names, id, blobs, chain: image.chain.clone() })
+        Ok(PreloadImage { reference, names, id, blobs, chain: image.chain.clone() })
     }
 
     fn read(&self, digest: &Digest) -> Result<Vec<u8>, Error> {

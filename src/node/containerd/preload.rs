@@ -7,7 +7,7 @@ use futures_util::stream;
 use tonic::Code;
 
 use super::call::{Call, Session};
-use super::documents::{Blob, Documents, Known};
+use super::documents::{Blob, Documents, PreloadImage};
 use super::records::Report;
 use super::{Client, Error};
 use crate::node::grpc;
@@ -66,7 +66,7 @@ impl Session<'_> {
     }
 
     /// Requests each layer as a pull does before it unpacks the layer.
-    async fn layers(&self, image: &Known, taken: &mut HashSet<ChainId>) -> Result<(), Error> {
+    async fn layers(&self, image: &PreloadImage, taken: &mut HashSet<ChainId>) -> Result<(), Error> {
         let mut client = SnapshotsClient::with_origin(self.containerd.channel(), grpc::origin());
         let snapshotter = &self.containerd.snapshotter;
         let mut parent = String::new();
@@ -92,7 +92,7 @@ impl Session<'_> {
                 Err(failure) => return Err(self.failed(&call, &failure)),
                 Ok(_) => {
                     let request = snapshots::RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
-                    self.ask(call, request, async |request| client.remove(request).await).await?;
+                    self.send(call, request, async |request| client.remove(request).await).await?;
                     return Err(Error::NoLayer {
                         snapshotter: snapshotter.clone(),
                         layer: layer.clone(),
@@ -141,7 +141,7 @@ impl Session<'_> {
             }),
             update_mask: Some(prost_types::FieldMask { paths }),
         };
-        self.ask(call, request, async |request| client.update(request).await).await.map(drop)
+        self.send(call, request, async |request| client.update(request).await).await.map(drop)
     }
 }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use tonic::Code;
 
 use super::call::{Call, Session};
-use super::documents::Known;
+use super::documents::PreloadImage;
 use super::{Client, Error};
 use crate::node::grpc::{self, Channel};
 use larder_containerd_api::services::images::v1 as api;
@@ -141,7 +141,7 @@ impl Session<'_> {
     /// Registers an image under one of its names.
     pub(super) async fn name(
         &self,
-        image: &Known,
+        image: &PreloadImage,
         name: &str,
         stands_for: &Descriptor,
         cache: &Digest,
@@ -163,7 +163,7 @@ impl Session<'_> {
             Err(failure) => return Err(self.failed(&call, &failure)),
         }
         let request = api::GetImageRequest { name: name.to_owned() };
-        let found = self.ask(call, request, async |request| client.get(request).await).await?;
+        let found = self.send(call, request, async |request| client.get(request).await).await?;
         let found = found.image.unwrap_or_default();
         // If the name is the ID, it is the same image, even if it was found by another manifest or index.
         let same = target(&found) == stands_for.digest || name == image.id;
@@ -177,7 +177,7 @@ impl Session<'_> {
         };
         let request = api::UpdateImageRequest { image: Some(record), update_mask, ..Default::default() };
         let call = Call { doing: "updating the image", what: name };
-        self.ask(call, request, async |request| client.update(request).await).await?;
+        self.send(call, request, async |request| client.update(request).await).await?;
         Ok(outcome)
     }
 
@@ -186,7 +186,7 @@ impl Session<'_> {
         let mut client = self.containerd.images();
         let call = Call { doing: "listing", what: "images" };
         let request = api::ListImagesRequest::default();
-        Ok(self.ask(call, request, async |request| client.list(request).await).await?.images)
+        Ok(self.send(call, request, async |request| client.list(request).await).await?.images)
     }
 
     /// Removes the label of `cache` from a record that is still needed: by other caches, or by other clients'

@@ -99,7 +99,7 @@ impl Session<'_> {
         // Use a stream: the specs are large, and a single message would contain all of them.
         let request = containers::ListContainersRequest::default();
         let all = self
-            .ask(call, request, async |request| {
+            .send(call, request, async |request| {
                 let mut stream = client.list_stream(request).await?.into_inner();
                 let mut all = Vec::new();
                 while let Some(message) = stream.message().await? {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 
-use super::Place;
+use super::Location;
 use crate::caches::attachments::{AttachmentError, Attachments};
 use crate::caches::layout::{self, Layout};
 use crate::volume::disk;
@@ -29,7 +29,7 @@ pub struct Sources<'a> {
 #[derive(Clone, Debug)]
 pub struct Volume {
     /// The location of the volume.
-    pub place: Place,
+    pub place: Location,
     /// Path of the directory, image file or block device.
     pub path: PathBuf,
     /// The manifest in its `cache.json`.
@@ -44,7 +44,7 @@ pub struct Volumes {
     /// Attached volumes, then specified ones, then those of the daemon. Each is listed once.
     pub volumes: Vec<Volume>,
     /// Messages about volumes that might exist but could not be read.
-    pub passed_over: Vec<String>,
+    pub skipped: Vec<String>,
 }
 
 /// A volume that the user specified cannot be read.
@@ -95,7 +95,7 @@ pub fn collect(sources: &Sources<'_>) -> Result<Volumes, Error> {
         let path = path.canonicalize().map_err(|source| Error::Io { path: path.clone(), source })?;
         if seen.insert(path.clone()) {
             let (sealed, sealed_at) = read(&path)?;
-            found.volumes.push(Volume { place: Place::Named, path, sealed, sealed_at });
+            found.volumes.push(Volume { place: Location::Named, path, sealed, sealed_at });
         }
     }
     for (tenant, id, path) in of_daemon(sources.state) {
@@ -106,11 +106,11 @@ pub fn collect(sources: &Sources<'_>) -> Result<Volumes, Error> {
         }
         match read(&path) {
             Ok((sealed, sealed_at)) => {
-                found.volumes.push(Volume { place: Place::State { tenant, id }, path, sealed, sealed_at });
+                found.volumes.push(Volume { place: Location::State { tenant, id }, path, sealed, sealed_at });
             }
             // The volume was removed in the meantime.
             Err(error) if error.class() == Class::NotFound => {}
-            Err(error) => found.passed_over.push(error.to_string()),
+            Err(error) => found.skipped.push(error.to_string()),
         }
     }
     Ok(found)
@@ -121,23 +121,23 @@ fn attached(state: &Layout, found: &mut Volumes) {
     let records = match Attachments::new(state.attached()).list() {
         Ok(records) => records,
         Err(AttachmentError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => return,
-        Err(error) => return found.passed_over.push(error.to_string()),
+        Err(error) => return found.skipped.push(error.to_string()),
     };
     for record in records {
         let mounted = record.at.join("cache.json").exists();
         match read(if mounted { &record.at } else { &record.volume }) {
             Ok((sealed, _)) if record.cache.as_ref().is_some_and(|cache| *cache != sealed.digest) => {
                 let at = record.at.display();
-                found.passed_over.push(format!(
+                found.skipped.push(format!(
                     "attached at {at}: it is not what was attached, but the cache {}",
                     sealed.digest
                 ));
             }
             Ok((sealed, sealed_at)) => {
-                let place = Place::Attached { at: record.at };
+                let place = Location::Attached { at: record.at };
                 found.volumes.push(Volume { place, path: record.volume, sealed, sealed_at });
             }
-            Err(error) => found.passed_over.push(format!("attached at {}: {error}", record.at.display())),
+            Err(error) => found.skipped.push(format!("attached at {}: {error}", record.at.display())),
         }
     }
 }

@@ -6,8 +6,8 @@
 //! | `/etc/crio/crio.conf.d/*` | CRI-O 1.23 and newer, whatever `storage.conf` contains | source 2 |
 //! | `/etc/containers/storage.conf` | all versions of podman, buildah and CRI-O | tests |
 //!
-//! podman 6 is a new program. Source 1 is `storage/pkg/configfile`. Source 2 is `pkg/config/config.go`, which adds up the options of all
-//! files. The tests were made with podman 4.3.1 and buildah 1.28.
+//! podman 6 is a new program. Source 1 is `storage/pkg/configfile`. Source 2 is `pkg/config/config.go`, which
+//! adds up the options of all files. The tests were made with podman 4.3.1 and buildah 1.28.
 //!
 //! These files are written and removed as a whole. `storage.conf` is written only on a node where no program
 //! is new: new programs also use its `graphroot` and `runroot` for users other than root, who cannot use
@@ -33,7 +33,7 @@ pub const CRIO_DROP_IN: &str = "etc/crio/crio.conf.d/90-larder.conf";
 
 /// The programs that must use the stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct For {
+pub struct Consumers {
     /// `true` for podman and buildah.
     pub podman: bool,
     /// `true` if CRI-O uses the stores.
@@ -54,13 +54,13 @@ pub struct Change {
 
 /// Computes the configuration of `stores`, in this order, for the programs of `node`. Without stores, the
 /// files are removed. The paths must have passed [`limits::check`](crate::node::limits::check).
-pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
+pub fn change(node: &Node, consumers: Consumers, stores: &[PathBuf]) -> Change {
     let mut change = Change::default();
     let stores: Vec<&str> = stores.iter().filter_map(|store| store.to_str()).collect();
     let (mut storage_conf, mut drop_in, mut crio) = (None, None, None);
     if !stores.is_empty() {
-        let podman = Age::of(node, whom.podman, |program| !program.is_crio());
-        let crio_age = Age::of(node, whom.crio, Program::is_crio);
+        let podman = Age::of(node, consumers.podman, |program| !program.is_crio());
+        let crio_age = Age::of(node, consumers.crio, Program::is_crio);
         drop_in = (podman.new || crio_age.new).then(|| drop_in_text(&stores));
         let is_mixed = node.programs.iter().any(|program| program.is_new);
         match whole(node, &stores) {
@@ -79,7 +79,7 @@ pub fn change(node: &Node, whom: For, stores: &[PathBuf]) -> Change {
             }
         }
     }
-    if whom.crio {
+    if consumers.crio {
         change.advice.push("CRI-O reads its list of stores at startup: systemctl restart crio".to_owned());
     }
     if storage_conf.is_some() || is_ours(&node.storage) {
@@ -117,7 +117,7 @@ fn is_free(file: &File) -> bool {
 
 /// The reason why Larder cannot write a `storage.conf`.
 #[derive(Debug)]
-enum Unfit {
+enum ConfigObstacle {
     /// The node's images use this driver, which does not support additional stores of directories.
     Driver(String),
     /// The vendor's file cannot be parsed.
@@ -125,14 +125,14 @@ enum Unfit {
 }
 
 /// Computes a `storage.conf`. It replaces the vendor's file, so it repeats the settings of that file.
-fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
+fn whole(node: &Node, stores: &[&str]) -> Result<String, ConfigObstacle> {
     if let Some(driver) = &node.driver {
-        return Err(Unfit::Driver(driver.clone()));
+        return Err(ConfigObstacle::Driver(driver.clone()));
     }
     let (mut table, said) = match &node.vendor {
         File::Absent => (Table::new(), String::new()),
         File::Text(text) => {
-            let table = text.parse::<Table>().map_err(|_| Unfit::Vendor)?;
+            let table = text.parse::<Table>().map_err(|_| ConfigObstacle::Vendor)?;
             (
                 table,
                 format!(
@@ -140,9 +140,9 @@ fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
                 ),
             )
         }
-        File::Other => return Err(Unfit::Vendor),
+        File::Other => return Err(ConfigObstacle::Vendor),
     };
-    let storage = sub(&mut table, "storage").ok_or(Unfit::Vendor)?;
+    let storage = sub(&mut table, "storage").ok_or(ConfigObstacle::Vendor)?;
     for (key, value) in [
         ("driver", "overlay"),
         ("runroot", "/run/containers/storage"),
@@ -155,12 +155,12 @@ fn whole(node: &Node, stores: &[&str]) -> Result<String, Unfit> {
     }
     match storage["driver"].as_str() {
         Some("overlay" | "overlay2") => {}
-        other => return Err(Unfit::Driver(other.unwrap_or("of another kind").to_owned())),
+        other => return Err(ConfigObstacle::Driver(other.unwrap_or("of another kind").to_owned())),
     }
-    let options = sub(storage, "options").ok_or(Unfit::Vendor)?;
-    let list = merged(options.get("additionalimagestores"), stores).ok_or(Unfit::Vendor)?;
+    let options = sub(storage, "options").ok_or(ConfigObstacle::Vendor)?;
+    let list = merged(options.get("additionalimagestores"), stores).ok_or(ConfigObstacle::Vendor)?;
     options.insert("additionalimagestores".into(), list);
-    let text = toml::to_string(&table).map_err(|_| Unfit::Vendor)?;
+    let text = toml::to_string(&table).map_err(|_| ConfigObstacle::Vendor)?;
     Ok(format!("{MARK}{said}{text}"))
 }
 
@@ -213,7 +213,7 @@ fn mixed_advice(node: &Node, stores: &[&str]) -> String {
 }
 
 /// Returns the instructions for podman and buildah; `None` if nothing must be done.
-fn advice(node: &Node, unfit: Option<Unfit>, stores: &[&str]) -> Option<String> {
+fn advice(node: &Node, obstacle: Option<ConfigObstacle>, stores: &[&str]) -> Option<String> {
     let by_driver = |driver: &str| {
         format!(
             "podman and buildah use the storage driver {driver}, which does not support image stores of directories: they cannot use this \
@@ -221,8 +221,10 @@ fn advice(node: &Node, unfit: Option<Unfit>, stores: &[&str]) -> Option<String> 
         )
     };
     let list = |there: Option<&Value>| merged(there, stores).map(|list| list.to_string());
-    let line = match (&node.storage, unfit) {
-        (storage, Some(Unfit::Driver(driver))) if is_free(storage) => return Some(by_driver(&driver)),
+    let line = match (&node.storage, obstacle) {
+        (storage, Some(ConfigObstacle::Driver(driver))) if is_free(storage) => {
+            return Some(by_driver(&driver));
+        }
         (storage, _) if is_free(storage) => {
             return Some(format!(
                 "/{VENDOR_CONF} cannot be parsed, and /{STORAGE_CONF} would replace it: create that file with \

@@ -44,7 +44,7 @@ impl Links {
             let note = format!("{id}.from");
             if self.dir.read_link(note.as_bytes()).ok().as_ref() != Some(&from) {
                 // Images that are still mounted from another volume would keep it busy.
-                self.let_go(id)?;
+                self.release(id)?;
                 let noted = self.dir.symlink(&from, note.as_bytes());
                 noted.map_err(failed("recording the volume of", &self.path.join(&note)))?;
             }
@@ -94,7 +94,7 @@ impl Links {
     }
 
     /// Removes the links of `id`, and unmounts its images.
-    pub(super) fn let_go(&self, id: i64) -> Result<(), Error> {
+    pub(super) fn release(&self, id: i64) -> Result<(), Error> {
         let of_it = |name: &Vec<u8>| owner(name) == Some(id);
         for name in self.dir.names().map_err(failed("listing", &self.path))?.into_iter().filter(of_it) {
             self.remove(&name).map_err(failed("removing", &self.path.join(OsStr::from_bytes(&name))))?;

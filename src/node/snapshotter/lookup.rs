@@ -16,7 +16,7 @@ const TARGET: &str = "containerd.io/snapshot.ref";
 impl Snapshotter {
     /// Ensures that the layer in `labels`, on top of `parent`, exists as a committed snapshot, if a volume
     /// has the layer. containerd then searches for a snapshot with this label and this parent.
-    pub(super) fn take_layer(
+    pub(super) fn provide_layer(
         &self,
         key: &str,
         parent: &str,
@@ -24,7 +24,7 @@ impl Snapshotter {
     ) -> Result<Option<ChainId>, Error> {
         let Some(target) = labels.get(TARGET) else { return Ok(None) };
         let Ok(chain) = serde_json::from_value::<ChainId>(target.clone().into()) else { return Ok(None) };
-        let Some(volume) = lock(&self.volumes).with(&chain).into_iter().next() else { return Ok(None) };
+        let Some(volume) = lock(&self.volumes).with_layer(&chain).into_iter().next() else { return Ok(None) };
         let is_base = volume.layer(&chain).is_none_or(|layer| layer.parent.is_none());
         let id = self.next_id();
         let taken = lock(&self.store).write(|db| {
@@ -42,7 +42,7 @@ impl Snapshotter {
                 record.info.parent == parent && record.info.labels.get(TARGET) == Some(target)
             };
             if let Some(known) = known.iter().find(wanted) {
-                self.place(known)?;
+                self.lower_dirs(known)?;
                 return Ok(true);
             }
             let now = Utc::now();
@@ -56,7 +56,7 @@ impl Snapshotter {
             };
             let record = Record { id, info, chain: Some(chain.clone()), usage: Usage::default() };
             store::insert(db, &record, above.map(|above| above.id))?;
-            self.place(&record)?;
+            self.lower_dirs(&record)?;
             Ok(true)
         });
         match taken {
@@ -72,10 +72,10 @@ impl Snapshotter {
     }
 
     /// Returns the lower directories for a committed snapshot, topmost first. Creates the missing ones.
-    pub(super) fn place(&self, record: &Record) -> Result<Vec<PathBuf>, Error> {
+    pub(super) fn lower_dirs(&self, record: &Record) -> Result<Vec<PathBuf>, Error> {
         let Some(chain) = &record.chain else { return Ok(vec![self.links.local(record.id)?]) };
         let mut failed = Error::Detached(chain.clone());
-        let volumes = lock(&self.volumes).with(chain);
+        let volumes = lock(&self.volumes).with_layer(chain);
         for volume in volumes {
             let Some(layer) = volume.layer(chain) else { continue };
             match self.links.layer(record.id, &volume, layer) {
@@ -88,9 +88,9 @@ impl Snapshotter {
 
     /// Reads the attachment records, and updates the links for attached and detached volumes. With `retry`,
     /// updates them even if no record changed. Returns `false` if some links could not be updated.
-    pub(super) fn look_around(&self, anew: bool) -> bool {
+    pub(super) fn update_links(&self, retry: bool) -> bool {
         let changed = lock(&self.volumes).refresh();
-        if !changed && !anew {
+        if !changed && !retry {
             return true;
         }
         let store = lock(&self.store);
@@ -103,8 +103,8 @@ impl Snapshotter {
         };
         let mut settled = true;
         for record in records {
-            let placed = match self.place(&record) {
-                Err(Error::Detached(_)) => self.links.let_go(record.id),
+            let placed = match self.lower_dirs(&record) {
+                Err(Error::Detached(_)) => self.links.release(record.id),
                 other => other.map(drop),
             };
             if let Err(error) = placed {

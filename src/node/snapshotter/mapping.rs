@@ -71,9 +71,9 @@ fn host_of_root(text: &str) -> Option<u32> {
 impl Snapshotter {
     /// Mounts the lower directories of snapshot `id` in its own directory. Replaces existing mounts, which
     /// might be of a detached volume. An overlay keeps the mounts that it uses.
-    pub(super) fn gather(&self, id: i64, lower: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
-        self.scatter(id)?;
-        let directory = self.gathered(id);
+    pub(super) fn mount_lower(&self, id: i64, lower: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+        self.unmount_lower(id)?;
+        let directory = self.lower_mounts(id);
         let make = || {
             let all = Dir::open(&self.root)?.ensure_dir(DIRECTORY.as_bytes(), 0o700)?;
             let own = all.ensure_dir(id.to_string().as_bytes(), 0o700)?;
@@ -90,8 +90,8 @@ impl Snapshotter {
     }
 
     /// Unmounts the lower directories of snapshot `id`, and removes their mount points.
-    pub(super) fn scatter(&self, id: i64) -> Result<(), Error> {
-        let directory = self.gathered(id);
+    pub(super) fn unmount_lower(&self, id: i64) -> Result<(), Error> {
+        let directory = self.lower_mounts(id);
         let remove = || {
             let own = match Dir::open(&directory) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -110,7 +110,7 @@ impl Snapshotter {
     }
 
     /// Returns the snapshots with mounted layers.
-    pub(super) fn gathered_for(&self) -> Result<Vec<i64>, Error> {
+    pub(super) fn lower_mount_owners(&self) -> Result<Vec<i64>, Error> {
         let path = self.root.join(DIRECTORY);
         let names = match Dir::open(&path).and_then(|dir| dir.names()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -119,7 +119,7 @@ impl Snapshotter {
         Ok(names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect())
     }
 
-    fn gathered(&self, id: i64) -> PathBuf {
+    fn lower_mounts(&self, id: i64) -> PathBuf {
         Path::new(&self.root).join(DIRECTORY).join(id.to_string())
     }
 }

@@ -33,13 +33,13 @@ pub(super) enum Change {
 impl Snapshotter {
     /// Returns the properties of a snapshot.
     pub(super) fn stat(&self, name: &str) -> Result<Info, Error> {
-        Ok(store::get(lock(&self.store).read(), name)?.seen())
+        Ok(store::get(lock(&self.store).read(), name)?.into_info())
     }
 
     /// Returns all snapshots that match the filters.
     pub(super) fn list(&self, filters: &Filters) -> Result<Vec<Info>, Error> {
         let all = store::all(lock(&self.store).read())?;
-        Ok(all.into_iter().map(Record::seen).filter(|info| filters.pass(info)).collect())
+        Ok(all.into_iter().map(Record::into_info).filter(|info| filters.pass(info)).collect())
     }
 
     /// Updates the labels of a snapshot.
@@ -99,7 +99,7 @@ impl Snapshotter {
         check_labels(&labels)?;
         lock(&self.volumes).refresh();
         if kind == Kind::Active
-            && let Some(layer) = self.take_layer(name, parent, &labels)?
+            && let Some(layer) = self.provide_layer(name, parent, &labels)?
         {
             return Err(Error::Exists(format!("layer {layer}")));
         }
@@ -180,7 +180,7 @@ impl Snapshotter {
     fn lower(&self, db: &Connection, name: &str) -> Result<Vec<PathBuf>, Error> {
         let mut lower = Vec::new();
         for record in store::ancestors(db, name)? {
-            lower.extend(self.place(&record)?);
+            lower.extend(self.lower_dirs(&record)?);
         }
         Ok(lower)
     }
@@ -193,7 +193,7 @@ impl Snapshotter {
         lower: Vec<PathBuf>,
         mapping: Option<&Mapping>,
     ) -> Result<Vec<Mount>, Error> {
-        let lower = if mapping.is_some() { self.gather(id, &lower)? } else { lower };
+        let lower = if mapping.is_some() { self.mount_lower(id, &lower)? } else { lower };
         let mapped: Vec<String> = mapping.into_iter().flat_map(Mapping::options).collect();
         let shown = |path: &Path| path.display().to_string();
         let bind = |source: String, access: &str| Mount {
@@ -251,7 +251,7 @@ impl Snapshotter {
 
     /// Removes the files of a snapshot without a row. On an error, the rest is left to the cleanup.
     pub(super) fn discard(&self, id: i64) {
-        let gone = self.scatter(id).and_then(|()| self.links.let_go(id)).and_then(|()| {
+        let gone = self.unmount_lower(id).and_then(|()| self.links.release(id)).and_then(|()| {
             let snapshots = self.root.join("snapshots");
             let remove = || remove::tree(&Dir::open(&snapshots)?, id.to_string().as_bytes());
             remove().map_err(failed("removing", &self.directory(id)))
@@ -300,6 +300,6 @@ fn check_labels(labels: &Labels) -> Result<(), Error> {
 }
 
 /// Reports whether the kernel's overlayfs supports an option.
-pub(super) fn knows(option: &str) -> bool {
+pub(super) fn overlay_supports(option: &str) -> bool {
     fs::exists(format!("/sys/module/overlay/parameters/{option}")).unwrap_or(false)
 }

@@ -12,16 +12,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::service::Service;
 use super::socket::{self, SocketError};
-use super::{EVERY, Error, Settings, Snapshotter};
+use super::{Error, POLL_INTERVAL, Settings, Snapshotter};
 use larder_containerd_api::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use larder_model::class::Class;
 
 /// Maximum size of a request, bytes. Labels are its largest part.
 const MAX_REQUEST: usize = 1 << 20;
 /// Maximum size of a response, bytes. Lists are split into several.
-const MAX_ANSWER: usize = 4 << 20;
+const MAX_RESPONSE: usize = 4 << 20;
 /// Maximum number of parallel requests on one connection. containerd uses one connection.
-const AT_A_TIME: usize = 32;
+const MAX_PARALLEL: usize = 32;
 /// Delay after a failure to accept a connection, for example because of missing descriptors.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -61,7 +61,7 @@ impl Server {
     pub fn start(settings: &Settings) -> Result<Self, StartError> {
         let snapshotter = Arc::new(Snapshotter::open(settings)?);
         // After a reboot, nothing is mounted.
-        snapshotter.look_around(true);
+        snapshotter.update_links(true);
         Ok(Server { listener: socket::take(&settings.socket)?, snapshotter })
     }
 
@@ -72,11 +72,11 @@ impl Server {
     pub async fn serve(self, stop: CancellationToken) -> io::Result<()> {
         let service = SnapshotsServer::new(Service(Arc::clone(&self.snapshotter)))
             .max_decoding_message_size(MAX_REQUEST)
-            .max_encoding_message_size(MAX_ANSWER);
+            .max_encoding_message_size(MAX_RESPONSE);
         let connections = connections(UnixListener::from_std(self.listener)?);
         let watching = tokio::spawn(watch(self.snapshotter));
         let served = tonic::transport::Server::builder()
-            .concurrency_limit_per_connection(AT_A_TIME)
+            .concurrency_limit_per_connection(MAX_PARALLEL)
             .add_service(service)
             .serve_with_incoming_shutdown(connections, stop.cancelled_owned())
             .await;
@@ -103,9 +103,9 @@ fn connections(listener: UnixListener) -> impl Stream<Item = io::Result<UnixStre
 async fn watch(snapshotter: Arc<Snapshotter>) {
     let mut settled = true;
     loop {
-        tokio::time::sleep(EVERY).await;
-        let (snapshotter, anew) = (Arc::clone(&snapshotter), !settled);
-        let looked = tokio::task::spawn_blocking(move || snapshotter.look_around(anew)).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
+        let (snapshotter, retry) = (Arc::clone(&snapshotter), !settled);
+        let looked = tokio::task::spawn_blocking(move || snapshotter.update_links(retry)).await;
         settled = looked.unwrap_or(false);
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Record {
 
 impl Record {
     /// Returns the public properties of the snapshot.
-    pub(super) fn seen(self) -> Info {
+    pub(super) fn into_info(self) -> Info {
         let Record { mut info, chain, .. } = self;
         if chain.is_some() {
             info.labels.insert(ON_VOLUME.to_owned(), YES.to_owned());
@@ -79,17 +79,17 @@ pub(super) fn find(db: &Connection, name: &str) -> Result<Option<Record>, Error>
 
 /// Returns all snapshots, parents before children.
 pub(super) fn all(db: &Connection) -> Result<Vec<Record>, Error> {
-    several(db, &format!("SELECT {COLUMNS} ORDER BY s.id"), [])
+    query_all(db, &format!("SELECT {COLUMNS} ORDER BY s.id"), [])
 }
 
 /// Returns the snapshots whose files are on volumes.
 pub(super) fn on_volumes(db: &Connection) -> Result<Vec<Record>, Error> {
-    several(db, &format!("SELECT {COLUMNS} WHERE s.chain IS NOT NULL ORDER BY s.id"), [])
+    query_all(db, &format!("SELECT {COLUMNS} WHERE s.chain IS NOT NULL ORDER BY s.id"), [])
 }
 
 /// Returns the snapshots of the layer `chain` of a volume.
 pub(super) fn layers(db: &Connection, chain: &ChainId) -> Result<Vec<Record>, Error> {
-    several(db, &format!("SELECT {COLUMNS} WHERE s.chain = ?1 ORDER BY s.id"), [chain.to_string()])
+    query_all(db, &format!("SELECT {COLUMNS} WHERE s.chain = ?1 ORDER BY s.id"), [chain.to_string()])
 }
 
 /// Returns the ancestors of a snapshot, its parent first.
@@ -101,10 +101,10 @@ pub(super) fn ancestors(db: &Connection, name: &str) -> Result<Vec<Record>, Erro
              SELECT snapshot.parent, up.depth + 1 FROM snapshot JOIN up USING (id) WHERE snapshot.parent IS NOT NULL
          ) SELECT {COLUMNS} JOIN up ON up.id = s.id ORDER BY up.depth"
     );
-    several(db, &query, [name])
+    query_all(db, &query, [name])
 }
 
-fn several(db: &Connection, query: &str, values: impl Params) -> Result<Vec<Record>, Error> {
+fn query_all(db: &Connection, query: &str, values: impl Params) -> Result<Vec<Record>, Error> {
     let read = || -> rusqlite::Result<Vec<Record>> { db.prepare(query)?.query_map(values, row)?.collect() };
     read().map_err(sql("reading"))
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::error::io as failed;
 use super::links::Links;
-use super::operations::knows;
+use super::operations::overlay_supports;
 use super::store::{self, Store};
 use super::volumes::Volumes;
 use super::{Error, Settings, Snapshotter, lock};
@@ -20,7 +20,7 @@ use larder_sys::mount::OVERLAY_OPTIONS;
 /// `index=off`, because the layers of an upper directory can later have other inodes. The other options
 /// prevent layers from referencing files elsewhere.
 fn overlay_options() -> Vec<String> {
-    let name = |option: &str| option.split('=').next().is_some_and(knows);
+    let name = |option: &str| option.split('=').next().is_some_and(overlay_supports);
     let options = ["index=off"].into_iter().chain(OVERLAY_OPTIONS);
     options.filter(|option| name(option)).map(str::to_owned).collect()
 }
@@ -85,7 +85,7 @@ impl Snapshotter {
         let path = self.root.join("snapshots");
         let names = Dir::open(&path).and_then(|dir| dir.names()).map_err(failed("listing", &path))?;
         let directories = names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok());
-        let found = directories.chain(self.links.owners()?).chain(self.gathered_for()?);
+        let found = directories.chain(self.links.owners()?).chain(self.lower_mount_owners()?);
         let found: BTreeSet<i64> = found.collect();
         let highest = rows.iter().chain(&found).max().copied().unwrap_or(0);
         Ok((found.difference(&rows).copied().collect(), highest))

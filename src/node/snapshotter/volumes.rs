@@ -37,7 +37,7 @@ struct Seal {
 
 /// A mounted directory of a record. `volume` is `None` if the content cannot be used.
 #[derive(Debug)]
-struct Seen {
+struct AttachedDir {
     record: Attachment,
     seal: Seal,
     volume: Option<Arc<Volume>>,
@@ -47,7 +47,7 @@ struct Seen {
 #[derive(Debug)]
 pub(super) struct Volumes {
     records: Attachments,
-    seen: Vec<Seen>,
+    attached_dirs: Vec<AttachedDir>,
     /// The last logged error of the records, so that each is logged once.
     logged_error: Option<String>,
 }
@@ -55,7 +55,7 @@ pub(super) struct Volumes {
 impl Volumes {
     /// Creates a list for the records in `dir`. [`refresh`](Self::refresh) reads them.
     pub(super) fn new(dir: PathBuf) -> Self {
-        Volumes { records: Attachments::new(dir), seen: Vec::new(), logged_error: None }
+        Volumes { records: Attachments::new(dir), attached_dirs: Vec::new(), logged_error: None }
     }
 
     /// Reads the records. Returns whether any volume was attached or detached.
@@ -75,14 +75,14 @@ impl Volumes {
         self.logged_error = None;
         records.retain(|record| !record.leaving);
         records.sort_by(|a, b| (a.since, &a.at).cmp(&(b.since, &b.at)));
-        let mut before = std::mem::take(&mut self.seen);
+        let mut before = std::mem::take(&mut self.attached_dirs);
         let mut changed = false;
         for record in records {
             // The volume is not mounted yet, or no longer.
-            let Some(seal) = look(&record.at) else { continue };
-            let known = before.iter().position(|seen| seen.record == record && seen.seal == seal);
+            let Some(seal) = read_identity(&record.at) else { continue };
+            let known = before.iter().position(|dir| dir.record == record && dir.seal == seal);
             if let Some(known) = known {
-                self.seen.push(before.remove(known));
+                self.attached_dirs.push(before.remove(known));
                 continue;
             }
             changed = true;
@@ -96,7 +96,7 @@ impl Volumes {
                     None
                 }
             };
-            self.seen.push(Seen { record, seal, volume });
+            self.attached_dirs.push(AttachedDir { record, seal, volume });
         }
         for gone in &before {
             tracing::info!(at = %gone.record.at.display(), "volume detached");
@@ -106,13 +106,13 @@ impl Volumes {
 
     /// Returns the volumes with a layer, attached last first. New snapshots use the newest volume, so an
     /// older one eventually has no users ([`standing`](crate::node::standing) relies on this order).
-    pub(super) fn with(&self, chain: &ChainId) -> Vec<Arc<Volume>> {
-        let volumes = self.seen.iter().rev().filter_map(|seen| seen.volume.as_ref());
+    pub(super) fn with_layer(&self, chain: &ChainId) -> Vec<Arc<Volume>> {
+        let volumes = self.attached_dirs.iter().rev().filter_map(|dir| dir.volume.as_ref());
         volumes.filter(|volume| volume.layers.contains_key(chain)).cloned().collect()
     }
 }
 
-fn look(at: &Path) -> Option<Seal> {
+fn read_identity(at: &Path) -> Option<Seal> {
     let root = Dir::open(at).ok()?;
     let file = root.stat(layout::CACHE).ok()?;
     let identity = root.stat_self().ok()?.identity;
@@ -126,13 +126,13 @@ fn read(record: &Attachment) -> Result<Volume, String> {
         return Err(format!("its cache.json is {}, but {attached} was attached", manifest.digest));
     }
     let content = manifest.content;
-    prove(&content)?;
+    check_chain_ids(&content)?;
     let layers = content.layers.into_iter().map(|layer| (layer.chain_id.clone(), layer)).collect();
     Ok(Volume { at: at.to_owned(), format: content.layer_format, layers })
 }
 
 /// Checks that chain IDs match their layers, and that parents come first.
-fn prove(content: &Content) -> Result<(), String> {
+fn check_chain_ids(content: &Content) -> Result<(), String> {
     let mut known = HashSet::new();
     for layer in &content.layers {
         let want = match &layer.parent {

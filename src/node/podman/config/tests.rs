@@ -2,8 +2,8 @@ use std::path::Path;
 
 use super::*;
 
-const BOTH: For = For { podman: true, crio: true };
-const PODMAN: For = For { podman: true, crio: false };
+const BOTH: Consumers = Consumers { podman: true, crio: true };
+const PODMAN: Consumers = Consumers { podman: true, crio: false };
 
 fn debian() -> Node {
     Node {
@@ -124,9 +124,9 @@ fn another_driver_sees_no_store() {
 
 /// Returns the files written on a node with these programs, and whether there is advice for podman or
 /// buildah.
-fn files_for(found: &[(&'static str, bool)], whom: For, storage: &File) -> (Vec<PathBuf>, bool) {
+fn files_for(found: &[(&'static str, bool)], consumers: Consumers, storage: &File) -> (Vec<PathBuf>, bool) {
     let node = Node { programs: programs(found), storage: storage.clone(), ..debian() };
-    let change = change(&node, whom, &stores(&["/icv"]));
+    let change = change(&node, consumers, &stores(&["/icv"]));
     let files =
         change.files.iter().filter(|(_, text)| text.is_some()).map(|(path, _)| path.clone()).collect();
     (files, change.advice.iter().any(|line| !line.starts_with("CRI-O")))
@@ -134,7 +134,7 @@ fn files_for(found: &[(&'static str, bool)], whom: For, storage: &File) -> (Vec<
 
 /// The programs and whether they are new, the users of the stores, and `storage.conf`; then the files, and
 /// whether there is advice.
-type Case<'a> = (&'a [(&'static str, bool)], For, &'a File, &'a [&'a str], bool);
+type Case<'a> = (&'a [(&'static str, bool)], Consumers, &'a File, &'a [&'a str], bool);
 
 #[test]
 fn a_new_program_prevents_a_storage_conf() {
@@ -149,7 +149,7 @@ fn a_new_program_prevents_a_storage_conf() {
         (&[("podman", new), ("crio", old)], BOTH, &theirs, &[STORAGE_DROP_IN, CRIO_DROP_IN], false),
         (
             &[("podman", new), ("crio", old)],
-            For { podman: false, crio: true },
+            Consumers { podman: false, crio: true },
             &File::Absent,
             &[CRIO_DROP_IN],
             false,
@@ -166,9 +166,13 @@ fn a_new_program_prevents_a_storage_conf() {
         (&[("podman", new)], BOTH, &File::Absent, &[STORAGE_DROP_IN, CRIO_DROP_IN], false),
         (&[], PODMAN, &File::Absent, &[STORAGE_CONF], false),
     ];
-    for (found, whom, storage, files, is_advised) in cases {
+    for (found, consumers, storage, files, is_advised) in cases {
         let files = files.iter().map(PathBuf::from).collect();
-        assert_eq!(files_for(found, whom, storage), (files, is_advised), "{found:?} {whom:?} {storage:?}");
+        assert_eq!(
+            files_for(found, consumers, storage),
+            (files, is_advised),
+            "{found:?} {consumers:?} {storage:?}"
+        );
     }
     // The file of an earlier attach is removed once a new program is installed.
     let node = Node {

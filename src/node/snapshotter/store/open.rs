@@ -33,9 +33,9 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
             return Err(damaged(path, reason));
         }
     } else {
-        prove(&db, path)?;
+        check(&db, path)?;
     }
-    step(&mut db).map_err(open_error(path))?;
+    migrate(&mut db).map_err(open_error(path))?;
     let mode: String =
         db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(open_error(path))?;
     if mode != "wal" {
@@ -63,7 +63,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-fn prove(db: &Connection, path: &Path) -> Result<(), Error> {
+fn check(db: &Connection, path: &Path) -> Result<(), Error> {
     let id: i32 = db.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(open_error(path))?;
     if id != APPLICATION_ID {
         return Err(damaged(path, format!("it belongs to another program (application_id {id:#x})")));
@@ -86,7 +86,7 @@ fn version(db: &Connection) -> rusqlite::Result<usize> {
     Ok(usize::try_from(version).unwrap_or(usize::MAX))
 }
 
-fn step(db: &mut Connection) -> rusqlite::Result<()> {
+fn migrate(db: &mut Connection) -> rusqlite::Result<()> {
     let start = version(db)?;
     for (number, step) in STEPS.iter().enumerate().skip(start) {
         let transaction = db.transaction_with_behavior(TransactionBehavior::Exclusive)?;

@@ -30,7 +30,7 @@ pub(super) struct Readable<'a> {
 ///
 /// # Errors
 /// The first difference from `cache.json`.
-pub(super) fn prove(readable: &Readable<'_>, trust: &Trust, proofs: &Proofs) -> Result<(), Error> {
+pub(super) fn verify_once(readable: &Readable<'_>, trust: &Trust, proofs: &Proofs) -> Result<(), Error> {
     let proof = Proof::Layers(readable.cache);
     let before = fingerprint(readable);
     if let Some(print) = &before {

@@ -18,7 +18,7 @@ use larder_sys::mounts::Mounts;
 
 /// Returns `true` if it is certain that containerd does not need the volume of `record`: no running container
 /// and no image does.
-pub(super) fn proves(record: &Attachment, host: &Host) -> Result<bool, Error> {
+pub(super) fn is_unused(record: &Attachment, host: &Host) -> Result<bool, Error> {
     let mounts = Mounts::read().map_err(failed("looking for containers on", &record.at))?;
     // Mounts contain the path of the directory without symbolic links. It does not exist if the snapshotter
     // never ran.

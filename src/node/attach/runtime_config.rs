@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::error::Error;
-use super::{Host, found};
+use super::{Host, installed};
 use crate::caches::attachments::Attachment;
 use crate::node::containerd::config::{self, Loading, Node, Snapshotter, Version, Wanted};
 use crate::node::content_cache;
@@ -21,18 +21,18 @@ pub(super) struct RuntimeConfig {
 }
 
 /// Returns the configuration for the attached volumes `attached`.
-pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<Told, Error> {
-    let mut told = Told::default();
-    containerd(host, attached, &mut told)?;
-    podman(host, attached, &mut told)?;
-    Ok(told)
+pub(super) fn all(host: &Host, attached: &[Attachment]) -> Result<RuntimeConfig, Error> {
+    let mut result = RuntimeConfig::default();
+    containerd(host, attached, &mut result)?;
+    podman(host, attached, &mut result)?;
+    Ok(result)
 }
 
 /// Adds the configuration of podman, buildah and CRI-O.
-fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
+fn podman(host: &Host, attached: &[Attachment], result: &mut RuntimeConfig) -> Result<(), Error> {
     let is_for = |record: &Attachment, runtime| record.runtimes.contains(&runtime);
     let any = |runtime| attached.iter().any(|record| is_for(record, runtime));
-    let whom = podman::config::For { podman: any(Runtime::Podman), crio: any(Runtime::Crio) };
+    let consumers = podman::config::Consumers { podman: any(Runtime::Podman), crio: any(Runtime::Crio) };
     let mut of_it: Vec<&Attachment> = attached
         .iter()
         .filter(|record| is_for(record, Runtime::Podman) || is_for(record, Runtime::Crio))
@@ -40,18 +40,18 @@ fn podman(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), E
     of_it.sort_by_key(|record| (record.since, &record.at));
     let stores: Vec<PathBuf> =
         of_it.iter().flat_map(|record| record.image_stores()).map(Path::to_owned).collect();
-    let change = podman::config::change(&podman::node::Node::read(&host.root)?, whom, &stores);
-    told.files.extend(change.files.into_iter().map(|(path, text)| File::new(host.root.join(path), text)));
-    told.advice.extend(change.advice);
+    let change = podman::config::change(&podman::node::Node::read(&host.root)?, consumers, &stores);
+    result.files.extend(change.files.into_iter().map(|(path, text)| File::new(host.root.join(path), text)));
+    result.advice.extend(change.advice);
     Ok(())
 }
 
-fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(), Error> {
+fn containerd(host: &Host, attached: &[Attachment], result: &mut RuntimeConfig) -> Result<(), Error> {
     let path = host.path(config::PATH);
     let mut of_it: Vec<&Attachment> = attached.iter().filter(|record| record.containerd.is_some()).collect();
     of_it.sort_by_key(|record| std::cmp::Reverse(record.since));
     let Some(containerd) = of_it.first().and_then(|newest| newest.containerd.as_ref()) else {
-        told.files.push(File::new(path, None));
+        result.files.push(File::new(path, None));
         return Ok(());
     };
     let version = match version(host, containerd) {
@@ -63,17 +63,19 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
     let node = Node::read(&host.root, config::MAIN.as_ref(), config::PATH.as_ref(), version)?;
     let wanted = wanted(host, &of_it);
     if wanted.content_cache.is_some() {
-        told.advice.push(config::settings(makes_images_of_tars(host)));
+        result.advice.push(config::settings(makes_images_of_tars(host)));
     }
     let drop_in = node.drop_in(&wanted)?;
     match node.loading() {
         Loading::Counts => {}
         Loading::NotImported { remedy } => {
-            told.advice.push(format!("containerd does not load Larder's drop-in file: {remedy}"))
+            result.advice.push(format!("containerd does not load Larder's drop-in file: {remedy}"))
         }
-        Loading::Overridden { by } => {
-            told.advice.push(format!("{} overrides {}: change the setting there", by.display(), config::PATH))
-        }
+        Loading::Overridden { by } => result.advice.push(format!(
+            "{} overrides {}: change the setting there",
+            by.display(),
+            config::PATH
+        )),
     }
     let file = File {
         mode: config::MODE,
@@ -81,10 +83,11 @@ fn containerd(host: &Host, attached: &[Attachment], told: &mut Told) -> Result<(
         ..File::new(path, Some(drop_in.text().to_owned()))
     };
     if file.differs()? {
-        told.advice
+        result
+            .advice
             .push("containerd reads its configuration at startup: systemctl restart containerd".to_owned());
     }
-    told.files.push(file);
+    result.files.push(file);
     Ok(())
 }
 
@@ -112,7 +115,7 @@ fn wanted(host: &Host, newest_first: &[&Attachment]) -> Wanted {
 /// Reports whether the node's `mkfs.erofs` supports the options that containerd uses.
 fn makes_images_of_tars(host: &Host) -> bool {
     // A program of another root might not run here.
-    let program = found::program(host, "mkfs.erofs").filter(|_| host.root.as_os_str() == "/");
+    let program = installed::program(host, "mkfs.erofs").filter(|_| host.root.as_os_str() == "/");
     program.is_some_and(|program| config::makes_images_of_tars(&program))
 }
 
@@ -122,7 +125,7 @@ fn version(host: &Host, containerd: &Containerd) -> Result<Version, Error> {
         Ok(said) => said,
         Err(error) => {
             // A program of another root might not run here.
-            let program = found::program(host, "containerd").filter(|_| host.root.as_os_str() == "/");
+            let program = installed::program(host, "containerd").filter(|_| host.root.as_os_str() == "/");
             let printed = program.and_then(|program| Command::new(program).arg("--version").output().ok());
             printed
                 .map(|out| String::from_utf8_lossy(&out.stdout).into_owned())
