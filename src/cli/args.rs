@@ -567,7 +567,7 @@ pub(super) struct ExportArgs {
 pub(super) struct InspectArgs {
     /// Directory of the volume, image file or block device
     pub(super) volume: PathBuf,
-    /// Print cache.json instead
+    /// Print cache.json as JSON instead of a summary
     #[arg(long)]
     pub(super) json: bool,
     /// Also report layer fragmentation (extents); opens every file. With --json, in the field `placement`

@@ -24,7 +24,8 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
         return build::run(args.into(), call, config, console);
     }
     if args.sign_key.is_some() {
-        let message = "--sign-key: a disk image is already sealed and cannot be signed; remove the flag";
+        let message =
+            "--sign-key: a disk image is already sealed and keeps its signature, if any; remove the flag";
         return exit::fail(console, Class::Invalid, message);
     }
     let mut runtime = runtime::Builder::new_multi_thread();

@@ -138,6 +138,9 @@ pub struct AccessChecker {
 impl AccessChecker {
     /// Creates a checker with the credentials of `order`, for the images of a volume. Reads the credential
     /// files.
+    ///
+    /// # Errors
+    /// The content is not valid, or the client cannot be created.
     pub fn new(order: &RegistryOrder, config: &Config, content: &Content) -> Result<Self, AccessError> {
         let images: Vec<ImageReference> = images(content)?.into_iter().map(|image| image.reference).collect();
         let (registry, absent) =
@@ -193,6 +196,9 @@ pub async fn check(policy: Policy, content: &Content, checker: &AccessChecker) -
 }
 
 /// Blocking version of [`check`]. With [`Policy::Any`], reads no file and contacts no registry.
+///
+/// # Errors
+/// Those of [`check`], and [`AccessError::Threads`].
 pub fn check_blocking(
     policy: Policy,
     content: &Content,

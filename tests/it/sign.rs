@@ -461,7 +461,7 @@ fn archives_are_signed_when_they_are_imported() {
         let (image, disk) = (export("erofs"), served.beside("disk"));
         succeed(&mut verify(&image, &[&key.line]));
         let said = exits(64, import(&image, &disk).arg("--sign-key").arg(&key.file));
-        assert!(said.contains("keeps the signature"), "{said}");
+        assert!(said.contains("keeps its signature"), "{said}");
         succeed(&mut import(&image, &disk));
         assert_eq!(fs::read(signature(&disk)).unwrap(), fs::read(signature(&volume)).unwrap());
         succeed(&mut verify(&disk, &[&key.line]));
