@@ -161,8 +161,8 @@ pub(super) enum Command {
     /// Verify the contents of a sealed volume
     ///
     /// Checks every file against the checksums on the volume and reports the first difference by layer and
-    /// path. Exits with 65 if there is a difference, with 64 if the volume was built with --no-tar-split,
-    /// with 73 if it is not sealed, and with 77 if it is not signed by a key of --trust.
+    /// path. Exits with 65 if there is a difference. Exits with 64 if the volume was built with
+    /// --no-tar-split, with 73 if it is not sealed, and with 77 if no key of --trust has signed it.
     Verify(VerifyArgs),
     /// Show the images and layers of a sealed volume
     ///
@@ -184,9 +184,9 @@ pub(super) enum Command {
     /// Warm the page cache with the files that containers read at start
     ///
     /// For disks with slow first reads, such as disks restored from a snapshot or network disks. Reads the
-    /// files listed in prefetch.list on the volume, many at once: passwd and group, the programs of the
-    /// image's entrypoint and command, their interpreters, and the libraries they load. Exits with 73 if the
-    /// volume is not sealed, with 64 if it has no list, and with 65 if the list does not match the volume.
+    /// files listed in prefetch.list on the volume, many at once. These are passwd and group, the programs of
+    /// each entrypoint and command, their interpreters, and the libraries they load. Exits with 73 if the
+    /// volume is not sealed, with 64 if it has no list, and with 65 if the list does not match.
     Prefetch(PrefetchArgs),
     /// Mount an image of a sealed volume read-only
     ///

@@ -154,7 +154,7 @@ fn host(root: &Path, config: &Config) -> Host {
 }
 
 /// Returns how the systemd unit runs this program. The checks with registries and containerd are not repeated
-/// at each boot: the record contains the digest of the attached volume, and containerd keeps its own records.
+/// at each boot. The record contains the digest of the attached volume, and containerd keeps its own records.
 fn boot(args: &AttachArgs, config_file: Option<&Path>) -> Result<Boot, Error> {
     let mut flags = Vec::new();
     let mut flag = |name: &str, value: &str| flags.extend([name.to_owned(), value.to_owned()]);

@@ -9,10 +9,10 @@
 //!          ─► content cache ─► image store ─► unmounted ─► unit ─► record removed
 //! ```
 //!
-//! Other parts depend on the record (caches::attachments): the daemon does not remove a volume that has one,
-//! and the snapshotter serves the layers of the volumes that have one. The record is written before the
-//! mount, and removed after the unmount. Before the unmount it is marked as leaving. Every step is
-//! idempotent. An interrupted command resumes when it runs again, which also happens at each boot.
+//! Other parts depend on the record (caches::attachments). The daemon does not remove a volume that has one,
+//! and the snapshotter serves its layers. The record is written before the mount, and removed after the
+//! unmount. Before the unmount it is marked as leaving. Every step is idempotent. An interrupted command
+//! resumes when it runs again, which also happens at each boot.
 //!
 //! Existing configuration files are never edited. Larder writes separate files
 //! ([`node::file`](crate::node::file)), which list all attached volumes and are removed with the last one.

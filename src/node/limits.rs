@@ -21,9 +21,9 @@ pub const PAGE: usize = 4096;
 /// and the kernel allow 500.
 pub const DEPTH: usize = 128;
 
-/// Size of the options other than the list of layers, bytes: the container's own directories in the default
-/// location, twice, the options from `storage.conf` and podman (`nodev,metacopy=on,volatile`), and an SELinux
-/// label.
+/// Size of the options other than the list of layers, bytes. They are the container's own directories in the
+/// default location, twice, the options from `storage.conf` and podman (`nodev,metacopy=on,volatile`), and an
+/// SELinux label.
 const OTHER_OPTIONS: usize = "lowerdir=".len()
     + ",upperdir=/diff".len()
     + ",workdir=/work".len()

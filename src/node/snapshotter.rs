@@ -35,8 +35,8 @@
 //! Running containers keep their lower layers: an overlay keeps the file systems below it, and an image keeps
 //! its file open. So a volume of images is busy until its last container has ended. Starting a container or
 //! unpacking a layer on top of a missing layer fails with `UNAVAILABLE`. This lasts until a volume with the
-//! layer is attached again, or the images with it are removed: containerd has its own names for snapshots,
-//! and the snapshotter cannot revoke them.
+//! layer is attached again, or the images with it are removed. The snapshotter cannot revoke its snapshots,
+//! because containerd has its own names for them.
 //!
 //! # Trust
 //!

@@ -1,9 +1,9 @@
 //! Presents a volume as an additional image store of podman, buildah and CRI-O.
 //!
 //! A volume of EROFS images becomes a store through its view. A volume of directories is already a store, and
-//! containers use that one: containers/storage maps IDs in a store's `overlay` directory without the mounts
-//! in it, so a container in a user namespace finds no layers in a view. A view of directories has the layers
-//! but no images, for builds.
+//! containers use that one. A view would not do for them: containers/storage maps IDs in a store's `overlay`
+//! directory without the mounts in it, so a container in a user namespace finds no layers there. A view of
+//! directories has the layers but no images, for builds.
 //!
 //! ```text
 //! overlay/<ID>/diff          mount of the layer's image or directory; mounted again for other parents|
@@ -28,8 +28,9 @@
 //! (tar-split) are searched in all of them, topmost first.
 //!
 //! A view of directories has its own short names. containers/storage resolves a name in the first store that
-//! has it, which is the volume, so a build on a layer of the view would not find its parent there. The names
-//! of EROFS images are stable, because layers built on them have these names in their own `lower`.
+//! has it, which is the volume. With the same names, a build on a layer of the view would not find its parent
+//! there. The names of EROFS images are stable, because layers built on them have these names in their own
+//! `lower`.
 //!
 //! # Atomicity
 //!

@@ -103,9 +103,8 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
 }
 
 /// Fails if a snapshot uses the volume. The snapshotter has the layers of every attached volume, so if it
-/// runs, it reports the snapshots that use them. The kernel would not refuse: an overlay keeps the file
-/// systems below it, so the unmount would succeed, and the owner of the disk could remove it from under
-/// containers.
+/// runs, it reports the snapshots that use them. The kernel would not refuse the unmount, because an overlay
+/// keeps the file systems below it. The owner of the disk could then remove it from under containers.
 fn refuse_if_stood_on(record: &Attachment, others: &[Attachment], host: &Host) -> Result<(), Error> {
     let Ok(sealed) = seal::read(&record.at) else { return Ok(()) };
     if !host.socket.exists() {

@@ -1,9 +1,10 @@
 //! Finds and removes images that cannot start without layers that are about to be removed.
 //!
-//! An image needs the blobs and snapshots that garbage collection keeps for it: its target, the references in
-//! the labels of blobs, and the snapshot in the label of the config, with all its parents (containerd,
-//! docs/garbage-collection.md). containerd has no blob of a layer that came from a volume, so it cannot
-//! unpack that layer again. An image whose blobs all exist can be unpacked again, and needs no snapshot.
+//! An image needs the blobs and snapshots that garbage collection keeps for it (containerd,
+//! docs/garbage-collection.md). These are its target, the references in the labels of blobs, and the snapshot
+//! in the label of the config, with all its parents. containerd has no blob of a layer that came from a
+//! volume, so it cannot unpack that layer again. An image whose blobs all exist can be unpacked again, and
+//! needs no snapshot.
 
 use std::collections::{HashMap, HashSet};
 

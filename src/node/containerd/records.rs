@@ -189,8 +189,8 @@ impl Session<'_> {
         Ok(self.send(call, request, async |request| client.list(request).await).await?.images)
     }
 
-    /// Removes the label of `cache` from a record that is still needed: by other caches, or by other clients'
-    /// records in `all` that have the same image. Returns whether the record is kept.
+    /// Removes the label of `cache` from a record that is still needed. Other caches, or records of other
+    /// clients in `all` with the same image, can need it. Returns whether the record is kept.
     pub(super) async fn leave(
         &self,
         image: &api::Image,

@@ -10,7 +10,7 @@
 //! adds up the options of all files. The tests were made with podman 4.3.1 and buildah 1.28.
 //!
 //! These files are written and removed as a whole. `storage.conf` is written only on a node where no program
-//! is new: new programs also use its `graphroot` and `runroot` for users other than root, who cannot use
+//! is new. New programs also use its `graphroot` and `runroot` for users other than root, who cannot use
 //! root's directories. An operator's `storage.conf` is never changed. If no file of Larder's reaches a
 //! program, the advice has instructions for the operator.
 //!
