@@ -12,7 +12,7 @@
 //! | [`matching`] | selects the best cache for a workload |
 //! | [`podman`] | configures additional image stores for podman, buildah and CRI-O |
 //! | [`snapshotter`] | a containerd snapshotter that serves the layers of attached volumes |
-//! | [`standing`] | snapshots that depend on the layers of a volume, from the snapshotter |
+//! | [`snapshot_users`] | snapshots that depend on the layers of a volume, from the snapshotter |
 //! | [`view`] | presents a volume as an image store, whatever the format of its layers |
 
 pub mod access;
@@ -24,6 +24,6 @@ pub mod grpc;
 pub mod limits;
 pub mod matching;
 pub mod podman;
+pub mod snapshot_users;
 pub mod snapshotter;
-pub mod standing;
 pub mod view;

@@ -13,7 +13,7 @@ use super::{Host, installed, own_store, place, runtime_config, unit};
 use crate::caches::attachments::Attachment;
 use crate::node::containerd::config;
 use crate::node::podman::skeleton;
-use crate::node::{snapshotter, standing, view};
+use crate::node::{snapshot_users, snapshotter, view};
 use crate::volume::seal;
 use larder_model::escape::escape;
 use larder_model::runtime::Runtime;
@@ -54,7 +54,7 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
         known.iter().filter(|other| other.at != *at && !other.leaving).cloned().collect();
     let agreed = own_store::check(record, &others, host, consent.remove_images)?;
     if record.containerd.is_none() {
-        refuse_if_stood_on(record, &others, host)?;
+        refuse_if_used(record, &others, host)?;
     }
     let containerd_use = ContainerdUse::find(record, &others, host, consent)?;
     let images = containerd_use.images();
@@ -105,15 +105,15 @@ pub fn detach(wanted: &Path, host: &Host, consent: Consent) -> Result<Detached, 
 /// Fails if a snapshot uses the volume. The snapshotter has the layers of every attached volume, so if it
 /// runs, it reports the snapshots that use them. The kernel would not refuse the unmount, because an overlay
 /// keeps the file systems below it. The owner of the disk could then remove it from under containers.
-fn refuse_if_stood_on(record: &Attachment, others: &[Attachment], host: &Host) -> Result<(), Error> {
+fn refuse_if_used(record: &Attachment, others: &[Attachment], host: &Host) -> Result<(), Error> {
     let Ok(sealed) = seal::read(&record.at) else { return Ok(()) };
     if !host.socket.exists() {
         return Ok(());
     }
     let busy = |by: String| Error::Busy { at: record.at.clone(), by };
-    let others: Vec<standing::Other> =
+    let others: Vec<snapshot_users::Other> =
         others.iter().filter_map(|other| Some((seal::read(&other.at).ok()?.content, other.since))).collect();
-    match standing::first(&host.socket, &sealed.content, &others) {
+    match snapshot_users::first(&host.socket, &sealed.content, &others) {
         Ok(None) => Ok(()),
         Ok(Some(snapshot)) => Err(busy(format!("the snapshot {} uses it", escape(&snapshot)))),
         Err(error) => Err(busy(format!("possibly, because its users cannot be determined ({error})"))),

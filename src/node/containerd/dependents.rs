@@ -70,7 +70,7 @@ impl LostSnapshots {
     }
 
     /// Reports whether the snapshot is a layer on a volume that is removed.
-    fn lies_on_volume(&self, info: &snapshots::Info) -> bool {
+    fn is_on_volume(&self, info: &snapshots::Info) -> bool {
         self.names(info) && (is_from_volume(info) || matches!(self, LostSnapshots::Linked(_)))
     }
 
@@ -168,7 +168,7 @@ impl Client {
         for namespace in self.namespaces().await? {
             let session = self.session_in(&namespace);
             let Some(snapshots) = session.snapshots(false).await? else { continue };
-            let gone = closure(&snapshots, |info| lost.lies_on_volume(info));
+            let gone = closure(&snapshots, |info| lost.is_on_volume(info));
             if gone.is_empty() {
                 continue;
             }
@@ -228,7 +228,7 @@ impl Blobs {
     /// Reports whether an image with this target cannot start without the snapshots in `gone`.
     fn needs(&self, target: &str, gone: &HashSet<&str>) -> bool {
         let (mut pending, mut seen) = (vec![target], HashSet::new());
-        let (mut stands, mut layers) = (false, Vec::new());
+        let (mut needs_snapshot, mut layers) = (false, Vec::new());
         while let Some(digest) = pending.pop() {
             let Some(labels) = self.labels.get(digest).filter(|_| seen.insert(digest)) else { continue };
             for (key, value) in labels {
@@ -237,13 +237,13 @@ impl Blobs {
                 } else if key.starts_with(BLOB) {
                     pending.push(value);
                 } else if *key == self.snapshot {
-                    stands |= gone.contains(value.as_str());
+                    needs_snapshot |= gone.contains(value.as_str());
                 }
             }
         }
         // A manifest can lack the labels of its layers if containerd has discarded their blobs.
         let is_whole = !layers.is_empty() && layers.iter().all(|layer| self.labels.contains_key(*layer));
-        stands && !is_whole
+        needs_snapshot && !is_whole
     }
 }
 

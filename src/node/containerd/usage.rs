@@ -63,10 +63,10 @@ impl Client {
             let containers = session.containers().await?;
             let Some(snapshots) = session.snapshots(!containers.is_empty()).await? else { continue };
             // containerd's own snapshotter does not report the location of its layers.
-            let lies_there = |info: &snapshots::Info| {
+            let is_on_volume = |info: &snapshots::Info| {
                 chains.contains(&info.name) && (self.snapshotter == Containerd::EROFS || is_from_volume(info))
             };
-            users.extend(find(&namespace, &containers, &snapshots, lies_there));
+            users.extend(find(&namespace, &containers, &snapshots, is_on_volume));
         }
         Ok(users)
     }
@@ -148,18 +148,18 @@ impl Session<'_> {
     }
 }
 
-/// Finds the users of the snapshots for which `lies_there` returns `true`.
+/// Finds the users of the snapshots for which `is_on_volume` returns `true`.
 fn find(
     namespace: &str,
     containers: &[containers::Container],
     snapshots: &[snapshots::Info],
-    lies_there: impl Fn(&snapshots::Info) -> bool,
+    is_on_volume: impl Fn(&snapshots::Info) -> bool,
 ) -> Vec<User> {
     let parents: HashMap<&str, &str> =
         snapshots.iter().map(|info| (info.name.as_str(), info.parent.as_str())).collect();
     let layers: HashSet<&str> =
-        snapshots.iter().filter(|info| lies_there(info)).map(|info| info.name.as_str()).collect();
-    let stands_on = |key: &str| {
+        snapshots.iter().filter(|info| is_on_volume(info)).map(|info| info.name.as_str()).collect();
+    let depends_on = |key: &str| {
         let (mut at, mut steps) = (key, 0);
         // A list that changes while it is read can contain a cycle.
         while let Some(parent) = parents.get(at).filter(|parent| !parent.is_empty() && steps <= parents.len())
@@ -174,7 +174,7 @@ fn find(
     let by_key: HashMap<&str, &containers::Container> =
         containers.iter().map(|container| (container.snapshot_key.as_str(), container)).collect();
     let in_use = |info: &&snapshots::Info| {
-        matches!(info.kind(), snapshots::Kind::Active | snapshots::Kind::View) && stands_on(&info.name)
+        matches!(info.kind(), snapshots::Kind::Active | snapshots::Kind::View) && depends_on(&info.name)
     };
     let users = snapshots.iter().filter(in_use).map(|info| {
         let container = by_key.get(info.name.as_str());

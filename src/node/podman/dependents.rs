@@ -66,14 +66,14 @@ pub fn find(graph_root: &Path, only: &HashSet<String>) -> Result<Dependents, Err
     let store = Store { root: &root, path: graph_root };
     let layers: HashMap<String, String> =
         store.records::<Layer>("layers")?.into_iter().map(|layer| (layer.id, layer.parent)).collect();
-    let stands = |layer: &String| stands_on(layer, &layers, only);
+    let depends = |layer: &String| depends_on(layer, &layers, only);
     let images = store
         .records::<Image>("images")?
         .into_iter()
-        .filter(|image| [&image.layer].into_iter().chain(image.mapped_layers.iter().flatten()).any(stands));
+        .filter(|image| [&image.layer].into_iter().chain(image.mapped_layers.iter().flatten()).any(depends));
     let images: Vec<Dependent> = images.map(|image| dependent(image.id, image.names)).collect();
     let containers = store.records::<Container>("containers")?.into_iter();
-    let containers = containers.filter(|container| stands(&container.layer));
+    let containers = containers.filter(|container| depends(&container.layer));
     let containers = containers.map(|container| dependent(container.id, container.names)).collect();
     Ok(Dependents { images, containers })
 }
@@ -84,7 +84,7 @@ fn dependent(id: String, names: Option<Vec<String>>) -> Dependent {
 }
 
 /// Reports whether the first layer below `layer` that the store itself does not have is one of `only`.
-fn stands_on(layer: &String, layers: &HashMap<String, String>, only: &HashSet<String>) -> bool {
+fn depends_on(layer: &String, layers: &HashMap<String, String>, only: &HashSet<String>) -> bool {
     let (mut layer, mut steps) = (layer, layers.len());
     while let Some(parent) = layers.get(layer) {
         // A cycle of parents has no such layer.

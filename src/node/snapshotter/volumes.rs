@@ -105,7 +105,7 @@ impl Volumes {
     }
 
     /// Returns the volumes with a layer, attached last first. New snapshots use the newest volume, so an
-    /// older one eventually has no users ([`standing`](crate::node::standing) relies on this order).
+    /// older one eventually has no users ([`snapshot_users`](crate::node::snapshot_users) relies on this).
     pub(super) fn with_layer(&self, chain: &ChainId) -> Vec<Arc<Volume>> {
         let volumes = self.attached_dirs.iter().rev().filter_map(|dir| dir.volume.as_ref());
         volumes.filter(|volume| volume.layers.contains_key(chain)).cloned().collect()
