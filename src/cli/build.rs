@@ -27,15 +27,15 @@ use larder_model::class::Class;
 use larder_model::event::{Event, Failure, Outcome, Status};
 use larder_model::trust::Claims;
 
-/// How this process was called.
+/// The arguments of this process, and its role if a supervisor started it.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) argv: Vec<OsString>,
-    /// What it does for a supervisor, if one started it.
+    /// Role of this process. `None` if no supervisor started it.
     pub(super) kept: Option<Role>,
-    /// Where the supervisor mounted a device.
+    /// Directory where the supervisor mounted a device.
     pub(super) kept_volume: Option<PathBuf>,
-    /// The process ID of the supervisor.
+    /// Process ID of the supervisor.
     pub(super) kept_by: Option<u32>,
 }
 
@@ -47,13 +47,13 @@ pub(super) fn run(args: OrderArgs, call: Call, config: Config, console: &Console
     }
 }
 
-/// Carries out the build by children of this process.
+/// Runs the build in child processes of this process.
 fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> u8 {
     let output = args.output;
     let refuse = |result: Option<&Path>, class, message: &dyn Display| {
         refuse(result, output, class, &message.to_string(), console)
     };
-    // First of all: reading the job may wait for a supervisor that is no more.
+    // Do this first: reading the job can block on a supervisor that has already ended.
     if let Err(e) = confine::settle(&args) {
         return refuse(args.result_file.as_deref(), e.class(), &e);
     }
@@ -62,7 +62,7 @@ fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> 
         Err(e) => return refuse(args.result_file.as_deref(), e.class(), &e),
     };
     let result = merge::result_file(&args, job.as_deref());
-    let wishes = args.disk;
+    let disk_options = args.disk;
     let claims = Claims { name: args.sign_name.clone(), sequence: args.sign_sequence };
     let order = match merge::order(args, job.as_deref(), &config, merge::Purpose::Build) {
         Ok(order) => order,
@@ -86,14 +86,15 @@ fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> 
     }
     let volume = order.volume.clone();
     let job = job.map(|job| String::from_utf8_lossy(&job).into_owned());
-    let keeping = keeper::Keeping { order, config, wishes, argv: call.argv, job, signer, archive };
-    // This thread starts the children, which are tied to it. The other one hears signals even while this one waits for a reader.
+    let params = keeper::BuildParams { order, config, disk_options, argv: call.argv, job, signer, archive };
+    // This thread starts the children, and Linux ties them to it. The runtime's thread handles signals even
+    // while this one waits for a slow reader of events.
     let outcome = match runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
         Ok(runtime) => {
             let (events, lines) = events::channel();
-            let telling = events.clone();
-            let keep = move |cancel| keeper::keep(keeping, telling, cancel);
-            let outcome = carry_out(&runtime, keep, None, (events, lines), output, console);
+            let sender = events.clone();
+            let work = move |cancel| keeper::supervise(params, sender, cancel);
+            let outcome = carry_out(&runtime, work, None, (events, lines), output, console);
             runtime.shutdown_background();
             outcome
         }
@@ -102,7 +103,7 @@ fn supervise(args: OrderArgs, call: Call, config: Config, console: &Console) -> 
     end(&outcome, result.as_deref(), output, &volume, console)
 }
 
-/// Tells how it ended, and answers the exit code.
+/// Reports the outcome and returns the exit code.
 pub(super) fn end(
     outcome: &Outcome,
     result: Option<&Path>,
@@ -123,7 +124,7 @@ pub(super) fn end(
     }
 }
 
-/// Does `work` while its events are shown and signals are heard.
+/// Runs `work` while another thread shows its events, and signals cancel it.
 pub(super) fn carry_out<F: Future<Output = Outcome>>(
     runtime: &Runtime,
     work: impl FnOnce(Cancel) -> F,
@@ -153,12 +154,14 @@ pub(super) fn carry_out<F: Future<Output = Outcome>>(
     }));
     events.emit(Event::Result(outcome.clone()));
     drop(events);
-    // The renderer ends at the result; a panic in it was told on standard error and changes nothing about the build.
+    // The renderer ends at the result. A panic in it is already on standard error and does not change the
+    // outcome.
     let _ = shown.join();
     outcome
 }
 
-/// Shows lines up to the result. When nobody reads, the build is asked to stop: its reader is its owner.
+/// Shows events up to the result. If the output is closed, cancels the build, because its reader is its
+/// owner.
 fn show(lines: Lines, mut renderer: Box<dyn Renderer>, cancel: &Cancel) {
     for line in lines {
         if let Err(error) = renderer.show(&line) {
@@ -172,7 +175,8 @@ fn show(lines: Lines, mut renderer: Box<dyn Renderer>, cancel: &Cancel) {
     }
 }
 
-/// Ends a build that never began: told on standard error, to the result file and, for machines, as the last event.
+/// Reports a build that never started: on standard error, in the result file and, for JSON output, as the
+/// last event.
 pub(super) fn refuse(
     result: Option<&Path>,
     output: Output,
@@ -193,7 +197,7 @@ pub(super) fn refuse(
     exit::fail(console, class, message)
 }
 
-/// Tells the result file of a configuration that cannot be used.
+/// Writes a configuration error to the result file, if the job has one.
 pub(super) fn leave_usage_error(args: &OrderArgs, class: Class, message: &str) {
     let job = merge::read_job(args).ok().flatten();
     if let Some(path) = merge::result_file(args, job.as_deref()) {
@@ -201,7 +205,7 @@ pub(super) fn leave_usage_error(args: &OrderArgs, class: Class, message: &str) {
     }
 }
 
-/// The outcome of a build that never began.
+/// Returns the outcome of a build that never started.
 pub(super) fn usage_outcome(class: Class, message: &str) -> Outcome {
     Outcome {
         status: Status::Failed,

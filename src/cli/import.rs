@@ -1,4 +1,4 @@
-//! `larder import`: a volume from an archive, by the builder, or from the image of a disk.
+//! `larder import`: fills a volume from an archive, using the builder, or from a disk image.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use crate::telemetry::Console;
 use larder_model::class::Class;
 use larder_model::event::Outcome;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Console) -> u8 {
     if args.format.is_some() || !export::is_image(&args.input) {
         return build::run(args.into(), call, config, console);
     }
     if args.sign_key.is_some() {
         let message =
-            "--sign-key: the image of a disk is sealed, and keeps the signature that it has or has not";
+            "--sign-key: a disk image is already sealed and keeps its signature, if any; remove the flag";
         return exit::fail(console, Class::Invalid, message);
     }
     let mut runtime = runtime::Builder::new_multi_thread();
@@ -49,7 +49,7 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
         match done {
             Ok(Ok(sealed)) => outcome::sealed(&sealed, started.elapsed()),
             Ok(Err(error)) => interrupted(&cancel, usage_outcome(error.class(), &error.to_string())),
-            Err(e) => usage_outcome(Class::Internal, &format!("the import ended: {e}")),
+            Err(e) => usage_outcome(Class::Internal, &format!("the import failed: {e}")),
         }
     };
     let outcome = build::carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);

@@ -1,4 +1,4 @@
-//! `larder prefetch`: reads what containers need first.
+//! `larder prefetch`: reads the files that containers need at start.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::telemetry::Console;
 use crate::volume::disk;
 use larder_model::size::ByteSize;
 
-/// Runs the command and answers its exit code.
+/// Runs the command and returns its exit code.
 pub(super) fn run(args: PrefetchArgs, console: &Console) -> u8 {
     let began = Instant::now();
     let wanted = Wanted { images: args.images, all: args.all };
