@@ -8,6 +8,7 @@ mod attach;
 mod bench;
 mod build;
 mod cache;
+mod call;
 mod config;
 mod confine;
 mod exit;
@@ -21,6 +22,7 @@ mod matching;
 mod merge;
 mod mount;
 mod node;
+mod outcome;
 mod output;
 mod plan;
 mod prefetch;
@@ -86,8 +88,8 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Err(error) => {
             let class = error.class();
             match cli.command {
-                Command::Build(args) => build::leave_usage_error(&args, class, &error.to_string()),
-                Command::Import(args) => build::leave_usage_error(&args.into(), class, &error.to_string()),
+                Command::Build(args) => outcome::leave_usage_error(&args, class, &error.to_string()),
+                Command::Import(args) => outcome::leave_usage_error(&args.into(), class, &error.to_string()),
                 _ => {}
             }
             return exit::fail(console, class, &error.to_string());
@@ -98,7 +100,7 @@ fn run(cli: Cli, argv: Vec<OsString>, console: &Console) -> u8 {
         Err(error) => return exit::fail(console, error.class(), &error.to_string()),
     };
     let Global { kept, kept_volume, kept_by, .. } = cli.global;
-    let call = build::Call { argv, kept, kept_volume, kept_by };
+    let call = call::Call { argv, kept, kept_volume, kept_by };
     match cli.command {
         Command::Build(args) => build::run(args, call, config, console),
         Command::Plan(args) => plan::run(args, config, console),

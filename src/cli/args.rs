@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::keeper::Role;
+use super::call::Role;
 use crate::archive;
 use crate::builder::order::SourceOrder;
 use crate::config::log::Format;
@@ -18,13 +18,13 @@ use crate::export;
 use crate::telemetry::Level;
 use larder_model::digest::Digest;
 use larder_model::job::{LayerFormat, VolumeKind};
+use larder_model::key::Claims;
 use larder_model::platform::Platform;
 use larder_model::pull_secret::PullSecretName;
 use larder_model::reference::ImageReference;
 use larder_model::seal::Compression;
 use larder_model::size::ByteSize;
 use larder_model::sizing::Sizing;
-use larder_model::trust::Claims;
 
 pub(super) use bench::BenchKind;
 pub(super) use cache::{CacheArgs, CacheCommand, CacheImport, CacheOrder};

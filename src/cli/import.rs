@@ -8,8 +8,10 @@ use std::time::Instant;
 use tokio::runtime;
 
 use super::args::ImportArgs;
-use super::build::{self, Call, usage_outcome};
+use super::build;
+use super::call::Call;
 use super::exit;
+use super::outcome::{end, usage_outcome};
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
 use crate::config::Config;
@@ -54,7 +56,7 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
     };
     let outcome = build::carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);
     runtime.shutdown_background();
-    build::end(&outcome, args.result_file.as_deref(), args.output, &args.volume, console)
+    end(&outcome, args.result_file.as_deref(), args.output, &args.volume, console)
 }
 
 fn interrupted(cancel: &Cancel, outcome: Outcome) -> Outcome {

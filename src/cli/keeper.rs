@@ -31,7 +31,8 @@ use std::time::Instant;
 use tokio::time::timeout;
 
 use super::args::DiskArgs;
-use super::build::usage_outcome;
+use super::call::Role;
+use super::outcome::usage_outcome;
 use crate::builder;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
@@ -47,8 +48,6 @@ use larder_model::event::{Event, Outcome, Status};
 use larder_model::job::VolumeKind;
 use larder_model::key::SigningKey;
 use larder_sys::mount;
-
-pub(super) use child::Role;
 
 /// Connects to the supervisor that started this process, and receives the text of the job. Must be called
 /// only once.

@@ -10,11 +10,11 @@ use std::thread;
 use tokio::runtime::{self, Runtime};
 
 use super::args::{OrderArgs, Output};
-use super::build::{Call, carry_out, refuse};
-use super::keeper::{self, Role};
+use super::call::{Call, Role};
+use super::outcome::{carry_out, refuse};
 use super::output::json::Json;
 use super::output::{Renderer as _, stdout};
-use super::{confine, exit, merge, plan};
+use super::{confine, exit, keeper, merge, plan};
 use crate::builder::cancel::Cancel;
 use crate::builder::events::{self, Events};
 use crate::builder::keeper::Passed;

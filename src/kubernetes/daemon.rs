@@ -62,14 +62,6 @@ impl Tuning {
     }
 }
 
-/// Returns the configuration for planners on the daemon's host. They write no volume, so the volume kind does
-/// not matter.
-pub fn planner_config(config: &Config) -> Config {
-    let mut config = config.clone();
-    config.caches.volume_kind = Holder::Directory;
-    config
-}
-
 /// A daemon cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

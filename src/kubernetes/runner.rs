@@ -43,7 +43,6 @@ use self::attachments::Attachments;
 use self::objects::Parts;
 use self::waits::Waits;
 use super::client::ApiServer;
-use super::daemon::planner_config;
 use super::fault::{Fault, opt, request};
 use super::inventory::{Changes, Inventory};
 use super::names::{MANAGER, Names, RESULT, object};
@@ -549,4 +548,12 @@ impl Runner for KubeRunner {
             self.planner.plan_with(job, unusable_secrets, found).await
         })
     }
+}
+
+/// Returns the configuration for planners on the daemon's host. They write no volume, so the volume kind does
+/// not matter.
+pub fn planner_config(config: &Config) -> Config {
+    let mut config = config.clone();
+    config.caches.volume_kind = Holder::Directory;
+    config
 }

@@ -40,11 +40,12 @@ mod forget;
 mod preload;
 mod records;
 mod usage;
+mod user;
 
 pub use dependents::{DependentImage, LostSnapshots};
 pub use error::Error;
 pub use records::{Outcome, Record, Report};
-pub use usage::User;
+pub use user::User;
 
 use std::ops::Deref;
 use std::time::Duration;

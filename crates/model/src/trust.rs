@@ -27,7 +27,7 @@ mod statement;
 
 use serde::{Deserialize, Serialize};
 
-pub use statement::{Claims, Statement};
+pub use statement::Statement;
 
 use super::class::Class;
 use super::digest::Digest;

@@ -21,7 +21,8 @@ use crate::builder::events::Events;
 use crate::builder::keeper::{Greeting, LONGEST_LINE, Passed, Refusal};
 use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
-use crate::cli::build::usage_outcome;
+use crate::cli::call::Role;
+use crate::cli::outcome::usage_outcome;
 use crate::config::environment;
 use crate::telemetry;
 use larder_model::class::Class;
@@ -40,32 +41,7 @@ const MAX_REPORT: u64 = 16 << 20;
 /// Maximum number of warnings that are forwarded from a child.
 const MAX_WARNINGS: usize = 1000;
 
-/// The task of a child process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(in crate::cli) enum Role {
-    /// Fill the volume: the extractor.
-    Fill,
-    /// Remove everything that the journal does not list.
-    Sweep,
-    /// Sweep a disk that was not unmounted cleanly, and verify the remaining layers.
-    Prove,
-    /// Fetch layers for the extractor.
-    Fetch,
-    /// Resolve the images again, so that the supervisor can compare them.
-    Resolve,
-}
-
 impl Role {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Role::Fill => "fill",
-            Role::Sweep => "sweep",
-            Role::Prove => "prove",
-            Role::Fetch => "fetch",
-            Role::Resolve => "resolve",
-        }
-    }
-
     fn has_network(self) -> bool {
         matches!(self, Role::Fetch | Role::Resolve)
     }

@@ -11,11 +11,12 @@ use std::thread;
 use tokio::runtime::Handle;
 
 use super::BuildParams;
-use super::child::{Child, Role};
+use super::child::Child;
 use super::mounts::Mounts;
 use crate::builder::keeper::{Greeting, Refusal, Reply, Request, credentials_body};
 use crate::builder::registry::{repositories, secrets};
 use crate::builder::wire;
+use crate::cli::call::Role;
 use crate::secrets::Secrets;
 use larder_model::class::Class;
 use larder_model::plan_report::PlanReport;

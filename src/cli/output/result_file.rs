@@ -30,7 +30,7 @@ fn try_write(path: &Path, outcome: &Outcome) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::build::usage_outcome;
+    use crate::cli::outcome::usage_outcome;
     use larder_model::class::Class;
 
     #[test]

@@ -65,7 +65,7 @@ impl Backend {
             StateError::Io { doing: "creating", path, source }
         })?;
         let settings = Settings::of_this_process(layout.work(), logs.level, logs.format);
-        let planner = ChildRunner::new(settings, &daemon::planner_config(config))?;
+        let planner = ChildRunner::new(settings, &crate::kubernetes::runner::planner_config(config))?;
         let client = client::connect(cluster).await.map_err(daemon::Error::from)?;
         let tuning = Tuning::of(cluster);
         let daemon = Daemon::new(client, cluster, config, tuning, planner, clock, metrics).await?;

@@ -20,6 +20,7 @@ use super::notify::{Notice, Notifier};
 use super::objects;
 use super::observed::{ObservedVolume, Step};
 use super::readiness::State;
+use super::settings::Settings;
 use super::used;
 use crate::config::node::Node;
 use crate::telemetry::metrics::{Metrics, NodeCache};
@@ -37,15 +38,6 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 const PUBLISH_INTERVAL: Duration = Duration::from_secs(600);
 /// Delay before a failed write of the Node object is retried.
 const PUBLISH_RETRY: Duration = Duration::from_secs(5);
-
-/// Settings of an agent.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The section `[node]` of the configuration.
-    pub config: Node,
-    /// Name of the node.
-    pub node: String,
-}
 
 /// State that is kept for one volume between passes. It only saves work and may be lost.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::desired::{Annotations, Cache, Namespaces, Scope};
-use super::objects;
+use super::labels;
 use super::scoped::Scoped;
 use crate::kubernetes::convert;
 use crate::kubernetes::crd::ImageCache;
@@ -138,13 +138,13 @@ impl ClusterView {
     /// Starts the watches for `node`. Every change notifies `wake`. `volumes` is the namespace of volumes.
     pub(super) fn new(client: &Client, node: &str, volumes: &str, wake: &Arc<Notify>) -> Self {
         let mut watches = JoinSet::new();
-        let own = Config::default().labels(&objects::selector(node));
+        let own = Config::default().labels(&labels::selector(node));
         let on_node = Config::default().fields(&format!("spec.nodeName={node}"));
         let slim = |pod: &mut Pod| pod.metadata.managed_fields = None;
         let pods = watcher::watcher(Api::all(client.clone()), on_node).modify(slim);
         let pods = follow(&mut watches, wake, pods);
         let held = Config::default()
-            .labels(&format!("{}={}", objects::ATTACH_ON, objects::node_label(node)))
+            .labels(&format!("{}={}", labels::ATTACH_ON, labels::node_label(node)))
             .fields("spec.nodeName=");
         let held = watcher::watcher(Api::all(client.clone()), held).modify(slim);
         let held = follow(&mut watches, wake, held);
@@ -205,40 +205,14 @@ impl ClusterView {
 
     /// Returns the claims of the node, by name.
     pub(super) fn claims(&self) -> HashMap<String, Arc<PersistentVolumeClaim>> {
-        let all = self.claims.state().into_iter().filter(|claim| objects::is_of(&claim.metadata, &self.node));
+        let all = self.claims.state().into_iter().filter(|claim| labels::is_of(&claim.metadata, &self.node));
         all.map(|claim| (claim.name_any(), claim)).collect()
     }
 
     /// Returns the holders of the node, including unscheduled ones.
     pub(super) fn holders(&self) -> Vec<Arc<Pod>> {
         let mut all = self.holders.state();
-        all.retain(|pod| objects::is_of(&pod.metadata, &self.node));
+        all.retain(|pod| labels::is_of(&pod.metadata, &self.node));
         all
     }
-}
-
-/// Keeps the objects of a watch in a store for as long as the task in `watches` runs. Each change wakes the
-/// agent.
-pub(super) fn follow<K>(
-    watches: &mut JoinSet<()>,
-    wake: &Arc<Notify>,
-    events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
-) -> Store<K>
-where
-    K: Resource + Lookup + Clone + DeserializeOwned + fmt::Debug + Send + Sync + 'static,
-    <K as Lookup>::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
-{
-    let (store, writer) = reflector::store();
-    let wake = Arc::clone(wake);
-    watches.spawn(async move {
-        let mut events = std::pin::pin!(reflector::reflector(writer, events.default_backoff()));
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(Event::Init | Event::InitApply(_)) => {}
-                Ok(_) => wake.notify_one(),
-                Err(error) => tracing::warn!("watching the cluster: {error}"),
-            }
-        }
-    });
-    store
 }

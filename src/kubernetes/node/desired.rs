@@ -12,7 +12,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Resource as _, ResourceExt as _};
 
-use super::objects::{IMAGE_CACHE, REQUIRED, claim_name};
+use super::labels::{IMAGE_CACHE, REQUIRED, claim_name};
 use crate::caches::matching;
 use crate::caches::record::{Content, Record};
 use crate::caches::volumes::VolumeId;

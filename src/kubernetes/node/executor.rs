@@ -11,12 +11,12 @@ use kube::api::{Api, DeleteParams, PostParams};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::agent::Settings;
 use super::attacher::{self, AttachFault, Attacher};
 use super::desired::DesiredVolume;
 use super::mount_point;
 use super::objects::Objects;
 use super::observed::{ObservedVolume, Step};
+use super::settings::Settings;
 use crate::kubernetes::client::ApiServer;
 use crate::kubernetes::fault::{Fault, opt, request};
 use crate::kubernetes::names::MANAGER;

@@ -39,7 +39,7 @@ use tokio::task::JoinSet;
 
 use super::cluster_view::{self, Caches, NamespaceStore};
 use super::desired;
-use super::objects::REQUIRED;
+use super::labels::REQUIRED;
 use crate::caches::service::Service;
 use crate::kubernetes::client::ApiServer;
 use crate::kubernetes::events::{Report, Reporter};

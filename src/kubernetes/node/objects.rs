@@ -8,54 +8,14 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use super::desired::DesiredVolume;
+use super::labels::{GENERATION, HOLDS, ID, IMAGE_CACHE, NODE, TENANT, is_of, node_label};
 use crate::caches::volumes::VolumeId;
 use crate::config::node::Node;
-use crate::kubernetes::names::{MANAGER, object};
-use larder_model::digest::Digest;
+use crate::kubernetes::names::MANAGER;
 use larder_model::image_cache::CacheId;
 
-/// Annotation and label of claims and holders: the node; in the label as [`node_label`].
-const NODE: &str = "larder.dev/node";
-/// Label of holders: the name of the claim.
-const HOLDS: &str = "larder.dev/holds";
-const TENANT: &str = "larder.dev/tenant";
-const ID: &str = "larder.dev/id";
-const GENERATION: &str = "larder.dev/generation";
-/// Annotation of pods and namespaces: the requested image cache. Annotation of claims and holders: their
-/// image cache.
-pub(super) const IMAGE_CACHE: &str = "larder.dev/image-cache";
-/// Annotation or label of pods, `true`. The annotation: the pod must not start before its image cache is
-/// attached. The label: the pod is held back; `config/kubernetes/node/required` sets it.
-pub(super) const REQUIRED: &str = "larder.dev/image-cache-required";
-/// Label of a pod that is held back: the node that must attach its image cache, as [`node_label`].
-pub(super) const ATTACH_ON: &str = "larder.dev/attach-on";
-/// Scheduling gate of a pod that is held back (KEP-3521).
-pub(super) const GATE: &str = "larder.dev/image-cache";
 /// User and group of a holder, which needs no privileges.
 const UNPRIVILEGED_ID: i64 = 65532;
-/// Length of the hash of a node's name in the names of objects, characters.
-const NODE_HASH_CHARS: usize = 10;
-
-/// Returns a hash of the node's name for labels and names, because names of nodes can be longer than either
-/// allows.
-pub(super) fn node_label(node: &str) -> String {
-    Digest::sha256(node.as_bytes()).hex()[..NODE_HASH_CHARS].to_owned()
-}
-
-/// Returns the label selector of the objects that an agent made for its node.
-pub(super) fn selector(node: &str) -> String {
-    format!("app.kubernetes.io/managed-by={MANAGER},{NODE}={}", node_label(node))
-}
-
-/// Reports whether an object was made for this node. Two node names can have the same hash in the label.
-pub(super) fn is_of(meta: &ObjectMeta, node: &str) -> bool {
-    meta.annotations.as_ref().and_then(|annotations| annotations.get(NODE)).is_some_and(|of| of == node)
-}
-
-/// Returns the name of the claim for a volume on a node. It fits a label.
-pub(super) fn claim_name(volume: &VolumeId, node: &str) -> String {
-    format!("{}-{}", object(volume), node_label(node))
-}
 
 /// Returns the cache and the volume number of a claim.
 pub(super) fn volume_of(claim: &PersistentVolumeClaim) -> Option<(CacheId, u32)> {

@@ -16,8 +16,8 @@ use kube::runtime::watcher::{self, Config};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::cluster_view::follow;
 use super::desired::Scope;
+use super::follow::follow;
 use crate::kubernetes::client::ApiServer;
 use crate::kubernetes::crd::ImageCache;
 

@@ -5,7 +5,7 @@ use std::io;
 
 use tonic::{Code, Status};
 
-use super::usage::User;
+use super::user::User;
 use crate::node::grpc::Unreachable;
 use larder_model::chain::ChainId;
 use larder_model::class::Class;

@@ -1,53 +1,20 @@
 //! Finds containers and snapshots that use the layers of a volume.
 
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
 use tonic::{Code, Response};
 
 use super::call::{Call, Failure, Session};
 use super::dependents::is_from_volume;
+use super::user::User;
 use super::{Client, Error};
 use crate::node::grpc;
 use larder_containerd_api::services::containers::v1 as containers;
 use larder_containerd_api::services::containers::v1::containers_client::ContainersClient;
 use larder_containerd_api::services::snapshots::v1 as snapshots;
 use larder_containerd_api::services::snapshots::v1::snapshots_client::SnapshotsClient;
-use larder_model::escape::escape;
 use larder_model::runtime::Containerd;
 use larder_model::seal::Content;
-
-/// A container or snapshot that uses a layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct User {
-    /// The containerd namespace of the user.
-    pub namespace: String,
-    /// ID of the container, running or not. `None` if another client has mounted the snapshot, or unpacks on
-    /// top of a layer.
-    pub container: Option<String>,
-    /// Key of the active snapshot.
-    pub snapshot: String,
-    /// The image name in the container's record; can be empty.
-    pub image: String,
-}
-
-impl fmt::Display for User {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let namespace = escape(&self.namespace);
-        match &self.container {
-            Some(container) if self.image.is_empty() => {
-                write!(f, "container {} in namespace {namespace}", escape(container))
-            }
-            Some(container) => write!(
-                f,
-                "container {} of {} in namespace {namespace}",
-                escape(container),
-                escape(&self.image)
-            ),
-            None => write!(f, "snapshot {} in namespace {namespace}", escape(&self.snapshot)),
-        }
-    }
-}
 
 impl Client {
     /// Returns the containers of all namespaces, running or not, that use a layer of the volume through the

@@ -5,7 +5,7 @@ use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use super::super::desired::DesiredVolume;
-use super::super::objects::{ATTACH_ON, GATE, node_label};
+use super::super::labels::{ATTACH_ON, GATE, node_label};
 use super::super::readiness::{CONDITION, label};
 use larder_model::digest::Digest;
 

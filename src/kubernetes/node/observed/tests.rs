@@ -1,7 +1,8 @@
 use serde_json::{Value, json};
 
 use super::super::desired::tests::{cache, named};
-use super::super::objects::{Objects, node_label};
+use super::super::labels::node_label;
+use super::super::objects::Objects;
 use super::*;
 use crate::config::node::Node;
 
@@ -172,5 +173,5 @@ fn names_fit() {
     assert_eq!(node_label(&"n".repeat(253)).len(), 10);
     assert!(desired.claim.len() <= 63, "{}", desired.claim);
     let volume = crate::caches::volumes::VolumeId { generation: u32::MAX, ..desired.volume.clone() };
-    assert!(super::super::objects::claim_name(&volume, NODE).len() <= 63);
+    assert!(super::super::labels::claim_name(&volume, NODE).len() <= 63);
 }
