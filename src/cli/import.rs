@@ -11,7 +11,7 @@ use super::args::ImportArgs;
 use super::build;
 use super::call::Call;
 use super::exit;
-use super::outcome::{end, usage_outcome};
+use super::outcome::{carry_out, end, usage_outcome};
 use crate::builder::cancel::Cancel;
 use crate::builder::{events, outcome};
 use crate::config::Config;
@@ -54,7 +54,7 @@ pub(super) fn run(args: ImportArgs, call: Call, config: Config, console: &Consol
             Err(e) => usage_outcome(Class::Internal, &format!("the import failed: {e}")),
         }
     };
-    let outcome = build::carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);
+    let outcome = carry_out(&runtime, work, args.deadline, events::channel(), args.output, console);
     runtime.shutdown_background();
     end(&outcome, args.result_file.as_deref(), args.output, &args.volume, console)
 }

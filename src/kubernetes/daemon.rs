@@ -23,7 +23,6 @@ use super::watch::Watch;
 use crate::caches::runner::child::{ChildRunner, ChildRunnerError};
 use crate::caches::service::{Parts, Service, StartError};
 use crate::config::Config;
-use crate::config::caches::Holder;
 use crate::config::cluster::Cluster;
 use crate::telemetry::metrics::Metrics;
 use larder_model::class::Class;

@@ -55,6 +55,7 @@ use crate::caches::runner::{BuildOrder, Ended, Runner};
 use crate::caches::volumes::VolumeId;
 use crate::config::Config;
 use crate::config::caches::Caches;
+use crate::config::caches::Holder;
 use crate::config::cluster::Cluster;
 use larder_model::class::Class;
 use larder_model::digest::Digest;

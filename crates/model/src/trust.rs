@@ -294,6 +294,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::key::Claims;
 
     const CACHE: &[u8] = b"{\"version\":1}";
 

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::desired::{Annotations, Cache, Namespaces, Scope};
+use super::follow::follow;
 use super::labels;
 use super::scoped::Scoped;
 use crate::kubernetes::convert;

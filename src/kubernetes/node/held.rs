@@ -39,6 +39,7 @@ use tokio::task::JoinSet;
 
 use super::cluster_view::{self, Caches, NamespaceStore};
 use super::desired;
+use super::follow::follow;
 use super::labels::REQUIRED;
 use crate::caches::service::Service;
 use crate::kubernetes::client::ApiServer;
@@ -294,7 +295,7 @@ impl Watched {
         let held = Config::default().labels(&format!("{REQUIRED}=true")).fields("spec.nodeName=");
         let pods = watcher::watcher(Api::<Pod>::all(client.clone()), held);
         let pods = pods.modify(|pod| pod.metadata.managed_fields = None);
-        let pods = cluster_view::follow(&mut watches, &wake, pods);
+        let pods = follow(&mut watches, &wake, pods);
         let nodes = watcher::watcher(Api::<Node>::all(client.clone()), Config::default());
         let nodes = nodes.modify(|node| {
             node.metadata.managed_fields = None;
@@ -303,7 +304,7 @@ impl Watched {
                 (status.images, status.volumes_attached, status.volumes_in_use) = (None, None, None);
             }
         });
-        let nodes = cluster_view::follow(&mut watches, &wake, nodes);
+        let nodes = follow(&mut watches, &wake, nodes);
         let namespaces = cluster_view::namespaces(client, &mut watches, &wake);
         let caches = Caches::new(client, volumes, &mut watches, &wake);
         Watched { pods, nodes, namespaces, caches, wake, _watches: watches }

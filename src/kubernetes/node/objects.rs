@@ -11,7 +11,7 @@ use super::desired::DesiredVolume;
 use super::labels::{GENERATION, HOLDS, ID, IMAGE_CACHE, NODE, TENANT, is_of, node_label};
 use crate::caches::volumes::VolumeId;
 use crate::config::node::Node;
-use crate::kubernetes::names::MANAGER;
+use crate::kubernetes::names::{MANAGER, object};
 use larder_model::image_cache::CacheId;
 
 /// User and group of a holder, which needs no privileges.
