@@ -1,4 +1,4 @@
-//! Archives that were spoilt: whatever the bytes, what comes out has the digest that it is called by.
+//! Damaged archives: for any bytes, every document and blob that is read has its digest.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::*;
 use larder_layer::decode::ChunkSource as _;
 
-/// A docker-archive of one layer.
+/// Returns a docker-archive with one layer.
 fn docker() -> Vec<u8> {
     let layer = vec![7; 1024];
     let config = json!({"os": "linux", "architecture": "amd64",
@@ -24,7 +24,8 @@ fn docker() -> Vec<u8> {
     ])
 }
 
-/// An oci-archive of the same, as `docker save` and `ctr export` nest it: with an index in the index.
+/// Returns an oci-archive of the same image with an index in the index, as `docker save` and `ctr export`
+/// write it.
 fn oci() -> Vec<u8> {
     let layer = vec![7; 1024];
     let config = json!({"os": "linux", "architecture": "amd64",
