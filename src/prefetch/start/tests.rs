@@ -21,7 +21,7 @@ impl Image {
         image
     }
 
-    /// Begins the next layer.
+    /// Starts the next layer.
     fn layer(mut self) -> Self {
         fs::create_dir(self.dir.path().join(self.layers.to_string())).unwrap();
         self.layers += 1;
@@ -51,7 +51,7 @@ impl Image {
         self
     }
 
-    /// The list as `<layer>:<path>`, layers counted from the base.
+    /// Returns the list as `<layer>:<path>`, with layers counted from the base.
     fn starts(&self, args: &[&str], env: &[&str], working_dir: &str) -> Vec<String> {
         let process = Process {
             args: args.iter().map(ToString::to_string).collect(),
@@ -66,7 +66,7 @@ impl Image {
     }
 }
 
-/// A 64-bit little-endian file for x86-64 that says this of itself.
+/// A 64-bit little-endian ELF file for x86-64 with these properties.
 #[derive(Default)]
 struct Elf<'a> {
     interpreter: Option<&'a str>,
@@ -137,7 +137,7 @@ fn library(needed: &[&str]) -> Vec<u8> {
     Elf { needed, ..Elf::default() }.bytes()
 }
 
-/// A merged-usr base with a loader and libc.
+/// Returns an image with a merged-usr base, a loader and libc.
 fn glibc() -> Image {
     Image::new()
         .link("lib", "usr/lib")
