@@ -1,4 +1,5 @@
-//! What must never happen: every member here fails its layer by name, and nothing outside the volume is touched.
+//! Malicious layers: every member here fails its layer with its name in the message, and nothing outside the
+//! volume is changed.
 
 use super::{Options, build};
 use larder_model::class::Class;
