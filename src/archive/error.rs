@@ -94,9 +94,9 @@ pub enum Error {
         "{path} is compressed with {program}, but only gzip and zstd are supported: decompress it first, for example {program} -dc FILE | larder import -"
     )]
     Compression {
-        /// The archive.
-        path: String,
         /// Name of the archive.
+        path: String,
+        /// Name of the program that decompresses it.
         program: &'static str,
     },
     /// The temporary directory has too little space.

@@ -74,7 +74,7 @@ fn name() -> ImageReference {
 }
 
 #[test]
-fn both_are_read() {
+fn docker_and_oci_archives_are_read() {
     for bytes in [docker(), oci()] {
         let archive = index(&bytes).unwrap();
         assert_eq!(archive.names(), [name()]);
@@ -93,7 +93,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
     #[test]
-    fn no_bytes_panic_or_lie(
+    fn damaged_archives_do_not_panic_or_return_wrong_content(
         is_oci in any::<bool>(),
         flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in prop::option::of(any::<prop::sample::Index>()),

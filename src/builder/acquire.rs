@@ -242,7 +242,7 @@ impl Acquire {
         self.events.emit(Event::LayerReused { blob, diff_id: change.diff_id.clone(), from, size });
     }
 
-    /// Runs `work` where it may block; `None` if layers are not shared.
+    /// Runs `work` on a thread that can block; `None` if layers are not shared.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Share) -> Result<T, share::Error> + Send + 'static,

@@ -28,7 +28,7 @@ use std::thread;
 use std::time::Duration;
 
 use self::decode::StoredLayers;
-use self::disk::Share;
+use self::disk::Sample;
 use self::stopwatch::Stopwatch;
 use self::workdir::WorkDir;
 use super::cancel::Cancel;
@@ -174,8 +174,8 @@ impl Bench {
 
         self.begin(Step::Stage(StageName::Hash))?;
         let (hashed, cancel) = (image.hashed_bytes(), self.cancel.clone());
-        let (took, share) = blocking(move || decode::hash(hashed, &cancel)).await?;
-        self.note(StageName::Hash, took, (Some(hashed), None), share);
+        let (took, fraction) = blocking(move || decode::hash(hashed, &cancel)).await?;
+        self.note(StageName::Hash, took, (Some(hashed), None), fraction);
 
         self.begin(Step::Together(self.kind))?;
         let together = match self.kind {
@@ -287,27 +287,27 @@ impl Bench {
             LayerFormat::Overlay => (entries, image.tar_bytes().saturating_sub(entries * TAR_HEADER)),
             LayerFormat::Erofs => (0, image.tar_bytes()),
         };
-        let share = Share::of(names, bytes);
+        let sample = Sample::of(names, bytes);
         self.flush().await?;
         let (workdir, cancel) = (Arc::clone(&self.workdir), self.cancel.clone());
         if self.order.layer_format == LayerFormat::Overlay {
             self.begin(Step::Stage(StageName::Create))?;
             let (workdir, cancel) = (Arc::clone(&workdir), cancel.clone());
-            let took = blocking(move || disk::create(&workdir, share.names, &cancel)).await?;
-            self.note(StageName::Create, took, (None, Some(names)), share.of_image);
+            let took = blocking(move || disk::create(&workdir, sample.names, &cancel)).await?;
+            self.note(StageName::Create, took, (None, Some(names)), sample.of_image);
         }
         self.begin(Step::Stage(StageName::Write))?;
         let writing = Arc::clone(&workdir);
         let took = blocking(move || {
-            writing.require(share.bytes, "the written files")?;
-            disk::write(&writing, share.bytes, &cancel)
+            writing.require(sample.bytes, "the written files")?;
+            disk::write(&writing, sample.bytes, &cancel)
         })
         .await?;
-        self.note(StageName::Write, took, (Some(bytes), None), share.of_image);
+        self.note(StageName::Write, took, (Some(bytes), None), sample.of_image);
         self.begin(Step::Stage(StageName::Sync))?;
         let took = blocking(move || disk::sync(&workdir)).await?;
         let names = (names > 0).then_some(names);
-        self.note(StageName::Sync, took, (Some(bytes), names), share.of_image);
+        self.note(StageName::Sync, took, (Some(bytes), names), sample.of_image);
         (self.tell)(Step::Removing);
         Ok(())
     }
@@ -323,8 +323,8 @@ impl Bench {
         Ok(())
     }
 
-    fn note(&mut self, name: StageName, took: Took, amount: (Option<u64>, Option<u64>), share: f64) {
-        self.stages.push(Stage::new(name, self.kind, took, amount, share));
+    fn note(&mut self, name: StageName, took: Took, amount: (Option<u64>, Option<u64>), fraction: f64) {
+        self.stages.push(Stage::new(name, self.kind, took, amount, fraction));
     }
 
     /// Returns the stored layout as a source.
@@ -388,7 +388,7 @@ fn check_cancelled(cancel: &Cancel) -> Result<(), Fail> {
 }
 
 /// Returns `some` as a fraction of `all`; 1 if `all` is 0.
-fn share(some: u64, all: u64) -> f64 {
+fn fraction(some: u64, all: u64) -> f64 {
     if all == 0 { 1.0 } else { approximate(some) / approximate(all) }
 }
 

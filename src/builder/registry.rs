@@ -139,7 +139,7 @@ pub(super) fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Returns the addresses that the client may connect to. The addresses of this host are listed here, because
+/// Returns the addresses that the client can connect to. The addresses of this host are listed here, because
 /// a confined process cannot list them.
 fn rules(reach: Reach, section: &section::Registry) -> Result<Rules, Error> {
     let own = match reach {

@@ -538,7 +538,7 @@ async fn verify(order: &Order) -> Result<(), Vec<Fail>> {
     .await
 }
 
-/// Runs `work` where it may block.
+/// Runs `work` on a thread that can block.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
 ) -> Result<T, Vec<Fail>> {

@@ -10,7 +10,7 @@ use super::error::Context;
 use larder_sys::lock::DirLock;
 use larder_sys::{Dir, FileType, remove, unnamed};
 
-/// Path of an output, and whether it may be replaced.
+/// Path of an output, and whether it can be replaced.
 #[derive(Debug)]
 struct Destination {
     path: PathBuf,
@@ -36,7 +36,7 @@ impl Destination {
         self.path.display().to_string()
     }
 
-    /// Reports whether the output exists. Fails if it may not be replaced, or is not of type `wanted`.
+    /// Reports whether the output exists. Fails if it cannot be replaced, or is not of type `wanted`.
     fn examine(&self, wanted: FileType) -> Result<bool, Error> {
         let Some(stat) = self.parent.try_stat(&self.name).context("examining", self.path.display())? else {
             return Ok(false);
@@ -76,7 +76,7 @@ impl Unfinished {
     /// Starts a file that is renamed to `path` at the end.
     ///
     /// # Errors
-    /// The output exists and may not be replaced, or the file cannot be created.
+    /// The output exists and cannot be replaced, or the file cannot be created.
     pub(super) fn begin(path: &Path, force: bool) -> Result<Self, Error> {
         let destination = Destination::new(path, force)?;
         destination.examine(FileType::Regular)?;
@@ -155,7 +155,7 @@ impl Directory {
     /// Starts a directory that is renamed to `path` at the end.
     ///
     /// # Errors
-    /// The output exists and may not be replaced, another export is writing to it, or the directory cannot be
+    /// The output exists and cannot be replaced, another export is writing to it, or the directory cannot be
     /// created.
     pub(super) fn begin(path: &Path, force: bool) -> Result<Self, Error> {
         let destination = Destination::new(path, force)?;

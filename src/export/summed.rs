@@ -24,7 +24,7 @@ impl Summed {
     /// Starts the image that is renamed to `out` at the end.
     ///
     /// # Errors
-    /// The image or its checksum file cannot be created, or exists and may not be replaced.
+    /// The image or its checksum file cannot be created, or exists and cannot be replaced.
     pub(super) fn begin(out: &Path, force: bool) -> Result<Self, Error> {
         let image = Unfinished::begin(out, force)?;
         Ok(Summed { out: out.to_owned(), image, sum: Unfinished::begin(&checksum_path(out), force)? })

@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn this_very_program() {
+    fn reads_the_test_program() {
         let program = std::env::current_exe().unwrap();
         let object = read(File::open(&program).unwrap()).unwrap();
         // Whatever the C library, a program of a standard Rust target either names it or has no loader.
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_elf_has_nothing() {
+    fn other_files_are_not_elf() {
         for bytes in [&b""[..], b"#!/bin/sh", b"\x7fEL", b"\x7fELF\x03", b"\x7fELF\x02\x01\x01"] {
             assert_eq!(of(bytes), None);
         }

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_to_all_their_paths() {
+    fn names_map_to_all_their_paths() {
         for little in [true, false] {
             let new = file(
                 &[("libz.so.1", "/lib/v3/libz.so.1"), ("libz.so.1", "/lib/libz.so.1"), ("x", "y")],
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn any_cut_or_change_is_read_without_harm() {
+    fn truncated_and_changed_files_do_not_panic() {
         let whole = file(&[("a", "/a"), ("b", "/b")], true);
         for len in 0..whole.len() {
             parse(&whole[..len], true);

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn rendered_lists_are_parsed() {
         let text = render(&sections());
         assert_eq!(text.iter().filter(|b| **b == b'\n').count(), 7);
         assert_eq!(parse(&text), Ok(sections()));
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_else_is_read() {
+    fn malformed_lists_are_rejected() {
         let layer = "ab".repeat(32);
         let image = format!("image {} x", Digest::sha256(b""));
         let file = |path: &str| format!("{HEADER}\n{image}\nfile 1 overlay/{layer}/diff/{path}\n");

@@ -141,12 +141,12 @@ impl Found {
         self.dir.layer
     }
 
-    /// Reports whether any user may execute it.
+    /// Reports whether any user can execute it.
     pub(super) fn is_executable(&self) -> bool {
         self.stat.mode & 0o111 != 0
     }
 
-    /// Opens it for reading; `None` if its owner may not read it.
+    /// Opens it for reading; `None` if its owner cannot read it.
     pub(super) fn open(&self) -> io::Result<Option<StoredFile>> {
         if self.stat.mode & 0o400 == 0 {
             return Ok(None);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_mean_what_they_mean_in_the_container() {
+    fn paths_resolve_as_in_the_container() {
         let dir = tempfile::tempdir().unwrap();
         let (top, base) = (dir.path().join("top"), dir.path().join("base"));
         for path in [&top, &base] {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_maze_comes_to_an_end() {
+    fn the_number_of_steps_is_limited() {
         let dir = tempfile::tempdir().unwrap();
         let mut deep = dir.path().to_owned();
         for _ in 0..200 {

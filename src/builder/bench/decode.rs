@@ -145,5 +145,5 @@ pub(super) fn hash(bytes: u64, cancel: &Cancel) -> Result<(Took, f64), Fail> {
         left -= length as u64;
     }
     std::hint::black_box(hasher.finish());
-    Ok((watch.took(Duration::ZERO), super::share(some, bytes)))
+    Ok((watch.took(Duration::ZERO), super::fraction(some, bytes)))
 }

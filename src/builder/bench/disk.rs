@@ -33,19 +33,19 @@ const TIME: Timestamp = Timestamp { sec: 1_600_000_000, nsec: 0 };
 /// The files and bytes of an image that are created. Both have the same fraction of the image, so that one
 /// sync covers both.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Share {
+pub(super) struct Sample {
     pub(super) names: u64,
     pub(super) bytes: u64,
     /// Fraction of the image, above 0 and at most 1.
     pub(super) of_image: f64,
 }
 
-impl Share {
+impl Sample {
     /// Returns as much of `names` and `bytes` as the limits allow.
     pub(super) fn of(names: u64, bytes: u64) -> Self {
-        let of = |most: u64, all: u64| super::share(most.min(all), all);
+        let of = |max: u64, all: u64| super::fraction(max.min(all), all);
         let of_image = of(MAX_NAMES, names).min(of(MAX_BYTES, bytes));
-        Share { names: part(names, of_image), bytes: part(bytes, of_image), of_image }
+        Sample { names: part(names, of_image), bytes: part(bytes, of_image), of_image }
     }
 }
 
@@ -54,8 +54,8 @@ impl Share {
     clippy::cast_sign_loss,
     reason = "a part of a count is a count, and none is less"
 )]
-fn part(all: u64, share: f64) -> u64 {
-    (approximate(all) * share).round() as u64
+fn part(all: u64, fraction: f64) -> u64 {
+    (approximate(all) * fraction).round() as u64
 }
 
 /// Creates `count` empty files. Uses the system calls of the sink for a file without content: openat(2),
@@ -134,13 +134,13 @@ mod tests {
 
     #[test]
     fn names_and_bytes_have_the_same_share() {
-        assert_eq!(Share::of(10, 1000), Share { names: 10, bytes: 1000, of_image: 1.0 });
-        assert_eq!(Share::of(0, 0), Share { names: 0, bytes: 0, of_image: 1.0 });
+        assert_eq!(Sample::of(10, 1000), Sample { names: 10, bytes: 1000, of_image: 1.0 });
+        assert_eq!(Sample::of(0, 0), Sample { names: 0, bytes: 0, of_image: 1.0 });
         assert_eq!(
-            Share::of(1_000_000, 1 << 30),
-            Share { names: 100_000, bytes: 107_374_182, of_image: 0.1 }
+            Sample::of(1_000_000, 1 << 30),
+            Sample { names: 100_000, bytes: 107_374_182, of_image: 0.1 }
         );
-        assert_eq!(Share::of(20, 4 << 30), Share { names: 10, bytes: 2 << 30, of_image: 0.5 });
+        assert_eq!(Sample::of(20, 4 << 30), Sample { names: 10, bytes: 2 << 30, of_image: 0.5 });
     }
 
     #[test]

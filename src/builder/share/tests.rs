@@ -45,7 +45,7 @@ fn file(dir: &Path, diff_id: &Digest) -> std::path::PathBuf {
 }
 
 #[test]
-fn one_fetches_and_the_other_takes_turns() {
+fn one_fetches_and_the_other_waits() {
     let (_dir, a, b) = shares();
     let id = Digest::sha256(b"layer");
     let Claim::Fetch(lock) = a.claim(&id, &[], true).unwrap() else { panic!("no builder has it") };
@@ -99,7 +99,7 @@ fn an_oversized_file_is_readable_after_a_write() {
 }
 
 #[test]
-fn the_sweep_takes_what_names_no_volume_and_is_free() {
+fn sweep_removes_unlocked_files_without_a_volume() {
     let (dir, a, b) = shares();
     let ids: Vec<Digest> = ["kept", "gone", "torn", "held"].map(|n| Digest::sha256(n.as_bytes())).into();
     a.publish(&ids[0], &layer(&ids[0])).unwrap();

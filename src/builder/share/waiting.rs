@@ -45,7 +45,7 @@ impl WaitLimit {
         WaitLimit { idle: Arc::clone(idle), spent: Duration::ZERO, waiting_since: None }
     }
 
-    /// Reports whether the layer may still wait.
+    /// Reports whether the layer can still wait.
     pub(in crate::builder) fn has_time_left(&self) -> bool {
         self.spent < LIMIT
     }

@@ -24,7 +24,7 @@ fn refused(name: &str, layer: LayerBuilder, words: &str) {
 }
 
 #[test]
-fn members_that_no_honest_layer_holds() {
+fn malicious_members_are_rejected() {
     let new = LayerBuilder::new;
     let cases: Vec<(&str, LayerBuilder, &str)> = vec![
         ("dotdot", new().file("../secret", "x"), "leaves the layer"),
@@ -76,7 +76,7 @@ fn members_that_no_honest_layer_holds() {
 }
 
 #[test]
-fn what_looks_hostile_and_is_honest() {
+fn odd_but_valid_members_are_accepted() {
     let new = LayerBuilder::new;
     for (name, layer) in [
         ("absolute", new().file("/etc/x", "x")),

@@ -215,7 +215,7 @@ fn a_second_name_keeps_the_capabilities_of_the_first() {
 }
 
 #[test]
-fn attributes_that_linux_has_not_are_left_out_and_recorded() {
+fn attributes_unknown_to_linux_are_skipped_and_recorded() {
     let layer = LayerBuilder::new().xattr("com.apple.provenance", "x").file("f", "f").gzip();
     let dir = tempfile::tempdir().unwrap();
     let sealed = build(dir.path(), &[&[layer]], &Options::default()).unwrap();

@@ -189,7 +189,7 @@ fn what_an_upper_layer_hides_is_not_listed() {
     let image = image.layer();
     let node = Dir::open(image.at("usr/lib/x").parent().unwrap()).unwrap();
     if node.make_whiteout(b"liba.so").is_err() {
-        eprintln!("skipped: this user may not make whiteouts");
+        eprintln!("skipped: this user cannot create whiteouts");
         return;
     }
     assert_eq!(image.starts(&["app"], &[], "/"), ["0:usr/bin/app", LOADER, LIBC]);
@@ -225,7 +225,7 @@ fn directories_of_libraries_in_the_order_of_the_loader() {
 }
 
 #[test]
-fn musl_looks_in_its_own_places() {
+fn musl_searches_its_own_directories() {
     let app = Elf {
         interpreter: Some("/lib/ld-musl-x86_64.so.1"),
         needed: &["libz.so.1", "libc.musl-x86_64.so.1"],
@@ -258,7 +258,7 @@ fn commands_of_shells_and_env() {
 }
 
 #[test]
-fn hostile_images_come_to_an_end() {
+fn hostile_images_are_limited() {
     let loops = Image::new().program("a", "#!/b\n").program("b", "#!/a\n");
     assert_eq!(loops.starts(&["/a"], &[], "/"), ["0:a", "0:b"]);
     let names: Vec<String> = (0..400).map(|n| format!("lib{n}.so")).collect();
