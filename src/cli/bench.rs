@@ -9,7 +9,7 @@ use super::args::{BenchKind, Output};
 use super::output::text::Text;
 use super::output::{Renderer as _, stdout, summary};
 use super::{exit, merge, signals};
-use crate::builder::bench::{self, Request, Step, Tell};
+use crate::builder::bench::{self, Request, Step, StepCallback};
 use crate::builder::cancel::Cancel;
 use crate::builder::events;
 use crate::config::Config;
@@ -56,7 +56,7 @@ pub(super) fn run(kind: BenchKind, config: Config, console: &Console) -> u8 {
     }
 }
 
-fn progress_printer(output: Output, console: &Console) -> Tell {
+fn progress_printer(output: Output, console: &Console) -> StepCallback {
     if output == Output::Json || !console.is_terminal() {
         return Box::new(|_| {});
     }

@@ -1,4 +1,5 @@
-//! What must never happen: every member here fails its layer by name, and nothing outside the volume is touched.
+//! Malicious layers: every member here fails its layer with its name in the message, and nothing outside the
+//! volume is changed.
 
 use super::{Options, build};
 use larder_model::class::Class;
@@ -23,7 +24,7 @@ fn refused(name: &str, layer: LayerBuilder, words: &str) {
 }
 
 #[test]
-fn members_that_no_honest_layer_holds() {
+fn malicious_members_are_rejected() {
     let new = LayerBuilder::new;
     let cases: Vec<(&str, LayerBuilder, &str)> = vec![
         ("dotdot", new().file("../secret", "x"), "leaves the layer"),
@@ -75,7 +76,7 @@ fn members_that_no_honest_layer_holds() {
 }
 
 #[test]
-fn what_looks_hostile_and_is_honest() {
+fn odd_but_valid_members_are_accepted() {
     let new = LayerBuilder::new;
     for (name, layer) in [
         ("absolute", new().file("/etc/x", "x")),

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::BuildParams;
 use crate::builder::cancel::Cancel;
 use crate::builder::events::Events;
-use crate::builder::keeper::{Greeting, LONGEST_LINE, Passed, Refusal};
+use crate::builder::keeper::{Greeting, MAX_LINE, Passed, Refusal};
 use crate::builder::wire;
 use crate::caches::runner::child::{event, next_line};
 use crate::cli::call::Role;
@@ -142,7 +142,7 @@ impl Child {
         let mut stop_by = None;
         let fault = loop {
             tokio::select! {
-                line = next_line(&mut self.output, LONGEST_LINE) => match line.map_err(|e| e.to_string()) {
+                line = next_line(&mut self.output, MAX_LINE) => match line.map_err(|e| e.to_string()) {
                     Err(fault) => break Some(fault),
                     Ok(None) => break None,
                     Ok(Some(text)) => match event(&text) {
@@ -183,7 +183,7 @@ impl Child {
     /// connection. Returns the reason if it failed, because that can explain the extractor's error.
     pub(super) async fn forward_events(mut self, events: Events) -> Option<String> {
         let fault = loop {
-            match next_line(&mut self.output, LONGEST_LINE).await.map_err(|e| e.to_string()) {
+            match next_line(&mut self.output, MAX_LINE).await.map_err(|e| e.to_string()) {
                 Err(fault) => break Some(fault),
                 Ok(None) => break None,
                 Ok(Some(text)) => match event(&text) {

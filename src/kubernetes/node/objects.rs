@@ -12,6 +12,7 @@ use super::labels::{GENERATION, HOLDS, ID, IMAGE_CACHE, NODE, TENANT, is_of, nod
 use crate::caches::volumes::VolumeId;
 use crate::config::node::Node;
 use crate::kubernetes::names::{MANAGER, object};
+use larder_model::digest::Digest;
 use larder_model::image_cache::CacheId;
 
 /// User and group of a holder, which needs no privileges.
