@@ -20,8 +20,7 @@ const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 pub struct Hosts {
     /// Configuration by registry name, as in a reference (`docker.io`, `registry.corp:5000`).
     pub registries: BTreeMap<String, Host>,
-    /// Directories in containerd's `certs.d` convention (containerd, docs/hosts.md), for registries that are not
-    /// in `registries`.
+    /// Directories in containerd's `certs.d` convention (containerd, docs/hosts.md), for all other registries.
     pub certs_d: Vec<PathBuf>,
 }
 
@@ -126,7 +125,7 @@ impl Hosts {
             .map(|server| &server.tls)
     }
 
-    /// Returns the name under which credentials are looked up for each endpoint of `repository` in `registry`.
+    /// Returns the name under which credentials are looked up, for each endpoint of `repository`.
     ///
     /// # Errors
     /// The configuration of the registry is invalid.
