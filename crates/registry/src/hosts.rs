@@ -20,7 +20,8 @@ const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 pub struct Hosts {
     /// Configuration by registry name, as in a reference (`docker.io`, `registry.corp:5000`).
     pub registries: BTreeMap<String, Host>,
-    /// Directories in containerd's `certs.d` convention (containerd, docs/hosts.md), for all other registries.
+    /// Directories in containerd's `certs.d` convention (containerd, docs/hosts.md) for all other
+    /// registries.
     pub certs_d: Vec<PathBuf>,
 }
 
