@@ -74,10 +74,10 @@ impl Zone {
     /// Returns the zone of an address. An IPv6 address that embeds an IPv4 address has the zone of the
     /// latter.
     pub(crate) fn of(address: IpAddr) -> Self {
-        readings(address).into_iter().map(Zone::of_reading).max().unwrap_or(Zone::Forbidden)
+        embedded_addresses(address).into_iter().map(Zone::of_single).max().unwrap_or(Zone::Forbidden)
     }
 
-    fn of_reading(address: IpAddr) -> Self {
+    fn of_single(address: IpAddr) -> Self {
         let within = |ranges: &[AddressRange]| ranges.iter().any(|range| range.contains(address, 0));
         if forbidden().any(|range| range.contains(address, 0)) {
             Zone::Forbidden
@@ -101,7 +101,7 @@ fn forbidden() -> impl Iterator<Item = &'static AddressRange> {
 /// The embedding forms are IPv4-mapped ::ffff:0:0/96 and IPv4-compatible ::/96 (RFC 4291), translated
 /// ::ffff:0:0:0/96 (RFC 7915), NAT64 64:ff9b::/96 (RFC 6052) and 64:ff9b:1::/48 (RFC 8215), 6to4 2002::/16
 /// (RFC 3056) and Teredo 2001::/32 (RFC 4380).
-fn readings(address: IpAddr) -> Vec<IpAddr> {
+fn embedded_addresses(address: IpAddr) -> Vec<IpAddr> {
     let IpAddr::V6(v6) = address else { return vec![address] };
     let octets = v6.octets();
     let at = |[a, b, c, d]: [usize; 4]| Ipv4Addr::new(octets[a], octets[b], octets[c], octets[d]);
@@ -144,9 +144,10 @@ pub struct Rules {
 impl Rules {
     /// Checks that a request limited to the zone `within` may connect to `address`.
     pub(crate) fn check(&self, address: IpAddr, port: u16, within: Zone) -> Result<(), Reason> {
-        let readings = readings(address);
+        let addresses = embedded_addresses(address);
         let zone = Zone::of(address);
-        if zone == Zone::Forbidden && !readings.iter().all(|reading| self.allows_explicitly(*reading, port)) {
+        if zone == Zone::Forbidden && !addresses.iter().all(|address| self.allows_explicitly(*address, port))
+        {
             return Err(Reason::Forbidden);
         }
         if zone.min(Zone::Loopback) > within {
@@ -155,11 +156,11 @@ impl Rules {
         let listed = |ranges: &[AddressRange], at| ranges.iter().any(|range| range.contains(at, port));
         // A denied IPv6 range also denies all IPv4 addresses embedded in it.
         let whole = listed(&self.deny, address);
-        let restricted = |reading: &IpAddr| {
-            let inside = Zone::of_reading(*reading) >= Zone::Loopback || self.own.contains(reading);
-            !listed(&self.allow, *reading) && (whole || inside || listed(&self.deny, *reading))
+        let restricted = |address: &IpAddr| {
+            let inside = Zone::of_single(*address) >= Zone::Loopback || self.own.contains(address);
+            !listed(&self.allow, *address) && (whole || inside || listed(&self.deny, *address))
         };
-        if self.reach == Reach::Tenant && readings.iter().any(restricted) {
+        if self.reach == Reach::Tenant && addresses.iter().any(restricted) {
             return Err(Reason::Restricted);
         }
         Ok(())
@@ -169,7 +170,7 @@ impl Rules {
     /// itself, or a range that lies within one forbidden range. An entry 100.64.0.0/10 does not allow the
     /// metadata service in it. `true` for an address that is not forbidden.
     fn allows_explicitly(&self, address: IpAddr, port: u16) -> bool {
-        Zone::of_reading(address) != Zone::Forbidden
+        Zone::of_single(address) != Zone::Forbidden
             || self.allow.iter().any(|allowed| {
                 allowed.contains(address, port) && forbidden().any(|range| range.covers(allowed))
             })

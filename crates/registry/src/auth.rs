@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Credentials;
 use super::address::Zone;
 use super::challenge::Challenge;
-use super::error::{Fault, Searched, printable};
+use super::error::{CredentialSearch, Fault, printable};
 use super::token::{self, Audience};
 use super::transport::Transport;
 use larder_model::credential::Credential;
@@ -100,12 +100,12 @@ impl Session {
         }
         let denied = |searched| Fault::Denied { reason: reason.to_owned(), searched };
         if state.challenge.is_none() {
-            return Err(denied(Searched::NoChallenge));
+            return Err(denied(CredentialSearch::NoChallenge));
         }
         let accepted = state.grant.as_ref().map(|grant| grant.accepted);
         match accepted {
             // The token has not expired, so the right itself is missing.
-            Some(true) if !expired => return Err(denied(Searched::Accepted)),
+            Some(true) if !expired => return Err(denied(CredentialSearch::Accepted)),
             // Passwords of helpers expire in long builds, so look the credentials up again.
             None | Some(true) => state.search(issuer).await?,
             Some(false) => {}
@@ -143,7 +143,7 @@ impl State {
         // The next request starts over with a new credential lookup.
         self.grant = None;
         self.generation += 1;
-        Err(Fault::Denied { reason, searched: Searched::Tried(self.found) })
+        Err(Fault::Denied { reason, searched: CredentialSearch::Tried(self.found) })
     }
 
     /// Obtains a grant for `candidate`. `None` if it does not fit the challenge.

@@ -46,7 +46,7 @@ pub enum Fault {
         /// Response of the registry.
         reason: String,
         /// Credentials that were tried.
-        searched: Searched,
+        searched: CredentialSearch,
     },
     /// 404: no such repository, tag or blob.
     #[error("not found ({0}); check the name, the tag and whether the image was deleted")]
@@ -116,9 +116,9 @@ impl Fault {
     }
 }
 
-/// Credentials that were tried before a denial. Never contains their values.
+/// Result of the search for credentials before a denial. Never contains their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Searched {
+pub enum CredentialSearch {
     /// The registry named no authentication scheme, so no credentials were looked up.
     NoChallenge,
     /// Number of credentials that matched host and repository. All of them and anonymous access were tried.
@@ -127,18 +127,22 @@ pub enum Searched {
     Accepted,
 }
 
-impl fmt::Display for Searched {
+impl fmt::Display for CredentialSearch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Searched::NoChallenge => {
+            CredentialSearch::NoChallenge => {
                 f.write_str("it offered no authentication scheme, so no credentials were sent")
             }
-            Searched::Tried(0) => {
+            CredentialSearch::Tried(0) => {
                 f.write_str("no credentials were found for it: provide a pull secret or a docker config")
             }
-            Searched::Tried(1) => f.write_str("the credentials found for it were refused: check them"),
-            Searched::Tried(n) => write!(f, "all {n} credentials found for it were refused: check them"),
-            Searched::Accepted => {
+            CredentialSearch::Tried(1) => {
+                f.write_str("the credentials found for it were refused: check them")
+            }
+            CredentialSearch::Tried(n) => {
+                write!(f, "all {n} credentials found for it were refused: check them")
+            }
+            CredentialSearch::Accepted => {
                 f.write_str("the credentials are valid but do not allow pulling this repository")
             }
         }

@@ -4,7 +4,7 @@
 //! Registry::manifest, blob_bytes ─┐
 //! BlobStream (blob) ─► Fetch ─────┴─► request::get ─────────────► transport::send
 //!   several ranges      resumes,        authorization (auth,        connections, address check,
-//!   in order            mirrors         token), redirects           time-outs, rate
+//!   in order            mirrors         token), redirects           timeouts, rate
 //! ```
 //!
 //! No response of a registry is trusted. Bodies are bounded, and bytes are checked against digest and size.
@@ -141,7 +141,7 @@ pub trait Observer: Send + Sync {
     fn retried(&self, retry: &Retry);
 
     /// Called once for each new warning that a host sends for the user. The text is escaped and truncated.
-    fn warned(&self, _host: &str, _words: &str) {}
+    fn warned(&self, _host: &str, _text: &str) {}
 }
 
 /// An observer that ignores everything.

@@ -10,7 +10,7 @@ use super::Inner;
 use super::address::Zone;
 use super::auth::{Issuer, Session};
 use super::challenge;
-use super::error::{Fault, Searched, clean_url};
+use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::{Endpoint, Tls};
 use super::retry;
 use super::token::Audience;
@@ -73,8 +73,8 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, request: GetRequest<
         };
         let reply = inner.transport.send(outgoing).await?;
         let host = endpoint.host();
-        for words in inner.warned.new_ones(&host, reply.headers()) {
-            inner.observer.warned(&host, &words);
+        for text in inner.warned.take_new(&host, reply.headers()) {
+            inner.observer.warned(&host, &text);
         }
         let zone = *session.zone.get_or_init(|| reply.zone());
         let status = reply.status();
@@ -100,7 +100,7 @@ pub(crate) async fn get(inner: &Inner, endpoint: &Endpoint, request: GetRequest<
     }
     Err(Fault::Denied {
         reason: "it repeatedly requires other credentials".into(),
-        searched: Searched::NoChallenge,
+        searched: CredentialSearch::NoChallenge,
     })
 }
 
@@ -228,7 +228,7 @@ async fn check_status(reply: Reply, elsewhere: Option<String>) -> Result<Reply, 
     let reason = format!("{place}{}", reply.error_text().await);
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Fault::Denied { reason, searched: Searched::NoChallenge }
+            Fault::Denied { reason, searched: CredentialSearch::NoChallenge }
         }
         StatusCode::NOT_FOUND | StatusCode::GONE => Fault::NotFound(reason),
         StatusCode::RANGE_NOT_SATISFIABLE => Fault::Range(reason),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::address::{self, Zone};
 use super::auth::basic;
-use super::error::{Fault, Searched, clean_url};
+use super::error::{CredentialSearch, Fault, clean_url};
 use super::hosts::Tls;
 use super::request;
 use super::retry;
@@ -110,7 +110,7 @@ pub(crate) async fn fetch(
         StatusCode::OK => {}
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
             let reason = at(reply.error_text().await);
-            return Err(Fault::Denied { reason, searched: Searched::Tried(1) });
+            return Err(Fault::Denied { reason, searched: CredentialSearch::Tried(1) });
         }
         status if retry::is_transient(status) => {
             let wait = retry::retry_after(reply.headers(), chrono::Utc::now());

@@ -16,19 +16,19 @@ const MAX_WARNINGS: usize = 20;
 pub(super) struct ShownWarnings(Mutex<BTreeSet<(String, String)>>);
 
 impl ShownWarnings {
-    /// Returns the warnings in a response of `host` that were not shown yet.
-    pub(super) fn new_ones(&self, host: &str, headers: &HeaderMap) -> Vec<String> {
+    /// Returns the warnings in a response of `host` that were not shown yet, and records them as shown.
+    pub(super) fn take_new(&self, host: &str, headers: &HeaderMap) -> Vec<String> {
         let mut shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let words = headers.get_all(WARNING).iter().filter_map(|value| words(value.as_bytes()));
+        let texts = headers.get_all(WARNING).iter().filter_map(|value| warning_text(value.as_bytes()));
         let is_new =
-            |words: &String| shown.len() < MAX_WARNINGS && shown.insert((host.to_owned(), words.clone()));
-        words.filter(is_new).collect()
+            |text: &String| shown.len() < MAX_WARNINGS && shown.insert((host.to_owned(), text.clone()));
+        texts.filter(is_new).collect()
     }
 }
 
 /// Returns the text of a warning in the only form that the specification allows. Other warnings come from
 /// caches in between.
-fn words(value: &[u8]) -> Option<String> {
+fn warning_text(value: &[u8]) -> Option<String> {
     let value = String::from_utf8_lossy(value);
     let quoted = value.strip_prefix("299 - ").filter(|text| text.starts_with('"'))?;
     let text = unquote(quoted);
@@ -59,10 +59,10 @@ mod tests {
             b"299 - unquoted",
             b"299 - \"\"",
         ];
-        let found = warned.new_ones("r.io", &headers(&given));
+        let found = warned.take_new("r.io", &headers(&given));
         assert_eq!(found, ["This image is \"old\".", "\u{fffd}t\u{fffd}"]);
-        assert_eq!(warned.new_ones("r.io", &headers(&given)), Vec::<String>::new());
-        assert_eq!(warned.new_ones("other.io", &headers(&given)).len(), 2);
+        assert_eq!(warned.take_new("r.io", &headers(&given)), Vec::<String>::new());
+        assert_eq!(warned.take_new("other.io", &headers(&given)).len(), 2);
     }
 
     #[test]
@@ -70,7 +70,7 @@ mod tests {
         let warned = ShownWarnings::default();
         let many: Vec<String> = (0..100).map(|n| format!("299 - \"{n} {}\"", "x".repeat(5000))).collect();
         let many: Vec<&[u8]> = many.iter().map(|text| text.as_bytes()).collect();
-        let found = warned.new_ones("r.io", &headers(&many));
+        let found = warned.take_new("r.io", &headers(&many));
         assert_eq!(found.len(), MAX_WARNINGS);
         assert!(found.iter().all(|text| text.chars().count() <= 301));
     }

@@ -130,9 +130,15 @@ fn descriptor(media_type: &str, digest: &Digest, size: usize) -> Value {
 /// A registry to which an image can be pushed: a real one over HTTP, or one inside the test process.
 pub trait Target {
     /// Stores a blob. Succeeds if the blob already exists.
+    ///
+    /// # Errors
+    /// The registry cannot be reached or refuses the blob.
     fn put_blob(&mut self, repository: &str, digest: &Digest, bytes: &Bytes) -> io::Result<()>;
 
     /// Stores a manifest or an index under a tag or its digest.
+    ///
+    /// # Errors
+    /// The registry cannot be reached or refuses the document.
     fn put_manifest(&mut self, repository: &str, reference: &str, document: &Document) -> io::Result<()>;
 }
 
@@ -171,6 +177,9 @@ impl Image {
     }
 
     /// Pushes blobs, config and manifest; the manifest under `tag`.
+    ///
+    /// # Errors
+    /// The target fails to store one of them.
     pub fn push(&self, target: &mut dyn Target, repository: &str, tag: &str) -> io::Result<()> {
         for layer in &self.layers {
             target.put_blob(repository, &layer.digest, &layer.blob)?;
@@ -284,6 +293,9 @@ pub fn index(format: Format, images: &[&Image]) -> Document {
 }
 
 /// Pushes `images` by digest and an index of them under `tag`. Returns the index.
+///
+/// # Errors
+/// The target fails to store one of them.
 pub fn push_index(
     target: &mut dyn Target,
     format: Format,

@@ -2,7 +2,7 @@
 //! facts/kubernetes.md, 1 and 2.4).
 //!
 //! ```text
-//!           no node, claim, room           image, volumes            exit code, last words
+//!           no node, claim, room           image, volumes            exit code, message   
 //! Pending ──────────────────────► Pending ─────────────► Running ─────────────────────────► Succeeded | Failed
 //!         Unschedulable                    ContainerCreating, ImagePullBackOff
 //! ```
