@@ -6,9 +6,9 @@
 //! Set `LARDER` to measure another program, for a comparison.
 //!
 //! The API server is the one of `larder_fake_kubernetes`, without controllers, kubelets and storage. It
-//! serves and counts requests; its speed is not that of a real server. The controller is the real `larder
-//! serve`, and one agent is the real `larder node`. The other agents run the same code in this process. The
-//! objects are those after a build of three images with 15 layers each.
+//! serves and counts requests; its speed is not that of a real server. The controller is the real
+//! `larder serve`, and one agent is the real `larder node`. The other agents run the same code in this
+//! process. The objects are those after a build of three images with 15 layers each.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the fuzz targets with a stable compiler, with coverage and without sanitizers, and runs each for some
-# seconds. The code is safe Rust, so panics and overflows are caught without sanitizers. With nightly, `cargo
-# fuzz run TARGET` offers more.
+# seconds. The code is safe Rust, so panics and overflows are caught without sanitizers. With nightly,
+# `cargo fuzz run TARGET` offers more.
 # Usage: run.sh SECONDS [TARGET...]
 set -euo pipefail
 

@@ -232,7 +232,7 @@ impl AddressRefused {
                 "is at a link-local or metadata address; if it is your own registry, add the address to registry.allow"
             }
             Reason::Inward => {
-                "is at a loopback or private address, and the registry that refers to it is further outside the network"
+                "is at a loopback or private address, and a registry outside that network must not refer to it"
             }
             Reason::Restricted => {
                 "is at an address that tenants cannot reach; an administrator can add it to registry.allow"
