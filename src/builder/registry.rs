@@ -77,7 +77,7 @@ fn with_credentials(
     let registries = || images.iter().map(|image| image.registry());
     let mut options = options(order, &config.registry, config.build.memory_budget.0);
     options.rules = rules(order.reach, &config.registry)?;
-    options.hosts.settle(registries())?;
+    options.hosts.load_certs_d(registries())?;
     let registry = Registry::new(options, credentials, observer)?;
     registry.read_ahead(registries());
     Ok(registry)
@@ -98,7 +98,7 @@ pub fn fetcher(order: &Order, config: &Config, events: &Events, supervisor: Keep
 /// The configuration of a registry cannot be read.
 pub fn repositories(order: &Order, config: &Config) -> Result<HashSet<(String, String)>, Error> {
     let mut options = options(&order.registry, &config.registry, config.build.memory_budget.0);
-    options.hosts.settle(order.images.iter().map(|image| image.registry()))?;
+    options.hosts.load_certs_d(order.images.iter().map(|image| image.registry()))?;
     let mut found = HashSet::new();
     for image in &order.images {
         for tag in [false, true] {
