@@ -1,5 +1,5 @@
-//! What applying a tar means whatever form the layer gets: names are cleaned, whiteouts understood, attributes screened,
-//! and what no honest layer holds is refused. A `Sink` does the rest.
+//! The part of applying a tar that does not depend on the format of the layer: cleans names, interprets
+//! whiteouts, filters attributes, and rejects hostile members. A `Sink` does the rest.
 
 use std::io::BufRead;
 
@@ -9,7 +9,7 @@ use super::path::{self, Meaning};
 use super::tar::{Kind, Member, Reader, Record, Region};
 use larder_sys::{FileType, Timestamp};
 
-/// Either the tar is broken or its content cannot be written.
+/// The reason why applying failed: the tar is broken, or its content cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The tar is broken, or the stream below it failed.
@@ -20,19 +20,19 @@ pub enum Failure {
     Sink(#[from] Error),
 }
 
-/// A layer that is being written. The order of members is free: a later one replaces an earlier one of the same name
-/// whatever its type.
+/// A layer that is being written. Members can come in any order: a later one replaces an earlier one of the
+/// same name, regardless of type.
 pub(super) trait Sink {
     /// A name in a directory of the layer.
     type Spot;
 
-    /// The root directory is described.
+    /// Sets the metadata of the root directory.
     fn root(&mut self, metadata: Metadata) -> Result<(), Error>;
 
-    /// Where a member goes; its parents are made.
+    /// Returns the destination of a member after creating its parents.
     fn spot(&mut self, clean: &[u8]) -> Result<Self::Spot, Error>;
 
-    /// A regular file of `size` bytes, which `reader` has next.
+    /// Writes a regular file of `size` bytes, which are the next bytes of `reader`.
     fn file<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
@@ -41,8 +41,8 @@ pub(super) trait Sink {
         metadata: &Metadata,
     ) -> Result<(), Failure>;
 
-    /// A regular file of `size` bytes whose data lies in `map`. Its bytes are in the tar-split file already, which can
-    /// only name whole files.
+    /// Writes a regular file of `size` bytes whose data lies in `map`. The record of the reader already
+    /// contains its bytes, because the tar-split format can only refer to whole files.
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
@@ -52,13 +52,13 @@ pub(super) trait Sink {
         metadata: &Metadata,
     ) -> Result<(), Failure>;
 
-    /// A directory.
+    /// Creates a directory.
     fn directory(&mut self, spot: &Self::Spot, metadata: Metadata) -> Result<(), Error>;
 
-    /// A symbolic link.
+    /// Creates a symbolic link.
     fn symlink(&mut self, spot: &Self::Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error>;
 
-    /// A device node or named pipe.
+    /// Creates a device node or named pipe.
     fn node(
         &mut self,
         spot: &Self::Spot,
@@ -67,22 +67,22 @@ pub(super) trait Sink {
         metadata: &Metadata,
     ) -> Result<(), Error>;
 
-    /// Another name of what lies at the clean path `target`, in this layer or one below.
+    /// Creates another name for the file at the clean path `target`, in this layer or a lower one.
     fn hard_link(&mut self, spot: &Self::Spot, target: &[u8], metadata: Metadata) -> Result<(), Error>;
 
-    /// The directory that `clean` is in hides what the layers below have in it.
+    /// Hides the entries that lower layers have in the parent directory of `clean`.
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error>;
 
-    /// The name `hidden` beside `clean` is hidden of the layers below.
+    /// Hides the sibling `hidden` of `clean` in lower layers.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error>;
 
-    /// A member is done with.
+    /// Called after each member.
     fn done(&mut self) -> Result<(), Error> {
         Ok(())
     }
 }
 
-/// Writes every member that `reader` has; answers how many there were.
+/// Writes all members of `reader` and returns their number.
 pub(super) fn members<B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     sink: &mut impl Sink,
@@ -157,7 +157,8 @@ fn member<B: BufRead, R: Record>(
     Ok(())
 }
 
-/// Whiteouts are regular files; AUFS wrote them as hard links to one another.
+/// Checks the type of a whiteout. Whiteouts are regular files, but AUFS wrote them as hard links to one
+/// another.
 fn whiteout_kind(clean: &[u8], kind: &Kind) -> Result<(), Error> {
     match kind {
         Kind::File | Kind::HardLink { .. } => Ok(()),

@@ -1,4 +1,5 @@
-//! One layer from compressed chunks to a tree: decode, read, apply, and the tar-split file beside it. Blocking.
+//! Extracts one layer from compressed chunks to a tree: decode, read, apply, and write its tar-split file.
+//! Blocking.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufRead, BufReader, BufWriter, Read};
@@ -18,80 +19,80 @@ use larder_model::class::Class;
 use larder_model::digest::Digest;
 use larder_sys::Dir;
 
-/// What a layer must turn out to be.
+/// The digests and sizes that a layer must have.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// Digest of the blob.
+    /// Digest of the compressed blob.
     pub blob: Digest,
     /// Size of the blob, bytes.
     pub size: u64,
-    /// Digest of the tar.
+    /// Digest of the uncompressed tar.
     pub diff_id: Digest,
 }
 
-/// Where a layer goes, and in which form.
+/// The destination of a layer, and its format.
 #[derive(Debug)]
 pub enum Target<'a> {
     /// A directory tree in overlayfs form.
     Overlay(overlay::apply::Target<'a>),
-    /// An image.
+    /// An EROFS image.
     Erofs(erofs::apply::Target<'a>),
 }
 
-/// Where the tar-split file goes.
+/// The destination of the tar-split file.
 #[derive(Debug)]
 pub struct TarSplitTarget<'a> {
-    /// The directory that holds it.
+    /// The directory that contains the file.
     pub dir: &'a Dir,
-    /// Its name there.
+    /// The name of the file in `dir`.
     pub name: &'a [u8],
 }
 
-/// A layer on disk, verified, not settled.
+/// A layer on disk that is verified, but not settled.
 #[derive(Clone, Debug)]
 pub struct Extracted {
-    /// What is to be settled.
+    /// The parts that remain to be settled.
     pub applied: Applied,
-    /// Digests and sizes.
+    /// Digests and sizes of the blob and the tar.
     pub decoded: Decoded,
-    /// Size of the tar-split file, bytes, where one is kept.
+    /// Size of the tar-split file, bytes; `None` if none is kept.
     pub tar_split_size: Option<u64>,
-    /// The image, where the layer is one.
+    /// Summary of the EROFS image; `None` for other formats.
     pub image: Option<erofs::Summary>,
 }
 
-/// A layer cannot be extracted.
+/// The reason why a layer cannot be extracted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The blob or the tar in it is broken, or the stream failed.
+    /// The blob or its tar is broken, or the stream failed.
     #[error(transparent)]
     Tar(super::tar::Error),
-    /// The compressed stream is broken.
+    /// The compressed data is broken.
     #[error(transparent)]
     Decode(super::decode::Error),
     /// A member cannot be written.
     #[error(transparent)]
     Sink(#[from] SinkError),
-    /// The content is not what its digest says.
+    /// The content does not match its digest.
     #[error(
-        "the {what} has digest {found}, {want} was promised: the content was changed, or the {promise} is wrong"
+        "the {what} has digest {found}, expected {want}: the content was changed, or the {promise} is wrong"
     )]
     Digest {
         /// `blob` or `tar`.
         what: &'static str,
-        /// Who promised.
+        /// The document that contains the expected digest.
         promise: &'static str,
-        /// Digest promised.
+        /// The expected digest.
         want: Digest,
-        /// Digest found.
+        /// The actual digest.
         found: Digest,
     },
-    /// The blob is not as long as promised.
-    #[error("the blob has {found} bytes, {want} were promised by the manifest")]
+    /// The blob does not have the expected size.
+    #[error("the blob has {found} bytes, but the manifest specifies {want}")]
     Size {
-        /// Bytes promised.
+        /// Expected size, bytes.
         want: u64,
-        /// Bytes found.
+        /// Actual size, bytes.
         found: u64,
     },
     /// The tar-split file cannot be written.
@@ -100,7 +101,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// The same error, but where the file system had no room left, as what `space` says is lacking.
+    /// Returns the same error, except if the file system was full: then the error is the shortage that
+    /// `space` reports.
     #[must_use]
     pub fn explained(self, space: &dyn Space) -> Self {
         match self {
@@ -113,12 +115,12 @@ impl Error {
         }
     }
 
-    /// Whether the bytes of the blob are not those that were promised: another host may have them.
+    /// Reports whether the blob differs from the expected one. Another host might have the right one.
     pub fn is_of_blob(&self) -> bool {
         matches!(self, Error::Size { .. } | Error::Digest { what: "blob", .. })
     }
 
-    /// The class, which decides about retries and the exit code.
+    /// Returns the error class, which determines retries and the exit code.
     pub fn class(&self) -> Class {
         match self {
             Error::Tar(e) => e.class(),
@@ -139,7 +141,10 @@ impl From<Failure> for Error {
     }
 }
 
-/// Extracts a layer and checks it against what was promised.
+/// Extracts a layer and checks it against the expected digests and sizes.
+///
+/// # Errors
+/// See [`Error`]. A partial tree may remain in the target.
 pub fn extract<S: ChunkSource>(
     decoder: Decoder<S>,
     target: Target<'_>,
@@ -181,7 +186,7 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Writes every member, and reads the tar to its end.
+    /// Writes every member and reads the tar to its end.
     fn fill<S: ChunkSource, R: Record>(
         self,
         mut reader: Reader<Decoder<S>, R>,
@@ -213,7 +218,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// What is left to do when all members are written.
+/// The work that remains after all members are written.
 enum Rest<'a> {
     Overlay(Vec<Replaced>, &'a Dir),
     Erofs(Box<erofs::apply::Filled<'a>>),
@@ -252,7 +257,8 @@ impl Rest<'_> {
     }
 }
 
-/// The reason why a layer cannot be read: its content, if these are the bytes that were promised, else that they are not.
+/// Returns the reason why a layer cannot be read: `error` if the blob is the expected one, otherwise the
+/// mismatch.
 fn blame<S: ChunkSource>(error: Error, decoder: Decoder<S>, expected: &Expected) -> Error {
     if error.class() != Class::Corrupt {
         return error;
@@ -281,8 +287,8 @@ fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the tar-split file again with the content that later members replaced: the tree does not hold it any more.
-/// `replaced` names each by its path, in order.
+/// Rewrites the tar-split file so that it includes content that later members replaced, because the tree no
+/// longer contains it. `replaced` lists each replaced file by its path, in tar order.
 fn take_replaced<K, T: Read>(
     split: &TarSplitTarget<'_>,
     replaced: impl IntoIterator<Item = (Vec<u8>, K)>,
@@ -293,7 +299,7 @@ fn take_replaced<K, T: Read>(
     let old = split.dir.open_file(split.name)?;
     let old_size = old.metadata()?.len();
     let new = Reserved::new(split.dir.create_file(&temporary, 0o644)?, space)?;
-    // The nth time that a path was replaced is the nth time that the file names it.
+    // The nth replacement of a path belongs to the nth occurrence of that path in the file.
     let mut by_path: HashMap<Vec<u8>, VecDeque<K>> = HashMap::new();
     for (path, key) in replaced {
         by_path.entry(path).or_default().push_back(key);

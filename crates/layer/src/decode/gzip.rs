@@ -1,7 +1,8 @@
-//! gzip (RFC 1952): many members in a row (pigz, estargz), zero padding after the last as GNU gzip tolerates it.
+//! gzip (RFC 1952): any number of members (pigz, estargz), with zero padding after the last one, which GNU
+//! gzip also tolerates.
 //!
-//! The framing is here, once; what lies between header and trailer is inflated by [`isal`] or by [`zlib`], so that a blob
-//! means the same whichever of them is there.
+//! The framing is implemented once, in this module. [`isal`] or [`zlib`] decodes the data between header and
+//! trailer, so a blob gives the same result with either.
 
 mod header;
 #[cfg(all(feature = "isal", target_arch = "x86_64"))]
@@ -13,35 +14,35 @@ use crc_fast::CrcAlgorithm;
 use self::header::Header;
 use super::{Codec, Step};
 
-/// Bytes of a trailer: CRC-32 and length of the content.
+/// Size of a trailer, bytes: CRC-32 and length of the content.
 const TRAILER: usize = 8;
 
-/// What came of one call of an inflater, bytes.
+/// The result of one call of an inflater, bytes.
 struct Inflated {
     read: usize,
     written: usize,
-    /// Whether the stream has ended, and which of the bytes that were read lie behind its end.
+    /// `Some` if the stream has ended, with the bytes that were read beyond its end.
     end: Option<Surplus>,
 }
 
-/// Bytes that were read too far: a trailer's at most.
+/// Bytes that were read beyond the end of a stream: at most a trailer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Surplus {
     bytes: [u8; TRAILER],
     len: usize,
 }
 
-/// Raw deflate (RFC 1951), fed by hand.
+/// A push-style decoder for raw deflate (RFC 1951).
 trait Inflate: Send {
-    /// Inflates from `input` into `output` as far as it can. Not called again once the stream has ended, until
-    /// [`reset`](Inflate::reset).
+    /// Inflates from `input` into `output` as far as possible. After the end of the stream, it is not called
+    /// again until [`reset`](Inflate::reset).
     fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Result<Inflated, String>;
 
-    /// Makes ready for another stream.
+    /// Prepares for the next stream.
     fn reset(&mut self);
 }
 
-/// The fastest decoder that this program was built with, or the one that every program has.
+/// Returns the fastest decoder of this build, or the portable one.
 pub(super) fn codec(portable: bool) -> Box<dyn Codec> {
     #[cfg(all(feature = "isal", target_arch = "x86_64"))]
     if !portable {
@@ -54,9 +55,9 @@ pub(super) fn codec(portable: bool) -> Box<dyn Codec> {
 struct Gzip<I> {
     inflate: I,
     place: Place,
-    /// Of the header, then of the content.
+    /// CRC of the header, then of the content.
     crc: crc_fast::Digest,
-    /// Content of the member, bytes, as the trailer counts them.
+    /// Length of the member's content, bytes, modulo 2^32.
     length: u32,
 }
 
@@ -74,7 +75,7 @@ impl<I: Inflate> Gzip<I> {
         Gzip { inflate, place: Place::Header(Header::new()), crc, length: 0 }
     }
 
-    /// Reads on in the trailer; false where more of it is to come.
+    /// Continues reading the trailer; returns `false` if more of it is needed.
     fn trail(&mut self, input: &[u8], read: &mut usize) -> Result<bool, String> {
         let Place::Trailer(trailer) = &mut self.place else { return Ok(true) };
         let rest = &input[*read..];
@@ -91,16 +92,16 @@ impl<I: Inflate> Gzip<I> {
         Ok(true)
     }
 
-    /// Compares the content of a member with what its trailer says.
+    /// Compares the content of a member with its trailer.
     fn check(&mut self, trailer: [u8; TRAILER]) -> Result<(), String> {
         let [a, b, c, d, length @ ..] = trailer;
         if u64::from(u32::from_le_bytes([a, b, c, d])) != self.crc.finalize_reset() {
             return Err("the CRC of a member's content is wrong".into());
         }
-        let (said, length) = (u32::from_le_bytes(length), std::mem::take(&mut self.length));
-        if said != length {
+        let (stated, length) = (u32::from_le_bytes(length), std::mem::take(&mut self.length));
+        if stated != length {
             return Err(format!(
-                "a member is said to be {said} bytes long, modulo 2^32, and has {length} of them"
+                "the trailer of a member gives its length as {stated} bytes, modulo 2^32, but it has {length}"
             ));
         }
         Ok(())
@@ -135,7 +136,7 @@ impl<I: Inflate> Codec for Gzip<I> {
                         return Ok(Step { read, written: inflated.written });
                     };
                     self.place = Place::Trailer(surplus);
-                    // What follows may be another member, for which `output` is not empty any more.
+                    // The next bytes may be another member, but `output` is not empty.
                     if !self.trail(input, &mut read)? || inflated.written > 0 {
                         return Ok(Step { read, written: inflated.written });
                     }

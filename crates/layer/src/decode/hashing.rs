@@ -1,4 +1,5 @@
-//! The two hashes of a blob: here, right after a buffer is filled, or on another processor while the next one is.
+//! The two hashes of a blob, computed on the caller's thread after a buffer is filled, or on another core
+//! while the next one is filled.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -10,13 +11,14 @@ use super::{Error, WORTH};
 use crate::cores::Cores;
 use larder_model::digest::{Algorithm, Digest, Hasher};
 
-/// Buffers and chunks that wait for the other processor: bounds memory, and takes up what the two differ in by the moment.
+/// Maximum number of buffers and chunks queued for the hashing thread. Bounds memory and absorbs short-term
+/// differences in speed.
 const WAITING: usize = 8;
 
 #[derive(Clone)]
 struct Hashes {
     blob: Hasher,
-    /// `None` where the blob is the tar and its digest is sha256 already.
+    /// `None` if the blob is the tar and its digest is sha256 already.
     tar: Option<Hasher>,
 }
 
@@ -40,11 +42,11 @@ enum Piece {
 
 pub(super) struct Hashing {
     place: Place,
-    /// Which processors there are; none to stay here.
+    /// The available cores; `None` to stay on the caller's thread.
     cores: Option<Arc<Cores>>,
-    /// Whether one hash is that of the blob and of the tar.
+    /// `true` if one hash serves for the blob and the tar.
     one: bool,
-    /// Tar bytes so far.
+    /// Tar bytes hashed so far.
     size: u64,
 }
 
@@ -60,17 +62,18 @@ impl Hashing {
         Hashing { place: Place::Here(Box::new(hashes)), cores: None, one: false, size: 0 }
     }
 
-    /// Hashes nothing, and has no digests in the end.
+    /// Creates a `Hashing` that hashes nothing and has no digests.
     pub(super) fn none() -> Self {
         Hashing { place: Place::Nowhere, cores: None, one: false, size: 0 }
     }
 
-    /// From now on, as soon as a processor is idle and there is enough to hash, it is done there.
+    /// From now on, hashes on another core as soon as one is idle and there is enough to hash.
     pub(super) fn beside(&mut self, cores: Arc<Cores>) {
         self.cores = Some(cores);
     }
 
-    /// The blob turned out to be the tar: one hash is enough for both where it may be.
+    /// Notes that the blob is an uncompressed tar, so that one hash can serve for both if the algorithm is
+    /// sha256.
     pub(super) fn is_plain(&mut self) {
         if let Place::Here(hashes) = &mut self.place
             && matches!(hashes.blob, Hasher::Sha256(_))
@@ -80,7 +83,7 @@ impl Hashing {
         }
     }
 
-    /// No more of the tar comes.
+    /// Notes that no more tar bytes follow.
     pub(super) fn is_only_blob(&mut self) {
         self.one = true;
     }
@@ -121,7 +124,7 @@ impl Hashing {
         }
     }
 
-    /// The digests of the blob and of the tar.
+    /// Returns the digests of the blob and of the tar.
     pub(super) fn finish(self) -> Result<(Digest, Digest), Error> {
         let Hashes { blob, tar } = match self.place {
             Place::Nowhere => return Err(Error::Failed),
@@ -136,7 +139,7 @@ impl Hashing {
     }
 }
 
-/// A thread that goes on with `hashes`; none where the system has none to give.
+/// Starts a thread that continues with `hashes`; `None` if the system cannot start one.
 fn moved(hashes: &Hashes) -> Option<Place> {
     let (sender, receiver) = sync_channel(WAITING);
     let hashes = hashes.clone();

@@ -12,7 +12,7 @@ use larder_model::digest::{Algorithm, Digest, Hasher};
 use larder_model::seal::Compression;
 use larder_testing::layer::{gzip, zstd_frame};
 
-/// A blob in chunks of one size.
+/// A blob in chunks of a fixed size.
 struct Chunks(Vec<u8>, usize);
 
 impl ChunkSource for Chunks {
@@ -27,7 +27,7 @@ fn decode(blob: &[u8], chunk: usize) -> Result<(Vec<u8>, Decoded), Error> {
     decode_within(blob, chunk, Ratio::default())
 }
 
-/// By either inflater; they must agree in what comes, and in what is wrong with it.
+/// Decodes with both inflaters, which must agree on the content and on errors.
 fn decode_within(blob: &[u8], chunk: usize, ratio: Ratio) -> Result<(Vec<u8>, Decoded), Error> {
     let new = || Decoder::new(Chunks(blob.to_vec(), chunk), Algorithm::Sha512, ratio);
     let (fastest, portable) = (read(new()), read(new().portable()));
@@ -49,7 +49,7 @@ fn read(mut decoder: Decoder<Chunks>) -> Result<(Vec<u8>, Decoded), Error> {
     Ok((tar, decoder.finish()?))
 }
 
-/// Content that compresses, but not to nothing.
+/// Returns content that compresses, but not to almost nothing.
 fn content() -> Vec<u8> {
     (0..600_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect()
 }
@@ -139,7 +139,7 @@ fn a_bomb_is_stopped() {
     assert!(decode(&blob, 4096).is_ok());
 }
 
-/// Enough tar for other cores to be taken into use.
+/// Returns enough tar bytes for other cores to be used.
 fn large() -> Vec<u8> {
     (0..4_000_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect()
 }
@@ -174,7 +174,7 @@ fn hashing_and_inflating_move_to_idle_cores() {
                 }
                 assert_eq!(moved.finish().unwrap(), decoded);
 
-                // Where every core has a layer, nothing moves.
+                // If every core has a layer, nothing moves.
                 let _busy = cores.occupy();
                 let mut stays = beside(60_000);
                 io::copy(&mut stays, &mut io::sink()).unwrap();
@@ -209,7 +209,7 @@ fn what_is_inflated_only_is_measured_and_still_checked() {
     assert!(matches!(inflate_only(Chunks(cut, 1000), ratio), Err(Error::Truncated { .. })));
 }
 
-/// Says when it is dropped.
+/// A source that reports when it is dropped.
 struct Watched {
     chunks: Chunks,
     _dropped: mpsc::Sender<()>,

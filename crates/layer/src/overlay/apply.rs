@@ -1,8 +1,8 @@
 //! Writes the members of one tar as a tree.
 //!
-//! The order of members is free: a whiteout may come before or after what replaces it, a directory after what is in it,
-//! and a later member replaces an earlier one of the same name whatever its type. Directories get their metadata last,
-//! in [`settle`](super::settle), because whatever is made in them changes their time.
+//! Members can come in any order: a whiteout before or after its replacement, a directory after its entries.
+//! A later member replaces an earlier one of the same name, regardless of type. Directories get their
+//! metadata last, in [`settle`](super::settle), because creating entries changes their time.
 
 mod clear;
 mod files;
@@ -26,32 +26,35 @@ use super::{Applied, Directory, LowerLink, Metadata};
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType};
 
-/// Attributes of up to this many bytes fit the inode on ext4 with inodes of 256 bytes; others take a block.
+/// Size of attributes that fit in the inode on ext4 with 256-byte inodes, bytes; larger ones take a block.
 const XATTRS_IN_INODE: usize = 64;
 
-/// Longest text of a symbolic link that ext4 keeps in the inode.
+/// Maximum length of a symbolic link target that ext4 stores in the inode, bytes.
 const LINK_IN_INODE: usize = 59;
 
-/// Where a layer goes, and under which conditions.
+/// The destination of a layer, with the resources and privileges for writing it.
 #[derive(Debug)]
 pub struct Target<'a> {
     /// The empty directory that becomes the layer's tree.
     pub diff: Dir,
-    /// An empty directory beside it on the same file system, for content that a later member replaces.
+    /// An empty directory on the same file system, for content that a later member replaces.
     pub replaced: &'a Dir,
-    /// Who is asked for room.
+    /// The account from which space is reserved.
     pub space: &'a dyn Space,
-    /// What this process can write.
+    /// The privileges of this process.
     pub rights: Rights,
-    /// While some are idle, content is written beside the thread that makes names.
+    /// The cores of this process. If some are idle, a second thread writes contents.
     pub cores: &'a Cores,
-    /// Grows with the bytes of content written.
+    /// Counter of content bytes written.
     pub written: &'a AtomicU64,
-    /// Whether replaced content is kept for the tar-split file.
+    /// `true` if replaced content is kept for the tar-split file.
     pub keep_replaced: bool,
 }
 
-/// Writes every member that `reader` has. What is replaced on the way is told in order.
+/// Writes every member of `reader`. Also returns the replaced contents in order.
+///
+/// # Errors
+/// [`Failure`], for the first member that fails.
 pub fn apply<B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'_>,
@@ -71,18 +74,18 @@ pub fn apply<B: BufRead, R: Record>(
             parking: Parking { dir: replaced, keep: keep_replaced, replaced: Vec::new() },
         };
         let entries = members(reader, &mut sink);
-        // What is still being written came before the member that failed, and so does its error.
+        // Pending content belongs to members before the one that failed, so its error takes precedence.
         sink.wait()?;
         let (entries, directories) = (entries?, sink.tree.finish()?);
         Ok((Applied { entries, directories, lost: sink.lost, ..sink.applied }, sink.parking.replaced))
     })
 }
 
-/// Where a member goes.
+/// The destination of a member.
 pub(super) struct Spot {
-    /// The directory.
+    /// The directory of the member.
     place: Rc<Place>,
-    /// Path without symbolic links.
+    /// Path of the member, with symbolic links resolved.
     at: Vec<u8>,
 }
 
@@ -100,7 +103,7 @@ struct Overlay<'a> {
     contents: Option<Contents>,
     applied: Applied,
     lost: Vec<Lost>,
-    /// Losses whose memory is counted.
+    /// Number of losses whose memory is counted.
     counted: usize,
     links: Links,
     parking: Parking<'a>,
@@ -118,7 +121,7 @@ impl Sink for Overlay<'_> {
         if !self.applied.lower_links.is_empty() {
             let mut above = path::split(clean).0;
             while !above.is_empty() {
-                // A file of a lower layer is no directory either.
+                // A file of a lower layer is not a directory either.
                 if self.applied.lower_links.contains_key(above) {
                     return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
                 }
@@ -208,7 +211,8 @@ impl Sink for Overlay<'_> {
         }
     }
 
-    /// A second name for a file of this layer; for one of a lower layer it is noted, and made when that is known.
+    /// Creates another name for a file of this layer. For a file of a lower layer, records the link for
+    /// settling.
     fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
         let hostile = |fault| Error::hostile(&spot.at, fault);
         let Spot { place, at } = spot;
@@ -234,11 +238,11 @@ impl Sink for Overlay<'_> {
         if stat.is_dir() {
             return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
         }
-        // Making room for the link would remove what it means.
+        // Removing the existing entry would also remove the target of the link.
         if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
             return Err(hostile(Fault::LinkMissing(escape(&target_at))));
         }
-        // A name linked to itself stays as it is; replacing it would lose the file.
+        // A link to its own name stays as it is; replacing it would lose the file.
         if *at != target_at {
             self.create(spot, |dir, name| source.dir.link(target_name, dir, name))?;
             self.links.insert(at);
@@ -260,8 +264,8 @@ impl Sink for Overlay<'_> {
         Ok(())
     }
 
-    /// Hides a lower name. Where this layer has the name itself, that hides it already; a directory must hide what the
-    /// lower one holds as well.
+    /// Hides a lower name. If this layer has an entry of that name, it already hides the lower one. A
+    /// directory must also hide the entries of the lower directory.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
         let place = self.tree.parent(clean)?;
         let at = path::join(&place.path, hidden);
@@ -301,7 +305,8 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// Makes a new name; what has it already is removed first. Trying comes before looking, because a name is mostly new.
+    /// Creates a new name and removes an existing entry first. It tries before it checks, because most names
+    /// are new.
     fn create<T>(&mut self, spot: &Spot, make: impl Fn(&Dir, &[u8]) -> io::Result<T>) -> Result<T, Error> {
         let Spot { place, at } = spot;
         self.tree.watch(place, at)?;
@@ -321,8 +326,8 @@ impl Overlay<'_> {
         Ok(made)
     }
 
-    /// What a symbolic link or a device node with attributes really occupies: xfs keeps up to some 300 bytes in the inode,
-    /// tmpfs all of them.
+    /// Determines the allocated size of a symbolic link or device node with attributes. xfs stores up to
+    /// about 300 bytes in the inode, tmpfs all of them.
     fn measure_name(&mut self, spot: &Spot, reserved: u64) -> Result<(), Error> {
         if reserved == 0 {
             return Ok(());

@@ -1,5 +1,6 @@
-//! Owner, mode, extended attributes and time of one inode, in the only order that keeps them all: chown(2) clears
-//! setuid and file capabilities, a POSIX ACL changes the mode, and everything changes the time.
+//! Writes owner, mode, extended attributes and time of an inode, in the only order that preserves them all.
+//! chown(2) clears setuid and file capabilities, a POSIX ACL changes the mode, and every change updates the
+//! time.
 
 use std::fs::File;
 use std::io;
@@ -13,28 +14,31 @@ use super::Metadata;
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType, Stat, dir, xattr};
 
-/// What this process can write.
+/// The privileges of this process for writing metadata.
 #[derive(Clone, Copy, Debug)]
 pub struct Rights {
     /// Owner and group of new inodes.
     pub ids: (u32, u32),
-    /// Whether trusted.* attributes can be written (`CAP_SYS_ADMIN` in the initial user namespace).
+    /// `true` if trusted.* attributes can be written (`CAP_SYS_ADMIN` in the initial user namespace).
     pub trusted: bool,
-    /// Whether what cannot be kept is noted instead of failing the build.
+    /// `true` if metadata that cannot be stored is recorded as lost instead of failing the build.
     pub rootless: bool,
 }
 
-/// Writes metadata and notes what could not be kept.
+/// Writes metadata and records what could not be stored.
 #[derive(Debug)]
 pub struct Writer<'a> {
-    /// What this process can write.
+    /// The privileges of this process.
     pub rights: Rights,
-    /// Where losses are noted.
+    /// The list of losses.
     pub lost: &'a mut Vec<Lost>,
 }
 
 impl Writer<'_> {
-    /// Describes a regular file that was created with exactly the permission bits of `metadata`.
+    /// Sets the metadata of a regular file that was created with exactly the permission bits of `metadata`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Fault::AttributeMalformed`].
     pub fn new_file(&mut self, file: &File, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
         let own = (metadata.uid, metadata.gid) == self.rights.ids;
         if !own {
@@ -50,7 +54,10 @@ impl Writer<'_> {
         self.time(path, metadata, || dir::stat_fd(file))
     }
 
-    /// Describes a directory by its descriptor.
+    /// Sets the metadata of a directory through its descriptor.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Fault::AttributeMalformed`].
     pub fn directory(&mut self, dir: &Dir, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
         let result = dir::set_owner(dir, metadata.uid, metadata.gid);
         self.owner(result, path, metadata)?;
@@ -60,7 +67,10 @@ impl Writer<'_> {
         self.time(path, metadata, || dir.stat_self())
     }
 
-    /// Describes any other inode, or one that exists already, by its name.
+    /// Sets the metadata of any other inode, or of an existing one, by its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Fault::AttributeMalformed`].
     pub fn named(
         &mut self,
         dir: &Dir,
@@ -70,7 +80,7 @@ impl Writer<'_> {
         metadata: &Metadata,
     ) -> Result<(), Error> {
         let stat = dir.stat(name).context("examining", path)?;
-        // chown strips file capabilities even where it changes nothing else.
+        // chown strips file capabilities even if it changes nothing else.
         if (stat.uid, stat.gid) != (metadata.uid, metadata.gid) {
             let result = dir.set_owner(name, metadata.uid, metadata.gid);
             self.owner(result, path, metadata)?;
@@ -83,7 +93,7 @@ impl Writer<'_> {
         self.time(path, metadata, || dir.stat(name))
     }
 
-    /// File systems hold years of their own and take the nearest without a word; what they took is noted.
+    /// Records a loss if the file system stored another time. File systems silently clamp times to their range.
     fn time(
         &mut self,
         path: &[u8],
@@ -96,17 +106,20 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Marks a directory as opaque.
+    /// Marks a directory as opaque for overlayfs.
+    ///
+    /// # Errors
+    /// [`Error::Io`], if the attribute cannot be written.
     pub fn opaque(&mut self, dir: impl AsFd, path: &[u8]) -> Result<(), Error> {
         xattr::set(dir, super::OPAQUE_XATTR, b"y").context("marking as opaque", path)
     }
 
-    /// Notes a loss.
+    /// Records a loss of metadata.
     pub fn lose(&mut self, path: &[u8], what: String) {
         self.lost.push(Lost { path: escape(path), what });
     }
 
-    /// Whether an error may be answered by a note.
+    /// Reports whether an error can be recorded as a loss instead of failing the build.
     pub fn may_lose(&self, error: &io::Error) -> bool {
         let refused = matches!(
             error.raw_os_error().map(Errno::from_raw),
@@ -134,13 +147,13 @@ impl Writer<'_> {
         for (name, value) in &metadata.xattrs {
             let Err(error) = set(name, value) else { continue };
             match error.raw_os_error().map(Errno::from_raw) {
-                // Namespaces that Linux has not (a Mac's), and user.* on what is no file or directory: no runtime on this
-                // system could show them, and runtimes leave them out.
+                // Attribute namespaces that Linux lacks (those of macOS), and user.* on inodes that are not
+                // files or directories. No runtime on Linux could show them, and runtimes skip them.
                 Some(Errno::EOPNOTSUPP) => self.lose(path, format!("xattr {}", escape(name))),
                 Some(Errno::EPERM) if name.starts_with(b"user.") => {
                     self.lose(path, format!("xattr {}", escape(name)))
                 }
-                // Only directories have one.
+                // Only directories have a default ACL.
                 Some(Errno::EACCES) if name == b"system.posix_acl_default" => {
                     return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
                 }

@@ -1,9 +1,10 @@
-//! The directories of a layer that is being written: finding the parent of a member, and making the parents that a
-//! tar implies, without ever leaving the layer.
+//! The directories of a layer that is being written. Finds the parent of a member, and creates the parents
+//! that a tar implies, without ever leaving the layer.
 //!
-//! A parent is found with one openat2(2) that refuses every symbolic link. Only where that fails is the path walked by
-//! components, which follows links inside the layer (an honest layer may hold `var/run -> /run`) as if the layer were
-//! the root of the file system, and creates what is missing. So both ways agree wherever both apply.
+//! A parent is first opened with one openat2(2) that rejects every symbolic link. If that fails, the path is
+//! walked by components. The walk treats the layer as the root of the file system, follows links inside it
+//! (an honest layer can contain `var/run -> /run`), and creates missing directories. Where both methods
+//! apply, they give the same result.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -18,20 +19,21 @@ use super::{Directory, STAGING_MODE};
 use larder_sys::space::FileSystem;
 use larder_sys::{Dir, FileType, Stat};
 
-/// Most symbolic links on one path, as in the kernel (path_resolution(7)).
+/// Maximum number of symbolic links on one path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
-/// Directories kept open. A tar is mostly in depth-first order, so these are the ones on the way to the last member.
+/// Number of directories kept open. Most tars are in depth-first order, so these are the parents of recent
+/// members.
 const CACHED: usize = 48;
 
-/// Bytes of paths and attributes of directories and of links to lower files that one layer may keep in memory; a million directories
-/// take some 100 MB.
+/// Maximum memory for paths and attributes of directories and of links to lower files, bytes per layer. A
+/// million directories take about 100 MB.
 const MAX_REMEMBERED: usize = 128 << 20;
 
-/// What an entry takes beside its bytes: node of a map, lengths, metadata.
+/// Memory of an entry in addition to its bytes: map node, lengths, metadata.
 const ENTRY: usize = 320;
 
-/// The directories of a layer.
+/// The directories of a layer that is being written.
 #[derive(Debug)]
 pub(super) struct Tree<'a> {
     root: Rc<Place>,
@@ -43,24 +45,24 @@ pub(super) struct Tree<'a> {
     remembered: usize,
 }
 
-/// A directory, held open, and its path without symbolic links.
+/// An open directory, and its path with symbolic links resolved.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) path: Vec<u8>,
     pub(super) dir: Dir,
 }
 
-/// How far a path exists in the layer.
+/// The result of a path lookup in the layer.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// All of it.
+    /// The whole path exists.
     Here(Rc<Place>),
-    /// Not all: the clean path with links followed as far as they exist.
+    /// Part of the path is missing. The value is the clean path, with existing links resolved.
     Missing(Vec<u8>),
 }
 
 impl<'a> Tree<'a> {
-    /// Takes over the empty directory `root`. Sets aside the room that one new name may cost a directory.
+    /// Wraps the empty directory `root`. Reserves the space that new names may cost a directory.
     pub(super) fn new(root: Dir, space: &'a dyn Space) -> Result<Self, Error> {
         let file_system = FileSystem::of(&root).context("examining the file system of", b"")?;
         Ok(Tree {
@@ -82,7 +84,7 @@ impl<'a> Tree<'a> {
         self.file_system
     }
 
-    /// Ends the accounts and hands out the directories found.
+    /// Ends the space accounting and returns the directories.
     pub(super) fn finish(self) -> Result<BTreeMap<Vec<u8>, Directory>, Error> {
         self.growth.finish()?;
         Ok(self.directories)
@@ -100,7 +102,7 @@ impl<'a> Tree<'a> {
         self.space.release(bytes);
     }
 
-    /// The parent of a member, made where the tar only implies it.
+    /// Returns the parent of a member, and creates it if the tar only implies it.
     pub(super) fn parent(&mut self, member: &[u8]) -> Result<Rc<Place>, Error> {
         let (parent, _) = path::split(member);
         if let Some(place) = self.quick(parent) {
@@ -112,7 +114,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The directory at a clean path if it is there; nothing is made.
+    /// Looks up the directory at a clean path without creating anything.
     pub(super) fn find(&mut self, directory: &[u8], member: &[u8]) -> Result<Found, Error> {
         match self.quick(directory) {
             Some(place) => Ok(Found::Here(place)),
@@ -120,7 +122,7 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// The directory at a path that exists and holds no symbolic link.
+    /// Opens the directory at a path that exists and contains no symbolic link.
     pub(super) fn open(&mut self, path: &[u8]) -> Result<Rc<Place>, Error> {
         if let Some(place) = self.known(path) {
             return Ok(place);
@@ -129,14 +131,15 @@ impl<'a> Tree<'a> {
         Ok(self.keep_open(path.to_vec(), dir))
     }
 
-    /// A directory was made by the caller.
+    /// Records a directory that the caller created.
     pub(super) fn made(&mut self, path: Vec<u8>, directory: Directory) -> Result<(), Error> {
         self.remember(path.len(), &path)?;
         self.directories.insert(path, directory);
         Ok(())
     }
 
-    /// Counts bytes that stay in memory until the layer is settled: a few kilobytes of tar can ask for gigabytes of paths.
+    /// Counts memory that is kept until the layer is settled: a few kilobytes of tar can expand to gigabytes
+    /// of paths.
     pub(super) fn remember(&mut self, bytes: usize, member: &[u8]) -> Result<(), Error> {
         self.remembered = self.remembered.saturating_add(bytes + ENTRY);
         if self.remembered > MAX_REMEMBERED {
@@ -145,28 +148,30 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// Everything known about a directory and what is below it is void.
+    /// Discards all records of a directory and of everything below it.
     pub(super) fn forget(&mut self, path: &[u8]) {
         self.cache.clear();
         path::remove_tree(&mut self.directories, path);
     }
 
-    /// To be called before the name `path` is made in `place`: what that directory grows by is accounted for.
+    /// Must be called before the name `path` is created in `place`, to account for the growth of that
+    /// directory.
     pub(super) fn watch(&mut self, place: &Rc<Place>, path: &[u8]) -> Result<(), Error> {
         self.growth.watch(place, path)
     }
 
-    /// To be called after it was made.
+    /// Must be called after the name was created.
     pub(super) fn named(&mut self, path: &[u8]) -> Result<(), Error> {
         self.growth.named(path)
     }
 
-    /// To be called before a name is removed: it may be the directory that grows.
+    /// Must be called before a name is removed, because its directory may have unaccounted growth.
     pub(super) fn settle_growth(&mut self, path: &[u8]) -> Result<(), Error> {
         self.growth.settle(path)
     }
 
-    /// Runs `write`, which puts `bytes` of attributes on an inode, with room for the block that they may take.
+    /// Runs `write`, which sets `bytes` of attributes on an inode, with space reserved for the block that
+    /// they may take.
     pub(super) fn attributes(
         &mut self,
         bytes: usize,
@@ -186,7 +191,7 @@ impl<'a> Tree<'a> {
         Ok(())
     }
 
-    /// A directory that is open already.
+    /// Returns a directory that is already open.
     fn known(&mut self, path: &[u8]) -> Option<Rc<Place>> {
         if path.is_empty() {
             return Some(Rc::clone(&self.root));
@@ -211,7 +216,7 @@ impl<'a> Tree<'a> {
         place
     }
 
-    /// Goes to `directory` by components, as if the layer were the root of the file system.
+    /// Walks to `directory` by components, as if the layer were the root of the file system.
     fn walk(&mut self, directory: &[u8], member: &[u8], make: bool) -> Result<Found, Error> {
         let mut here = Rc::clone(&self.root);
         let mut pending: VecDeque<Vec<u8>> = path::components(directory).map(<[u8]>::to_vec).collect();
@@ -256,7 +261,7 @@ impl<'a> Tree<'a> {
                 None | Some((_, true)) => {
                     let mut missing = at;
                     pending.iter().for_each(|rest| path::push(&mut missing, rest));
-                    // What follows a missing component is looked up in the layers below, so it must be clean.
+                    // The missing path is looked up in the layers below, so it must be clean.
                     return Ok(Found::Missing(path::clean(&missing).map_err(|f| Error::hostile(member, f))?));
                 }
                 Some(_) => return Err(Error::hostile(member, Fault::ParentKind(escape(&at)))),
@@ -265,9 +270,9 @@ impl<'a> Tree<'a> {
         Ok(Found::Here(here))
     }
 
-    /// Makes a directory that the tar does not contain, over a whiteout of this layer where there is one.
+    /// Creates a directory that the tar does not contain, replacing a whiteout of this layer.
     fn imply(&mut self, parent: &Rc<Place>, at: Vec<u8>, whiteout: bool) -> Result<Rc<Place>, Error> {
-        // Symbolic links can lead deeper than the path of a member says.
+        // Symbolic links can lead deeper than the path of a member shows.
         if path::components(&at).count() > path::MAX_DEPTH {
             return Err(Error::hostile(&at, Fault::TooDeep));
         }
@@ -279,7 +284,7 @@ impl<'a> Tree<'a> {
         Ok(place)
     }
 
-    /// Makes and opens the directory at a path, room for it reserved first.
+    /// Creates and opens a directory after reserving space for it.
     pub(super) fn make_dir(&mut self, parent: &Rc<Place>, at: &[u8]) -> Result<Rc<Place>, Error> {
         let (block, (_, name)) = (self.file_system.block, path::split(at));
         self.reserve(block, at)?;
@@ -290,14 +295,14 @@ impl<'a> Tree<'a> {
         }
         self.named(at)?;
         let dir = parent.dir.open_dir(name).context("opening", at)?;
-        // xfs and tmpfs keep small directories in the inode.
+        // xfs and tmpfs store small directories in the inode.
         let allocated = dir.stat_self().context("examining", at)?.allocated;
         self.release(block.saturating_sub(allocated));
         Ok(self.keep_open(at.to_vec(), dir))
     }
 }
 
-/// Whether an error says that the name is taken.
+/// Reports whether an error means that the name is taken.
 pub(super) fn is_taken(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AlreadyExists
 }

@@ -1,4 +1,4 @@
-//! Taking away what a later member of the same tar replaces.
+//! Removes what a later member of the same tar replaces.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use larder_sys::walk::{Visitor, walk};
 use larder_sys::{Dir, FileType, Stat, remove};
 
 impl Overlay<'_> {
-    /// Removes what stands in the way of a member, keeping content that the tar-split file still needs.
+    /// Removes what is at the path of a new member. Keeps content that the tar-split file still needs.
     pub(super) fn clear(&mut self, spot: &Spot) -> Result<(), Error> {
         let (Spot { place, at }, name) = (spot, spot.name());
         self.wait()?;
@@ -44,7 +44,7 @@ impl Overlay<'_> {
     }
 }
 
-/// Takes everything out of a directory that stands in the way of a member.
+/// Removes the contents of a directory that a member replaces.
 struct Clearing<'a, 'b> {
     sink: &'a mut Overlay<'b>,
     top: &'a [u8],

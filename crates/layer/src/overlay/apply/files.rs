@@ -1,4 +1,4 @@
-//! Regular files: here, or names here and content beside.
+//! Writes regular files, either completely on this thread or with their contents on another one.
 
 use std::fs::File;
 use std::io::{BufRead, Write as _};
@@ -14,14 +14,15 @@ use super::{Overlay, Spot};
 use larder_sys::dir;
 use larder_sys::space::preallocate;
 
-/// From this size on a file's blocks are asked for beforehand where the file system would otherwise take too many.
+/// File size from which blocks are preallocated on a file system that would otherwise allocate too many,
+/// bytes.
 const LARGE: u64 = 64 * 1024;
 
-/// From this size on what a file really occupies is looked up when it is complete.
+/// File size from which the allocated size is checked when the file is complete, bytes.
 const MEASURED: u64 = 1 << 20;
 
 impl Overlay<'_> {
-    /// A file without holes.
+    /// Writes a file without holes.
     pub(super) fn regular<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
@@ -58,7 +59,7 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// Only the regions that hold data are written, so that holes stay holes.
+    /// Writes a sparse file. Only the regions that contain data are written, so that holes are preserved.
     pub(super) fn with_holes<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
@@ -70,7 +71,7 @@ impl Overlay<'_> {
         let xattr_room = self.xattr_room(metadata);
         self.tree.reserve(xattr_room, at)?;
         let file = self.create_file(spot, metadata.mode)?;
-        // Before the data: xfs gives a file that grows more blocks than it needs.
+        // Set before writing the data, because xfs allocates more blocks than needed for a file that grows.
         file.set_len(size).context("setting the size of", at)?;
         let block = self.tree.file_system().block;
         let mut room = xattr_room;
@@ -92,12 +93,13 @@ impl Overlay<'_> {
         Ok(self.measure(&file, at, room)?)
     }
 
-    /// Waits for the content of every file so far.
+    /// Waits for the content of all files so far.
     pub(super) fn wait(&mut self) -> Result<(), Error> {
         self.contents.as_mut().map_or(Ok(()), Contents::wait)
     }
 
-    /// Whether a file is left to the other thread: where a processor is idle, and nothing of it can be lost or has to be measured.
+    /// Reports whether the other thread writes a file: a core is idle, no metadata can be lost, and nothing
+    /// must be measured.
     fn is_handed_over(&self, size: u64, metadata: &Metadata) -> bool {
         let keeps_owner = !self.rights.rootless || (metadata.uid, metadata.gid) == self.rights.ids;
         size <= contents::MOST
