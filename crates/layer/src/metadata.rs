@@ -45,9 +45,9 @@ impl Metadata {
 const OVERLAY: &[u8] = b"trusted.overlay.";
 
 /// Attributes that an overlay mount of an unprivileged user writes for itself. Old versions of buildah and
-/// podman pack them into layers that they build without root. A mount with `userxattr` (rootless podman) obeys
-/// them; any other mount shows them as data. A layer with such attributes would look different to root and to a
-/// user.
+/// podman pack them into layers that they build without root. A mount with `userxattr` (rootless podman)
+/// obeys them; any other mount shows them as data. A layer with such attributes would look different to root
+/// and to a user.
 const USER_OVERLAY: &[u8] = b"user.overlay.";
 
 /// A label of the host's security policy, not of the image. podman skips it as well.

@@ -1,12 +1,13 @@
 //! Writes the members of one tar as an image.
 //!
-//! The order of members is free: names are kept in memory until the end, so a whiteout may come before or after what
-//! replaces it, a directory after what is in it, and a later member replaces an earlier one of the same name whatever its
-//! type. Content that was replaced stays in the image without a name, for it was written when it came.
+//! Members can come in any order, because names are kept in memory until the end. A whiteout may come before
+//! or after its replacement, a directory after its entries, and a later member replaces an earlier one of the
+//! same name, regardless of type. Replaced content remains in the image without a name, because it was
+//! written when it arrived.
 //!
-//! The image knows nothing of the layers below: directories that the tar implies, and a root that it does not contain,
-//! belong to root and have mode 0755; opaque directories carry their attribute; hard links to files of lower layers are
-//! left out. What those need is noted for [`fixup`](super::fixup).
+//! The image does not depend on the layers below. Directories that the tar implies, and a root that it does
+//! not contain, belong to root and have mode 0755. Opaque directories have their attribute. Hard links to
+//! files of lower layers are omitted. What these need is recorded for [`fixup`](super::fixup).
 
 mod places;
 
@@ -32,36 +33,36 @@ use crate::tar::{Reader, Record, Region};
 use larder_model::seal::Lost;
 use larder_sys::{Dir, FileType};
 
-/// What a directory or a link to a lower file takes in memory beside its bytes.
+/// Memory for a directory or a link to a lower file, without its bytes.
 const ENTRY: usize = 320;
 
-/// Where a layer goes.
+/// The destination of a layer, with the options and resources for writing it.
 #[derive(Debug)]
 pub struct Target<'a> {
-    /// The file that becomes the image, or is compared with it.
+    /// The file to which the image is written, or with which it is compared.
     pub image: Image,
-    /// Where files without a name can be made.
+    /// Directory for unnamed temporary files.
     pub dir: &'a Dir,
-    /// Who is asked for room.
+    /// The account from which space is reserved.
     pub space: &'a dyn Space,
-    /// What the image is called.
+    /// Options of the image, such as UUID and label.
     pub options: Options,
-    /// Grows with the bytes of content written.
+    /// Counter of content bytes written.
     pub written: &'a AtomicU64,
-    /// Whether replaced content is told, for the tar-split file.
+    /// `true` if replaced content is recorded for the tar-split file.
     pub keep_replaced: bool,
 }
 
 /// The file of an image, open for reading.
 #[derive(Debug)]
 pub enum Image {
-    /// Empty and open for writing as well: the image is written.
+    /// An empty file, also open for writing, to which the image is written.
     New(File),
-    /// An image: what would be written is compared with it.
+    /// An existing image, with which the result is compared.
     Present(File),
 }
 
-/// A layer of which all members were written.
+/// A layer whose members have all been written.
 #[derive(Debug)]
 pub struct Filled<'a> {
     writer: Writer<'a>,
@@ -69,37 +70,37 @@ pub struct Filled<'a> {
 }
 
 impl Filled<'_> {
-    /// Whether later members replaced content of earlier ones.
+    /// Reports whether later members replaced content of earlier ones.
     pub fn has_replaced(&self) -> bool {
         !self.replaced.is_empty()
     }
 
-    /// What was replaced, by the paths under which the tar-split file names it, in order.
+    /// Returns the replaced files in order, with their paths in the tar-split file.
     pub fn take_replaced(&mut self) -> Vec<(Vec<u8>, InodeId)> {
         std::mem::take(&mut self.replaced)
     }
 
-    /// The content of a file that was replaced.
+    /// Returns the content of a replaced file.
     ///
     /// # Errors
-    /// [`Error::Io`](ImageError::Io).
+    /// [`Error::Io`](ImageError::Io), if the file cannot be opened.
     pub fn content(&mut self, id: InodeId) -> Result<impl Read + use<>, ImageError> {
         self.writer.saved(id)
     }
 
-    /// Completes the image.
+    /// Completes the image on disk.
     ///
     /// # Errors
-    /// As [`Writer::finish`].
+    /// The same errors as [`Writer::finish`].
     pub fn finish(self) -> Result<Summary, ImageError> {
         self.writer.finish()
     }
 }
 
-/// Writes every member that `reader` has.
+/// Writes all members of `reader`.
 ///
 /// # Errors
-/// [`Failure`].
+/// [`Failure`], for the first member that fails.
 pub fn apply<'a, B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     target: Target<'a>,
@@ -131,7 +132,7 @@ pub fn apply<'a, B: BufRead, R: Record>(
 struct Spot {
     place: Place,
     name: Vec<u8>,
-    /// Path without symbolic links.
+    /// Path of the member, with symbolic links resolved.
     at: Vec<u8>,
 }
 
@@ -141,7 +142,7 @@ struct Layer<'a> {
     directories: BTreeMap<Vec<u8>, Directory>,
     lower_links: BTreeMap<Vec<u8>, LowerLink>,
     lost: Vec<Lost>,
-    /// Losses whose memory is counted.
+    /// Number of losses whose memory is counted.
     counted: usize,
     links: Links,
     replaced: Vec<(Vec<u8>, InodeId)>,
@@ -162,7 +163,7 @@ impl Sink for Layer<'_> {
         if !self.lower_links.is_empty() {
             let mut above = path::split(clean).0;
             while !above.is_empty() {
-                // A file of a lower layer is no directory either.
+                // A file of a lower layer is not a directory either.
                 if self.lower_links.contains_key(above) {
                     return Err(Error::hostile(clean, Fault::ParentKind(escape(above))));
                 }
@@ -280,11 +281,11 @@ impl Sink for Layer<'_> {
         if self.writer.file_type(id) == FileType::Directory {
             return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
         }
-        // Making room for the link would remove what it means.
+        // Removing the existing entry would also remove the target of the link.
         if target_at.strip_prefix(at.as_slice()).is_some_and(|below| below.starts_with(b"/")) {
             return Err(hostile(Fault::LinkMissing(escape(&target_at))));
         }
-        // A name linked to itself stays as it is; replacing it would lose the file.
+        // A link to its own name stays as it is; replacing it would lose the file.
         if *at != target_at {
             self.make_room(spot)?;
             self.writer.link(place.id, name, id).map_err(|e| explain(at, e))?;
@@ -299,8 +300,8 @@ impl Sink for Layer<'_> {
         Ok(())
     }
 
-    /// Where this layer has the name itself, that hides it already; a directory must hide what the lower one holds as
-    /// well.
+    /// If this layer has an entry of that name, it already hides the lower one. A directory must also hide
+    /// the entries of the lower directory.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
         let place = self.parent(clean)?;
         let at = path::join(&place.path, hidden);
@@ -332,7 +333,7 @@ impl Sink for Layer<'_> {
 }
 
 impl Layer<'_> {
-    /// Takes away what stands in the way of a member.
+    /// Removes the existing entry at the path of a member.
     fn make_room(&mut self, spot: &Spot) -> Result<(), Error> {
         let Spot { place, name, at } = spot;
         if !self.lower_links.is_empty() {
@@ -369,7 +370,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Notes content that the tar-split file still needs.
+    /// Records content that the tar-split file still needs.
     fn discard(&mut self, id: InodeId, at: &[u8]) -> Result<(), Error> {
         let is_content = self.writer.file_type(id) == FileType::Regular && self.writer.size(id) > 0;
         if self.keep_replaced && is_content && !self.links.contains(at) {
@@ -389,8 +390,8 @@ impl Layer<'_> {
         Ok(())
     }
 
-    /// Describes directories for the last time: only now it is known what counts of what the tar says of them. Those that
-    /// hide what is below them get the attribute by which overlayfs knows it.
+    /// Sets the final metadata of directories, because only now all of it is known. Directories that hide
+    /// lower entries get the opaque attribute of overlayfs.
     fn describe_directories(&mut self) -> Result<(), Error> {
         let directories = std::mem::take(&mut self.directories);
         for (at, directory) in &directories {
@@ -410,13 +411,13 @@ impl Layer<'_> {
         self.done()
     }
 
-    /// Describes a directory for now, without attributes.
+    /// Sets preliminary metadata of a directory, without attributes.
     fn describe_plainly(&mut self, at: &[u8], id: InodeId, metadata: &Metadata) -> Result<(), Error> {
         let plain = Metadata { xattrs: Vec::new(), ..*metadata };
         self.writer.describe(id, &plain).map_err(|e| explain(at, e))
     }
 
-    /// Describes an inode that has a description, by what a link to it says.
+    /// Updates the metadata of an existing inode from a link member.
     fn describe_again(&mut self, at: &[u8], id: InodeId, link: &Metadata) -> Result<(), Error> {
         let present = self.writer.metadata(id).map_err(|e| explain(at, e))?;
         let metadata = relinked(at, self.writer.file_type(id), present, link, &mut self.lost)?;
@@ -428,7 +429,7 @@ impl Layer<'_> {
     }
 }
 
-/// Copies the content that `reader` has next.
+/// Copies the current content of `reader` to `body`.
 fn fill<'w, 'a, B: BufRead, R: Record>(
     reader: &mut Reader<B, R>,
     mut body: Body<'w, 'a>,
@@ -442,7 +443,7 @@ fn fill<'w, 'a, B: BufRead, R: Record>(
     Ok(body)
 }
 
-/// An error of the writer as one of the member at `at`.
+/// Converts an error of the writer to one of the member at `at`.
 pub(crate) fn explain(at: &[u8], error: ImageError) -> Error {
     match error {
         ImageError::Io { doing, source } => Error::Io { doing, path: named(at), source },

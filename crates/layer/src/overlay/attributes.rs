@@ -93,7 +93,8 @@ impl Writer<'_> {
         self.time(path, metadata, || dir.stat(name))
     }
 
-    /// Records a loss if the file system stored another time. File systems silently clamp times to their range.
+    /// Records a loss if the file system stored another time, because file systems silently clamp times to
+    /// their range.
     fn time(
         &mut self,
         path: &[u8],
@@ -111,7 +112,7 @@ impl Writer<'_> {
     /// # Errors
     /// [`Error::Io`], if the attribute cannot be written.
     pub fn opaque(&mut self, dir: impl AsFd, path: &[u8]) -> Result<(), Error> {
-        xattr::set(dir, super::OPAQUE_XATTR, b"y").context("marking as opaque", path)
+        xattr::set(dir, super::OPAQUE_XATTR, b"y").context("setting the opaque attribute of", path)
     }
 
     /// Records a loss of metadata.

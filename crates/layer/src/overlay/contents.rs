@@ -134,7 +134,7 @@ impl Contents {
     fn take_back(&mut self) -> Result<Batch, Error> {
         self.away -= 1;
         let ended =
-            || Error::io("writing", b"", io::Error::other("the thread that writes contents has ended"));
+            || Error::io("writing", b"", io::Error::other("the content thread has ended unexpectedly"));
         self.done.recv().map_err(|_| ended()).flatten().inspect_err(|_| {
             self.away = 0;
             self.filling = Batch::default();

@@ -60,11 +60,11 @@ impl Parking<'_> {
         if !self.keep {
             return Ok(None);
         }
-        let before = self.dir.stat_self().context("setting aside", at)?.allocated;
+        let before = self.dir.stat_self().context("moving the replaced file", at)?.allocated;
         let parked = self.replaced.len().to_string();
-        dir.rename(name, self.dir, parked.as_bytes()).context("setting aside", at)?;
+        dir.rename(name, self.dir, parked.as_bytes()).context("moving the replaced file", at)?;
         self.replaced.push(Replaced { path: at.to_vec(), name: parked });
-        let after = self.dir.stat_self().context("setting aside", at)?.allocated;
+        let after = self.dir.stat_self().context("moving the replaced file", at)?.allocated;
         Ok(Some(after.saturating_sub(before)))
     }
 }

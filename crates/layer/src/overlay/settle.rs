@@ -62,7 +62,7 @@ pub fn inherited(
     if directory.metadata.is_some() || directory.recreated || is_hidden {
         return Ok(None);
     }
-    match lower.show(path).context("looking in the layers below for", path)? {
+    match lower.show(path).context("searching the lower layers for", path)? {
         Shown::Directory(parts) => {
             Ok(Some(copy::metadata_of_dir(&parts[0]).context("reading the attributes of", path)?))
         }
@@ -110,7 +110,7 @@ impl Settling<'_> {
         for (at, LowerLink { target, metadata }) in links {
             let missing = || Error::hostile(&at, Fault::LinkMissing(escape(&target)));
             let Some(lower::LinkTarget { path: resolved, dir, stat }) =
-                self.lower.link_target(&target).context("looking in the layers below for", &target)?
+                self.lower.link_target(&target).context("searching the lower layers for", &target)?
             else {
                 return Err(missing());
             };
@@ -223,7 +223,7 @@ impl Settling<'_> {
         while let Some(path) = pending.pop() {
             let Shown::Directory(parts) = self.show(&path)? else { continue };
             let place = self.tree.open(&path)?;
-            for name in lower::names(&parts).context("listing the layers below at", &path)? {
+            for name in lower::names(&parts).context("listing the lower layers at", &path)? {
                 let at = path::join(&path, &name);
                 match place.dir.try_stat(&name).context("examining", &at)? {
                     Some(stat) if stat.is_dir() => pending.push(at),
@@ -265,6 +265,6 @@ impl Settling<'_> {
     }
 
     fn show(&self, path: &[u8]) -> Result<Shown, Error> {
-        self.lower.show(path).context("looking in the layers below for", path)
+        self.lower.show(path).context("searching the lower layers for", path)
     }
 }

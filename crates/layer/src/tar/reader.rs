@@ -420,7 +420,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
                 number::size(pax.size.unwrap_or(numbers.size), "size").map_err(|fault| self.fault(fault))?;
             self.open_file(header, &mut member, pax.sparse, stored)?;
         } else if pax.sparse.is_present() {
-            return Err(self.fault(Fault::Sparse("on a member that is not a file")));
+            return Err(self.fault(Fault::Sparse("the member is not a file")));
         }
         self.within("bytes in a path", self.place.path.len() as u64, self.limits.max_path as u64)?;
         self.record.header().map_err(|source| Error::Record { place: self.place.clone(), source })?;

@@ -55,7 +55,7 @@ impl<T: Read> File<T> {
         let read = loop {
             match self.content.read(out) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(differs(&format!("reading it: {error}"))),
+                Err(error) => return Err(differs(&format!("it cannot be read: {error}"))),
                 Ok(read) => break read,
             }
         };

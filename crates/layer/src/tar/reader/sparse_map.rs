@@ -49,7 +49,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             (b"1", b"0") => true,
             (b"", b"") if sparse.map.is_some() => false,
             (b"", b"") => return Ok(None),
-            _ => return Err(self.fault(Fault::Sparse("of an unknown version"))),
+            _ => return Err(self.fault(Fault::Sparse("unknown version"))),
         };
         if !sparse.name.is_empty() {
             self.place.path = sparse.name;
