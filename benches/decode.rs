@@ -145,7 +145,7 @@ fn decode(criterion: &mut Criterion) {
             case(&mut group, &format!("decoder/{form}"), size, || drain(ours(blob)));
             let cores = Cores::new(1);
             case(&mut group, &format!("decoder/{form}, hashes beside"), size, || {
-                drain(ours(blob).beside(cores.clone()))
+                drain(ours(blob).with_cores(cores.clone()))
             });
         }
         group.bench_function("sha256", |bencher| bencher.iter(|| sha256(&sample.tar)));

@@ -120,7 +120,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
     match form {
         Form::Overlay | Form::Beside => {
             let decoder = match form {
-                Form::Beside => sample.decoder().beside(Cores::new(1)),
+                Form::Beside => sample.decoder().with_cores(Cores::new(1)),
                 _ => sample.decoder(),
             };
             let replaced = dir.ensure_dir(b"replaced", 0o700).expect("a new directory is empty");

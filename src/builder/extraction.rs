@@ -158,7 +158,7 @@ impl Failed {
     fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Fail) -> Self {
         let fail = fail(error.class(), error.describe());
         match error {
-            RunError::Layer(error) if error.is_of_blob() => Failed::Spoilt(fail),
+            RunError::Layer(error) if error.is_blob_mismatch() => Failed::Spoilt(fail),
             _ => Failed::Here(fail),
         }
     }
@@ -450,7 +450,7 @@ fn prove(
     let source = Bounded { source: tar, left: size, cancel: shared.cancel.clone() };
     let cores = Cores::of_process();
     let _busy = cores.occupy();
-    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).beside(cores);
+    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).with_cores(cores);
     let target = erofs::apply::Target {
         image: Image::Present(image),
         dir: staging.dir(),
@@ -520,7 +520,7 @@ pub(super) fn run<S: ChunkSource>(
     // Many layers take a processor each; one that leaves others idle inflates, hashes and writes content there.
     let cores = Cores::of_process();
     let _busy = cores.occupy();
-    let decoder = decoder.beside(Arc::clone(&cores));
+    let decoder = decoder.with_cores(Arc::clone(&cores));
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
     let space: &dyn Space = &**staging.account();

@@ -13,7 +13,7 @@ use super::summed::Summed;
 use super::{Error, Monitor, Report, Request};
 use crate::volume::lease::Lease;
 use crate::volume::{disk, layout, seal};
-use larder_layer::erofs::{self, Label, Options, TreeError, Watch, Writer};
+use larder_layer::erofs::{self, Label, Options, TreeError, TreeObserver, Writer};
 use larder_layer::space::Uncounted;
 use larder_model::digest::Digest;
 use larder_sys::{Dir, space};
@@ -63,8 +63,8 @@ fn write(root: Dir, seal: &Digest, image: &File, dir: &Dir, monitor: &Monitor) -
 
 struct Watched<'a>(&'a Monitor);
 
-impl Watch for Watched<'_> {
-    fn leaves_out(&self, path: &[u8]) -> bool {
+impl TreeObserver for Watched<'_> {
+    fn is_skipped(&self, path: &[u8]) -> bool {
         path == layout::LARDER || path == layout::LOST_AND_FOUND
     }
 

@@ -24,19 +24,19 @@ pub enum Failure {
 /// same name, regardless of type.
 pub(super) trait Sink {
     /// A name in a directory of the layer.
-    type Spot;
+    type Destination;
 
     /// Sets the metadata of the root directory.
     fn root(&mut self, metadata: Metadata) -> Result<(), Error>;
 
     /// Returns the destination of a member after creating its parents.
-    fn spot(&mut self, clean: &[u8]) -> Result<Self::Spot, Error>;
+    fn destination(&mut self, clean: &[u8]) -> Result<Self::Destination, Error>;
 
     /// Writes a regular file of `size` bytes, which are the next bytes of `reader`.
     fn file<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Self::Spot,
+        destination: &Self::Destination,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure>;
@@ -46,29 +46,39 @@ pub(super) trait Sink {
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Self::Spot,
+        destination: &Self::Destination,
         size: u64,
         map: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure>;
 
     /// Creates a directory.
-    fn directory(&mut self, spot: &Self::Spot, metadata: Metadata) -> Result<(), Error>;
+    fn directory(&mut self, destination: &Self::Destination, metadata: Metadata) -> Result<(), Error>;
 
     /// Creates a symbolic link.
-    fn symlink(&mut self, spot: &Self::Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error>;
+    fn symlink(
+        &mut self,
+        destination: &Self::Destination,
+        target: &[u8],
+        metadata: &Metadata,
+    ) -> Result<(), Error>;
 
     /// Creates a device node or named pipe.
     fn node(
         &mut self,
-        spot: &Self::Spot,
+        destination: &Self::Destination,
         file_type: FileType,
         device: (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error>;
 
     /// Creates another name for the file at the clean path `target`, in this layer or a lower one.
-    fn hard_link(&mut self, spot: &Self::Spot, target: &[u8], metadata: Metadata) -> Result<(), Error>;
+    fn hard_link(
+        &mut self,
+        destination: &Self::Destination,
+        target: &[u8],
+        metadata: Metadata,
+    ) -> Result<(), Error>;
 
     /// Hides the entries that lower layers have in the parent directory of `clean`.
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error>;
@@ -122,37 +132,37 @@ fn member<B: BufRead, R: Record>(
         mtime: Timestamp { sec: member.mtime.sec, nsec: member.mtime.nsec },
         xattrs: member.xattrs,
     };
-    metadata::screen(&clean, &mut metadata.xattrs)?;
+    metadata::filter_xattrs(&clean, &mut metadata.xattrs)?;
     if clean.is_empty() {
         return match member.kind {
             Kind::Directory => Ok(sink.root(metadata)?),
             _ => Err(hostile(Fault::RootKind).into()),
         };
     }
-    let spot = &sink.spot(&clean)?;
+    let destination = &sink.destination(&clean)?;
     match member.kind {
-        Kind::File => return sink.file(reader, spot, member.size, &metadata),
-        Kind::Sparse { map } => return sink.sparse(reader, spot, member.size, &map, &metadata),
-        Kind::Directory => sink.directory(spot, metadata)?,
+        Kind::File => return sink.file(reader, destination, member.size, &metadata),
+        Kind::Sparse { map } => return sink.sparse(reader, destination, member.size, &map, &metadata),
+        Kind::Directory => sink.directory(destination, metadata)?,
         Kind::Symlink { target } if target.is_empty() || target.len() > 4095 || target.contains(&0) => {
             return Err(Error::hostile(&clean, Fault::LinkText).into());
         }
-        Kind::Symlink { target } => sink.symlink(spot, &target, &metadata)?,
+        Kind::Symlink { target } => sink.symlink(destination, &target, &metadata)?,
         Kind::HardLink { target } => {
             let target = path::clean(&target).map_err(hostile)?;
             if target.is_empty() {
                 return Err(hostile(Fault::LinkToDirectory("/".into())).into());
             }
-            sink.hard_link(spot, &target, metadata)?;
+            sink.hard_link(destination, &target, metadata)?;
         }
         Kind::CharDevice { major: 0, minor: 0 } => return Err(hostile(Fault::WhiteoutDevice).into()),
         Kind::CharDevice { major, minor } => {
-            sink.node(spot, FileType::CharDevice, (major, minor), &metadata)?;
+            sink.node(destination, FileType::CharDevice, (major, minor), &metadata)?;
         }
         Kind::BlockDevice { major, minor } => {
-            sink.node(spot, FileType::BlockDevice, (major, minor), &metadata)?;
+            sink.node(destination, FileType::BlockDevice, (major, minor), &metadata)?;
         }
-        Kind::Fifo => sink.node(spot, FileType::Fifo, (0, 0), &metadata)?,
+        Kind::Fifo => sink.node(destination, FileType::Fifo, (0, 0), &metadata)?,
     }
     Ok(())
 }

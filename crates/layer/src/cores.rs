@@ -28,27 +28,27 @@ impl Cores {
     }
 
     /// Registers a layer as in progress until the returned guard is dropped.
-    pub fn occupy(self: &Arc<Self>) -> Busy {
+    pub fn occupy(self: &Arc<Self>) -> LayerGuard {
         self.layers.fetch_add(1, Ordering::Relaxed);
-        Busy(Arc::clone(self))
+        LayerGuard(Arc::clone(self))
     }
 
     /// Reports whether there is more than one core.
-    pub fn are_many(&self) -> bool {
+    pub fn is_multicore(&self) -> bool {
         self.all > 1
     }
 
     /// Reports whether there are more cores than layers in progress.
-    pub fn outnumber_layers(&self) -> bool {
+    pub fn has_idle(&self) -> bool {
         self.layers.load(Ordering::Relaxed) < self.all
     }
 }
 
 /// A guard for one layer in progress.
 #[derive(Debug)]
-pub struct Busy(Arc<Cores>);
+pub struct LayerGuard(Arc<Cores>);
 
-impl Drop for Busy {
+impl Drop for LayerGuard {
     fn drop(&mut self) {
         self.0.layers.fetch_sub(1, Ordering::Relaxed);
     }
@@ -62,10 +62,10 @@ mod tests {
     fn layers_leave_what_they_do_not_occupy() {
         let cores = Cores::new(2);
         let first = cores.occupy();
-        assert!(cores.outnumber_layers());
+        assert!(cores.has_idle());
         let second = cores.occupy();
-        assert!(!cores.outnumber_layers());
+        assert!(!cores.has_idle());
         drop((first, second));
-        assert!(cores.outnumber_layers() && cores.are_many() && !Cores::new(1).are_many());
+        assert!(cores.has_idle() && cores.is_multicore() && !Cores::new(1).is_multicore());
     }
 }

@@ -73,12 +73,12 @@ trait Codec: Send {
 }
 
 /// Tar bytes after which a layer is worth another thread.
-const WORTH: u64 = 8 << 20;
+const MIN_BYTES_FOR_THREAD: u64 = 8 << 20;
 
 /// The decoder of one blob, a [`BufRead`] over its tar. Errors are [`io::Error`] values that wrap an
 /// [`Error`].
 pub struct Decoder<S> {
-    place: Place<S>,
+    location: Location<S>,
     cores: Option<Arc<Cores>>,
     /// Moves the inflater to its own thread; `None` if the source must not move.
     take_ahead: Option<TakeAhead<S>>,
@@ -91,9 +91,9 @@ pub struct Decoder<S> {
 type TakeAhead<S> = fn(Box<Inflater<S>>) -> Result<Ahead, Box<Inflater<S>>>;
 
 /// The thread on which the inflater runs.
-enum Place<S> {
-    Here(Box<Inflater<S>>),
-    Ahead(Ahead),
+enum Location<S> {
+    CallerThread(Box<Inflater<S>>),
+    OwnThread(Ahead),
     /// In transit to another thread.
     Moving,
 }
@@ -108,22 +108,22 @@ impl<S: ChunkSource> Decoder<S> {
     /// Creates a decoder that computes the digest of the blob with `algorithm`.
     pub fn new(source: S, algorithm: Algorithm, ratio: Ratio) -> Self {
         let inflater = Inflater::new(source, algorithm, ratio);
-        let place = Place::Here(Box::new(inflater));
-        Decoder { place, cores: None, take_ahead: None, tar: Bytes::new(), size: 0 }
+        let location = Location::CallerThread(Box::new(inflater));
+        Decoder { location, cores: None, take_ahead: None, tar: Bytes::new(), size: 0 }
     }
 
     /// Creates a decoder for a tar that is not compressed, regardless of its first bytes.
     pub fn uncompressed(source: S, algorithm: Algorithm) -> Self {
         let mut decoder = Decoder::new(source, algorithm, Ratio::default());
-        decoder.here(Inflater::set_plain);
+        decoder.with_inflater(Inflater::set_plain);
         decoder
     }
 
     /// Uses other `cores` while layers leave them idle: for hashing, and for decompression if it may [run
     /// ahead](Self::ahead).
     #[must_use]
-    pub fn beside(mut self, cores: Arc<Cores>) -> Self {
-        self.here(|inflater| inflater.hashing.beside(Arc::clone(&cores)));
+    pub fn with_cores(mut self, cores: Arc<Cores>) -> Self {
+        self.with_inflater(|inflater| inflater.hashing.with_cores(Arc::clone(&cores)));
         self.cores = Some(cores);
         self
     }
@@ -141,12 +141,12 @@ impl<S: ChunkSource> Decoder<S> {
     /// Uses the portable decompressor even if this program was built with a faster one, for comparison.
     #[must_use]
     pub fn portable(mut self) -> Self {
-        self.here(|inflater| inflater.portable = true);
+        self.with_inflater(|inflater| inflater.portable = true);
         self
     }
 
-    fn here(&mut self, change: impl FnOnce(&mut Inflater<S>)) {
-        if let Place::Here(inflater) = &mut self.place {
+    fn with_inflater(&mut self, change: impl FnOnce(&mut Inflater<S>)) {
+        if let Location::CallerThread(inflater) = &mut self.location {
             change(inflater);
         }
     }
@@ -157,9 +157,9 @@ impl<S: ChunkSource> Decoder<S> {
     /// # Errors
     /// [`Error::Source`], or [`Error::Failed`] if the inflater has moved to another thread.
     pub fn compression(&mut self) -> Result<Compression, Error> {
-        match &mut self.place {
-            Place::Here(inflater) => inflater.compression(),
-            Place::Ahead(_) | Place::Moving => Err(Error::Failed),
+        match &mut self.location {
+            Location::CallerThread(inflater) => inflater.compression(),
+            Location::OwnThread(_) | Location::Moving => Err(Error::Failed),
         }
     }
 
@@ -169,20 +169,20 @@ impl<S: ChunkSource> Decoder<S> {
     /// The same errors as reading.
     pub fn finish(mut self) -> Result<Decoded, Error> {
         while self.refill()? {}
-        match self.place {
-            Place::Here(inflater) => inflater.finish(),
-            Place::Ahead(ahead) => ahead.finish(),
-            Place::Moving => Err(Error::Failed),
+        match self.location {
+            Location::CallerThread(inflater) => inflater.finish(),
+            Location::OwnThread(ahead) => ahead.finish(),
+            Location::Moving => Err(Error::Failed),
         }
     }
 
     /// Returns digest and size of the blob regardless of its content and of earlier errors. Reads the rest of
     /// it without decompressing. `None` if it cannot be read.
     pub fn blob(self) -> Option<(Digest, u64)> {
-        match self.place {
-            Place::Here(inflater) => inflater.blob(),
-            Place::Ahead(ahead) => ahead.blob(),
-            Place::Moving => None,
+        match self.location {
+            Location::CallerThread(inflater) => inflater.blob(),
+            Location::OwnThread(ahead) => ahead.blob(),
+            Location::Moving => None,
         }
     }
 
@@ -190,31 +190,33 @@ impl<S: ChunkSource> Decoder<S> {
     fn refill(&mut self) -> Result<bool, Error> {
         // The pool reuses a buffer once no reader refers to it.
         self.tar = Bytes::new();
-        if self.size >= WORTH {
-            self.go_ahead();
+        if self.size >= MIN_BYTES_FOR_THREAD {
+            self.move_to_own_thread();
         }
-        let piece = match &mut self.place {
-            Place::Here(inflater) => inflater.next(),
-            Place::Ahead(ahead) => ahead.next(),
-            Place::Moving => Err(Error::Failed),
+        let piece = match &mut self.location {
+            Location::CallerThread(inflater) => inflater.next(),
+            Location::OwnThread(ahead) => ahead.next(),
+            Location::Moving => Err(Error::Failed),
         };
         self.tar = piece?.unwrap_or_default();
         self.size += self.tar.len() as u64;
         Ok(!self.tar.is_empty())
     }
 
-    fn go_ahead(&mut self) {
+    fn move_to_own_thread(&mut self) {
         let Some(take_ahead) = self.take_ahead else { return };
-        let is_idle = self.cores.as_ref().is_some_and(|cores| cores.outnumber_layers());
-        if !is_idle || !matches!(&self.place, Place::Here(inflater) if inflater.is_work()) {
+        let is_idle = self.cores.as_ref().is_some_and(|cores| cores.has_idle());
+        if !is_idle
+            || !matches!(&self.location, Location::CallerThread(inflater) if inflater.is_decompressing())
+        {
             return;
         }
-        if let Place::Here(inflater) = mem::replace(&mut self.place, Place::Moving) {
-            self.place = match take_ahead(inflater) {
-                Ok(ahead) => Place::Ahead(ahead),
+        if let Location::CallerThread(inflater) = mem::replace(&mut self.location, Location::Moving) {
+            self.location = match take_ahead(inflater) {
+                Ok(ahead) => Location::OwnThread(ahead),
                 Err(inflater) => {
                     self.take_ahead = None;
-                    Place::Here(inflater)
+                    Location::CallerThread(inflater)
                 }
             };
         }

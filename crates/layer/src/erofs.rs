@@ -72,6 +72,6 @@ pub use self::error::Error;
 pub use self::finish::Summary;
 pub use self::inode::InodeId;
 pub use self::options::{Label, Options};
-pub use self::tree::{TreeError, Watch};
+pub use self::tree::{TreeError, TreeObserver};
 pub use self::verity::{Verity, check as check_hash_tree};
 pub use self::writer::{Special, Writer};

@@ -91,7 +91,7 @@ pub enum Fault {
     AttributeMalformed(String),
     /// The layer has more paths to record than the memory limit allows.
     #[error("its layer needs more than {} of memory for directories, links to lower files and replaced members", ByteSize(*limit))]
-    TooMuchToRemember {
+    TooMuchMemory {
         /// Memory limit, bytes.
         limit: u64,
     },

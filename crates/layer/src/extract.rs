@@ -75,13 +75,13 @@ pub enum Error {
     Sink(#[from] SinkError),
     /// The content does not match its digest.
     #[error(
-        "the {what} has digest {found}, expected {want}: the content was changed, or the {promise} is wrong"
+        "the {part} has digest {found}, expected {want}: the content was changed, or the {document} is wrong"
     )]
     Digest {
         /// `blob` or `tar`.
-        what: &'static str,
+        part: &'static str,
         /// The document that contains the expected digest.
-        promise: &'static str,
+        document: &'static str,
         /// The expected digest.
         want: Digest,
         /// The actual digest.
@@ -116,8 +116,8 @@ impl Error {
     }
 
     /// Reports whether the blob differs from the expected one. Another host might have the right one.
-    pub fn is_of_blob(&self) -> bool {
-        matches!(self, Error::Size { .. } | Error::Digest { what: "blob", .. })
+    pub fn is_blob_mismatch(&self) -> bool {
+        matches!(self, Error::Size { .. } | Error::Digest { part: "blob", .. })
     }
 
     /// Returns the error class, which determines retries and the exit code.
@@ -153,29 +153,29 @@ pub fn extract<S: ChunkSource>(
     expected: &Expected,
 ) -> Result<Extracted, Error> {
     let space = target.space();
-    let (applied, rest, decoder, tar_split_size) = match split {
+    let (applied, remaining, decoder, tar_split_size) = match split {
         None => {
             let reader = Reader::new(decoder, (), *limits);
-            let (applied, rest, decoder, ()) = target.fill(reader, expected)?;
-            (applied, rest, decoder, None)
+            let (applied, remaining, decoder, ()) = target.fill(reader, expected)?;
+            (applied, remaining, decoder, None)
         }
         Some(split) => {
             let file = split.dir.create_file(split.name, 0o644).map_err(Error::TarSplit)?;
             let file = Reserved::new(file, space).map_err(Error::TarSplit)?;
             let writer = TarSplit::new(BufWriter::with_capacity(1 << 16, file));
             let reader = Reader::new(decoder, writer, *limits);
-            let (applied, mut rest, decoder, writer) = target.fill(reader, expected)?;
+            let (applied, mut remaining, decoder, writer) = target.fill(reader, expected)?;
             let file = writer.finish().map_err(Error::TarSplit)?;
             let mut size = file.into_inner().map_err(|e| Error::TarSplit(e.into_error()))?.written();
-            if rest.has_replaced() {
-                size = rest.take_replaced(&split, space).map_err(Error::TarSplit)?;
+            if remaining.has_replaced() {
+                size = remaining.take_replaced(&split, space).map_err(Error::TarSplit)?;
             }
-            (applied, rest, decoder, Some(size))
+            (applied, remaining, decoder, Some(size))
         }
     };
     let decoded = decoder.finish().map_err(Error::Decode)?;
     check(&decoded, expected)?;
-    Ok(Extracted { applied, decoded, tar_split_size, image: rest.finish()? })
+    Ok(Extracted { applied, decoded, tar_split_size, image: remaining.finish()? })
 }
 
 impl<'a> Target<'a> {
@@ -191,54 +191,57 @@ impl<'a> Target<'a> {
         self,
         mut reader: Reader<Decoder<S>, R>,
         expected: &Expected,
-    ) -> Result<(Applied, Rest<'a>, Decoder<S>, R), Error> {
+    ) -> Result<(Applied, Remaining<'a>, Decoder<S>, R), Error> {
         let written = self.write(&mut reader).map_err(Error::from);
         let drained = written.and_then(|written| reader.drain().map(|()| written).map_err(Error::Tar));
         match drained {
-            Ok((applied, rest)) => {
+            Ok((applied, remaining)) => {
                 let (decoder, record) = reader.finish().map_err(Error::Tar)?;
-                Ok((applied, rest, decoder, record))
+                Ok((applied, remaining, decoder, record))
             }
             Err(e) => Err(blame(e, reader.into_input(), expected)),
         }
     }
 
-    fn write<B: BufRead, R: Record>(self, reader: &mut Reader<B, R>) -> Result<(Applied, Rest<'a>), Failure> {
+    fn write<B: BufRead, R: Record>(
+        self,
+        reader: &mut Reader<B, R>,
+    ) -> Result<(Applied, Remaining<'a>), Failure> {
         match self {
             Target::Overlay(target) => {
-                let parked = target.replaced;
+                let replaced_dir = target.replaced;
                 let (applied, replaced) = overlay::apply::apply(reader, target)?;
-                Ok((applied, Rest::Overlay(replaced, parked)))
+                Ok((applied, Remaining::Overlay(replaced, replaced_dir)))
             }
             Target::Erofs(target) => {
                 let (applied, filled) = erofs::apply::apply(reader, target)?;
-                Ok((applied, Rest::Erofs(Box::new(filled))))
+                Ok((applied, Remaining::Erofs(Box::new(filled))))
             }
         }
     }
 }
 
 /// The work that remains after all members are written.
-enum Rest<'a> {
+enum Remaining<'a> {
     Overlay(Vec<Replaced>, &'a Dir),
     Erofs(Box<erofs::apply::Filled<'a>>),
 }
 
-impl Rest<'_> {
+impl Remaining<'_> {
     fn has_replaced(&self) -> bool {
         match self {
-            Rest::Overlay(replaced, _) => !replaced.is_empty(),
-            Rest::Erofs(filled) => filled.has_replaced(),
+            Remaining::Overlay(replaced, _) => !replaced.is_empty(),
+            Remaining::Erofs(filled) => filled.has_replaced(),
         }
     }
 
     fn take_replaced(&mut self, split: &TarSplitTarget<'_>, space: &dyn Space) -> io::Result<u64> {
         match self {
-            Rest::Overlay(replaced, parked) => {
+            Remaining::Overlay(replaced, replaced_dir) => {
                 let names = std::mem::take(replaced).into_iter().map(|Replaced { path, name }| (path, name));
-                take_replaced(split, names, |name| parked.open_file(name.as_bytes()), space)
+                take_replaced(split, names, |name| replaced_dir.open_file(name.as_bytes()), space)
             }
-            Rest::Erofs(filled) => {
+            Remaining::Erofs(filled) => {
                 let inodes = filled.take_replaced();
                 take_replaced(split, inodes, |id| filled.content(id).map_err(io::Error::other), space)
             }
@@ -248,8 +251,8 @@ impl Rest<'_> {
     /// Completes the layer.
     fn finish(self) -> Result<Option<erofs::Summary>, Error> {
         match self {
-            Rest::Overlay(..) => Ok(None),
-            Rest::Erofs(filled) => {
+            Remaining::Overlay(..) => Ok(None),
+            Remaining::Erofs(filled) => {
                 let summary = filled.finish().map_err(|e| erofs::apply::explain(b"", e))?;
                 Ok(Some(summary))
             }
@@ -273,7 +276,7 @@ fn check_blob(digest: &Digest, size: u64, expected: &Expected) -> Result<(), Err
     }
     if *digest != expected.blob {
         let (want, found) = (expected.blob.clone(), digest.clone());
-        return Err(Error::Digest { what: "blob", promise: "manifest", want, found });
+        return Err(Error::Digest { part: "blob", document: "manifest", want, found });
     }
     Ok(())
 }
@@ -282,7 +285,7 @@ fn check(decoded: &Decoded, expected: &Expected) -> Result<(), Error> {
     check_blob(&decoded.blob, decoded.blob_size, expected)?;
     if decoded.diff_id != expected.diff_id {
         let (want, found) = (expected.diff_id.clone(), decoded.diff_id.clone());
-        return Err(Error::Digest { what: "tar", promise: "config", want, found });
+        return Err(Error::Digest { part: "tar", document: "config", want, found });
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ const SELINUX: &[u8] = b"security.selinux";
 ///
 /// # Errors
 /// [`Fault::OverlayAttribute`] or [`Fault::AttributeTooLong`].
-pub fn screen(path: &[u8], xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Error> {
+pub fn filter_xattrs(path: &[u8], xattrs: &mut Vec<(Vec<u8>, Vec<u8>)>) -> Result<(), Error> {
     xattrs.retain(|(name, _)| name != SELINUX && !name.starts_with(USER_OVERLAY));
     for (name, value) in xattrs.iter() {
         if name.starts_with(OVERLAY) {

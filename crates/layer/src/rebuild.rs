@@ -17,13 +17,13 @@ use larder_sys::advice;
 /// Size of one read, bytes.
 const CHUNK: usize = 1 << 17;
 
-type Open = Box<dyn FnMut(&[u8]) -> io::Result<Noted>>;
+type Open = Box<dyn FnMut(&[u8]) -> io::Result<TrackedFile>>;
 
 /// A tar that is being rebuilt.
 pub struct Rebuilt {
-    assembler: Assembler<BufReader<File>, Open, Noted>,
+    assembler: Assembler<BufReader<File>, Open, TrackedFile>,
     read: FilesRead,
-    given: Offset,
+    returned: Offset,
 }
 
 /// The files from which the tar was rebuilt so far: the offset of their content in the tar, and their path.
@@ -76,8 +76,8 @@ impl Rebuilt {
     /// Rebuilds from the open tar-split file and the layer's tree. Both are untrusted.
     pub fn new(split: File, diff: StoredDir) -> Self {
         let read = FilesRead::default();
-        let given = Offset::default();
-        let (noted, offset) = (read.clone(), given.clone());
+        let returned = Offset::default();
+        let (tracked, offset) = (read.clone(), returned.clone());
         let mut files = Files { top: diff, last: None };
         let open: Open = Box::new(move |name| {
             let file = files
@@ -86,10 +86,10 @@ impl Rebuilt {
             if let StoredFile::File(file) = &file {
                 advice::will_read(file);
             }
-            Ok(Noted { file, note: Some((name.to_vec(), noted.clone(), offset.clone())) })
+            Ok(TrackedFile { file, record: Some((name.to_vec(), tracked.clone(), offset.clone())) })
         });
         let records = TarSplitReader::new(BufReader::with_capacity(CHUNK, split));
-        Rebuilt { assembler: Assembler::new(records, open), read, given }
+        Rebuilt { assembler: Assembler::new(records, open), read, returned }
     }
 
     /// Returns a view of the files read so far, which grows while the tar is read.
@@ -108,21 +108,21 @@ impl ChunkSource for Rebuilt {
     fn next(&mut self) -> io::Result<Option<bytes::Bytes>> {
         let mut chunk = vec![0; CHUNK];
         let len = self.assembler.read(&mut chunk)?;
-        self.given.add(len);
+        self.returned.add(len);
         chunk.truncate(len);
         Ok((len > 0).then(|| chunk.into()))
     }
 }
 
 /// A file that is recorded at its first read. At that point all tar bytes before it have been returned.
-struct Noted {
+struct TrackedFile {
     file: StoredFile,
-    note: Option<(Vec<u8>, FilesRead, Offset)>,
+    record: Option<(Vec<u8>, FilesRead, Offset)>,
 }
 
-impl Read for Noted {
+impl Read for TrackedFile {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        if let Some((name, read, offset)) = self.note.take() {
+        if let Some((name, read, offset)) = self.record.take() {
             read.0.borrow_mut().insert(offset.get(), name);
         }
         self.file.read(to)

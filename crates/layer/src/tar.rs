@@ -23,7 +23,7 @@ mod sparse;
 use std::io;
 
 pub use self::block::Typeflag;
-pub use self::error::{Error, Fault, Place};
+pub use self::error::{Error, Fault, Position};
 pub use self::reader::Reader;
 pub use self::sparse::Region;
 

@@ -54,14 +54,14 @@ pub(super) fn codec(portable: bool) -> Box<dyn Codec> {
 
 struct Gzip<I> {
     inflate: I,
-    place: Place,
+    state: State,
     /// CRC of the header, then of the content.
     crc: crc_fast::Digest,
     /// Length of the member's content, bytes, modulo 2^32.
     length: u32,
 }
 
-enum Place {
+enum State {
     Header(Header),
     Body,
     Trailer(Surplus),
@@ -72,12 +72,12 @@ enum Place {
 impl<I: Inflate> Gzip<I> {
     fn new(inflate: I) -> Self {
         let crc = crc_fast::Digest::new(CrcAlgorithm::Crc32IsoHdlc);
-        Gzip { inflate, place: Place::Header(Header::new()), crc, length: 0 }
+        Gzip { inflate, state: State::Header(Header::new()), crc, length: 0 }
     }
 
     /// Continues reading the trailer; returns `false` if more of it is needed.
-    fn trail(&mut self, input: &[u8], read: &mut usize) -> Result<bool, String> {
-        let Place::Trailer(trailer) = &mut self.place else { return Ok(true) };
+    fn read_trailer(&mut self, input: &[u8], read: &mut usize) -> Result<bool, String> {
+        let State::Trailer(trailer) = &mut self.state else { return Ok(true) };
         let rest = &input[*read..];
         let taken = rest.len().min(TRAILER - trailer.len);
         trailer.bytes[trailer.len..trailer.len + taken].copy_from_slice(&rest[..taken]);
@@ -88,7 +88,7 @@ impl<I: Inflate> Gzip<I> {
         }
         let bytes = trailer.bytes;
         self.check(bytes)?;
-        self.place = Place::Between;
+        self.state = State::Between;
         Ok(true)
     }
 
@@ -113,17 +113,17 @@ impl<I: Inflate> Codec for Gzip<I> {
         let mut read = 0;
         loop {
             let rest = &input[read..];
-            match &mut self.place {
-                Place::Header(header) => {
+            match &mut self.state {
+                State::Header(header) => {
                     let (taken, whole) = header.take(rest, &mut self.crc)?;
                     read += taken;
                     if !whole {
                         return Ok(Step { read, written: 0 });
                     }
                     self.crc.reset();
-                    self.place = Place::Body;
+                    self.state = State::Body;
                 }
-                Place::Body => {
+                State::Body => {
                     let inflated = self.inflate.inflate(rest, output)?;
                     read += inflated.read;
                     let content = &output[..inflated.written];
@@ -135,27 +135,27 @@ impl<I: Inflate> Codec for Gzip<I> {
                     let Some(surplus) = inflated.end else {
                         return Ok(Step { read, written: inflated.written });
                     };
-                    self.place = Place::Trailer(surplus);
+                    self.state = State::Trailer(surplus);
                     // The next bytes may be another member, but `output` is not empty.
-                    if !self.trail(input, &mut read)? || inflated.written > 0 {
+                    if !self.read_trailer(input, &mut read)? || inflated.written > 0 {
                         return Ok(Step { read, written: inflated.written });
                     }
                 }
-                Place::Trailer(_) => {
-                    if !self.trail(input, &mut read)? {
+                State::Trailer(_) => {
+                    if !self.read_trailer(input, &mut read)? {
                         return Ok(Step { read, written: 0 });
                     }
                 }
-                Place::Between => match rest.first() {
+                State::Between => match rest.first() {
                     None => return Ok(Step { read, written: 0 }),
-                    Some(0) => self.place = Place::Padding,
+                    Some(0) => self.state = State::Padding,
                     Some(0x1f) => {
                         self.inflate.reset();
-                        self.place = Place::Header(Header::new());
+                        self.state = State::Header(Header::new());
                     }
                     Some(_) => return Err("something other than a member follows the last one".into()),
                 },
-                Place::Padding => {
+                State::Padding => {
                     return match rest.iter().find(|b| **b != 0) {
                         None => Ok(Step { read: input.len(), written: 0 }),
                         Some(_) => Err("something other than zeros follows the last member".into()),
@@ -166,7 +166,7 @@ impl<I: Inflate> Codec for Gzip<I> {
     }
 
     fn may_end(&self) -> bool {
-        matches!(self.place, Place::Between | Place::Padding)
+        matches!(self.state, State::Between | State::Padding)
     }
 }
 

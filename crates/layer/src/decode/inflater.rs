@@ -55,12 +55,12 @@ impl<S: ChunkSource> Inflater<S> {
 
     /// Treats the blob as an uncompressed tar, regardless of its first bytes.
     pub(super) fn set_plain(&mut self) {
-        self.hashing.is_plain();
+        self.hashing.set_plain();
         self.stage = Stage::Plain;
     }
 
     /// Reports whether decoding is expensive enough for a core of its own.
-    pub(super) fn is_work(&self) -> bool {
+    pub(super) fn is_decompressing(&self) -> bool {
         matches!(self.stage, Stage::Codec { .. })
     }
 
@@ -102,7 +102,7 @@ impl<S: ChunkSource> Inflater<S> {
     /// Returns digest and size of the blob, regardless of its content. Reads the rest of it without
     /// decompressing. `None` if it cannot be read.
     pub(super) fn blob(mut self) -> Option<(Digest, u64)> {
-        self.hashing.is_only_blob();
+        self.hashing.end_tar();
         while self.receive().ok()? {
             self.input = Bytes::new();
         }

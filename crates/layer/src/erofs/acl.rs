@@ -6,7 +6,7 @@ const VERSION: u32 = 2;
 
 /// The effect of setting an ACL on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum AclEffect {
     /// The ACL is stored, and the file gets this mode.
     Kept(u32),
     /// The ACL is equivalent to a mode, which the file gets instead.
@@ -26,28 +26,28 @@ const OTHER: u16 = 0x20;
 
 /// Returns the entries of the ACL `value`, after the checks that the kernel makes independently of the file
 /// (`posix_acl_from_xattr`).
-pub(super) fn entries(value: &[u8]) -> Result<&[[u8; 8]], Verdict> {
-    let (head, entries) = value.split_first_chunk().ok_or(Verdict::Malformed)?;
+pub(super) fn entries(value: &[u8]) -> Result<&[[u8; 8]], AclEffect> {
+    let (head, entries) = value.split_first_chunk().ok_or(AclEffect::Malformed)?;
     if u32::from_le_bytes(*head) != VERSION {
-        return Err(Verdict::Unknown);
+        return Err(AclEffect::Unknown);
     }
-    let (entries, []) = entries.as_chunks::<8>() else { return Err(Verdict::Malformed) };
+    let (entries, []) = entries.as_chunks::<8>() else { return Err(AclEffect::Malformed) };
     let is_known = |[low, high, _, _, id @ ..]: &[u8; 8]| match u16::from_le_bytes([*low, *high]) {
         USER_OBJ | GROUP_OBJ | MASK | OTHER => true,
         USER | GROUP => u32::from_le_bytes(*id) != u32::MAX,
         _ => false,
     };
-    if entries.iter().all(is_known) { Ok(entries) } else { Err(Verdict::Malformed) }
+    if entries.iter().all(is_known) { Ok(entries) } else { Err(AclEffect::Malformed) }
 }
 
 /// Returns the effect of setting the ACL `value` on a file with `mode`.
-pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
+pub(super) fn effect(value: &[u8], mode: u32) -> AclEffect {
     let entries = match entries(value) {
         Ok(entries) => entries,
-        Err(verdict) => return verdict,
+        Err(effect) => return effect,
     };
     if entries.is_empty() {
-        return Verdict::Mode(mode);
+        return AclEffect::Mode(mode);
     }
     let (mut expected, mut needs_mask, mut permissions) = (USER_OBJ, false, 0);
     for [tag_low, tag_high, low, high, ..] in entries {
@@ -55,7 +55,7 @@ pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
             (u16::from_le_bytes([*tag_low, *tag_high]), u16::from_le_bytes([*low, *high]));
         let bits = u32::from(permission);
         if permission > 7 {
-            return Verdict::Malformed;
+            return AclEffect::Malformed;
         }
         expected = match (tag, expected) {
             (USER_OBJ, USER_OBJ) => {
@@ -86,14 +86,14 @@ pub(super) fn judge(value: &[u8], mode: u32) -> Verdict {
                 permissions |= bits;
                 0
             }
-            _ => return Verdict::Malformed,
+            _ => return AclEffect::Malformed,
         };
     }
     let mode = mode & !0o777 | permissions;
     match (expected, needs_mask || entries.len() > 3) {
-        (0, true) => Verdict::Kept(mode),
-        (0, false) => Verdict::Mode(mode),
-        _ => Verdict::Malformed,
+        (0, true) => AclEffect::Kept(mode),
+        (0, false) => AclEffect::Mode(mode),
+        _ => AclEffect::Malformed,
     }
 }
 
@@ -130,19 +130,19 @@ mod tests {
     const NAME: &[u8] = b"system.posix_acl_access";
 
     /// Returns the effect in the running kernel.
-    fn kernel(file: &File, value: &[u8], mode: u32) -> Option<Verdict> {
+    fn kernel(file: &File, value: &[u8], mode: u32) -> Option<AclEffect> {
         xattr::remove(file, NAME).unwrap();
         file.set_permissions(Permissions::from_mode(mode)).unwrap();
         let set = xattr::set(file, NAME, value).map_err(|e| e.raw_os_error().map(Errno::from_raw));
         match set {
-            Err(Some(Errno::EINVAL)) => return Some(Verdict::Malformed),
-            Err(Some(Errno::EOPNOTSUPP)) => return Some(Verdict::Unknown),
+            Err(Some(Errno::EINVAL)) => return Some(AclEffect::Malformed),
+            Err(Some(Errno::EOPNOTSUPP)) => return Some(AclEffect::Unknown),
             other => other.unwrap(),
         }
         let mode = file.metadata().unwrap().mode() & 0o7777;
         Some(match xattr::get(file, NAME).unwrap() {
-            Some(_) => Verdict::Kept(mode),
-            None => Verdict::Mode(mode),
+            Some(_) => AclEffect::Kept(mode),
+            None => AclEffect::Mode(mode),
         })
     }
 
@@ -181,8 +181,8 @@ mod tests {
             let file = tempfile::tempfile().unwrap();
             // An empty value removes the ACL, and no tar contains one.
             if let Some(want) = kernel(&file, &value, mode).filter(|_| !value.is_empty()) {
-                prop_assert_eq!(judge(&value, mode), want, "{:?}", value);
-                if let Verdict::Kept(_) = want {
+                prop_assert_eq!(effect(&value, mode), want, "{:?}", value);
+                if let AclEffect::Kept(_) = want {
                     let present = xattr::get(&file, NAME).unwrap().unwrap();
                     file.set_permissions(Permissions::from_mode(other)).unwrap();
                     let changed = xattr::get(&file, NAME).unwrap().unwrap();

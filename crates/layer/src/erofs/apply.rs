@@ -9,14 +9,14 @@
 //! not contain, belong to root and have mode 0755. Opaque directories have their attribute. Hard links to
 //! files of lower layers are omitted. What these need is recorded for [`fixup`](super::fixup).
 
-mod places;
+mod parents;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::places::{Cache, Found, Place};
+use self::parents::{Cache, LayerDir, Lookup};
 use super::error::Error as ImageError;
 use super::fitting::{fitting, relinked};
 use super::inode::InodeId;
@@ -129,8 +129,8 @@ pub fn apply<'a, B: BufRead, R: Record>(
 }
 
 /// A name in a directory of the layer.
-struct Spot {
-    place: Place,
+struct Destination {
+    parent: LayerDir,
     name: Vec<u8>,
     /// Path of the member, with symbolic links resolved.
     at: Vec<u8>,
@@ -151,7 +151,7 @@ struct Layer<'a> {
 }
 
 impl Sink for Layer<'_> {
-    type Spot = Spot;
+    type Destination = Destination;
 
     fn root(&mut self, metadata: Metadata) -> Result<(), Error> {
         self.describe_plainly(b"", InodeId::ROOT, &metadata)?;
@@ -159,7 +159,7 @@ impl Sink for Layer<'_> {
         Ok(())
     }
 
-    fn spot(&mut self, clean: &[u8]) -> Result<Spot, Error> {
+    fn destination(&mut self, clean: &[u8]) -> Result<Destination, Error> {
         if !self.lower_links.is_empty() {
             let mut above = path::split(clean).0;
             while !above.is_empty() {
@@ -170,52 +170,52 @@ impl Sink for Layer<'_> {
                 above = path::split(above).0;
             }
         }
-        let place = self.parent(clean)?;
+        let parent = self.parent(clean)?;
         let (_, name) = path::split(clean);
-        let at = path::join(&place.path, name);
-        Ok(Spot { place, name: name.to_vec(), at })
+        let at = path::join(&parent.path, name);
+        Ok(Destination { parent, name: name.to_vec(), at })
     }
 
     fn file<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         _: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        self.make_room(spot)?;
-        self.links.remove(&spot.at);
-        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
+        self.make_room(destination)?;
+        self.links.remove(&destination.at);
+        let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
-        let body = writer.file(spot.place.id, &spot.name, &metadata);
-        let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
-        reader.end_file(&spot.at).map_err(Failure::Tar)?;
-        body.end().map_err(|e| explain(&spot.at, e))?;
+        let body = writer.file(destination.parent.id, &destination.name, &metadata);
+        let body = fill(reader, body.map_err(|e| explain(&destination.at, e))?, &destination.at, written)?;
+        reader.end_file(&destination.at).map_err(Failure::Tar)?;
+        body.end().map_err(|e| explain(&destination.at, e))?;
         Ok(())
     }
 
     fn sparse<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         map: &[Region],
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        self.make_room(spot)?;
-        self.links.insert(&spot.at);
-        let metadata = fitting(&spot.at, FileType::Regular, metadata, &mut self.lost)?;
+        self.make_room(destination)?;
+        self.links.insert(&destination.at);
+        let metadata = fitting(&destination.at, FileType::Regular, metadata, &mut self.lost)?;
         let Layer { writer, written, .. } = self;
-        let body = writer.sparse(spot.place.id, &spot.name, &metadata, size, map);
-        let body = fill(reader, body.map_err(|e| explain(&spot.at, e))?, &spot.at, written)?;
-        body.end().map_err(|e| explain(&spot.at, e))?;
+        let body = writer.sparse(destination.parent.id, &destination.name, &metadata, size, map);
+        let body = fill(reader, body.map_err(|e| explain(&destination.at, e))?, &destination.at, written)?;
+        body.end().map_err(|e| explain(&destination.at, e))?;
         Ok(())
     }
 
-    fn directory(&mut self, spot: &Spot, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        self.remember(at, metadata.xattr_bytes())?;
-        let recreated = match self.writer.lookup(place.id, name) {
+    fn directory(&mut self, destination: &Destination, metadata: Metadata) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
+        self.count_memory(at, metadata.xattr_bytes())?;
+        let recreated = match self.writer.lookup(parent.id, name) {
             Some(id) if self.writer.file_type(id) == FileType::Directory => {
                 self.describe_plainly(at, id, &metadata)?;
                 self.directories.entry(at.clone()).or_default().metadata = Some(metadata);
@@ -224,50 +224,60 @@ impl Sink for Layer<'_> {
             Some(id) => self.writer.is_whiteout(id),
             None => false,
         };
-        self.make_room(spot)?;
+        self.make_room(destination)?;
         let plain = Metadata { xattrs: Vec::new(), ..metadata };
-        self.writer.directory(place.id, name, &plain).map_err(|e| explain(at, e))?;
+        self.writer.directory(parent.id, name, &plain).map_err(|e| explain(at, e))?;
         let metadata = Some(Metadata { xattrs: metadata.xattrs, ..plain });
         self.directories.insert(at.clone(), Directory { metadata, opaque: false, recreated });
         Ok(())
     }
 
-    fn symlink(&mut self, spot: &Spot, target: &[u8], metadata: &Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        self.make_room(spot)?;
+    fn symlink(
+        &mut self,
+        destination: &Destination,
+        target: &[u8],
+        metadata: &Metadata,
+    ) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
+        self.make_room(destination)?;
         let metadata = fitting(at, FileType::Symlink, metadata, &mut self.lost)?;
-        self.writer.symlink(place.id, name, &metadata, target).map_err(|e| explain(at, e))?;
+        self.writer.symlink(parent.id, name, &metadata, target).map_err(|e| explain(at, e))?;
         Ok(())
     }
 
     fn node(
         &mut self,
-        spot: &Spot,
+        destination: &Destination,
         file_type: FileType,
         (major, minor): (u32, u32),
         metadata: &Metadata,
     ) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+        let Destination { parent, name, at } = destination;
         let special = match file_type {
             FileType::CharDevice => Special::CharDevice(major, minor),
             FileType::BlockDevice => Special::BlockDevice(major, minor),
             _ => Special::Fifo,
         };
-        self.make_room(spot)?;
+        self.make_room(destination)?;
         let metadata = fitting(at, file_type, metadata, &mut self.lost)?;
-        self.writer.special(place.id, name, &metadata, special).map_err(|e| explain(at, e))?;
+        self.writer.special(parent.id, name, &metadata, special).map_err(|e| explain(at, e))?;
         Ok(())
     }
 
-    fn hard_link(&mut self, spot: &Spot, target: &[u8], metadata: Metadata) -> Result<(), Error> {
-        let hostile = |fault| Error::hostile(&spot.at, fault);
-        let Spot { place, name, at } = spot;
+    fn hard_link(
+        &mut self,
+        destination: &Destination,
+        target: &[u8],
+        metadata: Metadata,
+    ) -> Result<(), Error> {
+        let hostile = |fault| Error::hostile(&destination.at, fault);
+        let Destination { parent, name, at } = destination;
         let (target_parent, target_name) = path::split(target);
         let source = match self.walk(target_parent, at, false)? {
-            Found::Missing(resolved) => {
-                return self.lower_link(spot, path::join(&resolved, target_name), metadata);
+            Lookup::Missing(resolved) => {
+                return self.lower_link(destination, path::join(&resolved, target_name), metadata);
             }
-            Found::Here(source) => source,
+            Lookup::Found(source) => source,
         };
         let target_at = path::join(&source.path, target_name);
         let present = self.writer.lookup(source.id, target_name);
@@ -276,7 +286,7 @@ impl Sink for Layer<'_> {
                 Some(link) => link.target.clone(),
                 None => target_at,
             };
-            return self.lower_link(spot, target, metadata);
+            return self.lower_link(destination, target, metadata);
         };
         if self.writer.file_type(id) == FileType::Directory {
             return Err(hostile(Fault::LinkToDirectory(escape(&target_at))));
@@ -287,25 +297,25 @@ impl Sink for Layer<'_> {
         }
         // A link to its own name stays as it is; replacing it would lose the file.
         if *at != target_at {
-            self.make_room(spot)?;
-            self.writer.link(place.id, name, id).map_err(|e| explain(at, e))?;
+            self.make_room(destination)?;
+            self.writer.link(parent.id, name, id).map_err(|e| explain(at, e))?;
             self.links.insert(at);
         }
         self.describe_again(at, id, &metadata)
     }
 
     fn opaque(&mut self, clean: &[u8]) -> Result<(), Error> {
-        let place = self.parent(clean)?;
-        self.directories.entry(place.path).or_default().opaque = true;
+        let parent = self.parent(clean)?;
+        self.directories.entry(parent.path).or_default().opaque = true;
         Ok(())
     }
 
     /// If this layer has an entry of that name, it already hides the lower one. A directory must also hide
     /// the entries of the lower directory.
     fn whiteout(&mut self, clean: &[u8], hidden: &[u8]) -> Result<(), Error> {
-        let place = self.parent(clean)?;
-        let at = path::join(&place.path, hidden);
-        match self.writer.lookup(place.id, hidden) {
+        let parent = self.parent(clean)?;
+        let at = path::join(&parent.path, hidden);
+        match self.writer.lookup(parent.id, hidden) {
             Some(id) if self.writer.file_type(id) == FileType::Directory => {
                 self.directories.entry(at).or_default().recreated = true;
             }
@@ -314,7 +324,7 @@ impl Sink for Layer<'_> {
             None => {
                 let whiteout = Metadata { mode: 0, ..Metadata::implied() };
                 self.writer
-                    .special(place.id, hidden, &whiteout, Special::CharDevice(0, 0))
+                    .special(parent.id, hidden, &whiteout, Special::CharDevice(0, 0))
                     .map_err(|e| explain(&at, e))?;
             }
         }
@@ -325,7 +335,7 @@ impl Sink for Layer<'_> {
         for at in self.counted..self.lost.len() {
             let Lost { path, what } = &self.lost[at];
             let bytes = path.len() + what.len() + ENTRY;
-            self.writer.remember(bytes).map_err(|e| explain(path.as_bytes(), e))?;
+            self.writer.count_memory(bytes).map_err(|e| explain(path.as_bytes(), e))?;
         }
         self.counted = self.lost.len();
         Ok(())
@@ -334,12 +344,12 @@ impl Sink for Layer<'_> {
 
 impl Layer<'_> {
     /// Removes the existing entry at the path of a member.
-    fn make_room(&mut self, spot: &Spot) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
+    fn make_room(&mut self, destination: &Destination) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
         if !self.lower_links.is_empty() {
             self.lower_links.remove(at);
         }
-        let Some(id) = self.writer.lookup(place.id, name) else { return Ok(()) };
+        let Some(id) = self.writer.lookup(parent.id, name) else { return Ok(()) };
         match self.writer.file_type(id) {
             FileType::Directory => {
                 self.cache.forget();
@@ -350,7 +360,7 @@ impl Layer<'_> {
             FileType::Symlink => self.cache.forget(),
             _ => self.discard(id, at)?,
         }
-        self.writer.remove(place.id, name).map_err(|e| explain(at, e))
+        self.writer.remove(parent.id, name).map_err(|e| explain(at, e))
     }
 
     fn discard_below(&mut self, directory: InodeId, at: &[u8]) -> Result<(), Error> {
@@ -374,18 +384,23 @@ impl Layer<'_> {
     fn discard(&mut self, id: InodeId, at: &[u8]) -> Result<(), Error> {
         let is_content = self.writer.file_type(id) == FileType::Regular && self.writer.size(id) > 0;
         if self.keep_replaced && is_content && !self.links.contains(at) {
-            self.remember(at, 0)?;
+            self.count_memory(at, 0)?;
             self.replaced.push((at.to_vec(), id));
         }
         Ok(())
     }
 
-    fn lower_link(&mut self, spot: &Spot, target: Vec<u8>, metadata: Metadata) -> Result<(), Error> {
-        let Spot { place, name, at } = spot;
-        if self.writer.lookup(place.id, name).is_some_and(|id| !self.writer.is_whiteout(id)) {
-            self.make_room(spot)?;
+    fn lower_link(
+        &mut self,
+        destination: &Destination,
+        target: Vec<u8>,
+        metadata: Metadata,
+    ) -> Result<(), Error> {
+        let Destination { parent, name, at } = destination;
+        if self.writer.lookup(parent.id, name).is_some_and(|id| !self.writer.is_whiteout(id)) {
+            self.make_room(destination)?;
         }
-        self.remember(at, target.len() + metadata.xattr_bytes())?;
+        self.count_memory(at, target.len() + metadata.xattr_bytes())?;
         self.lower_links.insert(at.clone(), LowerLink { target, metadata });
         Ok(())
     }
@@ -424,8 +439,8 @@ impl Layer<'_> {
         self.writer.describe(id, &metadata).map_err(|e| explain(at, e))
     }
 
-    fn remember(&mut self, at: &[u8], bytes: usize) -> Result<(), Error> {
-        self.writer.remember(at.len() + bytes + ENTRY).map_err(|e| explain(at, e))
+    fn count_memory(&mut self, at: &[u8], bytes: usize) -> Result<(), Error> {
+        self.writer.count_memory(at.len() + bytes + ENTRY).map_err(|e| explain(at, e))
     }
 }
 
@@ -448,7 +463,7 @@ pub(crate) fn explain(at: &[u8], error: ImageError) -> Error {
     match error {
         ImageError::Io { doing, source } => Error::Io { doing, path: named(at), source },
         ImageError::XattrTooLong { .. } => Error::hostile(at, Fault::AttributeTooLong),
-        ImageError::Memory { limit } => Error::hostile(at, Fault::TooMuchToRemember { limit }),
+        ImageError::Memory { limit } => Error::hostile(at, Fault::TooMuchMemory { limit }),
         ImageError::Fault(_) => Error::io("writing", at, io::Error::other(error)),
         other => Error::hostile(at, Fault::Unstorable(other.to_string())),
     }

@@ -120,7 +120,7 @@ impl<'w, 'a> Body<'w, 'a> {
         self.inode.size = self.at;
         self.inode.content = match self.chunks.take() {
             Some(Chunks { plan, .. }) => self.chunked(&plan)?,
-            None => self.writer.settle_tail(self.first)?,
+            None => self.writer.store_tail(self.first)?,
         };
         let Body { writer, parent, name, inode, .. } = self;
         writer.add(parent, name, inode)

@@ -8,7 +8,7 @@ use super::format::{
     BLOCK, COMPACT, EXTENDED, FIRST_FREE, Layout, MAX_BLOCKS, NO_BLOCK, RawInode, SLOT, Superblock,
     XATTR_HEAD, fits_compact,
 };
-use super::inode::{Content, Directory, Inode, InodeId, Place};
+use super::inode::{Content, Directory, DirectoryBlocks, Inode, InodeId};
 use super::listing::{self, Extent};
 use super::pack::{Packed, Packer};
 use super::spill::Spill;
@@ -132,7 +132,7 @@ impl Writer<'_> {
             let tail = if last <= longest { last } else { 0 };
             let outside = if tail == 0 { blocks } else { blocks - 1 };
             let number = |block: u64| u32::try_from(block).map_err(|_| Error::TooMuchMetadata);
-            directory.place = Place { first: number(next)?, blocks: number(outside)?, tail };
+            directory.position = DirectoryBlocks { first: number(next)?, blocks: number(outside)?, tail };
             self.inodes[id].size = (blocks - 1) * BLOCK as u64 + last as u64;
             next += outside;
         }
@@ -149,8 +149,8 @@ impl Writer<'_> {
             }
             let room = BLOCK - EXTENDED - if id == 0 { ROOT_AT } else { 0 };
             let tail = usize::try_from(rest(&inode, &self.directories)).unwrap_or(usize::MAX);
-            let beside = if matches!(inode.content, Content::Chunks { .. }) { 0 } else { tail };
-            self.xattrs.settle(inode.xattrs, room.saturating_sub(beside))?;
+            let inline_len = if matches!(inode.content, Content::Chunks { .. }) { 0 } else { tail };
+            self.xattrs.decide_sharing(inode.xattrs, room.saturating_sub(inline_len))?;
             if id == 0 {
                 continue;
             }
@@ -175,33 +175,33 @@ impl Writer<'_> {
     /// Writes all inodes except the root, and returns the root.
     fn write_inodes(&mut self, parts: Parts, epoch: Timestamp) -> Result<Vec<u8>, Error> {
         let Writer { blocks, spill, xattrs, inodes, directories, .. } = self;
-        let mut emit = Emit { blocks, spill, xattrs, inodes, directories, parts, epoch };
+        let mut writer = InodeWriter { blocks, spill, xattrs, inodes, directories, parts, epoch };
         let mut root = Vec::new();
-        emit.inode(InodeId::ROOT, &mut root)?;
+        writer.inode(InodeId::ROOT, &mut root)?;
         let mut packer: Packer<Vec<u8>> = Packer::new();
         let mut alone = Vec::new();
-        for id in 1..emit.inodes.len() {
-            let inode = &emit.inodes[id];
+        for id in 1..writer.inodes.len() {
+            let inode = &writer.inodes[id];
             if !inode.is_live() {
                 continue;
             }
             let itself = InodeId(u32::try_from(id).map_err(|_| Error::TooManyEntries)?);
-            let len = unit(inode, emit.directories, emit.xattrs, epoch).len();
+            let len = unit(inode, writer.directories, writer.xattrs, epoch).len();
             match usize::try_from(len) {
                 Ok(len) if len <= BLOCK => {
                     let (offset, block) =
-                        packer.place(len, &mut |_, block: Vec<u8>| write_block(emit.blocks, &block))?;
+                        packer.place(len, &mut |_, block: Vec<u8>| write_block(writer.blocks, &block))?;
                     block.resize(offset, 0);
-                    emit.inode(itself, block)?;
+                    writer.inode(itself, block)?;
                 }
                 _ => {
                     packer.run(len)?;
                     alone.clear();
-                    emit.inode(itself, &mut alone)?;
+                    writer.inode(itself, &mut alone)?;
                 }
             }
         }
-        packer.finish(&mut |_, block| write_block(emit.blocks, &block))?;
+        packer.finish(&mut |_, block| write_block(writer.blocks, &block))?;
         Ok(root)
     }
 
@@ -212,7 +212,7 @@ impl Writer<'_> {
         for (id, inode) in inodes.iter().enumerate() {
             let Some(index) = directory(inode) else { continue };
             let itself = InodeId(u32::try_from(id).map_err(|_| Error::TooManyEntries)?);
-            let mut left = directories[index].place.blocks;
+            let mut left = directories[index].position.blocks;
             directories[index].blocks(itself, |entries, _| {
                 if left > 0 {
                     left -= 1;
@@ -228,7 +228,7 @@ impl Writer<'_> {
 }
 
 /// Writes single inodes.
-struct Emit<'e, 'a> {
+struct InodeWriter<'e, 'a> {
     blocks: &'e mut Blocks<'a>,
     spill: &'e mut Spill<'a>,
     xattrs: &'e mut Xattrs<'a>,
@@ -238,20 +238,20 @@ struct Emit<'e, 'a> {
     epoch: Timestamp,
 }
 
-impl Emit<'_, '_> {
+impl InodeWriter<'_, '_> {
     /// Appends an inode and the data that follows it. If that is more than a block, writes it directly.
     fn inode(&mut self, id: InodeId, to: &mut Vec<u8>) -> Result<(), Error> {
         let inode = &self.inodes[id.index()];
         let unit = unit(inode, self.directories, self.xattrs, self.epoch);
         let start = to.len();
-        let (layout, place) = match inode.content {
+        let (layout, location) = match inode.content {
             Content::None => (Layout::Plain, 0),
             Content::Device(number) => (Layout::Plain, number),
             Content::Blocks { first, tail: 0, .. } => (Layout::Plain, first),
             Content::Blocks { first, .. } => (Layout::Inline, first),
             Content::Chunks { bits, .. } => (Layout::Chunked, bits.into()),
             Content::Directory(index) => {
-                let Place { first, tail, .. } = self.directories[index as usize].place;
+                let DirectoryBlocks { first, tail, .. } = self.directories[index as usize].position;
                 let layout = if tail == 0 { Layout::Plain } else { Layout::Inline };
                 // Cannot overflow, because the sum of all was checked.
                 (layout, self.parts.directories.saturating_add(first))
@@ -263,7 +263,7 @@ impl Emit<'_, '_> {
             mode: inode.mode,
             links: inode.links,
             size: inode.size,
-            place,
+            location,
             number: id.0.saturating_add(1),
             uid: inode.uid,
             gid: inode.gid,
@@ -279,7 +279,7 @@ impl Emit<'_, '_> {
             }
             Content::Directory(index) => {
                 let directory = &self.directories[index as usize];
-                let (mut left, tail) = (directory.place.blocks, directory.place.tail);
+                let (mut left, tail) = (directory.position.blocks, directory.position.tail);
                 directory.blocks(id, |entries, _| {
                     match left {
                         0 if tail > 0 => listing::write(entries, |id| find(self.inodes, self.parts, id), to)?,
@@ -360,7 +360,7 @@ fn rest(inode: &Inode, directories: &[Directory]) -> u64 {
     match inode.content {
         Content::Blocks { tail, .. } => tail.into(),
         Content::Chunks { bits, .. } => chunks::count(inode.size, bits) * ITEM,
-        Content::Directory(index) => directories[index as usize].place.tail as u64,
+        Content::Directory(index) => directories[index as usize].position.tail as u64,
         Content::None | Content::Device(_) => 0,
     }
 }

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::acl::{self, Verdict};
+use super::acl::{self, AclEffect};
 use super::format::split_name;
 use crate::error::{Error, Fault};
 use crate::metadata::Metadata;
@@ -25,14 +25,16 @@ pub(super) fn fitting<'m>(
     }
     let mut fitting = Metadata { xattrs: Vec::with_capacity(metadata.xattrs.len()), ..metadata.clone() };
     for (name, value) in &metadata.xattrs {
-        match judge(file_type, name, value, fitting.mode) {
-            Judged::Kept(mode) => {
+        match attribute_effect(file_type, name, value, fitting.mode) {
+            AttributeEffect::Kept(mode) => {
                 fitting.mode = mode;
                 fitting.xattrs.push((name.clone(), value.clone()));
             }
-            Judged::Mode(mode) => fitting.mode = mode,
-            Judged::Lost => lost.push(Lost { path: escape(at), what: format!("xattr {}", escape(name)) }),
-            Judged::Malformed => {
+            AttributeEffect::Mode(mode) => fitting.mode = mode,
+            AttributeEffect::Lost => {
+                lost.push(Lost { path: escape(at), what: format!("xattr {}", escape(name)) })
+            }
+            AttributeEffect::Malformed => {
                 return Err(Error::hostile(at, Fault::AttributeMalformed(escape(name))));
             }
         }
@@ -67,7 +69,7 @@ pub(super) fn relinked(
 }
 
 /// The effect of setting an attribute.
-enum Judged {
+enum AttributeEffect {
     /// The attribute is stored, and the mode becomes this one.
     Kept(u32),
     /// The attribute is equivalent to this mode.
@@ -78,39 +80,39 @@ enum Judged {
 }
 
 /// Returns what setxattr(2) would do with an attribute of an inode of this type.
-fn judge(file_type: FileType, name: &[u8], value: &[u8], mode: u32) -> Judged {
+fn attribute_effect(file_type: FileType, name: &[u8], value: &[u8], mode: u32) -> AttributeEffect {
     let has_user = matches!(file_type, FileType::Regular | FileType::Directory);
     match name {
-        _ if name.starts_with(b"user.") && !has_user => Judged::Lost,
-        b"user." | b"trusted." | b"security." => Judged::Malformed,
+        _ if name.starts_with(b"user.") && !has_user => AttributeEffect::Lost,
+        b"user." | b"trusted." | b"security." => AttributeEffect::Malformed,
         b"system.posix_acl_access" | b"system.posix_acl_default" if file_type == FileType::Symlink => {
             match acl::entries(value) {
-                Err(Verdict::Malformed) => Judged::Malformed,
-                _ => Judged::Lost,
+                Err(AclEffect::Malformed) => AttributeEffect::Malformed,
+                _ => AttributeEffect::Lost,
             }
         }
         b"system.posix_acl_default" if file_type != FileType::Directory => match acl::entries(value) {
-            Err(Verdict::Unknown) => Judged::Lost,
-            Ok([]) => Judged::Mode(mode),
-            _ => Judged::Malformed,
+            Err(AclEffect::Unknown) => AttributeEffect::Lost,
+            Ok([]) => AttributeEffect::Mode(mode),
+            _ => AttributeEffect::Malformed,
         },
-        b"system.posix_acl_default" => match acl::judge(value, mode) {
-            Verdict::Kept(_) => Judged::Kept(mode),
+        b"system.posix_acl_default" => match acl::effect(value, mode) {
+            AclEffect::Kept(_) => AttributeEffect::Kept(mode),
             // A default ACL is never equivalent to a mode, even with only three entries.
-            Verdict::Mode(_) if value.len() > 4 => Judged::Kept(mode),
-            Verdict::Mode(_) => Judged::Mode(mode),
-            Verdict::Unknown => Judged::Lost,
-            Verdict::Malformed => Judged::Malformed,
+            AclEffect::Mode(_) if value.len() > 4 => AttributeEffect::Kept(mode),
+            AclEffect::Mode(_) => AttributeEffect::Mode(mode),
+            AclEffect::Unknown => AttributeEffect::Lost,
+            AclEffect::Malformed => AttributeEffect::Malformed,
         },
-        b"system.posix_acl_access" => match acl::judge(value, mode) {
-            Verdict::Kept(mode) => Judged::Kept(mode),
-            Verdict::Mode(mode) => Judged::Mode(mode),
-            Verdict::Unknown => Judged::Lost,
-            Verdict::Malformed => Judged::Malformed,
+        b"system.posix_acl_access" => match acl::effect(value, mode) {
+            AclEffect::Kept(mode) => AttributeEffect::Kept(mode),
+            AclEffect::Mode(mode) => AttributeEffect::Mode(mode),
+            AclEffect::Unknown => AttributeEffect::Lost,
+            AclEffect::Malformed => AttributeEffect::Malformed,
         },
-        b"security.capability" if !is_capability(value) => Judged::Malformed,
-        _ if split_name(name).is_none() => Judged::Lost,
-        _ => Judged::Kept(mode),
+        b"security.capability" if !is_capability(value) => AttributeEffect::Malformed,
+        _ if split_name(name).is_none() => AttributeEffect::Lost,
+        _ => AttributeEffect::Kept(mode),
     }
 }
 

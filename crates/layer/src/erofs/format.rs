@@ -199,7 +199,7 @@ impl Superblock<'_> {
 
 /// The fields of the superblock that a reader needs.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct SuperblockFields {
     pub(super) root: u16,
     pub(super) blocks: u32,
     /// Block of node number 0.
@@ -210,7 +210,7 @@ pub(super) struct Facts {
 
 /// Decodes and checks the superblock in the first block; `None` if it is not of the format that Larder
 /// writes.
-pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<Facts> {
+pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<SuperblockFields> {
     let get = Get(&block[SUPERBLOCK..]);
     let mut checked = block[SUPERBLOCK..].to_vec();
     checked[4..8].fill(0);
@@ -221,7 +221,7 @@ pub(super) fn verify_superblock(block: &[u8; BLOCK]) -> Option<Facts> {
         && get.0[13] == 0
         && get.u32(80) & !CHUNKED == 0;
     let epoch = Timestamp { sec: i64::from_le_bytes(get.u64(24).to_le_bytes()), nsec: get.u32(32) };
-    known.then(|| Facts {
+    known.then(|| SuperblockFields {
         root: get.u16(14),
         blocks: get.u32(36),
         metadata: get.u32(40),
@@ -258,7 +258,7 @@ pub(super) struct RawInode {
     pub(super) links: u32,
     pub(super) size: u64,
     /// First block, device number, or format of the chunks.
-    pub(super) place: u32,
+    pub(super) location: u32,
     /// Inode number for systems with 32-bit inode numbers.
     pub(super) number: u32,
     pub(super) uid: u32,
@@ -285,7 +285,7 @@ impl RawInode {
             None => {
                 put.low_u16(6, self.links.into());
                 put.bytes(8, &self.size.to_le_bytes()[..4]);
-                put.u32(16, self.place);
+                put.u32(16, self.location);
                 put.u32(20, self.number);
                 put.low_u16(24, self.uid.into());
                 put.low_u16(26, self.gid.into());
@@ -293,7 +293,7 @@ impl RawInode {
             }
             Some(mtime) => {
                 put.u64(8, self.size);
-                put.u32(16, self.place);
+                put.u32(16, self.location);
                 put.u32(20, self.number);
                 put.u32(24, self.uid);
                 put.u32(28, self.gid);

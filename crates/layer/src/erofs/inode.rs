@@ -75,12 +75,12 @@ pub(super) struct Directory {
     pub(super) parent: InodeId,
     pub(super) entries: BTreeMap<Box<[u8]>, InodeId>,
     /// Position of its blocks, decided when the image is finished.
-    pub(super) place: Place,
+    pub(super) position: DirectoryBlocks,
 }
 
 /// The position of the blocks of a directory.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Place {
+pub(super) struct DirectoryBlocks {
     /// First block, counted from the first block of all directories.
     pub(super) first: u32,
     /// Number of blocks outside of the inode.

@@ -176,8 +176,8 @@ impl ImageNode {
 }
 
 /// Creates an error for a damaged image.
-fn corrupt(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the EROFS image is damaged: {what}"))
+fn corrupt(fault: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the EROFS image is damaged: {fault}"))
 }
 
 const _: () = assert!(SUPERBLOCK < FIRST_FREE);

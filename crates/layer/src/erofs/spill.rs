@@ -20,7 +20,7 @@ const STEP: u64 = 8 << 20;
 /// A file of buffered bytes.
 #[derive(Debug)]
 pub(super) struct Spill<'a> {
-    out: BufWriter<Lent<'a>>,
+    out: BufWriter<AccountedFile<'a>>,
     reader: File,
     len: u64,
     /// The bytes of the most recent read.
@@ -32,7 +32,7 @@ pub(super) struct Spill<'a> {
 
 /// A file whose space is released when it is dropped.
 #[derive(Debug)]
-struct Lent<'a> {
+struct AccountedFile<'a> {
     file: Reserved<'a>,
     space: &'a dyn Space,
     /// Offset up to which space has been released, bytes.
@@ -43,7 +43,7 @@ impl<'a> Spill<'a> {
     pub(super) fn new(dir: &Dir, name: &[u8], space: &'a dyn Space) -> Result<Self, Error> {
         let (file, reader) = create(dir, name).context("creating the spill file")?;
         let file = Reserved::new(file, space).context("examining the file system of the image")?;
-        let out = BufWriter::with_capacity(BUFFER, Lent { file, space, released: 0 });
+        let out = BufWriter::with_capacity(BUFFER, AccountedFile { file, space, released: 0 });
         Ok(Spill { out, reader, len: 0, window: Vec::new(), window_at: 0, can_release: true })
     }
 
@@ -99,14 +99,14 @@ impl<'a> Spill<'a> {
     /// Releases the space before `at`, which is never read again.
     pub(super) fn release(&mut self, at: u64) -> Result<(), Error> {
         let end = at / STEP * STEP;
-        let lent = self.out.get_mut();
-        if self.can_release && end > lent.released {
-            let len = end - lent.released;
-            self.can_release =
-                punch_hole(lent.file.file(), lent.released, len).context("shrinking the spill file")?;
+        let accounted = self.out.get_mut();
+        if self.can_release && end > accounted.released {
+            let len = end - accounted.released;
+            self.can_release = punch_hole(accounted.file.file(), accounted.released, len)
+                .context("shrinking the spill file")?;
             if self.can_release {
-                lent.space.release(len);
-                lent.released = end;
+                accounted.space.release(len);
+                accounted.released = end;
             }
         }
         Ok(())
@@ -125,7 +125,7 @@ fn create(dir: &Dir, name: &[u8]) -> io::Result<(File, File)> {
     Ok((file, reader?))
 }
 
-impl Write for Lent<'_> {
+impl Write for AccountedFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write(bytes)
     }
@@ -135,7 +135,7 @@ impl Write for Lent<'_> {
     }
 }
 
-impl Drop for Lent<'_> {
+impl Drop for AccountedFile<'_> {
     fn drop(&mut self) {
         let occupied = self.file.written().div_ceil(BLOCK) * BLOCK;
         self.space.release(occupied.saturating_sub(self.released));

@@ -130,7 +130,7 @@ impl Space for Account {
 }
 
 #[test]
-fn the_account_is_what_the_image_takes() {
+fn the_account_matches_the_image_size() {
     let dir = tempfile::tempdir().unwrap();
     let account = Account::new(u64::MAX);
     let mut writer = start(&dir, &account, Options::default());
@@ -140,7 +140,7 @@ fn the_account_is_what_the_image_takes() {
 }
 
 #[test]
-fn tails_are_given_back_while_they_are_read() {
+fn tail_space_is_released_while_reading() {
     let dir = tempfile::tempdir().unwrap();
     let account = Account::new(u64::MAX);
     let mut writer = start(&dir, &account, Options::default());
@@ -179,7 +179,7 @@ fn the_cap_is_never_passed() {
 }
 
 #[test]
-fn entries_that_cannot_be() {
+fn invalid_entries_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(&dir);
     let root = InodeId::ROOT;
@@ -207,7 +207,7 @@ fn entries_that_cannot_be() {
 }
 
 #[test]
-fn attributes_that_cannot_be() {
+fn invalid_attributes_are_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(&dir);
     let mut error =
@@ -225,7 +225,7 @@ fn attributes_that_cannot_be() {
 }
 
 #[test]
-fn content_that_is_not_where_it_was_announced() {
+fn content_outside_the_map_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(&dir);
     let map = [Region { offset: 1 << 20, length: 4096 }];

@@ -30,9 +30,9 @@ const CHUNK: usize = 1 << 20;
 const LARGE: u64 = 1 << 20;
 
 /// An observer of the progress of reading a tree.
-pub trait Watch {
+pub trait TreeObserver {
     /// Reports whether the entry at `path`, relative to the top, is skipped with everything below it.
-    fn leaves_out(&self, path: &[u8]) -> bool {
+    fn is_skipped(&self, path: &[u8]) -> bool {
         let _ = path;
         false
     }
@@ -93,7 +93,7 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`TreeError`]; after that, the image cannot be finished.
-    pub fn tree(&mut self, top: Dir, watch: &mut dyn Watch) -> Result<(), TreeError> {
+    pub fn tree(&mut self, top: Dir, watch: &mut dyn TreeObserver) -> Result<(), TreeError> {
         let read = |source| TreeError::Read { doing: "examining", path: ".".into(), source };
         let stat = top.stat_self().map_err(read)?;
         let attributes = xattr::all(&top).map_err(read)?;
@@ -111,7 +111,7 @@ impl Writer<'_> {
 
 struct Copy<'c, 'a> {
     writer: &'c mut Writer<'a>,
-    watch: &'c mut dyn Watch,
+    watch: &'c mut dyn TreeObserver,
     /// Directories that were created, but not entered yet.
     directories: HashMap<Vec<u8>, InodeId>,
     /// Inodes with several names, by device and inode number, with the number of names not seen yet.
@@ -129,7 +129,7 @@ impl Visitor for Copy<'_, '_> {
         let mut directories = Vec::new();
         for name in names {
             let at = path::join(path, &name);
-            if self.watch.leaves_out(&at) {
+            if self.watch.is_skipped(&at) {
                 continue;
             }
             let stat = dir.stat(&name).map_err(read("examining", &at))?;

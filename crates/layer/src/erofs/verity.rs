@@ -117,7 +117,7 @@ pub(super) fn write(image: &File, blocks: u64, uuid: &[u8; 16], put: &mut Put<'_
 /// # Errors
 /// `InvalidData` names the part that differs.
 pub fn check(image: &File, len: u64, want: &seal::Verity) -> std::io::Result<()> {
-    let differs = |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
+    let differs = |reason: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, reason.to_owned());
     let offset = want.hash_offset;
     let blocks = offset / BLOCK as u64;
     let whole = blocks.checked_add(tree_blocks(blocks)).and_then(|blocks| blocks.checked_mul(BLOCK as u64));

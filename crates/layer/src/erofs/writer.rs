@@ -12,7 +12,7 @@ use super::body::{Body, MAX_TAIL};
 use super::chunks;
 use super::error::{Context, Error};
 use super::format::{NAME_MAX, device_number};
-use super::inode::{Content, Directory, Inode, InodeId, Place};
+use super::inode::{Content, Directory, DirectoryBlocks, Inode, InodeId};
 use super::options::Options;
 use super::saved::Saved;
 use super::spill::Spill;
@@ -50,7 +50,7 @@ pub struct Writer<'a> {
     pub(super) xattrs: Xattrs<'a>,
     pub(super) inodes: Vec<Inode>,
     pub(super) directories: Vec<Directory>,
-    remembered: usize,
+    memory_used: usize,
 }
 
 impl<'a> Writer<'a> {
@@ -82,14 +82,14 @@ impl<'a> Writer<'a> {
             xattrs: Xattrs::new(dir, space)?,
             inodes: Vec::new(),
             directories: Vec::new(),
-            remembered: 0,
+            memory_used: 0,
         };
         let root = writer.inode(FileType::Directory, &Metadata::implied())?;
         writer.inodes.push(Inode { links: 2, content: Content::Directory(0), ..root });
         writer.directories.push(Directory {
             parent: InodeId::ROOT,
             entries: BTreeMap::new(),
-            place: Place::default(),
+            position: DirectoryBlocks::default(),
         });
         Ok(writer)
     }
@@ -123,13 +123,17 @@ impl<'a> Writer<'a> {
     /// [`Error::Memory`].
     pub fn directory(&mut self, parent: InodeId, name: &[u8], metadata: &Metadata) -> Result<InodeId, Error> {
         let name = self.new_name(parent, name)?;
-        self.remember(DIRECTORY)?;
+        self.count_memory(DIRECTORY)?;
         let mut inode = self.inode(FileType::Directory, metadata)?;
         let index = u32::try_from(self.directories.len()).map_err(|_| Error::TooManyEntries)?;
         inode.content = Content::Directory(index);
         inode.links = 2;
         let id = self.add(parent, name, inode)?;
-        self.directories.push(Directory { parent, entries: BTreeMap::new(), place: Place::default() });
+        self.directories.push(Directory {
+            parent,
+            entries: BTreeMap::new(),
+            position: DirectoryBlocks::default(),
+        });
         let above = &mut self.inodes[parent.index()];
         above.links = above.links.checked_add(1).ok_or(Error::TooManyEntries)?;
         Ok(id)
@@ -154,7 +158,7 @@ impl<'a> Writer<'a> {
         inode.size = target.len() as u64;
         let first = self.blocks.begin();
         self.blocks.push(target)?;
-        inode.content = self.settle_tail(first)?;
+        inode.content = self.store_tail(first)?;
         self.add(parent, name, inode)
     }
 
@@ -234,20 +238,20 @@ impl<'a> Writer<'a> {
     pub fn remove(&mut self, parent: InodeId, name: &[u8]) -> Result<(), Error> {
         let index = self.directory_of(parent)?;
         let Some(id) = self.directories[index].entries.remove(name) else { return Ok(()) };
-        self.remembered = self.remembered.saturating_sub(name.len());
+        self.memory_used = self.memory_used.saturating_sub(name.len());
         if self.inodes[id.index()].file_type() == FileType::Directory {
             self.inodes[parent.index()].links -= 1;
         }
-        let mut doomed = vec![id];
-        while let Some(id) = doomed.pop() {
+        let mut removed = vec![id];
+        while let Some(id) = removed.pop() {
             let inode = &mut self.inodes[id.index()];
             match inode.content {
                 Content::Directory(index) => {
                     inode.links = 0;
                     let entries = std::mem::take(&mut self.directories[index as usize].entries);
                     let names: usize = entries.keys().map(|name| name.len()).sum();
-                    self.remembered = self.remembered.saturating_sub(names);
-                    doomed.extend(entries.into_values());
+                    self.memory_used = self.memory_used.saturating_sub(names);
+                    removed.extend(entries.into_values());
                 }
                 _ => inode.links = inode.links.saturating_sub(1),
             }
@@ -316,7 +320,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Decides where the partial block after `first` goes: after its inode, or into a block of its own.
-    pub(super) fn settle_tail(&mut self, first: u32) -> Result<Content, Error> {
+    pub(super) fn store_tail(&mut self, first: u32) -> Result<Content, Error> {
         let tail = self.blocks.tail();
         match u16::try_from(tail.len()) {
             Ok(len) if len > 0 && tail.len() <= MAX_TAIL => {
@@ -340,7 +344,7 @@ impl<'a> Writer<'a> {
     }
 
     fn name(&mut self, parent: InodeId, name: Box<[u8]>, id: InodeId) -> Result<(), Error> {
-        self.remember(ENTRY + name.len())?;
+        self.count_memory(ENTRY + name.len())?;
         let index = self.directory_of(parent)?;
         self.directories[index].entries.insert(name, id);
         Ok(())
@@ -367,7 +371,7 @@ impl<'a> Writer<'a> {
 
     fn inode(&mut self, file_type: FileType, metadata: &Metadata) -> Result<Inode, Error> {
         let (xattrs, grown) = self.xattrs.intern(&metadata.xattrs)?;
-        self.remember(grown)?;
+        self.count_memory(grown)?;
         let mut inode = Inode {
             mtime: metadata.mtime,
             size: 0,
@@ -387,9 +391,9 @@ impl<'a> Writer<'a> {
     ///
     /// # Errors
     /// [`Error::Memory`], if the limit is exceeded.
-    pub(super) fn remember(&mut self, bytes: usize) -> Result<(), Error> {
-        self.remembered = self.remembered.saturating_add(bytes);
-        if self.remembered > self.options.max_memory {
+    pub(super) fn count_memory(&mut self, bytes: usize) -> Result<(), Error> {
+        self.memory_used = self.memory_used.saturating_add(bytes);
+        if self.memory_used > self.options.max_memory {
             return Err(Error::Memory { limit: self.options.max_memory as u64 });
         }
         Ok(())

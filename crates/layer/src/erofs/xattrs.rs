@@ -141,7 +141,7 @@ impl<'a> Xattrs<'a> {
 
     /// Decides where to store the attributes of an inode with `room` bytes left for them. All inodes must be
     /// counted before.
-    pub(super) fn settle(&mut self, set: SetId, room: usize) -> Result<(), Error> {
+    pub(super) fn decide_sharing(&mut self, set: SetId, room: usize) -> Result<(), Error> {
         let set = Arc::clone(&self.sets[set.0 as usize]);
         for id in set.iter() {
             let pair = &self.pairs[*id as usize];

@@ -102,7 +102,7 @@ impl Writer<'_> {
         stat: impl Fn() -> io::Result<Stat>,
     ) -> Result<(), Error> {
         if !metadata.has_common_time() && stat().context("examining", path)?.mtime != metadata.mtime {
-            self.lose(path, "mtime".to_owned());
+            self.record_loss(path, "mtime".to_owned());
         }
         Ok(())
     }
@@ -116,12 +116,12 @@ impl Writer<'_> {
     }
 
     /// Records a loss of metadata.
-    pub fn lose(&mut self, path: &[u8], what: String) {
+    pub fn record_loss(&mut self, path: &[u8], what: String) {
         self.lost.push(Lost { path: escape(path), what });
     }
 
     /// Reports whether an error can be recorded as a loss instead of failing the build.
-    pub fn may_lose(&self, error: &io::Error) -> bool {
+    pub fn can_record_loss(&self, error: &io::Error) -> bool {
         let refused = matches!(
             error.raw_os_error().map(Errno::from_raw),
             Some(Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP | Errno::EINVAL)
@@ -131,8 +131,8 @@ impl Writer<'_> {
 
     fn owner(&mut self, result: io::Result<()>, path: &[u8], metadata: &Metadata) -> Result<(), Error> {
         match result {
-            Err(e) if self.may_lose(&e) => {
-                self.lose(path, format!("owner {}:{}", metadata.uid, metadata.gid));
+            Err(e) if self.can_record_loss(&e) => {
+                self.record_loss(path, format!("owner {}:{}", metadata.uid, metadata.gid));
                 Ok(())
             }
             other => other.context("setting the owner of", path),
@@ -150,15 +150,17 @@ impl Writer<'_> {
             match error.raw_os_error().map(Errno::from_raw) {
                 // Attribute namespaces that Linux lacks (those of macOS), and user.* on inodes that are not
                 // files or directories. No runtime on Linux could show them, and runtimes skip them.
-                Some(Errno::EOPNOTSUPP) => self.lose(path, format!("xattr {}", escape(name))),
+                Some(Errno::EOPNOTSUPP) => self.record_loss(path, format!("xattr {}", escape(name))),
                 Some(Errno::EPERM) if name.starts_with(b"user.") => {
-                    self.lose(path, format!("xattr {}", escape(name)))
+                    self.record_loss(path, format!("xattr {}", escape(name)))
                 }
                 // Only directories have a default ACL.
                 Some(Errno::EACCES) if name == b"system.posix_acl_default" => {
                     return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
                 }
-                _ if self.may_lose(&error) => self.lose(path, format!("xattr {}", escape(name))),
+                _ if self.can_record_loss(&error) => {
+                    self.record_loss(path, format!("xattr {}", escape(name)))
+                }
                 Some(Errno::EINVAL | Errno::ERANGE | Errno::E2BIG) => {
                     return Err(Error::hostile(path, Fault::AttributeMalformed(escape(name))));
                 }

@@ -23,7 +23,7 @@ use super::attributes::{Rights, Writer};
 
 /// Maximum size of a file that is passed to the other thread, bytes. For larger files, writing takes longer
 /// than creating the name, and passing them on would only add a copy.
-pub(super) const MOST: u64 = 128 << 10;
+pub(super) const MAX_FILE_BYTES: u64 = 128 << 10;
 
 /// Content in a batch at which it is full, bytes. The last file may exceed it.
 const BATCH_BYTES: usize = 256 << 10;
@@ -37,13 +37,13 @@ const BATCHES: usize = 4;
 /// Files that exist, but are still empty.
 #[derive(Debug, Default)]
 struct Batch {
-    files: Vec<New>,
+    files: Vec<NewFile>,
     /// The contents and paths of `files`.
     bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct New {
+struct NewFile {
     file: File,
     metadata: Metadata,
     content: Range<usize>,
@@ -58,7 +58,7 @@ pub(super) struct Contents {
     filling: Batch,
     empty: Vec<Batch>,
     /// Number of batches passed to the other thread and not returned yet.
-    away: usize,
+    in_flight: usize,
 }
 
 impl Contents {
@@ -81,7 +81,7 @@ impl Contents {
         };
         Builder::new().name("contents".into()).spawn_scoped(scope, work).ok()?;
         let empty = (1..BATCHES).map(|_| Batch::default()).collect();
-        Some(Contents { full, done, filling: Batch::default(), empty, away: 0 })
+        Some(Contents { full, done, filling: Batch::default(), empty, in_flight: 0 })
     }
 
     /// Returns the buffer to which the content of the next file is appended.
@@ -101,42 +101,42 @@ impl Contents {
         let content = start..bytes.len();
         bytes.extend_from_slice(path);
         let path = content.end..bytes.len();
-        files.push(New { file, metadata: metadata.clone(), content, path });
-        if files.len() < BATCH_FILES && bytes.len() < BATCH_BYTES { Ok(()) } else { self.hand_over() }
+        files.push(NewFile { file, metadata: metadata.clone(), content, path });
+        if files.len() < BATCH_FILES && bytes.len() < BATCH_BYTES { Ok(()) } else { self.submit() }
     }
 
     /// Waits until all files passed on are complete. An error belongs to a member before the current one.
     pub(super) fn wait(&mut self) -> Result<(), Error> {
-        self.hand_over()?;
-        while self.away > 0 {
-            let batch = self.take_back()?;
+        self.submit()?;
+        while self.in_flight > 0 {
+            let batch = self.receive()?;
             self.empty.push(batch);
         }
         Ok(())
     }
 
-    fn hand_over(&mut self) -> Result<(), Error> {
+    fn submit(&mut self) -> Result<(), Error> {
         if self.filling.files.is_empty() {
             return Ok(());
         }
         let empty = match self.empty.pop() {
             Some(empty) => empty,
-            None => self.take_back()?,
+            None => self.receive()?,
         };
-        self.away += 1;
+        self.in_flight += 1;
         // A thread that has ended has sent its error.
         match self.full.send(mem::replace(&mut self.filling, empty)) {
             Ok(()) => Ok(()),
-            Err(_) => self.take_back().map(drop),
+            Err(_) => self.receive().map(drop),
         }
     }
 
-    fn take_back(&mut self) -> Result<Batch, Error> {
-        self.away -= 1;
+    fn receive(&mut self) -> Result<Batch, Error> {
+        self.in_flight -= 1;
         let ended =
             || Error::io("writing", b"", io::Error::other("the content thread has ended unexpectedly"));
         self.done.recv().map_err(|_| ended()).flatten().inspect_err(|_| {
-            self.away = 0;
+            self.in_flight = 0;
             self.filling = Batch::default();
         })
     }
@@ -146,7 +146,7 @@ impl Batch {
     fn write(mut self, rights: Rights, written: &AtomicU64) -> Result<Self, Error> {
         // Files whose metadata could be lost are not passed on.
         let mut lost = Vec::new();
-        for New { mut file, metadata, content, path } in self.files.drain(..) {
+        for NewFile { mut file, metadata, content, path } in self.files.drain(..) {
             let (content, path) = (&self.bytes[content], &self.bytes[path]);
             file.write_all(content).context("writing", path)?;
             written.fetch_add(content.len() as u64, Ordering::Relaxed);

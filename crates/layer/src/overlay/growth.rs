@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::super::error::{Context, Error, named};
 use super::super::space::Space;
-use super::tree::Place;
+use super::tree::OpenDir;
 
 /// Maximum number of names in a run. Each can cost a leaf block; longer runs save nothing measurable.
 const RUN: u64 = 16;
@@ -21,7 +21,7 @@ pub(super) struct Growth<'a> {
     space: &'a dyn Space,
     block: u64,
     /// The directory of the current run, and its allocated size before the run, bytes.
-    place: Option<(Rc<Place>, u64)>,
+    parent: Option<(Rc<OpenDir>, u64)>,
     /// Number of names created in the current run.
     names: u64,
     /// Number of names for which space is reserved.
@@ -31,7 +31,7 @@ pub(super) struct Growth<'a> {
 impl<'a> Growth<'a> {
     /// Reserves space for a run of names, or for a single name if there is not enough space.
     pub(super) fn new(space: &'a dyn Space, block: u64) -> Result<Self, Error> {
-        let mut growth = Growth { space, block, place: None, names: 0, run: RUN };
+        let mut growth = Growth { space, block, parent: None, names: 0, run: RUN };
         if space.reserve(growth.room()).is_err() {
             growth.run = 1;
             growth.reserve(growth.room(), b"")?;
@@ -47,31 +47,31 @@ impl<'a> Growth<'a> {
         self.space.reserve(bytes).map_err(|full| Error::Full { path: named(path), full })
     }
 
-    /// Prepares for creating the next name, `path`, in `place`.
-    pub(super) fn watch(&mut self, place: &Rc<Place>, path: &[u8]) -> Result<(), Error> {
-        if self.place.as_ref().is_none_or(|(watched, _)| !Rc::ptr_eq(watched, place)) {
-            self.settle(path)?;
-            let before = place.dir.stat_self().context("examining the parent of", path)?.allocated;
-            self.place = Some((Rc::clone(place), before));
+    /// Prepares for creating the next name, `path`, in `parent`.
+    pub(super) fn watch(&mut self, parent: &Rc<OpenDir>, path: &[u8]) -> Result<(), Error> {
+        if self.parent.as_ref().is_none_or(|(watched, _)| !Rc::ptr_eq(watched, parent)) {
+            self.end_run(path)?;
+            let before = parent.dir.stat_self().context("examining the parent of", path)?.allocated;
+            self.parent = Some((Rc::clone(parent), before));
         }
         Ok(())
     }
 
     /// Records that a name was created in the watched directory.
-    pub(super) fn named(&mut self, path: &[u8]) -> Result<(), Error> {
+    pub(super) fn name_created(&mut self, path: &[u8]) -> Result<(), Error> {
         self.names += 1;
-        if self.names < self.run { Ok(()) } else { self.settle(path) }
+        if self.names < self.run { Ok(()) } else { self.end_run(path) }
     }
 
     /// Ends the current run and reserves what its directory grew by. The space reserved in advance guarantees
     /// the room for it.
-    pub(super) fn settle(&mut self, path: &[u8]) -> Result<(), Error> {
+    pub(super) fn end_run(&mut self, path: &[u8]) -> Result<(), Error> {
         if self.names == 0 {
             return Ok(());
         }
         self.names = 0;
-        let Some((place, before)) = &mut self.place else { return Ok(()) };
-        let now = place.dir.stat_self().context("examining the parent of", path)?.allocated;
+        let Some((parent, before)) = &mut self.parent else { return Ok(()) };
+        let now = parent.dir.stat_self().context("examining the parent of", path)?.allocated;
         let grown = now.saturating_sub(*before);
         *before = now;
         if grown > 0 { self.reserve(grown, path) } else { Ok(()) }
@@ -87,12 +87,12 @@ impl<'a> Growth<'a> {
         let room = self.room();
         self.run = 1;
         self.space.release(room - self.room());
-        self.settle(path).map(|()| true)
+        self.end_run(path).map(|()| true)
     }
 
     /// Ends the account and releases its space.
     pub(super) fn finish(mut self) -> Result<(), Error> {
-        self.settle(b"")?;
+        self.end_run(b"")?;
         self.space.release(self.room());
         Ok(())
     }

@@ -127,14 +127,14 @@ impl Settling<'_> {
                 let first_name = path::split(&first).1;
                 self.name(&at, |dir, name| source.dir.link(first_name, dir, name).context("linking", &at))?;
             }
-            let place = self.tree.parent(&at)?;
+            let parent = self.tree.parent(&at)?;
             let name = path::split(&at).1;
             let mut writer = Writer { rights: self.rights, lost: &mut self.lost };
             self.tree.attributes(
                 metadata.xattr_bytes(),
                 &at,
-                || place.dir.stat(name),
-                || writer.named(&place.dir, name, &at, stat.file_type, &metadata),
+                || parent.dir.stat(name),
+                || writer.named(&parent.dir, name, &at, stat.file_type, &metadata),
             )?;
         }
         Ok(())
@@ -179,14 +179,14 @@ impl Settling<'_> {
 
     /// Creates a name in this layer, replacing a whiteout of this layer.
     fn name(&mut self, at: &[u8], make: impl FnOnce(&Dir, &[u8]) -> Result<(), Error>) -> Result<(), Error> {
-        let place = self.tree.parent(at)?;
+        let parent = self.tree.parent(at)?;
         let (_, name) = path::split(at);
-        if place.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| stat.is_whiteout()) {
-            place.dir.unlink(name).context("replacing", at)?;
+        if parent.dir.try_stat(name).context("examining", at)?.is_some_and(|stat| stat.is_whiteout()) {
+            parent.dir.unlink(name).context("replacing", at)?;
         }
-        self.tree.watch(&place, at)?;
-        make(&place.dir, name)?;
-        self.tree.named(at)
+        self.tree.watch(&parent, at)?;
+        make(&parent.dir, name)?;
+        self.tree.name_created(at)
     }
 
     fn opaque(&mut self) -> Result<(), Error> {
@@ -222,16 +222,16 @@ impl Settling<'_> {
         let mut pending = vec![top.to_vec()];
         while let Some(path) = pending.pop() {
             let Shown::Directory(parts) = self.show(&path)? else { continue };
-            let place = self.tree.open(&path)?;
+            let parent = self.tree.open(&path)?;
             for name in lower::names(&parts).context("listing the lower layers at", &path)? {
                 let at = path::join(&path, &name);
-                match place.dir.try_stat(&name).context("examining", &at)? {
+                match parent.dir.try_stat(&name).context("examining", &at)? {
                     Some(stat) if stat.is_dir() => pending.push(at),
                     Some(_) => {}
                     None => {
-                        self.tree.watch(&place, &at)?;
-                        place.dir.make_whiteout(&name).context("creating the whiteout", &at)?;
-                        self.tree.named(&at)?;
+                        self.tree.watch(&parent, &at)?;
+                        parent.dir.make_whiteout(&name).context("creating the whiteout", &at)?;
+                        self.tree.name_created(&at)?;
                     }
                 }
             }

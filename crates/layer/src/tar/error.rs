@@ -8,26 +8,26 @@ use larder_model::class::Class;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The underlying stream failed.
-    #[error("reading the tar at {place}: {source}")]
+    #[error("reading the tar at {position}: {source}")]
     Input {
         /// Position in the tar.
-        place: Place,
+        position: Position,
         /// Error of the stream.
         source: io::Error,
     },
     /// A member is corrupt, hostile, or of a type that no layer may contain.
-    #[error("tar {place}: {fault}")]
+    #[error("tar {position}: {fault}")]
     Member {
         /// Position in the tar.
-        place: Place,
+        position: Position,
         /// The fault found in the member.
         fault: Fault,
     },
     /// The record of the tar could not be written.
-    #[error("writing the tar-split record of {place}: {source}")]
+    #[error("writing the tar-split record of {position}: {source}")]
     Record {
         /// Position in the tar.
-        place: Place,
+        position: Position,
         /// Error of the writer.
         source: io::Error,
     },
@@ -35,14 +35,14 @@ pub enum Error {
 
 /// The member that an error concerns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// Index of the member, from 0.
     pub index: u64,
     /// Path of the member; empty if no header has specified it yet.
     pub path: Vec<u8>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// Maximum number of bytes of a path in an error message.
         const SHOWN: usize = 256;
@@ -97,10 +97,10 @@ pub enum Fault {
     #[error("{0} contains a NUL byte")]
     Nul(&'static str),
     /// A value exceeds its limit.
-    #[error("{what}: {have}, over the limit of {limit}")]
+    #[error("{quantity}: {have}, over the limit of {limit}")]
     Limit {
         /// Name of the limited quantity.
-        what: &'static str,
+        quantity: &'static str,
         /// Actual value.
         have: u64,
         /// Maximum allowed value.

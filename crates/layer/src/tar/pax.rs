@@ -153,18 +153,18 @@ fn record(bytes: &[u8]) -> Result<Line<'_>, Fault> {
     Ok(Line { key, value, rest })
 }
 
-fn text(value: &[u8], what: &'static str) -> Result<Option<Vec<u8>>, Fault> {
+fn text(value: &[u8], name: &'static str) -> Result<Option<Vec<u8>>, Fault> {
     if value.contains(&0) {
-        return Err(Fault::Nul(what));
+        return Err(Fault::Nul(name));
     }
     Ok((!value.is_empty()).then(|| value.to_vec()))
 }
 
-fn integer(value: &[u8], what: &'static str) -> Result<Option<i64>, Fault> {
+fn integer(value: &[u8], message: &'static str) -> Result<Option<i64>, Fault> {
     if value.is_empty() {
         return Ok(None);
     }
-    number::decimal(value).map(Some).ok_or(Fault::Pax(what))
+    number::decimal(value).map(Some).ok_or(Fault::Pax(message))
 }
 
 fn time(value: &[u8]) -> Result<Option<Timestamp>, Fault> {

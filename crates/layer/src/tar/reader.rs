@@ -6,13 +6,13 @@ use std::io::{BufRead, Seek};
 use std::mem;
 
 use super::block::{Block, Header, Numbers, Typeflag, c_string};
-use super::error::{Error, Fault, Place};
+use super::error::{Error, Fault, Position};
 use super::pax::{GnuSparse, Pax};
 use super::sparse::{self, Region};
 use super::{BLOCK, Chunk, Kind, Member, Record, Timestamp, number};
 use crate::limits::Limits;
 
-/// Maximum number of extended headers before one member; honest tars have at most three.
+/// Maximum number of extended headers before one member; honest tars have at max three.
 const MAX_EXTENDED: usize = 16;
 
 /// Reads a tar member by member. After an error it must not be used again.
@@ -24,7 +24,7 @@ pub struct Reader<B, R> {
     /// Number of members started so far.
     count: u64,
     logical_bytes: u64,
-    place: Place,
+    position: Position,
     data: Data,
     /// Bytes that `data` returned and that are not consumed yet.
     lent: usize,
@@ -82,7 +82,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             limits,
             count: 0,
             logical_bytes: 0,
-            place: Place::default(),
+            position: Position::default(),
             data: Data::default(),
             lent: 0,
             ended: false,
@@ -95,13 +95,13 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     /// # Errors
     /// Any [`Error`]. It is an error if a plain file was read but not closed by
     /// [`end_file`](Reader::end_file).
-    #[expect(clippy::should_implement_trait, reason = "the data of a member is lent between two calls")]
+    #[expect(clippy::should_implement_trait, reason = "the data of a member is borrowed between two calls")]
     pub fn next(&mut self) -> Result<Option<Member>, Error> {
         if self.ended {
             return Ok(None);
         }
         self.skip_rest()?;
-        self.place = Place { index: self.count, path: Vec::new() };
+        self.position = Position { index: self.count, path: Vec::new() };
         let mut extended = Extended::default();
         loop {
             let Some(block) = self.header_block(&extended)? else {
@@ -143,11 +143,12 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             }
             Route::Payload | Route::Raw | Route::Done => {}
         }
-        let place = &self.place;
-        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
+        let position = &self.position;
+        let bytes =
+            self.input.fill_buf().map_err(|source| Error::Input { position: position.clone(), source })?;
         if bytes.is_empty() {
             return Err(Error::Member {
-                place: place.clone(),
+                position: position.clone(),
                 fault: Fault::Truncated("the data of a member"),
             });
         }
@@ -156,7 +157,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         if data.route == Route::Payload {
             self.record.payload(bytes);
         } else {
-            self.record.raw(bytes).map_err(|source| Error::Record { place: place.clone(), source })?;
+            self.record.raw(bytes).map_err(|source| Error::Record { position: position.clone(), source })?;
         }
         let offset = data.offset;
         data.offset += length as u64;
@@ -183,7 +184,9 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         }
         self.data.route = Route::Done;
         let size = self.data.size;
-        self.record.file(name, size).map_err(|source| Error::Record { place: self.place.clone(), source })
+        self.record
+            .file(name, size)
+            .map_err(|source| Error::Record { position: self.position.clone(), source })
     }
 
     /// Records this member's content as raw bytes, because the caller does not store it as a file.
@@ -237,7 +240,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         B: Seek,
     {
         let position = self.input.stream_position();
-        position.map_err(|source| Error::Input { place: self.place.clone(), source })
+        position.map_err(|source| Error::Input { position: self.position.clone(), source })
     }
 
     /// Skips the content of the current member without reading or recording it. The caller must check the
@@ -253,7 +256,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         let data = mem::take(&mut self.data);
         let over = i64::try_from(data.left.saturating_add(data.padding)).unwrap_or(i64::MAX);
         let jumped = self.input.seek_relative(over);
-        jumped.map_err(|source| Error::Input { place: self.place.clone(), source })
+        jumped.map_err(|source| Error::Input { position: self.position.clone(), source })
     }
 
     /// Returns the number of members read so far.
@@ -267,19 +270,22 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     }
 
     fn fault(&self, fault: Fault) -> Error {
-        Error::Member { place: self.place.clone(), fault }
+        Error::Member { position: self.position.clone(), fault }
     }
 
     fn consume_lent(&mut self) {
         self.input.consume(mem::take(&mut self.lent));
     }
 
-    /// Records up to `most` bytes as raw bytes. Returns their number, which is 0 at the end of the stream.
-    fn raw_some(&mut self, most: u64) -> Result<u64, Error> {
-        let place = &self.place;
-        let bytes = self.input.fill_buf().map_err(|source| Error::Input { place: place.clone(), source })?;
-        let length = usize::try_from(most).unwrap_or(usize::MAX).min(bytes.len());
-        self.record.raw(&bytes[..length]).map_err(|source| Error::Record { place: place.clone(), source })?;
+    /// Records up to `max` bytes as raw bytes. Returns their number, which is 0 at the end of the stream.
+    fn raw_some(&mut self, max: u64) -> Result<u64, Error> {
+        let position = &self.position;
+        let bytes =
+            self.input.fill_buf().map_err(|source| Error::Input { position: position.clone(), source })?;
+        let length = usize::try_from(max).unwrap_or(usize::MAX).min(bytes.len());
+        self.record
+            .raw(&bytes[..length])
+            .map_err(|source| Error::Record { position: position.clone(), source })?;
         self.input.consume(length);
         Ok(length as u64)
     }
@@ -288,8 +294,10 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     fn raw_into(&mut self, out: &mut Vec<u8>, length: u64) -> Result<(), Error> {
         let mut left = length;
         while left > 0 {
-            let bytes =
-                self.input.fill_buf().map_err(|source| Error::Input { place: self.place.clone(), source })?;
+            let bytes = self
+                .input
+                .fill_buf()
+                .map_err(|source| Error::Input { position: self.position.clone(), source })?;
             let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
             out.extend_from_slice(&bytes[..take]);
             if self.raw_some(take as u64)? == 0 {
@@ -391,7 +399,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
     fn member(&mut self, header: &Header<'_>, extended: Extended) -> Result<Member, Error> {
         let mut pax = extended.pax.unwrap_or_default();
         let path = extended.long_name.or_else(|| pax.path.take()).unwrap_or_else(|| header.path());
-        self.place.path = path;
+        self.position.path = path;
         self.within("members", self.count + 1, self.limits.max_entries)?;
         let numbers = header.numbers().map_err(|fault| self.fault(fault))?;
         let flag = header.typeflag();
@@ -422,9 +430,9 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         } else if pax.sparse.is_present() {
             return Err(self.fault(Fault::Sparse("the member is not a file")));
         }
-        self.within("bytes in a path", self.place.path.len() as u64, self.limits.max_path as u64)?;
-        self.record.header().map_err(|source| Error::Record { place: self.place.clone(), source })?;
-        member.path.clone_from(&self.place.path);
+        self.within("bytes in a path", self.position.path.len() as u64, self.limits.max_path as u64)?;
+        self.record.header().map_err(|source| Error::Record { position: self.position.clone(), source })?;
+        member.path.clone_from(&self.position.path);
         self.count += 1;
         Ok(member)
     }
@@ -446,7 +454,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         };
         Ok(match flag.0 {
             // Before directories had a type of their own, a trailing slash marked them.
-            _ if flag == Typeflag::OLD_FILE && self.place.path.ends_with(b"/") => Kind::Directory,
+            _ if flag == Typeflag::OLD_FILE && self.position.path.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink { target: target()? },
             b'2' => Kind::Symlink { target: target()? },
@@ -498,9 +506,9 @@ impl<B: BufRead, R: Record> Reader<B, R> {
         self.within("bytes in all files", self.logical_bytes, self.limits.max_logical_bytes)
     }
 
-    fn within(&self, what: &'static str, have: u64, limit: u64) -> Result<(), Error> {
+    fn within(&self, quantity: &'static str, have: u64, limit: u64) -> Result<(), Error> {
         if have > limit {
-            return Err(self.fault(Fault::Limit { what, have, limit }));
+            return Err(self.fault(Fault::Limit { quantity, have, limit }));
         }
         Ok(())
     }

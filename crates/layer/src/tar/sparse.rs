@@ -163,7 +163,7 @@ fn number_of(value: &[u8]) -> Result<u64, Fault> {
 }
 
 fn too_many(have: u64, max: usize) -> Fault {
-    Fault::Limit { what: "regions in a sparse map", have, limit: max as u64 }
+    Fault::Limit { quantity: "regions in a sparse map", have, limit: max as u64 }
 }
 
 #[cfg(test)]

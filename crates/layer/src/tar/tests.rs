@@ -85,7 +85,7 @@ fn every_kind() {
 }
 
 #[test]
-fn names_from_every_place() {
+fn names_from_every_field() {
     let long = "n".repeat(3000);
     let target = "t".repeat(2000);
     let path = |layer: LayerBuilder| one(layer).0.path;
@@ -116,7 +116,7 @@ fn names_from_every_place() {
 }
 
 #[test]
-fn numbers_from_every_place() {
+fn numbers_from_every_field() {
     let layer = LayerBuilder::new()
         .pax("uid", "4000000000")
         .pax("gid", "70000")
@@ -202,7 +202,7 @@ fn ends_that_go_accepts() {
 }
 
 #[test]
-fn ends_that_nobody_accepts() {
+fn ends_that_no_reader_accepts() {
     let tar = LayerBuilder::new().file("a", vec![1; 600]).unfinished();
     assert_eq!(fault(&tar[..600]), Fault::Truncated("the data of a member"));
     assert_eq!(fault(&tar[..511]), Fault::Truncated("a header"));

@@ -70,7 +70,7 @@ fn a_tar_is_built_again_bit_for_bit() {
 }
 
 #[test]
-fn the_form_is_that_of_tar_split() {
+fn the_format_is_that_of_tar_split() {
     let tar = LayerBuilder::new().file("a", "123456789").tar();
     let (split, _) = split(&tar);
     let mut text = String::new();

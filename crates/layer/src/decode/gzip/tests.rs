@@ -128,7 +128,7 @@ fn every_header_cut_at_every_byte() {
 }
 
 #[test]
-fn what_is_wrong_is_said_alike() {
+fn both_report_the_same_errors() {
     let content = b"content";
     let with = |at: usize, byte: u8| {
         let mut blob = member(2, content, 6);
@@ -198,7 +198,7 @@ fn lengths_count_modulo_4_gib() {
 
 proptest! {
     #[test]
-    fn damage_is_told_or_harmless(at in any::<prop::sample::Index>(), bits in 1u8.., level in 0u32..10, flags in 0u8..32, chunk in 1usize..5000, room in 1usize..5000) {
+    fn damage_is_reported_or_harmless(at in any::<prop::sample::Index>(), bits in 1u8.., level in 0u32..10, flags in 0u8..32, chunk in 1usize..5000, room in 1usize..5000) {
         let content = content(20_000);
         let mut blob = member(flags, &content, level);
         let at = at.index(blob.len());

@@ -55,8 +55,8 @@ impl Cache {
             let offset = usize::try_from(at % BLOCK as u64).unwrap_or_default();
             let len = to.len().min(BLOCK - offset);
             let (head, rest) = to.split_at_mut(len);
-            let place = usize::try_from(number % KEPT as u64).unwrap_or_default();
-            match &mut blocks[place] {
+            let slot = usize::try_from(number % KEPT as u64).unwrap_or_default();
+            match &mut blocks[slot] {
                 Some((known, block)) if *known == number => {
                     head.copy_from_slice(&block[offset..offset + len])
                 }

@@ -27,7 +27,7 @@ pub(super) struct Inode {
     /// Offset of the tail or of the list of chunks, bytes.
     rest: u64,
     layout: Layout,
-    place: u32,
+    location: u32,
 }
 
 impl Inode {
@@ -85,7 +85,7 @@ impl Inode {
             xattrs: (xattrs_at, xattr_len),
             rest: xattrs_at + xattr_len as u64,
             layout,
-            place: get.u32(16),
+            location: get.u32(16),
         };
         inode.check(image)?;
         Ok(inode)
@@ -112,7 +112,7 @@ impl Inode {
                 tail > 0 && in_block && blocks && image.cache.has(self.rest, tail)
             }
             Layout::Chunked => {
-                let known = self.place & !0x1f == 0;
+                let known = self.location & !0x1f == 0;
                 let list = chunks::count(self.size, self.bits()).checked_mul(ITEM);
                 let listed = list.is_some_and(|list| image.cache.has(self.rest, list));
                 known && listed && self.file_type == FileType::Regular
@@ -125,18 +125,18 @@ impl Inode {
 
     pub(super) fn device(&self) -> (u32, u32) {
         match self.file_type {
-            FileType::CharDevice | FileType::BlockDevice => device_of(self.place),
+            FileType::CharDevice | FileType::BlockDevice => device_of(self.location),
             _ => (0, 0),
         }
     }
 
     fn first(&self) -> u64 {
-        u64::from(self.place) * BLOCK as u64
+        u64::from(self.location) * BLOCK as u64
     }
 
     fn bits(&self) -> u8 {
         // Five bits, as checked above.
-        self.place.to_le_bytes()[0] & 0x1f
+        self.location.to_le_bytes()[0] & 0x1f
     }
 
     /// Reads all of `to` at `offset`, which must lie within the size.

@@ -10,34 +10,34 @@ use super::super::super::error::{Context, Error};
 use super::super::super::tar::{Reader, Record};
 use super::super::Metadata;
 use super::super::contents::{self, Contents};
-use super::{Overlay, Spot};
+use super::{Destination, Overlay};
 use larder_sys::dir;
 use larder_sys::space::preallocate;
 
 /// File size from which blocks are preallocated on a file system that would otherwise allocate too many,
 /// bytes.
-const LARGE: u64 = 64 * 1024;
+const PREALLOCATE_FROM: u64 = 64 * 1024;
 
 /// File size from which the allocated size is checked when the file is complete, bytes.
-const MEASURED: u64 = 1 << 20;
+const MEASURE_FROM: u64 = 1 << 20;
 
 impl Overlay<'_> {
     /// Writes a file without holes.
     pub(super) fn regular<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let at = &spot.at;
+        let at = &destination.at;
         let room = self.tree.file_system().round_up(size) + self.xattr_room(metadata);
         self.tree.reserve(room, at)?;
-        let mut file = self.create_file(spot, metadata.mode)?;
-        if size >= LARGE && self.tree.file_system().is_xfs {
+        let mut file = self.create_file(destination, metadata.mode)?;
+        if size >= PREALLOCATE_FROM && self.tree.file_system().is_xfs {
             preallocate(&file, 0, size).context("allocating", at)?;
         }
-        if self.is_handed_over(size, metadata)
+        if self.is_written_by_thread(size, metadata)
             && let Some(contents) = &mut self.contents
         {
             let start = contents.bytes().len();
@@ -53,7 +53,7 @@ impl Overlay<'_> {
         }
         reader.end_file(at).map_err(Failure::Tar)?;
         self.writer().new_file(&file, at, metadata)?;
-        if size >= MEASURED || !metadata.xattrs.is_empty() {
+        if size >= MEASURE_FROM || !metadata.xattrs.is_empty() {
             self.measure(&file, at, room)?;
         }
         Ok(())
@@ -63,14 +63,14 @@ impl Overlay<'_> {
     pub(super) fn with_holes<B: BufRead, R: Record>(
         &mut self,
         reader: &mut Reader<B, R>,
-        spot: &Spot,
+        destination: &Destination,
         size: u64,
         metadata: &Metadata,
     ) -> Result<(), Failure> {
-        let at = &spot.at;
+        let at = &destination.at;
         let xattr_room = self.xattr_room(metadata);
         self.tree.reserve(xattr_room, at)?;
-        let file = self.create_file(spot, metadata.mode)?;
+        let file = self.create_file(destination, metadata.mode)?;
         // Set before writing the data, because xfs allocates more blocks than needed for a file that grows.
         file.set_len(size).context("setting the size of", at)?;
         let block = self.tree.file_system().block;
@@ -100,18 +100,18 @@ impl Overlay<'_> {
 
     /// Reports whether the other thread writes a file: a core is idle, no metadata can be lost, and nothing
     /// must be measured.
-    fn is_handed_over(&self, size: u64, metadata: &Metadata) -> bool {
+    fn is_written_by_thread(&self, size: u64, metadata: &Metadata) -> bool {
         let keeps_owner = !self.rights.rootless || (metadata.uid, metadata.gid) == self.rights.ids;
-        size <= contents::MOST
+        size <= contents::MAX_FILE_BYTES
             && metadata.xattrs.is_empty()
             && metadata.has_common_time()
             && keeps_owner
-            && self.cores.outnumber_layers()
+            && self.cores.has_idle()
     }
 
-    fn create_file(&mut self, spot: &Spot, mode: u32) -> Result<File, Error> {
-        let file = self.create(spot, |dir, name| dir.create_file(name, mode & 0o777))?;
-        self.links.remove(&spot.at);
+    fn create_file(&mut self, destination: &Destination, mode: u32) -> Result<File, Error> {
+        let file = self.create(destination, |dir, name| dir.create_file(name, mode & 0o777))?;
+        self.links.remove(&destination.at);
         Ok(file)
     }
 

@@ -52,7 +52,7 @@ impl<B: BufRead, R: Record> Reader<B, R> {
             _ => return Err(self.fault(Fault::Sparse("unknown version"))),
         };
         if !sparse.name.is_empty() {
-            self.place.path = sparse.name;
+            self.position.path = sparse.name;
         }
         let size = sparse.size.or(sparse.real_size);
         let size = match size {
