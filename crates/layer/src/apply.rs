@@ -1,5 +1,5 @@
-//! The part of applying a tar that does not depend on the format of the layer: cleans names, interprets
-//! whiteouts, filters attributes, and rejects hostile members. A `Sink` does the rest.
+//! Applies the members of a tar independently of the format of the layer. Cleans names, interprets whiteouts,
+//! filters attributes, and rejects hostile members. A `Sink` does the rest.
 
 use std::io::BufRead;
 

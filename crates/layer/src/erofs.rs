@@ -1,10 +1,10 @@
 //! Writer of EROFS images (Linux, filesystems/erofs.rst), independent of where the tree comes from.
 //!
 //! ```text
-//! block 0                                                                        the end
+//! block 0                                                                            end
 //! ├───┬────────────┬───────────────────┬──────────────────────┬──────────┬───────────┤
 //! │   │ superblock │ content of files  │ inodes, small content│ shared   │ large     │
-//! │   │ root inode │ in order of coming│ and directories      │ xattrs   │ directories
+//! │   │ root inode │ in arrival order  │ and directories      │ xattrs   │ directories
 //! ```
 //!
 //! File content is written to its final place as it arrives. The remainder of a file that fills no block
@@ -15,10 +15,10 @@
 //!
 //! # Why tails are buffered
 //! A tail must directly follow its inode. Writing inodes between the contents as files arrive would save one
-//! copy per tail. It would also scatter the metadata over the whole image, so that reading a tree from a cold
-//! disk costs a seek per directory. It would fix the format of an inode before all of it is known (links,
-//! attributes that later links change, compact or not), and leave dead inodes for replaced files. The copy
-//! takes 0.4 us for a tail of 1,000 bytes, out of 1.3 us for the whole file; creating a file on a file system
+//! copy per tail. But it would scatter the metadata over the whole image, so that reading a tree from a cold
+//! disk costs a seek per directory. It would also fix the format of an inode too early, because links, and
+//! the attributes that come with them, can change it later. Replaced files would leave dead inodes. The copy
+//! takes 0.4 us for a tail of 1,000 bytes, out of 1.3 us for the whole file. Creating a file on a file system
 //! takes 20 us.
 //!
 //! # Order and determinism

@@ -13,7 +13,7 @@ use larder_model::size::ByteSize;
 /// The reason why a layer cannot be written to the volume.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A member is invalid in a way that no honest layer is.
+    /// A member is invalid; no honest layer contains such a member.
     #[error("member {path:?}: {fault}")]
     Hostile {
         /// Name of the member, escaped.
@@ -86,7 +86,7 @@ pub enum Fault {
     /// An attribute would be obeyed by overlayfs.
     #[error("it has the attribute {0:?}, which overlayfs obeys")]
     OverlayAttribute(String),
-    /// An attribute is malformed in the eyes of the kernel.
+    /// The kernel rejects an attribute as malformed.
     #[error("its attribute {0:?} is malformed")]
     AttributeMalformed(String),
     /// The layer has more paths to record than the memory limit allows.

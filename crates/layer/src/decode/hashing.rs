@@ -1,5 +1,5 @@
-//! The two hashes of a blob, computed on the caller's thread after a buffer is filled, or on another core
-//! while the next one is filled.
+//! The two hashes of a blob. They are computed on the caller's thread after a buffer is filled, or on another
+//! core while the next one is filled.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};

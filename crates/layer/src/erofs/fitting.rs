@@ -98,7 +98,7 @@ fn attribute_effect(file_type: FileType, name: &[u8], value: &[u8], mode: u32) -
         },
         b"system.posix_acl_default" => match acl::effect(value, mode) {
             AclEffect::Kept(_) => AttributeEffect::Kept(mode),
-            // A default ACL is never equivalent to a mode, even with only three entries.
+            // Unlike an access ACL, a default ACL with three entries is not equivalent to a mode.
             AclEffect::Mode(_) if value.len() > 4 => AttributeEffect::Kept(mode),
             AclEffect::Mode(_) => AttributeEffect::Mode(mode),
             AclEffect::Unknown => AttributeEffect::Lost,

@@ -1,8 +1,8 @@
-//! A reader of untrusted images. It checks all data before using it, limits the work of each call by the
-//! length of the image, and rejects formats that Larder never writes.
+//! A reader of untrusted images. It checks all data before using it, and rejects formats that Larder never
+//! writes. The work of each call is limited by the length of the image.
 //!
-//! A hostile image can claim that a directory contains itself or is in many others, so a caller that walks a
-//! tree must limit its steps.
+//! A hostile image can claim that a directory contains itself or is in many others. A caller that walks a
+//! tree must therefore limit its steps.
 //!
 //! The results are the same as those of the kernel for the same image. An inconsistency that the kernel would
 //! not notice is an error here.
