@@ -147,7 +147,7 @@ fn decode(criterion: &mut Criterion) {
             case(&mut group, &format!("decoder/{form}"), size, || drain(layer_decoder(blob)));
             let cores = Cores::new(1);
             case(&mut group, &format!("decoder/{form}, parallel hashing"), size, || {
-                drain(layer_decoder(blob).beside(cores.clone()))
+                drain(layer_decoder(blob).with_cores(cores.clone()))
             });
         }
         group.bench_function("sha256", |bencher| bencher.iter(|| sha256(&sample.tar)));

@@ -121,7 +121,7 @@ fn run(form: Form, sample: &Sample, root: &Path) {
     match form {
         Form::Overlay | Form::OverlayParallelHash => {
             let decoder = match form {
-                Form::OverlayParallelHash => sample.decoder().beside(Cores::new(1)),
+                Form::OverlayParallelHash => sample.decoder().with_cores(Cores::new(1)),
                 _ => sample.decoder(),
             };
             let replaced = dir.ensure_dir(b"replaced", 0o700).expect("a new directory is empty");

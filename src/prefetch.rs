@@ -71,7 +71,7 @@ pub fn list(root: &Dir, content: &Content, documents: &[Documents]) -> Result<Ve
         let files = match computed.get(&image.manifest) {
             Some(files) => files.clone(),
             None => files(root, content, image, &Process::parse(&documents.config))
-                .map_err(|source| Error::Looking { image: image.name.clone(), source })?,
+                .map_err(|source| Error::Finding { image: image.name.clone(), source })?,
         };
         computed.insert(&image.manifest, files.clone());
         let name = image.name.clone().into_bytes();

@@ -159,7 +159,7 @@ impl FetchFailure {
     fn of(error: &RunError, fail: impl FnOnce(Class, String) -> Fail) -> Self {
         let fail = fail(error.class(), error.describe());
         match error {
-            RunError::Layer(error) if error.is_of_blob() => FetchFailure::Corrupted(fail),
+            RunError::Layer(error) if error.is_blob_mismatch() => FetchFailure::Corrupted(fail),
             _ => FetchFailure::Local(fail),
         }
     }
@@ -455,7 +455,7 @@ fn verify_image(
     let source = Bounded { source: tar, left: size, cancel: shared.cancel.clone() };
     let cores = Cores::of_process();
     let _busy = cores.occupy();
-    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).beside(cores);
+    let decoder = Decoder::uncompressed(source, expected.blob.algorithm()).with_cores(cores);
     let target = erofs::apply::Target {
         image: Image::Present(image),
         dir: staging.dir(),
@@ -526,7 +526,7 @@ pub(super) fn run<S: ChunkSource>(
     // decompress, hash and write.
     let cores = Cores::of_process();
     let _busy = cores.occupy();
-    let decoder = decoder.beside(Arc::clone(&cores));
+    let decoder = decoder.with_cores(Arc::clone(&cores));
     let staging = shared.volume.stage().map_err(RunError::Volume)?;
     let split = shared.tar_split.then(|| TarSplitTarget { dir: staging.dir(), name: layout::TAR_SPLIT });
     let space: &dyn Space = &**staging.account();

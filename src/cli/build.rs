@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokio::runtime;
 
-use super::args::{OrderArgs, Output};
+use super::args::OrderArgs;
 use super::call::Call;
 use super::outcome::{carry_out, end, refuse, usage_outcome};
 use super::{confine, keeper, merge, role};

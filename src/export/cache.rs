@@ -54,7 +54,7 @@ impl Cache {
         }
         // A copy of a volume can lack the `.larder` directory. Then no process can hold a lease on it.
         let _lease = match root.try_stat(layout::LARDER).context("examining", ".larder")? {
-            Some(_) => Some(Lease::shared(&root)?.ok_or_else(|| Error::Leaving { path: shown() })?),
+            Some(_) => Some(Lease::shared(&root)?.ok_or_else(|| Error::BeingRemoved { path: shown() })?),
             None => None,
         };
         let layers = sealed.content.layers.iter().enumerate();

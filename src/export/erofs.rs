@@ -15,7 +15,7 @@ use super::summed::Summed;
 use super::{Error, Monitor, Report, Request};
 use crate::volume::lease::Lease;
 use crate::volume::{disk, layout, seal};
-use larder_layer::erofs::{self, Label, Options, TreeError, Watch, Writer};
+use larder_layer::erofs::{self, Label, Options, TreeError, TreeObserver, Writer};
 use larder_layer::space::Uncounted;
 use larder_model::digest::Digest;
 use larder_sys::{Dir, space};
@@ -65,8 +65,8 @@ fn write(root: Dir, seal: &Digest, image: &File, dir: &Dir, monitor: &Monitor) -
 
 struct ProgressWatch<'a>(&'a Monitor);
 
-impl Watch for ProgressWatch<'_> {
-    fn leaves_out(&self, path: &[u8]) -> bool {
+impl TreeObserver for ProgressWatch<'_> {
+    fn is_skipped(&self, path: &[u8]) -> bool {
         path == layout::LARDER || path == layout::LOST_AND_FOUND
     }
 

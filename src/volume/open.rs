@@ -4,8 +4,6 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use super::error::{Context, Error};
 use super::job::{self, Identity, Record};
@@ -16,7 +14,6 @@ use super::{Budget, State, Volume, disk, isolate, layout, seal};
 use larder_model::chain::ChainId;
 use larder_model::seal::{CacheManifest, Layer};
 use larder_model::size::ByteSize;
-use larder_sys::lock::Lock;
 use larder_sys::space::{self, FileSystem};
 use larder_sys::{Dir, private, remove};
 

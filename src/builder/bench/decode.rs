@@ -97,7 +97,7 @@ impl StoredLayers {
         let cores = Cores::of_process();
         let _busy = cores.occupy();
         let decoder = Decoder::new(self.open(change)?, blob.digest.algorithm(), self.ratio);
-        let decoded = decoder.ahead().beside(cores).finish();
+        let decoded = decoder.ahead().with_cores(cores).finish();
         let Decoded { blob: found, diff_id, .. } = decoded.map_err(|e| self.fail(change, "decoding", &e))?;
         let pairs = [("blob", &blob.digest, &found), ("tar", &change.diff_id, &diff_id)];
         match pairs.into_iter().find(|(_, want, found)| want != found) {

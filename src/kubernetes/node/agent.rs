@@ -22,7 +22,6 @@ use super::observed::{ObservedVolume, Step};
 use super::readiness::State;
 use super::settings::Settings;
 use super::used;
-use crate::config::node::Node;
 use crate::telemetry::metrics::{Metrics, NodeCache};
 use larder_model::class::Class;
 use larder_model::image_cache::CacheId;

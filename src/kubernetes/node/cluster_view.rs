@@ -2,17 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::Hash;
 use std::sync::Arc;
 
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Pod};
 use kube::api::{Api, PartialObjectMeta};
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::reflector::{self, Lookup, Store};
-use kube::runtime::watcher::{self, Config, Event};
-use kube::{Client, Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
+use kube::runtime::reflector::Store;
+use kube::runtime::watcher::{self, Config};
+use kube::{Client, ResourceExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 

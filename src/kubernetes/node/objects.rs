@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
 
 use super::desired::DesiredVolume;
 use super::labels::{GENERATION, HOLDS, ID, IMAGE_CACHE, NODE, TENANT, is_of, node_label};
-use crate::caches::volumes::VolumeId;
 use crate::config::node::Node;
 use crate::kubernetes::names::{MANAGER, object};
 use larder_model::digest::Digest;
