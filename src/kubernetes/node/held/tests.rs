@@ -50,14 +50,14 @@ fn the_policy_lets_a_daemon_release_pods_that_are_held_back() {
     }
     type Change = fn(&mut Value);
     let changes: [(Change, &str); 9] = [
-        (|pod| pod["spec"]["containers"][0]["image"] = json!("other"), "no container"),
-        (|pod| pod["spec"]["initContainers"] = json!([{"name": "i"}]), "no container"),
-        (|pod| pod["spec"]["tolerations"] = json!([{"operator": "Exists"}]), "no container"),
-        (|pod| pod["spec"]["nodeSelector"] = json!({"a": "b"}), "no container"),
-        (|pod| pod["spec"]["activeDeadlineSeconds"] = json!(1), "no container"),
+        (|pod| pod["spec"]["containers"][0]["image"] = json!("other"), "must not change containers"),
+        (|pod| pod["spec"]["initContainers"] = json!([{"name": "i"}]), "must not change containers"),
+        (|pod| pod["spec"]["tolerations"] = json!([{"operator": "Exists"}]), "must not change containers"),
+        (|pod| pod["spec"]["nodeSelector"] = json!({"a": "b"}), "must not change containers"),
+        (|pod| pod["spec"]["activeDeadlineSeconds"] = json!(1), "must not change containers"),
         (|pod| pod["metadata"]["labels"]["app"] = json!("db"), "its own label"),
-        (|pod| pod["metadata"]["annotations"]["a"] = json!("b"), "no annotation"),
-        (|pod| pod["metadata"]["finalizers"] = json!(["a/b"]), "no annotation"),
+        (|pod| pod["metadata"]["annotations"]["a"] = json!("b"), "must not change annotations"),
+        (|pod| pod["metadata"]["finalizers"] = json!(["a/b"]), "must not change annotations"),
         (|pod| pod["spec"]["schedulingGates"] = json!([]), "its own gate"),
     ];
     for (change, message) in changes {
